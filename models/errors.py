@@ -1,0 +1,28 @@
+"""Errors that name what is wrong, where, and what is allowed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class RequestError(ValueError):
+    """The request is wrong: nothing was started, and the message says what is allowed."""
+
+
+def unknown(kind: str, name: str, allowed: Iterable[str]) -> RequestError:
+    """Return the error for a name that is not in a registry, with the nearest right one.
+
+    Parameters
+    ----------
+    kind : str
+        What the name should have been, for example ``"model"``.
+    name : str
+        What was asked for.
+    allowed : iterable of str
+        Every right name.
+    """
+    choices = sorted(allowed)
+    close = get_close_matches(name.lower(), choices, n=1, cutoff=0.5)
+    hint = f" Did you mean '{close[0]}'?" if close else ""
+    return RequestError(f"unknown {kind} '{name}'.{hint} Allowed: {', '.join(choices)}")

@@ -1,0 +1,46 @@
+"""Every random stream of a run, derived from its seed and a purpose.
+
+The global generators of Python, NumPy and PyTorch are never relied on, so results depend
+neither on the order in which things happen nor on the process in which they happen.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+import torch
+
+
+def derive(seed: int, *purpose: str | int) -> int:
+    """Return the 63-bit seed of one purpose.
+
+    Parameters
+    ----------
+    seed : int
+        The seed to derive from, not negative.
+    *purpose : str or int
+        What the stream is for, for example ``("noise", epoch, step)``.
+
+    Notes
+    -----
+    ``SeedSequence`` makes streams independent, not secret: whoever can guess ``seed`` can
+    derive every purpose. A secret must be drawn from the system's randomness instead.
+    """
+    path = "/".join(f"{type(part).__name__}:{part}" for part in purpose)
+    words = np.frombuffer(hashlib.blake2b(path.encode(), digest_size=16).digest(), np.uint32)
+    sequence = np.random.SeedSequence([seed, *words.tolist()])
+    return int(sequence.generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def numpy_generator(seed: int, *purpose: str | int) -> np.random.Generator:
+    """Return the NumPy generator of one purpose; arguments as in :func:`derive`."""
+    return np.random.default_rng(derive(seed, *purpose))
+
+
+def torch_generator(seed: int, *purpose: str | int) -> torch.Generator:
+    """Return the CPU generator of one purpose; arguments as in :func:`derive`.
+
+    It is on the CPU on every device, so that a GPU run sees the noise of a CPU run.
+    """
+    return torch.Generator().manual_seed(derive(seed, *purpose))
