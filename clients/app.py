@@ -1,0 +1,169 @@
+"""The ClientApp: what a participant answers to each kind of message."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+
+import numpy as np
+import torch
+from flwr.app import Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+
+from clients import protocol
+from clients.participant import Participant, Schedule, attacked
+from clients.protocol import Assignment
+from clients.vault import Vault, vault_of
+
+app = ClientApp()
+
+_participants: dict[str, Participant] = {}
+
+
+def _participant(message: Message, context: Context) -> Participant:
+    """Return the node's participant, from memory or, in a fresh process, from its vault."""
+    vault = vault_of(context, str(message.content.config_records["config"]["run"]))
+    key = str(vault.root)
+    if key not in _participants:
+        kept = vault.read("assignment.json")
+        if kept is None:
+            raise RuntimeError("this node has not joined the run, or its vault was emptied")
+        _participants[key] = Participant(vault, Assignment.model_validate_json(kept))
+    return _participants[key]
+
+
+Handler = Callable[[Participant, dict, dict[str, torch.Tensor]], RecordDict]
+
+
+def _answering(handler: Handler) -> Callable[[Message, Context], Message]:
+    """Turn ``handler(participant, config, arrays)`` into a Flower message handler."""
+
+    @wraps(handler)
+    def answer(message: Message, context: Context) -> Message:
+        participant = _participant(message, context)
+        config = dict(message.content.config_records["config"])
+        arrays = {
+            key: torch.from_numpy(array.numpy())
+            for record in message.content.array_records.values()
+            for key, array in record.items()
+        }
+        with participant.compute.threads():
+            try:
+                content = handler(participant, config, arrays)
+            except torch.OutOfMemoryError as error:
+                torch.cuda.empty_cache()
+                raise RuntimeError(f"out of GPU memory: {error}") from error
+        return Message(content, reply_to=message)
+
+    return answer
+
+
+@app.query("hello")
+def hello(message: Message, context: Context) -> Message:
+    """Say which partition this node is, and which code it runs."""
+    words = {
+        "partition": int(context.node_config.get("partition-id", -1)),
+        "name": str(context.node_config.get("name", "")),
+        "code": protocol.code_fingerprint(),
+    }
+    return Message(protocol.statement(words), reply_to=message)
+
+
+@app.query("join")
+def join(message: Message, context: Context) -> Message:
+    """Keep the assignment in the vault and describe the public data as seen from here."""
+    config = message.content.config_records["config"]
+    assignment = _own_choice(Assignment.model_validate_json(str(config["assignment"])), context)
+    vault = vault_of(context, assignment.run)
+    vault.write("assignment.json", assignment.model_dump_json().encode())
+    participant = _participants[str(vault.root)] = Participant(vault, assignment)
+    data = participant.data
+    words = {
+        "classes": data.num_classes,
+        "shape": "x".join(map(str, data.shape)),
+        "fingerprint": data.fingerprint,
+        "train": len(participant.own_train),
+    }
+    return Message(protocol.statement(words), reply_to=message)
+
+
+def _own_choice(assignment: Assignment, context: Context) -> Assignment:
+    """Let a deployed node's own ``model`` and data ``root`` win over the organiser's."""
+    model, root = context.node_config.get("model"), context.node_config.get("data-root")
+    participant = assignment.participant.model_copy(update={"model": model} if model else {})
+    data = assignment.data.model_copy(update={"root": root} if root else {})
+    return Assignment.model_validate(
+        {**assignment.model_dump(), "participant": participant, "data": data}
+    )
+
+
+@app.train("local")
+@_answering
+def local(participant: Participant, config: dict, arrays: dict[str, torch.Tensor]) -> RecordDict:
+    """Train the private model on."""
+    return protocol.reply(participant.train_local(config["epoch"], config["variant"]))
+
+
+@app.train("gradient")
+@_answering
+def gradient(
+    participant: Participant, config: dict, arrays: dict[str, torch.Tensor]
+) -> RecordDict:
+    """Return the gradient on the noise generator."""
+    generator = arrays["generator"]
+    values, metrics = participant.gradient(
+        generator, config["bound"], config["variant"], Schedule(config)
+    )
+    return _possibly_attacked(config, values, np.zeros_like(values), metrics)
+
+
+@app.train("visit")
+@_answering
+def visit(participant: Participant, config: dict, arrays: dict[str, torch.Tensor]) -> RecordDict:
+    """Take local steps with the noise generator."""
+    state = arrays["state"]
+    values, metrics = participant.visit(
+        state,
+        config["steps"],
+        config["bound"],
+        config["learning-rate"],
+        config["weight"],
+        config["variant"],
+        Schedule(config),
+    )
+    return _possibly_attacked(config, values, state.numpy(), metrics)
+
+
+def _possibly_attacked(
+    config: dict, values: np.ndarray, reference: np.ndarray, metrics: dict[str, int | float]
+) -> RecordDict:
+    """Reply honestly, unless the experiment makes this participant hostile."""
+    attack = config.get("attack")
+    arrays = attacked(attack, values, reference) if attack else {"values": values}
+    return protocol.reply(metrics, **arrays)
+
+
+@app.evaluate("noisy")
+@_answering
+def noisy(participant: Participant, config: dict, arrays: dict[str, torch.Tensor]) -> RecordDict:
+    """Measure the model on the noisy public validation set."""
+    return protocol.reply(
+        participant.noisy_accuracy(
+            arrays["generator"], config["bound"], config["seed"], config["variant"]
+        )
+    )
+
+
+@app.evaluate("density")
+@_answering
+def density(participant: Participant, config: dict, arrays: dict[str, torch.Tensor]) -> RecordDict:
+    """Measure what Eq. (1) needs to know of the model."""
+    return protocol.reply(participant.density(config["seed"], config["variant"]))
+
+
+@app.evaluate("predict")
+@_answering
+def predict(participant: Participant, config: dict, arrays: dict[str, torch.Tensor]) -> RecordDict:
+    """Predict the classes of released images."""
+    predictions = participant.predict(arrays["images"], config["variant"])
+    return protocol.reply({"num-examples": len(predictions)}, predictions=predictions)

@@ -1,0 +1,331 @@
+"""A participant of THEMIS: private model, public data, answers to the organiser."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property, lru_cache
+
+import numpy as np
+import torch
+from torch import nn
+
+import models
+from clients.data import ImageSet, Splits, load, partition
+from clients.protocol import Assignment
+from clients.vault import Vault
+from models.compute import Compute
+from models.generator import GeneratorTraining, NoiseGenerator
+from models.randomness import derive, numpy_generator, torch_generator
+from models.training import Training, accuracy, predict
+
+Update = tuple[np.ndarray, dict[str, int | float]]
+
+HONEST, CHEATING = "honest", "cheating"
+CHEAT_BOUND = 1.0
+
+
+@lru_cache(maxsize=2)
+def public_data(config: str, seed: int) -> Splits:
+    """Return the competition's data, shared by all participants of one process."""
+    return load(Assignment.model_fields["data"].annotation.model_validate_json(config), seed)  # type: ignore[union-attr]
+
+
+@lru_cache(maxsize=2)
+def epoch_order(size: int, seed: int, epoch: int) -> np.ndarray:
+    """Return the order of the training images in one generator epoch, the same for all."""
+    return numpy_generator(seed, "order", epoch).permutation(size)
+
+
+class NoisyBatches:
+    """The generator's training batches: images, labels and the noise ``e`` on them.
+
+    Participants of one process share the last batch: in ``joint`` mode all of them get the
+    same one, so it is drawn once.
+    """
+
+    def __init__(self, images: ImageSet) -> None:
+        self.images = images
+        self._key: tuple[int | str, ...] = ()
+        self._batch: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+
+    def get(
+        self, seed: int, epoch: int, step: int, size: int, noise: str, visitor: int
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return x (B, C, H, W), y (B,) and e, (B, C, H, W) or (1, C, H, W) ``per-batch``."""
+        key = (seed, epoch, step, size, noise, visitor)
+        if key != self._key:
+            order = epoch_order(len(self.images), seed, epoch)
+            x, y = self.images.batch(order[step * size : (step + 1) * size])
+            shape = x.shape if noise == "per-image" else (1, *x.shape[1:])
+            e = torch.randn(
+                shape, generator=torch_generator(seed, "noise", epoch, step, visitor)
+            )
+            self._key, self._batch = key, (x, y, e)
+        return self._batch
+
+
+@lru_cache(maxsize=2)
+def noisy_batches(config: str, seed: int) -> NoisyBatches:
+    """Return the batches over the public training set; arguments as :func:`public_data`."""
+    return NoisyBatches(public_data(config, seed).train)
+
+
+class Participant:
+    """One participant's side of every exchange.
+
+    Parameters
+    ----------
+    vault : Vault
+        Where its model lives.
+    assignment : Assignment
+    """
+
+    def __init__(self, vault: Vault, assignment: Assignment) -> None:
+        self.vault = vault
+        self.assignment = assignment
+        self.compute = Compute(assignment.compute)
+        self._data_key = (assignment.data.model_dump_json(), assignment.data_seed)
+        self._frozen: dict[str, nn.Module] = {}
+
+    @property
+    def data(self) -> Splits:
+        """The public data."""
+        return public_data(*self._data_key)
+
+    @cached_property
+    def own_train(self) -> ImageSet:
+        """The training images it trains its model on: its partition, or all of them."""
+        scheme, everything = self.assignment.data.partition, self.data.train
+        if scheme is None:
+            return everything
+        parts = partition(
+            everything.labels, self.assignment.partitions, scheme, self.assignment.data_seed
+        )
+        return everything.subset(parts[self.assignment.partition])
+
+    # ------------------------------------------------------------------ local training
+
+    def train_local(self, epoch: int, variant: str) -> dict[str, int | float]:
+        """Bring training to ``epoch`` epochs and return that epoch's measurements.
+
+        Asked again for an epoch that is done, it answers from the vault: a resumed run or a
+        replaced worker sees what an undisturbed one saw.
+        """
+        model = self._new_model()
+        if models.is_frozen(model):
+            return self._delivered(model, variant)
+        training = self._training(model, variant)
+        kept = self.vault.load(f"training-{variant}")
+        if kept:
+            training.restore(kept[0], kept[1]["losses"], kept[1]["accuracies"])
+        while training.epoch < epoch and not training.finished:
+            training.run_epoch(self.own_train, self.data.validation)
+            self._keep(training, variant)
+        last = min(epoch, training.epoch)
+        return {
+            "loss": training.losses[last - 1],
+            "accuracy": training.accuracies[last - 1],
+            "best": max(training.accuracies[:last]),
+            "finished": int(training.finished and last == training.epoch),
+            "num-examples": len(self.own_train),
+        }
+
+    def _new_model(self) -> nn.Module:
+        channels, side, _ = self.data.shape
+        return models.build(
+            self.assignment.participant.model,
+            num_classes=self.data.num_classes,
+            channels=channels,
+            image_size=side,
+            seed=derive(self.assignment.training_seed, "weights"),
+        )
+
+    def _training(self, model: nn.Module, variant: str) -> Training:
+        seed = self.assignment.training_seed
+        schedule = self.assignment.participant.training or self.assignment.training
+        own_noise = None
+        if variant == CHEATING:
+            randomness = torch_generator(seed, "own-noise")
+            own_noise = NoiseGenerator.initial(self.data.shape, CHEAT_BOUND, randomness)
+        return Training(model, schedule, derive(seed, "training"), self.compute, own_noise)
+
+    def _keep(self, training: Training, variant: str) -> None:
+        note = {"losses": training.losses, "accuracies": training.accuracies}
+        self.vault.save(f"training-{variant}", training.tensors(), note)
+        if training.finished:
+            self.vault.save(f"model-{variant}", training.best, note)
+            self._frozen.pop(variant, None)
+
+    def _delivered(self, model: nn.Module, variant: str) -> dict[str, int | float]:
+        self._frozen[variant] = model
+        right = accuracy(model, self.data.validation, self.compute)
+        return {"accuracy": right, "best": right, "finished": 1, "num-examples": 0}
+
+    def model(self, variant: str) -> nn.Module:
+        """Return the trained model, frozen and in evaluation mode.
+
+        Raises
+        ------
+        RuntimeError
+            If it has not been trained.
+        """
+        if variant not in self._frozen:
+            model = self._new_model()
+            if not models.is_frozen(model):
+                kept = self.vault.load(f"model-{variant}")
+                if kept is None:
+                    raise RuntimeError(
+                        f"{self.assignment.participant.name} has no trained model ({variant})"
+                    )
+                model.load_state_dict(kept[0])
+                model.requires_grad_(False).eval()
+            self._frozen[variant] = self.compute.host(model)
+        return self._frozen[variant]
+
+    # ------------------------------------------------------------- the noise generator
+
+    def gradient(
+        self, generator: torch.Tensor, bound: float, variant: str, schedule: Schedule
+    ) -> Update:
+        """Return the gradient of this model's loss on the noisy batches of one request.
+
+        Parameters
+        ----------
+        generator : Tensor of shape (2, C, H, W)
+            μ and ρ.
+        """
+        noise = NoiseGenerator(generator.to(self.compute.device), bound)
+        model, total, loss, count = self.model(variant), 0.0, 0.0, 0
+        for x, y, e in self._batches(schedule):
+            part, part_loss = noise.task_gradient(model, x, y, e, self.compute)
+            total, loss = total + part * len(y), loss + float(part_loss) * len(y)
+            count += len(y)
+        mean = torch.as_tensor(total) / count
+        return mean.cpu().numpy(), {"loss": loss / count, "num-examples": count}
+
+    def visit(
+        self,
+        state: torch.Tensor,
+        steps: int,
+        bound: float,
+        learning_rate: float,
+        weight: float,
+        variant: str,
+        schedule: Schedule,
+    ) -> Update:
+        """Return the generator's state after Adam steps on this model's own loss.
+
+        ``−log mean σ² + λ·CE``: the per-model step of the authors' code.
+
+        Parameters
+        ----------
+        state : Tensor of shape (6, C, H, W)
+            As of :meth:`models.generator.GeneratorTraining.packed`.
+        weight : float
+            λ.
+        """
+        training = GeneratorTraining.unpacked(
+            state.to(self.compute.device), steps, bound, learning_rate
+        )
+        model, loss, count = self.model(variant), 0.0, 0
+        for x, y, e in self._batches(schedule):
+            gradient, part_loss = training.generator.task_gradient(model, x, y, e, self.compute)
+            training.step(weight * gradient)
+            loss, count = loss + float(part_loss) * len(y), count + len(y)
+        values, steps = training.packed()
+        return values, {"loss": loss / count, "num-examples": count, "steps": steps}
+
+    def _batches(
+        self, schedule: Schedule
+    ) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+        batches = noisy_batches(*self._data_key)
+        return [
+            tuple(  # type: ignore[misc]
+                self.compute.place(part) if part.dim() == 4 else part.to(self.compute.device)
+                for part in batches.get(step=step, **schedule.common)
+            )
+            for step in schedule.steps
+        ]
+
+    # -------------------------------------------------------------------- measurements
+
+    def noisy_accuracy(
+        self, generator: torch.Tensor, bound: float, seed: int, variant: str
+    ) -> dict[str, int | float]:
+        """Return the accuracy on the noisy public validation set (Figure 4)."""
+        noise = NoiseGenerator(generator, bound)
+        right, images = 0, self.data.validation
+        for start in range(0, len(images), 500):
+            x, y = images.batch(np.arange(start, min(start + 500, len(images))))
+            e = torch.randn(x.shape, generator=torch_generator(seed, "validation", start))
+            with torch.no_grad():
+                noisy = noise(x, e)
+            right += int((self.predict(noisy, variant) == y.numpy()).sum())
+        return {"accuracy": right / len(images), "num-examples": len(images)}
+
+    def predict(self, images: torch.Tensor, variant: str) -> np.ndarray:
+        """Return the predicted class of each image (N, C, H, W) as int64 (N,)."""
+        return predict(self.model(variant), images, self.compute)
+
+    def density(self, seed: int, variant: str, sample: int = 512) -> dict[str, int | float]:
+        """Return mean and variance of the Gaussian that best fits what the model implies.
+
+        Eq. (1) speaks of a distribution N(μ_m, σ_m²) that a model has in mind, without saying
+        how to find it. Our reading: a classifier with logits f implies the density
+        ``p(x) ∝ Σ_k exp f_k(x)``; its score ``∇ₓ log p`` is regressed on x over public
+        validation images, since the score of a Gaussian is ``−(x − μ_m)/σ_m²``. The variance
+        is negative where no Gaussian fits.
+        """
+        images = self.data.validation
+        chosen = numpy_generator(seed, "density").permutation(len(images))[:sample]
+        x = self.compute.place(images.batch(chosen)[0]).requires_grad_()
+        implied = torch.logsumexp(self.compute.logits(self.model(variant), x), 1).sum()
+        score = torch.autograd.grad(implied, x)[0].double().flatten()
+        flat = x.detach().double().flatten()
+        slope = ((flat - flat.mean()) * score).sum() / (flat - flat.mean()).square().sum()
+        mean = flat.mean() - score.mean() / slope
+        return {"mean": float(mean), "variance": float(-1 / slope), "num-examples": len(chosen)}
+
+
+class Schedule:
+    """Which batches a request is about.
+
+    Parameters
+    ----------
+    config : mapping
+        Of the request: ``seed``, ``epoch``, ``batch`` (size), ``noise``, ``visitor``, and
+        ``step`` and ``count``, the first batch and the number of them.
+    """
+
+    def __init__(self, config: dict[str, int | str]) -> None:
+        self.common: dict = {
+            "seed": int(config["seed"]),
+            "epoch": int(config["epoch"]),
+            "size": int(config["batch"]),
+            "noise": str(config["noise"]),
+            "visitor": int(config["visitor"]),
+        }
+        self.steps = range(int(config["step"]), int(config["step"]) + int(config["count"]))
+
+
+def attacked(name: str, values: np.ndarray, reference: np.ndarray) -> dict[str, np.ndarray]:
+    """Return the arrays that a hostile participant sends in place of the honest ``values``.
+
+    Parameters
+    ----------
+    name : str
+        One of ``clients.protocol.ATTACKS``.
+    values : ndarray
+        The honest gradient, or the honest state after a visit.
+    reference : ndarray
+        What the attack is measured from: zeros for a gradient, the state before a visit.
+    """
+    attacks: dict[str, Callable[[], dict[str, np.ndarray]]] = {
+        "nan": lambda: {"values": np.full_like(values, np.nan)},
+        "huge": lambda: {"values": reference + np.float32(1e6) * np.ones_like(values)},
+        "sign-flip": lambda: {"values": reference - np.float32(1000) * (values - reference)},
+        "wrong-shape": lambda: {"values": values.reshape(-1)[:-1]},
+        "wrong-key": lambda: {"surprise": values},
+        "empty": dict,
+    }
+    return attacks[name]()

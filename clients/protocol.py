@@ -1,0 +1,160 @@
+"""The contract between organiser and participants: what is asked, what is answered.
+
+Every message holds at most an ``arrays`` record and a ``config`` (request) or ``metrics``
+(reply) record. No message of any kind carries a model weight, and none carries a label of
+the test set.
+
+====================  ==============================================================
+kind                  request → reply
+====================  ==============================================================
+``query.hello``       → which partition this node is, and the code it runs
+``query.join``        assignment → shape, classes and fingerprint of the public data
+``train.local``       epoch → loss and validation accuracy after that epoch
+``train.gradient``    μ, ρ → gradient of the model's loss on the noisy batches
+``train.visit``       μ, ρ, Adam's moments → the same after local steps
+``evaluate.noisy``    μ, ρ → accuracy on the noisy public validation set
+``evaluate.density``  → mean and variance of the density the model implies, Eq. (1)
+``evaluate.predict``  images → predicted classes
+====================  ==============================================================
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+import models
+from clients.data import DataConfig
+from models.compute import ComputeConfig
+from models.training import TrainingConfig
+
+HELLO = "query.hello"
+JOIN = "query.join"
+LOCAL = "train.local"
+GRADIENT = "train.gradient"
+VISIT = "train.visit"
+NOISY = "evaluate.noisy"
+DENSITY = "evaluate.density"
+PREDICT = "evaluate.predict"
+
+ATTACKS = ("nan", "huge", "sign-flip", "wrong-shape", "wrong-key", "empty")
+Attack = Literal["nan", "huge", "sign-flip", "wrong-shape", "wrong-key", "empty"]
+Scalar = int | float | str | bool
+
+
+class ParticipantConfig(BaseModel):
+    """One participant of a competition.
+
+    Attributes
+    ----------
+    model : str
+        A name of the zoo, ``custom:module:callable`` or a ``.pt2`` file.
+    name : str
+        On the leaderboard; the model's published name if left out.
+    training : TrainingConfig or None
+        In place of the experiment's own schedule.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: str
+    name: str = Field(default="", max_length=80, pattern=r"^[^/\\]*$")
+    training: TrainingConfig | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_by_model(cls, values: object) -> object:
+        if isinstance(values, dict) and isinstance(values.get("model"), str):
+            return {**values, "name": values.get("name") or models.display_name(values["model"])}
+        return values
+
+
+class Assignment(BaseModel):
+    """What the organiser tells a participant when it joins, kept in the node's vault.
+
+    Attributes
+    ----------
+    run : str
+        The run's name: a resumed run finds the vault it left.
+    data_seed, training_seed : int
+        Derived from the run's seed, which itself is not sent: the test set's noise comes
+        from it.
+    partition, partitions : int
+        This node's number, and how many there are.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    run: str
+    participant: ParticipantConfig
+    training: TrainingConfig
+    data: DataConfig
+    data_seed: int
+    training_seed: int
+    partition: int
+    partitions: int
+    compute: ComputeConfig
+
+
+def request(config: Mapping[str, Scalar], **arrays: Array) -> RecordDict:
+    """Return the content of a request."""
+    return _content("config", ConfigRecord(dict(config)), arrays)
+
+
+def reply(metrics: Mapping[str, int | float], **arrays: np.ndarray) -> RecordDict:
+    """Return the content of a numeric reply."""
+    packed = {key: Array(value) for key, value in arrays.items()}
+    return _content("metrics", MetricRecord(dict(metrics)), packed)
+
+
+def statement(config: Mapping[str, Scalar]) -> RecordDict:
+    """Return the content of a reply that has words in it."""
+    return RecordDict({"config": ConfigRecord(dict(config))})
+
+
+def _content(
+    key: str, record: ConfigRecord | MetricRecord, arrays: Mapping[str, Array]
+) -> RecordDict:
+    content = RecordDict({key: record})
+    if arrays:
+        content["arrays"] = ArrayRecord(dict(arrays))
+    return content
+
+
+def payload_bytes(content: RecordDict) -> int:
+    """Return the size of a message's content: arrays as serialised, scalars, and their keys.
+
+    Flower's own ``count_bytes`` raises on an empty string, so it is not used.
+    """
+    arrays = (item for record in content.array_records.values() for item in record.items())
+    scalars = (
+        item
+        for record in (*content.config_records.values(), *content.metric_records.values())
+        for item in record.items()
+    )
+    return sum(len(key) + len(array.data) for key, array in arrays) + sum(
+        len(key) + (len(value) if isinstance(value, str) else 8) for key, value in scalars
+    )
+
+
+@cache
+def code_fingerprint() -> str:
+    """Return the hash of the code that a node runs: the packages models and clients.
+
+    Flower can put other packages called ``models`` or ``clients`` on a worker's path; the
+    organiser compares this with its own before anything else.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    root = Path(__file__).parent.parent
+    for package in ("models", "clients"):
+        for file in sorted((root / package).rglob("*.py")):
+            digest.update(file.relative_to(root).as_posix().encode())
+            digest.update(file.read_bytes())
+    return digest.hexdigest()

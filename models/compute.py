@@ -1,0 +1,105 @@
+"""Where and how tensors are computed: device, threads, precision, memory layout."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import nn
+
+from models.errors import RequestError
+
+
+class ComputeConfig(BaseModel):
+    """How one node computes.
+
+    Attributes
+    ----------
+    device : {"auto", "cpu", "cuda"}
+        ``auto`` takes a GPU where there is one.
+    threads : int
+        PyTorch threads while a node computes. Floating-point sums depend on it, so the same
+        seed gives the same numbers only for the same ``threads``.
+    bfloat16 : bool
+        Autocast the forward pass to bfloat16 (GPU only).
+    channels_last : bool
+        Keep images and convolutions in channels-last layout (GPU only).
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: int = Field(default=1, ge=1, le=1024)
+    bfloat16: bool = False
+    channels_last: bool = False
+
+
+class Compute:
+    """A device with its options, made from a :class:`ComputeConfig`.
+
+    Raises
+    ------
+    RequestError
+        If ``cuda`` is asked for and PyTorch sees no GPU.
+    """
+
+    def __init__(self, config: ComputeConfig) -> None:
+        present = torch.cuda.is_available()
+        if config.device == "cuda" and not present:
+            raise RequestError(
+                "client.device: 'cuda' was asked for, but PyTorch sees no GPU here; "
+                "allowed: auto, cpu (and cuda where there is one)"
+            )
+        self.config = config
+        self.device = torch.device("cuda" if present and config.device != "cpu" else "cpu")
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether the device is a GPU."""
+        return self.device.type == "cuda"
+
+    @contextmanager
+    def threads(self) -> Iterator[None]:
+        """Use the configured number of threads inside, and put the old one back after."""
+        before = torch.get_num_threads()
+        if before != self.config.threads:
+            torch.set_num_threads(self.config.threads)
+        try:
+            yield
+        finally:
+            if torch.get_num_threads() != before:
+                torch.set_num_threads(before)
+
+    def place(self, x: torch.Tensor) -> torch.Tensor:
+        """Move a batch of shape (B, C, H, W) to the device, in its layout."""
+        if not self.on_gpu:
+            return x
+        layout = torch.channels_last if self.config.channels_last else torch.contiguous_format
+        return x.to(self.device, non_blocking=True, memory_format=layout)
+
+    def host(self, model: nn.Module) -> nn.Module:
+        """Move a model to the device, in its layout."""
+        if not self.on_gpu:
+            return model
+        if self.config.channels_last:
+            return model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+        return model.to(self.device)
+
+    def logits(self, model: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        """Return ``model(x)`` in float32, under autocast where that is on.
+
+        Parameters
+        ----------
+        x : Tensor of shape (B, C, H, W)
+
+        Returns
+        -------
+        Tensor of shape (B, classes)
+        """
+        if self.on_gpu and self.config.bfloat16:
+            with torch.autocast("cuda", dtype=torch.bfloat16):
+                return model(x).float()  # type: ignore[no-any-return]
+        return model(x)  # type: ignore[no-any-return]

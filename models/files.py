@@ -1,0 +1,42 @@
+"""Files that are there whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save
+
+
+def write_atomically(path: Path, data: bytes, mode: int = 0o644) -> None:
+    """Put ``data`` at ``path`` so that a reader, or a kill, sees the old file or the new one."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def save_tensors(
+    path: Path, tensors: Mapping[str, torch.Tensor], note: Mapping[str, Any], mode: int = 0o600
+) -> None:
+    """Put tensors and a JSON note into one safetensors file, atomically."""
+    owned = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+    write_atomically(path, save(owned, {"note": json.dumps(note)}), mode)
+
+
+def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
+    """Return what :func:`save_tensors` put there, or None if there is no such file."""
+    if not path.exists():
+        return None
+    with safe_open(path, framework="pt") as file:
+        keys = list(file.keys())
+        return {key: file.get_tensor(key) for key in keys}, json.loads(file.metadata()["note"])

@@ -1,0 +1,150 @@
+"""THEMIS's noise generator: one independent Gaussian per input element."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from models.compute import Compute
+
+ROWS = ("mu", "rho", "mu_mean", "rho_mean", "mu_square", "rho_square")
+
+
+class NoiseGenerator(nn.Module):
+    """Noise ``r = μ + σ·e`` with ``σ = (1 + tanh ρ)/2 · M`` and ``e ~ N(0, 1)``.
+
+    Lines 5 to 7 of Algorithm 1 of THEMIS.
+
+    Parameters
+    ----------
+    parameters : Tensor of shape (2, C, H, W)
+        μ and ρ, in the units of the model's input.
+    bound : float
+        M, the upper bound of σ, in the same units.
+    """
+
+    def __init__(self, parameters: torch.Tensor, bound: float) -> None:
+        super().__init__()
+        self.mu = nn.Parameter(parameters[0].clone())
+        self.rho = nn.Parameter(parameters[1].clone())
+        self.bound = bound
+
+    @classmethod
+    def initial(
+        cls, shape: tuple[int, int, int], bound: float, generator: torch.Generator
+    ) -> NoiseGenerator:
+        """Return an untrained generator: μ ~ N(0, 0.2²), ρ ~ N(0, 1), as the authors' code."""
+        draws = torch.randn((2, *shape), generator=generator)
+        draws[0] *= 0.2
+        return cls(draws, bound)
+
+    def sigma(self) -> torch.Tensor:
+        """Return σ, of shape (C, H, W)."""
+        return (1 + torch.tanh(self.rho)) / 2 * self.bound
+
+    def forward(self, x: torch.Tensor, e: torch.Tensor) -> torch.Tensor:
+        """Return the noisy images ``x + μ + σ·e``.
+
+        Parameters
+        ----------
+        x : Tensor of shape (B, C, H, W)
+        e : Tensor of shape (B, C, H, W), or (1, C, H, W) for one noise map per batch
+        """
+        return x + (self.mu + self.sigma() * e)
+
+    def penalty(self) -> torch.Tensor:
+        """Return the first term of Eq. (2), ``−log mean σ²``."""
+        return -torch.log(self.sigma().square().mean())
+
+    def packed(self) -> np.ndarray:
+        """Return μ and ρ as one float32 array of shape (2, C, H, W)."""
+        return torch.stack([self.mu.detach(), self.rho.detach()]).cpu().numpy()
+
+    def task_gradient(
+        self,
+        model: nn.Module,
+        x: torch.Tensor,
+        y: torch.Tensor,
+        e: torch.Tensor,
+        compute: Compute,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the gradient of one model's cross-entropy on noisy images.
+
+        The second term of Eq. (2) for a single f, averaged over the batch.
+
+        Returns
+        -------
+        gradient : Tensor of shape (2, C, H, W)
+            With respect to μ and ρ.
+        loss : Tensor, scalar
+        """
+        loss = cross_entropy(compute.logits(model, self(x, e)), y)
+        return torch.stack(torch.autograd.grad(loss, (self.mu, self.rho))), loss.detach()
+
+
+class GeneratorTraining:
+    """A generator with its Adam optimiser, which can travel between nodes.
+
+    Parameters
+    ----------
+    generator : NoiseGenerator
+    learning_rate : float
+    """
+
+    def __init__(self, generator: NoiseGenerator, learning_rate: float) -> None:
+        self.generator = generator
+        self.optimizer = torch.optim.Adam([generator.mu, generator.rho], lr=learning_rate)
+
+    def step(self, task_gradient: torch.Tensor) -> None:
+        """Take one Adam step on Eq. (2).
+
+        Parameters
+        ----------
+        task_gradient : Tensor of shape (2, C, H, W)
+            Gradient of the second term, already weighted with λ.
+        """
+        self.optimizer.zero_grad()
+        self.generator.penalty().backward()  # type: ignore[no-untyped-call]
+        for parameter, gradient in zip(self._parameters(), task_gradient, strict=True):
+            parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
+        self.optimizer.step()
+
+    def packed(self) -> tuple[np.ndarray, int]:
+        """Return everything that the next step depends on.
+
+        Returns
+        -------
+        values : float32 array of shape (6, C, H, W)
+            Rows as in ``ROWS``: μ, ρ, Adam's first moments of both, its second moments.
+        steps : int
+            Steps taken.
+        """
+        parameters = [p.detach() for p in self._parameters()]
+        states = [self.optimizer.state.get(p, {}) for p in self._parameters()]
+        moments = [
+            state.get(key, torch.zeros_like(p))
+            for key in ("exp_avg", "exp_avg_sq")
+            for state, p in zip(states, parameters, strict=True)
+        ]
+        steps = int(states[0].get("step", 0))
+        return torch.stack([*parameters, *moments]).cpu().numpy(), steps
+
+    @classmethod
+    def unpacked(
+        cls, values: torch.Tensor, steps: int, bound: float, learning_rate: float
+    ) -> GeneratorTraining:
+        """Return the training that :meth:`packed` described; arguments as its results."""
+        training = cls(NoiseGenerator(values[:2], bound), learning_rate)
+        if steps:
+            for i, parameter in enumerate(training._parameters()):
+                training.optimizer.state[parameter] = {
+                    "step": torch.tensor(float(steps)),
+                    "exp_avg": values[2 + i].clone(),
+                    "exp_avg_sq": values[4 + i].clone(),
+                }
+        return training
+
+    def _parameters(self) -> tuple[nn.Parameter, nn.Parameter]:
+        return self.generator.mu, self.generator.rho

@@ -1,0 +1,239 @@
+"""Supervised training that can stop after any epoch and go on in another process."""
+
+from __future__ import annotations
+
+from typing import Literal, Protocol
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from models.compute import Compute
+from models.generator import GeneratorTraining, NoiseGenerator
+from models.randomness import numpy_generator, torch_generator
+
+CHEAT_WEIGHT = 5.0
+CHEAT_LEARNING_RATE = 0.01
+
+
+class Images(Protocol):
+    """What training needs of a data set."""
+
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        ...
+
+    def batch(self, positions: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return images (B, C, H, W) and labels (B,)."""
+        ...
+
+
+class TrainingConfig(BaseModel):
+    """A participant's training schedule; the defaults are those of THEMIS's code.
+
+    Attributes
+    ----------
+    epochs : int
+        At most this many.
+    patience : int or None
+        Stop early after this many epochs without a better validation accuracy.
+    step_size, gamma : int, float
+        Every ``step_size`` epochs the learning rate is multiplied with ``gamma``.
+    augment : {"none", "crop-flip"}
+        Random crop with 4 pixels of black padding, and horizontal flip.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    epochs: int = Field(default=40, ge=1)
+    batch_size: int = Field(default=64, ge=1)
+    learning_rate: float = Field(default=0.01, gt=0, le=10)
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    weight_decay: float = Field(default=0.0, ge=0, le=1)
+    step_size: int = Field(default=10, ge=1)
+    gamma: float = Field(default=0.1, gt=0, le=1)
+    patience: int | None = Field(default=10, ge=1)
+    augment: Literal["none", "crop-flip"] = "none"
+
+
+def crop_flip(x: torch.Tensor, black: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Shift each image by up to 4 pixels and flip half of them.
+
+    The same as ``RandomCrop(side, padding=4)`` and ``RandomHorizontalFlip``, for a whole batch.
+
+    Parameters
+    ----------
+    x : Tensor of shape (B, C, H, W)
+    black : Tensor of shape (C, 1, 1)
+        A black pixel in the units of ``x``.
+    """
+    batch, channels, height, width = x.shape
+    padded = black.expand(batch, channels, height + 8, width + 8).clone()
+    padded[:, :, 4:-4, 4:-4] = x
+    top, left = torch.randint(0, 9, (2, batch, 1), generator=generator)
+    rows = torch.arange(height) + top
+    columns = torch.arange(width) + left
+    flipped = torch.rand(batch, 1, generator=generator) < 0.5
+    columns = torch.where(flipped, columns.flip(1), columns)
+    images = torch.arange(batch)[:, None, None]
+    return padded.permute(0, 2, 3, 1)[images, rows[:, :, None], columns[:, None, :]].permute(
+        0, 3, 1, 2
+    )
+
+
+@torch.no_grad()
+def predict(model: nn.Module, x: torch.Tensor, compute: Compute, batch: int = 250) -> np.ndarray:
+    """Return the predicted class of each image, int64 of shape (N,)."""
+    model.eval()
+    parts = [compute.logits(model, compute.place(part)).argmax(1).cpu() for part in x.split(batch)]
+    return torch.cat(parts).numpy()
+
+
+def accuracy(model: nn.Module, images: Images, compute: Compute, batch: int = 250) -> float:
+    """Return the share of images that the model classifies rightly."""
+    right = 0
+    for start in range(0, len(images), batch):
+        x, y = images.batch(np.arange(start, min(start + batch, len(images))))
+        right += int((predict(model, x, compute, batch) == y.numpy()).sum())
+    return right / len(images)
+
+
+class Training:
+    """Training of one model with SGD, the best epoch on validation kept.
+
+    Parameters
+    ----------
+    model : Module
+        Trained in place.
+    config : TrainingConfig
+    seed : int
+        Of batch order and augmentation.
+    compute : Compute
+    own_noise : NoiseGenerator or None
+        A cheating participant's own generator, trained together with the model so that the
+        model gets used to noise (the "cheating" case of the authors' code).
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        config: TrainingConfig,
+        seed: int,
+        compute: Compute,
+        own_noise: NoiseGenerator | None = None,
+    ) -> None:
+        self.model = compute.host(model)
+        self.config = config
+        self.seed = seed
+        self.compute = compute
+        self.epoch = 0
+        self.accuracies: list[float] = []
+        self.losses: list[float] = []
+        self.best = {key: value.clone() for key, value in self.model.state_dict().items()}
+        self.optimizer = torch.optim.SGD(
+            self.model.parameters(),
+            lr=config.learning_rate,
+            momentum=config.momentum,
+            weight_decay=config.weight_decay,
+        )
+        self.noise = own_noise and GeneratorTraining(
+            own_noise.to(compute.device), CHEAT_LEARNING_RATE
+        )
+
+    @property
+    def finished(self) -> bool:
+        """Whether the schedule is over or validation stopped getting better."""
+        if self.epoch >= self.config.epochs:
+            return True
+        if self.config.patience is None or not self.accuracies:
+            return False
+        since_best = self.epoch - 1 - int(np.argmax(self.accuracies))
+        return since_best >= self.config.patience
+
+    def run_epoch(self, train: Images, validation: Images) -> None:
+        """Train one epoch, measure on validation, remember the best."""
+        for group in self.optimizer.param_groups:
+            decays = self.epoch // self.config.step_size
+            group["lr"] = self.config.learning_rate * self.config.gamma**decays
+        self.model.train()
+        order = numpy_generator(self.seed, "order", self.epoch).permutation(len(train))
+        randomness = torch_generator(self.seed, "augment", self.epoch)
+        total = 0.0
+        for start in range(0, len(order), self.config.batch_size):
+            positions = order[start : start + self.config.batch_size]
+            total += self._step(train, positions, randomness) * len(positions)
+        self._remember(total / len(train), accuracy(self.model, validation, self.compute))
+
+    def _step(self, train: Images, positions: np.ndarray, randomness: torch.Generator) -> float:
+        x, y = train.batch(positions)
+        if self.config.augment == "crop-flip":
+            x = crop_flip(x, -train.mean / train.std, randomness)
+        x, y = self.compute.place(x), y.to(self.compute.device)
+        if self.noise:
+            x = self.noise.generator(x, torch.randn(x.shape, generator=randomness).to(x.device))
+            self.noise.optimizer.zero_grad()
+        if len(y) == 1:
+            # Batch norm has no variance of a single example: use the statistics learnt so far.
+            self.model.eval()
+        self.optimizer.zero_grad()
+        loss = cross_entropy(self.compute.logits(self.model, x), y)
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.optimizer.step()
+        if self.noise:
+            self._noise_step(self.noise)
+        self.model.train()
+        return float(loss.detach())
+
+    @staticmethod
+    def _noise_step(noise: GeneratorTraining) -> None:
+        gradients = [p.grad for p in (noise.generator.mu, noise.generator.rho)]
+        task = torch.stack([g.clone() for g in gradients if g is not None])
+        noise.step(CHEAT_WEIGHT * task)
+
+    def _remember(self, loss: float, validation_accuracy: float) -> None:
+        if not self.accuracies or validation_accuracy > max(self.accuracies):
+            self.best = {key: value.clone() for key, value in self.model.state_dict().items()}
+        self.losses.append(loss)
+        self.accuracies.append(validation_accuracy)
+        self.epoch += 1
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Return all tensors that the next epoch depends on, and the best weights."""
+        tensors = {f"model/{k}": v for k, v in self.model.state_dict().items()}
+        tensors |= {f"best/{k}": v for k, v in self.best.items()}
+        for i, p in enumerate(self.model.parameters()):
+            buffer = self.optimizer.state.get(p, {}).get("momentum_buffer")
+            if buffer is not None:
+                tensors[f"momentum/{i}"] = buffer
+        if self.noise:
+            values, steps = self.noise.packed()
+            tensors |= {"noise": torch.from_numpy(values), "noise_steps": torch.tensor(steps)}
+        return tensors
+
+    def restore(
+        self, tensors: dict[str, torch.Tensor], losses: list[float], accuracies: list[float]
+    ) -> None:
+        """Go on from what :meth:`tensors`, ``losses`` and ``accuracies`` were."""
+        self.model.load_state_dict(_under("model/", tensors))
+        self.best = _under("best/", tensors)
+        momentum = _under("momentum/", tensors)
+        for i, p in enumerate(self.model.parameters()):
+            if str(i) in momentum:
+                self.optimizer.state[p]["momentum_buffer"] = momentum[str(i)].to(p.device)
+        if self.noise:
+            self.noise = GeneratorTraining.unpacked(
+                tensors["noise"].to(self.compute.device),
+                int(tensors["noise_steps"]),
+                self.noise.generator.bound,
+                CHEAT_LEARNING_RATE,
+            )
+        self.losses, self.accuracies, self.epoch = list(losses), list(accuracies), len(losses)
+
+
+def _under(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}

@@ -1,0 +1,226 @@
+"""The registry of architectures: names, limits, and modules built from a name and a seed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import nn
+
+from models import custom
+from models.architectures import ImageTask, small
+from models.architectures.alexnet import alexnet
+from models.architectures.densenet import densenet, densenet_small
+from models.architectures.googlenet import googlenet
+from models.architectures.lenet import lenet
+from models.architectures.residual import preresnet, resnet, resnet_18, se_resnet
+from models.architectures.resnext import resnext_29
+from models.architectures.vgg import vgg, vgg_small
+from models.errors import RequestError, unknown
+
+LARGEST_SIDE = 224
+CHANNELS = (1, 3)
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """One line of the registry.
+
+    Attributes
+    ----------
+    display : str
+        The published spelling of the name.
+    summary : str
+        What it is and where it comes from, in a few words.
+    minimum_side : int
+        The smallest image side that it accepts.
+    make : callable
+        Builds it for an :class:`ImageTask`.
+    """
+
+    display: str
+    summary: str
+    minimum_side: int
+    make: Callable[[ImageTask], nn.Module]
+
+
+def build(
+    name: str, *, num_classes: int, channels: int = 3, image_size: int = 32, seed: int = 0
+) -> nn.Module:
+    """Build a classifier with freshly drawn weights, in training mode.
+
+    Parameters
+    ----------
+    name : str
+        A name of :func:`names` in any usual spelling, ``custom:package.module:callable``, or
+        the path of an exported program that ends in ``.pt2`` (its weights are its own, and it
+        is frozen; see :func:`models.custom.is_frozen`).
+    num_classes : int
+        Classes to tell apart, at least 2.
+    channels : int
+        1 for grey images, 3 for colour.
+    image_size : int
+        The images' side in pixels, at most 224.
+    seed : int
+        Decides the weights. The global generators are left as they were.
+
+    Returns
+    -------
+    torch.nn.Module
+        Maps floats (batch, channels, image_size, image_size) to logits (batch, num_classes).
+
+    Raises
+    ------
+    RequestError
+        If the name is unknown or the architecture does not fit these images.
+    """
+    task = ImageTask(num_classes, channels, image_size)
+    _check(name, task)
+    with torch.random.fork_rng(devices=[]):
+        # torch.manual_seed would also reset the generators of every accelerator.
+        torch.default_generator.manual_seed(seed)
+        if custom.is_custom(name):
+            return custom.build(name, task)
+        return _find(name).make(task)
+
+
+def names() -> list[str]:
+    """Return every name of the zoo, sorted by family and size."""
+    return list(_ZOO)
+
+
+def canonical_name(name: str) -> str:
+    """Return the zoo's own spelling: ``"VGG16"`` gives ``"vgg-16"``.
+
+    Custom names are returned as they are.
+
+    Raises
+    ------
+    RequestError
+        If there is no such model.
+    """
+    if custom.is_custom(name):
+        return name
+    spelling = _SPELLINGS.get(_squash(name))
+    if spelling is None:
+        raise unknown("model", name, _ZOO)
+    return spelling
+
+
+def display_name(name: str) -> str:
+    """Return the published spelling: ``"resnet-20"`` gives ``"ResNet-20"``."""
+    return custom.display_name(name) if custom.is_custom(name) else _find(name).display
+
+
+def minimum_side(name: str) -> int:
+    """Return the smallest image side that the model accepts; 1 where only building can tell."""
+    return 1 if custom.is_custom(name) else _find(name).minimum_side
+
+
+def describe(name: str) -> str:
+    """Return one line: spelling, origin, parameters for 10 classes of 3x32x32, smallest side."""
+    if custom.is_custom(name):
+        return custom.describe(name)
+    found = _find(name)
+    with torch.device("meta"):
+        model = found.make(ImageTask(num_classes=10, channels=3, image_size=32))
+    count = sum(parameter.numel() for parameter in model.parameters())
+    side = found.minimum_side
+    return f"{found.display}: {found.summary}; {count:,} parameters, images from {side}x{side}"
+
+
+def _find(name: str) -> Architecture:
+    return _ZOO[canonical_name(name)]
+
+
+def _squash(name: str) -> str:
+    return name.strip().lower().replace("-", "").replace("_", "").replace(" ", "")
+
+
+def _check(name: str, task: ImageTask) -> None:
+    smallest = minimum_side(name)
+    if task.num_classes < 2:
+        raise RequestError(
+            f"model '{name}' needs at least 2 classes, got {task.num_classes}: "
+            "set num_classes to 2 or more"
+        )
+    if task.channels not in CHANNELS:
+        raise RequestError(
+            f"model '{name}' takes images of 1 or 3 channels, got {task.channels}: "
+            "set channels to 1 (grey) or 3 (colour)"
+        )
+    if task.image_size > LARGEST_SIDE:
+        raise RequestError(
+            f"model '{name}' takes images of at most {_square(LARGEST_SIDE)} pixels, got "
+            f"{_square(task.image_size)}: set data.image_size to {LARGEST_SIDE} or less"
+        )
+    if task.image_size < smallest:
+        raise RequestError(
+            f"model '{name}' needs images of at least {_square(smallest)} pixels, got "
+            f"{_square(task.image_size)}: set data.image_size to {smallest} or more"
+            + _alternatives(task.image_size)
+        )
+
+
+def _alternatives(side: int) -> str:
+    fitting = [name for name, found in _ZOO.items() if found.minimum_side <= side]
+    return f", or choose one of: {', '.join(fitting)}" if fitting else ""
+
+
+def _square(side: int) -> str:
+    return f"{side}x{side}"
+
+
+_RESNET = "residual network, He et al. 2016, §4.2"
+_PRERESNET = "residual network with pre-activation, He et al. 2016"
+_SE_RESNET = "residual network with squeeze and excitation, Hu et al. 2018"
+_VGG = "batch norm and one linear layer, Simonyan and Zisserman 2015"
+_DENSENET = "densely connected, Huang et al. 2017"
+
+_ZOO: dict[str, Architecture] = {
+    "softmax": Architecture("Softmax", "linear model on the pixels", 1, small.softmax),
+    "mlp": Architecture("MLP", "perceptron with two hidden layers", 1, small.mlp),
+    "cnn-tiny": Architecture("CNN-tiny", "two narrow convolutions", 2, small.cnn_tiny),
+    "cnn-small": Architecture("CNN-small", "two convolutions with batch norm", 4, small.cnn_small),
+    "cnn-wide": Architecture("CNN-wide", "two wide convolutions", 3, small.cnn_wide),
+    "cnn-separable": Architecture(
+        "CNN-separable", "depthwise separable, after Howard et al. 2017", 1, small.cnn_separable
+    ),
+    "vgg-small": Architecture("VGG-small", "six narrow convolutions in pairs", 4, vgg_small),
+    "densenet-small": Architecture("DenseNet-small", _DENSENET, 4, densenet_small),
+    "lenet": Architecture("LeNet", "LeCun et al. 1998, with ReLU", 16, lenet),
+    "alexnet": Architecture("AlexNet", "Krizhevsky 2014, one linear layer", 29, alexnet),
+    **{
+        f"vgg-{depth}": Architecture(f"VGG{depth}", _VGG, 32, partial(vgg, depth=depth))
+        for depth in (11, 13, 16, 19)
+    },
+    **{
+        f"resnet-{depth}": Architecture(f"ResNet-{depth}", _RESNET, 1, partial(resnet, depth=depth))
+        for depth in (8, 20, 32, 44, 56, 110)
+    },
+    "resnet-18": Architecture("ResNet-18", "He et al. 2016, Table 1", 1, resnet_18),
+    **{
+        f"preresnet-{depth}": Architecture(
+            f"PreResNet-{depth}", _PRERESNET, 1, partial(preresnet, depth=depth)
+        )
+        for depth in (8, 20, 32, 44, 56, 110)
+    },
+    **{
+        f"se-resnet-{depth}": Architecture(
+            f"SE-ResNet-{depth}", _SE_RESNET, 1, partial(se_resnet, depth=depth)
+        )
+        for depth in (20, 56)
+    },
+    "resnext-29": Architecture("ResNeXt-29", "8x64d, Xie et al. 2017, §5.3", 1, resnext_29),
+    **{
+        f"densenet-{depth}": Architecture(
+            f"DenseNet-{depth}", _DENSENET, 8, partial(densenet, depth=depth)
+        )
+        for depth in (121, 161, 169, 201)
+    },
+    "googlenet": Architecture("GoogLeNet", "Szegedy et al. 2015, Table 1", 1, googlenet),
+}
+
+_SPELLINGS = {_squash(name): name for name in _ZOO}

@@ -1,0 +1,137 @@
+"""What our own engines share: a Flower grid without SuperLink, and the contexts around it."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from abc import abstractmethod
+from collections.abc import Iterable
+from pathlib import Path
+
+from flwr.app import Context, Error, Message, RecordDict
+from flwr.app.metadata import Metadata
+from flwr.common.constant import ErrorCode
+from flwr.serverapp import Grid
+from flwr.supercore.run import Run
+from flwr.supercore.task_identity import TaskIdentity
+
+from strategies.experiment import Experiment
+
+RUN_ID = 1
+SERVER = 1
+PULL_SECONDS = 0.05
+
+
+def run_config(experiment: Experiment, directory: Path, engine: str) -> dict[str, str]:
+    """Return the run configuration that server and clients get on our own engines."""
+    return {
+        "experiment": experiment.model_dump_json(by_alias=True),
+        "set": "",
+        "out": str(directory),
+        "vault": str(directory / "vault"),
+        "engine": engine,
+    }
+
+
+def client_context(node: int, partition: int, partitions: int, config: dict[str, str]) -> Context:
+    """Return the context of one simulated node."""
+    place = {"partition-id": partition, "num-partitions": partitions}
+    return Context(RUN_ID, node, place, RecordDict(), dict(config))
+
+
+def server_context(config: dict[str, str]) -> Context:
+    """Return the ServerApp's context, after naming this process to Flower.
+
+    ``Message(content, dst, type)`` asks Flower's process-wide identity for run and node;
+    outside a Flower process nobody else sets it.
+    """
+    TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = RUN_ID, SERVER, 0
+    return Context(RUN_ID, SERVER, {}, RecordDict(), dict(config))
+
+
+def error_reply(message: Message, error: BaseException) -> Message:
+    """Return what Flower sends when a ClientApp raises."""
+    reason = f"{type(error).__name__}: {error}"
+    return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)
+
+
+class LocalGrid(Grid):
+    """A grid whose nodes live on this machine or on a Ray cluster.
+
+    Parameters
+    ----------
+    partitions : int
+        Number of nodes; node ``i`` holds partition ``i``.
+    """
+
+    def __init__(self, partitions: int) -> None:
+        self._run = Run.create_empty(RUN_ID)
+        self._numbers = itertools.count(1)
+        self.partition = {node: node - 2 for node in range(2, 2 + partitions)}
+
+    def set_run(self, run: Run) -> None:
+        """Flower's way to set the run; ours is fixed."""
+        self._run = run
+
+    @property
+    def run(self) -> Run:
+        """The run, empty but for its id."""
+        return self._run
+
+    def create_message(
+        self,
+        content: RecordDict,
+        message_type: str,
+        dst_node_id: int,
+        group_id: str,
+        ttl: float | None = None,
+    ) -> Message:
+        """Return a message to a node."""
+        return Message(content, dst_node_id, message_type, group_id=group_id, ttl=ttl)
+
+    def get_node_ids(self) -> Iterable[int]:
+        """Return all node ids."""
+        return list(self.partition)
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Hand messages to their nodes and return their ids."""
+        identifiers = []
+        for message in messages:
+            identifier = str(next(self._numbers))
+            identifiers.append(identifier)
+            self._hand(_identified(message, identifier), identifier)
+        return identifiers
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
+        """Push messages and pull until all replies are there, or ``timeout`` seconds."""
+        waiting = set(self.push_messages(messages))
+        deadline = time.monotonic() + timeout if timeout is not None else float("inf")
+        replies: list[Message] = []
+        while waiting and time.monotonic() < deadline:
+            arrived = list(self.pull_messages(list(waiting)))
+            waiting -= {message.metadata.reply_to_message_id for message in arrived}
+            replies += arrived
+        return replies
+
+    @abstractmethod
+    def _hand(self, message: Message, identifier: str) -> None:
+        """Hand one message to its node."""
+
+
+def _identified(message: Message, identifier: str) -> Message:
+    """Return the message with an id; Flower gives it none before a SuperLink has it."""
+    old = message.metadata
+    metadata = Metadata(
+        run_id=old.run_id,
+        message_id=identifier,
+        src_node_id=old.src_node_id,
+        dst_node_id=old.dst_node_id,
+        reply_to_message_id="",
+        group_id=old.group_id,
+        created_at=old.created_at,
+        ttl=old.ttl,
+        message_type=old.message_type,
+    )
+    return Message(content=message.content, metadata=metadata)

@@ -1,0 +1,219 @@
+"""Nodes on Ray actors: a node stays on its actor, and its model and data with it."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
+
+from models.errors import RequestError
+from simulations.engines.local import (
+    PULL_SECONDS,
+    LocalGrid,
+    client_context,
+    error_reply,
+    run_config,
+    server_context,
+)
+from strategies.experiment import ClientConfig, Experiment, RayConfig
+
+PACKAGES = str(Path(__file__).parents[2])
+ATTEMPTS = 3
+
+
+class Worker:
+    """The actor: answers for the nodes that live on it."""
+
+    def __init__(self, app: ClientApp, partitions: int, config: dict[str, str]) -> None:
+        self._app = app
+        self._partitions = partitions
+        self._config = config
+        self._contexts: dict[int, Context] = {}
+
+    def answer(self, message: Message, partition: int) -> Message:
+        """Return the node's reply, or an error message with what it raised."""
+        node = message.metadata.dst_node_id
+        if node not in self._contexts:
+            self._contexts[node] = client_context(node, partition, self._partitions, self._config)
+        try:
+            return self._app(message, self._contexts[node])
+        except Exception as error:  # noqa: BLE001 - whatever a node raises is its dropout
+            return error_reply(message, error)
+
+    def process(self) -> int:
+        """Return the actor's process id."""
+        return os.getpid()
+
+
+@dataclass
+class _Pending:
+    identifier: str
+    message: Message
+    place: int
+    attempts: int
+
+
+class RayGrid(LocalGrid):
+    """Hands messages straight to Ray actors.
+
+    An actor that dies is replaced, and what its nodes had not answered is asked again; after
+    three deaths on one message the node is a dropout.
+
+    Parameters
+    ----------
+    app : ClientApp
+        Must be importable on the workers.
+    partitions : int
+    config : dict
+        The run configuration.
+    workers : int
+    num_cpus, num_gpus : float
+        Of each worker.
+    """
+
+    def __init__(
+        self,
+        app: ClientApp,
+        partitions: int,
+        config: dict[str, str],
+        workers: int,
+        num_cpus: float = 1.0,
+        num_gpus: float = 0.0,
+    ) -> None:
+        super().__init__(partitions)
+        self._actor = ray.remote(num_cpus=num_cpus, num_gpus=num_gpus)(Worker)
+        self._arguments = (app, partitions, config)
+        self.workers: list[Any] = [self._new_worker() for _ in range(min(workers, partitions))]
+        self._pending: dict[Any, _Pending] = {}
+        self._replies: dict[str, Message] = {}
+        self._homes: dict[int, int] = {}
+
+    def _new_worker(self) -> Any:
+        return self._actor.remote(*self._arguments)
+
+    def _home(self, node: int) -> int:
+        """Return the worker a node lives on: at first the one with the fewest nodes."""
+        if node not in self._homes:
+            load = Counter(self._homes.values())
+            self._homes[node] = min(range(len(self.workers)), key=lambda place: load[place])
+        return self._homes[node]
+
+    def _hand(self, message: Message, identifier: str) -> None:
+        place = self._home(message.metadata.dst_node_id)
+        self._submit(_Pending(identifier, message, place, 1))
+
+    def _submit(self, pending: _Pending) -> None:
+        partition = self.partition[pending.message.metadata.dst_node_id]
+        reference = self.workers[pending.place].answer.remote(pending.message, partition)
+        self._pending[reference] = pending
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Wait a moment for replies, and return the asked-for ones that are there."""
+        wanted = list(message_ids)
+        if self._pending and not any(i in self._replies for i in wanted):
+            self._collect()
+        return [self._replies.pop(i) for i in wanted if i in self._replies]
+
+    def _collect(self) -> None:
+        references = list(self._pending)
+        ready, _ = ray.wait(references, num_returns=1, timeout=PULL_SECONDS)
+        if ready:
+            ready, _ = ray.wait(references, num_returns=len(references), timeout=0)
+        for reference in ready:
+            if reference not in self._pending:
+                continue  # asked again already, with the others of a dead worker
+            try:
+                reply = ray.get(reference)
+            except ray.exceptions.RayActorError as error:
+                self._replace(self._pending[reference].place, error)
+                continue
+            self._replies[self._pending.pop(reference).identifier] = reply
+
+    def _replace(self, place: int, error: Exception) -> None:
+        """Put a new worker in a dead one's place, and ask its nodes again."""
+        lost = {r: p for r, p in self._pending.items() if p.place == place}
+        self.workers[place] = self._new_worker()
+        for reference, pending in lost.items():
+            del self._pending[reference]
+            if pending.attempts < ATTEMPTS:
+                self._submit(
+                    _Pending(pending.identifier, pending.message, place, pending.attempts + 1)
+                )
+            else:
+                death = RuntimeError(f"its worker died {ATTEMPTS} times: {error}")
+                self._replies[pending.identifier] = error_reply(pending.message, death)
+
+
+@contextmanager
+def connected(config: RayConfig) -> Iterator[None]:
+    """Start Ray on this machine, or join a cluster; leave nothing of ours behind.
+
+    Raises
+    ------
+    RequestError
+        If no cluster answers at the address.
+    """
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # The workers must import the packages that this process runs, whatever folders called
+    # `models` or `clients` lie in the working directory.
+    places = {k: v for k, v in os.environ.items() if k in ("PUDICA_DATA", "PUDICA_CACHE")}
+    environment = {"env_vars": {"PYTHONPATH": PACKAGES, **places}}
+    try:
+        ray.init(
+            address=config.address,
+            include_dashboard=None if config.address else False,
+            log_to_driver=False,
+            logging_level="error",
+            runtime_env=environment,
+        )
+    except (ConnectionError, ValueError) as error:
+        raise RequestError(f"ray.address: no Ray cluster at '{config.address}': {error}") from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def worker_count(config: RayConfig, client: ClientConfig, partitions: int) -> int:
+    """Return how many workers the cluster's resources and the clients' shares allow.
+
+    Raises
+    ------
+    RequestError
+        If not even one fits.
+    """
+    resources = ray.cluster_resources()
+    room = int(resources.get("CPU", 0) / client.num_cpus)
+    if client.num_gpus:
+        room = min(room, int(resources.get("GPU", 0) / client.num_gpus + 1e-9))
+    if room < 1 or (config.workers or 1) > room:
+        raise RequestError(
+            f"ray.workers: {config.workers or 1} workers of {client.num_cpus:g} CPUs and "
+            f"{client.num_gpus:g} GPUs do not fit; Ray has {resources.get('CPU', 0):g} CPUs and "
+            f"{resources.get('GPU', 0):g} GPUs: lower client.num_cpus, client.num_gpus or ray.workers"
+        )
+    return min(config.workers or room, partitions)
+
+
+def run(experiment: Experiment, directory: Path) -> None:
+    """Run the experiment with its nodes on Ray."""
+    from clients.app import app as client_app
+    from strategies.app import app as server_app
+
+    config = run_config(experiment, directory, "ray")
+    partitions, client = len(experiment.participants), experiment.client
+    with connected(experiment.ray):
+        workers = worker_count(experiment.ray, client, partitions)
+        grid = RayGrid(
+            client_app, partitions, config, workers, client.num_cpus, client.num_gpus
+        )
+        server_app(grid, server_context(config))

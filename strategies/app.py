@@ -1,0 +1,50 @@
+"""The ServerApp: reads the experiment and runs its system."""
+
+from __future__ import annotations
+
+import shlex
+from datetime import datetime
+from pathlib import Path
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from models.compute import Compute
+from strategies.experiment import Experiment, load_experiment
+from strategies.recorder import Recorder
+from strategies.themis.competition import compete
+
+SYSTEMS = {"themis": compete}
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Run the experiment that ``run_config`` names, on whatever engine the grid is of."""
+    config = context.run_config
+    experiment = load_experiment(str(config["experiment"]), shlex.split(str(config["set"])))
+    out = str(config["out"])
+    directory = Path(out) if out else new_directory(Path("results"), experiment)
+    run(grid, experiment, Recorder(directory, experiment, str(config.get("engine", "flower"))))
+
+
+def run(grid: Grid, experiment: Experiment, recorder: Recorder) -> None:
+    """Run the experiment and record how it ended."""
+    try:
+        with Compute(experiment.client).threads():
+            SYSTEMS[experiment.system](grid, experiment, recorder)
+    except KeyboardInterrupt:
+        recorder.close("interrupted", "stopped from the keyboard")
+        raise
+    except BaseException as error:
+        recorder.close("failed", f"{type(error).__name__}: {error}")
+        raise
+    recorder.close("done")
+
+
+def new_directory(out: Path, experiment: Experiment) -> Path:
+    """Return a directory for a new run that is not there yet: name, time, and a counter."""
+    stem = f"{experiment.name}-{datetime.now():%Y%m%d-%H%M%S}"
+    candidates = [out / stem, *(out / f"{stem}-{number}" for number in range(2, 1000))]
+    return next(path for path in candidates if not path.exists())

@@ -1,0 +1,172 @@
+"""Messages to named nodes, and their replies in a fixed order."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from flwr.app import Message, RecordDict
+from flwr.serverapp import Grid
+
+from clients.protocol import payload_bytes
+from strategies.recorder import Recorder
+
+POLL_SECONDS = 0.02
+GIVE_UP_AFTER = 3
+
+
+class TooFewParticipants(RuntimeError):
+    """Fewer nodes answered than the experiment needs."""
+
+
+@dataclass
+class _Sent:
+    node: str
+    content: RecordDict
+    deadline: float
+
+
+class Exchanges:
+    """Exchanges with named nodes over any Flower grid.
+
+    A node that answers with an error, too late or not at all has dropped out of that
+    exchange: it is logged and counted, and the others go on. A node never has two messages
+    at a time.
+
+    Parameters
+    ----------
+    grid : Grid
+    recorder : Recorder
+    nodes : dict of str to int
+        Node id by name. Replies are handed on in this order, not in that of arrival.
+    timeout : float or None
+        Seconds until a node counts as dropped out.
+    """
+
+    def __init__(
+        self, grid: Grid, recorder: Recorder, nodes: dict[str, int], timeout: float | None
+    ) -> None:
+        self.grid = grid
+        self.recorder = recorder
+        self.nodes = nodes
+        self.timeout = timeout
+        self.dropouts: dict[str, int] = {}
+        self._failures: dict[str, int] = {}
+        self._late: dict[str, str] = {}
+
+    def ask(
+        self, kind: str, requests: Mapping[str, RecordDict], minimum: int = 0
+    ) -> dict[str, RecordDict]:
+        """Send each node its request and return the replies that came.
+
+        Raises
+        ------
+        TooFewParticipants
+            If fewer than ``minimum`` answered.
+        """
+        replies: dict[str, RecordDict] = {}
+
+        def keep(name: str, content: RecordDict) -> None:
+            replies[name] = content
+
+        self.converse(kind, requests, keep)
+        self.need(minimum, len(replies), kind)
+        return {name: replies[name] for name in self.nodes if name in replies}
+
+    def converse(
+        self,
+        kind: str,
+        first: Mapping[str, RecordDict],
+        answer: Callable[[str, RecordDict], RecordDict | None],
+    ) -> None:
+        """Talk with all nodes at once, each at its own pace.
+
+        Parameters
+        ----------
+        first : mapping of str to RecordDict
+            The first request to each node.
+        answer : callable
+            Called with a node's name and reply; returns the next request to it, or None.
+        """
+        self._collect_late()
+        flying: dict[str, _Sent] = {}
+        self._push(kind, {n: c for n, c in first.items() if self._reachable(n)}, flying)
+        while flying:
+            arrived = list(self.grid.pull_messages(list(flying)))
+            following: dict[str, RecordDict] = {}
+            for message in arrived:
+                sent = flying.pop(message.metadata.reply_to_message_id)
+                content = self._content(kind, sent, message)
+                next_request = None if content is None else answer(sent.node, content)
+                if next_request is not None:
+                    following[sent.node] = next_request
+            self._push(kind, following, flying)
+            self._expire(flying)
+            if not arrived and flying:
+                time.sleep(POLL_SECONDS)
+
+    def forgive(self) -> None:
+        """Give nodes that were given up one more chance."""
+        self._failures = {n: min(f, GIVE_UP_AFTER - 1) for n, f in self._failures.items()}
+
+    @staticmethod
+    def need(minimum: int, answered: int, kind: str) -> None:
+        """Raise TooFewParticipants if fewer than ``minimum`` answered."""
+        if answered < minimum:
+            raise TooFewParticipants(
+                f"{kind}: {answered} participants answered, the experiment needs {minimum}; "
+                "see events.log, and resume the run when they are back"
+            )
+
+    def reject(self, name: str, why: str) -> None:
+        """Count a node as dropped out of an exchange, and say why."""
+        self.dropouts[name] = self.dropouts.get(name, 0) + 1
+        self.recorder.event(f"dropout: {name}: {why}")
+
+    # ---------------------------------------------------------------------- internals
+
+    def _push(
+        self, kind: str, requests: Mapping[str, RecordDict], flying: dict[str, _Sent]
+    ) -> None:
+        if not requests:
+            return
+        messages = [Message(c, self.nodes[n], kind) for n, c in requests.items()]
+        deadline = time.monotonic() + self.timeout if self.timeout else float("inf")
+        identifiers = self.grid.push_messages(messages)
+        for identifier, (name, content) in zip(identifiers, requests.items(), strict=True):
+            flying[identifier] = _Sent(name, content, deadline)
+
+    def _content(self, kind: str, sent: _Sent, message: Message) -> RecordDict | None:
+        if message.has_error():
+            self._failed(sent.node, message.error.reason or f"error {message.error.code}")
+            return None
+        self._failures.pop(sent.node, None)
+        self.recorder.exchanged(kind, payload_bytes(sent.content), payload_bytes(message.content))
+        return message.content
+
+    def _failed(self, name: str, why: str) -> None:
+        self._failures[name] = self._failures.get(name, 0) + 1
+        self.reject(name, why.strip().splitlines()[-1] if why.strip() else "no reason given")
+        if self._failures[name] == GIVE_UP_AFTER:
+            self.recorder.event(f"{name} failed {GIVE_UP_AFTER} times in a row; not asked for now")
+
+    def _reachable(self, name: str) -> bool:
+        return self._failures.get(name, 0) < GIVE_UP_AFTER and name not in self._late
+
+    def _expire(self, flying: dict[str, _Sent]) -> None:
+        now = time.monotonic()
+        for identifier in [i for i, sent in flying.items() if sent.deadline < now]:
+            name = flying.pop(identifier).node
+            self._late[name] = identifier
+            self._failed(name, f"no answer within {self.timeout:g} s")
+
+    def _collect_late(self) -> None:
+        """Let nodes whose late answer has come in take part again; the answer is not used."""
+        if not self._late:
+            return
+        arrived = {
+            m.metadata.reply_to_message_id
+            for m in self.grid.pull_messages(list(self._late.values()))
+        }
+        self._late = {n: i for n, i in self._late.items() if i not in arrived}

@@ -1,0 +1,238 @@
+"""Everything a run leaves behind: measurements, checkpoints, progress, artefacts.
+
+A run is one directory::
+
+    experiment.yaml          as resolved
+    run.json                 status, seed, versions, hardware, durations, bytes per exchange
+    metrics.jsonl            one row per measurement, append-only
+    events.log               what happened, in words
+    progress.json            where the run is now
+    checkpoint.safetensors   from which a killed run goes on
+    …                        artefacts: leaderboards, images, plots
+
+Whatever was measured after the last checkpoint is measured again by a resumed run, so
+``metrics.jsonl`` is cut back to the length it had then.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from clients.protocol import code_fingerprint
+from models.errors import RequestError
+from models.files import load_tensors, save_tensors, write_atomically
+from strategies.experiment import Experiment
+
+PROGRESS_SECONDS = 0.25
+CHECKPOINT_SECONDS = 15.0
+PACKAGES = ("flwr", "torch", "torchvision", "ray", "numpy", "pandas")
+
+
+class Recorder:
+    """The side effects of one run.
+
+    Parameters
+    ----------
+    directory : Path
+        Of the run; made if it is not there.
+    experiment : Experiment
+    engine : str
+        For the record.
+
+    Raises
+    ------
+    RequestError
+        The directory holds another experiment's run, or can't be written.
+    """
+
+    def __init__(self, directory: Path, experiment: Experiment, engine: str = "flower") -> None:
+        self.directory = directory
+        self.experiment = experiment
+        self.rows: list[dict[str, Any]] = []
+        self.arrays: dict[str, torch.Tensor] = {}
+        self.note: dict[str, Any] = {"finished": {}, "position": {}, "exchanges": {}, "seconds": {}}
+        self._last_progress = self._last_checkpoint = time.monotonic()
+        self._open(engine)
+
+    def _open(self, engine: str) -> None:
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            self._claim()
+            self._metrics = (self.directory / "metrics.jsonl").open("a", encoding="utf-8")
+        except OSError as error:
+            raise RequestError(
+                f"--out: can't write the run's directory {self.directory}: {error.strerror}"
+            ) from error
+        self._restore()
+        self.run = {
+            "run": self.directory.name,
+            "system": self.experiment.system,
+            "experiment": self.experiment.name,
+            "engine": engine,
+            "status": "running",
+            "reason": "",
+            "seed": self.experiment.seed,
+            "started": self.note.setdefault("started", _now()),
+            "code": code_fingerprint(),
+            "versions": {name: version(name) for name in PACKAGES},
+            "hardware": _hardware(),
+        }
+        self._write_run()
+
+    def _claim(self) -> None:
+        resolved = self.experiment.to_yaml()
+        path = self.directory / "experiment.yaml"
+        if path.exists():
+            if path.read_text(encoding="utf-8") != resolved:
+                raise RequestError(
+                    f"{self.directory} already holds the run of another experiment; "
+                    "choose another --out, or --resume it without changes"
+                )
+        else:
+            write_atomically(path, resolved.encode())
+
+    def _restore(self) -> None:
+        kept = load_tensors(self.directory / "checkpoint.safetensors")
+        if kept:
+            self.arrays, self.note = kept
+        self._metrics.truncate(self.note.get("metrics_bytes", 0))
+        self._metrics.seek(0, os.SEEK_END)
+        with (self.directory / "metrics.jsonl").open(encoding="utf-8") as lines:
+            self.rows = [json.loads(line) for line in lines]
+
+    # -------------------------------------------------------------------- measurements
+
+    def log(
+        self,
+        stage: str,
+        metric: str,
+        value: float,
+        *,
+        node: str = "organiser",
+        round: int = 0,  # noqa: A002
+        **tags: str | float | int,
+    ) -> None:
+        """Append one measurement; ``tags`` such as ``case`` and ``draw`` become columns."""
+        row = {"stage": stage, "round": round, "node": node, "metric": metric, "value": value}
+        row |= tags
+        self.rows.append(row)
+        self._metrics.write(json.dumps(row) + "\n")
+
+    def event(self, text: str) -> None:
+        """Put a line into ``events.log``."""
+        with (self.directory / "events.log").open("a", encoding="utf-8") as file:
+            file.write(f"{_now()} {text}\n")
+
+    def exchanged(self, kind: str, sent: int, received: int) -> None:
+        """Count one message and its reply, in bytes of payload."""
+        total = self.note["exchanges"].setdefault(
+            kind, {"count": 0, "bytes_sent": 0, "bytes_received": 0}
+        )
+        total["count"] += 1
+        total["bytes_sent"] += sent
+        total["bytes_received"] += received
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Add the time spent inside to the stage's seconds in ``run.json``."""
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            seconds = self.note["seconds"]
+            seconds[stage] = round(seconds.get(stage, 0.0) + time.monotonic() - start, 3)
+
+    def progress(self, stage: str, done: int, total: int, unit: str) -> None:
+        """Say how far a stage is; written at most four times a second."""
+        now = time.monotonic()
+        if done < total and now - self._last_progress < PROGRESS_SECONDS:
+            return
+        self._last_progress = now
+        state = {"stage": stage, "done": done, "total": total, "unit": unit}
+        write_atomically(self.directory / "progress.json", json.dumps(state).encode())
+
+    # --------------------------------------------------------------------- checkpoints
+
+    def finished(self, task: str) -> bool:
+        """Return whether a task was finished, in this process or before a kill."""
+        return task in self.note["finished"]
+
+    def finish(self, task: str, **result: Any) -> None:
+        """Remember that a task is finished, with its result, and drop its position."""
+        self.note["finished"][task] = result
+        self.note["position"].pop(task, None)
+        self.checkpoint()
+
+    def result(self, task: str) -> dict[str, Any]:
+        """Return the result of a finished task."""
+        return self.note["finished"][task]  # type: ignore[no-any-return]
+
+    def position(self, task: str) -> dict[str, Any]:
+        """Return where a task stood at the last checkpoint; empty if it had not begun."""
+        return self.note["position"].get(task, {})  # type: ignore[no-any-return]
+
+    def due(self) -> bool:
+        """Return whether the last checkpoint is long enough ago."""
+        return time.monotonic() - self._last_checkpoint >= CHECKPOINT_SECONDS
+
+    def stand(self, task: str, arrays: Mapping[str, torch.Tensor], **position: Any) -> None:
+        """Checkpoint the position inside a task."""
+        self.arrays |= arrays
+        self.note["position"][task] = position
+        self.checkpoint()
+
+    def checkpoint(self) -> None:
+        """Write down everything that a resumed run needs, for the organiser's eyes only."""
+        self._metrics.flush()
+        self.note["metrics_bytes"] = self._metrics.tell()
+        save_tensors(self.directory / "checkpoint.safetensors", self.arrays, self.note)
+        self._last_checkpoint = time.monotonic()
+
+    # ------------------------------------------------------------------------- the end
+
+    def artefact(self, name: str) -> Path:
+        """Return the path of an artefact, its folder made."""
+        path = self.directory / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def close(self, status: str, reason: str = "") -> None:
+        """Write the run's end: ``done``, ``failed`` or ``interrupted``."""
+        self._metrics.close()
+        self.run |= {
+            "status": status,
+            "reason": reason,
+            "ended": _now(),
+            "seconds": self.note["seconds"],
+            "exchanges": self.note["exchanges"],
+        }
+        self._write_run()
+
+    def _write_run(self) -> None:
+        write_atomically(self.directory / "run.json", json.dumps(self.run, indent=2).encode())
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _hardware() -> dict[str, Any]:
+    return {
+        "machine": platform.machine(),
+        "cpus": psutil.cpu_count(),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "python": platform.python_version(),
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+    }

@@ -1,0 +1,1 @@
+"""THEMIS: a fair competition on a test set that nobody can label by hand."""

@@ -1,0 +1,292 @@
+"""Collaborative training: organiser and participants train the noise generator."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from flwr.app import Array, RecordDict
+
+from clients import protocol
+from clients.data import Splits
+from models.generator import GeneratorTraining, NoiseGenerator
+from models.randomness import derive, numpy_generator
+from strategies.exchange import Exchanges
+from strategies.recorder import Recorder
+from strategies.themis.config import ThemisConfig
+from strategies.themis.screening import Clip, admitted, combined, reachable
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One exchange: who is asked about which batches."""
+
+    epoch: int
+    step: int
+    count: int
+    names: list[str]
+
+
+class GeneratorStage:
+    """The training of one case's generator.
+
+    Parameters
+    ----------
+    case : str
+    settings : ThemisConfig
+        Of this case.
+    data : Splits
+        The public training set gives the generator's shape and the number of batches.
+    seed : int
+        The run's.
+    initial : NoiseGenerator
+        Untrained, at the training's bound.
+    run : str
+        The run's name, by which nodes find their vault.
+    """
+
+    def __init__(
+        self,
+        case: str,
+        settings: ThemisConfig,
+        data: Splits,
+        seed: int,
+        initial: NoiseGenerator,
+        run: str,
+        exchanges: Exchanges,
+        recorder: Recorder,
+    ) -> None:
+        self.case = case
+        self.settings = settings
+        self.data = data
+        self.seed = seed
+        self.run = run
+        self.exchanges = exchanges
+        self.recorder = recorder
+        self.task = f"generator/{case}"
+        self.batches = -(-len(data.train) // settings.batch_size)
+        self.training = GeneratorTraining(initial, settings.learning_rate)
+        self.clip = Clip(settings.clip)
+        self.clipped = 0
+        self.answered: set[str] = set()
+        self._no_gradient = np.zeros((2, *data.shape), np.float32)
+
+    def train(self) -> NoiseGenerator:
+        """Train all epochs, from the last checkpoint on, and return the generator."""
+        done = self._restore()
+        turns = [turn for epoch in range(self.settings.epochs) for turn in self._turns(epoch)]
+        for number, turn in enumerate(turns):
+            if number < done:
+                continue
+            if number == 0 or turns[number - 1].epoch != turn.epoch:
+                self._begin_epoch()
+            self._take(turn)
+            last = number + 1 == len(turns) or turns[number + 1].epoch != turn.epoch
+            if last:
+                self._end_epoch(turn.epoch)
+            if last or self.recorder.due():
+                self._stand(number + 1)
+            unit = "visit" if self.settings.update == "sequential" else "step"
+            self.recorder.progress(f"noise generator ({self.case})", number + 1, len(turns), unit)
+        return self.training.generator
+
+    # ------------------------------------------------------------------ who does what
+
+    def present(self, epoch: int) -> list[str]:
+        """Return who takes part in an epoch, in the order of their turns."""
+        settings = self.settings
+        names = [
+            name
+            for name in self._ordered(epoch)
+            if name not in settings.bystanders and settings.late.get(name, 0) <= epoch
+        ]
+        missing: set[str] = set()
+        if settings.dropouts:
+            randomness = numpy_generator(self.seed, "dropouts", self.case, epoch)
+            count = min(settings.dropouts, len(names) - 1)
+            missing = set(randomness.choice(sorted(names), count, replace=False))
+        return [name for name in names if name not in missing]
+
+    def _ordered(self, epoch: int) -> list[str]:
+        names, order = list(self.exchanges.nodes), self.settings.order
+        if isinstance(order, list):
+            return [name for name in order if name in names]
+        if order == "random":
+            randomness = numpy_generator(self.seed, "order", self.case, epoch)
+            return [names[i] for i in randomness.permutation(len(names))]
+        if order == "listed":
+            return names
+        return sorted(names, key=str.casefold, reverse=order == "reverse")
+
+    def _turns(self, epoch: int) -> Iterator[Turn]:
+        names, visit = self.present(epoch), self.settings.steps_per_visit
+        for step in range(0, self.batches, visit):
+            count = min(visit, self.batches - step)
+            if self.settings.update == "sequential":
+                yield from (Turn(epoch, step, count, [name]) for name in names)
+            else:
+                yield Turn(epoch, step, count, names)
+
+    # -------------------------------------------------------------------- one exchange
+
+    def _take(self, turn: Turn) -> None:
+        """Ask, screen, clip, combine, and move the generator."""
+        if self.settings.update == "joint":
+            self._joint_step(turn)
+        else:
+            self._adopt_visits(turn)
+
+    def _joint_step(self, turn: Turn) -> None:
+        """Take one step on Eq. (2) with everyone's gradients on the same noisy batches."""
+        gradients = self._accepted(protocol.GRADIENT, self._gradients(turn), self._no_gradient)
+        self.exchanges.need(self.settings.min_participants, len(gradients), self.task)
+        task_gradient = self._combined(gradients)
+        self.training.step(self.settings.weight * torch.from_numpy(task_gradient))
+
+    def _adopt_visits(self, turn: Turn) -> None:
+        """Move the generator to where its visit, or the mean of several, has brought it."""
+        before, steps = self.training.packed()
+        updates = self._accepted(protocol.VISIT, self._visits(turn, before, steps), before, turn)
+        if self.settings.update == "averaged":
+            self.exchanges.need(self.settings.min_participants, len(updates), self.task)
+        if updates:
+            self._adopt(before + self._combined(updates), steps + turn.count)
+
+    def _accepted(
+        self,
+        kind: str,
+        requests: dict[str, RecordDict],
+        before: np.ndarray,
+        visit: Turn | None = None,
+    ) -> dict[str, np.ndarray]:
+        """Return what each participant adds to ``before``, as far as it passes the screening."""
+        updates = {}
+        for name, content in self.exchanges.ask(kind, requests).items():
+            try:
+                values = admitted(content, before.shape)
+                if visit:
+                    reachable(values, before, self.settings.learning_rate, visit.count)
+                updates[name] = values - before
+            except ValueError as error:
+                self.exchanges.reject(name, f"{kind}: {error}")
+        self.answered.update(updates)
+        updates, clipped = self.clip(updates)
+        self.clipped += len(clipped)
+        return updates
+
+    def _combined(self, updates: dict[str, np.ndarray]) -> np.ndarray:
+        return combined(self.settings.aggregate, list(updates.values()), self.settings.malicious)
+
+    def _adopt(self, values: np.ndarray, steps: int) -> None:
+        self.training = GeneratorTraining.unpacked(
+            torch.from_numpy(values), steps, self.settings.M, self.settings.learning_rate
+        )
+
+    def _common(self, turn: Turn, name: str) -> dict[str, protocol.Scalar]:
+        settings = self.settings
+        config: dict[str, protocol.Scalar] = {
+            "run": self.run,
+            "variant": "cheating" if name in settings.cheaters else "honest",
+            "bound": settings.M,
+            "seed": derive(self.seed, "schedule", self.case),
+            "epoch": turn.epoch,
+            "step": turn.step,
+            "count": turn.count,
+            "batch": settings.batch_size,
+            "noise": settings.noise,
+            "visitor": 0,
+        }
+        if name in settings.hostile:
+            config["attack"] = settings.hostile[name]
+        return config
+
+    def _gradients(self, turn: Turn) -> dict[str, RecordDict]:
+        generator = Array(self.training.generator.packed())
+        return {
+            name: protocol.request(self._common(turn, name), generator=generator)
+            for name in turn.names
+        }
+
+    def _visits(self, turn: Turn, values: np.ndarray, steps: int) -> dict[str, RecordDict]:
+        state, everyone = Array(values), list(self.exchanges.nodes)
+        own: dict[str, protocol.Scalar] = {
+            "steps": steps,
+            "learning-rate": self.settings.learning_rate,
+            "weight": self.settings.weight,
+        }
+        return {
+            name: protocol.request(
+                {**self._common(turn, name), **own, "visitor": 1 + everyone.index(name)},
+                state=state,
+            )
+            for name in turn.names
+        }
+
+    # ----------------------------------------------------------------- around an epoch
+
+    def _begin_epoch(self) -> None:
+        self.exchanges.forgive()
+        self.exchanges.dropouts.clear()
+        self.clipped = 0
+        self.answered.clear()
+
+    def _end_epoch(self, epoch: int) -> None:
+        self.exchanges.need(self.settings.min_participants, len(self.answered), self.task)
+        log = {"round": epoch + 1, "case": self.case}
+        sigma = self.training.generator.sigma()
+        self.recorder.log("generator", "mean_sigma", float(sigma.mean()), **log)  # type: ignore[arg-type]
+        self.recorder.log("generator", "clipped", self.clipped, **log)  # type: ignore[arg-type]
+        for name, count in self.exchanges.dropouts.items():
+            self.recorder.log("generator", "dropouts", count, node=name, **log)  # type: ignore[arg-type]
+        if (epoch + 1) % self.settings.validate_every == 0 or epoch + 1 == self.settings.epochs:
+            self.validate(epoch + 1)
+
+    def validate(self, epoch: int) -> None:
+        """Measure every participant on the noisy public validation set (Figure 4)."""
+        generator = Array(self.training.generator.packed())
+        config: dict[str, protocol.Scalar] = {
+            "run": self.run,
+            "bound": self.settings.M,
+            "seed": derive(self.seed, "validation", epoch),
+        }
+        requests = {
+            name: protocol.request(
+                {**config, "variant": "cheating" if name in self.settings.cheaters else "honest"},
+                generator=generator,
+            )
+            for name in self.exchanges.nodes
+        }
+        for name, content in self.exchanges.ask(protocol.NOISY, requests).items():
+            value = float(content.metric_records["metrics"]["accuracy"])  # type: ignore[arg-type]
+            self.recorder.log(
+                "generator", "validation_accuracy", value, node=name, round=epoch, case=self.case
+            )
+
+    def _stand(self, done: int) -> None:
+        values, steps = self.training.packed()
+        self.recorder.stand(
+            self.task,
+            {self.task: torch.from_numpy(values)},
+            done=done,
+            steps=steps,
+            clip=[list(norms) for norms in self.clip.history],
+            clipped=self.clipped,
+            answered=sorted(self.answered),
+            dropouts=self.exchanges.dropouts,
+        )
+
+    def _restore(self) -> int:
+        """Go back to the last checkpoint and return how many turns were done by then."""
+        self.exchanges.dropouts.clear()
+        position = self.recorder.position(self.task)
+        if not position:
+            if self.settings.epochs:
+                self.validate(0)
+            return 0
+        self._adopt(self.recorder.arrays[self.task].numpy(), position["steps"])
+        self.clip = Clip(self.settings.clip, position["clip"])
+        self.clipped, self.answered = position["clipped"], set(position["answered"])
+        self.exchanges.dropouts.update(position["dropouts"])
+        return int(position["done"])

@@ -1,0 +1,193 @@
+"""How well the released test images are hidden: σ, PSNR, SSIM, and an examiner.
+
+The examiner stands in for a human who labels the images by hand: a network trained on plain
+images that sees the noisy ones after the best denoising the public can do. Participants know
+μ and σ, so the denoiser knows them too: it subtracts μ, then smooths, weighting each pixel
+with how much it can be trusted. How much it smooths is chosen on the public validation set,
+never on the test set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.functional import conv2d, pad
+from torchmetrics.functional.image import structural_similarity_index_measure
+
+import models
+from clients.data import ImageSet, Splits
+from models.compute import Compute
+from models.files import load_tensors, save_tensors
+from models.generator import NoiseGenerator
+from models.randomness import derive, torch_generator
+from models.training import Training, predict
+from strategies.recorder import Recorder
+from strategies.themis.config import ExaminerConfig
+
+WIDTHS = (0.0, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0)
+CHUNK = 500
+
+
+@dataclass(frozen=True)
+class Denoiser:
+    """Subtracts μ, then smooths with a Gaussian window.
+
+    Attributes
+    ----------
+    width : float
+        Standard deviation of the window in pixels; 0 does not smooth.
+    weighted : bool
+        Trust each pixel by the inverse of its variance σ² (plus a floor) instead of equally.
+    """
+
+    width: float
+    weighted: bool
+
+    def __call__(self, noisy: torch.Tensor, noise: NoiseGenerator) -> torch.Tensor:
+        """Return denoised images (B, C, H, W) in the units of ``noisy``."""
+        with torch.no_grad():
+            clean = noisy - noise.mu
+            if not self.width:
+                return clean
+            variance = noise.sigma().square()
+            trust = 1 / (variance + 1e-3 * variance.max()) if self.weighted else variance * 0 + 1
+            return self._smooth(clean * trust) / self._smooth(trust[None])
+
+    def _smooth(self, x: torch.Tensor) -> torch.Tensor:
+        radius = min(max(1, round(3 * self.width)), x.shape[-1] - 1)
+        offsets = torch.arange(-radius, radius + 1, dtype=x.dtype)
+        window = torch.exp(-0.5 * (offsets / self.width) ** 2)
+        window = window / window.sum()
+        channels = x.shape[1]
+        padded = pad(x, (radius,) * 4, mode="reflect")
+        rows = conv2d(padded, window.expand(channels, 1, 1, -1), groups=channels)
+        return conv2d(rows, window[:, None].expand(channels, 1, -1, 1), groups=channels)
+
+
+DENOISERS = [Denoiser(0.0, False)] + [
+    Denoiser(width, weighted) for width in WIDTHS[1:] for weighted in (False, True)
+]
+
+
+def noisy_chunks(
+    images: ImageSet, noise: NoiseGenerator, seed: int, size: int = CHUNK
+) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """Yield plain images, their noisy versions and labels, ``size`` at a time.
+
+    The noise of an image depends on ``seed`` and its position only, not on ``size``.
+    """
+    for start in range(0, len(images), size):
+        positions = np.arange(start, min(start + size, len(images)))
+        x, y = images.batch(positions)
+        e = torch.empty_like(x)
+        for i, position in enumerate(positions.tolist()):
+            e[i].normal_(generator=torch_generator(seed, position))
+        with torch.no_grad():
+            yield x, noise(x, e), y
+
+
+class Examiner:
+    """A network trained on plain public images.
+
+    Parameters
+    ----------
+    config : ExaminerConfig
+    data : Splits
+    seed : int
+    compute : Compute
+    recorder : Recorder
+        Keeps the trained examiner, so that a resumed run has it.
+    """
+
+    def __init__(
+        self, config: ExaminerConfig, data: Splits, seed: int, compute: Compute, recorder: Recorder
+    ) -> None:
+        self.data = data
+        self.seed = seed
+        self.compute = compute
+        self.model = self._trained(config, recorder)
+
+    def _trained(self, config: ExaminerConfig, recorder: Recorder) -> nn.Module:
+        model = models.build(
+            config.model,
+            num_classes=self.data.num_classes,
+            channels=self.data.shape[0],
+            image_size=self.data.shape[1],
+            seed=derive(self.seed, "examiner", "weights"),
+        )
+        path = recorder.artefact("examiner.safetensors")
+        kept = load_tensors(path)
+        if kept is None:
+            training = Training(
+                model, config.training, derive(self.seed, "examiner"), self.compute
+            )
+            while not training.finished:
+                training.run_epoch(self.data.train, self.data.validation)
+                recorder.progress("examiner", training.epoch, config.training.epochs, "epoch")
+            recorder.progress("examiner", config.training.epochs, config.training.epochs, "epoch")
+            save_tensors(path, training.best, {"accuracies": training.accuracies})
+            kept = training.best, {}
+        model.load_state_dict(kept[0])
+        return self.compute.host(model).eval()
+
+    def accuracy(
+        self, images: ImageSet, noise: NoiseGenerator, seed: int, denoiser: Denoiser | None
+    ) -> float:
+        """Return the accuracy on noisy images, denoised or as they are."""
+        right = 0
+        for _, noisy, y in noisy_chunks(images, noise, seed):
+            seen = denoiser(noisy, noise) if denoiser else noisy
+            right += int((predict(self.model, seen, self.compute) == y.numpy()).sum())
+        return right / len(images)
+
+    def plain_accuracy(self, images: ImageSet) -> float:
+        """Return the accuracy on plain images."""
+        return models.accuracy(self.model, images, self.compute)
+
+    def best_denoiser(self, noise: NoiseGenerator) -> Denoiser:
+        """Return the denoiser with which it sees most on the noisy validation set."""
+        images = self.data.validation
+        sample = images.subset(np.arange(min(len(images), 2000)))
+        seed = derive(self.seed, "examiner", "denoiser")
+        return max(DENOISERS, key=lambda d: self.accuracy(sample, noise, seed, d))
+
+
+def hiding(
+    images: ImageSet, noise: NoiseGenerator, seed: int, denoiser: Denoiser | None
+) -> dict[str, float]:
+    """Return mean σ and how close released images are to the plain ones.
+
+    Images are compared in [0, 1] units, not clipped.
+
+    Parameters
+    ----------
+    denoiser : Denoiser or None
+        Compare after this denoising.
+
+    Returns
+    -------
+    dict
+        ``psnr`` (dB) and ``ssim``, means over images.
+    """
+    psnr = ssim = 0.0
+    for x, noisy, _ in noisy_chunks(images, noise, seed):
+        seen = denoiser(noisy, noise) if denoiser else noisy
+        plain, released = images.denormalise(x), images.denormalise(seen)
+        error = (plain - released).square().flatten(1).mean(1).clamp_min(1e-12)
+        psnr += float((-10 * torch.log10(error)).sum())
+        ssim += float(_ssim(released, plain).sum())
+    return {"psnr": psnr / len(images), "ssim": ssim / len(images)}
+
+
+def _ssim(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    # The usual window of 11 pixels does not fit into small images such as 8x8 digits.
+    side = min(a.shape[-1], 11)
+    window = side if side % 2 else side - 1
+    similarity = structural_similarity_index_measure(
+        a, b, gaussian_kernel=window == 11, kernel_size=window, reduction="none", data_range=1.0
+    )
+    return torch.as_tensor(similarity)

@@ -1,0 +1,139 @@
+"""What the organiser accepts of participants, and how replies become one.
+
+Measured in simulation: one gradient of 1e6 stalls Adam almost for
+good, and one in ten participants that sends −1000 times its gradient reverses the descent.
+So replies are screened, their norm is bounded, and they can be combined by a robust rule.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, RecordDict
+from flwr.serverapp.strategy.fedtrimmedavg import trim_mean
+from flwr.serverapp.strategy.multikrum import select_multikrum
+
+# No honest Adam step moves a parameter further than this many learning rates:
+# (1 − β₁)/√(1 − β₂), Kingma & Ba 2015, §2.1.
+ADAM_REACH = 0.1 / np.sqrt(0.001)
+MEMORY = 32
+
+
+def admitted(content: RecordDict, shape: tuple[int, ...]) -> np.ndarray:
+    """Return the array of a reply.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        The shape it must have.
+
+    Raises
+    ------
+    ValueError
+        Says what is wrong with it.
+    """
+    arrays = {key: a for record in content.array_records.values() for key, a in record.items()}
+    if list(arrays) != ["values"]:
+        raise ValueError(f"must send one array 'values', sent {sorted(arrays) or 'none'}")
+    values = arrays["values"].numpy()
+    if values.shape != shape:
+        raise ValueError(f"must have shape {shape}, has {values.shape}")
+    if values.dtype != np.float32:
+        raise ValueError(f"must be float32, is {values.dtype}")
+    if not np.isfinite(values).all():
+        raise ValueError("holds values that are not finite")
+    return values
+
+
+def reachable(values: np.ndarray, before: np.ndarray, learning_rate: float, steps: int) -> None:
+    """Check that so many Adam steps can lead from one generator state to another.
+
+    Parameters
+    ----------
+    values, before : ndarray of shape (6, C, H, W)
+        As of :meth:`models.generator.GeneratorTraining.packed`.
+
+    Raises
+    ------
+    ValueError
+        If they can't.
+    """
+    reach = 1.01 * ADAM_REACH * learning_rate * steps + 1e-6
+    moved = float(np.abs(values[:2] - before[:2]).max())
+    if moved > reach:
+        raise ValueError(
+            f"moved the generator by {moved:.3g}, {steps} Adam steps reach {reach:.3g}"
+        )
+    if (values[4:] < 0).any():
+        raise ValueError("holds negative second moments")
+
+
+class Clip:
+    """Scales updates down whose norm is far above the usual.
+
+    The usual norm is the lower median over this round's participants and the last ones
+    before, so that neither a single huge reply nor half of the replies can move it.
+
+    Parameters
+    ----------
+    factor : float or None
+        How many times the usual norm is allowed; None switches it off.
+    history : list of list of float
+        Norms seen before, one list per part of an update.
+    """
+
+    def __init__(self, factor: float | None, history: list[list[float]] | None = None) -> None:
+        self.factor = factor
+        self.history = [deque(norms, maxlen=MEMORY) for norms in history or []]
+
+    def __call__(self, updates: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], list[str]]:
+        """Return the clipped updates, and the names of those that were clipped.
+
+        Parameters
+        ----------
+        updates : dict of str to ndarray of shape (2·parts, C, H, W)
+            Each part (μ and ρ; first moments; second moments) has a norm of its own.
+        """
+        if self.factor is None or not updates:
+            return updates, []
+        parts = len(next(iter(updates.values()))) // 2
+        self.history = self.history or [deque(maxlen=MEMORY) for _ in range(parts)]
+        clipped, names = {n: u.copy() for n, u in updates.items()}, set()
+        for part, seen in enumerate(self.history):
+            rows = slice(2 * part, 2 * part + 2)
+            norms = {n: float(np.linalg.norm(u[rows])) for n, u in updates.items()}
+            known = sorted([*seen, *norms.values()])
+            limit = self.factor * known[(len(known) - 1) // 2]
+            for name, norm in norms.items():
+                if norm > limit:
+                    clipped[name][rows] *= limit / norm
+                    names.add(name)
+                seen.append(min(norm, limit))
+        return clipped, sorted(names)
+
+
+def combined(rule: str, updates: list[np.ndarray], malicious: int) -> np.ndarray:
+    """Return one update for many.
+
+    Parameters
+    ----------
+    rule : {"mean", "median", "trimmed-mean", "krum"}
+        The last two are Flower's.
+    updates : list of ndarray, all of one shape
+        In node order.
+    malicious : int
+        How many of them may be hostile, at most.
+    """
+    stacked = np.stack(updates)
+    if rule == "median":
+        return np.median(stacked, axis=0).astype(stacked.dtype)  # type: ignore[no-any-return]
+    if rule == "trimmed-mean":
+        cut = min(malicious, (len(updates) - 1) // 2)
+        beta = (cut + 1e-6) / len(updates)  # trim_mean rounds beta·n down
+        return trim_mean(stacked, beta).astype(stacked.dtype)  # type: ignore[no-any-return]
+    if rule == "krum":
+        records = [RecordDict({"arrays": ArrayRecord({"values": Array(u)})}) for u in updates]
+        chosen = select_multikrum(records, malicious, 1)[0]
+        return chosen.array_records["arrays"]["values"].numpy()
+    return stacked.mean(axis=0)  # type: ignore[no-any-return]
