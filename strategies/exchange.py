@@ -54,6 +54,7 @@ class Exchanges:
         self.dropouts: dict[str, int] = {}
         self._failures: dict[str, int] = {}
         self._late: dict[str, str] = {}
+        self._told: set[tuple[str, str]] = set()
 
     def ask(
         self, kind: str, requests: Mapping[str, RecordDict], minimum: int = 0
@@ -107,7 +108,8 @@ class Exchanges:
                 time.sleep(POLL_SECONDS)
 
     def forgive(self) -> None:
-        """Give nodes that were given up one more chance."""
+        """Give nodes that were given up one more chance, as an epoch begins."""
+        self._told.clear()
         self._failures = {n: min(f, GIVE_UP_AFTER - 1) for n, f in self._failures.items()}
 
     @staticmethod
@@ -120,9 +122,11 @@ class Exchanges:
             )
 
     def reject(self, name: str, why: str) -> None:
-        """Count a node as dropped out of an exchange, and say why."""
+        """Count a node as dropped out of an exchange, and say why, once an epoch."""
         self.dropouts[name] = self.dropouts.get(name, 0) + 1
-        self.recorder.event(f"dropout: {name}: {why}")
+        if (name, why) not in self._told:
+            self._told.add((name, why))
+            self.recorder.event(f"dropout: {name}: {why}")
 
     # ---------------------------------------------------------------------- internals
 

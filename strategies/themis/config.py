@@ -115,7 +115,7 @@ class ThemisConfig(BaseModel):
     steps_per_visit: int = Field(default=1, ge=1)
     noise: Literal["per-image", "per-batch"] = "per-image"
     aggregate: Literal["mean", "median", "trimmed-mean", "krum"] = "mean"
-    clip: float | None = Field(default=10.0, gt=0)
+    clip: float | None = Field(default=3.0, gt=0)
     malicious: int = Field(default=1, ge=0)
     min_participants: int = Field(default=1, ge=1)
     validate_every: int = Field(default=1, ge=1)

@@ -235,7 +235,7 @@ class GeneratorStage:
     def _end_epoch(self, epoch: int) -> None:
         self.exchanges.need(self.settings.min_participants, len(self.answered), self.task)
         log = {"round": epoch + 1, "case": self.case}
-        sigma = self.training.generator.sigma()
+        sigma = self.training.generator.sigma().detach()
         self.recorder.log("generator", "mean_sigma", float(sigma.mean()), **log)  # type: ignore[arg-type]
         self.recorder.log("generator", "clipped", self.clipped, **log)  # type: ignore[arg-type]
         for name, count in self.exchanges.dropouts.items():

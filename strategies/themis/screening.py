@@ -78,7 +78,8 @@ class Clip:
     Parameters
     ----------
     factor : float or None
-        How many times the usual norm is allowed; None switches it off.
+        How many times the usual norm is allowed (its square for second moments); None
+        switches it off.
     history : list of list of float
         Norms seen before, one list per part of an update.
     """
@@ -104,7 +105,8 @@ class Clip:
             rows = slice(2 * part, 2 * part + 2)
             norms = {n: float(np.linalg.norm(u[rows])) for n, u in updates.items()}
             known = sorted([*seen, *norms.values()])
-            limit = self.factor * known[(len(known) - 1) // 2]
+            # Second moments (part 2) are squares of gradients.
+            limit = self.factor ** (2 if part == 2 else 1) * known[(len(known) - 1) // 2]
             for name, norm in norms.items():
                 if norm > limit:
                     clipped[name][rows] *= limit / norm

@@ -1,0 +1,33 @@
+# demo · test · check · bench. Everything runs in .venv, which is made when it is needed.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export FLWR_TELEMETRY_ENABLED = 0
+
+.PHONY: demo test check bench install clean
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
+	touch $@
+
+demo: install
+	$(BIN)/pudica run themis-digits
+
+test: install
+	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+check: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: install
+	$(BIN)/python -m simulations.benchmarks
+
+clean:
+	rm -rf $(VENV) build *.egg-info

@@ -1,0 +1,153 @@
+"""Decoded images as a memory-mapped array on disk, made once and shared by all processes.
+
+An entry is a folder named after what it was made from: the fingerprint of the files' content,
+the image size and the channels. It is written elsewhere and renamed into place, so an entry
+that exists is complete. A lock lets one process decode while the others wait. The whole cache
+may be deleted at any time.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from clients.data.decoding import decode
+from clients.data.errors import DataError
+from clients.data.fingerprints import fingerprint_of, signature_of
+from clients.data.pixels import Channels
+from clients.data.places import cache_root
+from clients.data.source import Content, Source, origin
+
+
+@dataclass(frozen=True)
+class Stored:
+    """One entry of the cache.
+
+    Parameters
+    ----------
+    fingerprint : str
+        Of the content it was made from.
+    images : ndarray of uint8, shape (N, C, H, W)
+        Memory-mapped, read only; the training rows first, then the set's own test rows.
+    train, test : int
+        Number of rows of each; ``test`` is 0 without a test split of its own.
+    columns : pyarrow.Table
+        Every column that can be a label.
+    class_names : dict
+        Names of a column's classes, where the data say them.
+    unusable : dict
+        Columns that cannot be a label, with their type.
+    segments : list
+        As in :class:`~clients.data.source.Content`.
+    base : Path
+        The folder that holds the files.
+    """
+
+    fingerprint: str
+    images: NDArray[np.uint8]
+    train: int
+    test: int
+    columns: pa.Table
+    class_names: dict[str, list[str]]
+    unusable: dict[str, str]
+    segments: list[tuple[str, int]]
+    base: Path
+
+    def origin(self, row: int) -> str:
+        """Say which file and row of it a row comes from."""
+        return origin(self.base, self.segments, row)
+
+
+def fetch(source: Source, size: int | None, channels: Channels | None) -> Stored:
+    """Return the decoded set, decoding it first if nobody has.
+
+    Raises
+    ------
+    DataError
+        If the data are broken or the cache folder cannot be written.
+    """
+    with _writable():
+        cache = cache_root()
+        cache.mkdir(mode=0o700, parents=True, exist_ok=True)
+        fingerprint = fingerprint_of(source, cache / "index")
+        entry = cache / f"{fingerprint[:32]}-{size or 'own'}-{channels or 'own'}"
+        if not entry.is_dir():
+            with _locked(entry.with_suffix(".lock")):
+                if not entry.is_dir():
+                    _build(source, size, channels, entry)
+    return _read(entry, fingerprint, source.base)
+
+
+@contextmanager
+def _writable() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise DataError(
+            f"cannot use the cache folder {cache_root()}: {error}. "
+            "Set PUDICA_CACHE to a folder that can be written"
+        ) from error
+
+
+@contextmanager
+def _locked(file: Path) -> Iterator[None]:
+    with file.open("a") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)  # released when the file closes, or its process dies
+        yield
+
+
+def _build(source: Source, size: int | None, channels: Channels | None, entry: Path) -> None:
+    """Decode into a temporary folder and rename it; called with the entry's lock held."""
+    for leftover in entry.parent.glob(f"{entry.name}.part-*"):
+        shutil.rmtree(leftover)  # of a process that was killed: we hold the lock
+    before = signature_of(source)
+    folder = Path(tempfile.mkdtemp(prefix=f"{entry.name}.part-", dir=entry.parent))
+    try:
+        content = source.open()
+        decode(content, source.base, size, channels, folder / "images.npy")
+        _write_columns(content, folder)
+        if signature_of(source) != before:
+            raise DataError(f"the files in {source.base} changed while they were read: run again")
+        folder.rename(entry)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def _write_columns(content: Content, folder: Path) -> None:
+    columns = {name: pa.chunked_array(_chunks(values)) for name, values in content.columns.items()}
+    pq.write_table(pa.table(columns), folder / "columns.parquet")
+    described = {
+        "train": content.train,
+        "test": content.test,
+        "class_names": dict(content.class_names),
+        "unusable": dict(content.unusable),
+        "segments": list(content.segments),
+    }
+    (folder / "content.json").write_text(json.dumps(described))
+
+
+def _chunks(values: pa.Array | pa.ChunkedArray) -> list[pa.Array]:
+    return values.chunks if isinstance(values, pa.ChunkedArray) else [values]
+
+
+def _read(entry: Path, fingerprint: str, base: Path) -> Stored:
+    try:
+        # A plain view: indexing the memmap subclass costs several microseconds more.
+        images = np.asarray(np.load(entry / "images.npy", mmap_mode="r"))
+        columns = pq.read_table(entry / "columns.parquet")
+        content = json.loads((entry / "content.json").read_text())
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise DataError(f"the cache entry {entry} is damaged: {error}. Delete it") from error
+    return Stored(fingerprint, images, columns=columns, base=base, **content)

@@ -1,0 +1,90 @@
+"""What an experiment says about its data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from clients.data.errors import DataError
+from clients.data.partition import PartitionConfig
+from clients.data.pixels import MIN_SIDE, Channels
+from clients.data.registry import lookup
+
+
+class DataConfig(BaseModel):
+    """The ``data`` section of an experiment.
+
+    Parameters
+    ----------
+    name : str
+        One of :func:`~clients.data.names`.
+    root : Path or None
+        The folder that holds the data sets; by default ``PUDICA_DATA``, else ``./data``.
+    path : Path or None
+        The folder or file of this very set, for one's own data or an unusual place.
+    download : bool
+        Whether to download the set through torchvision if it is not there.
+    label : str or None
+        Name of the label column; by default the set's usual one.
+    image_size : int or None
+        Side of the square that images are resized to, in pixels; by default their own if they
+        are square, 64 for ``celeba``, ``lfw`` and ``att-faces``.
+    channels : {1, 3} or None
+        Grey or RGB; by default the images' own.
+    normalize : {"none", "dataset"} or None
+        Pixels in [0, 1], or normalised by the set's published mean and standard deviation of
+        each channel. By default ``"dataset"`` for CIFAR in colour, else ``"none"``.
+    split : {"own", "4:1:1"} or None
+        ``"own"`` keeps the set's test split and divides the rest 4:1 into training and
+        validation. ``"4:1:1"`` pools all rows and divides them by the seed into training,
+        validation and test. By default ``"own"`` where the set has a test split.
+    limit : int or None
+        Most rows for training; validation and test shrink in proportion.
+    partition : PartitionConfig or None
+        How training rows are divided among nodes, where an experiment does that.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = "digits"
+    root: Path | None = None
+    path: Path | None = None
+    download: bool = False
+    label: str | None = None
+    image_size: int | None = Field(None, ge=MIN_SIDE, le=1024)
+    channels: Channels | None = None
+    normalize: Literal["none", "dataset"] | None = None
+    split: Literal["own", "4:1:1"] | None = None
+    limit: int | None = Field(None, gt=0)
+    partition: PartitionConfig | None = None
+
+    @field_validator("name")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        return lookup(name).name
+
+    @model_validator(mode="after")
+    def _path_used(self) -> DataConfig:
+        if self.name == "digits" and self.path is not None:
+            raise DataError(
+                "'digits' comes with scikit-learn and has no path; "
+                "for your own data set name to image-folder or parquet"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _normalisable(self) -> DataConfig:
+        statistics = lookup(self.name).statistics
+        if self.normalize == "dataset" and statistics is None:
+            raise DataError(
+                f"'{self.name}' has no published mean and standard deviation; "
+                "allowed: normalize: none"
+            )
+        if self.normalize == "dataset" and statistics and self.channels == 1 < len(statistics.mean):
+            raise DataError(
+                f"the published mean and standard deviation of '{self.name}' are of RGB, "
+                "but channels is 1; allowed: normalize: none"
+            )
+        return self

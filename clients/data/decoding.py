@@ -1,0 +1,91 @@
+"""Decoding a whole data set into one array on disk, with bounded memory."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
+from itertools import chain, islice
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clients.data.errors import DataError
+from clients.data.pixels import Channels, Layout, layout_of, to_pixels
+from clients.data.places import cache_root
+from clients.data.source import Content, RawImage, origin
+
+#: Broken images listed before a decode gives up.
+MAX_REPORTED = 10
+
+_BLOCK = 256
+_MAX_THREADS = 16
+
+Decoded = NDArray[np.uint8] | DataError
+
+
+def decode(
+    content: Content, base: Path, size: int | None, channels: Channels | None, file: Path
+) -> None:
+    """Decode every image into a ``.npy`` file of shape (N, C, H, W), block by block.
+
+    Raises
+    ------
+    DataError
+        Naming the file and row of each broken image, up to :data:`MAX_REPORTED` of them.
+    """
+    total = content.train + content.test
+    stream = iter(content.images)
+    first = next(stream, None)
+    if total == 0:
+        raise DataError(f"{base} holds no images")
+    try:
+        layout = layout_of(first, size, channels)
+    except DataError as error:
+        raise DataError(f"{origin(base, content.segments, 0)}: {error}") from error
+    images = _allocate(file, (total, layout.channels, layout.size, layout.size))
+    broken: list[str] = []
+    for row, result in enumerate(_decoded(chain([first], stream), layout)):
+        if isinstance(result, DataError):
+            broken.append(f"{origin(base, content.segments, row)}: {result}")
+            if len(broken) == MAX_REPORTED:
+                break
+        else:
+            images[row] = result
+    if broken:
+        raise DataError("\n".join(broken))
+    images.flush()
+
+
+def _allocate(file: Path, shape: tuple[int, ...]) -> np.memmap:
+    """Create the array, if it fits: a full disk would kill the process, not raise an error."""
+    needed, free = int(np.prod(shape)), shutil.disk_usage(file.parent).free
+    if needed > free:
+        raise DataError(
+            f"the decoded images need {needed / 1e9:.1f} GB, the cache folder {cache_root()} "
+            f"has {free / 1e9:.1f} GB left: set PUDICA_CACHE, or a smaller data.image_size"
+        )
+    return np.lib.format.open_memmap(file, mode="w+", dtype=np.uint8, shape=shape)
+
+
+def _decoded(stream: Iterable[RawImage | None], layout: Layout) -> Iterator[Decoded]:
+    """Decode in order, a few blocks of images at a time, on all cores."""
+    workers = min(_MAX_THREADS, os.cpu_count() or 1)
+    iterator = iter(stream)
+    with ThreadPoolExecutor(workers) as pool:
+        while blocks := [block for _ in range(workers) if (block := [*islice(iterator, _BLOCK)])]:
+            yield from _decoded_blocks(pool, blocks, layout)
+
+
+def _decoded_blocks(
+    pool: Executor, blocks: list[list[RawImage | None]], layout: Layout
+) -> Iterator[Decoded]:
+    def one(raw: RawImage | None) -> Decoded:
+        try:
+            return to_pixels(raw, layout)
+        except DataError as error:
+            return error
+
+    return chain.from_iterable(pool.map(lambda block: [one(raw) for raw in block], blocks))

@@ -1,0 +1,7 @@
+"""The error of this package."""
+
+from models.errors import RequestError
+
+
+class DataError(RequestError):
+    """The data asked for cannot be had: the message says what, where and what is allowed."""

@@ -1,0 +1,86 @@
+"""What a data set's files contain, as a hash that is not computed anew at each start."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from clients.data.errors import DataError
+from clients.data.source import Source
+
+#: Part of every fingerprint: raise it when the same files would give other bytes.
+FORMAT = "1"
+
+# A file changed this shortly before it was hashed may change again within the same time stamp.
+_UNSETTLED_NS = 2_000_000_000
+
+T = TypeVar("T")
+
+
+def fingerprint_of(source: Source, index: Path) -> str:
+    """Return the hash of the files' content, remembered while no file changes.
+
+    Parameters
+    ----------
+    source : Source
+        The data set.
+    index : Path
+        Folder of the cache where hashes are remembered by the files' names, sizes and times.
+
+    Raises
+    ------
+    DataError
+        If a file cannot be read.
+    """
+    signature, newest = signature_of(source)
+    note = index / signature
+    if note.is_file():
+        return note.read_text()
+    digest = _content_hash(source)
+    if newest < time.time_ns() - _UNSETTLED_NS:
+        _write_atomically(note, digest)
+    return digest
+
+
+def signature_of(source: Source) -> tuple[str, int]:
+    """Return a hash of the files' names, sizes and times, and the latest time in ns."""
+    digest, newest = hashlib.blake2b(source.kind.encode(), digest_size=20), 0
+    for file in source.files:
+        stat = _of_source(file, os.stat)
+        times = stat.st_mtime_ns, stat.st_ctime_ns
+        digest.update(f"{FORMAT}\0{file.absolute()}\0{stat.st_size}\0{times}\n".encode())
+        newest = max(newest, *times)
+    return digest.hexdigest(), newest
+
+
+def _content_hash(source: Source) -> str:
+    digest = hashlib.blake2b(f"{FORMAT}\0{source.kind}\n".encode(), digest_size=20)
+    for file in source.files:
+        content = _of_source(file, _file_hash)
+        digest.update(f"{source.name_of(file)}\0{content}\n".encode())
+    return digest.hexdigest()
+
+
+def _file_hash(file: Path) -> str:
+    with file.open("rb") as handle:
+        return hashlib.file_digest(handle, "blake2b").hexdigest()
+
+
+def _of_source(file: Path, read: Callable[[Path], T]) -> T:
+    try:
+        return read(file)
+    except OSError as error:
+        raise DataError(f"cannot read {file}: {error.strerror or error}") from error
+
+
+def _write_atomically(file: Path, text: str) -> None:
+    file.parent.mkdir(exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=file.parent)
+    with os.fdopen(handle, "w") as stream:
+        stream.write(text)
+    os.replace(temporary, file)

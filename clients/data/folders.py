@@ -1,0 +1,157 @@
+"""Sets that are folders of image files."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import pyarrow as pa
+
+from clients.data.errors import DataError
+from clients.data.places import Place, entries, files_below
+from clients.data.source import Content, Source
+
+#: File endings taken for images.
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".pgm", ".ppm", ".tif", ".tiff", ".webp")
+
+#: Folder names that are splits; what is held out for validation joins the training pool.
+SPLITS = {"train": "train", "test": "test", "val": "train", "valid": "train", "validation": "train"}
+
+# `[age]_[gender]_[race]_[date]`; a handful of the original files lack gender or race.
+_UTKFACE = re.compile(r"^(?P<age>\d{1,3})_(?P<gender>[01]?)_(?:(?P<race>[0-4]?)_)?\d+")
+
+
+def image_folder(folder: Path, column: str = "label") -> Source:
+    """Return the source in a folder of torchvision's layout.
+
+    Parameters
+    ----------
+    folder : Path
+        ``folder/CLASS/image``, or ``folder/train/CLASS/image`` and ``folder/test/CLASS/image``.
+    column : str
+        What to call the label.
+
+    Raises
+    ------
+    DataError
+        If there are no class folders, one is empty or holds another file than images, or
+        training and test do not have the same classes.
+    """
+    parts = _parts(folder)
+    train, test = ([_labelled(part) for part in parts[split]] for split in ("train", "test"))
+    _check_same_classes(folder, train, test)
+    groups = [_flat(train), _flat(test)]
+    files = tuple(file for group in groups for file, _ in group)
+    labels = [label for group in groups for _, label in group]
+    columns = {column: pa.array(labels, pa.string())}
+    opener = partial(_content, folder, files, len(groups[0]), columns)
+    return Source(f"image-folder:{column}", folder, files, opener)
+
+
+def utkface_folder(place: Place) -> Path | None:
+    """Return the folder that holds UTKFace's original files, if there is one."""
+    for folder in place.candidates("UTKFace", "utkface", "."):
+        if folder.is_dir() and any(_UTKFACE.match(path.name) for path in entries(folder)):
+            return folder
+    return None
+
+
+def utkface(folder: Path) -> Source:
+    """Return the source in UTKFace's original folder.
+
+    Parameters
+    ----------
+    folder : Path
+        Holds the images, named ``[age]_[gender]_[race]_[date].jpg``.
+
+    Raises
+    ------
+    DataError
+        If a file is not an image or its name does not follow the pattern.
+    """
+    files = tuple(_images_below(folder))
+    matches = [_match(file) for file in files]
+    columns = {
+        name: pa.array([int(match[name]) if match[name] else None for match in matches], pa.int64())
+        for name in ("age", "gender", "race")
+    }
+    return Source("utkface", folder, files, partial(_content, folder, files, len(files), columns))
+
+
+def _content(
+    folder: Path, files: Sequence[Path], train: int, columns: dict[str, pa.Array]
+) -> Content:
+    segments = [(file.relative_to(folder).as_posix(), 1) for file in files]
+    return Content(train, len(files) - train, columns, segments, files)
+
+
+def _match(file: Path) -> re.Match[str]:
+    match = _UTKFACE.match(file.name)
+    if match is None:
+        raise DataError(
+            f"{file}: the name is not [age]_[gender]_[race]_[date].jpg "
+            "with gender 0 or 1 and race 0 to 4"
+        )
+    return match
+
+
+def _parts(folder: Path) -> dict[str, list[Path]]:
+    """Return the folders that hold class folders, by split."""
+    folders = _class_folders(folder)
+    if "train" not in {path.name for path in folders}:
+        return {"train": [folder], "test": []}
+    if strange := [path.name for path in folders if path.name not in SPLITS]:
+        raise DataError(
+            f"{folder} has a folder 'train' and beside it {strange}: allowed beside it are "
+            f"{', '.join(sorted(set(SPLITS) - {'train'}))}, or class folders and no 'train'"
+        )
+    return {
+        split: [path for path in folders if SPLITS[path.name] == split]
+        for split in ("train", "test")
+    }
+
+
+def _class_folders(folder: Path) -> list[Path]:
+    stray = [path for path in entries(folder) if path.suffix.lower() in EXTENSIONS]
+    if stray:
+        raise DataError(f"{stray[0]}: an image outside a class folder; put it at CLASS/image")
+    folders = [path for path in entries(folder) if path.is_dir()]
+    if not folders:
+        raise DataError(f"{folder} holds no class folders: images belong at {folder}/CLASS/image")
+    return folders
+
+
+def _labelled(folder: Path) -> dict[str, list[Path]]:
+    """Return the images of each class."""
+    images = {path.name: list(_images_below(path)) for path in _class_folders(folder)}
+    if empty := [name for name, files in images.items() if not files]:
+        raise DataError(f"empty class folder {folder / empty[0]}: add images or remove it")
+    return images
+
+
+def _images_below(folder: Path) -> list[Path]:
+    files = list(files_below(folder))
+    if strange := [file for file in files if file.suffix.lower() not in EXTENSIONS]:
+        raise DataError(
+            f"{strange[0]}: not an image file ({len(strange)} such); "
+            f"allowed: {', '.join(EXTENSIONS)}"
+        )
+    return files
+
+
+def _flat(parts: list[dict[str, list[Path]]]) -> list[tuple[Path, str]]:
+    return [(file, name) for part in parts for name, files in part.items() for file in files]
+
+
+def _check_same_classes(
+    folder: Path, train: list[dict[str, list[Path]]], test: list[dict[str, list[Path]]]
+) -> None:
+    ours, theirs = ({name for part in parts for name in part} for parts in (train, test))
+    if test and ours != theirs:
+        raise DataError(
+            f"{folder}: class folders differ between splits: train has {len(ours)}, test has "
+            f"{len(theirs)}; only in train: {sorted(ours - theirs)}, "
+            f"only in test: {sorted(theirs - ours)}"
+        )

@@ -1,0 +1,221 @@
+"""Parquet files in the Hugging Face layout: an image struct and columns of labels."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from clients.data.errors import DataError
+from clients.data.folders import SPLITS
+from clients.data.places import Place, entries
+from clients.data.source import Content, RawImage, Source
+
+#: Rows read at once: bounds the memory a decode needs.
+BATCH_ROWS = 256
+
+_SPLIT_NAME = re.compile(rf"^({'|'.join(sorted(SPLITS, key=len, reverse=True))})(?:[-_.].*)?$")
+
+
+def parquet_folder(place: Place, folders: Sequence[str]) -> Path | None:
+    """Return the first of ``folders`` that holds parquet files, or the parquet file named."""
+    for path in place.candidates(*folders):
+        if path.is_file() or (path.is_dir() and any(_files(path))):
+            return path
+    return None
+
+
+def parquet(path: Path) -> Source:
+    """Return the source in a parquet file or a folder of them.
+
+    Parameters
+    ----------
+    path : Path
+        One file; or a folder with ``train*.parquet`` and ``test*.parquet`` (``validation*``
+        joins the training pool), or with other files, which then are one pool.
+
+    Raises
+    ------
+    DataError
+        If there is no parquet file, or the files' names leave the splits open.
+    """
+    parts = {"train": [path], "test": []} if path.is_file() else _parts(path)
+    base = path.parent if path.is_file() else path
+    files = (*parts["train"], *parts["test"])
+    return Source("parquet", base, files, partial(_open, base, parts["train"], parts["test"]))
+
+
+def _files(folder: Path) -> list[Path]:
+    """Return a folder's parquet files; the Hub's repositories keep them in ``data``."""
+    found = [path for path in entries(folder) if path.suffix == ".parquet"]
+    return found or (_files(folder / "data") if (folder / "data").is_dir() else [])
+
+
+def _parts(folder: Path) -> dict[str, list[Path]]:
+    files = _files(folder)
+    if not files:
+        raise DataError(f"{folder} holds no *.parquet file")
+    splits = {path: _SPLIT_NAME.match(path.stem) for path in files}
+    if not any(splits.values()):
+        return {"train": files, "test": []}
+    if strange := [path.name for path, match in splits.items() if match is None]:
+        raise DataError(
+            f"{folder}: which split do {', '.join(strange)} belong to? Allowed: names that "
+            f"begin with {', '.join(SPLITS)}, or no such name at all (one pool)"
+        )
+    parts = {
+        split: [path for path, match in splits.items() if match and SPLITS[match[1]] == split]
+        for split in ("train", "test")
+    }
+    if not parts["train"]:
+        raise DataError(f"{folder} has a test file but no train*.parquet")
+    return parts
+
+
+def _open(base: Path, train: Sequence[Path], test: Sequence[Path]) -> Content:
+    files = [*train, *test]
+    schemas = [_schema(file) for file in files]
+    image = _image_column(files[0], schemas[0])
+    usable, unusable = _label_columns(schemas[0], image)
+    _check_same_columns(files, schemas, image, usable)
+    tables = [_table(file, usable) for file in files]
+    return Content(
+        train=sum(len(table) for table in tables[: len(train)]),
+        test=sum(len(table) for table in tables[len(train) :]),
+        columns={name: _column(tables, name) for name in usable},
+        segments=[
+            (file.relative_to(base).as_posix(), len(table))
+            for file, table in zip(files, tables, strict=True)
+        ],
+        images=_images(files, image),
+        class_names=_shared_class_names(files, schemas),
+        unusable=unusable,
+    )
+
+
+def _column(tables: Sequence[pa.Table], name: str) -> pa.ChunkedArray:
+    """Join one column; string and dictionary encodings may differ between files."""
+    columns = [table[name] for table in tables]
+    plain = [
+        column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
+        for column in columns
+    ]
+    chunks = [chunk for column in plain for chunk in column.cast(plain[0].type).chunks]
+    return pa.chunked_array(chunks, plain[0].type)
+
+
+def _schema(file: Path) -> pa.Schema:
+    with _readable(file):
+        return pq.read_schema(file)
+
+
+def _table(file: Path, columns: list[str]) -> pa.Table:
+    with _readable(file):
+        return pq.read_table(file, columns=columns)
+
+
+@contextmanager
+def _readable(file: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"{file}: cannot be read as a parquet file: {error}") from error
+
+
+def _features(schema: pa.Schema) -> dict[str, Any]:
+    """Return the Hugging Face description of the columns, if there is one."""
+    stored = (schema.metadata or {}).get(b"huggingface", b"{}")
+    features = json.loads(stored).get("info", {}).get("features", {})
+    return {name: kind for name, kind in features.items() if isinstance(kind, dict)}
+
+
+def _image_column(file: Path, schema: pa.Schema) -> str:
+    declared = {name for name, kind in _features(schema).items() if kind.get("_type") == "Image"}
+    for column in schema:
+        if column.name in declared or _holds_bytes(column.type):
+            return str(column.name)
+    raise DataError(
+        f"{file} has no image column (a struct of bytes and path, or binary); "
+        f"it has: {', '.join(schema.names) or 'no columns'}"
+    )
+
+
+def _holds_bytes(kind: pa.DataType) -> bool:
+    if pa.types.is_struct(kind):
+        return any(kind.field(i).name == "bytes" for i in range(kind.num_fields))
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+
+
+def _label_columns(schema: pa.Schema, image: str) -> tuple[list[str], dict[str, str]]:
+    """Return the columns that can be labels, and the others with their types."""
+    others = {column.name: column.type for column in schema if column.name != image}
+    usable = [name for name, kind in others.items() if _label_kind(kind)]
+    return usable, {name: str(kind) for name, kind in others.items() if name not in usable}
+
+
+def _label_kind(kind: pa.DataType) -> str | None:
+    """Return what sort of label a column of this type holds, None if it cannot be one."""
+    types = pa.types
+    if types.is_dictionary(kind):
+        return _label_kind(kind.value_type)
+    if types.is_string(kind) or types.is_large_string(kind):
+        return "strings"
+    if types.is_integer(kind):
+        return "integers"
+    return "booleans" if types.is_boolean(kind) else None
+
+
+def _check_same_columns(
+    files: Sequence[Path], schemas: Sequence[pa.Schema], image: str, labels: Sequence[str]
+) -> None:
+    for file, schema in zip(files, schemas, strict=True):
+        if missing := [name for name in (image, *labels) if name not in schema.names]:
+            raise DataError(
+                f"{file} lacks the columns {', '.join(missing)} that {files[0]} has; "
+                f"it has: {', '.join(schema.names)}"
+            )
+        for name in labels:
+            ours, theirs = (one.field(name).type for one in (schemas[0], schema))
+            if _label_kind(ours) != _label_kind(theirs):
+                raise DataError(f"column '{name}' holds {ours} in {files[0]}, {theirs} in {file}")
+
+
+def _shared_class_names(
+    files: Sequence[Path], schemas: Sequence[pa.Schema]
+) -> dict[str, list[str]]:
+    """Return the declared class names, which must be the same in every file."""
+    declared = [_declared_classes(schema) for schema in schemas]
+    for file, names in zip(files, declared, strict=True):
+        for column, classes in declared[0].items():
+            theirs = names.get(column, [])
+            if theirs != classes:
+                raise DataError(
+                    f"classes of '{column}' differ between splits: {files[0].name} declares "
+                    f"{len(classes)} {classes}, {file.name} {len(theirs)} {theirs}"
+                )
+    return declared[0]
+
+
+def _declared_classes(schema: pa.Schema) -> dict[str, list[str]]:
+    return {
+        name: list(kind["names"])
+        for name, kind in _features(schema).items()
+        if kind.get("_type") == "ClassLabel" and "names" in kind
+    }
+
+
+def _images(files: Sequence[Path], column: str) -> Iterator[RawImage | None]:
+    for file in files:
+        with _readable(file), pq.ParquetFile(file) as reader:
+            for batch in reader.iter_batches(batch_size=BATCH_ROWS, columns=[column]):
+                images = batch.column(0)
+                if pa.types.is_struct(images.type):
+                    images = images.field("bytes")
+                yield from images.to_pylist()

@@ -1,0 +1,71 @@
+"""Where data and cache lie on this machine, and how their folders are read."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from clients.data.errors import DataError
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where to look for a data set.
+
+    Parameters
+    ----------
+    root : Path
+        The folder that holds the data sets, each in a folder of its own.
+    path : Path or None
+        The folder or file of the data set itself, when it was named.
+    """
+
+    root: Path
+    path: Path | None = None
+
+    def candidates(self, *folders: str) -> list[Path]:
+        """Return where a set may lie that is looked for as ``folders`` under the root."""
+        return [self.path] if self.path else [self.root / folder for folder in folders]
+
+
+def data_root(root: Path | None = None) -> Path:
+    """Return ``root``, else ``PUDICA_DATA``, else ``./data``."""
+    return (root or Path(os.environ.get("PUDICA_DATA") or "data")).expanduser()
+
+
+def cache_root() -> Path:
+    """Return ``PUDICA_CACHE``, else the user's cache folder."""
+    if chosen := os.environ.get("PUDICA_CACHE"):
+        return Path(chosen).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "pudica"
+
+
+def entries(folder: Path) -> list[Path]:
+    """Return what lies in a folder, sorted, without hidden files.
+
+    Raises
+    ------
+    DataError
+        If the folder is missing or cannot be read.
+    """
+    try:
+        return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    except OSError as error:
+        raise DataError(f"cannot read the folder {folder}: {error.strerror or error}") from error
+
+
+def files_below(folder: Path) -> Iterator[Path]:
+    """Yield every file below a folder, in a fixed order, without hidden ones.
+
+    Raises
+    ------
+    DataError
+        If a folder cannot be read.
+    """
+    for path in entries(folder):
+        if path.is_dir():
+            yield from files_below(path)
+        else:
+            yield path

@@ -1,0 +1,79 @@
+"""What a reader of some data format hands over."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+#: An image before decoding: a file's bytes, a file, or an array of shape (H, W) or (H, W, 3).
+RawImage = bytes | Path | np.ndarray
+
+
+@dataclass(frozen=True)
+class Content:
+    """A data set opened for reading: training rows first, then the rows of its own test split.
+
+    Parameters
+    ----------
+    train, test : int
+        Number of rows; ``test`` is 0 where the set has no test split of its own.
+    columns : mapping of str to pyarrow array
+        Every column that can serve as a label (integers, strings, booleans), nulls kept.
+    segments : sequence of (str, int)
+        The files the rows come from, in order, each with its number of rows.
+    images : iterable
+        The images in the order of the rows, read as they are asked for.
+    class_names : mapping of str to list of str
+        The names of a column's classes 0, 1, 2, …, where the data say them.
+    unusable : mapping of str to str
+        Columns that cannot be a label, with their type.
+    """
+
+    train: int
+    test: int
+    columns: Mapping[str, pa.Array | pa.ChunkedArray]
+    segments: Sequence[tuple[str, int]]
+    images: Iterable[RawImage | None]
+    class_names: Mapping[str, list[str]] = field(default_factory=dict)
+    unusable: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set that has been found but not read.
+
+    Parameters
+    ----------
+    kind : str
+        The reader. The same files read by another reader are other content.
+    base : Path
+        What the files' names are relative to.
+    files : tuple of Path
+        Every file that the content depends on.
+    open : callable
+        Reads labels and returns the :class:`Content`.
+    """
+
+    kind: str
+    base: Path
+    files: tuple[Path, ...]
+    open: Callable[[], Content]
+
+    def name_of(self, file: Path) -> str:
+        """Return a file's name relative to the base."""
+        return file.relative_to(self.base).as_posix()
+
+
+def origin(base: Path, segments: Sequence[tuple[str, int]], row: int) -> str:
+    """Say which file and which row of it (from 0) a row of the set comes from."""
+    start = 0
+    for name, count in segments:
+        if row < start + count:
+            inside = f"row {row - start}" if count > 1 else f"row {row} of the set"
+            return f"{base / name}, {inside}"
+        start += count
+    raise IndexError(f"row {row} of {start}")

@@ -1,0 +1,177 @@
+"""A data set divided into training, validation and test."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from clients.data.cache import Stored, fetch
+from clients.data.config import DataConfig
+from clients.data.errors import DataError
+from clients.data.images import ImageSet
+from clients.data.labels import class_labels
+from clients.data.places import Place, data_root
+from clients.data.registry import Entry, find, lookup
+from models.randomness import numpy_generator
+
+Rows = NDArray[np.int64]
+
+#: The fewest rows that can be divided 4:1:1.
+MIN_ROWS = 6
+
+
+@dataclass(frozen=True)
+class Splits:
+    """A data set and its three parts, which share no row.
+
+    Parameters
+    ----------
+    name : str
+        The data set.
+    class_names : list of str
+        By class index.
+    num_classes : int
+        Number of classes.
+    shape : (int, int, int)
+        Of one image: channels, height, width.
+    fingerprint : str
+        Hexadecimal; the same exactly where content, image shape and label are.
+    train, validation, test : ImageSet
+        The parts.
+    """
+
+    name: str
+    class_names: list[str]
+    num_classes: int
+    shape: tuple[int, int, int]
+    fingerprint: str
+    train: ImageSet
+    validation: ImageSet
+    test: ImageSet
+
+
+def load(config: DataConfig, seed: int) -> Splits:
+    """Return a data set, divided.
+
+    The images are decoded on the first call and memory-mapped ever after.
+
+    Parameters
+    ----------
+    config : DataConfig
+        Which set, and how.
+    seed : int
+        The run's seed; the same seed gives the same parts on every machine.
+
+    Raises
+    ------
+    DataError
+        If the data are missing, broken, or do not fit the request.
+    """
+    entry = lookup(config.name)
+    place = Place(data_root(config.root), config.path.expanduser() if config.path else None)
+    source = find(entry, place, config.download)
+    stored = fetch(source, config.image_size or entry.image_size, config.channels or entry.channels)
+    label = config.label or _usual_label(entry, stored)
+    names = entry.class_names.get(label) or stored.class_names.get(label)
+    labels, class_names = class_labels(stored, label, names)
+    own = _keeps_own_test(config, stored)
+    if own and names is None:
+        _check_classes_known(labels, class_names, stored)
+    generator = numpy_generator(seed, "split")
+    divided = _own(stored, generator) if own else _four_one_one(stored, generator)
+    parts = _limited(divided, config.limit)
+    _, channels, height, width = stored.images.shape
+    mean, std = _normalisation(entry, config, channels)
+
+    def part(name: str) -> ImageSet:
+        rows = parts[name]
+        return ImageSet(stored.images, rows, labels[rows], mean, std, len(class_names))
+
+    return Splits(
+        name=config.name,
+        class_names=class_names,
+        num_classes=len(class_names),
+        shape=(channels, height, width),
+        fingerprint=_fingerprint(stored, label),
+        train=part("train"),
+        validation=part("validation"),
+        test=part("test"),
+    )
+
+
+def _usual_label(entry: Entry, stored: Stored) -> str:
+    """Return the set's label column, or the only column that there is."""
+    columns = stored.columns.column_names
+    return columns[0] if entry.label not in columns and len(columns) == 1 else entry.label
+
+
+def _fingerprint(stored: Stored, label: str) -> str:
+    described = f"{stored.fingerprint}\0{stored.images.shape}\0{label}"
+    return hashlib.blake2b(described.encode(), digest_size=16).hexdigest()
+
+
+def _normalisation(entry: Entry, config: DataConfig, channels: int) -> tuple[Tensor, Tensor]:
+    """Return mean and standard deviation, shape (C, 1, 1)."""
+    known = entry.statistics
+    # The statistics of a grey set hold for each of three equal channels, not the reverse.
+    fits = known is not None and len(known.mean) in (1, channels)
+    wanted = config.normalize or ("dataset" if entry.normalised and fits else "none")
+    if wanted == "none" or known is None:
+        return torch.zeros(channels, 1, 1), torch.ones(channels, 1, 1)
+    mean, std = (torch.tensor(values).expand(channels) for values in known)
+    return mean.reshape(-1, 1, 1).clone(), std.reshape(-1, 1, 1).clone()
+
+
+def _keeps_own_test(config: DataConfig, stored: Stored) -> bool:
+    if config.split == "own" and not stored.test:
+        raise DataError(
+            f"'{config.name}' has no test split of its own; allowed: split: '4:1:1' (the default)"
+        )
+    return config.split != "4:1:1" and stored.test > 0
+
+
+def _own(stored: Stored, generator: np.random.Generator) -> Mapping[str, Rows]:
+    if stored.train < 2:
+        raise DataError(f"{stored.base}: 1 training image cannot be divided 4:1")
+    pool = generator.permutation(stored.train)
+    held_out = max(1, round(stored.train / 5))
+    test = np.arange(stored.train, stored.train + stored.test)
+    return {"train": pool[held_out:], "validation": pool[:held_out], "test": test}
+
+
+def _four_one_one(stored: Stored, generator: np.random.Generator) -> Mapping[str, Rows]:
+    total = stored.train + stored.test
+    if total < MIN_ROWS:
+        raise DataError(f"{stored.base}: {total} images; 4:1:1 needs at least {MIN_ROWS}")
+    pool, sixth = generator.permutation(total), total // 6
+    validation, test, train = np.split(pool, [sixth, 2 * sixth])
+    return {"train": train, "validation": validation, "test": test}
+
+
+def _check_classes_known(labels: Rows, class_names: list[str], stored: Stored) -> None:
+    """Refuse a test split with classes that nothing could be learnt of."""
+    ours, theirs = set(labels[: stored.train].tolist()), set(labels[stored.train :].tolist())
+    if strange := sorted(theirs - ours):
+        shown = ", ".join(class_names[index] for index in strange[:10])
+        raise DataError(
+            f"{stored.base}: class counts differ between splits: {len(ours)} in train, "
+            f"{len(theirs)} in test, of which {len(strange)} are not in train: {shown}. "
+            "Use split: '4:1:1' to divide all rows anew"
+        )
+
+
+def _limited(parts: Mapping[str, Rows], limit: int | None) -> Mapping[str, Rows]:
+    """Scale the parts together until training has at most ``limit`` rows."""
+    share = min(1.0, (limit or np.inf) / len(parts["train"]))
+    return {name: _thinned(rows, max(1, round(len(rows) * share))) for name, rows in parts.items()}
+
+
+def _thinned(rows: Rows, count: int) -> Rows:
+    """Return ``count`` rows at even distances: a test split may be sorted by class."""
+    return rows[np.arange(count) * len(rows) // count]

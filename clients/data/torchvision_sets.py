@@ -1,0 +1,159 @@
+"""Sets that torchvision knows how to download and read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from clients.data.errors import DataError
+from clients.data.places import Place, files_below
+from clients.data.source import Content, RawImage, Source
+
+_IDX = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte")
+_IDX_FILES = (*_IDX, *(name.replace("train", "t10k") for name in _IDX))
+
+
+@dataclass(frozen=True)
+class TorchvisionSet:
+    """One of torchvision's sets, as it lies on disk.
+
+    Parameters
+    ----------
+    class_name : str
+        The name in ``torchvision.datasets``.
+    files : tuple of str
+        The files and folders, below the root, without which the set is not there.
+    open : callable
+        Reads the set below a root.
+    """
+
+    class_name: str
+    files: tuple[str, ...]
+    open: Callable[[Path], Content]
+
+    def locate(self, place: Place) -> Path | None:
+        """Return torchvision's root if every file of the set is below it."""
+        (root,) = place.candidates(".")
+        return root if all((root / file).exists() for file in self.files) else None
+
+    def read(self, root: Path) -> Source:
+        """Return the source below torchvision's root."""
+        paths = [root / file for file in self.files]
+        files = tuple(
+            chain.from_iterable(files_below(path) if path.is_dir() else [path] for path in paths)
+        )
+        return Source(self.class_name, root, files, partial(self.open, root))
+
+    def download(self, root: Path) -> None:
+        """Download the set below a root.
+
+        Raises
+        ------
+        DataError
+            If it fails.
+        """
+        _construct(self.class_name, root, download=True)
+
+
+def _construct(class_name: str, root: Path, **options: Any) -> Any:
+    import torchvision.datasets  # slow to import
+
+    try:
+        return getattr(torchvision.datasets, class_name)(root, **options)
+    except Exception as error:  # network, archive and format errors are of many types
+        action = "download" if options.get("download") else "read"
+        raise DataError(
+            f"torchvision could not {action} {class_name} below {root}: {error}"
+        ) from error
+
+
+def _open_arrays(class_name: str, root: Path) -> Content:
+    # For CIFAR torchvision unpickles, which runs whatever the file says: acceptable only
+    # because its loader first compares every file with the official MD5 sums.
+    parts = [_construct(class_name, root, train=train) for train in (True, False)]
+    images = [np.asarray(part.data) for part in parts]
+    labels = [np.asarray(part.targets, dtype=np.int64) for part in parts]
+    for rows, targets in zip(images, labels, strict=True):
+        if len(rows) != len(targets):
+            raise DataError(
+                f"{class_name} below {root}: {len(rows)} images but {len(targets)} labels"
+            )
+    segments = [(f"{class_name} train", len(images[0])), (f"{class_name} test", len(images[1]))]
+    columns = {"label": pa.array(np.concatenate(labels))}
+    names = {"label": list(parts[0].classes)}
+    return Content(len(images[0]), len(images[1]), columns, segments, chain(*images), names)
+
+
+def _open_celeba(root: Path) -> Content:
+    parts = [_construct("CelebA", root, split=split) for split in ("train", "valid", "test")]
+    attributes = [name for name in parts[0].attr_names if name]
+    values = np.concatenate([part.attr.numpy() for part in parts])
+    identities = np.concatenate([part.identity.numpy()[:, 0] for part in parts])
+    columns = {name: pa.array(values[:, i]) for i, name in enumerate(attributes)}
+    names = [f"celeba/img_align_celeba/{name}" for part in parts for name in part.filename]
+    return Content(
+        train=len(parts[0]) + len(parts[1]),
+        test=len(parts[2]),
+        columns={**columns, "identity": pa.array(identities)},
+        segments=[(name, 1) for name in names],
+        images=_below(root, names),
+        class_names={name: ["no", "yes"] for name in attributes},
+    )
+
+
+def _open_lfw(root: Path) -> Content:
+    # The ten folds hold everybody; the "train" and "test" lists are for verifying pairs and
+    # share no person, so they are no split for telling people apart.
+    people = _construct("LFWPeople", root, split="10fold", image_set="funneled")
+    by_index = {index: name for name, index in people.class_to_idx.items()}
+    columns = {"identity": pa.array([by_index[target] for target in people.targets])}
+    names = [Path(file).relative_to(root).as_posix() for file in people.data]
+    segments = [(name, 1) for name in names]
+    return Content(len(names), 0, columns, segments, _below(root, names))
+
+
+def _below(root: Path, names: list[str]) -> Iterator[RawImage]:
+    return (root / name for name in names)
+
+
+def _arrays(class_name: str, files: tuple[str, ...]) -> TorchvisionSet:
+    return TorchvisionSet(class_name, files, partial(_open_arrays, class_name))
+
+
+MNIST = _arrays("MNIST", tuple(f"MNIST/raw/{name}" for name in _IDX_FILES))
+FASHION_MNIST = _arrays("FashionMNIST", tuple(f"FashionMNIST/raw/{name}" for name in _IDX_FILES))
+CIFAR10 = _arrays(
+    "CIFAR10",
+    tuple(
+        f"cifar-10-batches-py/{name}"
+        for name in (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch", "batches.meta")
+    ),
+)
+CIFAR100 = _arrays(
+    "CIFAR100", tuple(f"cifar-100-python/{name}" for name in ("train", "test", "meta"))
+)
+CELEBA = TorchvisionSet(
+    "CelebA",
+    tuple(
+        f"celeba/{name}"
+        for name in (
+            "list_attr_celeba.txt",
+            "identity_CelebA.txt",
+            "list_eval_partition.txt",
+            "img_align_celeba",
+        )
+    ),
+    _open_celeba,
+)
+LFW = TorchvisionSet(
+    "LFWPeople",
+    tuple(f"lfw-py/{name}" for name in ("people.txt", "lfw-names.txt", "lfw_funneled")),
+    _open_lfw,
+)

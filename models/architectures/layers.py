@@ -1,0 +1,59 @@
+"""What several families share: the staged trunk, the pooled classifier, the initialisation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from torch import nn
+
+Block = Callable[[int, int, int], nn.Module]
+"""A residual block's constructor: channels in, channels out, stride."""
+
+
+def conv3x3(channels: int, width: int, stride: int = 1) -> nn.Conv2d:
+    """Return a 3x3 convolution that keeps the side, without a bias as batch norm follows."""
+    return nn.Conv2d(channels, width, 3, stride=stride, padding=1, bias=False)
+
+
+def conv_bn_relu(channels: int, width: int) -> nn.Sequential:
+    """Return a 3x3 convolution, batch norm and ReLU: the stem of every CIFAR form."""
+    return nn.Sequential(conv3x3(channels, width), nn.BatchNorm2d(width), nn.ReLU(inplace=True))
+
+
+def stages(block: Block, first: int, widths: Sequence[int], blocks: int) -> nn.Sequential:
+    """Stack stages of equal length; each but the first halves the side.
+
+    Parameters
+    ----------
+    block : Block
+        Makes one block.
+    first : int
+        Channels that enter the first stage.
+    widths : sequence of int
+        Channels that leave each stage.
+    blocks : int
+        Blocks in each stage.
+    """
+    layers: list[nn.Module] = []
+    entering = first
+    for stage, width in enumerate(widths):
+        for position in range(blocks):
+            halves = stage > 0 and position == 0
+            layers.append(block(entering, width, 2 if halves else 1))
+            entering = width
+    return nn.Sequential(*layers)
+
+
+def pooled_classifier(width: int, num_classes: int) -> nn.Sequential:
+    """Return global average pooling and one linear layer, so that any image side fits."""
+    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, num_classes))
+
+
+def he_initialised(model: nn.Module) -> nn.Module:
+    """Draw every convolution's weight as He et al. 2015 (fan out) and return the model."""
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    return model

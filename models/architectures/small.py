@@ -1,0 +1,94 @@
+"""Networks for a CPU: from a linear model to small convolutional ones, for 8x8 to 32x32."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from models.architectures import ImageTask
+from models.architectures.layers import conv_bn_relu, pooled_classifier
+
+
+def softmax(task: ImageTask) -> nn.Module:
+    """Return multinomial logistic regression on the pixels."""
+    return nn.Sequential(nn.Flatten(), nn.Linear(_pixels(task), task.num_classes))
+
+
+def mlp(task: ImageTask) -> nn.Module:
+    """Return a perceptron with hidden layers of 256 and 128 units."""
+    return nn.Sequential(
+        nn.Flatten(),
+        nn.Linear(_pixels(task), 256),
+        nn.ReLU(inplace=True),
+        nn.Linear(256, 128),
+        nn.ReLU(inplace=True),
+        nn.Linear(128, task.num_classes),
+    )
+
+
+def cnn_tiny(task: ImageTask) -> nn.Module:
+    """Return two 3x3 convolutions of 8 and 16 channels and a linear layer on a 2x2 grid."""
+    return nn.Sequential(
+        nn.Conv2d(task.channels, 8, 3, padding=1),
+        nn.ReLU(inplace=True),
+        nn.MaxPool2d(2),
+        nn.Conv2d(8, 16, 3, padding=1),
+        nn.ReLU(inplace=True),
+        nn.AdaptiveAvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(16 * 2 * 2, task.num_classes),
+    )
+
+
+def cnn_small(task: ImageTask) -> nn.Module:
+    """Return 3x3 convolutions of 32 and 64 channels with batch norm, pooled to a 2x2 grid."""
+    return nn.Sequential(
+        conv_bn_relu(task.channels, 32),
+        nn.MaxPool2d(2),
+        conv_bn_relu(32, 64),
+        nn.MaxPool2d(2),
+        nn.AdaptiveAvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(64 * 2 * 2, task.num_classes),
+    )
+
+
+def cnn_wide(task: ImageTask) -> nn.Module:
+    """Return a 5x5 and a 3x3 convolution of 64 and 128 channels and two linear layers."""
+    return nn.Sequential(
+        nn.Conv2d(task.channels, 64, 5, stride=2, padding=2),
+        nn.ReLU(inplace=True),
+        nn.MaxPool2d(2),
+        nn.Conv2d(64, 128, 3, padding=1),
+        nn.ReLU(inplace=True),
+        nn.AdaptiveAvgPool2d(4),
+        nn.Flatten(),
+        nn.Linear(128 * 4 * 4, 128),
+        nn.ReLU(inplace=True),
+        nn.Linear(128, task.num_classes),
+    )
+
+
+def cnn_separable(task: ImageTask) -> nn.Module:
+    """Return depthwise separable convolutions of 32 to 128 channels (Howard et al. 2017)."""
+    return nn.Sequential(
+        conv_bn_relu(task.channels, 32),
+        _separable(32, 64, stride=2),
+        _separable(64, 64, stride=1),
+        _separable(64, 128, stride=2),
+        pooled_classifier(128, task.num_classes),
+    )
+
+
+def _separable(channels: int, width: int, stride: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(channels, channels, 3, stride, padding=1, groups=channels, bias=False),
+        nn.BatchNorm2d(channels),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(channels, width, 1, bias=False),
+        nn.BatchNorm2d(width),
+        nn.ReLU(inplace=True),
+    )
+
+
+def _pixels(task: ImageTask) -> int:
+    return task.channels * task.image_size**2

@@ -1,0 +1,198 @@
+"""The command ``pudica``."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+# Heavy imports (torch, ray, flwr, pandas) stay inside the commands: `pudica --help` is instant.
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Learning together without giving data or models away.",
+)
+
+FAILED, WRONG, INTERRUPTED = 1, 2, 130
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPERM)
+
+RunPaths = Annotated[list[Path], typer.Argument(help="Run directories.")]
+
+
+@contextmanager
+def _requests() -> Iterator[None]:
+    """Turn a wrong request into its message and exit code 2."""
+    from models.errors import RequestError
+
+    try:
+        yield
+    except RequestError as error:
+        _say(f"error: {error}")
+        raise typer.Exit(WRONG) from None
+
+
+def _say(text: str) -> None:
+    typer.echo(text, err=True)
+
+
+@app.command("list")
+def list_() -> None:
+    """Show the experiments, data sets and models, and which data are here."""
+    import yaml
+
+    import models
+    from clients.data import catalogue
+    from strategies.experiment import shipped
+
+    typer.echo("Experiments (pudica run NAME)")
+    for name, path in shipped().items():
+        typer.echo(f"  {name:24} {yaml.safe_load(path.read_text())['description']}")
+    typer.echo("\nData sets (--set data.name=NAME)")
+    with _requests():
+        for entry in catalogue():
+            typer.echo(f"  {'✓' if entry.present else '·'} {entry.name:22} {entry.description}")
+            typer.echo(f"    {'':22} {entry.where}")
+    typer.echo("\nModels (participants: - model: NAME; parameters for 10 classes, 3x32x32)")
+    for name in models.names():
+        typer.echo(f"  {name:16} {models.describe(name)}")
+    typer.echo("  custom:package.module:callable, or an exported program FILE.pt2")
+
+
+@app.command()
+def run(
+    experiment: Annotated[
+        str | None, typer.Argument(help="A name from `pudica list`, or a YAML file.")
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Override a setting; may be repeated."),
+    ] = None,
+    engine: Annotated[str, typer.Option(help="inprocess, ray or flower.")] = "ray",
+    out: Annotated[Path, typer.Option(help="The run's directory is made in here.")] = Path(
+        "results"
+    ),
+    resume: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="Go on with a run that was stopped.")
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print only the run's directory.")] = False,
+) -> None:
+    """Run an experiment. Exit code 0: done, 1: the run failed, 2: the request is wrong."""
+    os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+    from models.errors import unknown
+    from simulations import runner
+
+    with _requests():
+        if engine not in runner.ENGINES:
+            raise unknown("engine", engine, runner.ENGINES)
+        with _disk(out):
+            prepared, directory = runner.prepare(experiment, set_ or [], out, resume)
+    with _requests(), _disk(out), _ends_of(directory):
+        runner.execute(prepared, directory, engine, quiet)
+    with _disk(out):
+        _report(directory, quiet)
+    typer.echo(directory)
+
+
+@contextmanager
+def _disk(out: Path) -> Iterator[None]:
+    """Turn a full or forbidden disk into a message and exit code 2."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in DISK_ERRORS:
+            raise
+        where = error.filename or out
+        _say(f"error: --out: can't write {where}: {error.strerror}; free some space or choose "
+             "another --out; what is written so far can be resumed")
+        raise typer.Exit(WRONG) from None
+
+
+@contextmanager
+def _ends_of(directory: Path) -> Iterator[None]:
+    """Explain how a run ended that did not end well."""
+    from models.errors import RequestError
+
+    again = f"pudica run --resume {_shown(directory)}"
+    try:
+        yield
+    except KeyboardInterrupt:
+        _say(f"\nstopped; go on with: {again}")
+        raise typer.Exit(INTERRUPTED) from None
+    except (RequestError, typer.Exit):
+        raise
+    except OSError as error:
+        if error.errno in DISK_ERRORS:
+            raise
+        _failed(error, again)
+    except Exception as error:  # noqa: BLE001 - whatever ends a run is reported as its end
+        _failed(error, again)
+
+
+def _failed(error: Exception, again: str) -> None:
+    if "PUDICA_TRACEBACK" in os.environ:
+        import traceback
+
+        traceback.print_exc()
+    _say(f"error: the run failed: {type(error).__name__}: {error}")
+    _say(f"go on with: {again}   (PUDICA_TRACEBACK=1 shows where it failed)")
+    raise typer.Exit(FAILED) from error
+
+
+def _report(directory: Path, quiet: bool) -> None:
+    """Print the tables and draw the plots of a run that is done."""
+    import analysis
+    from simulations.display import print_frame
+
+    figures = analysis.plot(directory)
+    if quiet:
+        return
+    for title, frame in analysis.tables(directory).items():
+        print_frame(frame, title)
+    typer.echo("Plots")
+    for figure in figures:
+        typer.echo(f"  {_shown(figure)}")
+    typer.echo("\nRun")
+
+
+def _shown(path: Path) -> Path:
+    """Return the path as short as it can be typed from here."""
+    here = Path.cwd()
+    return path.relative_to(here) if path.is_relative_to(here) else path
+
+
+@app.command()
+def show(runs: RunPaths) -> None:
+    """Print the tables of one or several runs, side by side."""
+    import analysis
+    from simulations.display import print_frame
+
+    with _requests():
+        for title, frame in analysis.tables(runs).items():
+            print_frame(frame, title)
+
+
+@app.command()
+def plot(runs: RunPaths) -> None:
+    """Draw the figures of one or several runs and print their paths."""
+    import analysis
+
+    with _requests():
+        for one in runs:
+            for figure in analysis.plot(one):
+                typer.echo(_shown(figure.absolute()))
+
+
+def main() -> None:
+    """Run the command line; Ctrl-C outside a run ends it quietly."""
+    try:
+        app()
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
