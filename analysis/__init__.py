@@ -1,1 +1,30 @@
-"""placeholder."""
+"""What was learnt: runs as pandas frames, the papers' tables side by side, plots.
+
+Examples
+--------
+>>> rows = load("results/*")                  # every measurement, one tidy frame
+>>> themis_table1(["results/seed0", "results/seed1"])
+>>> plot("results/seed0")                     # results/seed0/plots/*.png
+"""
+
+from analysis.plots import plot
+from analysis.runs import describe, find, load
+from analysis.summary import tables
+from analysis.themis import (
+    themis_protection,
+    themis_table1,
+    themis_table1_spread,
+    themis_table2,
+)
+
+__all__ = [
+    "describe",
+    "find",
+    "load",
+    "plot",
+    "tables",
+    "themis_protection",
+    "themis_table1",
+    "themis_table1_spread",
+    "themis_table2",
+]

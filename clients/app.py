@@ -13,7 +13,7 @@ from flwr.clientapp import ClientApp
 from clients import protocol
 from clients.participant import Participant, Schedule, attacked
 from clients.protocol import Assignment
-from clients.vault import Vault, vault_of
+from clients.vault import vault_of
 
 app = ClientApp()
 
@@ -22,7 +22,7 @@ _participants: dict[str, Participant] = {}
 
 def _participant(message: Message, context: Context) -> Participant:
     """Return the node's participant, from memory or, in a fresh process, from its vault."""
-    vault = vault_of(context, str(message.content.config_records["config"]["run"]))
+    vault = vault_of(context, str(protocol.words_of(message.content)["run"]))
     key = str(vault.root)
     if key not in _participants:
         kept = vault.read("assignment.json")
@@ -41,15 +41,12 @@ def _answering(handler: Handler) -> Callable[[Message, Context], Message]:
     @wraps(handler)
     def answer(message: Message, context: Context) -> Message:
         participant = _participant(message, context)
-        config = dict(message.content.config_records["config"])
-        arrays = {
-            key: torch.from_numpy(array.numpy())
-            for record in message.content.array_records.values()
-            for key, array in record.items()
-        }
+        config = protocol.words_of(message.content)
+        arrays = protocol.arrays_of(message.content)
+        tensors = {key: torch.from_numpy(array) for key, array in arrays.items()}
         with participant.compute.threads():
             try:
-                content = handler(participant, config, arrays)
+                content = handler(participant, config, tensors)
             except torch.OutOfMemoryError as error:
                 torch.cuda.empty_cache()
                 raise RuntimeError(f"out of GPU memory: {error}") from error
@@ -61,7 +58,7 @@ def _answering(handler: Handler) -> Callable[[Message, Context], Message]:
 @app.query("hello")
 def hello(message: Message, context: Context) -> Message:
     """Say which partition this node is, and which code it runs."""
-    words = {
+    words: dict[str, protocol.Scalar] = {
         "partition": int(context.node_config.get("partition-id", -1)),
         "name": str(context.node_config.get("name", "")),
         "code": protocol.code_fingerprint(),
@@ -72,19 +69,19 @@ def hello(message: Message, context: Context) -> Message:
 @app.query("join")
 def join(message: Message, context: Context) -> Message:
     """Keep the assignment in the vault and describe the public data as seen from here."""
-    config = message.content.config_records["config"]
-    assignment = _own_choice(Assignment.model_validate_json(str(config["assignment"])), context)
+    words = protocol.words_of(message.content)
+    assignment = _own_choice(Assignment.model_validate_json(str(words["assignment"])), context)
     vault = vault_of(context, assignment.run)
     vault.write("assignment.json", assignment.model_dump_json().encode())
     participant = _participants[str(vault.root)] = Participant(vault, assignment)
     data = participant.data
-    words = {
+    seen: dict[str, protocol.Scalar] = {
         "classes": data.num_classes,
         "shape": "x".join(map(str, data.shape)),
         "fingerprint": data.fingerprint,
         "train": len(participant.own_train),
     }
-    return Message(protocol.statement(words), reply_to=message)
+    return Message(protocol.statement(seen), reply_to=message)
 
 
 def _own_choice(assignment: Assignment, context: Context) -> Assignment:
@@ -99,16 +96,14 @@ def _own_choice(assignment: Assignment, context: Context) -> Assignment:
 
 @app.train("local")
 @_answering
-def local(participant: Participant, config: dict, arrays: dict[str, torch.Tensor]) -> RecordDict:
+def local(participant: Participant, config: dict, _: dict[str, torch.Tensor]) -> RecordDict:
     """Train the private model on."""
     return protocol.reply(participant.train_local(config["epoch"], config["variant"]))
 
 
 @app.train("gradient")
 @_answering
-def gradient(
-    participant: Participant, config: dict, arrays: dict[str, torch.Tensor]
-) -> RecordDict:
+def gradient(participant: Participant, config: dict, arrays: dict[str, torch.Tensor]) -> RecordDict:
     """Return the gradient on the noise generator."""
     generator = arrays["generator"]
     values, metrics = participant.gradient(
@@ -156,7 +151,7 @@ def noisy(participant: Participant, config: dict, arrays: dict[str, torch.Tensor
 
 @app.evaluate("density")
 @_answering
-def density(participant: Participant, config: dict, arrays: dict[str, torch.Tensor]) -> RecordDict:
+def density(participant: Participant, config: dict, _: dict[str, torch.Tensor]) -> RecordDict:
     """Measure what Eq. (1) needs to know of the model."""
     return protocol.reply(participant.density(config["seed"], config["variant"]))
 

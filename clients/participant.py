@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import models
-from clients.data import ImageSet, Splits, load, partition
+from clients.data import DataConfig, ImageSet, Splits, load, partition
 from clients.protocol import Assignment
 from clients.vault import Vault
 from models.compute import Compute
@@ -27,7 +27,7 @@ CHEAT_BOUND = 1.0
 @lru_cache(maxsize=2)
 def public_data(config: str, seed: int) -> Splits:
     """Return the competition's data, shared by all participants of one process."""
-    return load(Assignment.model_fields["data"].annotation.model_validate_json(config), seed)  # type: ignore[union-attr]
+    return load(DataConfig.model_validate_json(config), seed)
 
 
 @lru_cache(maxsize=2)
@@ -57,9 +57,7 @@ class NoisyBatches:
             order = epoch_order(len(self.images), seed, epoch)
             x, y = self.images.batch(order[step * size : (step + 1) * size])
             shape = x.shape if noise == "per-image" else (1, *x.shape[1:])
-            e = torch.randn(
-                shape, generator=torch_generator(seed, "noise", epoch, step, visitor)
-            )
+            e = torch.randn(shape, generator=torch_generator(seed, "noise", epoch, step, visitor))
             self._key, self._batch = key, (x, y, e)
         return self._batch
 
@@ -195,13 +193,13 @@ class Participant:
             μ and ρ.
         """
         noise = NoiseGenerator(generator.to(self.compute.device), bound)
-        model, total, loss, count = self.model(variant), 0.0, 0.0, 0
+        model, loss, count = self.model(variant), 0.0, 0
+        total = torch.zeros_like(generator, device=self.compute.device)
         for x, y, e in self._batches(schedule):
             part, part_loss = noise.task_gradient(model, x, y, e, self.compute)
             total, loss = total + part * len(y), loss + float(part_loss) * len(y)
             count += len(y)
-        mean = torch.as_tensor(total) / count
-        return mean.cpu().numpy(), {"loss": loss / count, "num-examples": count}
+        return (total / count).cpu().numpy(), {"loss": loss / count, "num-examples": count}
 
     def visit(
         self,
@@ -235,9 +233,7 @@ class Participant:
         values, steps = training.packed()
         return values, {"loss": loss / count, "num-examples": count, "steps": steps}
 
-    def _batches(
-        self, schedule: Schedule
-    ) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    def _batches(self, schedule: Schedule) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
         batches = noisy_batches(*self._data_key)
         return [
             tuple(  # type: ignore[misc]

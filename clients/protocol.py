@@ -24,7 +24,7 @@ import hashlib
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
@@ -128,17 +128,32 @@ def _content(
     return content
 
 
+def words_of(content: RecordDict) -> dict[str, Scalar]:
+    """Return the settings of a request, or the words of a reply."""
+    return dict(content.config_records.get("config", {}))  # type: ignore[arg-type]
+
+
+def numbers_of(content: RecordDict) -> dict[str, float]:
+    """Return the measurements in a reply."""
+    records = content.metric_records.values()
+    return {k: float(v) for record in records for k, v in record.items()}  # type: ignore[arg-type]
+
+
+def arrays_of(content: RecordDict) -> dict[str, np.ndarray]:
+    """Return all arrays of a message, decoded; nothing in them is ever unpickled."""
+    records: list[ArrayRecord] = list(content.array_records.values())
+    return {key: array.numpy() for record in records for key, array in record.items()}
+
+
 def payload_bytes(content: RecordDict) -> int:
     """Return the size of a message's content: arrays as serialised, scalars, and their keys.
 
     Flower's own ``count_bytes`` raises on an empty string, so it is not used.
     """
-    arrays = (item for record in content.array_records.values() for item in record.items())
-    scalars = (
-        item
-        for record in (*content.config_records.values(), *content.metric_records.values())
-        for item in record.items()
-    )
+    array_records: list[ArrayRecord] = list(content.array_records.values())
+    arrays = (item for record in array_records for item in record.items())
+    records: list[Any] = [*content.config_records.values(), *content.metric_records.values()]
+    scalars = (item for record in records for item in record.items())
     return sum(len(key) + len(array.data) for key, array in arrays) + sum(
         len(key) + (len(value) if isinstance(value, str) else 8) for key, value in scalars
     )

@@ -37,7 +37,9 @@ class Vault:
             root.mkdir(mode=0o700, parents=True, exist_ok=True)
             root.chmod(0o700)
         except OSError as error:
-            raise RequestError(f"vault: can't make the directory {root}: {error.strerror}") from error
+            raise RequestError(
+                f"vault: can't make the directory {root}: {error.strerror}"
+            ) from error
 
     def write(self, name: str, data: bytes) -> None:
         """Put ``data`` under ``name``."""

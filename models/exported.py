@@ -24,15 +24,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 from torch.export.pt2_archive import PT2ArchiveReader
 
 from models.architectures import ImageTask
+from models.custom import FrozenProgram
 from models.errors import RequestError
-
-SUFFIX = ".pt2"
 
 _PROGRAM = "models/model.json"
 _SAMPLE_INPUTS = "data/sample_inputs/model.pt"
@@ -67,30 +65,6 @@ _RULES = {
 # The exporter's notes on an operator stay text: nothing evaluates them. Only there, as a tensor
 # may be called "metadata" too.
 _NOTES = ("nodes", "metadata")
-
-
-class FrozenProgram(nn.Module):
-    """An exported program: always as it was exported, with no weights to train.
-
-    Parameters
-    ----------
-    program : nn.Module
-        ``ExportedProgram.module()``.
-    """
-
-    def __init__(self, program: nn.Module) -> None:
-        super().__init__()
-        self.program = program.requires_grad_(False)
-        self.training = False
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Map (batch, channels, side, side) to logits (batch, num_classes)."""
-        logits: torch.Tensor = self.program(images)
-        return logits
-
-    def train(self, mode: bool = True) -> FrozenProgram:  # noqa: ARG002
-        """Change nothing: the mode was fixed at the export."""
-        return self
 
 
 def load_program(path: Path, task: ImageTask) -> FrozenProgram:

@@ -90,7 +90,9 @@ def crop_flip(x: torch.Tensor, black: torch.Tensor, generator: torch.Generator) 
 def predict(model: nn.Module, x: torch.Tensor, compute: Compute, batch: int = 250) -> np.ndarray:
     """Return the predicted class of each image, int64 of shape (N,)."""
     model.eval()
-    parts = [compute.logits(model, compute.place(part)).argmax(1).cpu() for part in x.split(batch)]
+    parts = [
+        compute.logits(model, compute.place(part)).argmax(1).cpu() for part in torch.split(x, batch)
+    ]
     return torch.cat(parts).numpy()
 
 

@@ -1,1 +1,1 @@
-"""placeholder."""
+"""How an experiment is run: command line, experiments, engines, benchmarks."""

@@ -110,8 +110,10 @@ def _disk(out: Path) -> Iterator[None]:
         if error.errno not in DISK_ERRORS:
             raise
         where = error.filename or out
-        _say(f"error: --out: can't write {where}: {error.strerror}; free some space or choose "
-             "another --out; what is written so far can be resumed")
+        _say(
+            f"error: --out: can't write {where}: {error.strerror}; free some space or choose "
+            "another --out; what is written so far can be resumed"
+        )
         raise typer.Exit(WRONG) from None
 
 
@@ -132,7 +134,7 @@ def _ends_of(directory: Path) -> Iterator[None]:
         if error.errno in DISK_ERRORS:
             raise
         _failed(error, again)
-    except Exception as error:  # noqa: BLE001 - whatever ends a run is reported as its end
+    except Exception as error:
         _failed(error, again)
 
 

@@ -77,7 +77,7 @@ def execute(experiment: Experiment, directory: Path, engine: str, quiet: bool) -
 def _terminable() -> Iterator[None]:
     """Let SIGTERM stop a run as Ctrl-C does, so that nothing is left running."""
 
-    def interrupt(number: int, frame: FrameType | None) -> None:
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
     before = signal.signal(signal.SIGTERM, interrupt)

@@ -1,1 +1,1 @@
-"""placeholder."""
+"""What the organiser or the cloud runs."""

@@ -17,7 +17,7 @@ def ranks(accuracies: Mapping[str, float]) -> dict[str, int]:
     series = pd.Series(dict(accuracies), dtype=float)
     # Equal counts of right answers must tie, whatever the last bit of their mean.
     ranked = series.round(9).rank(method="min", ascending=False)
-    return {str(name): int(rank) for name, rank in ranked.items()}
+    return dict(zip(accuracies, ranked.astype(int).tolist(), strict=True))
 
 
 def agreement(a: Mapping[str, float], b: Mapping[str, float]) -> dict[str, float]:

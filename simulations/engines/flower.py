@@ -19,13 +19,11 @@ import http.client
 import json
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
 import sysconfig
 import tempfile
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -34,7 +32,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import psutil
 import tomli_w
 
 import clients
@@ -42,8 +39,8 @@ import models
 import strategies
 from clients.data.places import cache_root, data_root
 from clients.protocol import ParticipantConfig
+from models.custom import SUFFIX
 from models.errors import RequestError
-from models.exported import SUFFIX
 from models.files import write_atomically
 from simulations.engines.local import run_config
 from strategies.experiment import SHIPPED, ClientConfig, Experiment
@@ -54,19 +51,39 @@ CONNECTION = "pudica"
 START_SECONDS = 60.0
 END_SECONDS = 20.0
 POLL_SECONDS = 0.5
+# After its ServerApp has failed, Flower still brings Ray up, to end it again; that is not
+# waited for. In these seconds the traceback comes into the log where Ray is up already.
+FAREWELL_SECONDS = 5.0
 LOG_LINES = 15
 # Ray's sockets lie some 70 characters below; a socket's path has room for 103 on macOS.
 LONGEST_PARENT = 16
 
-SUPERLINK = "flwr.superlink.cli:flower_superlink"
-FLWR = "flwr.cli.app:app"
-# Runs one of Flower's commands, and ends it when we are gone, however that came about.
-MONITORED = """
-import importlib, sys
-from flwr.supercore.app_utils import start_parent_process_monitor
-start_parent_process_monitor(int(sys.argv.pop(1)))
-module, name = sys.argv.pop(1).split(":")
-sys.exit(getattr(importlib.import_module(module), name)())
+SUPERLINK = ("-c", "from flwr.superlink.cli import flower_superlink as main; main()")
+FLWR = ("-c", "from flwr.cli.app import app as main; main()")
+# Clears a run's home away once its standard input closes: when the run is over, and just as
+# well when we were killed. Only the working directory tells all processes of the run: Flower
+# and Ray start new sessions, Ray's workers outlive their parents and overwrite their command
+# line. Killing is safe, whatever matters is written atomically. (A program of its own, because
+# importing this module takes as long as PyTorch does.)
+KEEPER = """
+import contextlib, shutil, sys, time
+from pathlib import Path
+import psutil
+
+def works_in(home, process):
+    try:
+        return Path(process.cwd()).is_relative_to(home)
+    except psutil.Error:  # gone already, or another user's
+        return False
+
+home = sys.argv[1]
+sys.stdin.read()
+while found := [process for process in psutil.process_iter() if works_in(home, process)]:
+    for process in found:
+        with contextlib.suppress(psutil.Error):
+            process.kill()
+    time.sleep(0.1)
+shutil.rmtree(home, ignore_errors=True)
 """
 
 
@@ -99,7 +116,7 @@ def run(experiment: Experiment, directory: Path) -> None:
         raise RequestError(f"--out: can't make {directory}: {error.strerror}") from error
     try:
         with temporary_home() as home:
-            stage(home / "app", run_config(with_absolute_paths(experiment), directory, "flower"))
+            stage(home.app, run_config(with_absolute_paths(experiment), directory, "flower"))
             Simulation(home, directory).run(shares)
     except KeyboardInterrupt:
         _close_record(directory, "interrupted", "stopped from the keyboard")
@@ -146,7 +163,7 @@ def stage(app: Path, config: dict[str, str]) -> None:
     _copy_sources(SHIPPED, app / "simulations" / "experiments")
     components = {"serverapp": "strategies.app:app", "clientapp": "clients.app:app"}
     pyproject = {
-        "project": {"name": "pudica", "version": "0.0.0", "license": "Apache-2.0"},
+        "project": {"name": "pudica", "version": "0.0.0", "description": "One run of Pudica"},
         "tool": {
             "flwr": {"app": {"publisher": "pudica", "components": components, "config": config}}
         },
@@ -202,66 +219,63 @@ def _worker_count(client: ClientConfig, wanted: int | None, cpus: int, nodes: in
 # ------------------------------------------------------------------------ where it runs
 
 
-@contextmanager
-def temporary_home() -> Iterator[Path]:
-    """Make the run's home; at the end, end whatever still runs in it, and remove it."""
-    parent = tempfile.gettempdir()
-    short = parent if len(parent) <= LONGEST_PARENT or os.name == "nt" else "/tmp"  # noqa: S108
-    home = Path(tempfile.mkdtemp(prefix="pudica-", dir=short)).resolve()
-    try:
-        (home / "work").mkdir()
-        yield home
-    finally:
-        with _uninterrupted():
-            _end_processes(home)
-            shutil.rmtree(home, ignore_errors=True)
+class Home:
+    """A run's home: its folder, and the processes that were started in it.
 
-
-@contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Ignore Ctrl-C inside: an impatient second one must not leave half of the work undone."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-def processes_of(home: Path) -> list[psutil.Process]:
-    """Return the processes of a run: those that work in its home.
-
-    Neither parents nor process groups tell them: Flower and Ray start new sessions, Ray's
-    workers outlive their parents for a while, and overwrite their own command line.
+    Parameters
+    ----------
+    path : Path
     """
-    return [process for process in psutil.process_iter() if _works_in(home, process)]
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.app = path / "app"
+        self.work = path / "work"
+        self.processes: list[subprocess.Popen[bytes]] = []
+        self._environment = environment_of(path)
+        self.work.mkdir()
+
+    def start(self, log: Path, *command: str) -> subprocess.Popen[bytes]:
+        """Start one of Flower's commands, out of reach of the terminal's Ctrl-C."""
+        with log.open("ab") as output:
+            process = subprocess.Popen(
+                [sys.executable, "-P", *command],
+                cwd=self.work,
+                env=self._environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        self.processes.append(process)
+        return process
 
 
-def _works_in(home: Path, process: psutil.Process) -> bool:
-    try:
-        return Path(process.cwd()).is_relative_to(home)
-    except psutil.Error:  # gone already, or another user's
-        return False
-
-
-def _end_processes(home: Path) -> None:
-    """Kill until none is left: whatever matters is written atomically.
+@contextmanager
+def temporary_home() -> Iterator[Home]:
+    """Make a home; at the end nothing runs in it any more, and it is gone.
 
     Raises
     ------
     FlowerRunFailed
-        If one can't be ended.
+        If a process can't be ended.
     """
-    deadline = time.monotonic() + END_SECONDS
-    while found := processes_of(home):
-        if time.monotonic() > deadline:
-            raise FlowerRunFailed(f"can't end the processes {[p.pid for p in found]}")
-        for process in found:
-            with suppress(psutil.NoSuchProcess):
-                process.kill()
-        psutil.wait_procs(found, timeout=1)
+    parent = tempfile.gettempdir()
+    short = parent if len(parent) <= LONGEST_PARENT or os.name == "nt" else "/tmp"
+    home = Home(Path(tempfile.mkdtemp(prefix="pudica-", dir=short)).resolve())
+    command = [sys.executable, "-P", "-c", KEEPER, str(home.path)]
+    keeper = subprocess.Popen(
+        command, cwd=home.path.parent, stdin=subprocess.PIPE, start_new_session=True
+    )
+    try:
+        yield home
+    finally:
+        try:
+            keeper.communicate(timeout=END_SECONDS)
+        except subprocess.TimeoutExpired:
+            raise FlowerRunFailed(f"processes of the run in {home.path} do not end") from None
+        for process in home.processes:
+            process.wait()
 
 
 def environment_of(home: Path) -> dict[str, str]:
@@ -312,19 +326,19 @@ class Simulation:
 
     Parameters
     ----------
-    home : Path
+    home : Home
         With the staged app in it.
     directory : Path
         Of the run.
     """
 
-    def __init__(self, home: Path, directory: Path) -> None:
+    def __init__(self, home: Home, directory: Path) -> None:
         self.home = home
         self.directory = directory
         self.log = directory / "flower.log"
-        self._environment = environment_of(home)
-        self._superlink_log = home / "superlink.log"
+        self._superlink_log = home.path / "superlink.log"
         self._superlink: subprocess.Popen[bytes]
+        self._before = _record(directory)
 
     def run(self, federation_config: str) -> None:
         """Run to the end.
@@ -334,36 +348,26 @@ class Simulation:
         FlowerRunFailed
             If it does not complete.
         """
-        record = _record(self.directory)
         self._start_superlink()
         self._stream(federation_config)
         status = self._final_status()
         if status["status"] != "finished:completed":
-            now = _record(self.directory)
-            own_reason = now.get("reason", "") if now != record else ""
-            raise FlowerRunFailed(own_reason or status["status-details"] or self._log_end())
+            raise FlowerRunFailed(self._own_reason() or status["status-details"] or self._log_end())
 
-    def _start(self, log: Path, *command: str) -> subprocess.Popen[bytes]:
-        """Start one of Flower's commands, out of reach of the terminal's Ctrl-C."""
-        with log.open("ab") as output:
-            return subprocess.Popen(
-                [sys.executable, "-c", MONITORED, str(os.getpid()), *command],
-                cwd=self.home / "work",
-                env=self._environment,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+    def _own_reason(self) -> str:
+        """Return why the ServerApp failed, by its own record of this run; else nothing."""
+        record = _record(self.directory)
+        failed = record != self._before and record.get("status") == "failed"
+        return str(record["reason"]) if failed else ""
 
     def _start_superlink(self) -> None:
         port = _free_port()
         connection = {"address": f"127.0.0.1:{port}", "insecure": True}
         settings = {"superlink": {"default": CONNECTION, CONNECTION: connection}}
-        (self.home / "config.toml").write_text(tomli_w.dumps(settings), encoding="utf-8")
+        (self.home.path / "config.toml").write_text(tomli_w.dumps(settings), encoding="utf-8")
         place = ("--host", "127.0.0.1", "--port", str(port))
         isolation = ("--insecure", "--simulation", "--isolation", "subprocess")
-        self._superlink = self._start(self._superlink_log, SUPERLINK, *isolation, *place)
+        self._superlink = self.home.start(self._superlink_log, *SUPERLINK, *isolation, *place)
         deadline = time.monotonic() + START_SECONDS
         while not _healthy(port):
             self._check_superlink()
@@ -386,14 +390,19 @@ class Simulation:
 
     def _stream(self, federation_config: str) -> None:
         """Submit the run, and keep its log until it ends."""
-        command = ("run", str(self.home / "app"), CONNECTION, "--stream")
-        submitted = self._start(
-            self.log, FLWR, *command, "--federation-config", federation_config
+        command = ("run", str(self.home.app), CONNECTION, "--stream")
+        submitted = self.home.start(
+            self.log, *FLWR, *command, "--federation-config", federation_config
         )
+        deadline = float("inf")
         while submitted.poll() is None:
             self._check_superlink()
             with suppress(subprocess.TimeoutExpired):
                 submitted.wait(POLL_SECONDS)
+            reason = self._own_reason()
+            deadline = min(deadline, time.monotonic() + FAREWELL_SECONDS) if reason else deadline
+            if time.monotonic() > deadline:
+                raise FlowerRunFailed(reason)
         if submitted.returncode:
             raise FlowerRunFailed(f"`flwr run` failed:\n{self._log_end()}")
 
@@ -408,9 +417,9 @@ class Simulation:
 
     def _listed(self) -> dict[str, str]:
         """Return what `flwr ls` says of the only run of our SuperLink."""
-        listing = self.home / "runs.json"
+        listing = self.home.path / "runs.json"
         listing.unlink(missing_ok=True)
-        self._start(listing, FLWR, "ls", CONNECTION, "--format", "json").wait()
+        self.home.start(listing, *FLWR, "ls", CONNECTION, "--format", "json").wait()
         answer = json.loads(listing.read_text(encoding="utf-8"))
         if not answer.get("success") or not answer["runs"]:
             raise FlowerRunFailed(f"`flwr ls` failed: {answer}")

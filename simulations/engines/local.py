@@ -10,6 +10,7 @@ from pathlib import Path
 
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.app.metadata import Metadata
+from flwr.app.user_config import UserConfig
 from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
@@ -35,7 +36,7 @@ def run_config(experiment: Experiment, directory: Path, engine: str) -> dict[str
 
 def client_context(node: int, partition: int, partitions: int, config: dict[str, str]) -> Context:
     """Return the context of one simulated node."""
-    place = {"partition-id": partition, "num-partitions": partitions}
+    place: UserConfig = {"partition-id": partition, "num-partitions": partitions}
     return Context(RUN_ID, node, place, RecordDict(), dict(config))
 
 
@@ -134,4 +135,4 @@ def _identified(message: Message, identifier: str) -> Message:
         ttl=old.ttl,
         message_type=old.message_type,
     )
-    return Message(content=message.content, metadata=metadata)
+    return Message(content=message.content, metadata=metadata)  # type: ignore[call-overload,no-any-return]

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from flwr.app import Array, RecordDict
 
 from clients import protocol
-from clients.data import Splits
 from models.generator import GeneratorTraining, NoiseGenerator
 from models.randomness import derive, numpy_generator
-from strategies.exchange import Exchanges
-from strategies.recorder import Recorder
 from strategies.themis.config import ThemisConfig
+from strategies.themis.organiser import Organiser
 from strategies.themis.screening import Clip, admitted, combined, reachable
 
 
@@ -34,44 +33,26 @@ class GeneratorStage:
 
     Parameters
     ----------
+    organiser : Organiser
     case : str
     settings : ThemisConfig
         Of this case.
-    data : Splits
-        The public training set gives the generator's shape and the number of batches.
-    seed : int
-        The run's.
-    initial : NoiseGenerator
-        Untrained, at the training's bound.
-    run : str
-        The run's name, by which nodes find their vault.
     """
 
-    def __init__(
-        self,
-        case: str,
-        settings: ThemisConfig,
-        data: Splits,
-        seed: int,
-        initial: NoiseGenerator,
-        run: str,
-        exchanges: Exchanges,
-        recorder: Recorder,
-    ) -> None:
+    def __init__(self, organiser: Organiser, case: str, settings: ThemisConfig) -> None:
+        self.organiser = organiser
         self.case = case
         self.settings = settings
-        self.data = data
-        self.seed = seed
-        self.run = run
-        self.exchanges = exchanges
-        self.recorder = recorder
+        self.seed = organiser.experiment.seed
+        self.exchanges = organiser.exchanges
+        self.recorder = organiser.recorder
         self.task = f"generator/{case}"
-        self.batches = -(-len(data.train) // settings.batch_size)
-        self.training = GeneratorTraining(initial, settings.learning_rate)
+        self.batches = -(-len(organiser.data.train) // settings.batch_size)
+        self.training = GeneratorTraining(organiser.untrained(settings.M), settings.learning_rate)
         self.clip = Clip(settings.clip)
         self.clipped = 0
         self.answered: set[str] = set()
-        self._no_gradient = np.zeros((2, *data.shape), np.float32)
+        self._no_gradient = np.zeros((2, *organiser.data.shape), np.float32)
 
     def train(self) -> NoiseGenerator:
         """Train all epochs, from the last checkpoint on, and return the generator."""
@@ -187,7 +168,7 @@ class GeneratorStage:
     def _common(self, turn: Turn, name: str) -> dict[str, protocol.Scalar]:
         settings = self.settings
         config: dict[str, protocol.Scalar] = {
-            "run": self.run,
+            "run": self.organiser.run,
             "variant": "cheating" if name in settings.cheaters else "honest",
             "bound": settings.M,
             "seed": derive(self.seed, "schedule", self.case),
@@ -234,12 +215,12 @@ class GeneratorStage:
 
     def _end_epoch(self, epoch: int) -> None:
         self.exchanges.need(self.settings.min_participants, len(self.answered), self.task)
-        log = {"round": epoch + 1, "case": self.case}
+        log: dict[str, Any] = {"round": epoch + 1, "case": self.case}
         sigma = self.training.generator.sigma().detach()
-        self.recorder.log("generator", "mean_sigma", float(sigma.mean()), **log)  # type: ignore[arg-type]
-        self.recorder.log("generator", "clipped", self.clipped, **log)  # type: ignore[arg-type]
+        self.recorder.log("generator", "mean_sigma", float(sigma.mean()), **log)
+        self.recorder.log("generator", "clipped", self.clipped, **log)
         for name, count in self.exchanges.dropouts.items():
-            self.recorder.log("generator", "dropouts", count, node=name, **log)  # type: ignore[arg-type]
+            self.recorder.log("generator", "dropouts", count, node=name, **log)
         if (epoch + 1) % self.settings.validate_every == 0 or epoch + 1 == self.settings.epochs:
             self.validate(epoch + 1)
 
@@ -247,7 +228,7 @@ class GeneratorStage:
         """Measure every participant on the noisy public validation set (Figure 4)."""
         generator = Array(self.training.generator.packed())
         config: dict[str, protocol.Scalar] = {
-            "run": self.run,
+            "run": self.organiser.run,
             "bound": self.settings.M,
             "seed": derive(self.seed, "validation", epoch),
         }
@@ -259,7 +240,7 @@ class GeneratorStage:
             for name in self.exchanges.nodes
         }
         for name, content in self.exchanges.ask(protocol.NOISY, requests).items():
-            value = float(content.metric_records["metrics"]["accuracy"])  # type: ignore[arg-type]
+            value = protocol.numbers_of(content)["accuracy"]
             self.recorder.log(
                 "generator", "validation_accuracy", value, node=name, round=epoch, case=self.case
             )

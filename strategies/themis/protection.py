@@ -122,9 +122,7 @@ class Examiner:
         path = recorder.artefact("examiner.safetensors")
         kept = load_tensors(path)
         if kept is None:
-            training = Training(
-                model, config.training, derive(self.seed, "examiner"), self.compute
-            )
+            training = Training(model, config.training, derive(self.seed, "examiner"), self.compute)
             while not training.finished:
                 training.run_epoch(self.data.train, self.data.validation)
                 recorder.progress("examiner", training.epoch, config.training.epochs, "epoch")

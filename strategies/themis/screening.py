@@ -14,6 +14,8 @@ from flwr.app import Array, ArrayRecord, RecordDict
 from flwr.serverapp.strategy.fedtrimmedavg import trim_mean
 from flwr.serverapp.strategy.multikrum import select_multikrum
 
+from clients.protocol import arrays_of
+
 # No honest Adam step moves a parameter further than this many learning rates:
 # (1 − β₁)/√(1 − β₂), Kingma & Ba 2015, §2.1.
 ADAM_REACH = 0.1 / np.sqrt(0.001)
@@ -33,10 +35,10 @@ def admitted(content: RecordDict, shape: tuple[int, ...]) -> np.ndarray:
     ValueError
         Says what is wrong with it.
     """
-    arrays = {key: a for record in content.array_records.values() for key, a in record.items()}
+    arrays = arrays_of(content)
     if list(arrays) != ["values"]:
         raise ValueError(f"must send one array 'values', sent {sorted(arrays) or 'none'}")
-    values = arrays["values"].numpy()
+    values = arrays["values"]
     if values.shape != shape:
         raise ValueError(f"must have shape {shape}, has {values.shape}")
     if values.dtype != np.float32:
@@ -137,5 +139,5 @@ def combined(rule: str, updates: list[np.ndarray], malicious: int) -> np.ndarray
     if rule == "krum":
         records = [RecordDict({"arrays": ArrayRecord({"values": Array(u)})}) for u in updates]
         chosen = select_multikrum(records, malicious, 1)[0]
-        return chosen.array_records["arrays"]["values"].numpy()
+        return arrays_of(chosen)["values"]
     return stacked.mean(axis=0)  # type: ignore[no-any-return]

@@ -1,0 +1,191 @@
+"""How all figures look: a look of their own, and labels that do not collide."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import product
+from pathlib import Path
+from typing import Any, Literal
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_hex, to_rgb
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.text import Annotation, Text
+from scipy.optimize import isotonic_regression
+
+Box = tuple[float, ...]
+
+DPI = 130
+LABEL_GAP = 11.5
+LOOK: dict[str, Any] = {
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#666666",
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e6e6e6",
+    "grid.linewidth": 0.7,
+    "xtick.color": "#444444",
+    "ytick.color": "#444444",
+    "lines.linewidth": 1.5,
+    "lines.markersize": 5,
+    # A participant may well have a dollar sign in its name.
+    "text.parse_math": False,
+}
+# Okabe and Ito's colours for all kinds of colour vision, without the yellow that white swallows.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#444444")
+DASHES = ("-", (0, (4, 1.5)), (0, (1, 1.2)))
+MARKERS = "osD^vP"
+HORIZONTAL: dict[int, Literal["left", "center", "right"]] = {1: "left", 0: "center", -1: "right"}
+VERTICAL: dict[int, Literal["bottom", "center", "top"]] = {1: "bottom", 0: "center", -1: "top"}
+SIDES = ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (-1, 1), (1, -1), (-1, -1))
+
+
+@contextmanager
+def own_look() -> Iterator[None]:
+    """Draw alike whatever the caller's matplotlib settings are, and leave those as they were."""
+    look: dict[Any, Any] = {**mpl.rcParamsDefault, **LOOK}
+    # A backend is the caller's choice, and nothing here uses it.
+    with mpl.rc_context({k: v for k, v in look.items() if not k.startswith("backend")}):
+        yield
+
+
+def new_figure(width: float, height: float, title: str) -> Figure:
+    """Return an empty figure; sizes in inches."""
+    figure = Figure((width, height), layout=ConstrainedLayoutEngine(h_pad=0.07))
+    FigureCanvasAgg(figure)
+    figure.suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold")
+    return figure
+
+
+def save(figure: Figure, path: Path) -> Path:
+    """Write a PNG and return its path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=DPI, bbox_inches="tight", pad_inches=0.12)
+    return path
+
+
+def styles(names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Give each name a colour, a dash and a marker that no other has together (up to 21)."""
+    looks = [{"color": colour, "linestyle": dash} for dash, colour in product(DASHES, COLOURS)]
+    return {
+        name: {**looks[i % len(looks)], "marker": MARKERS[i % len(MARKERS)]}
+        for i, name in enumerate(names)
+    }
+
+
+def label_lines(
+    figure: Figure, axes: Axes, ends: Mapping[str, float], looks: Mapping[str, Any]
+) -> None:
+    """Name lines at the right edge of the axes, each at its end or as near as there is room.
+
+    Parameters
+    ----------
+    ends : mapping of str to float
+        Where each line ends, in data units.
+    looks : mapping of str to dict
+        As of :func:`styles`.
+    """
+    figure.draw_without_rendering()
+    names = sorted(ends, key=lambda name: ends[name])
+    right = axes.get_xlim()[1]
+    box = axes.get_window_extent()
+    points = figure.dpi / 72
+    wanted = [axes.transData.transform((right, ends[name]))[1] / points for name in names]
+    placed = spread(wanted, LABEL_GAP, box.y0 / points, box.y1 / points)
+    for name, at, place in zip(names, wanted, placed, strict=True):
+        axes.annotate(
+            name,
+            (right, ends[name]),
+            xytext=(30, place - at),
+            textcoords="offset points",
+            va="center",
+            fontsize=8,
+            color="#222222",
+            annotation_clip=False,
+            arrowprops={
+                "arrowstyle": "-",
+                "connectionstyle": "arc,angleA=180,armA=9,angleB=0,armB=5,rad=0",
+                "color": looks[name]["color"],
+                "linestyle": looks[name]["linestyle"],
+                "linewidth": 1.3,
+                "relpos": (0, 0.5),
+                "patchA": None,
+                "shrinkA": 2,
+                "shrinkB": 0,
+            },
+        )
+
+
+def spread(values: Sequence[float], gap: float, low: float, high: float) -> np.ndarray:
+    """Return the places nearest to sorted values that keep a gap, within bounds if they fit."""
+    steps = gap * np.arange(len(values))
+    nearest = isotonic_regression(np.asarray(values) - steps).x
+    return np.asarray(np.clip(nearest, low, max(low, high - steps[-1])) + steps)
+
+
+def label_points(
+    figure: Figure,
+    axes: Axes,
+    points: Mapping[str, tuple[float, float]],
+    colours: Mapping[str, str],
+) -> None:
+    """Name points beside them, where neither a name nor a point is in the way."""
+    figure.draw_without_rendering()
+    dots = [axes.transData.transform(point) for point in points.values()]
+    taken: list[Box] = [(x - 6, y - 6, x + 6, y + 6) for x, y in dots]
+    inside = axes.get_window_extent().extents
+    for name, point in points.items():
+        # Out of the layout, or the layout would move the axes under the labels.
+        label = axes.annotate(
+            name,
+            point,
+            (0, 0),
+            textcoords="offset points",
+            fontsize=8,
+            color=darkened(colours[name]),
+            arrowprops={"arrowstyle": "-", "color": colours[name], "linewidth": 0.7, "shrinkA": 0},
+        )
+        label.set_in_layout(False)
+        taken.append(_place(label, taken, inside))
+
+
+def darkened(colour: str) -> str:
+    """Return a colour dark enough to write with on white."""
+    red, green, blue = to_rgb(colour)
+    return to_hex((0.65 * red, 0.65 * green, 0.65 * blue))
+
+
+def number(value: float) -> str:
+    """Return a number to two places, with a proper minus."""
+    return f"{value:.2f}".replace("-", "−")
+
+
+def _place(label: Annotation, taken: Sequence[Box], inside: Box) -> Box:
+    """Move a label to the first free place around its point and return the place."""
+    for distance, (right, up) in product((7, 13, 20, 28, 38), SIDES):
+        label.set_position((right * distance, up * distance))
+        label.set_horizontalalignment(HORIZONTAL[right])
+        label.set_verticalalignment(VERTICAL[up])
+        # Moves the text; but this extent counts the line as well, and that may cross others.
+        label.get_window_extent()
+        box = tuple(Text.get_window_extent(label).extents)
+        if _within(box, inside) and not any(_overlap(box, other) for other in taken):
+            break
+    return box
+
+
+def _within(a: Box, b: Box) -> bool:
+    return a[0] >= b[0] and a[1] >= b[1] and a[2] <= b[2] and a[3] <= b[3]
+
+
+def _overlap(a: Box, b: Box) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]

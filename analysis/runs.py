@@ -1,0 +1,272 @@
+"""Runs on disk as one tidy frame.
+
+A frame has a row per measurement. Its order depends on what was measured only, never on
+which node answered first, so two runs of the same experiment and seed give the same frame.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from glob import glob, has_magic
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+
+from models.errors import RequestError
+
+FILES = ("run.json", "experiment.yaml", "metrics.jsonl")
+TEXTS = ("run", "system", "experiment", "case", "stage", "node", "metric", "release")
+NUMBERS = {"round": "int64", "value": "float64", "M": "float64", "draw": "float64"}
+COLUMNS = (
+    "run",
+    "system",
+    "experiment",
+    "case",
+    "stage",
+    "round",
+    "node",
+    "metric",
+    "value",
+    "release",
+    "M",
+    "draw",
+)
+NEEDED = {"stage", "round", "node", "metric", "value"}
+STAGES = ("local", "generator", "density", "evaluation", "protection", "leaderboard")
+ORGANISER = "organiser"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run directory.
+
+    Attributes
+    ----------
+    name : str
+        The directory's name, with as much of the path before it as tells runs apart that
+        were opened together.
+    directory : Path
+    info : dict
+        ``run.json``.
+    settings : dict
+        ``experiment.yaml``, as resolved.
+    """
+
+    name: str
+    directory: Path
+    info: dict[str, Any]
+    settings: dict[str, Any]
+
+    @property
+    def participants(self) -> list[str]:
+        """The participants' names, in the experiment's order."""
+        return [participant["name"] for participant in self.settings.get("participants", [])]
+
+    @cached_property
+    def frame(self) -> pd.DataFrame:
+        """The run's measurements; columns as of :func:`load`."""
+        rows = sorted(_read_rows(self.directory / "metrics.jsonl"), key=self._place)
+        own = {
+            **dict.fromkeys(TEXTS, ""),
+            "run": self.name,
+            "system": self.info.get("system", ""),
+            "experiment": self.info.get("experiment", ""),
+        }
+        frame = pd.DataFrame([{**own, **row} for row in rows])
+        further = sorted(set(frame.columns) - set(COLUMNS))
+        frame = frame.reindex(columns=[*COLUMNS, *further])
+        return frame.astype(dict.fromkeys(TEXTS, str) | NUMBERS)
+
+    def _place(self, row: dict[str, Any]) -> tuple[Any, ...]:
+        """Return what decides a row's place among the others."""
+        cases = list(self.settings.get(self.info.get("system", ""), {}).get("cases") or {})
+        node = str(row["node"])
+        return (
+            _position(STAGES, str(row["stage"])),
+            _position(["", *cases], str(row.get("case", ""))),
+            str(row.get("release", "")),
+            row.get("M", -1),
+            row.get("draw", -1),
+            row["round"],
+            _position([ORGANISER, *self.participants], node),
+            str(row["metric"]),
+            # What is left may differ in tags that are not known here.
+            json.dumps(row, sort_keys=True),
+        )
+
+
+RunPaths = str | Path | Sequence[str | Path] | Sequence[Run]
+
+
+def load(runs: RunPaths) -> pd.DataFrame:
+    """Return all measurements of any number of runs.
+
+    Parameters
+    ----------
+    runs : str, Path, or a sequence of these
+        Run directories, folders that hold runs, or globs.
+
+    Returns
+    -------
+    DataFrame
+        ``run, system, experiment, case, stage, round, node, metric, value, release, M, draw``,
+        then whatever else the measurements were tagged with. Accuracies are in [0, 1]. Texts
+        that do not apply are empty, numbers NaN; what no case changes has the case ``""``.
+
+    Raises
+    ------
+    RequestError
+        Nothing was found, a directory is no run, or a file of it is damaged.
+    """
+    return pd.concat([run.frame for run in open_runs(runs)], ignore_index=True)
+
+
+def describe(run: str | Path) -> dict[str, Any]:
+    """Return what is known of one run besides its measurements.
+
+    Returns
+    -------
+    dict
+        ``run.json`` (status, seed, versions, hardware; once it ended, seconds per stage and
+        bytes per exchange), with ``directory`` and the resolved experiment as ``settings``.
+
+    Raises
+    ------
+    RequestError
+        As :func:`load`; or there is more than one run.
+    """
+    one = open_run(run)
+    return {**one.info, "run": one.name, "directory": one.directory, "settings": one.settings}
+
+
+def find(runs: str | Path | Sequence[str | Path]) -> list[Path]:
+    """Return the run directories that are meant, each once; arguments as of :func:`load`."""
+    places = [runs] if isinstance(runs, str | Path) else runs
+    found = [path.resolve() for place in places for path in _find_one(place)]
+    if not found:
+        raise RequestError("no run was named")
+    return list(dict.fromkeys(found))
+
+
+def open_runs(runs: RunPaths) -> list[Run]:
+    """Return the runs that are meant, under names that tell them apart.
+
+    Runs that are open already are returned as they are.
+    """
+    places = [runs] if isinstance(runs, str | Path) else list(runs)
+    opened = [place for place in places if isinstance(place, Run)]
+    if opened:
+        return opened
+    directories = find([place for place in places if not isinstance(place, Run)])
+    names = _distinct_names(directories)
+    return [_open(path, name) for path, name in zip(directories, names, strict=True)]
+
+
+def open_run(run: str | Path) -> Run:
+    """Return the one run that is meant."""
+    found = open_runs(run)
+    if len(found) > 1:
+        names = ", ".join(one.name for one in found)
+        raise RequestError(f"{run}: holds {len(found)} runs, name one of them: {names}")
+    return found[0]
+
+
+def _open(directory: Path, name: str) -> Run:
+    info = _parsed(directory / "run.json", json.loads)
+    settings = _parsed(directory / "experiment.yaml", yaml.safe_load)
+    return Run(name, directory, info, settings)
+
+
+def _parsed(path: Path, parse: Any) -> dict[str, Any]:
+    try:
+        content = parse(path.read_text(encoding="utf-8"))
+    except (ValueError, yaml.YAMLError) as error:
+        raise RequestError(f"{path}: can't be read: {error}") from error
+    if not isinstance(content, dict):
+        raise RequestError(f"{path}: must hold a mapping")
+    return content
+
+
+# ------------------------------------------------------------------------ finding runs
+
+
+def _find_one(place: str | Path) -> list[Path]:
+    path = Path(place)
+    if path.is_dir():
+        return _in_directory(path)
+    if path.exists():
+        raise RequestError(f"{path} is a file; name the run's directory")
+    if has_magic(str(place)):
+        matches = [Path(match) for match in sorted(glob(str(place), recursive=True))]
+        found = [run for match in matches if match.is_dir() for run in _runs_below(match)]
+        if found:
+            return found
+    raise RequestError(f"nothing found at {path}")
+
+
+def _in_directory(path: Path) -> list[Path]:
+    found = _runs_below(path)
+    if found:
+        return found
+    lacking = [name for name in FILES if not (path / name).is_file()]
+    raise RequestError(f"{path} is no run, and holds none: it lacks {', '.join(lacking)}")
+
+
+def _runs_below(path: Path) -> list[Path]:
+    if _is_run(path):
+        return [path]
+    return [file.parent for file in sorted(path.rglob("run.json")) if _is_run(file.parent)]
+
+
+def _is_run(path: Path) -> bool:
+    return all((path / name).is_file() for name in FILES)
+
+
+def _distinct_names(directories: Sequence[Path]) -> list[str]:
+    """Return each directory's name, with its parents' names where two would be the same."""
+    depths = dict.fromkeys(directories, 1)
+    while True:
+        names = ["/".join(path.parts[-depth:]) for path, depth in depths.items()]
+        clashing = [p for p, name in zip(directories, names, strict=True) if names.count(name) > 1]
+        if not clashing:
+            return names
+        for path in clashing:
+            depths[path] += 1
+
+
+# --------------------------------------------------------------------- reading metrics
+
+
+def _read_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the rows; a last line that was cut off, by a kill or mid-write, is dropped."""
+    lines = path.read_bytes().split(b"\n")
+    for number, line in enumerate(lines, 1):
+        if not line:
+            continue
+        try:
+            row = json.loads(line)
+            complete = isinstance(row, dict) and row.keys() >= NEEDED
+        except ValueError:
+            complete = False
+        if complete:
+            yield row
+        elif number == len(lines):
+            warnings.warn(f"{path}: the last line is cut off and left out", stacklevel=2)
+        else:
+            raise RequestError(f"{path}, line {number}: not a measurement: {_shortened(line)}")
+
+
+def _shortened(line: bytes) -> str:
+    text = line.decode(errors="replace")
+    return text if len(text) <= 60 else f"{text[:60]}…"
+
+
+def _position(order: Sequence[str], item: str) -> tuple[int, str]:
+    """Return where an item stands in an order; unknown ones come last, by name."""
+    return (order.index(item) if item in order else len(order), item)

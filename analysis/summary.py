@@ -1,0 +1,141 @@
+"""The tables that a person looks at first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import pandas as pd
+
+from analysis.runs import Run, RunPaths, open_runs
+from analysis.themis import board, competition, themis_protection, themis_table1, themis_table2
+
+OVERVIEW = ("system", "experiment", "engine", "status", "seed", "started")
+RUN = ["run", "experiment"]
+SIDE_BY_SIDE = ("rank", "plain_accuracy", "trained_accuracy")
+
+
+def tables(runs: RunPaths) -> dict[str, pd.DataFrame]:
+    """Return the tables of one or several runs by title, as far as there is something in them.
+
+    A single run shows its leaderboards in full. Of several, what belongs together stands side
+    by side: a column per run and figure.
+
+    Parameters
+    ----------
+    runs : str, Path, or a sequence of these
+        As of :func:`analysis.load`.
+
+    Returns
+    -------
+    dict of str to DataFrame
+        Accuracies in per cent, sizes in bytes, durations in seconds. Columns that would be
+        empty are left out, and missing cells are None or NaN.
+
+    Raises
+    ------
+    RequestError
+        As of :func:`analysis.load`.
+    """
+    opened = open_runs(runs)
+    competitions = [run for run in opened if run.info.get("system") == "themis"]
+    found = {
+        **(_themis(competitions) if competitions else {}),
+        "Runs": pd.DataFrame([_overview(run) for run in opened]),
+        "Exchanges": _per_run(opened, _exchanges, "exchange"),
+        "Durations": _per_run(opened, _seconds, "stage"),
+    }
+    return {title: _printable(frame) for title, frame in found.items() if not frame.empty}
+
+
+def _themis(runs: Sequence[Run]) -> dict[str, pd.DataFrame]:
+    cases = list(dict.fromkeys(case for run in runs for case in competition(run).each_case()))
+    found = {}
+    for case in cases:
+        title = "Leaderboard" if len(cases) == 1 else f"Leaderboard, {case}"
+        found[title] = _leaderboards(runs, case)
+    if len(cases) > 1:
+        found["Ranks in each case"] = themis_table2(runs)
+    found["Protection"] = themis_protection(runs)
+    table1 = themis_table1(runs)
+    if table1["trained_accuracy_published"].notna().any():
+        found["Beside the paper"] = table1.drop(columns=table1.filter(like="_std"))
+    # One run's name in every row would tell nothing.
+    return (
+        found
+        if len(runs) > 1
+        else {t: f.drop(columns=RUN, errors="ignore") for t, f in found.items()}
+    )
+
+
+def _leaderboards(runs: Sequence[Run], case: str) -> pd.DataFrame:
+    boards = {}
+    for run in runs:
+        settings = competition(run)
+        if case in settings.each_case():
+            boards[run.name] = board(run, case, settings.release_bounds[0])
+    there = {name: frame for name, frame in boards.items() if frame is not None}
+    if len(runs) > 1:
+        there = {n: f.filter(["model", *SIDE_BY_SIDE]) for n, f in there.items()}
+    return _side_by_side(there, "model", len(runs) > 1)
+
+
+def _overview(run: Run) -> dict[str, object]:
+    exchanges = run.info.get("exchanges", {}).values()
+    return {
+        "run": run.name,
+        **{key: run.info.get(key) for key in OVERVIEW},
+        "seconds": sum(run.info.get("seconds", {}).values()),
+        "exchanges": sum(total["count"] for total in exchanges),
+        "bytes_sent": sum(total["bytes_sent"] for total in exchanges),
+        "bytes_received": sum(total["bytes_received"] for total in exchanges),
+    }
+
+
+def _exchanges(run: Run) -> pd.DataFrame:
+    totals = run.info.get("exchanges", {})
+    return pd.DataFrame([{"exchange": kind, **total} for kind, total in totals.items()])
+
+
+def _seconds(run: Run) -> pd.DataFrame:
+    return pd.DataFrame(run.info.get("seconds", {}).items(), columns=["stage", "seconds"])
+
+
+def _per_run(runs: Sequence[Run], table: Callable[[Run], pd.DataFrame], key: str) -> pd.DataFrame:
+    there = {run.name: frame for run in runs if not (frame := table(run)).empty}
+    return _side_by_side(there, key, len(runs) > 1)
+
+
+def _side_by_side(frames: Mapping[str, pd.DataFrame], key: str, named: bool) -> pd.DataFrame:
+    """Return frames of several runs as one, with a column per figure and run.
+
+    Parameters
+    ----------
+    frames : mapping of str to DataFrame
+        By run.
+    key : str
+        The column whose values name the rows.
+    named : bool
+        Whether columns say whose they are.
+    """
+    if not frames:
+        return pd.DataFrame()
+    if not named:
+        return next(iter(frames.values()))
+    keyed = {run: frame.set_index(key) for run, frame in frames.items()}
+    figures = dict.fromkeys(str(figure) for frame in keyed.values() for figure in frame)
+    wide = {
+        f"{figure} ({run})": frame[figure]
+        for figure in figures
+        for run, frame in keyed.items()
+        if figure in frame
+    }
+    return pd.DataFrame(wide).rename_axis(index=key).reset_index()
+
+
+def _printable(frame: pd.DataFrame) -> pd.DataFrame:
+    """Leave out empty columns, and turn missing whole numbers into None."""
+    frame = frame.dropna(axis="columns", how="all")
+    for name in frame.select_dtypes("Int64"):
+        if frame[name].isna().any():
+            frame[name] = frame[name].astype(object).where(frame[name].notna(), None)
+    return frame

@@ -1,0 +1,174 @@
+"""Evaluation: the organiser releases test images, participants send predictions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from flwr.app import Array, RecordDict
+
+from clients import protocol
+from clients.data import ImageSet
+from models.generator import NoiseGenerator
+from models.randomness import derive
+from strategies.themis.organiser import SHARED, VARIANTS, Contestants, Organiser, of_variant
+from strategies.themis.protection import Examiner, hiding, noisy_chunks
+
+
+class Evaluation:
+    """Releases and scores, for all cases of a competition.
+
+    Parameters
+    ----------
+    organiser : Organiser
+    """
+
+    def __init__(self, organiser: Organiser) -> None:
+        self.organiser = organiser
+        self.settings = organiser.settings
+        self.recorder = organiser.recorder
+        self.test = organiser.data.test
+        self._examiner: Examiner | None = None
+
+    def shared(self) -> None:
+        """Measure what no case changes: plain images, untrained noise, implied densities."""
+        contestants = self.organiser.contestants()
+        if self.settings.release.compare:
+            self._release("plain", SHARED, contestants, None)
+            for bound in self.settings.release_bounds:
+                noise = self.organiser.untrained(bound)
+                self._release("untrained", SHARED, contestants, noise)
+                self._protect("untrained", SHARED, noise)
+            self._densities(contestants)
+
+    def case(self, case: str, generator: NoiseGenerator) -> None:
+        """Release the noisy test set of one case at every M, and score the predictions."""
+        for bound in self.settings.release_bounds:
+            noise = NoiseGenerator(torch.from_numpy(generator.packed()), bound)
+            self._release("trained", case, self.organiser.contestants_of(case), noise)
+            self._protect("trained", case, noise)
+
+    def seed(self, release: str, case: str, bound: float, draw: int) -> int:
+        """Return the seed of one draw of the noise, which only the organiser can know."""
+        return derive(self.organiser.secret, release, case, f"{bound:g}", draw)
+
+    # ------------------------------------------------------------------------ accuracy
+
+    def _release(
+        self, release: str, case: str, contestants: Contestants, noise: NoiseGenerator | None
+    ) -> None:
+        """Release all draws of one noise; without noise there is nothing to repeat."""
+        bound, draws = (noise.bound, self.settings.release.draws) if noise else (0.0, 1)
+        tags: dict[str, Any] = {"case": case, "release": release, "M": bound}
+        stage = f"evaluation ({' '.join(filter(None, [release, case]))})"
+        for draw in range(draws):
+            task = f"evaluation/{case}/{release}/{bound:g}/{draw}"
+            if not self.recorder.finished(task):
+                right = self._right(contestants, noise, self.seed(release, case, bound, draw))
+                for name, count in right.items():
+                    share = count / len(self.test)
+                    self.recorder.log("evaluation", "accuracy", share, node=name, draw=draw, **tags)
+                self.recorder.finish(task)
+            self.recorder.progress(stage, draw + 1, draws, "draw")
+
+    def _right(
+        self, contestants: Contestants, noise: NoiseGenerator | None, seed: int
+    ) -> dict[str, int]:
+        """Return how many released test images each contestant classifies rightly."""
+        right = dict.fromkeys(contestants, 0)
+        for images, labels in self._released(noise, seed):
+            for variant in VARIANTS:
+                names = of_variant(contestants, variant)
+                config = {"run": self.organiser.run, "variant": variant}
+                request = protocol.request(config, images=images)
+                replies = self.organiser.exchanges.ask(
+                    protocol.PREDICT, dict.fromkeys(names, request)
+                )
+                for node, content in replies.items():
+                    right[names[node]] += self._score(node, content, labels)
+        return right
+
+    def _released(
+        self, noise: NoiseGenerator | None, seed: int
+    ) -> Iterator[tuple[Array, np.ndarray]]:
+        none = NoiseGenerator(torch.zeros(2, *self.organiser.data.shape), 0.0)
+        size = self.settings.release.images_per_message
+        for x, noisy, labels in noisy_chunks(self.test, noise or none, seed, size):
+            yield Array((noisy if noise else x).numpy()), labels.numpy()
+
+    def _score(self, node: str, content: RecordDict, labels: np.ndarray) -> int:
+        """Count right predictions; a reply that is not one class per image scores nothing."""
+        predictions = protocol.arrays_of(content).get("predictions", np.empty(0))
+        if predictions.shape != labels.shape:
+            why = f"predictions of shape {predictions.shape} for {len(labels)} images"
+            self.organiser.exchanges.reject(node, why)
+            return 0
+        return int((predictions == labels).sum())
+
+    def _densities(self, contestants: Contestants) -> None:
+        """Ask for the density each model implies, which Eq. (1) needs."""
+        if self.recorder.finished("densities"):
+            return
+        seed = derive(self.organiser.experiment.seed, "densities")
+        for variant in VARIANTS:
+            names = of_variant(contestants, variant)
+            request = self.organiser.request(variant, seed=seed)
+            replies = self.organiser.exchanges.ask(protocol.DENSITY, dict.fromkeys(names, request))
+            for node, content in replies.items():
+                for key in ("mean", "variance"):
+                    value = protocol.numbers_of(content)[key]
+                    self.recorder.log("density", key, value, node=names[node])
+        self.recorder.finish("densities")
+
+    # ---------------------------------------------------------------------- protection
+
+    def _protect(self, release: str, case: str, noise: NoiseGenerator) -> None:
+        """Measure how well the first draw of a release hides the test images."""
+        task = f"protection/{case}/{release}/{noise.bound:g}"
+        if self.recorder.finished(task):
+            return
+        seed = self.seed(release, case, noise.bound, 0)
+        sigma = noise.sigma().detach()
+        values = {
+            "mean_sigma": float(sigma.mean()),
+            "mean_sigma_pixels": float((sigma * self.test.std).mean()),
+            **hiding(self.test, noise, seed, None),
+        }
+        if self.settings.examiner:
+            values |= self._examined(self.test, noise, seed)
+        for metric, value in values.items():
+            tags: dict[str, Any] = {"case": case, "release": release, "M": noise.bound}
+            self.recorder.log("protection", metric, value, **tags)
+        self.recorder.finish(task)
+
+    def _examined(self, test: ImageSet, noise: NoiseGenerator, seed: int) -> dict[str, float]:
+        examiner = self.examiner()
+        denoiser = examiner.best_denoiser(noise)
+        after = hiding(test, noise, seed, denoiser)
+        return {
+            "examiner_accuracy": examiner.accuracy(test, noise, seed, denoiser),
+            "examiner_accuracy_as_released": examiner.accuracy(test, noise, seed, None),
+            "examiner_accuracy_plain": examiner.plain_accuracy(test),
+            "psnr_denoised": after["psnr"],
+            "ssim_denoised": after["ssim"],
+            "denoiser_width": denoiser.width,
+            "denoiser_weighted": float(denoiser.weighted),
+        }
+
+    def examiner(self) -> Examiner:
+        """Return the examiner, trained when it is first needed."""
+        if self._examiner is None:
+            organiser, config = self.organiser, self.settings.examiner
+            if config is None:
+                raise RuntimeError("this experiment has no examiner")
+            with self.recorder.timed("examiner"):
+                self._examiner = Examiner(
+                    config,
+                    organiser.data,
+                    organiser.experiment.seed,
+                    organiser.compute,
+                    self.recorder,
+                )
+        return self._examiner

@@ -1,0 +1,87 @@
+"""What the organiser of a competition knows: participants, test set, secret, models by name."""
+
+from __future__ import annotations
+
+import secrets
+
+from flwr.app import RecordDict
+from flwr.serverapp import Grid
+
+from clients import protocol
+from models.compute import Compute
+from models.generator import NoiseGenerator
+from models.randomness import derive, torch_generator
+from strategies.exchange import Exchanges
+from strategies.experiment import Experiment
+from strategies.recorder import Recorder
+
+VARIANTS = ("honest", "cheating")
+# What does not differ between the cases is measured once, under no case's name.
+SHARED = ""
+
+# Node and variant of each trained model, by the name it has on a leaderboard.
+Contestants = dict[str, tuple[str, str]]
+
+
+class Organiser:
+    """The organiser's state during a competition.
+
+    Parameters
+    ----------
+    grid : Grid
+    experiment : Experiment
+    recorder : Recorder
+    """
+
+    def __init__(self, grid: Grid, experiment: Experiment, recorder: Recorder) -> None:
+        self.grid = grid
+        self.experiment = experiment
+        self.settings = experiment.themis
+        self.recorder = recorder
+        self.run = recorder.directory.name
+        self.compute = Compute(experiment.client)
+        self.data = experiment.load_data()
+        experiment.check_models(self.data)
+        self.exchanges = Exchanges(grid, recorder, {}, experiment.client.timeout)
+        self.secret = self._secret()
+
+    def _secret(self) -> int:
+        """Return the seed of the test set's noise, kept in the organiser's checkpoint."""
+        note = self.recorder.note
+        if "secret" not in note:
+            drawn = self.settings.release.secret
+            note["secret"] = (
+                secrets.randbits(63) if drawn else derive(self.experiment.seed, "test-noise")
+            )
+        return int(note["secret"])
+
+    def request(self, variant: str, **config: protocol.Scalar) -> RecordDict:
+        """Return a request without arrays to participants with a model of this variant."""
+        return protocol.request({"run": self.run, "variant": variant, **config})
+
+    def contestants(self) -> Contestants:
+        """Return every model that is trained for any case."""
+        names = list(self.exchanges.nodes)
+        cheaters = {n for case in self.settings.each_case().values() for n in case.cheaters}
+        honest = {name: (name, "honest") for name in names}
+        cheating = {f"{n} (cheating)": (n, "cheating") for n in names if n in cheaters}
+        return honest | cheating
+
+    def contestants_of(self, case: str) -> Contestants:
+        """Return the models that compete in one case: a cheater's cheating one."""
+        cheaters = self.settings.each_case()[case].cheaters
+        return {
+            name: (node, variant)
+            for name, (node, variant) in self.contestants().items()
+            if (variant == "cheating") == (node in cheaters)
+        }
+
+    def untrained(self, bound: float) -> NoiseGenerator:
+        """Return the generator before its training, the same in all cases."""
+        randomness = torch_generator(self.experiment.seed, "generator")
+        return NoiseGenerator.initial(self.data.shape, bound, randomness)
+
+
+def of_variant(contestants: Contestants, variant: str) -> dict[str, str]:
+    """Return the leaderboard names of one variant's contestants, by node."""
+    return {node: name for name, (node, v) in contestants.items() if v == variant}
