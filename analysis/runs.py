@@ -81,7 +81,7 @@ class Run:
         frame = pd.DataFrame([{**own, **row} for row in rows])
         further = sorted(set(frame.columns) - set(COLUMNS))
         frame = frame.reindex(columns=[*COLUMNS, *further])
-        return frame.astype(dict.fromkeys(TEXTS, str) | NUMBERS)
+        return frame.astype({**dict.fromkeys(TEXTS, "str"), **NUMBERS})
 
     def _place(self, row: dict[str, Any]) -> tuple[Any, ...]:
         """Return what decides a row's place among the others."""

@@ -121,7 +121,8 @@ def _side_by_side(frames: Mapping[str, pd.DataFrame], key: str, named: bool) -> 
         return pd.DataFrame()
     if not named:
         return next(iter(frames.values()))
-    keyed = {run: frame.set_index(key) for run, frame in frames.items()}
+    keyed = {run: _whole(frame.set_index(key)) for run, frame in frames.items()}
+    rows = list(dict.fromkeys(row for frame in keyed.values() for row in frame.index))
     figures = dict.fromkeys(str(figure) for frame in keyed.values() for figure in frame)
     wide = {
         f"{figure} ({run})": frame[figure]
@@ -129,7 +130,12 @@ def _side_by_side(frames: Mapping[str, pd.DataFrame], key: str, named: bool) -> 
         for run, frame in keyed.items()
         if figure in frame
     }
-    return pd.DataFrame(wide).rename_axis(index=key).reset_index()
+    return pd.DataFrame(wide, index=rows).rename_axis(index=key).reset_index()
+
+
+def _whole(frame: pd.DataFrame) -> pd.DataFrame:
+    """Keep whole numbers whole where a run lacks a row that another has."""
+    return frame.astype(dict.fromkeys(frame.select_dtypes("int64"), "Int64"))
 
 
 def _printable(frame: pd.DataFrame) -> pd.DataFrame:

@@ -77,7 +77,7 @@ def _add_noisy(frame: pd.DataFrame, which: str, draws: Mapping[str, list[float]]
     values = pd.DataFrame({name: draws[name] for name in frame["model"]})
     frame[f"{which}_accuracy"] = 100 * values.mean().to_numpy()
     frame[f"{which}_std"] = 100 * values.std(ddof=0).to_numpy()
-    order = ranks({name: float(values[name].mean()) for name in values})
+    order = ranks({name: sum(draws[name]) / len(draws[name]) for name in frame["model"]})
     frame[f"{which}_rank"] = [order[name] for name in frame["model"]]
 
 

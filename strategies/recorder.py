@@ -198,6 +198,7 @@ class Recorder:
         self._metrics.flush()
         self.note["metrics_bytes"] = self._metrics.tell()
         save_tensors(self.directory / "checkpoint.safetensors", self.arrays, self.note)
+        self._write_run()
         self._last_checkpoint = time.monotonic()
 
     # ------------------------------------------------------------------------- the end
@@ -215,12 +216,11 @@ class Recorder:
             "status": status,
             "reason": reason,
             "ended": _now(),
-            "seconds": self.note["seconds"],
-            "exchanges": self.note["exchanges"],
         }
         self._write_run()
 
     def _write_run(self) -> None:
+        self.run |= {"seconds": self.note["seconds"], "exchanges": self.note["exchanges"]}
         write_atomically(self.directory / "run.json", json.dumps(self.run, indent=2).encode())
 
 

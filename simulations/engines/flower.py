@@ -235,16 +235,28 @@ class Home:
         self._environment = environment_of(path)
         self.work.mkdir()
 
-    def start(self, log: Path, *command: str) -> subprocess.Popen[bytes]:
-        """Start one of Flower's commands, out of reach of the terminal's Ctrl-C."""
-        with log.open("ab") as output:
+    def start(
+        self, log: Path, *command: str, output: Path | None = None
+    ) -> subprocess.Popen[bytes]:
+        """Start one of Flower's commands, out of reach of the terminal's Ctrl-C.
+
+        Parameters
+        ----------
+        log : Path
+            Where it writes to.
+        *command : str
+            Python's arguments.
+        output : Path or None
+            Where its standard output goes instead.
+        """
+        with log.open("ab") as errors, (output or log).open("ab") as standard:
             process = subprocess.Popen(
                 [sys.executable, "-P", *command],
                 cwd=self.work,
                 env=self._environment,
                 stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
+                stdout=standard,
+                stderr=errors,
                 start_new_session=True,
             )
         self.processes.append(process)
@@ -352,7 +364,9 @@ class Simulation:
         self._stream(federation_config)
         status = self._final_status()
         if status["status"] != "finished:completed":
-            raise FlowerRunFailed(self._own_reason() or status["status-details"] or self._log_end())
+            details = status["status-details"]
+            reason = self._log_end() if details in ("", "N/A") else details
+            raise FlowerRunFailed(f"{reason} (status {status['status']}; see {self.log})")
 
     def _own_reason(self) -> str:
         """Return why the ServerApp failed, by its own record of this run; else nothing."""
@@ -394,15 +408,14 @@ class Simulation:
         submitted = self.home.start(
             self.log, *FLWR, *command, "--federation-config", federation_config
         )
-        deadline = float("inf")
-        while submitted.poll() is None:
+        while submitted.poll() is None and not self._own_reason():
             self._check_superlink()
             with suppress(subprocess.TimeoutExpired):
                 submitted.wait(POLL_SECONDS)
-            reason = self._own_reason()
-            deadline = min(deadline, time.monotonic() + FAREWELL_SECONDS) if reason else deadline
-            if time.monotonic() > deadline:
-                raise FlowerRunFailed(reason)
+        if reason := self._own_reason():
+            with suppress(subprocess.TimeoutExpired):
+                submitted.wait(FAREWELL_SECONDS)
+            raise FlowerRunFailed(reason)
         if submitted.returncode:
             raise FlowerRunFailed(f"`flwr run` failed:\n{self._log_end()}")
 
@@ -419,11 +432,12 @@ class Simulation:
         """Return what `flwr ls` says of the only run of our SuperLink."""
         listing = self.home.path / "runs.json"
         listing.unlink(missing_ok=True)
-        self.home.start(listing, *FLWR, "ls", CONNECTION, "--format", "json").wait()
-        answer = json.loads(listing.read_text(encoding="utf-8"))
-        if not answer.get("success") or not answer["runs"]:
-            raise FlowerRunFailed(f"`flwr ls` failed: {answer}")
-        return answer["runs"][0]  # type: ignore[no-any-return]
+        command = ("ls", CONNECTION, "--format", "json")
+        code = self.home.start(self.log, *FLWR, *command, output=listing).wait()
+        text = listing.read_text(encoding="utf-8")
+        if code or not (runs := json.loads(text).get("runs")):
+            raise FlowerRunFailed(f"`flwr ls` failed: {text}\n{self._log_end()}")
+        return runs[0]  # type: ignore[no-any-return]
 
 
 def _healthy(port: int) -> bool:

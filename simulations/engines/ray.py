@@ -100,6 +100,11 @@ class RayGrid(LocalGrid):
     def _new_worker(self) -> Any:
         return self._actor.remote(*self._arguments)
 
+    def stop(self) -> None:
+        """End the workers."""
+        for worker in self.workers:
+            ray.kill(worker)
+
     def _home(self, node: int) -> int:
         """Return the worker a node lives on: at first the one with the fewest nodes."""
         if node not in self._homes:
@@ -171,7 +176,8 @@ def connected(config: RayConfig) -> Iterator[None]:
     with _environment({} if config.address else environment):
         try:
             ray.init(
-                address=config.address,
+                # Without an address Ray would join whatever cluster it finds.
+                address=config.address or "local",
                 include_dashboard=None if config.address else False,
                 log_to_driver=False,
                 logging_level=logging.ERROR,

@@ -133,6 +133,7 @@ class Evaluation:
         sigma = noise.sigma().detach()
         values = {
             "mean_sigma": float(sigma.mean()),
+            "chance": float(np.bincount(self.test.labels).max() / len(self.test)),
             "mean_sigma_pixels": float((sigma * self.test.std).mean()),
             **hiding(self.test, noise, seed, None),
         }

@@ -56,22 +56,27 @@ class GeneratorStage:
 
     def train(self) -> NoiseGenerator:
         """Train all epochs, from the last checkpoint on, and return the generator."""
-        done = self._restore()
-        turns = [turn for epoch in range(self.settings.epochs) for turn in self._turns(epoch)]
-        for number, turn in enumerate(turns):
-            if number < done:
-                continue
-            if number == 0 or turns[number - 1].epoch != turn.epoch:
-                self._begin_epoch()
-            self._take(turn)
-            last = number + 1 == len(turns) or turns[number + 1].epoch != turn.epoch
-            if last:
-                self._end_epoch(turn.epoch)
-            if last or self.recorder.due():
-                self._stand(number + 1)
-            unit = "visit" if self.settings.update == "sequential" else "step"
-            self.recorder.progress(f"noise generator ({self.case})", number + 1, len(turns), unit)
+        first, done = self._restore()
+        for epoch in range(first, self.settings.epochs):
+            self.run_epoch(epoch, done if epoch == first else 0)
+            self._end_epoch(epoch)
+            self._stand(epoch + 1, 0)
         return self.training.generator
+
+    def run_epoch(self, epoch: int, done: int = 0) -> None:
+        """Take all turns of an epoch but the first ``done``."""
+        turns = list(self._turns(epoch))
+        if not done:
+            self._begin_epoch()
+        stage, unit = f"noise generator ({self.case})", "step"
+        if self.settings.update == "sequential":
+            unit = "visit"
+        for number, turn in enumerate(turns[done:], start=done + 1):
+            self._take(turn)
+            if self.recorder.due():
+                self._stand(epoch, number)
+            total = len(turns) * self.settings.epochs
+            self.recorder.progress(stage, len(turns) * epoch + number, total, unit)
 
     # ------------------------------------------------------------------ who does what
 
@@ -216,13 +221,16 @@ class GeneratorStage:
     def _end_epoch(self, epoch: int) -> None:
         self.exchanges.need(self.settings.min_participants, len(self.answered), self.task)
         log: dict[str, Any] = {"round": epoch + 1, "case": self.case}
-        sigma = self.training.generator.sigma().detach()
-        self.recorder.log("generator", "mean_sigma", float(sigma.mean()), **log)
+        self._log_sigma(epoch + 1)
         self.recorder.log("generator", "clipped", self.clipped, **log)
         for name, count in self.exchanges.dropouts.items():
             self.recorder.log("generator", "dropouts", count, node=name, **log)
         if (epoch + 1) % self.settings.validate_every == 0 or epoch + 1 == self.settings.epochs:
             self.validate(epoch + 1)
+
+    def _log_sigma(self, epoch: int) -> None:
+        sigma = float(self.training.generator.sigma().detach().mean())
+        self.recorder.log("generator", "mean_sigma", sigma, round=epoch, case=self.case)
 
     def validate(self, epoch: int) -> None:
         """Measure every participant on the noisy public validation set (Figure 4)."""
@@ -245,11 +253,12 @@ class GeneratorStage:
                 "generator", "validation_accuracy", value, node=name, round=epoch, case=self.case
             )
 
-    def _stand(self, done: int) -> None:
+    def _stand(self, epoch: int, done: int) -> None:
         values, steps = self.training.packed()
         self.recorder.stand(
             self.task,
             {self.task: torch.from_numpy(values)},
+            epoch=epoch,
             done=done,
             steps=steps,
             clip=[list(norms) for norms in self.clip.history],
@@ -258,16 +267,17 @@ class GeneratorStage:
             dropouts=self.exchanges.dropouts,
         )
 
-    def _restore(self) -> int:
-        """Go back to the last checkpoint and return how many turns were done by then."""
+    def _restore(self) -> tuple[int, int]:
+        """Go back to the last checkpoint; return its epoch and the turns done in it."""
         self.exchanges.dropouts.clear()
         position = self.recorder.position(self.task)
         if not position:
             if self.settings.epochs:
+                self._log_sigma(0)
                 self.validate(0)
-            return 0
+            return 0, 0
         self._adopt(self.recorder.arrays[self.task].numpy(), position["steps"])
         self.clip = Clip(self.settings.clip, position["clip"])
         self.clipped, self.answered = position["clipped"], set(position["answered"])
         self.exchanges.dropouts.update(position["dropouts"])
-        return int(position["done"])
+        return int(position["epoch"]), int(position["done"])

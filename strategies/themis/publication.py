@@ -59,8 +59,13 @@ class Publication:
     def _accuracies(self, release: str, case: str, bound: float) -> dict[str, list[float]]:
         wanted = {"stage": "evaluation", "release": release, "case": case, "M": bound}
         rows = [r for r in self.recorder.rows if all(r.get(k) == v for k, v in wanted.items())]
-        names = self.organiser.contestants_of(self.case)
-        return {name: [r["value"] for r in rows if r["node"] == name] for name in names}
+        found = {(r["node"], r["draw"]): r["value"] for r in rows}
+        draws = self.organiser.settings.release.draws if release != "plain" else 1
+        # Whoever was away when a draw was released has predicted nothing of it.
+        return {
+            name: [found.get((name, draw), 0.0) for draw in range(draws)]
+            for name in self.organiser.contestants_of(self.case)
+        }
 
     def _log_agreement(
         self, plain: dict[str, float], releases: dict[str, dict[str, list[float]]]
@@ -68,7 +73,14 @@ class Publication:
         for release, draws in releases.items():
             means = {name: float(np.mean(values)) for name, values in draws.items()}
             for metric, value in agreement(plain, means).items():
-                self.recorder.log("leaderboard", metric, value, case=self.case, release=release)
+                self.recorder.log(
+                    "leaderboard",
+                    metric,
+                    value,
+                    case=self.case,
+                    release=release,
+                    M=self.bounds[0],
+                )
 
     def _write_rank_condition(
         self, plain: dict[str, float], trained: dict[str, list[float]]
@@ -101,18 +113,24 @@ class Publication:
         )
 
     def _keep_samples(self) -> None:
-        """Keep a few test images as released, in [0, 1] units, for Figure 3."""
+        """Keep a few test images as released, in [0, 1] units, for Figure 3.
+
+        Plain ones only where they were released too: this folder may be handed out.
+        """
         test = self.organiser.data.test
         few = test.subset(np.arange(min(SAMPLES, len(test))))
-        untrained = self.organiser.untrained(self.generator.bound)
-        releases = {"untrained": (untrained, SHARED), "trained": (self.generator, self.case)}
+        releases = {"trained": (self.generator, self.case)}
+        if self.organiser.settings.release.compare:
+            untrained = self.organiser.untrained(self.generator.bound)
+            releases = {"untrained": (untrained, SHARED), **releases}
         shown: dict[str, np.ndarray] = {}
         for bound in self.bounds:
             for release, (generator, case) in releases.items():
                 noise = NoiseGenerator(torch.from_numpy(generator.packed()), bound)
                 seed = self.evaluation.seed(release, case, bound, 0)
                 x, noisy, _ = next(noisy_chunks(few, noise, seed))
-                shown["plain"] = few.denormalise(x).numpy()
+                if self.organiser.settings.release.compare:
+                    shown["plain"] = few.denormalise(x).numpy()
                 shown[f"{release} M={bound:g}"] = few.denormalise(noisy).numpy()
         np.savez_compressed(
             self.recorder.artefact(f"{self.case}/samples.npz"), allow_pickle=False, **shown

@@ -4,8 +4,8 @@ from pathlib import Path
 import matplotlib as mpl
 import numpy as np
 import pytest
-from conftest import accuracy_rows, competition_rows, generator_rows, write_artefacts, write_run
 from matplotlib.image import imread
+from written_runs import accuracy_rows, competition_rows, generator_rows, write_artefacts, write_run
 
 import analysis
 from analysis.drawing import spread

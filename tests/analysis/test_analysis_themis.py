@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from conftest import accuracy_rows, competition_rows, write_run
+from written_runs import accuracy_rows, competition_rows, write_run
 
 import analysis
 from models.errors import RequestError

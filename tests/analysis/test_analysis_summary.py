@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from conftest import competition_rows, write_run
+from written_runs import competition_rows, write_run
 
 import analysis
 from simulations.engines import inprocess
@@ -46,6 +46,15 @@ def test_several_runs_stand_side_by_side(small_run: Write, tmp_path: Path) -> No
     assert tables["Protection"]["run"].unique().tolist() == ["a", "b"]
     assert list(tables["Durations"].columns) == ["stage", "seconds (a)", "seconds (b)"]
     assert len(tables["Runs"]) == 2
+
+
+def test_rows_follow_the_first_run_and_may_be_missing_in_another(tmp_path: Path) -> None:
+    for name, values in {"a": {"B": 0.8, "A": 0.6}, "b": {"A": 0.9, "C": 0.7}}.items():
+        rows = competition_rows(values, values, {"main": values})
+        write_run(tmp_path / name, rows, list(values))
+    board = analysis.tables(tmp_path)["Leaderboard"]
+    assert board["model"].tolist() == ["B", "A", "C"]
+    assert board["rank (b)"].tolist() == [None, 1, 2]
 
 
 def test_several_cases_show_their_ranks(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from conftest import accuracy_rows, row, write_run
+from written_runs import accuracy_rows, row, write_run
 
 import analysis
 from models.errors import RequestError

@@ -1,0 +1,97 @@
+"""What one exchange costs: the same tiny app in process, on Ray, on Flower's simulation."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from statistics import median
+
+from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid, ServerApp
+
+from simulations.benchmarks.measure import Row, absolute, compared, seconds
+from simulations.engines.inprocess import InProcessGrid
+from simulations.engines.local import LocalGrid, server_context
+from simulations.engines.ray import RayGrid
+
+NODES = 10
+ROUNDS = 50
+FLOWER_ROUNDS = 5
+
+echo = ClientApp()
+
+
+@echo.query()
+def answer(message: Message, _: Context) -> Message:
+    """Send the message back."""
+    return Message(message.content, reply_to=message)
+
+
+def one_round(grid: Grid, nodes: int) -> None:
+    """Send a tiny message to every node and wait for all replies."""
+    content = RecordDict({"config": ConfigRecord({"round": 1})})
+    messages = [Message(content, node, "query") for node in list(grid.get_node_ids())[:nodes]]
+    replies = list(grid.send_and_receive(messages))
+    if len(replies) != nodes:
+        raise RuntimeError(f"{len(replies)} of {nodes} nodes answered")
+
+
+def round_seconds(grid: LocalGrid, nodes: int) -> float:
+    """Return the median seconds of a round, after a warm-up."""
+    one_round(grid, nodes)
+    return median(seconds(lambda: one_round(grid, nodes)) for _ in range(ROUNDS))
+
+
+def flower_round_seconds() -> float:
+    """Return the median seconds of a round on Flower's own simulation, in a process of its own."""
+    command = [sys.executable, "-m", "simulations.benchmarks.exchange"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    measured: list[float] = json.loads(done.stdout.splitlines()[-1])
+    return median(measured)
+
+
+def rows(repeats: int) -> list[Row]:
+    """Measure all rows about exchanges; Ray must be connected."""
+    server_context({})
+    inprocess = InProcessGrid(echo, NODES, {})
+    # Half a CPU each: the four workers of both grids must fit, one pair idle at a time.
+    small, large = (
+        RayGrid(echo, nodes, {}, workers=2, num_cpus=0.5) for nodes in (NODES, 10 * NODES)
+    )
+    here = [1000 * round_seconds(inprocess, NODES) for _ in range(repeats)]
+    on_ray, per_node = [], []
+    for _ in range(repeats):
+        on_ray.append(1000 * round_seconds(small, NODES))
+        per_node.append(1000 * round_seconds(large, 10 * NODES) / 10)
+    small.stop()
+    large.stop()
+    on_flower = [1000 * flower_round_seconds() for _ in range(repeats)]
+    return [
+        absolute("round of 10 nodes, tiny message, Ray, 2 workers", "ms", 10.0, on_ray),
+        compared("the same against Flower's own simulation", "ms", 0.1, on_ray, on_flower),
+        absolute("the same in process", "ms", 1.0, here),
+        compared("10 exchanges with 100 nodes against 10, Ray", "ms", 1.2, per_node, on_ray),
+    ]
+
+
+def main() -> None:
+    """Time rounds on Flower's simulation and print them as JSON."""
+    from flwr.simulation import run_simulation
+
+    measured: list[float] = []
+    server = ServerApp()
+
+    @server.main()
+    def rounds(grid: Grid, _: Context) -> None:
+        one_round(grid, NODES)
+        measured.extend(seconds(lambda: one_round(grid, NODES)) for _ in range(FLOWER_ROUNDS))
+
+    resources = {"client_resources": {"num_cpus": 1, "num_gpus": 0.0}}
+    run_simulation(server, echo, NODES, backend_config=resources)  # type: ignore[arg-type]
+    print(json.dumps(measured))
+
+
+if __name__ == "__main__":
+    main()

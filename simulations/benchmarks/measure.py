@@ -1,0 +1,77 @@
+"""Timing and memory, several times, medians."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from statistics import median
+
+import pandas as pd
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the benchmark table.
+
+    Attributes
+    ----------
+    what, unit : str
+    ours, rival : float
+        Medians.
+    ratio : float
+        The measurement the bar is about.
+    low, high : float
+        The least and the largest ratio (or value) of the single runs.
+    bar : float
+        The most that is allowed.
+    """
+
+    what: str
+    ours: float
+    rival: float
+    unit: str
+    ratio: float
+    low: float
+    high: float
+    bar: float
+
+    @property
+    def held(self) -> bool:
+        """Whether the bar is held."""
+        return self.ratio <= self.bar
+
+
+def seconds(work: Callable[[], object]) -> float:
+    """Return the wall-clock seconds that ``work()`` takes."""
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def compared(
+    what: str, unit: str, bar: float, ours: Sequence[float], rival: Sequence[float]
+) -> Row:
+    """Return the row of a ratio, ours over rival, paired run by run."""
+    ratios = [a / b for a, b in zip(ours, rival, strict=True)]
+    return Row(
+        what,
+        median(ours),
+        median(rival),
+        unit,
+        median(ratios),
+        min(ratios),
+        max(ratios),
+        bar,
+    )
+
+
+def absolute(what: str, unit: str, bar: float, values: Sequence[float]) -> Row:
+    """Return the row of a value with a bar of its own."""
+    middle = median(values)
+    return Row(what, middle, float("nan"), unit, middle, min(values), max(values), bar)
+
+
+def table(rows: Sequence[Row]) -> pd.DataFrame:
+    """Return all rows as a frame, with a column that says whether the bar is held."""
+    return pd.DataFrame([{**asdict(row), "held": "yes" if row.held else "NO"} for row in rows])

@@ -1,0 +1,53 @@
+"""What a data set costs a worker: it is mapped, not copied."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import psutil
+import ray
+
+from clients.data import DataConfig
+from models.randomness import numpy_generator
+from simulations.benchmarks.measure import Row, absolute
+
+SMALL, LARGE = 6_000, 60_000
+
+
+class Reader:
+    """A worker that goes through a data set as a participant does."""
+
+    def read(self, config: str) -> int:
+        """Read every batch, in random order, and return this process's USS in bytes."""
+        from clients.participant import public_data
+
+        data = public_data(config, 0)
+        for images in (data.train, data.validation):
+            order = numpy_generator(0, "order").permutation(len(images))
+            for start in range(0, len(order), 64):
+                images.batch(order[start : start + 64])
+        return int(psutil.Process().memory_full_info().uss)
+
+
+def rows(repeats: int) -> list[Row]:
+    """Measure the difference in USS between a large and a small data set.
+
+    Both workers read the same set at once, as in a run, so its pages are shared.
+    """
+    differences = []
+    for _ in range(repeats):
+        small, large = (_uss(limit) for limit in (SMALL, LARGE))
+        differences.append((large - small) / 1e6)
+    what = "USS of a worker with 60,000 MNIST images over one with 6,000"
+    return [absolute(what, "MB", 20.0, differences)]
+
+
+def _uss(images: int) -> float:
+    """Return the larger USS of two fresh workers with so many training and validation images."""
+    config = DataConfig(name="mnist", split="own", limit=images * 4 // 5).model_dump_json()
+    actor: Any = ray.remote(num_cpus=1)(Reader)
+    workers = [actor.remote() for _ in range(2)]
+    used = ray.get([worker.read.remote(config) for worker in workers])
+    for worker in workers:
+        ray.kill(worker)
+    return float(max(used))
