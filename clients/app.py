@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import wraps
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,23 +14,23 @@ from flwr.clientapp import ClientApp
 from clients import protocol
 from clients.participant import Participant, Schedule, attacked
 from clients.protocol import Assignment
-from clients.vault import vault_of
+from clients.vault import Vault, vault_path
 
 app = ClientApp()
 
-_participants: dict[str, Participant] = {}
+_participants: dict[Path, Participant] = {}
 
 
 def _participant(message: Message, context: Context) -> Participant:
     """Return the node's participant, from memory or, in a fresh process, from its vault."""
-    vault = vault_of(context, str(protocol.words_of(message.content)["run"]))
-    key = str(vault.root)
-    if key not in _participants:
+    place = vault_path(context, str(message.content.config_records["config"]["run"]))
+    if place not in _participants:
+        vault = Vault(place)
         kept = vault.read("assignment.json")
         if kept is None:
             raise RuntimeError("this node has not joined the run, or its vault was emptied")
-        _participants[key] = Participant(vault, Assignment.model_validate_json(kept))
-    return _participants[key]
+        _participants[place] = Participant(vault, Assignment.model_validate_json(kept))
+    return _participants[place]
 
 
 Handler = Callable[[Participant, dict, dict[str, torch.Tensor]], RecordDict]
@@ -71,9 +72,9 @@ def join(message: Message, context: Context) -> Message:
     """Keep the assignment in the vault and describe the public data as seen from here."""
     words = protocol.words_of(message.content)
     assignment = _own_choice(Assignment.model_validate_json(str(words["assignment"])), context)
-    vault = vault_of(context, assignment.run)
+    vault = Vault(vault_path(context, assignment.run))
     vault.write("assignment.json", assignment.model_dump_json().encode())
-    participant = _participants[str(vault.root)] = Participant(vault, assignment)
+    participant = _participants[vault.root] = Participant(vault, assignment)
     data = participant.data
     seen: dict[str, protocol.Scalar] = {
         "classes": data.num_classes,

@@ -59,8 +59,8 @@ class Vault:
         return load_tensors(self.root / f"{name}.safetensors")
 
 
-def vault_of(context: Context, run: str) -> Vault:
-    """Return the vault of the node that a message reached.
+def vault_path(context: Context, run: str) -> Path:
+    """Return where the vault of the node that a message reached is.
 
     Its place is ``vault`` of the node's own configuration (a deployed node), else ``vault``
     of the run's configuration (a simulation), else ``~/.local/share/pudica/vault``; in there
@@ -68,4 +68,4 @@ def vault_of(context: Context, run: str) -> Vault:
     """
     place = context.node_config.get("vault") or context.run_config.get("vault")
     root = Path(str(place)) if place else Path.home() / ".local/share/pudica/vault"
-    return Vault(root / run / f"node-{context.node_config.get('partition-id', context.node_id)}")
+    return root / run / f"node-{context.node_config.get('partition-id', context.node_id)}"

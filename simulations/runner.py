@@ -10,6 +10,8 @@ from importlib import import_module
 from pathlib import Path
 from types import FrameType
 
+from clients.protocol import ParticipantConfig
+from models.custom import SUFFIX
 from models.errors import RequestError, unknown
 from simulations.progress import Watcher
 from strategies.app import new_directory
@@ -32,7 +34,7 @@ def prepare(
         return _resumed(source, overrides, resume)
     if source is None:
         raise RequestError("say which experiment: pudica run NAME (see `pudica list`)")
-    experiment = load_experiment(source, overrides)
+    experiment = with_absolute_paths(load_experiment(source, overrides))
     if (out / "experiment.yaml").exists():
         raise RequestError(
             f"--out: {out} already holds a run; name a folder for runs, or --resume {out}"
@@ -46,7 +48,7 @@ def _resumed(source: str | None, overrides: list[str], run: Path) -> tuple[Exper
     if not kept.is_file():
         raise RequestError(f"--resume: {run} holds no run (there is no experiment.yaml in it)")
     experiment = load_experiment(str(kept), [])
-    if source and load_experiment(source, overrides) != experiment:
+    if source and with_absolute_paths(load_experiment(source, overrides)) != experiment:
         raise RequestError(
             f"--resume: {run} is the run of another experiment or of other settings; leave the "
             "name and --set away, or start a new run without --resume"
@@ -54,6 +56,29 @@ def _resumed(source: str | None, overrides: list[str], run: Path) -> tuple[Exper
     if overrides and not source:
         raise RequestError("--resume: a run is resumed with the settings it has, without --set")
     return experiment, run.absolute()
+
+
+def with_absolute_paths(experiment: Experiment) -> Experiment:
+    """Return the experiment with its files named in a way that holds in any directory."""
+    data = experiment.data
+    places = {key: getattr(data, key) for key in ("root", "path")}
+    absolute = {key: _absolute(place) for key, place in places.items() if place is not None}
+    return experiment.model_copy(
+        update={
+            "data": data.model_copy(update=absolute),
+            "participants": [_with_absolute_model(p) for p in experiment.participants],
+        }
+    )
+
+
+def _with_absolute_model(participant: ParticipantConfig) -> ParticipantConfig:
+    if not participant.model.endswith(SUFFIX):
+        return participant
+    return participant.model_copy(update={"model": str(_absolute(Path(participant.model)))})
+
+
+def _absolute(path: Path) -> Path:
+    return path.expanduser().absolute()
 
 
 def is_done(directory: Path) -> bool:

@@ -55,6 +55,7 @@ class Exchanges:
         self._failures: dict[str, int] = {}
         self._late: dict[str, str] = {}
         self._told: set[tuple[str, str]] = set()
+        self._last_words = ""
 
     def ask(
         self, kind: str, requests: Mapping[str, RecordDict], minimum: int = 0
@@ -112,18 +113,19 @@ class Exchanges:
         self._told.clear()
         self._failures = {n: min(f, GIVE_UP_AFTER - 1) for n, f in self._failures.items()}
 
-    @staticmethod
-    def need(minimum: int, answered: int, kind: str) -> None:
+    def need(self, minimum: int, answered: int, kind: str) -> None:
         """Raise TooFewParticipants if fewer than ``minimum`` answered."""
         if answered < minimum:
+            last = f" (the last one said: {self._last_words})" if self._last_words else ""
             raise TooFewParticipants(
-                f"{kind}: {answered} participants answered, the experiment needs {minimum}; "
+                f"{kind}: {answered} participants answered, the experiment needs {minimum}{last}; "
                 "see events.log, and resume the run when they are back"
             )
 
     def reject(self, name: str, why: str) -> None:
         """Count a node as dropped out of an exchange, and say why, once an epoch."""
         self.dropouts[name] = self.dropouts.get(name, 0) + 1
+        self._last_words = f"{name}: {why}"
         if (name, why) not in self._told:
             self._told.add((name, why))
             self.recorder.event(f"dropout: {name}: {why}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from statistics import median
 
 from flwr.app import ConfigRecord, Context, Message, RecordDict
@@ -85,6 +86,8 @@ def main() -> None:
 
     @server.main()
     def rounds(grid: Grid, _: Context) -> None:
+        while len(list(grid.get_node_ids())) < NODES:
+            time.sleep(0.1)
         one_round(grid, NODES)
         measured.extend(seconds(lambda: one_round(grid, NODES)) for _ in range(FLOWER_ROUNDS))
 

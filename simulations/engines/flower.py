@@ -38,8 +38,6 @@ import clients
 import models
 import strategies
 from clients.data.places import cache_root, data_root
-from clients.protocol import ParticipantConfig
-from models.custom import SUFFIX
 from models.errors import RequestError
 from models.files import write_atomically
 from simulations.engines.local import run_config
@@ -116,7 +114,7 @@ def run(experiment: Experiment, directory: Path) -> None:
         raise RequestError(f"--out: can't make {directory}: {error.strerror}") from error
     try:
         with temporary_home() as home:
-            stage(home.app, run_config(with_absolute_paths(experiment), directory, "flower"))
+            stage(home.app, run_config(experiment, directory, "flower"))
             Simulation(home, directory).run(shares)
     except KeyboardInterrupt:
         _close_record(directory, "interrupted", "stopped from the keyboard")
@@ -127,29 +125,6 @@ def run(experiment: Experiment, directory: Path) -> None:
 
 
 # ------------------------------------------------------------------------- what is run
-
-
-def with_absolute_paths(experiment: Experiment) -> Experiment:
-    """Return the experiment with its files named in a way that holds in any directory."""
-    data = experiment.data
-    places = {key: getattr(data, key) for key in ("root", "path")}
-    absolute = {key: _absolute(place) for key, place in places.items() if place is not None}
-    return experiment.model_copy(
-        update={
-            "data": data.model_copy(update=absolute),
-            "participants": [_with_absolute_model(p) for p in experiment.participants],
-        }
-    )
-
-
-def _with_absolute_model(participant: ParticipantConfig) -> ParticipantConfig:
-    if not participant.model.endswith(SUFFIX):
-        return participant
-    return participant.model_copy(update={"model": str(_absolute(Path(participant.model)))})
-
-
-def _absolute(path: Path) -> Path:
-    return path.expanduser().absolute()
 
 
 def stage(app: Path, config: dict[str, str]) -> None:

@@ -189,11 +189,16 @@ class GeneratorStage:
         return config
 
     def _gradients(self, turn: Turn) -> dict[str, RecordDict]:
+        """Return the requests; participants of whom the same is asked share one."""
         generator = Array(self.training.generator.packed())
-        return {
-            name: protocol.request(self._common(turn, name), generator=generator)
-            for name in turn.names
-        }
+        shared: dict[tuple[bool, str | None], RecordDict] = {}
+        requests = {}
+        for name in turn.names:
+            kind = (name in self.settings.cheaters, self.settings.hostile.get(name))
+            if kind not in shared:
+                shared[kind] = protocol.request(self._common(turn, name), generator=generator)
+            requests[name] = shared[kind]
+        return requests
 
     def _visits(self, turn: Turn, values: np.ndarray, steps: int) -> dict[str, RecordDict]:
         state, everyone = Array(values), list(self.exchanges.nodes)
