@@ -67,7 +67,9 @@ class ParticipantConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     model: str
-    name: str = Field(default="", max_length=80, pattern=r"^[^/\\]*$")
+    name: str = Field(
+        default="", max_length=80, pattern=r"^[^/\\]*$", description="a name without / and \\"
+    )
     training: TrainingConfig | None = None
 
     @model_validator(mode="before")

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
+import re
+import shlex
 import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +25,8 @@ app = typer.Typer(
 )
 
 FAILED, WRONG, INTERRUPTED = 1, 2, 130
-DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPERM)
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS, errno.EPERM)
+DISK_ERROR = re.compile(r"(?:OSError|PermissionError): \[Errno (\d+)\]")
 
 RunPaths = Annotated[list[Path], typer.Argument(help="Run directories.")]
 
@@ -92,60 +96,47 @@ def run(
     with _requests():
         if engine not in runner.ENGINES:
             raise unknown("engine", engine, runner.ENGINES)
-        with _disk(out):
-            prepared, directory = runner.prepare(experiment, set_ or [], out, resume)
-    with _requests(), _disk(out), _ends_of(directory):
-        runner.execute(prepared, directory, engine, quiet)
-    with _disk(out):
+        prepared, directory = runner.prepare(experiment, set_ or [], out, resume)
+        if resume and runner.is_done(directory):
+            _say(f"{_shown(directory)} is done already; these are its results")
+        else:
+            with _ends_of(directory):
+                runner.execute(prepared, directory, engine, quiet)
+    with _ends_of(directory, "the run is done, but can't be shown"):
         _report(directory, quiet)
     typer.echo(directory)
 
 
 @contextmanager
-def _disk(out: Path) -> Iterator[None]:
-    """Turn a full or forbidden disk into a message and exit code 2."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in DISK_ERRORS:
-            raise
-        where = error.filename or out
-        _say(
-            f"error: --out: can't write {where}: {error.strerror}; free some space or choose "
-            "another --out; what is written so far can be resumed"
-        )
-        raise typer.Exit(WRONG) from None
-
-
-@contextmanager
-def _ends_of(directory: Path) -> Iterator[None]:
+def _ends_of(directory: Path, what: str = "the run failed") -> Iterator[None]:
     """Explain how a run ended that did not end well."""
     from models.errors import RequestError
 
-    again = f"pudica run --resume {_shown(directory)}"
+    again = f"pudica run --resume {shlex.quote(str(_shown(directory)))}"
     try:
         yield
+    except RequestError:
+        raise
     except KeyboardInterrupt:
         _say(f"\nstopped; go on with: {again}")
         raise typer.Exit(INTERRUPTED) from None
-    except (RequestError, typer.Exit):
-        raise
-    except OSError as error:
-        if error.errno in DISK_ERRORS:
-            raise
-        _failed(error, again)
     except Exception as error:
-        _failed(error, again)
+        if "PUDICA_TRACEBACK" in os.environ:
+            traceback.print_exc()
+        if problem := _disk_problem(error):
+            _say(f"error: --out: can't write in {_shown(directory)}: {problem}")
+            _say(f"nothing that was kept is lost: free some space, then go on with: {again}")
+            raise typer.Exit(WRONG) from None
+        _say(f"error: {what}: {type(error).__name__}: {error}")
+        _say(f"go on with: {again}   (PUDICA_TRACEBACK=1 shows where it failed)")
+        raise typer.Exit(FAILED) from None
 
 
-def _failed(error: Exception, again: str) -> None:
-    if "PUDICA_TRACEBACK" in os.environ:
-        import traceback
-
-        traceback.print_exc()
-    _say(f"error: the run failed: {type(error).__name__}: {error}")
-    _say(f"go on with: {again}   (PUDICA_TRACEBACK=1 shows where it failed)")
-    raise typer.Exit(FAILED) from error
+def _disk_problem(error: Exception) -> str:
+    """Return what is wrong with the disk, if that is why; another process's error is a text."""
+    told = DISK_ERROR.search(str(error))
+    number = error.errno if isinstance(error, OSError) else told and int(told[1])
+    return os.strerror(number) if number in DISK_ERRORS else ""
 
 
 def _report(directory: Path, quiet: bool) -> None:

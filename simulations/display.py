@@ -1,9 +1,11 @@
-"""Tables for people: frames printed with rich."""
+"""Tables for people: frames printed with rich, in the width that there is."""
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+import os
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rich import box
 from rich.console import Console
@@ -12,22 +14,103 @@ from rich.table import Table
 if TYPE_CHECKING:
     import pandas as pd
 
+# A file has no width; where a terminal's is not known, lines may be this long.
+WIDTH_OF_A_FILE = 200
+GAP = 3
+LONGEST_WORD = 12
+LARGEST_UPRIGHT = 4
+
+
+class Column(NamedTuple):
+    """A heading and the cells under it."""
+
+    heading: str
+    cells: list[str]
+    numeric: bool
+
+    @property
+    def width(self) -> int:
+        """The least width in which the cells stay whole and the heading is readable."""
+        words = self.heading.split()
+        return max([*map(len, self.cells), *(min(len(w), LONGEST_WORD) for w in words), 1])
+
 
 def print_frame(frame: pd.DataFrame, title: str) -> None:
-    """Print a frame as a table on standard output, numbers to two places."""
-    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
-    for column in frame.columns:
-        numeric = frame[column].dtype.kind in "fiu"
-        table.add_column(str(column).replace("_", " "), justify="right" if numeric else "left")
-    for row in frame.itertuples(index=False):
-        table.add_row(*(_cell(value) for value in row))
-    console = Console()
-    if not console.is_terminal:
-        console.width = 200
-    console.print(table)
+    """Print a frame as a table on standard output, numbers to two places.
+
+    A table too wide for the terminal stands upright if it has few rows, and else is printed in
+    parts, each with the columns that name the rows.
+    """
+    console = Console(soft_wrap=False)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = WIDTH_OF_A_FILE
+    columns = [_column(frame, name) for name in frame.columns]
+    for number, part in enumerate(_fitting(columns, len(frame), console.width)):
+        console.print(_table(part, title if number == 0 else f"{title} (continued)"))
+
+
+def _column(frame: pd.DataFrame, name: str) -> Column:
+    values = frame[name]
+    heading = str(name).replace("_", " ")
+    return Column(heading, [_cell(value) for value in values], values.dtype.kind in "fiu")
 
 
 def _cell(value: Any) -> str:
     if isinstance(value, float):
         return "" if math.isnan(value) else f"{value:.2f}"
     return "" if value is None else str(value)
+
+
+def _fitting(columns: list[Column], rows: int, width: int) -> Iterator[list[Column]]:
+    """Yield the columns of each table to print."""
+    if _total(columns) <= width:
+        yield columns
+        return
+    upright = _upright(columns, rows)
+    if rows <= LARGEST_UPRIGHT and _total(upright) <= width:
+        yield upright
+        return
+    keys = _keys(columns)
+    part: list[Column] = []
+    for column in columns[len(keys) :]:
+        if part and _total([*keys, *part, column]) > width:
+            yield [*keys, *part]
+            part = []
+        part.append(column)
+    yield [*keys, *part]
+
+
+def _total(columns: list[Column]) -> int:
+    return sum(column.width + GAP for column in columns) + 1
+
+
+def _upright(columns: list[Column], rows: int) -> list[Column]:
+    """Return a column of headings, and one for each row."""
+    cells = [[column.cells[row] for column in columns] for row in range(rows)]
+    return [Column("", [c.heading for c in columns], False), *(Column("", c, False) for c in cells)]
+
+
+def _keys(columns: list[Column]) -> list[Column]:
+    """Return the first columns, as many as tell the rows apart, with a text among them."""
+    for count in range(1, len(columns)):
+        rows = list(zip(*(column.cells for column in columns[:count]), strict=True))
+        if not columns[count - 1].numeric and len(set(rows)) == len(rows):
+            return columns[:count]
+    return columns[:1]
+
+
+def _table(columns: list[Column], title: str) -> Table:
+    headed = any(column.heading for column in columns)
+    table = Table(
+        title=title,
+        box=box.SIMPLE_HEAD if headed else box.SIMPLE,
+        title_justify="left",
+        title_style="bold",
+        show_header=headed,
+    )
+    for column in columns:
+        justify = "right" if column.numeric else "left"
+        table.add_column(column.heading, justify=justify, min_width=column.width, overflow="fold")
+    for row in zip(*(column.cells for column in columns), strict=True):
+        table.add_row(*row)
+    return table

@@ -6,6 +6,7 @@ import json
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +39,9 @@ class Watcher:
         self._show: Bars | Lines
 
     def __enter__(self) -> Watcher:
-        self._show = Bars() if sys.stderr.isatty() else Lines()
-        self._file.unlink(missing_ok=True)
         if not self._quiet:
+            self._file.unlink(missing_ok=True)  # of a run that is resumed
+            self._show = Bars() if sys.stderr.isatty() else Lines()
             self._thread.start()
         return self
 
@@ -56,7 +57,7 @@ class Watcher:
             self._look()
 
     def _look(self) -> None:
-        if self._file.exists():
+        with suppress(FileNotFoundError):  # nothing to say yet
             self._show.update(json.loads(self._file.read_text()))
 
 
@@ -97,23 +98,32 @@ class Lines:
     """Plain lines for logs and pipes."""
 
     def __init__(self) -> None:
-        self._stage = ""
+        self._state: dict[str, Any] = {"stage": ""}
         self._printed = 0.0
-        self._last = -1
+        self._said = -1
         self._rate = Rate(0)
 
     def update(self, state: dict[str, Any]) -> None:
         """Print a line if there is something new to say."""
-        stage, done, total = state["stage"], state["done"], state["total"]
-        if stage != self._stage:
-            self._stage, self._rate, self._last = stage, Rate(done), -1
-        elif done == self._last or (
-            done < total and time.monotonic() - self._printed < LINE_SECONDS
-        ):
-            return
-        self._printed, self._last = time.monotonic(), done
-        rate = self._rate.text(done, state["unit"], total)
-        print(f"{stage}: {done}/{total} {state['unit']}s{rate and ', ' + rate}", file=sys.stderr)
+        if state["stage"] != self._state["stage"]:
+            self._end()
+            self._rate, self._said = Rate(state["done"]), -1
+        self._state = state
+        ended = state["done"] == state["total"]
+        due = self._said < 0 or ended or time.monotonic() - self._printed >= LINE_SECONDS
+        if due and state["done"] != self._said:
+            self._say(state["done"])
+
+    def _end(self) -> None:
+        """Say that the stage before is over, if its last report was missed."""
+        if self._state["stage"] and self._said != self._state["total"]:
+            self._say(self._state["total"])
+
+    def _say(self, done: int) -> None:
+        self._printed, self._said = time.monotonic(), done
+        stage, total, unit = (self._state[key] for key in ("stage", "total", "unit"))
+        rate = self._rate.text(done, unit, total)
+        print(f"{stage}: {done}/{total} {unit}s{rate and ', ' + rate}", file=sys.stderr, flush=True)
 
     def close(self) -> None:
         """Nothing to close."""

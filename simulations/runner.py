@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
+import os
+import shutil
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
@@ -16,8 +20,12 @@ from models.errors import RequestError, unknown
 from simulations.progress import Watcher
 from strategies.app import new_directory
 from strategies.experiment import Experiment, load_experiment
+from strategies.recorder import lock
 
 ENGINES = ("inprocess", "ray", "flower")
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# A second Ctrl-C within these is taken for the first.
+PATIENCE_SECONDS = 3.0
 
 
 def prepare(
@@ -28,26 +36,50 @@ def prepare(
     Raises
     ------
     RequestError
-        The request is wrong; nothing was started.
+        The request is wrong; nothing was started, and nothing is left behind.
     """
     if resume:
         return _resumed(source, overrides, resume)
     if source is None:
         raise RequestError("say which experiment: pudica run NAME (see `pudica list`)")
     experiment = with_absolute_paths(load_experiment(source, overrides))
+    _check_out(out)
+    experiment.check()
+    return experiment, _made_directory(out.absolute(), experiment)
+
+
+def _check_out(out: Path) -> None:
+    """See that a run's directory can be made."""
     if (out / "experiment.yaml").exists():
         raise RequestError(
             f"--out: {out} already holds a run; name a folder for runs, or --resume {out}"
         )
-    experiment.check_models(experiment.load_data())
-    return experiment, new_directory(out.absolute(), experiment)
+    there = next(path for path in (out, *out.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise RequestError(f"--out: {there} is a file; name a folder, the run's is made in it")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise RequestError(f"--out: no permission to write in {there}; choose another --out")
+
+
+def _made_directory(out: Path, experiment: Experiment) -> Path:
+    while True:
+        directory = new_directory(out, experiment)
+        try:
+            directory.mkdir(parents=True)
+        except FileExistsError:
+            continue  # another run began in this second
+        except OSError as error:
+            raise RequestError(
+                f"--out: can't make {directory}: {error.strerror}; choose another --out"
+            ) from error
+        return directory
 
 
 def _resumed(source: str | None, overrides: list[str], run: Path) -> tuple[Experiment, Path]:
     kept = run / "experiment.yaml"
     if not kept.is_file():
         raise RequestError(f"--resume: {run} holds no run (there is no experiment.yaml in it)")
-    experiment = load_experiment(str(kept), [])
+    experiment = load_experiment(str(kept.absolute()), [])
     if source and with_absolute_paths(load_experiment(source, overrides)) != experiment:
         raise RequestError(
             f"--resume: {run} is the run of another experiment or of other settings; leave the "
@@ -55,6 +87,9 @@ def _resumed(source: str | None, overrides: list[str], run: Path) -> tuple[Exper
         )
     if overrides and not source:
         raise RequestError("--resume: a run is resumed with the settings it has, without --set")
+    if not is_done(run):
+        lock(run).close()
+        experiment.check()
     return experiment, run.absolute()
 
 
@@ -84,29 +119,48 @@ def _absolute(path: Path) -> Path:
 def is_done(directory: Path) -> bool:
     """Return whether a run has ended well."""
     path = directory / "run.json"
-    return path.exists() and json.loads(path.read_text())["status"] == "done"
+    try:
+        return bool(json.loads(path.read_text())["status"] == "done")
+    except FileNotFoundError:
+        return False
+    except (ValueError, KeyError, TypeError) as error:
+        raise RequestError(f"{path} is damaged; delete it, and resume the run again") from error
 
 
 def execute(experiment: Experiment, directory: Path, engine: str, quiet: bool) -> None:
-    """Run the experiment on an engine and show its progress."""
+    """Run the experiment on an engine and show its progress.
+
+    Raises
+    ------
+    RequestError
+        The engine can't be had as asked for. A run that had not begun leaves nothing behind.
+    """
     if engine not in ENGINES:
         raise unknown("engine", engine, ENGINES)
-    if is_done(directory):
-        return
     run = import_module(f"simulations.engines.{engine}").run
-    with _terminable(), Watcher(directory, quiet):
-        run(experiment, directory)
+    try:
+        with _terminable(), Watcher(directory, quiet):
+            run(experiment, directory)
+    except RequestError:
+        if not (directory / "checkpoint.safetensors").exists():
+            shutil.rmtree(directory)
+        raise
 
 
 @contextmanager
 def _terminable() -> Iterator[None]:
-    """Let SIGTERM stop a run as Ctrl-C does, so that nothing is left running."""
+    """Let SIGTERM stop a run as Ctrl-C does, and let neither disturb the stopping."""
+    last = -math.inf
 
     def interrupt(_number: int, _frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
+        nonlocal last
+        if time.monotonic() - last > PATIENCE_SECONDS:
+            last = time.monotonic()
+            raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, interrupt)
+    before = {number: signal.signal(number, interrupt) for number in SIGNALS}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -10,12 +10,13 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 import models
-from clients.data import DataConfig, Splits, load
+from clients.data import DataConfig, Splits, load, partition
 from clients.protocol import ParticipantConfig
-from models.compute import ComputeConfig
+from models.compute import Compute, ComputeConfig
 from models.errors import RequestError, unknown
 from models.randomness import derive
 from models.training import TrainingConfig
+from strategies.explain import explained, keys_of, misplaced_booleans, source_of
 from strategies.themis.config import ThemisConfig
 
 # The shipped experiments are data of the package `simulations`; no code of it is used here.
@@ -58,7 +59,12 @@ class Experiment(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    name: str = "experiment"
+    name: str = Field(
+        default="experiment",
+        max_length=100,
+        pattern=r"^[^./\\][^/\\]*$",
+        description="a name that can be a folder's: not empty, no dot in front, no / and \\",
+    )
     system: Literal["themis"] = "themis"
     description: str = ""
     seed: int = Field(default=0, ge=0)
@@ -86,7 +92,28 @@ class Experiment(BaseModel):
 
     def load_data(self) -> Splits:
         """Return the competition's data, as the organiser sees it."""
-        return load(self.data, derive(self.seed, "data"))
+        try:
+            return load(self.data, derive(self.seed, "data"))
+        except RequestError as error:
+            raise RequestError(f"data: {error}") from error
+
+    def check(self) -> None:
+        """Read the data, divide them and build every model once.
+
+        Raises
+        ------
+        RequestError
+            Something is not there, or does not fit.
+        """
+        Compute(self.client)
+        data = self.load_data()
+        self.check_models(data)
+        if self.data.partition:
+            seed, count = derive(self.seed, "data"), len(self.participants)
+            try:
+                partition(data.train.labels, count, self.data.partition, seed)
+            except RequestError as error:
+                raise RequestError(f"data.partition: {error}") from error
 
     def check_models(self, data: Splits) -> None:
         """Build every model once.
@@ -97,7 +124,10 @@ class Experiment(BaseModel):
             A model that is unknown, or does not accept the data.
         """
         examiner = self.themis.examiner
-        wanted = [(f"participants.{p.name}", p.model) for p in self.participants]
+        wanted = [
+            (f"participants.{number} ({p.name})", p.model)
+            for number, p in enumerate(self.participants)
+        ]
         wanted += [("themis.examiner", examiner.model)] if examiner else []
         for where, model in wanted:
             try:
@@ -137,83 +167,115 @@ def load_experiment(source: str, overrides: list[str]) -> Experiment:
         Names file, key, value and what is allowed.
     """
     values, where = _read(source)
-    for override in overrides:
-        _override(values, override)
+    keys = [_override(values, override) for override in overrides]
     try:
-        return Experiment.model_validate(values)
+        experiment = Experiment.model_validate(values)
     except ValidationError as error:
-        raise RequestError("\n".join(_explained(where, error))) from error
+        raise RequestError("\n".join(explained(error, Experiment, where, keys))) from error
+    for key in misplaced_booleans(values, experiment.model_dump(by_alias=True)):
+        source = source_of(key, where, keys)
+        raise RequestError(f"{source}: {key}: must be a number, not true or false")
+    return experiment
 
 
 def _read(source: str) -> tuple[dict[str, Any], str]:
     if source.lstrip().startswith("{"):
-        return json.loads(source), "experiment"
-    if source.endswith((".yaml", ".yml")) or "/" in source:
-        path = Path(source)
-        if not path.is_file():
-            raise RequestError(f"no experiment file {source}")
-    elif source in shipped():
-        path = shipped()[source]
-    else:
-        raise unknown("experiment", source, shipped())
+        try:
+            return json.loads(source), "experiment"
+        except ValueError as error:
+            raise RequestError(f"experiment: not valid JSON: {error}") from error
+    path = _file(source)
     try:
-        values = yaml.safe_load(path.read_text())
+        values = _parsed(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RequestError(f"{path.name}: not valid YAML: {error}") from error
+        raise RequestError(f"{path.name}: not valid YAML: {_in_one_line(error)}") from error
+    except OSError as error:
+        raise RequestError(f"can't read the experiment file {source}: {error.strerror}") from error
     if not isinstance(values, dict):
-        raise RequestError(f"{path.name}: must be a mapping of sections, see `pudica list`")
+        raise RequestError(
+            f"{path.name}: holds no sections; allowed: {', '.join(keys_of(Experiment))}"
+        )
     return {"name": path.stem, **values}, path.name
 
 
-def _override(values: dict[str, Any], override: str) -> None:
+def _file(source: str) -> Path:
+    path = Path(source).expanduser()
+    if not source.endswith((".yaml", ".yml")) and "/" not in source:
+        if source in shipped():
+            return shipped()[source]
+        hint = f"; the file here must be called {source}.yaml to be one" if path.is_file() else ""
+        raise RequestError(f"{unknown('experiment', source, shipped())}, or a FILE.yaml{hint}")
+    if path.is_dir():
+        raise RequestError(f"{source} is a directory; name a YAML file in it")
+    if not path.is_file():
+        raise RequestError(f"there is no experiment file {path.absolute()}")
+    return path
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that is there twice, of which YAML would take the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: list[Any] = []
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key '{key.value}' is there twice", key.start_mark
+                )
+            seen.append(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def _parsed(text: str) -> Any:
+    return yaml.load(text, _Loader)
+
+
+def _in_one_line(error: Exception) -> str:
+    mark = getattr(error, "problem_mark", None)
+    problem = getattr(error, "problem", None)
+    if not mark or not problem:
+        return str(error).replace("\n", " ")
+    return f"line {mark.line + 1}, column {mark.column + 1}: {problem}"
+
+
+def _override(values: dict[str, Any], override: str) -> str:
+    """Put an override into the values, and return its key."""
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise RequestError(f"--set {override}: must be key=value, for example seed=3")
     try:
-        value = yaml.safe_load(text)
+        value = _parsed(text)
     except yaml.YAMLError as error:
-        raise RequestError(f"--set {override}: the value is not valid YAML: {error}") from error
+        problem = _in_one_line(error)
+        raise RequestError(f"--set {override}: the value is not valid YAML: {problem}") from error
     *path, last = key.split(".")
-    section = values
+    section: Any = values
     for part in path:
-        section = section.setdefault(part, {})
-        if not isinstance(section, dict):
-            raise RequestError(f"--set {override}: '{part}' is not a section")
-    section[last] = value
+        section = _inside(section, part, override)
+    if isinstance(section, list):
+        section[_place(section, last, override)] = value
+    else:
+        section[last] = value
+    return key
 
 
-def _explained(where: str, error: ValidationError) -> list[str]:
-    """Return a line per mistake: file, key, value, and what is allowed."""
-    lines = []
-    for item in error.errors():
-        key = ".".join(str(part) for part in item["loc"])
-        if item["type"] == "extra_forbidden":
-            lines.append(f"{where}: {unknown('key', str(item['loc'][-1]), _allowed(item['loc']))}")
-            lines[-1] += f" (in {key})" if "." in key else ""
-        elif item["type"] == "value_error":
-            message = item["msg"].removeprefix("Value error, ")
-            lines.append(f"{where}: {key + ': ' if key else ''}{message}")
-        else:
-            lines.append(f"{where}: {key} = {item['input']!r}: {item['msg']}")
-    return lines
+def _inside(section: Any, part: str, override: str) -> Any:
+    """Return what lies under a part of a key: a section or a list."""
+    if isinstance(section, list):
+        found = section[_place(section, part, override)]
+    else:
+        found = section.setdefault(part, {})
+        if found is None:  # a section that is switched off, or empty
+            found = section[part] = {}
+    if not isinstance(found, dict | list):
+        raise RequestError(f"--set {override}: '{part}' is not a section")
+    return found
 
 
-def _allowed(location: tuple[int | str, ...]) -> list[str]:
-    """Return the keys of the section in which an unknown key stands."""
-    section: Any = Experiment
-    for part in location[:-1]:
-        if isinstance(part, int) or part == "function-after":
-            continue
-        annotation = section.model_fields[part].annotation
-        section = _model_in(annotation)
-    return [field.alias or name for name, field in section.model_fields.items()]
-
-
-def _model_in(annotation: Any) -> Any:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    for part in getattr(annotation, "__args__", ()):
-        found = _model_in(part)
-        if found is not None:
-            return found
-    return None
+def _place(items: list[Any], part: str, override: str) -> int:
+    if not part.isdecimal() or int(part) >= len(items):
+        raise RequestError(
+            f"--set {override}: '{part}' is no place in a list of {len(items)}; "
+            f"allowed: 0 to {len(items) - 1}"
+        )
+    return int(part)

@@ -82,4 +82,4 @@ def _add_noisy(frame: pd.DataFrame, which: str, draws: Mapping[str, list[float]]
 
 
 def _casefolded(column: pd.Series) -> pd.Series:
-    return column.str.casefold() if column.dtype == object or column.name == "model" else column
+    return column.str.casefold() if column.name == "model" else column

@@ -8,6 +8,7 @@ A run is one directory::
     events.log               what happened, in words
     progress.json            where the run is now
     checkpoint.safetensors   from which a killed run goes on
+    .lock                    held while a process runs it
     …                        artefacts: leaderboards, images, plots
 
 Whatever was measured after the last checkpoint is measured again by a resumed run, so
@@ -16,6 +17,8 @@ Whatever was measured after the last checkpoint is measured again by a resumed r
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 import platform
@@ -25,7 +28,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import psutil
 import torch
@@ -38,6 +41,31 @@ from strategies.experiment import Experiment
 PROGRESS_SECONDS = 0.25
 CHECKPOINT_SECONDS = 15.0
 PACKAGES = ("flwr", "torch", "torchvision", "ray", "numpy", "pandas")
+
+
+def lock(directory: Path) -> IO[str]:
+    """Return an open file; as long as it and this process are there, the run is ours.
+
+    Raises
+    ------
+    RequestError
+        Another process runs it.
+    """
+    file = (directory / ".lock").open("a+", encoding="utf-8")
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EAGAIN):
+            file.seek(0)
+            raise RequestError(
+                f"{directory} is being run by another process ({file.read().strip()}); "
+                "wait until it has ended, or stop it"
+            ) from None
+        # Some network file systems know no locks; a run there has to do without.
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {platform.node()}\n")
+    file.flush()
+    return file
 
 
 class Recorder:
@@ -54,7 +82,8 @@ class Recorder:
     Raises
     ------
     RequestError
-        The directory holds another experiment's run, or can't be written.
+        The directory holds another experiment's run, another process runs it, or it can't be
+        written.
     """
 
     def __init__(self, directory: Path, experiment: Experiment, engine: str = "flower") -> None:
@@ -69,6 +98,7 @@ class Recorder:
     def _open(self, engine: str) -> None:
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
+            self._lock = lock(self.directory)
             self._claim()
             self._metrics = (self.directory / "metrics.jsonl").open("a", encoding="utf-8")
         except OSError as error:
@@ -211,13 +241,12 @@ class Recorder:
 
     def close(self, status: str, reason: str = "") -> None:
         """Write the run's end: ``done``, ``failed`` or ``interrupted``."""
-        self._metrics.close()
-        self.run |= {
-            "status": status,
-            "reason": reason,
-            "ended": _now(),
-        }
-        self._write_run()
+        try:
+            self._metrics.close()
+        finally:
+            self.run |= {"status": status, "reason": reason, "ended": _now()}
+            self._write_run()
+            self._lock.close()
 
     def _write_run(self) -> None:
         self.run |= {"seconds": self.note["seconds"], "exchanges": self.note["exchanges"]}

@@ -150,7 +150,7 @@ def find(entry: Entry, place: Place, download: bool) -> Source:
     if found is None:
         where = place.path or place.root
         missing = "" if where.exists() else ", which does not exist"
-        raise DataError(f"'{entry.name}' was not found in {where}{missing}. {entry.how}")
+        raise DataError(f"'{entry.name}' was not found in {where.absolute()}{missing}. {entry.how}")
     form, path = found
     return form.read(path)
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+import re
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from clients.protocol import Attack
 from models.errors import RequestError
 from models.training import TrainingConfig
+from strategies.explain import explained
 
-Bound = Field(gt=0, le=1000)
+CASE_NAME = re.compile(r"\w[\w -]*")
+# Of a run's directory, where each case has a folder of its own.
+OWN_FOLDERS = ("plots", "vault")
 
 
 class ReleaseConfig(BaseModel):
@@ -82,6 +86,8 @@ class ThemisConfig(BaseModel):
         How replies become one.
     clip : float or None
         A reply whose norm is more than this many times the median norm is scaled down to it.
+        1.5 still holds against one of five that sends −1000 times its gradient, 3 does not;
+        ``null`` leaves Eq. (2) exactly as it is, and the door open.
     malicious : int
         How many hostile participants ``krum`` and ``trimmed-mean`` are to stand.
     min_participants : int
@@ -115,14 +121,14 @@ class ThemisConfig(BaseModel):
     steps_per_visit: int = Field(default=1, ge=1)
     noise: Literal["per-image", "per-batch"] = "per-image"
     aggregate: Literal["mean", "median", "trimmed-mean", "krum"] = "mean"
-    clip: float | None = Field(default=3.0, gt=0)
+    clip: float | None = Field(default=1.5, gt=0)
     malicious: int = Field(default=1, ge=0)
     min_participants: int = Field(default=1, ge=1)
     validate_every: int = Field(default=1, ge=1)
     order: Literal["listed", "alphabetical", "reverse", "random"] | list[str] = "listed"
     dropouts: int = Field(default=0, ge=0)
     bystanders: list[str] = []
-    late: dict[str, int] = {}
+    late: dict[str, Annotated[int, Field(ge=0)]] = {}
     cheaters: list[str] = []
     hostile: dict[str, Attack] = {}
     release: ReleaseConfig = ReleaseConfig()
@@ -143,15 +149,19 @@ class ThemisConfig(BaseModel):
 
     @staticmethod
     def _case(name: str, own: dict[str, Any], changes: dict[str, Any]) -> ThemisConfig:
+        if not CASE_NAME.fullmatch(name) or name in OWN_FOLDERS:
+            raise ValueError(
+                f"case '{name}': a case's name is that of a folder: letters, digits, spaces, "
+                f"- and _, and none of {', '.join(OWN_FOLDERS)}"
+            )
         shared = {"cases", "release", "examiner", "M"} & set(changes)
         if shared:
             raise ValueError(f"case '{name}': {', '.join(sorted(shared))} is shared by all cases")
         try:
             return ThemisConfig.model_validate({**own, **changes})
         except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(map(str, first["loc"]))
-            raise ValueError(f"case '{name}': {where}: {first['msg']}") from error
+            problems = "; ".join(explained(error, ThemisConfig))
+            raise ValueError(f"case '{name}': {problems}") from error
 
     @property
     def release_bounds(self) -> list[float]:

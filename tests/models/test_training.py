@@ -1,0 +1,133 @@
+"""Supervised training: resumable, reproducible, best epoch kept."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+
+import models
+from clients.data import DataConfig, Splits, load
+from models import Compute, ComputeConfig, NoiseGenerator, Training, TrainingConfig
+from models.errors import RequestError
+from models.randomness import derive, numpy_generator, torch_generator
+from models.training import crop_flip
+
+CPU = Compute(ComputeConfig(device="cpu"))
+
+
+@pytest.fixture(scope="module")
+def digits() -> Splits:
+    return load(DataConfig(name="digits", limit=300), seed=0)
+
+
+def training(seed: int = 0, own_noise: bool = False, **config: object) -> Training:
+    model = models.build("cnn-small", num_classes=10, channels=1, image_size=8, seed=seed)
+    schedule = TrainingConfig.model_validate({"epochs": 4, "learning_rate": 0.05, **config})
+    noise = NoiseGenerator.initial((1, 8, 8), 1.0, torch_generator(0, "own")) if own_noise else None
+    return Training(model, schedule, seed, CPU, noise)
+
+
+@pytest.mark.parametrize("own_noise", [False, True])
+@pytest.mark.parametrize("augment", ["none", "crop-flip"])
+def test_stopping_after_any_epoch_and_going_on_elsewhere_changes_nothing(
+    digits: Splits, augment: str, own_noise: bool
+) -> None:
+    undisturbed = training(augment=augment, own_noise=own_noise)
+    while not undisturbed.finished:
+        undisturbed.run_epoch(digits.train, digits.validation)
+
+    resumed = training(augment=augment, own_noise=own_noise)
+    while not resumed.finished:
+        resumed.run_epoch(digits.train, digits.validation)
+        kept = {key: value.clone() for key, value in resumed.tensors().items()}
+        losses, accuracies = resumed.losses, resumed.accuracies
+        resumed = training(seed=0, augment=augment, own_noise=own_noise)
+        resumed.restore(kept, losses, accuracies)
+
+    assert resumed.losses == undisturbed.losses
+    assert resumed.accuracies == undisturbed.accuracies
+    for key, value in undisturbed.tensors().items():
+        assert torch.equal(value, resumed.tensors()[key]), key
+
+
+def test_the_best_epoch_on_validation_is_kept(digits: Splits) -> None:
+    run = training(learning_rate=1.5, momentum=0.0)  # unstable on purpose
+    states = []
+    while not run.finished:
+        run.run_epoch(digits.train, digits.validation)
+        states.append({k: v.clone() for k, v in run.model.state_dict().items()})
+    best = states[int(np.argmax(run.accuracies))]
+    assert all(torch.equal(best[key], run.best[key]) for key in best)
+
+
+def test_training_stops_early_when_validation_gets_no_better(digits: Splits) -> None:
+    # With a vanishing learning rate nothing gets better after the first epoch.
+    run = training(epochs=20, patience=2, learning_rate=1e-12)
+    while not run.finished:
+        run.run_epoch(digits.train, digits.validation)
+    assert run.epoch == 3
+
+
+def test_a_last_batch_of_one_example_is_no_trouble(digits: Splits) -> None:
+    run = training(batch_size=len(digits.train) - 1, epochs=1)
+    run.run_epoch(digits.train, digits.validation)
+    assert np.isfinite(run.losses[0])
+
+
+def test_crop_flip_moves_each_image_by_itself_and_pads_with_black() -> None:
+    x = torch.arange(1.0, 2 * 3 * 64 + 1).view(2, 3, 8, 8).repeat(50, 1, 1, 1)
+    black = torch.tensor([-1.0, -2.0, -3.0]).view(3, 1, 1)
+    moved = crop_flip(x, black, torch_generator(0, "augment"))
+    assert moved.shape == x.shape
+    assert len({tuple(image.flatten().tolist()) for image in moved[::2]}) > 10
+    for channel in range(3):
+        known = set(x[:, channel].flatten().tolist()) | {float(black[channel])}
+        assert set(moved[:, channel].flatten().tolist()) <= known
+
+
+def test_learning_rate_falls_as_step_lr(digits: Splits) -> None:
+    run, rates = training(epochs=5, step_size=2, gamma=0.1, learning_rate=0.1), []
+    while not run.finished:
+        run.run_epoch(digits.train, digits.validation)
+        rates.append(run.optimizer.param_groups[0]["lr"])
+    assert rates == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001])
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("epochs", 0), ("learning_rate", 0), ("momentum", 1), ("patience", 0)]
+)
+def test_impossible_schedules_are_refused(key: str, value: float) -> None:
+    with pytest.raises(ValidationError, match=key):
+        TrainingConfig.model_validate({key: value})
+
+
+def test_streams_differ_by_seed_and_purpose_and_leave_the_global_generators_alone() -> None:
+    torch.manual_seed(0)
+    before = torch.random.get_rng_state()
+    streams = {
+        derive(seed, purpose, number)
+        for seed in range(5)
+        for purpose in ("a", "b")
+        for number in range(5)
+    }
+    assert len(streams) == 50
+    assert derive(0, 1) != derive(0, "1")
+    assert derive(0, "a", "b") != derive(0, "ab")
+    assert numpy_generator(3, "x").integers(1 << 30) == numpy_generator(3, "x").integers(1 << 30)
+    torch.randn(3, generator=torch_generator(3, "x"))
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_asking_for_a_gpu_that_is_not_there_is_an_error() -> None:
+    with pytest.raises(RequestError, match=r"client\.device"):
+        Compute(ComputeConfig(device="cuda"))
+
+
+def test_threads_are_put_back() -> None:
+    torch.set_num_threads(1)
+    with Compute(ComputeConfig(device="cpu", threads=2)).threads():
+        assert torch.get_num_threads() == 2
+    assert torch.get_num_threads() == 1

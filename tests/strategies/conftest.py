@@ -1,0 +1,30 @@
+"""The fixture that runs a tiny competition in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from competition_helpers import ListeningGrid, tiny
+
+from clients.app import app as client_app
+from simulations.engines.local import run_config, server_context
+from strategies.app import app as server_app
+
+Compete = Callable[..., ListeningGrid]
+
+
+@pytest.fixture
+def compete(tmp_path: Path) -> Compete:
+    """Run a tiny competition in ``tmp_path / name`` and return the grid that listened."""
+
+    def run(*overrides: str, name: str = "run", app: Any = client_app) -> ListeningGrid:
+        experiment, directory = tiny(*overrides), tmp_path / name
+        config = run_config(experiment, directory, "inprocess")
+        grid = ListeningGrid(app, len(experiment.participants), config)
+        server_app(grid, server_context(config))
+        return grid
+
+    return run
