@@ -98,7 +98,8 @@ def run(
             raise unknown("engine", engine, runner.ENGINES)
         prepared, directory = runner.prepare(experiment, set_ or [], out, resume)
         if resume and runner.is_done(directory):
-            _say(f"{_shown(directory)} is done already; these are its results")
+            if not quiet:
+                _say(f"{_shown(directory)} is done already; these are its results")
         else:
             with _ends_of(directory):
                 runner.execute(prepared, directory, engine, quiet)

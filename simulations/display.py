@@ -109,8 +109,12 @@ def _table(columns: list[Column], title: str) -> Table:
         show_header=headed,
     )
     for column in columns:
-        justify = "right" if column.numeric else "left"
-        table.add_column(column.heading, justify=justify, min_width=column.width, overflow="fold")
+        table.add_column(
+            column.heading,
+            justify="right" if column.numeric else "left",
+            min_width=column.width,
+            overflow="fold",
+        )
     for row in zip(*(column.cells for column in columns), strict=True):
         table.add_row(*row)
     return table

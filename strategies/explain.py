@@ -142,24 +142,24 @@ def keys_of(section: type[BaseModel]) -> list[str]:
 
 def _field(schema: type[BaseModel], location: Location) -> FieldInfo | None:
     names = [part for part in location if isinstance(part, str)]
-    section = _section(schema, tuple(names[:-1])) if names else None
-    if section is None or not isinstance(location[-1], str):
-        return None
-    fields = section.model_fields
-    return next((f for name, f in fields.items() if names[-1] in (name, f.alias)), None)
+    section = _section(schema, tuple(names[:-1]))
+    # An item of a list, or of a mapping of any names, is no field.
+    return _named(section, names[-1]) if names and names[-1] == location[-1] else None
 
 
 def _section(schema: type[BaseModel], location: Location) -> type[BaseModel] | None:
     """Return the schema of the section at a location."""
     section: type[BaseModel] | None = schema
     for part in location:
-        if isinstance(part, int):
-            continue
-        field = section and next(
-            (f for name, f in section.model_fields.items() if part in (name, f.alias)), None
-        )
-        section = _model_in(field.annotation) if field else None
+        if isinstance(part, str):
+            field = _named(section, part)
+            section = _model_in(field.annotation) if field else None
     return section
+
+
+def _named(section: type[BaseModel] | None, key: str) -> FieldInfo | None:
+    fields = section.model_fields if section else {}
+    return next((f for name, f in fields.items() if key in (name, f.alias)), None)
 
 
 def _model_in(annotation: Any) -> type[BaseModel] | None:
