@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import time
 from abc import abstractmethod
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.app.metadata import Metadata
@@ -16,11 +18,13 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
-from strategies.experiment import Experiment
+if TYPE_CHECKING:
+    from strategies.experiment import Experiment
 
 RUN_ID = 1
 SERVER = 1
 PULL_SECONDS = 0.05
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def run_config(experiment: Experiment, directory: Path, engine: str) -> dict[str, str]:
@@ -51,7 +55,15 @@ def server_context(config: dict[str, str]) -> Context:
 
 
 def error_reply(message: Message, error: BaseException) -> Message:
-    """Return what Flower sends when a ClientApp raises."""
+    """Return what Flower sends when a ClientApp raises.
+
+    Raises
+    ------
+    OSError
+        The disk is full. In a simulation it is the run's own: nobody is to drop out for that.
+    """
+    if isinstance(error, OSError) and error.errno in DISK_FULL:
+        raise error
     reason = f"{type(error).__name__}: {error}"
     return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)
 

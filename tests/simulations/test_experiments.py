@@ -1,0 +1,89 @@
+"""The shipped experiments, and whole runs on slices of real data sets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+import models
+from simulations.engines import inprocess
+from strategies.experiment import load_experiment, shipped
+
+QUICK = [
+    "training={epochs: 1, learning_rate: 0.05}",
+    "themis.epochs=1",
+    "themis.release={draws: 2}",
+    "themis.examiner={model: cnn-tiny, training: {epochs: 1}}",
+    "themis.cases={}",
+]
+
+
+def test_the_experiments_that_were_promised_are_there() -> None:
+    promised = "digits mnist utkface cifar10 cifar10-small cifar100 robustness".split()
+    assert {f"themis-{name}" for name in promised} <= set(shipped())
+
+
+@pytest.mark.parametrize("name", sorted(shipped()))
+def test_every_shipped_experiment_is_valid_and_says_what_it_is(name: str) -> None:
+    experiment = load_experiment(name, [])
+    assert experiment.name == name
+    assert len(experiment.description) > 20
+    assert all(p.model in models.names() for p in experiment.participants)
+
+
+def test_tables_one_and_two_are_of_the_papers_models() -> None:
+    ten = {
+        "AlexNet",
+        "DenseNet-121",
+        "GoogLeNet",
+        "LeNet",
+        "PreResNet-20",
+        "PreResNet-56",
+        "ResNet-20",
+        "ResNet-56",
+        "VGG11",
+        "VGG16",
+    }
+    assert set(load_experiment("themis-cifar10", []).names()) == ten
+    assert load_experiment("themis-utkface", []).names() == ["LeNet", "ResNet-56", "VGG16"]
+    assert len(load_experiment("themis-cifar100", []).names()) == 20
+
+
+def test_robustness_has_every_kind_of_case() -> None:
+    cases = load_experiment("themis-robustness", []).themis.each_case()
+    assert {"case0", "case1", "case2", "generalisation", "cheating"} <= set(cases)
+    assert sum(name.startswith("random") for name in cases) == 3
+    attacks = {attack for case in cases.values() for attack in case.hostile.values()}
+    assert attacks == {"nan", "huge", "sign-flip", "wrong-shape", "wrong-key", "empty"}
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("mnist", ["data.limit=256"]),
+        ("cifar10", ["data.limit=256"]),
+        ("utkface", ["data.limit=256", "data.image_size=32", "data.label=race"]),
+        ("att-faces", ["data.limit=200", "data.image_size=32"]),
+    ],
+)
+def test_a_whole_competition_on_a_slice_of_each_real_data_set(
+    real_data: Path, tmp_path: Path, name: str, settings: list[str]
+) -> None:
+    everyone = "participants=[{model: lenet}, {model: cnn-small}]"
+    experiment = load_experiment(
+        "themis-digits",
+        [f"data={{name: {name}, root: {real_data}}}", everyone, *QUICK, *settings],
+    )
+    inprocess.run(experiment, tmp_path / "run")
+    board = pd.read_csv(tmp_path / "run" / "main" / "leaderboard.csv")
+    assert sorted(board["model"]) == ["CNN-small", "LeNet"]
+    assert board["plain_accuracy"].between(0, 100).all()
+    protection = pd.read_json(tmp_path / "run" / "metrics.jsonl", lines=True).query(
+        "stage == 'protection' and release == 'trained'"
+    )
+    values = dict(zip(protection["metric"], protection["value"], strict=True))
+    assert values["psnr"] > 0
+    assert values["psnr_denoised"] >= values["psnr"]
+    assert 0 < values["chance"] < 1

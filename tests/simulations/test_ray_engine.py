@@ -1,0 +1,189 @@
+"""Our Ray grid: the same numbers as in process, and workers that may die."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import fragile_app
+import psutil
+import pytest
+import ray
+from flwr.app import ConfigRecord, Message, RecordDict
+
+from clients.app import app as client_app
+from models.errors import RequestError
+from simulations.engines import inprocess
+from simulations.engines.local import run_config, server_context
+from simulations.engines.ray import PACKAGES, RayGrid, connected, worker_count
+from strategies.app import app as server_app
+from strategies.experiment import ClientConfig, Experiment, RayConfig, load_experiment
+
+TINY = [
+    "data.limit=160",
+    "training.epochs=2",
+    "themis.epochs=2",
+    "themis.release.draws=2",
+    "themis.examiner={model: softmax, training: {epochs: 1}}",
+]
+
+
+def experiment(*overrides: str) -> Experiment:
+    return load_experiment("themis-digits", [*TINY, *overrides])
+
+
+def rows_of(directory: Path) -> list[str]:
+    return sorted((directory / "metrics.jsonl").read_text().splitlines())
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    """One local Ray for this module."""
+    with connected(RayConfig()):
+        yield
+
+
+def run_on_ray(wanted: Experiment, directory: Path, workers: int, **options: Any) -> RayGrid:
+    config = run_config(wanted, directory, "ray")
+    count = len(wanted.participants)
+    grid = RayGrid(client_app, count, config, workers, num_cpus=0.5, **options)
+    try:
+        server_app(grid, server_context(config))
+    finally:
+        grid.stop()
+    return grid
+
+
+def test_the_same_bits_in_process_and_on_one_or_two_workers(cluster: None, tmp_path: Path) -> None:
+    wanted = experiment()
+    inprocess.run(wanted, tmp_path / "here")
+    expected = rows_of(tmp_path / "here")
+    for workers in (1, 2):
+        run_on_ray(wanted, tmp_path / f"ray-{workers}", workers)
+        assert rows_of(tmp_path / f"ray-{workers}") == expected
+
+
+def test_workers_that_die_change_nothing(cluster: None, tmp_path: Path) -> None:
+    wanted = experiment()
+    inprocess.run(wanted, tmp_path / "here")
+    directory = tmp_path / "there"
+    config = run_config(wanted, directory, "ray")
+    grid = RayGrid(client_app, 5, config, workers=2, num_cpus=0.5)
+    pull, pulls = grid.pull_messages, iter(range(10_000))
+
+    def deadly(message_ids: Any) -> Any:
+        if next(pulls) in (3, 40):
+            victim = ray.get(grid.workers[0].process.remote())
+            os.kill(victim, signal.SIGKILL)
+        return pull(message_ids)
+
+    grid.pull_messages = deadly  # type: ignore[method-assign]
+    server_app(grid, server_context(config))
+    grid.stop()
+    assert next(pulls) > 40
+    assert rows_of(directory) == rows_of(tmp_path / "here")
+
+
+@pytest.fixture(scope="module")
+def grid(cluster: None) -> Iterator[RayGrid]:
+    """Four nodes on two workers, which import `fragile_app` by name."""
+    server_context({})
+    here = str(Path(__file__).parent)
+
+    class Importing(RayGrid):
+        def _new_worker(self) -> Any:
+            variables = {"PYTHONPATH": f"{PACKAGES}:{here}"}
+            options = {"runtime_env": {"env_vars": variables}}
+            return self._actor.options(**options).remote(*self._arguments)
+
+    made = Importing(fragile_app.app, 4, {}, workers=2, num_cpus=0.5, together=False)
+    yield made
+    made.stop()
+
+
+def ask(grid: RayGrid, deeds: dict[str, str], timeout: float | None = None) -> dict[int, Message]:
+    content = RecordDict({"config": ConfigRecord(dict(deeds))})
+    messages = [Message(content, node, "query") for node in grid.get_node_ids()]
+    replies = grid.send_and_receive(messages, timeout=timeout)
+    return {reply.metadata.src_node_id - 2: reply for reply in replies}
+
+
+def test_a_node_stays_on_its_worker(grid: RayGrid) -> None:
+    rounds = [ask(grid, {}) for _ in range(3)]
+    processes = [
+        {node: m.content.metric_records["m"]["process"] for node, m in replies.items()}
+        for replies in rounds
+    ]
+    assert processes[0] == processes[1] == processes[2]
+    assert len(set(processes[0].values())) == 2
+
+
+def test_a_node_that_raises_answers_with_the_error(grid: RayGrid) -> None:
+    replies = ask(grid, {"1": "fail"})
+    assert replies[1].has_error()
+    assert "ValueError: on purpose" in (replies[1].error.reason or "")
+    assert not any(replies[node].has_error() for node in (0, 2, 3))
+
+
+def test_a_node_that_kills_its_worker_is_given_up_and_its_neighbours_answer(
+    grid: RayGrid,
+) -> None:
+    replies = ask(grid, {"0": "die"})
+    assert "died 3 times" in (replies[0].error.reason or "")
+    assert not any(replies[node].has_error() for node in (1, 2, 3))
+    assert not any(reply.has_error() for reply in ask(grid, {}).values())
+
+
+def test_a_slow_node_is_not_waited_for_beyond_the_timeout(grid: RayGrid) -> None:
+    ask(grid, {})  # the workers are up
+    start = time.monotonic()
+    replies = ask(grid, {"3": "sleep"}, timeout=1.5)
+    assert time.monotonic() - start < 2.9
+    assert {0, 1, 2} <= set(replies)
+    assert 3 not in replies
+
+
+def test_shares_that_do_not_fit_are_refused_with_what_there_is(cluster: None) -> None:
+    cpus = int(ray.cluster_resources()["CPU"])
+    assert worker_count(RayConfig(), ClientConfig(), 100) == cpus
+    assert worker_count(RayConfig(), ClientConfig(num_cpus=0.5), 3) == min(3, 2 * cpus)
+    with pytest.raises(RequestError, match=f"Ray has {cpus} CPUs"):
+        worker_count(RayConfig(workers=cpus + 1), ClientConfig(), 100)
+    if "GPU" not in ray.cluster_resources():
+        with pytest.raises(RequestError, match="0 GPUs"):
+            worker_count(RayConfig(), ClientConfig(num_gpus=0.25), 2)
+
+
+def test_the_engine_leaves_no_process_behind(tmp_path: Path) -> None:
+    import subprocess
+    import sys
+
+    script = (
+        "import sys; from pathlib import Path; from simulations.engines import ray;"
+        "from strategies.experiment import Experiment;"
+        "ray.run(Experiment.model_validate_json(sys.argv[1]), Path(sys.argv[2]))"
+    )
+    wanted = experiment("themis.epochs=0", "themis.release.compare=false")
+    run = tmp_path / "run"
+    marker = {**os.environ, "PUDICA_TEST_MARK": str(tmp_path)}
+    arguments = [wanted.model_dump_json(by_alias=True), str(run)]
+    subprocess.run([sys.executable, "-c", script, *arguments], env=marker, check=True, timeout=200)
+    assert json.loads((run / "run.json").read_text())["status"] == "done"
+    for _ in range(50):
+        left = [process for process in psutil.process_iter() if _marked(process, str(tmp_path))]
+        if not left:
+            break
+        time.sleep(0.2)
+    assert left == []
+
+
+def _marked(process: psutil.Process, mark: str) -> bool:
+    try:
+        return process.environ().get("PUDICA_TEST_MARK") == mark
+    except psutil.Error:
+        return False
