@@ -29,8 +29,8 @@ from torch.export.graph_signature import InputKind
 from torch.export.pt2_archive import PT2ArchiveReader
 
 from models.architectures import ImageTask
-from models.custom import FrozenProgram
 from models.errors import RequestError
+from models.frozen import FrozenProgram
 
 _PROGRAM = "models/model.json"
 _SAMPLE_INPUTS = "data/sample_inputs/model.pt"
