@@ -213,8 +213,8 @@ def board(run: Run, case: str, M: float) -> pd.DataFrame | None:
     untrained = draws(run, "untrained", SHARED, M)
     return leaderboard(
         _per_draw(trained),
-        None if plain.empty else by_name(plain[names].iloc[0]),
-        None if untrained.empty else _per_draw(untrained[names]),
+        None if plain.empty else by_name(plain.reindex(columns=names, fill_value=0.0).iloc[0]),
+        None if untrained.empty else _per_draw(untrained.reindex(columns=names, fill_value=0.0)),
     )
 
 
@@ -315,7 +315,9 @@ def _agreement(run: Run, release: str, owner: str, case: str, M: float) -> dict[
     noisy = draws(run, release, owner, M).mean()
     if plain.empty or noisy.empty or contestants.empty:
         return {}
-    return agreement(by_name(plain[contestants]), by_name(noisy))
+    # Whoever was away when something was released has predicted nothing of it.
+    there = (values.reindex(contestants, fill_value=0.0) for values in (plain, noisy))
+    return agreement(*map(by_name, there))
 
 
 def _task(run: Run) -> str:

@@ -61,7 +61,6 @@ def hello(message: Message, context: Context) -> Message:
     """Say which partition this node is, and which code it runs."""
     words: dict[str, protocol.Scalar] = {
         "partition": int(context.node_config.get("partition-id", -1)),
-        "name": str(context.node_config.get("name", "")),
         "code": protocol.code_fingerprint(),
     }
     return Message(protocol.statement(words), reply_to=message)

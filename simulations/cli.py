@@ -26,7 +26,7 @@ app = typer.Typer(
 
 FAILED, WRONG, INTERRUPTED = 1, 2, 130
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS, errno.EPERM)
-DISK_ERROR = re.compile(r"(?:OSError|PermissionError): \[Errno (\d+)\]")
+DISK_ERROR = re.compile(r"(?:OSError|PermissionError)\)?: \[Errno (\d+)\]")
 
 RunPaths = Annotated[list[Path], typer.Argument(help="Run directories.")]
 
@@ -135,9 +135,8 @@ def _ends_of(directory: Path, what: str = "the run failed") -> Iterator[None]:
 
 def _disk_problem(error: Exception) -> str:
     """Return what is wrong with the disk, if that is why; another process's error is a text."""
-    told = DISK_ERROR.search(str(error))
-    number = error.errno if isinstance(error, OSError) else told and int(told[1])
-    return os.strerror(number) if number in DISK_ERRORS else ""
+    told = DISK_ERROR.search(f"{type(error).__name__}: {error}")
+    return os.strerror(int(told[1])) if told and int(told[1]) in DISK_ERRORS else ""
 
 
 def _report(directory: Path, quiet: bool) -> None:
@@ -150,10 +149,17 @@ def _report(directory: Path, quiet: bool) -> None:
         return
     for title, frame in analysis.tables(directory).items():
         print_frame(frame, title)
+    if (dropouts := _dropouts(directory)) > 0:
+        _say(f"{dropouts} dropouts: {_shown(directory / 'events.log')} says whose and why")
     typer.echo("Plots")
     for figure in figures:
         typer.echo(f"  {_shown(figure)}")
     typer.echo("\nRun")
+
+
+def _dropouts(directory: Path) -> int:
+    log = directory / "events.log"
+    return log.read_text().count(" dropout: ") if log.exists() else 0
 
 
 def _shown(path: Path) -> Path:

@@ -24,7 +24,7 @@ import os
 import platform
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -53,19 +53,33 @@ def lock(directory: Path) -> IO[str]:
     """
     file = (directory / ".lock").open("a+", encoding="utf-8")
     try:
+        _lock(file, directory)
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {platform.node()}\n")
+        file.flush()
+    except BaseException:
+        _abandon(file)
+        raise
+    return file
+
+
+def _lock(file: IO[str], directory: Path) -> None:
+    try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
+        # Some network file systems know no locks; a run there has to do without.
         if error.errno in (errno.EACCES, errno.EAGAIN):
             file.seek(0)
             raise RequestError(
                 f"{directory} is being run by another process ({file.read().strip()}); "
                 "wait until it has ended, or stop it"
             ) from None
-        # Some network file systems know no locks; a run there has to do without.
-    file.truncate(0)
-    file.write(f"process {os.getpid()} on {platform.node()}\n")
-    file.flush()
-    return file
+
+
+def _abandon(file: IO[str]) -> None:
+    """Close a file whose last words do not fit on the disk."""
+    with suppress(OSError):
+        file.close()
 
 
 class Recorder:

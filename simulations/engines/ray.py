@@ -172,7 +172,9 @@ def connected(config: RayConfig) -> Iterator[None]:
     # The workers must import the packages that this process runs, whatever folders called
     # `models` or `clients` lie in the working directory.
     places = {k: v for k, v in os.environ.items() if k in ("PUDICA_DATA", "PUDICA_CACHE")}
-    environment = {"PYTHONPATH": PACKAGES, **places}
+    # The user's own models come after them, from wherever this process has them.
+    own = [str(Path(p).absolute()) for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p]
+    environment = {"PYTHONPATH": os.pathsep.join([PACKAGES, *own]), **places}
     with _environment({} if config.address else environment):
         try:
             ray.init(

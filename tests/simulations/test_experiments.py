@@ -21,7 +21,7 @@ QUICK = [
 
 
 def test_the_experiments_that_were_promised_are_there() -> None:
-    promised = "digits mnist utkface cifar10 cifar10-small cifar100 robustness".split()
+    promised = ["digits", "mnist", "utkface", "cifar10", "cifar10-small", "cifar100", "robustness"]
     assert {f"themis-{name}" for name in promised} <= set(shipped())
 
 

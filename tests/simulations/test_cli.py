@@ -1,0 +1,201 @@
+"""The command line as a user meets it: exit codes, what is printed where, stopping and resuming."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from cli_helpers import TINY, as_options
+from click.testing import Result
+
+Command = Callable[..., Result]
+
+PUDICA = (sys.executable, "-c", "from simulations.cli import main; main()")
+# Takes its time where the environment says so, so that a test can step in; computes the same.
+SLOW = """
+import os, time, torch
+
+class Slow(torch.nn.Linear):
+    def forward(self, x):
+        time.sleep(float(os.environ.get("SLOW", 0)))
+        return super().forward(x.flatten(1))
+
+def model(num_classes, channels, image_size):
+    return Slow(channels * image_size**2, num_classes)
+"""
+HEAVY = ("torch", "ray", "flwr", "pandas", "numpy", "pydantic", "matplotlib")
+IMPORTS = f"""
+import sys
+from typer.testing import CliRunner
+from simulations.cli import app
+result = CliRunner().invoke(app, sys.argv[1:])
+assert result.exit_code == 0, result.output
+assert "Usage" in result.output
+print(*[name for name in {HEAVY} if name in sys.modules])
+"""
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["show", "--help"]])
+def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
+    command = [sys.executable, "-c", IMPORTS, *arguments]
+    assert subprocess.run(command, capture_output=True, text=True).stdout == "\n"
+
+
+def test_list_shows_experiments_data_and_models(pudica: Command) -> None:
+    result = pudica("list")
+    assert result.exit_code == 0
+    for word in ("themis-digits ", "✓ digits", "· mnist", "resnet-20 ", "custom:package.module"):
+        assert word in result.stdout
+
+
+# ------------------------------------------------------------------------- a run
+
+
+def test_the_last_line_is_the_directory(run_tiny: Command) -> None:
+    result = run_tiny("--out", "out")
+    directory = Path(result.stdout.splitlines()[-1])
+    assert result.exit_code == 0
+    assert directory.is_absolute()
+    assert directory.parent == Path("out").absolute()
+    assert json.loads((directory / "run.json").read_text())["status"] == "done"
+    assert (directory / "main/leaderboard.csv").is_file()
+    for title in ("Leaderboard", "Protection", "Plots"):
+        assert title in result.stdout
+
+
+def test_quiet_prints_the_directory_only(run_tiny: Command) -> None:
+    result = run_tiny("--quiet")
+    assert result.exit_code == 0
+    assert Path(result.stdout.removesuffix("\n")).is_dir()
+    assert result.stderr == ""
+
+
+def test_runs_of_one_second_have_directories_of_their_own(run_tiny: Command) -> None:
+    assert len({run_tiny("--quiet").stdout for _ in range(3)}) == 3
+
+
+def test_a_file_runs_like_its_name(run_tiny: Command, pudica: Command) -> None:
+    first = Path(run_tiny("--quiet").stdout.strip())
+    shutil.copy(first / "experiment.yaml", "my.yaml")
+    second = pudica("run", "my.yaml", "--engine", "inprocess", "--quiet").stdout.strip()
+    assert board(second) == board(first)
+
+
+def test_a_run_that_is_done_is_not_run_again(run_tiny: Command, pudica: Command) -> None:
+    directory = Path(run_tiny("--quiet").stdout.strip())
+    before = (directory / "metrics.jsonl").stat().st_mtime_ns
+    result = pudica("run", "--resume", directory)
+    assert result.exit_code == 0
+    assert "is done already" in result.stderr
+    assert result.stdout.splitlines()[-1] == str(directory)
+    assert (directory / "metrics.jsonl").stat().st_mtime_ns == before
+
+
+def board(directory: Path | str) -> str:
+    return (Path(directory) / "main/leaderboard.csv").read_text()
+
+
+# ------------------------------------------------------------------------- show and plot
+
+
+def test_show_and_plot(run_tiny: Command, pudica: Command) -> None:
+    runs = [run_tiny("--quiet", seed=str(seed)).stdout.strip() for seed in (0, 1)]
+    for columns in (80, 120):
+        for shown in (pudica("show", runs[0], COLUMNS=str(columns)), pudica("show", *runs)):
+            assert shown.exit_code == 0
+            assert "Leaderboard" in shown.stdout
+        narrow = pudica("show", *runs, COLUMNS=str(columns)).stdout
+        assert max(map(len, narrow.splitlines())) <= columns
+        assert "…" not in narrow
+    (Path(runs[0]) / "plots/main-accuracy.png").unlink()
+    drawn = pudica("plot", runs[0])
+    assert drawn.exit_code == 0
+    assert all(Path(line).stat().st_size > 0 for line in drawn.stdout.split())
+    assert (Path(runs[0]) / "plots/main-accuracy.png").is_file()
+
+
+# ------------------------------------------------------------------------- stopping
+
+
+@pytest.fixture(scope="module")
+def slow_settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
+    """Options of a run with a participant that can be slowed down."""
+    folder = tmp_path_factory.mktemp("slow")
+    (folder / "slow_model.py").write_text(SLOW)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(folder))
+        patch.setenv("PYTHONPATH", str(folder))
+        participants = "[{model: softmax}, {model: 'custom:slow_model:model', name: Slow}]"
+        yield as_options({**TINY, "participants": participants, "themis.epochs": "8"})
+
+
+@pytest.mark.parametrize(
+    ("number", "engine"),
+    [
+        (signal.SIGINT, "inprocess"),
+        (signal.SIGTERM, "inprocess"),
+        (signal.SIGKILL, "inprocess"),
+        (signal.SIGINT, "ray"),
+    ],
+)
+def test_a_stopped_run_goes_on_to_the_same_table(
+    pudica: Command, slow_settings: list[str], number: int, engine: str
+) -> None:
+    run = ("run", "themis-digits", *slow_settings)
+    undisturbed = pudica(*run, "--engine", "inprocess", "--quiet").stdout.strip()
+
+    errors, children = stopped([*run, "--engine", engine, "--out", "stopped"], number)
+    (directory,) = Path("stopped").iterdir()
+    assert [child for child in children if child.is_running()] == []
+    if number != signal.SIGKILL:
+        assert f"go on with: pudica run --resume {directory}" in errors
+        assert json.loads((directory / "run.json").read_text())["status"] == "interrupted"
+        assert "Traceback" not in errors
+
+    resumed = pudica("run", "--resume", directory, "--engine", "inprocess", "--quiet")
+    assert resumed.exit_code == 0, resumed.stderr
+    assert board(directory) == board(undisturbed)
+
+
+def stopped(arguments: list[str], number: int) -> tuple[str, list[psutil.Process]]:
+    """Stop a run while its noise generator trains; return what it said, and its children."""
+    environment = {**os.environ, "SLOW": "0.1"}
+    process = subprocess.Popen(
+        [*PUDICA, *arguments],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        wait_for_generator(process)
+        children = psutil.Process(process.pid).children(recursive=True)
+        # The terminal sends Ctrl-C to all processes of the group.
+        (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == (-number if number == signal.SIGKILL else 130), errors
+    psutil.wait_procs(children, timeout=10)
+    return errors, children
+
+
+def wait_for_generator(process: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        assert process.poll() is None, process.communicate()
+        for file in Path("stopped").glob("*/progress.json"):
+            if json.loads(file.read_text())["stage"].startswith("noise generator"):
+                return
+        time.sleep(0.05)
+    raise AssertionError("the noise generator was not reached")

@@ -1,0 +1,149 @@
+"""Progress: bars in a terminal, lines elsewhere, nothing when quiet; tables that fit."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from simulations.display import print_frame
+from simulations.progress import LINE_SECONDS, Lines, Rate
+
+WATCHED = """
+import json, sys, time
+from pathlib import Path
+from simulations.progress import Watcher
+folder = Path(sys.argv[1])
+def say(stage, done):
+    state = {"stage": stage, "done": done, "total": 4, "unit": "epoch"}
+    (folder / "progress.json").write_text(json.dumps(state))
+    time.sleep(0.3)
+with Watcher(folder, quiet=sys.argv[2] == "quiet"):
+    for stage in ("first", "second"):
+        for done in (1, 2, 4):
+            say(stage, done)
+"""
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """A clock that stands still until the test moves it."""
+    now = [100.0]
+    monkeypatch.setattr("simulations.progress.time.monotonic", lambda: now[0])
+    return now
+
+
+def state(stage: str, done: int, total: int = 10) -> dict:
+    return {"stage": stage, "done": done, "total": total, "unit": "step"}
+
+
+def test_a_line_when_a_stage_begins_at_times_and_when_it_ends(clock, capsys) -> None:
+    lines = Lines()
+    for stage, done, seconds in [
+        ("a", 1, 1),
+        ("a", 2, 1),  # too soon
+        ("a", 3, LINE_SECONDS),
+        ("a", 3, LINE_SECONDS),  # nothing new
+        ("a", 10, 1),
+        ("a", 10, LINE_SECONDS),
+        ("b", 1, 1),
+        ("c", 1, 1),  # the end of b was missed
+    ]:
+        clock[0] += seconds
+        lines.update(state(stage, done))
+    said = [line.split(",")[0] for line in capsys.readouterr().err.splitlines()]
+    expected = ["a: 1/10", "a: 3/10", "a: 10/10", "b: 1/10", "b: 10/10", "c: 1/10"]
+    assert said == [f"{line} steps" for line in expected]
+
+
+def test_rate_and_time_left(clock) -> None:
+    rate = Rate(2)
+    assert rate.text(2, "step", 12) == ""
+    clock[0] += 2
+    assert rate.text(6, "step", 12) == "2 steps/s, 3 s left"
+    assert rate.text(12, "step", 12) == "5 steps/s"
+    clock[0] += 18
+    assert rate.text(6, "step", 8) == "5 s per step, 10 s left"
+
+
+def in_terminal(*command: str) -> str:
+    """Return what a command writes to a terminal."""
+    ours, its = pty.openpty()
+    with subprocess.Popen(command, stdout=its, stderr=its) as process:
+        os.close(its)
+        written = b""
+        try:
+            while part := os.read(ours, 4096):
+                written += part
+        except OSError:  # Linux's way to say that the other side is closed
+            pass
+    os.close(ours)
+    assert process.returncode == 0, written
+    return written.decode()
+
+
+def test_bars_in_a_terminal(tmp_path: Path) -> None:
+    written = in_terminal(sys.executable, "-c", WATCHED, str(tmp_path), "")
+    assert "first" in written
+    assert "second" in written
+    assert "4/4" in written
+    assert "epochs/s" in written or "s per epoch" in written
+
+
+def test_lines_in_a_pipe(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", WATCHED, str(tmp_path), ""]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    assert [line.split(",")[0] for line in said.splitlines()] == [
+        f"{stage}: {done}/4 epochs" for stage in ("first", "second") for done in (1, 4)
+    ]
+
+
+def test_nothing_when_quiet(tmp_path: Path) -> None:
+    assert in_terminal(sys.executable, "-c", WATCHED, str(tmp_path), "quiet") == ""
+
+
+def test_what_an_earlier_process_left_is_not_shown(tmp_path: Path) -> None:
+    (tmp_path / "progress.json").write_text(json.dumps(state("stale", 3)))
+    assert "stale" not in in_terminal(sys.executable, "-c", WATCHED, str(tmp_path), "")
+
+
+# ------------------------------------------------------------------------- tables
+
+
+@pytest.mark.parametrize("width", [40, 80, 120])
+@pytest.mark.parametrize("rows", [1, 2, 9])
+@pytest.mark.parametrize("columns", [1, 4, 14])
+def test_a_table_fits_and_loses_nothing(width, rows, columns, capsys, monkeypatch) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    frame = pd.DataFrame({"model": [f"model-{row}" for row in range(rows)]})
+    for column in range(columns):
+        frame[f"figure_{column}_accuracy"] = [1000.0 + 20 * row + column for row in range(rows)]
+    print_frame(frame, "Title")
+    printed = capsys.readouterr().out
+    assert max(map(len, printed.splitlines())) <= width
+    words = printed.split()
+    for column in range(1, columns + 1):
+        assert all(f"{value:.2f}" in words for value in frame.iloc[:, column])
+    assert set(frame["model"]) <= set(words)
+
+
+def test_missing_cells_are_empty(capsys) -> None:
+    print_frame(pd.DataFrame({"a": [1.0, float("nan")], "b": ["x", None]}), "Title")
+    printed = capsys.readouterr().out
+    assert "nan" not in printed
+    assert "None" not in printed
+
+
+def test_a_file_gets_whole_lines(capsys, monkeypatch) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    frame = pd.DataFrame({f"column_{i}": [i] for i in range(12)})
+    print_frame(frame, "Title")
+    assert any(
+        "column 0" in line and "column 11" in line for line in capsys.readouterr().out.split("\n")
+    )
