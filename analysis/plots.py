@@ -104,9 +104,10 @@ def draw_images(run: Run, case: str) -> Figure | None:
     rows = _arrays(run, case, "samples.npz")
     if not rows:
         return None
-    _, _, height, width = rows["plain"].shape
+    # A run that does not compare has released noisy images only.
+    count, _, height, width = next(iter(rows.values())).shape
     strips = {name: _strip(images) for name, images in rows.items()}
-    across = IMAGE_INCHES * len(rows["plain"]) * width / height
+    across = IMAGE_INCHES * count * width / height
     title = _heading(run, case, "Test images before and after noise")
     figure = new_figure(max(across + 1.7, 5.5), (IMAGE_INCHES + 0.12) * len(rows) + 0.5, title)
     quality = themis_protection([run])
@@ -115,7 +116,7 @@ def draw_images(run: Run, case: str) -> Figure | None:
         axes.set_anchor("W")
         axes.set_axis_off()
         axes.text(
-            -0.02 * 8 / len(rows["plain"]),
+            -0.02 * 8 / count,
             0.5,
             _row_label(name, quality[quality["case"] == case]),
             transform=axes.transAxes,

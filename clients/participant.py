@@ -278,9 +278,12 @@ class Participant:
         implied = torch.logsumexp(self.compute.logits(self.model(variant), x), 1).sum()
         score = torch.autograd.grad(implied, x)[0].double().flatten()
         flat = x.detach().double().flatten()
-        slope = ((flat - flat.mean()) * score).sum() / (flat - flat.mean()).square().sum()
-        mean = flat.mean() - score.mean() / slope
-        return {"mean": float(mean), "variance": float(-1 / slope), "num-examples": len(chosen)}
+        spread = (flat - flat.mean()).square().sum()
+        slope = float(((flat - flat.mean()) * score).sum() / spread) if spread > 0 else 0.0
+        # A model that implies no slope at all, or images that are all of one grey: nothing fits.
+        slope = slope if abs(slope) > 1e-12 else 1e-12
+        mean = float(flat.mean() - score.mean() / slope)
+        return {"mean": mean, "variance": -1 / slope, "num-examples": len(chosen)}
 
 
 class Schedule:

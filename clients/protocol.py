@@ -138,9 +138,19 @@ def words_of(content: RecordDict) -> dict[str, Scalar]:
 
 
 def numbers_of(content: RecordDict) -> dict[str, float]:
-    """Return the measurements in a reply."""
+    """Return the measurements in a reply.
+
+    Raises
+    ------
+    ValueError
+        If one of them is not a finite number.
+    """
     records = content.metric_records.values()
-    return {k: float(v) for record in records for k, v in record.items()}  # type: ignore[arg-type]
+    numbers = {k: v for record in records for k, v in record.items()}
+    for key, value in numbers.items():
+        if not isinstance(value, int | float) or not math.isfinite(value):
+            raise ValueError(f"'{key}' must be a finite number, is {value}")
+    return {key: float(value) for key, value in numbers.items()}  # type: ignore[arg-type]
 
 
 def arrays_of(content: RecordDict) -> dict[str, np.ndarray]:

@@ -14,8 +14,6 @@ from importlib import import_module
 from pathlib import Path
 from types import FrameType
 
-from clients.protocol import ParticipantConfig
-from models.custom import SUFFIX
 from models.errors import RequestError, unknown
 from simulations.progress import Watcher
 from strategies.app import new_directory
@@ -42,7 +40,7 @@ def prepare(
         return _resumed(source, overrides, resume)
     if source is None:
         raise RequestError("say which experiment: pudica run NAME (see `pudica list`)")
-    experiment = with_absolute_paths(load_experiment(source, overrides))
+    experiment = load_experiment(source, overrides)
     _check_out(out)
     experiment.check()
     return experiment, _made_directory(out.absolute(), experiment)
@@ -80,7 +78,7 @@ def _resumed(source: str | None, overrides: list[str], run: Path) -> tuple[Exper
     if not kept.is_file():
         raise RequestError(f"--resume: {run} holds no run (there is no experiment.yaml in it)")
     experiment = load_experiment(str(kept.absolute()), [])
-    if source and with_absolute_paths(load_experiment(source, overrides)) != experiment:
+    if source and load_experiment(source, overrides) != experiment:
         raise RequestError(
             f"--resume: {run} is the run of another experiment or of other settings; leave the "
             "name and --set away, or start a new run without --resume"
@@ -91,29 +89,6 @@ def _resumed(source: str | None, overrides: list[str], run: Path) -> tuple[Exper
         lock(run).close()
         experiment.check()
     return experiment, run.absolute()
-
-
-def with_absolute_paths(experiment: Experiment) -> Experiment:
-    """Return the experiment with its files named in a way that holds in any directory."""
-    data = experiment.data
-    places = {key: getattr(data, key) for key in ("root", "path")}
-    absolute = {key: _absolute(place) for key, place in places.items() if place is not None}
-    return experiment.model_copy(
-        update={
-            "data": data.model_copy(update=absolute),
-            "participants": [_with_absolute_model(p) for p in experiment.participants],
-        }
-    )
-
-
-def _with_absolute_model(participant: ParticipantConfig) -> ParticipantConfig:
-    if not participant.model.endswith(SUFFIX):
-        return participant
-    return participant.model_copy(update={"model": str(_absolute(Path(participant.model)))})
-
-
-def _absolute(path: Path) -> Path:
-    return path.expanduser().absolute()
 
 
 def is_done(directory: Path) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
@@ -14,6 +15,8 @@ from strategies.recorder import Recorder
 
 POLL_SECONDS = 0.02
 GIVE_UP_AFTER = 3
+
+T = TypeVar("T")
 
 
 class TooFewParticipants(RuntimeError):
@@ -58,29 +61,30 @@ class Exchanges:
         self._last_words = ""
 
     def ask(
-        self, kind: str, requests: Mapping[str, RecordDict], minimum: int = 0
-    ) -> dict[str, RecordDict]:
-        """Send each node its request and return the replies that came.
+        self, kind: str, requests: Mapping[str, RecordDict], read: Callable[[RecordDict], T]
+    ) -> dict[str, T]:
+        """Send each node its request and return, in node order, what the replies say.
 
-        Raises
-        ------
-        TooFewParticipants
-            If fewer than ``minimum`` answered.
+        Parameters
+        ----------
+        read : callable
+            Makes sense of a reply. One that makes none (KeyError, TypeError or ValueError)
+            counts as a dropout.
         """
-        replies: dict[str, RecordDict] = {}
+        replies: dict[str, T] = {}
 
-        def keep(name: str, content: RecordDict) -> None:
-            replies[name] = content
+        def keep(name: str, said: T) -> None:
+            replies[name] = said
 
-        self.converse(kind, requests, keep)
-        self.need(minimum, len(replies), kind)
+        self.converse(kind, requests, read, keep)
         return {name: replies[name] for name in self.nodes if name in replies}
 
     def converse(
         self,
         kind: str,
         first: Mapping[str, RecordDict],
-        answer: Callable[[str, RecordDict], RecordDict | None],
+        read: Callable[[RecordDict], T],
+        answer: Callable[[str, T], RecordDict | None],
     ) -> None:
         """Talk with all nodes at once, each at its own pace.
 
@@ -88,8 +92,10 @@ class Exchanges:
         ----------
         first : mapping of str to RecordDict
             The first request to each node.
+        read : callable
+            As in :meth:`ask`.
         answer : callable
-            Called with a node's name and reply; returns the next request to it, or None.
+            Called with a node's name and what it said; returns the next request to it, or None.
         """
         self._collect_late()
         flying: dict[str, _Sent] = {}
@@ -99,8 +105,8 @@ class Exchanges:
             following: dict[str, RecordDict] = {}
             for message in arrived:
                 sent = flying.pop(message.metadata.reply_to_message_id)
-                content = self._content(kind, sent, message)
-                next_request = None if content is None else answer(sent.node, content)
+                said = self._said(kind, sent, message, read)
+                next_request = None if said is None else answer(sent.node, said)
                 if next_request is not None:
                     following[sent.node] = next_request
             self._push(kind, following, flying)
@@ -143,13 +149,20 @@ class Exchanges:
         for identifier, (name, content) in zip(identifiers, requests.items(), strict=True):
             flying[identifier] = _Sent(name, content, deadline)
 
-    def _content(self, kind: str, sent: _Sent, message: Message) -> RecordDict | None:
+    def _said(
+        self, kind: str, sent: _Sent, message: Message, read: Callable[[RecordDict], T]
+    ) -> T | None:
         if message.has_error():
             self._failed(sent.node, message.error.reason or f"error {message.error.code}")
             return None
         self._failures.pop(sent.node, None)
         self.recorder.exchanged(kind, payload_bytes(sent.content), payload_bytes(message.content))
-        return message.content
+        try:
+            return read(message.content)
+        except (KeyError, TypeError, ValueError) as error:
+            why = f"no '{error.args[0]}' in its reply" if isinstance(error, KeyError) else error
+            self.reject(sent.node, f"{kind}: {why}")
+            return None
 
     def _failed(self, name: str, why: str) -> None:
         self._failures[name] = self._failures.get(name, 0) + 1

@@ -13,6 +13,7 @@ import models
 from clients.data import DataConfig, Splits, load, partition
 from clients.protocol import ParticipantConfig
 from models.compute import Compute, ComputeConfig
+from models.custom import SUFFIX
 from models.errors import RequestError, unknown
 from models.randomness import derive
 from models.training import TrainingConfig
@@ -140,10 +141,27 @@ class Experiment(BaseModel):
             except RequestError as error:
                 raise RequestError(f"{where}: {error}") from error
 
+    def with_absolute_paths(self) -> Experiment:
+        """Return the experiment with its files named in a way that holds in any directory."""
+        places = {key: getattr(self.data, key) for key in ("root", "path")}
+        absolute = {key: _absolute(place) for key, place in places.items() if place is not None}
+        participants = [
+            p.model_copy(update={"model": str(_absolute(Path(p.model)))})
+            if p.model.endswith(SUFFIX)
+            else p
+            for p in self.participants
+        ]
+        data = self.data.model_copy(update=absolute)
+        return self.model_copy(update={"data": data, "participants": participants})
+
     def to_yaml(self) -> str:
         """Return the resolved experiment as YAML."""
         values = json.loads(self.model_dump_json(by_alias=True))
         return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+
+
+def _absolute(path: Path) -> Path:
+    return path.expanduser().absolute()
 
 
 def shipped() -> dict[str, Path]:

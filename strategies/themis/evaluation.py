@@ -79,15 +79,17 @@ class Evaluation:
         """Return how many released test images each contestant classifies rightly."""
         right = dict.fromkeys(contestants, 0)
         for images, labels in self._released(noise, seed):
+
+            def score(content: RecordDict, labels: np.ndarray = labels) -> int:
+                return right_predictions(content, labels)
+
             for variant in VARIANTS:
                 names = of_variant(contestants, variant)
                 config = {"run": self.organiser.run, "variant": variant}
-                request = protocol.request(config, images=images)
-                replies = self.organiser.exchanges.ask(
-                    protocol.PREDICT, dict.fromkeys(names, request)
-                )
-                for node, content in replies.items():
-                    right[names[node]] += self._score(node, content, labels)
+                requests = dict.fromkeys(names, protocol.request(config, images=images))
+                replies = self.organiser.exchanges.ask(protocol.PREDICT, requests, score)
+                for node, count in replies.items():
+                    right[names[node]] += count
         return right
 
     def _released(
@@ -98,15 +100,6 @@ class Evaluation:
         for x, noisy, labels in noisy_chunks(self.test, noise or none, seed, size):
             yield Array((noisy if noise else x).numpy()), labels.numpy()
 
-    def _score(self, node: str, content: RecordDict, labels: np.ndarray) -> int:
-        """Count right predictions; a reply that is not one class per image scores nothing."""
-        predictions = protocol.arrays_of(content).get("predictions", np.empty(0))
-        if predictions.shape != labels.shape:
-            why = f"predictions of shape {predictions.shape} for {len(labels)} images"
-            self.organiser.exchanges.reject(node, why)
-            return 0
-        return int((predictions == labels).sum())
-
     def _densities(self, contestants: Contestants) -> None:
         """Ask for the density each model implies, which Eq. (1) needs."""
         if self.recorder.finished("densities"):
@@ -114,11 +107,11 @@ class Evaluation:
         seed = derive(self.organiser.experiment.seed, "densities")
         for variant in VARIANTS:
             names = of_variant(contestants, variant)
-            request = self.organiser.request(variant, seed=seed)
-            replies = self.organiser.exchanges.ask(protocol.DENSITY, dict.fromkeys(names, request))
-            for node, content in replies.items():
+            requests = dict.fromkeys(names, self.organiser.request(variant, seed=seed))
+            replies = self.organiser.exchanges.ask(protocol.DENSITY, requests, protocol.numbers_of)
+            for node, metrics in replies.items():
                 for key in ("mean", "variance"):
-                    value = protocol.numbers_of(content)[key]
+                    value = metrics.get(key, float("nan"))
                     self.recorder.log("density", key, value, node=names[node])
         self.recorder.finish("densities")
 
@@ -173,3 +166,17 @@ class Evaluation:
                     self.recorder,
                 )
         return self._examiner
+
+
+def right_predictions(content: RecordDict, labels: np.ndarray) -> int:
+    """Count the right ones among a reply's predictions.
+
+    Raises
+    ------
+    KeyError, ValueError
+        A reply that is not one class per image; it scores nothing.
+    """
+    predictions = protocol.arrays_of(content)["predictions"]
+    if predictions.shape != labels.shape:
+        raise ValueError(f"predictions of shape {predictions.shape} for {len(labels)} images")
+    return int((predictions == labels).sum())

@@ -148,15 +148,15 @@ class GeneratorStage:
         visit: Turn | None = None,
     ) -> dict[str, np.ndarray]:
         """Return what each participant adds to ``before``, as far as it passes the screening."""
-        updates = {}
-        for name, content in self.exchanges.ask(kind, requests).items():
-            try:
-                values = admitted(content, before.shape)
-                if visit:
-                    reachable(values, before, self.settings.learning_rate, visit.count)
-                updates[name] = values - before
-            except ValueError as error:
-                self.exchanges.reject(name, f"{kind}: {error}")
+
+        def read(content: RecordDict) -> np.ndarray:
+            values = admitted(content, before.shape)
+            if visit:
+                reachable(values, before, self.settings.learning_rate, visit.count)
+            update: np.ndarray = values - before
+            return update
+
+        updates = self.exchanges.ask(kind, requests, read)
         self.answered.update(updates)
         updates, clipped = self.clip(updates)
         self.clipped += len(clipped)
@@ -252,8 +252,10 @@ class GeneratorStage:
             )
             for name in self.exchanges.nodes
         }
-        for name, content in self.exchanges.ask(protocol.NOISY, requests).items():
-            value = protocol.numbers_of(content)["accuracy"]
+        replies = self.exchanges.ask(
+            protocol.NOISY, requests, lambda content: protocol.numbers_of(content)["accuracy"]
+        )
+        for name, value in replies.items():
             self.recorder.log(
                 "generator", "validation_accuracy", value, node=name, round=epoch, case=self.case
             )

@@ -26,9 +26,9 @@ def join(organiser: Organiser) -> None:
     """
     exchanges = organiser.exchanges
     exchanges.nodes = _placed(organiser, _wait_for_nodes(organiser))
-    joined = exchanges.ask(protocol.JOIN, _assignments(organiser))
-    for name, content in joined.items():
-        _check_data(organiser, name, content)
+    joined = exchanges.ask(protocol.JOIN, _assignments(organiser), protocol.words_of)
+    for name, words in joined.items():
+        _check_data(organiser, name, words)
     exchanges.nodes = {name: exchanges.nodes[name] for name in joined}
     exchanges.need(organiser.settings.min_participants, len(joined), protocol.JOIN)
 
@@ -58,13 +58,17 @@ def _placed(organiser: Organiser, nodes: dict[str, int]) -> dict[str, int]:
     hello = protocol.request({"run": organiser.run})
     names = organiser.experiment.names()
     placed: dict[str, int] = {}
-    for node, content in everyone.ask(protocol.HELLO, dict.fromkeys(nodes, hello)).items():
-        words = protocol.words_of(content)
-        _check_code(str(words["code"]))
-        partition = int(words["partition"])
+    greetings = everyone.ask(protocol.HELLO, dict.fromkeys(nodes, hello), _greeting)
+    for node, (partition, code) in greetings.items():
+        _check_code(code)
         if 0 <= partition < len(names):
             placed[names[partition]] = nodes[node]
     return {name: placed[name] for name in names if name in placed}
+
+
+def _greeting(content: RecordDict) -> tuple[int, str]:
+    words = protocol.words_of(content)
+    return int(words["partition"]), str(words["code"])
 
 
 def _check_code(code: str) -> None:
@@ -100,11 +104,11 @@ def _assignments(organiser: Organiser) -> dict[str, RecordDict]:
     return requests
 
 
-def _check_data(organiser: Organiser, name: str, content: RecordDict) -> None:
-    words, own = protocol.words_of(content), organiser.data
-    if words["fingerprint"] != own.fingerprint:
+def _check_data(organiser: Organiser, name: str, words: dict[str, protocol.Scalar]) -> None:
+    own = organiser.data
+    if words.get("fingerprint") != own.fingerprint:
         raise RuntimeError(
-            f"{name} holds other data than the organiser: {words['classes']} classes of shape "
-            f"{words['shape']} against {own.num_classes} of shape "
+            f"{name} holds other data than the organiser: {words.get('classes')} classes of shape "
+            f"{words.get('shape')} against {own.num_classes} of shape "
             f"{'x'.join(map(str, own.shape))}; give both the same data set"
         )

@@ -44,27 +44,28 @@ class LocalTraining:
         """Ask for epoch after epoch until every participant says that it is finished."""
         left = [n for n, name in self.names.items() if not self.recorder.finished(f"local/{name}")]
         first = {node: self._next_epoch(node) for node in left}
-        self.organiser.exchanges.converse(protocol.LOCAL, first, self._note)
+        self.organiser.exchanges.converse(protocol.LOCAL, first, _measured, self._note)
 
     def _next_epoch(self, node: str) -> RecordDict:
         return self.organiser.request(self.variant, epoch=self.epochs[node] + 1)
 
-    def _note(self, node: str, content: RecordDict) -> RecordDict | None:
+    def _note(self, node: str, metrics: dict[str, float]) -> RecordDict | None:
         """Record an epoch and return the request for the next one, if there is one."""
-        name, metrics = self.names[node], protocol.numbers_of(content)
+        name = self.names[node]
         self.epochs[node] += 1
+        finished = bool(metrics["finished"]) or self.epochs[node] >= self.schedule[node].epochs
         for metric in ("loss", "accuracy"):
             if metric in metrics:
                 self.recorder.log(
                     "local", metric, metrics[metric], node=name, round=self.epochs[node]
                 )
-        if metrics["finished"]:
+        if finished:
             self.recorder.log("local", "validation_accuracy", metrics["best"], node=name)
             self.recorder.finish(f"local/{name}")
         else:
             self.recorder.stand(f"local/{name}", {}, epoch=self.epochs[node])
         self._show()
-        return None if metrics["finished"] else self._next_epoch(node)
+        return None if finished else self._next_epoch(node)
 
     def _show(self) -> None:
         total = sum(self.schedule[node].epochs for node in self.names)
@@ -76,3 +77,9 @@ class LocalTraining:
         )
         suffix = "" if self.variant == "honest" else f" ({self.variant})"
         self.recorder.progress(f"local training{suffix}", done, total, "epoch")
+
+
+def _measured(content: RecordDict) -> dict[str, float]:
+    """Return what a participant says of an epoch."""
+    metrics = protocol.numbers_of(content)
+    return {"finished": metrics["finished"], "best": metrics["best"], **metrics}

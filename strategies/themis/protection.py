@@ -28,13 +28,13 @@ from models.training import Training, predict
 from strategies.recorder import Recorder
 from strategies.themis.config import ExaminerConfig
 
-WIDTHS = (0.0, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0)
+WIDTHS = (0.5, 0.75, 1.0, 1.5, 2.0, 3.0)
 CHUNK = 500
 
 
 @dataclass(frozen=True)
 class Denoiser:
-    """Subtracts μ, then smooths with a Gaussian window.
+    """Subtracts μ, then smooths with a Gaussian window; or leaves images as they are.
 
     Attributes
     ----------
@@ -42,15 +42,18 @@ class Denoiser:
         Standard deviation of the window in pixels; 0 does not smooth.
     weighted : bool
         Trust each pixel by the inverse of its variance σ² (plus a floor) instead of equally.
+    subtract : bool
+        Whether μ is subtracted.
     """
 
-    width: float
-    weighted: bool
+    width: float = 0.0
+    weighted: bool = False
+    subtract: bool = True
 
     def __call__(self, noisy: torch.Tensor, noise: NoiseGenerator) -> torch.Tensor:
         """Return denoised images (B, C, H, W) in the units of ``noisy``."""
         with torch.no_grad():
-            clean = noisy - noise.mu
+            clean = noisy - noise.mu if self.subtract else noisy
             if not self.width:
                 return clean
             variance = noise.sigma().square()
@@ -68,8 +71,8 @@ class Denoiser:
         return conv2d(rows, window[:, None].expand(channels, 1, -1, 1), groups=channels)
 
 
-DENOISERS = [Denoiser(0.0, False)] + [
-    Denoiser(width, weighted) for width in WIDTHS[1:] for weighted in (False, True)
+DENOISERS = [Denoiser(subtract=False), Denoiser()] + [
+    Denoiser(width, weighted) for width in WIDTHS for weighted in (False, True)
 ]
 
 

@@ -64,8 +64,13 @@ def exchanges_with(tmp_path: Path) -> Iterator[Callable[..., Exchanges]]:
 
 def ask(exchanges: Exchanges, minimum: int = 0) -> dict[str, float]:
     request = protocol.request({"run": "x"})
-    replies = exchanges.ask(protocol.HELLO, dict.fromkeys(NAMES, request), minimum)
-    return {name: protocol.numbers_of(content)["value"] for name, content in replies.items()}
+    replies = exchanges.ask(protocol.HELLO, dict.fromkeys(NAMES, request), value_of)
+    exchanges.need(minimum, len(replies), protocol.HELLO)
+    return replies
+
+
+def value_of(content: RecordDict) -> float:
+    return protocol.numbers_of(content)["value"]
 
 
 def test_replies_come_in_node_order_whatever_the_order_of_arrival(
@@ -81,6 +86,22 @@ def test_a_node_that_fails_is_a_dropout_and_is_logged(
     assert ask(exchanges) == {"zoe": 0, "mia": 2}
     assert exchanges.dropouts == {"adam": 1}
     assert "dropout: adam: no memory" in (exchanges.recorder.directory / "events.log").read_text()
+
+
+@pytest.mark.parametrize(
+    ("nonsense", "why"),
+    [
+        (RecordDict(), "no 'value' in its reply"),
+        (RecordDict({"metrics": MetricRecord({"value": float("nan")})}), "must be a finite number"),
+        (RecordDict({"metrics": MetricRecord({"value": [1.0, 2.0]})}), "must be a finite number"),
+    ],
+)
+def test_a_reply_that_makes_no_sense_is_a_dropout(
+    exchanges_with: Callable[..., Exchanges], nonsense: RecordDict, why: str
+) -> None:
+    exchanges = exchanges_with(lambda i: nonsense if i == 1 else number(i))
+    assert ask(exchanges) == {"zoe": 0, "mia": 2}
+    assert why in (exchanges.recorder.directory / "events.log").read_text()
 
 
 def test_too_few_answers_stop_the_run_and_say_why(
@@ -139,11 +160,11 @@ def test_each_node_goes_at_its_own_pace(exchanges_with: Callable[..., Exchanges]
     exchanges, counts = exchanges_with(number), dict.fromkeys(NAMES, 0)
     request = protocol.request({"run": "x"})
 
-    def again(name: str, content: RecordDict) -> RecordDict | None:
+    def again(name: str, value: float) -> RecordDict | None:
         counts[name] += 1
-        return request if counts[name] <= protocol.numbers_of(content)["value"] else None
+        return request if counts[name] <= value else None
 
-    exchanges.converse(protocol.LOCAL, dict.fromkeys(NAMES, request), again)
+    exchanges.converse(protocol.LOCAL, dict.fromkeys(NAMES, request), value_of, again)
     assert counts == {"zoe": 1, "adam": 2, "mia": 3}
 
 
