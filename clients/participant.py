@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cached_property, lru_cache
 
 import numpy as np
@@ -114,7 +114,8 @@ class Participant:
             return self._delivered(model, variant)
         training = self._training(model, variant)
         kept = self.vault.load(f"training-{variant}")
-        if kept:
+        # A vault may have been left by another run of the same name.
+        if kept and kept[1]["of"] == self.assignment.fingerprint():
             training.restore(kept[0], kept[1]["losses"], kept[1]["accuracies"])
         while training.epoch < epoch and not training.finished:
             training.run_epoch(self.own_train, self.data.validation)
@@ -148,14 +149,19 @@ class Participant:
         return Training(model, schedule, derive(seed, "training"), self.compute, own_noise)
 
     def _keep(self, training: Training, variant: str) -> None:
-        note = {"losses": training.losses, "accuracies": training.accuracies}
-        self.vault.save(f"training-{variant}", training.tensors(), note)
+        note = {
+            "of": self.assignment.fingerprint(),
+            "losses": training.losses,
+            "accuracies": training.accuracies,
+        }
         if training.finished:
+            # First the model: once the training is on disk as finished, nobody trains again.
             self.vault.save(f"model-{variant}", training.best, note)
             self._frozen.pop(variant, None)
+        self.vault.save(f"training-{variant}", training.tensors(), note)
 
     def _delivered(self, model: nn.Module, variant: str) -> dict[str, int | float]:
-        self._frozen[variant] = model
+        self._frozen[variant] = self.compute.host(model)
         right = accuracy(model, self.data.validation, self.compute)
         return {"accuracy": right, "best": right, "finished": 1, "num-examples": 0}
 
@@ -171,7 +177,7 @@ class Participant:
             model = self._new_model()
             if not models.is_frozen(model):
                 kept = self.vault.load(f"model-{variant}")
-                if kept is None:
+                if kept is None or kept[1]["of"] != self.assignment.fingerprint():
                     raise RuntimeError(
                         f"{self.assignment.participant.name} has no trained model ({variant})"
                     )
@@ -233,15 +239,13 @@ class Participant:
         values, steps = training.packed()
         return values, {"loss": loss / count, "num-examples": count, "steps": steps}
 
-    def _batches(self, schedule: Schedule) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    def _batches(
+        self, schedule: Schedule
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
         batches = noisy_batches(*self._data_key)
-        return [
-            tuple(  # type: ignore[misc]
-                self.compute.place(part) if part.dim() == 4 else part.to(self.compute.device)
-                for part in batches.get(step=step, **schedule.common)
-            )
-            for step in schedule.steps
-        ]
+        for step in schedule.steps:
+            x, y, e = batches.get(step=step, **schedule.common)
+            yield self.compute.place(x), y.to(self.compute.device), self.compute.place(e)
 
     # -------------------------------------------------------------------- measurements
 

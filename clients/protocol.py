@@ -106,6 +106,11 @@ class Assignment(BaseModel):
     partitions: int
     compute: ComputeConfig
 
+    def fingerprint(self) -> str:
+        """Return a hash of all that the trained model depends on."""
+        values = self.model_dump_json(exclude={"run", "compute"})
+        return hashlib.blake2b(values.encode(), digest_size=16).hexdigest()
+
 
 def request(config: Mapping[str, Scalar], **arrays: Array) -> RecordDict:
     """Return the content of a request."""
@@ -172,7 +177,10 @@ def _decoded(array: Array) -> np.ndarray:
     source each time: with small arrays that costs more than everything else in an exchange.
     The header's end is known, since shape and type stand in the message too.
     """
-    dtype = np.dtype(array.dtype)
+    try:
+        dtype = np.dtype(array.dtype)
+    except TypeError as error:
+        raise ValueError(f"'{array.dtype}' is no type of array") from error
     if dtype.kind not in "fiub":
         raise ValueError(f"arrays of type {array.dtype} are not accepted")
     size = math.prod(array.shape) * dtype.itemsize

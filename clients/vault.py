@@ -34,7 +34,8 @@ class Vault:
     def __init__(self, root: Path) -> None:
         self.root = root
         try:
-            root.mkdir(mode=0o700, parents=True, exist_ok=True)
+            for folder in (root.parent.parent, root.parent, root):
+                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             root.chmod(0o700)
         except OSError as error:
             raise RequestError(
@@ -68,4 +69,6 @@ def vault_path(context: Context, run: str) -> Path:
     """
     place = context.node_config.get("vault") or context.run_config.get("vault")
     root = Path(str(place)) if place else Path.home() / ".local/share/pudica/vault"
+    if Path(run).name != run or run in ("", ".", ".."):
+        raise ValueError(f"'{run}' is no name of a run")
     return root / run / f"node-{context.node_config.get('partition-id', context.node_id)}"

@@ -44,3 +44,23 @@ def torch_generator(seed: int, *purpose: str | int) -> torch.Generator:
     It is on the CPU on every device, so that a GPU run sees the noise of a CPU run.
     """
     return torch.Generator().manual_seed(derive(seed, *purpose))
+
+
+def secret_normal(secret: int, shape: tuple[int, ...], *purpose: str | int) -> torch.Tensor:
+    """Return float32 draws of N(0, 1) that only whoever knows the whole secret can repeat.
+
+    PyTorch's generator on the CPU uses 32 bits of its seed, which can be tried out one after
+    the other; here a 128-bit key goes into a counter-based generator.
+
+    Parameters
+    ----------
+    secret : int
+        Not negative, of any size.
+    shape : tuple of int
+    *purpose : str or int
+        As in :func:`derive`.
+    """
+    path = "/".join(f"{type(part).__name__}:{part}" for part in purpose)
+    digest = hashlib.blake2b(f"{secret}|{path}".encode(), digest_size=16).digest()
+    generator = np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little")))
+    return torch.from_numpy(generator.standard_normal(shape, dtype=np.float32))

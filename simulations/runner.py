@@ -113,11 +113,12 @@ def execute(experiment: Experiment, directory: Path, engine: str, quiet: bool) -
     if engine not in ENGINES:
         raise unknown("engine", engine, ENGINES)
     run = import_module(f"simulations.engines.{engine}").run
+    new = not (directory / "experiment.yaml").exists()
     try:
         with _terminable(), Watcher(directory, quiet):
             run(experiment, directory)
     except RequestError:
-        if not (directory / "checkpoint.safetensors").exists():
+        if new and not (directory / "checkpoint.safetensors").exists():
             shutil.rmtree(directory)
         raise
 

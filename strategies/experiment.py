@@ -187,7 +187,7 @@ def load_experiment(source: str, overrides: list[str]) -> Experiment:
     values, where = _read(source)
     keys = [_override(values, override) for override in overrides]
     try:
-        experiment = Experiment.model_validate(values)
+        experiment = Experiment.model_validate(values).with_absolute_paths()
     except ValidationError as error:
         raise RequestError("\n".join(explained(error, Experiment, where, keys))) from error
     for key in misplaced_booleans(values, experiment.model_dump(by_alias=True)):

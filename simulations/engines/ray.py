@@ -138,7 +138,7 @@ class RayGrid(LocalGrid):
                 continue  # asked again already, with the others of a dead worker
             try:
                 reply = ray.get(reference)
-            except ray.exceptions.RayActorError as error:
+            except (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError) as error:
                 self._replace(self._pending[reference].place, error)
                 continue
             self._replies[self._pending.pop(reference).identifier] = reply

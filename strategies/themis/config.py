@@ -49,6 +49,8 @@ class ReleaseConfig(BaseModel):
     def _positive(cls, bounds: list[float] | None) -> list[float] | None:
         if bounds and not all(0 < bound <= 1000 for bound in bounds):
             raise ValueError("every M must be above 0 and at most 1000")
+        if bounds and len(set(bounds)) < len(bounds):
+            raise ValueError("an M is there twice")
         return bounds
 
 
@@ -121,7 +123,7 @@ class ThemisConfig(BaseModel):
     steps_per_visit: int = Field(default=1, ge=1)
     noise: Literal["per-image", "per-batch"] = "per-image"
     aggregate: Literal["mean", "median", "trimmed-mean", "krum"] = "mean"
-    clip: float | None = Field(default=1.5, gt=0)
+    clip: float | None = Field(default=1.5, ge=1)
     malicious: int = Field(default=1, ge=0)
     min_participants: int = Field(default=1, ge=1)
     validate_every: int = Field(default=1, ge=1)

@@ -14,7 +14,7 @@ from clients.data import ImageSet
 from models.generator import NoiseGenerator
 from models.randomness import derive
 from strategies.themis.organiser import SHARED, VARIANTS, Contestants, Organiser, of_variant
-from strategies.themis.protection import Examiner, hiding, noisy_chunks
+from strategies.themis.protection import Examiner, Seed, hiding, noisy_chunks
 
 
 class Evaluation:
@@ -50,9 +50,9 @@ class Evaluation:
             self._release("trained", case, self.organiser.contestants_of(case), noise)
             self._protect("trained", case, noise)
 
-    def seed(self, release: str, case: str, bound: float, draw: int) -> int:
+    def seed(self, release: str, case: str, bound: float, draw: int) -> Seed:
         """Return the seed of one draw of the noise, which only the organiser can know."""
-        return derive(self.organiser.secret, release, case, f"{bound:g}", draw)
+        return self.organiser.secret, release, case, repr(bound), draw
 
     # ------------------------------------------------------------------------ accuracy
 
@@ -63,8 +63,9 @@ class Evaluation:
         bound, draws = (noise.bound, self.settings.release.draws) if noise else (0.0, 1)
         tags: dict[str, Any] = {"case": case, "release": release, "M": bound}
         stage = f"evaluation ({' '.join(filter(None, [release, case]))})"
+        self.organiser.exchanges.forgive()
         for draw in range(draws):
-            task = f"evaluation/{case}/{release}/{bound:g}/{draw}"
+            task = f"evaluation/{case}/{release}/{bound!r}/{draw}"
             if not self.recorder.finished(task):
                 right = self._right(contestants, noise, self.seed(release, case, bound, draw))
                 for name, count in right.items():
@@ -74,10 +75,10 @@ class Evaluation:
             self.recorder.progress(stage, draw + 1, draws, "draw")
 
     def _right(
-        self, contestants: Contestants, noise: NoiseGenerator | None, seed: int
+        self, contestants: Contestants, noise: NoiseGenerator | None, seed: Seed
     ) -> dict[str, int]:
         """Return how many released test images each contestant classifies rightly."""
-        right = dict.fromkeys(contestants, 0)
+        right, answered = dict.fromkeys(contestants, 0), set[str]()
         for images, labels in self._released(noise, seed):
 
             def score(content: RecordDict, labels: np.ndarray = labels) -> int:
@@ -90,10 +91,14 @@ class Evaluation:
                 replies = self.organiser.exchanges.ask(protocol.PREDICT, requests, score)
                 for node, count in replies.items():
                     right[names[node]] += count
+                answered.update(replies)
+        self.organiser.exchanges.need(
+            self.settings.min_participants, len(answered), protocol.PREDICT
+        )
         return right
 
     def _released(
-        self, noise: NoiseGenerator | None, seed: int
+        self, noise: NoiseGenerator | None, seed: Seed
     ) -> Iterator[tuple[Array, np.ndarray]]:
         none = NoiseGenerator(torch.zeros(2, *self.organiser.data.shape), 0.0)
         size = self.settings.release.images_per_message
@@ -119,7 +124,7 @@ class Evaluation:
 
     def _protect(self, release: str, case: str, noise: NoiseGenerator) -> None:
         """Measure how well the first draw of a release hides the test images."""
-        task = f"protection/{case}/{release}/{noise.bound:g}"
+        task = f"protection/{case}/{release}/{noise.bound!r}"
         if self.recorder.finished(task):
             return
         seed = self.seed(release, case, noise.bound, 0)
@@ -137,7 +142,7 @@ class Evaluation:
             self.recorder.log("protection", metric, value, **tags)
         self.recorder.finish(task)
 
-    def _examined(self, test: ImageSet, noise: NoiseGenerator, seed: int) -> dict[str, float]:
+    def _examined(self, test: ImageSet, noise: NoiseGenerator, seed: Seed) -> dict[str, float]:
         examiner = self.examiner()
         denoiser = examiner.best_denoiser(noise)
         after = hiding(test, noise, seed, denoiser)

@@ -91,7 +91,7 @@ class GeneratorStage:
         missing: set[str] = set()
         if settings.dropouts:
             randomness = numpy_generator(self.seed, "dropouts", self.case, epoch)
-            count = min(settings.dropouts, len(names) - 1)
+            count = max(0, min(settings.dropouts, len(names) - 1))
             missing = set(randomness.choice(sorted(names), count, replace=False))
         return [name for name in names if name not in missing]
 
@@ -201,7 +201,7 @@ class GeneratorStage:
         return requests
 
     def _visits(self, turn: Turn, values: np.ndarray, steps: int) -> dict[str, RecordDict]:
-        state, everyone = Array(values), list(self.exchanges.nodes)
+        state, everyone = Array(values), self.organiser.experiment.names()
         own: dict[str, protocol.Scalar] = {
             "steps": steps,
             "learning-rate": self.settings.learning_rate,

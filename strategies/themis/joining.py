@@ -61,7 +61,11 @@ def _placed(organiser: Organiser, nodes: dict[str, int]) -> dict[str, int]:
     greetings = everyone.ask(protocol.HELLO, dict.fromkeys(nodes, hello), _greeting)
     for node, (partition, code) in greetings.items():
         _check_code(code)
-        if 0 <= partition < len(names):
+        if not 0 <= partition < len(names):
+            organiser.recorder.event(f"node {node} has partition {partition}, which nobody plays")
+        elif names[partition] in placed:
+            organiser.recorder.event(f"node {node} says it has partition {partition} too; ignored")
+        else:
             placed[names[partition]] = nodes[node]
     return {name: placed[name] for name in names if name in placed}
 

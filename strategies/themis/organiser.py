@@ -51,7 +51,7 @@ class Organiser:
         if "secret" not in note:
             drawn = self.settings.release.secret
             note["secret"] = (
-                secrets.randbits(63) if drawn else derive(self.experiment.seed, "test-noise")
+                secrets.randbits(256) if drawn else derive(self.experiment.seed, "test-noise")
             )
         return int(note["secret"])
 

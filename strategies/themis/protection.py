@@ -23,10 +23,13 @@ from clients.data import ImageSet, Splits
 from models.compute import Compute
 from models.files import load_tensors, save_tensors
 from models.generator import NoiseGenerator
-from models.randomness import derive, torch_generator
+from models.randomness import derive, secret_normal
 from models.training import Training, predict
 from strategies.recorder import Recorder
 from strategies.themis.config import ExaminerConfig
+
+# A secret, and what the draw is for.
+Seed = tuple[int | str, ...]
 
 WIDTHS = (0.5, 0.75, 1.0, 1.5, 2.0, 3.0)
 CHUNK = 500
@@ -77,7 +80,7 @@ DENOISERS = [Denoiser(subtract=False), Denoiser()] + [
 
 
 def noisy_chunks(
-    images: ImageSet, noise: NoiseGenerator, seed: int, size: int = CHUNK
+    images: ImageSet, noise: NoiseGenerator, seed: Seed, size: int = CHUNK
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
     """Yield plain images, their noisy versions and labels, ``size`` at a time.
 
@@ -86,9 +89,9 @@ def noisy_chunks(
     for start in range(0, len(images), size):
         positions = np.arange(start, min(start + size, len(images)))
         x, y = images.batch(positions)
-        e = torch.empty_like(x)
-        for i, position in enumerate(positions.tolist()):
-            e[i].normal_(generator=torch_generator(seed, position))
+        secret, *purpose = seed
+        draws = [secret_normal(secret, x.shape[1:], *purpose, int(i)) for i in positions]  # type: ignore[arg-type]
+        e = torch.stack(draws)
         with torch.no_grad():
             yield x, noise(x, e), y
 
@@ -136,7 +139,7 @@ class Examiner:
         return self.compute.host(model).eval()
 
     def accuracy(
-        self, images: ImageSet, noise: NoiseGenerator, seed: int, denoiser: Denoiser | None
+        self, images: ImageSet, noise: NoiseGenerator, seed: Seed, denoiser: Denoiser | None
     ) -> float:
         """Return the accuracy on noisy images, denoised or as they are."""
         right = 0
@@ -153,14 +156,14 @@ class Examiner:
         """Return the denoiser with which it sees most on the noisy validation set."""
         images = self.data.validation
         sample = images.subset(np.arange(min(len(images), 2000)))
-        seed = derive(self.seed, "examiner", "denoiser")
+        seed = (derive(self.seed, "examiner"), "denoiser")
         return max(DENOISERS, key=lambda d: self.accuracy(sample, noise, seed, d))
 
 
 def hiding(
-    images: ImageSet, noise: NoiseGenerator, seed: int, denoiser: Denoiser | None
+    images: ImageSet, noise: NoiseGenerator, seed: Seed, denoiser: Denoiser | None
 ) -> dict[str, float]:
-    """Return mean σ and how close released images are to the plain ones.
+    """Return how close released images are to the plain ones.
 
     Images are compared in [0, 1] units, not clipped.
 

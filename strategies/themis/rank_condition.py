@@ -33,10 +33,13 @@ def divergence(data: Gaussian, model: Gaussian) -> float:
     NaN where the model's variance is not positive: no Gaussian describes it.
     """
     (mean, variance), (model_mean, model_variance) = data, model
-    if model_variance <= 0:
+    if not model_variance > 0 or not variance > 0:
         return math.nan
-    spread = (variance + (mean - model_mean) ** 2) / model_variance
-    return 0.5 * (math.log(model_variance / variance) + spread - 1)
+    # In NumPy: what participants say of their models may be absurd, and must not raise.
+    with np.errstate(all="ignore"):
+        distance = np.float64(mean) - np.float64(model_mean)
+        spread = (variance + distance**2) / np.float64(model_variance)
+        return float(0.5 * (np.log(np.float64(model_variance) / variance) + spread - 1))
 
 
 def rank_condition(
@@ -61,8 +64,9 @@ def rank_condition(
     -------
     DataFrame
         ``better, worse, plain_gap`` and ``trained_gap`` (percentage points), ``kept`` (share
-        of draws in which the order held), ``lower_bound`` and ``distance`` (the left and the
-        middle of Eq. 1), ``eq1_holds``, ``kl_gap_plain``, ``kl_gap_noisy``, ``kl_keeps``.
+        of draws in which the order held; empty for a tie), ``lower_bound`` and ``distance``
+        (the left and the middle of Eq. 1), ``eq1_holds``, ``kl_gap_plain``, ``kl_gap_noisy``,
+        ``kl_keeps``.
         The three ``kl_`` columns are empty where no Gaussian describes one of the models.
     """
     rows = []
@@ -82,7 +86,7 @@ def rank_condition(
                 "worse": worse,
                 "plain_gap": 100 * (plain[better] - plain[worse]),
                 "trained_gap": 100 * float(gaps.mean()),
-                "kept": float((gaps > 0).mean()),
+                "kept": float((gaps > 0).mean()) if plain[better] > plain[worse] else math.nan,
                 "lower_bound": lower,
                 "distance": distance,
                 "eq1_holds": bool(lower <= distance),

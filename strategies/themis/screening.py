@@ -16,9 +16,10 @@ from flwr.serverapp.strategy.multikrum import select_multikrum
 
 from clients.protocol import arrays_of
 
-# No honest Adam step moves a parameter further than this many learning rates:
-# (1 − β₁)/√(1 − β₂), Kingma & Ba 2015, §2.1.
-ADAM_REACH = 0.1 / np.sqrt(0.001)
+# |m| ≤ ADAM_REACH·√v holds for Adam's moments of any gradients, by Cauchy and Schwarz, so no
+# honest step moves a parameter further than this many learning rates (bias correction only
+# lowers it): (1 − β₁) / √(1 − β₂) / √(1 − β₁²/β₂).
+ADAM_REACH = 0.1 / np.sqrt(0.001) / np.sqrt(1 - 0.9**2 / 0.999)
 MEMORY = 32
 
 
@@ -69,6 +70,8 @@ def reachable(values: np.ndarray, before: np.ndarray, learning_rate: float, step
         )
     if (values[4:] < 0).any():
         raise ValueError("holds negative second moments")
+    if (np.abs(values[2:4]) > 1.01 * ADAM_REACH * np.sqrt(values[4:]) + 1e-9).any():
+        raise ValueError("holds moments that do not belong together")
 
 
 class Clip:

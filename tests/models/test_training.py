@@ -11,7 +11,7 @@ import models
 from clients.data import DataConfig, Splits, load
 from models import Compute, ComputeConfig, NoiseGenerator, Training, TrainingConfig
 from models.errors import RequestError
-from models.randomness import derive, numpy_generator, torch_generator
+from models.randomness import derive, numpy_generator, secret_normal, torch_generator
 from models.training import crop_flip
 
 CPU = Compute(ComputeConfig(device="cpu"))
@@ -118,6 +118,16 @@ def test_streams_differ_by_seed_and_purpose_and_leave_the_global_generators_alon
     assert numpy_generator(3, "x").integers(1 << 30) == numpy_generator(3, "x").integers(1 << 30)
     torch.randn(3, generator=torch_generator(3, "x"))
     assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_secret_noise_depends_on_the_whole_secret_and_is_standard_normal() -> None:
+    # Six standard errors of mean and standard deviation of 200,000 draws.
+    draws = secret_normal(2**200 + 5, (200_000,), "release", 3)
+    assert abs(float(draws.mean())) < 6 / 200_000**0.5
+    assert abs(float(draws.std()) - 1) < 6 / 400_000**0.5
+    assert torch.equal(draws, secret_normal(2**200 + 5, (200_000,), "release", 3))
+    for other in (5, 2**32 + 5, 2**64 + 5, 2**200 + 2**32 + 5):
+        assert not torch.equal(draws, secret_normal(other, (200_000,), "release", 3))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")

@@ -20,6 +20,7 @@ from flwr.app import Message
 import strategies.recorder
 from clients import protocol
 from clients.app import app as client_app
+from clients.vault import Vault
 from simulations.engines.inprocess import InProcessGrid
 from simulations.engines.local import run_config, server_context
 from strategies.app import app as server_app
@@ -49,6 +50,10 @@ POINTS = [
     ("checkpoint", 3),
     ("checkpoint", 12),
     ("checkpoint", 25),
+    ("vault", 1),
+    ("vault", 5),
+    ("vault", 6),
+    ("vault", 8),
     ("file", 10),
     ("file", 40),
 ]
@@ -72,6 +77,8 @@ def die_at(what: str, number: int) -> None:
 
     if what == "checkpoint":
         _before(strategies.recorder.Recorder, "checkpoint", maybe)
+    elif what == "vault":
+        _before(Vault, "save", maybe)
     elif what == "file":
         _before(os, "fdopen", maybe)  # a file that is opened and never gets its content
     else:

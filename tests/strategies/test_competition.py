@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import stat
 from collections.abc import Callable
@@ -12,7 +13,7 @@ import pandas as pd
 import pytest
 import torch
 from competition_helpers import ListeningGrid, rows_of, tiny
-from flwr.app import Message
+from flwr.app import Message, RecordDict
 from safetensors.torch import load_file
 from torch.nn.functional import cross_entropy
 
@@ -103,7 +104,8 @@ def test_several_batches_in_one_joint_message_are_one_step_on_their_mean(
     compete("themis.epochs=1", "themis.steps_per_visit=3", "themis.clip=null")
     directory = tmp_path / "run"
     images = participants(directory)[0].data.train
-    seed, order = derive(0, "schedule", "main"), None
+    assert len(images) <= 192
+    seed = derive(0, "schedule", "main")
     training = GeneratorTraining(NoiseGenerator(torch.from_numpy(untrained(directory)), 1.0), 0.01)
     order = epoch_order(len(images), seed, 0)
     gradients = []
@@ -118,7 +120,6 @@ def test_several_batches_in_one_joint_message_are_one_step_on_their_mean(
             count += len(y)
         gradients.append(sum(parts) / count)
     training.step(5.0 * torch.stack(gradients).mean(0))
-    assert len(images) <= 192
     np.testing.assert_allclose(trained(directory), training.generator.packed(), atol=1e-6)
 
 
@@ -402,21 +403,73 @@ def test_a_node_with_other_code_stops_the_run(
         compete()
 
 
-def test_predictions_of_the_wrong_length_score_nothing(
-    compete: Compete, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("nonsense", ["short", "letters", "objects", "absent"])
+def test_predictions_that_make_no_sense_score_nothing(
+    compete: Compete, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nonsense: str
 ) -> None:
-    honest = Participant.predict
+    honest = protocol.reply
 
-    def predict(self: Participant, images: torch.Tensor, variant: str) -> np.ndarray:
-        short = self.assignment.participant.name == "MLP"
-        return honest(self, images, variant)[: -1 if short else None]
+    def reply(metrics: dict[str, int | float], **arrays: np.ndarray) -> RecordDict:
+        content = honest(metrics, **arrays)
+        if "predictions" in arrays and next(turn) % 3 == 1:
+            sent = content.array_records["arrays"]["predictions"]
+            if nonsense == "short":
+                return honest(metrics, predictions=arrays["predictions"][:-1])
+            if nonsense == "absent":
+                return honest(metrics)
+            sent.dtype = {"letters": "garbage", "objects": "object"}[nonsense]
+        return content
 
-    monkeypatch.setattr(Participant, "predict", predict)
-    monkeypatch.setattr(Participant, "noisy_accuracy", lambda *_: {"accuracy": 0.5})
+    turn = itertools.count()
+    monkeypatch.setattr(protocol, "reply", reply)
     compete("themis.epochs=0")
     board = pd.read_csv(tmp_path / "run" / "main" / "leaderboard.csv").set_index("model")
     assert board.loc["MLP", "trained_accuracy"] == 0
     assert board.loc["Softmax", "trained_accuracy"] > 0
+
+
+def test_a_competition_whose_participants_are_all_gone_is_not_done(
+    compete: Compete, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as gone:
+
+        def predict(*_: object) -> np.ndarray:
+            raise RuntimeError("gone")
+
+        gone.setattr(Participant, "predict", predict)
+        with pytest.raises(TooFewParticipants, match="gone"):
+            compete()
+    compete()  # they are back: the same run goes on
+    compete(name="undisturbed")
+    boards = [
+        (tmp_path / n / "main" / "leaderboard.csv").read_text() for n in ("run", "undisturbed")
+    ]
+    assert boards[0] == boards[1]
+
+
+def test_a_participant_that_never_says_it_is_finished_is_not_asked_for_ever(
+    compete: Compete, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = Participant.train_local
+
+    def train_local(self: Participant, epoch: int, variant: str) -> dict[str, int | float]:
+        return {**honest(self, epoch, variant), "finished": 0}
+
+    monkeypatch.setattr(Participant, "train_local", train_local)
+    grid = compete()
+    asked_for = [m for m in grid.requests if m.metadata.message_type == protocol.LOCAL]
+    assert len(asked_for) == 3 * 2
+
+
+def test_a_vault_left_by_another_run_of_the_same_name_is_not_used(
+    compete: Compete, tmp_path: Path
+) -> None:
+    compete("seed=1", "training.epochs=1", name="old/run")
+    (tmp_path / "new" / "run").mkdir(parents=True)
+    (tmp_path / "old" / "run" / "vault").rename(tmp_path / "new" / "run" / "vault")
+    compete(name="new/run")
+    compete(name="fresh")
+    assert rows_of(tmp_path / "new" / "run") == rows_of(tmp_path / "fresh")
 
 
 # --------------------------------------------------------------------------- the record
@@ -453,6 +506,8 @@ def test_partitions_give_each_participant_its_own_training_images(
 def test_what_was_sent_is_counted(compete: Compete, tmp_path: Path) -> None:
     grid = compete()
     counted = json.loads((tmp_path / "run" / "run.json").read_text())["exchanges"]
+    assert set(counted) == {m.metadata.message_type for m in grid.requests}
+    assert counted[protocol.GRADIENT]["bytes_sent"] > 0
     for kind, total in counted.items():
         requests = [m for m in grid.requests if m.metadata.message_type == kind]
         replies = [m for m in grid.replies if m.metadata.message_type == kind]

@@ -59,6 +59,8 @@ def test_divergence_equals_its_integral() -> None:
     assert divergence(data, model) == pytest.approx(numeric, rel=1e-6)
     assert divergence(data, data) == pytest.approx(0)
     assert math.isnan(divergence(data, (0.0, -1.0)))
+    for absurd in ((1e200, 1.0), (0.0, 5e-324), (float("nan"), 1.0)):
+        assert not divergence(data, absurd) < 1e6  # infinite or nothing, and no exception
 
 
 def test_rank_condition_has_a_row_per_pair_with_the_better_one_first() -> None:
