@@ -28,10 +28,13 @@ SHORT = [
     "themis.examiner=null",
 ]
 INTERRUPTIBLE = """
+import signal
 import sys
 from pathlib import Path
 from simulations.engines import flower
 from strategies.experiment import load_experiment
+# Started in the background of a shell, a process inherits that SIGINT is ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 flower.run(load_experiment("themis-digits", []), Path(sys.argv[1]))
 """
 
