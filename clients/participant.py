@@ -317,7 +317,7 @@ def attacked(name: str, values: np.ndarray, reference: np.ndarray) -> dict[str, 
     Parameters
     ----------
     name : str
-        One of ``clients.protocol.ATTACKS``.
+        An attack of ``clients.protocol.Attack``.
     values : ndarray
         The honest gradient, or the honest state after a visit.
     reference : ndarray

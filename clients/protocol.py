@@ -46,7 +46,6 @@ NOISY = "evaluate.noisy"
 DENSITY = "evaluate.density"
 PREDICT = "evaluate.predict"
 
-ATTACKS = ("nan", "huge", "sign-flip", "wrong-shape", "wrong-key", "empty")
 Attack = Literal["nan", "huge", "sign-flip", "wrong-shape", "wrong-key", "empty"]
 Scalar = int | float | str | bool
 

@@ -9,8 +9,6 @@ from torch.nn.functional import cross_entropy
 
 from models.compute import Compute
 
-ROWS = ("mu", "rho", "mu_mean", "rho_mean", "mu_square", "rho_square")
-
 
 class NoiseGenerator(nn.Module):
     """Noise ``r = μ + σ·e`` with ``σ = (1 + tanh ρ)/2 · M`` and ``e ~ N(0, 1)``.
@@ -117,7 +115,7 @@ class GeneratorTraining:
         Returns
         -------
         values : float32 array of shape (6, C, H, W)
-            Rows as in ``ROWS``: μ, ρ, Adam's first moments of both, its second moments.
+            μ, ρ, Adam's first moments of both, its second moments of both.
         steps : int
             Steps taken.
         """

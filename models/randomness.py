@@ -27,8 +27,9 @@ def derive(seed: int, *purpose: str | int) -> int:
     ``SeedSequence`` makes streams independent, not secret: whoever can guess ``seed`` can
     derive every purpose. A secret must be drawn from the system's randomness instead.
     """
-    path = "/".join(f"{type(part).__name__}:{part}" for part in purpose)
-    words = np.frombuffer(hashlib.blake2b(path.encode(), digest_size=16).digest(), np.uint32)
+    words = np.frombuffer(
+        hashlib.blake2b(_path(purpose).encode(), digest_size=16).digest(), np.uint32
+    )
     sequence = np.random.SeedSequence([seed, *words.tolist()])
     return int(sequence.generate_state(1, np.uint64)[0] >> np.uint64(1))
 
@@ -60,7 +61,11 @@ def secret_normal(secret: int, shape: tuple[int, ...], *purpose: str | int) -> t
     *purpose : str or int
         As in :func:`derive`.
     """
-    path = "/".join(f"{type(part).__name__}:{part}" for part in purpose)
-    digest = hashlib.blake2b(f"{secret}|{path}".encode(), digest_size=16).digest()
+    digest = hashlib.blake2b(f"{secret}|{_path(purpose)}".encode(), digest_size=16).digest()
     generator = np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little")))
     return torch.from_numpy(generator.standard_normal(shape, dtype=np.float32))
+
+
+def _path(purpose: tuple[str | int, ...]) -> str:
+    """Return a purpose as text; numbers and digits that look like them stay apart."""
+    return "/".join(f"{type(part).__name__}:{part}" for part in purpose)
