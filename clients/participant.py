@@ -182,7 +182,7 @@ class Participant:
                         f"{self.assignment.participant.name} has no trained model ({variant})"
                     )
                 model.load_state_dict(kept[0])
-                model.requires_grad_(False).eval()
+                model = models.freeze(self.assignment.participant.model, model)
             self._frozen[variant] = self.compute.host(model)
         return self._frozen[variant]
 

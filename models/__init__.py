@@ -5,7 +5,7 @@ from models.custom import is_frozen
 from models.errors import RequestError, unknown
 from models.generator import GeneratorTraining, NoiseGenerator
 from models.training import Training, TrainingConfig, accuracy, predict
-from models.zoo import build, canonical_name, describe, display_name, minimum_side, names
+from models.zoo import build, canonical_name, describe, display_name, freeze, minimum_side, names
 
 __all__ = [
     "Compute",
@@ -20,6 +20,7 @@ __all__ = [
     "canonical_name",
     "describe",
     "display_name",
+    "freeze",
     "is_frozen",
     "minimum_side",
     "names",

@@ -26,7 +26,8 @@ class ComputeConfig(BaseModel):
     bfloat16 : bool
         Autocast the forward pass to bfloat16 (GPU only).
     channels_last : bool
-        Keep images and convolutions in channels-last layout (GPU only).
+        Keep images and convolutions in channels-last layout (GPU only; on the CPU every model
+        keeps the layout it was built with, which for the zoo's is this one).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -61,6 +62,10 @@ class Compute:
         """Whether the device is a GPU."""
         return self.device.type == "cuda"
 
+    @property
+    def _layout(self) -> torch.memory_format:
+        return torch.channels_last if self.config.channels_last else torch.contiguous_format
+
     @contextmanager
     def threads(self) -> Iterator[None]:
         """Use the configured number of threads inside, and put the old one back after."""
@@ -77,16 +82,13 @@ class Compute:
         """Move a batch of shape (B, C, H, W) to the device, in its layout."""
         if not self.on_gpu:
             return x
-        layout = torch.channels_last if self.config.channels_last else torch.contiguous_format
-        return x.to(self.device, non_blocking=True, memory_format=layout)
+        return x.to(self.device, non_blocking=True, memory_format=self._layout)
 
     def host(self, model: nn.Module) -> nn.Module:
         """Move a model to the device, in its layout."""
         if not self.on_gpu:
             return model
-        if self.config.channels_last:
-            return model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
-        return model.to(self.device)
+        return model.to(self.device, memory_format=self._layout)  # type: ignore[call-overload,no-any-return]
 
     def logits(self, model: nn.Module, x: torch.Tensor) -> torch.Tensor:
         """Return ``model(x)`` in float32, under autocast where that is on.

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import torch
 from flwr.serverapp import Grid
+from torch import nn
 from torch.nn.functional import cross_entropy
 
 import models
 from clients.app import app
-from clients.data import ImageSet
+from clients.data import ImageSet, Splits
 from models.generator import NoiseGenerator
 from models.randomness import numpy_generator, torch_generator
 from simulations.benchmarks.measure import Row, compared, seconds
@@ -50,28 +51,29 @@ class Plain:
     experiment : Experiment
     threads : int
         PyTorch threads it may use.
+    frozen : bool
+        Use the models as participants use them (:func:`models.freeze`), and not as PyTorch
+        makes them: in its own layout, batch norm apart.
     """
 
-    def __init__(self, experiment: Experiment, threads: int) -> None:
+    def __init__(self, experiment: Experiment, threads: int, frozen: bool = False) -> None:
         data = experiment.load_data()
         self.images: ImageSet = data.train
         self.settings = experiment.themis
         self.threads = threads
-        self.models = [
-            models.build(
-                p.model,
-                num_classes=data.num_classes,
-                channels=data.shape[0],
-                image_size=data.shape[1],
-            )
-            .requires_grad_(False)
-            .eval()
-            for p in experiment.participants
-        ]
+        self.models = [self._model(p.model, data, frozen) for p in experiment.participants]
         randomness = torch_generator(0, "generator")
         self.generator = NoiseGenerator.initial(data.shape, self.settings.M, randomness)
         parameters = [self.generator.mu, self.generator.rho]
         self.optimizer = torch.optim.Adam(parameters, lr=self.settings.learning_rate)
+
+    @staticmethod
+    def _model(name: str, data: Splits, frozen: bool) -> nn.Module:
+        channels, side, _ = data.shape
+        model = models.build(name, num_classes=data.num_classes, channels=channels, image_size=side)
+        if frozen:
+            return models.freeze(name, model)
+        return model.requires_grad_(False).eval().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload,no-any-return]
 
     def epoch(self) -> None:
         """Run one epoch of Eq. (2)."""
@@ -103,33 +105,39 @@ def ready(experiment: Experiment, grid: Grid, directory: Path) -> Iterator[Gener
 
 
 def rows(repeats: int) -> list[Row]:
-    """Measure both rows; Ray must be connected. The rival runs right before each of ours."""
+    """Measure on both engines; Ray must be connected."""
     wanted = experiment()
     count = len(wanted.participants)
-    one, two = Plain(wanted, 1), Plain(wanted, 2)
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         here, there = Path(folder) / "inprocess", Path(folder) / "ray"
         config = run_config(wanted, here, "benchmark")
         server_context(config)
         with ready(wanted, InProcessGrid(app, count, config), here) as stage:
-            in_process = _paired(stage, one, repeats)
+            in_process = _against_loops("in process", stage, threads=1, bar=1.10, repeats=repeats)
         grid = RayGrid(app, count, run_config(wanted, there, "benchmark"), workers=2)
         with ready(wanted, grid, there) as stage:
-            on_ray = _paired(stage, two, repeats)
+            on_ray = _against_loops("Ray, 2 workers", stage, threads=2, bar=1.00, repeats=repeats)
         grid.stop()
-    what = f"joint generator epoch, MNIST {IMAGES:,} images, {count} participants"
+    return in_process + on_ray
+
+
+def _against_loops(
+    engine: str, stage: GeneratorStage, threads: int, bar: float, repeats: int
+) -> list[Row]:
+    """Time epochs, each right after one of either rival."""
+    wanted = stage.organiser.experiment
+    plain, frozen = Plain(wanted, threads), Plain(wanted, threads, frozen=True)
+    epochs = [plain.epoch, frozen.epoch, lambda: stage.run_epoch(0)]
+    for epoch in epochs:
+        epoch()
+    times = [[seconds(epoch) for epoch in epochs] for _ in range(repeats)]
+    of_plain, of_frozen, ours = (list(each) for each in zip(*times, strict=True))
+    what = (
+        f"joint generator epoch, MNIST {IMAGES:,} images, {len(wanted.participants)} participants, "
+    )
+    what += f"{engine}, against a plain loop ({threads} threads)"
     return [
-        compared(f"{what}, in process, against a plain loop (1 thread)", "s", 1.10, *in_process),
-        compared(f"{what}, Ray, 2 workers, against it (2 threads)", "s", 1.00, *on_ray),
+        compared(what, "s", bar, ours, of_plain),
+        compared(f"{what} over the same frozen models", "s", None, ours, of_frozen),
     ]
-
-
-def _paired(stage: GeneratorStage, rival: Plain, repeats: int) -> tuple[list[float], list[float]]:
-    ours, theirs = [], []
-    stage.run_epoch(0)
-    rival.epoch()
-    for _ in range(repeats):
-        theirs.append(seconds(rival.epoch))
-        ours.append(seconds(lambda: stage.run_epoch(0)))
-    return ours, theirs

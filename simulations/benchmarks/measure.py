@@ -23,8 +23,8 @@ class Row:
         The measurement the bar is about.
     low, high : float
         The least and the largest ratio (or value) of the single runs.
-    bar : float
-        The most that is allowed.
+    bar : float or None
+        The most that is allowed; None for what is only to be known.
     """
 
     what: str
@@ -34,12 +34,12 @@ class Row:
     ratio: float
     low: float
     high: float
-    bar: float
+    bar: float | None
 
     @property
     def held(self) -> bool:
         """Whether the bar is held."""
-        return self.ratio <= self.bar
+        return self.bar is None or self.ratio <= self.bar
 
 
 def seconds(work: Callable[[], object]) -> float:
@@ -50,7 +50,7 @@ def seconds(work: Callable[[], object]) -> float:
 
 
 def compared(
-    what: str, unit: str, bar: float, ours: Sequence[float], rival: Sequence[float]
+    what: str, unit: str, bar: float | None, ours: Sequence[float], rival: Sequence[float]
 ) -> Row:
     """Return the row of a ratio, ours over rival, paired run by run."""
     ratios = [a / b for a, b in zip(ours, rival, strict=True)]

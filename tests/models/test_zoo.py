@@ -6,7 +6,16 @@ import pytest
 import torch
 from torch import nn
 
-from models import build, canonical_name, describe, display_name, minimum_side, names, zoo
+from models import (
+    build,
+    canonical_name,
+    describe,
+    display_name,
+    freeze,
+    minimum_side,
+    names,
+    zoo,
+)
 from models.architectures import ImageTask
 from models.errors import RequestError
 
@@ -186,3 +195,36 @@ def test_small_image_is_refused_with_alternatives() -> None:
 def test_what_does_not_fit_is_refused(wrong: dict[str, int], message: str) -> None:
     with pytest.raises(RequestError, match=message):
         build("mlp", **({"num_classes": 10} | wrong))
+
+
+@pytest.mark.parametrize(
+    "name", ["lenet", "vgg-11", "resnet-20", "preresnet-20", "se-resnet-20", "densenet-small"]
+)
+def test_a_frozen_model_is_the_same_function(name: str) -> None:
+    model = build(name, num_classes=5).double()
+    randomness = torch.Generator().manual_seed(0)
+    for layer in model.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.running_mean.normal_(0, 0.1, generator=randomness)
+            layer.running_var.uniform_(0.5, 2, generator=randomness)
+    model.eval()
+    images = torch.rand(4, 3, 32, 32, dtype=torch.float64, generator=randomness).requires_grad_()
+    logits = model(images)
+    (gradient,) = torch.autograd.grad(logits.logsumexp(1).sum(), images)
+    frozen = freeze(name, model)
+    torch.testing.assert_close(frozen(images), logits, rtol=1e-9, atol=1e-9)
+    (its_gradient,) = torch.autograd.grad(frozen(images).logsumexp(1).sum(), images)
+    torch.testing.assert_close(its_gradient, gradient, rtol=1e-6, atol=1e-9)
+
+
+def test_a_frozen_model_needs_no_batch_norm_after_convolutions() -> None:
+    frozen = freeze("resnet-8", build("resnet-8", num_classes=5))
+    assert not frozen.training
+    assert not any(isinstance(layer, nn.BatchNorm2d) for layer in frozen.modules())
+    assert not any(parameter.requires_grad for parameter in frozen.parameters())
+
+
+def test_a_custom_model_is_frozen_as_it_is() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    assert freeze("custom:their.module:model", model) is model
+    assert not model.training

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -18,11 +19,12 @@ from simulations.progress import LINE_SECONDS, Lines, Rate
 WATCHED = """
 import json, sys, time
 from pathlib import Path
+from models.files import write_atomically
 from simulations.progress import Watcher
 folder = Path(sys.argv[1])
 def say(stage, done):
     state = {"stage": stage, "done": done, "total": 4, "unit": "epoch"}
-    (folder / "progress.json").write_text(json.dumps(state))
+    write_atomically(folder / "progress.json", json.dumps(state).encode())
     time.sleep(0.3)
 with Watcher(folder, quiet=sys.argv[2] == "quiet"):
     for stage in ("first", "second"):
@@ -99,9 +101,12 @@ def test_bars_in_a_terminal(tmp_path: Path) -> None:
 def test_lines_in_a_pipe(tmp_path: Path) -> None:
     command = [sys.executable, "-c", WATCHED, str(tmp_path), ""]
     said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
-    assert [line.split(",")[0] for line in said.splitlines()] == [
-        f"{stage}: {done}/4 epochs" for stage in ("first", "second") for done in (1, 4)
-    ]
+    lines = [line.split(",")[0] for line in said.splitlines()]
+    # How many reports are seen depends on the machine's load; a stage's end is never missed.
+    ends = [line for line in lines if line.endswith("4/4 epochs")]
+    assert ends == ["first: 4/4 epochs", "second: 4/4 epochs"]
+    assert all(re.fullmatch(r"(first|second): [124]/4 epochs", line) for line in lines)
+    assert lines == sorted(lines)
 
 
 def test_nothing_when_quiet(tmp_path: Path) -> None:
