@@ -101,6 +101,7 @@ class Exchanges:
         flying: dict[str, _Sent] = {}
         self._push(kind, {n: c for n, c in first.items() if self._reachable(n)}, flying)
         while flying:
+            looked = time.monotonic()
             arrived = list(self.grid.pull_messages(list(flying)))
             following: dict[str, RecordDict] = {}
             for message in arrived:
@@ -112,7 +113,8 @@ class Exchanges:
             self._push(kind, following, flying)
             self._expire(flying)
             if not arrived and flying:
-                time.sleep(POLL_SECONDS)
+                # Grids that wait for a reply by themselves are not made to wait twice.
+                time.sleep(max(0.0, looked + POLL_SECONDS - time.monotonic()))
 
     def forgive(self) -> None:
         """Give nodes that were given up one more chance, as an epoch begins."""

@@ -12,7 +12,7 @@ from flwr.app import Error, Message, MetricRecord, RecordDict
 
 from clients import protocol
 from simulations.engines.local import LocalGrid, server_context
-from strategies.exchange import Exchanges, TooFewParticipants
+from strategies.exchange import POLL_SECONDS, Exchanges, TooFewParticipants
 from strategies.recorder import Recorder
 
 NAMES = ["zoe", "adam", "mia"]
@@ -173,3 +173,31 @@ def test_bytes_are_counted_by_kind(exchanges_with: Callable[..., Exchanges]) -> 
     ask(exchanges)
     total = exchanges.recorder.note["exchanges"][protocol.HELLO]
     assert total == {"count": 3, "bytes_sent": 3 * 4, "bytes_received": 3 * 13}
+
+
+class PatientGrid(ScriptedGrid):
+    """Waits by itself before it says that nothing has come."""
+
+    waits = 3
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Return nothing, late, three times."""
+        if self.waits:
+            self.waits -= 1
+            time.sleep(2 * POLL_SECONDS)
+            return []
+        return super().pull_messages(message_ids)
+
+
+def test_a_grid_that_waits_is_not_made_to_wait_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server_context({})
+    grid, recorder = PatientGrid(number), Recorder(tmp_path / "run", tiny(), "test")
+    nodes = dict(zip(NAMES, grid.get_node_ids(), strict=True))
+    slept: list[float] = []
+    real = time.sleep
+    monkeypatch.setattr(time, "sleep", lambda seconds: (slept.append(seconds), real(seconds)))
+    ask(Exchanges(grid, recorder, nodes, timeout=None))
+    recorder.close("done")
+    assert sum(slept) == pytest.approx(3 * 2 * POLL_SECONDS)
