@@ -190,6 +190,29 @@ def plot(runs: RunPaths) -> None:
                 typer.echo(_shown(figure.absolute()))
 
 
+@app.command()
+def cuts(
+    model: Annotated[str, typer.Argument(help="A model, as in an experiment.")],
+    input_: Annotated[str, typer.Option("--input", metavar="CxHxW")] = "3x32x32",
+    classes: Annotated[int, typer.Option(min=2, help="Classes to tell apart.")] = 10,
+    batch: Annotated[int, typer.Option(min=2, help="Examples of a batch, for memory.")] = 64,
+    epsilon: Annotated[float, typer.Option(min=0.01, max=100, help="Of one activation.")] = 1.0,
+    weights: Annotated[str, typer.Option(help="Of privacy, resources, accuracy.")] = "1,1,1",
+) -> None:
+    """Show where a model can be cut in two, and what each cut costs an edge device."""
+    from simulations.cuts import parsed_shape, parsed_weights, table
+    from simulations.display import print_frame
+
+    with _requests():
+        frame = table(model, parsed_shape(input_), classes, batch, epsilon, parsed_weights(weights))
+    print_frame(frame, f"Cuts of {model}")
+    typer.echo(
+        "bytes: of one example's activation. MFLOP: forward, one example, front only. cost: "
+        "w1·ε + w2·share - w3·(1 - 2/(exp ε - 1)), section VI of paper 004."
+    )
+    typer.echo(f"The best cut by that cost is after '{frame['cut'][frame['cost'].argmin()]}'.")
+
+
 def main() -> None:
     """Run the command line; Ctrl-C outside a run ends it quietly."""
     try:

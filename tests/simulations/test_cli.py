@@ -57,6 +57,30 @@ def test_list_shows_experiments_data_and_models(pudica: Command) -> None:
         assert word in result.stdout
 
 
+def test_cuts_shows_what_each_cut_costs(pudica: Command) -> None:
+    result = pudica("cuts", "VGG-small", "--input", "1x28x28")
+    assert result.exit_code == 0
+    assert "0.13   MaxPool2d" in result.stdout
+    assert "The best cut by that cost is after '0.0'." in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("vgg-smal",), "'vgg-small'"),
+        (("lenet", "--input", "3x64"), "'3x64' is no image"),
+        (("lenet", "--input", "3x64x32"), "'3x64x32' is no image"),
+        (("lenet", "--input", "3x8x8"), "at least 16x16"),
+        (("lenet", "--weights", "1,0,1"), "three numbers above 0"),
+        (("lenet", "--weights", "1,1"), "three numbers above 0"),
+    ],
+)
+def test_wrong_requests_for_cuts(pudica: Command, arguments: tuple[str, ...], message: str) -> None:
+    result = pudica("cuts", *arguments)
+    assert result.exit_code == 2
+    assert message in result.stderr
+
+
 # ------------------------------------------------------------------------- a run
 
 

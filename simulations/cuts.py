@@ -1,0 +1,90 @@
+"""``pudica cuts``: where a model can be cut, and what each cut costs an edge device."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import pandas as pd
+
+import models
+from models.cut import Cutter, cutting_cost
+from models.errors import RequestError
+
+MEBI = 2**20
+
+
+def table(
+    model: str,
+    shape: tuple[int, int, int],
+    num_classes: int,
+    batch: int,
+    epsilon: float,
+    weights: Sequence[float],
+) -> pd.DataFrame:
+    """Return a row for each cut of a model of the zoo, or a custom one.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        Channels, height and width of an image.
+    batch : int
+        Examples of a batch, for the memory.
+    epsilon : float
+        Of one activation, the same at each cut.
+    weights : sequence of 3 float
+        Of privacy, resources and accuracy in the cost.
+    """
+    channels, side, _ = shape
+    built = models.build(model, num_classes=num_classes, channels=channels, image_size=side)
+    costs = Cutter(built).costs(shape, batch)
+    return pd.DataFrame(
+        {
+            "cut": cost.name,
+            "layer": cost.layer,
+            "activation": "x".join(map(str, cost.shape)),
+            "bytes": cost.bytes,
+            "edge parameters": cost.parameters,
+            "share %": 100 * cost.share,
+            "MFLOP": cost.flops / 1e6,
+            f"MiB at batch {batch}": cost.memory / MEBI,
+            "cost": cutting_cost(epsilon, cost.share, weights),
+        }
+        for cost in costs
+    )
+
+
+def parsed_shape(text: str) -> tuple[int, int, int]:
+    """Return ``3x64x64`` as numbers.
+
+    Raises
+    ------
+    RequestError
+        If it is not that, or not a square.
+    """
+    found = re.fullmatch(r"(\d+)x(\d+)x(\d+)", text)
+    if not found or found[2] != found[3] or "0" in found.groups():
+        raise RequestError(
+            f"--input: '{text}' is no image; write channels x side x side, as in 3x64x64"
+        )
+    return int(found[1]), int(found[2]), int(found[3])
+
+
+def parsed_weights(text: str) -> tuple[float, ...]:
+    """Return ``1,1,1`` as numbers.
+
+    Raises
+    ------
+    RequestError
+        If it is not three numbers above zero.
+    """
+    try:
+        weights = tuple(float(word) for word in text.split(","))
+    except ValueError:
+        weights = ()
+    if len(weights) != 3 or not all(0 < weight < float("inf") for weight in weights):
+        raise RequestError(
+            f"--weights: '{text}' must be three numbers above 0, of privacy, resources and "
+            "accuracy, as in 1,1,1"
+        )
+    return weights

@@ -1,0 +1,145 @@
+"""Cutting models in two: the halves are the whole, wrong cuts are named, costs are right."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from models import RequestError, build
+from models.cut import Cutter, cutting_cost
+
+FAMILIES = (
+    "lenet",
+    "vgg-small",
+    "resnet-8",
+    "preresnet-8",
+    "se-resnet-20",
+    "densenet-small",
+    "googlenet",
+)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_front_and_back_are_the_model(name: str) -> None:
+    model = build(name, num_classes=4).eval()
+    images = torch.rand(2, 3, 32, 32)
+    cutter = Cutter(model)
+    assert len(cutter.names) >= 8
+    with torch.no_grad():
+        whole = model(images)
+        for cut in cutter.names[:: max(1, len(cutter.names) // 6)]:
+            front, back = cutter.cut(cut)
+            assert torch.equal(back(front(images)), whole), cut
+            assert not set(front.state_dict()) & set(back.state_dict())
+            assert set(front.state_dict()) | set(back.state_dict()) == set(model.state_dict())
+
+
+@pytest.mark.parametrize("name", ["vgg-small", "resnet-8", "preresnet-8"])
+def test_gradients_through_the_cut_are_those_of_the_model(name: str) -> None:
+    images, labels = torch.rand(4, 3, 16, 16), torch.tensor([0, 1, 2, 3])
+    model = build(name, num_classes=4).train()
+    functional.cross_entropy(model(images), labels).backward()
+    wanted = {key: p.grad.clone() for key, p in model.named_parameters()}
+    for cut in Cutter(model).names:
+        model.zero_grad()
+        front, back = Cutter(model).cut(cut)
+        activation = front(images)
+        smashed = activation.detach().requires_grad_()
+        functional.cross_entropy(back(smashed), labels).backward()
+        activation.backward(smashed.grad)
+        for key, p in model.named_parameters():
+            torch.testing.assert_close(p.grad, wanted[key], msg=f"{cut}: {key}")
+
+
+def test_a_block_can_be_named_and_a_branch_can_not() -> None:
+    cutter = Cutter(build("resnet-8", num_classes=4))
+    assert "1.1" in cutter.names
+    assert "1.1.conv1" not in cutter.names
+    with pytest.raises(RequestError, match=r"more than one value would cross.*allowed: 0\.0, "):
+        cutter.cut("1.1.conv1")
+    front, _ = cutter.cut("1")  # the last step of the last block
+    assert set(front.state_dict()) == set(cutter.cut("1.2")[0].state_dict())
+
+
+def test_a_cut_that_does_not_exist_is_answered_with_those_that_do() -> None:
+    with pytest.raises(RequestError, match=r"cut '1\.9'.*1\.1"):
+        Cutter(build("resnet-8", num_classes=4)).cut("1.9")
+
+
+def test_modes_follow_the_halves() -> None:
+    front, back = Cutter(build("densenet-small", num_classes=4).train()).cut("features.denseblock1")
+    assert front.training
+    assert not any(layer.training for layer in back.eval().modules())
+
+
+class TwoInputs(nn.Module):
+    def forward(self, images: torch.Tensor, more: torch.Tensor) -> torch.Tensor:
+        return images + more
+
+
+class Choosy(nn.Module):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images if images.sum() > 0 else -images
+
+
+class Forgetful(nn.Module):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return functional.dropout(images, 0.5, self.training)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (TwoInputs(), "takes 2 inputs, allowed: 1"),
+        (Choosy(), "depends on more than its layers"),
+        (Forgetful(), "write it as a layer"),
+    ],
+)
+def test_models_that_cannot_be_cut_say_why(model: nn.Module, message: str) -> None:
+    with pytest.raises(RequestError, match=message):
+        Cutter(model)
+
+
+# -------------------------------------------------------------------------- costs
+
+
+def test_costs_are_those_worked_out_by_hand() -> None:
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(8 * 4 * 4, 5),
+    )
+    conv, relu, pool, flat = Cutter(model).costs((3, 8, 8), batch=10)
+    assert [cost.name for cost in (conv, relu, pool, flat)] == ["0", "1", "2", "3"]
+    assert (conv.shape, pool.shape, flat.shape) == ((8, 8, 8), (8, 4, 4), (128,))
+    assert (conv.bytes, pool.bytes) == (8 * 8 * 8 * 4, 8 * 4 * 4 * 4)
+    assert conv.parameters == flat.parameters == 3 * 9 * 8 + 8
+    assert conv.share == pytest.approx(224 / (224 + 128 * 5 + 5))
+    assert conv.flops == pool.flops == 2 * 27 * 8 * 64
+    images, activations, positions = 10 * 3 * 64 * 4, 10 * 512 * 4, 10 * 128 * 8
+    assert conv.memory == images + activations  # kept for the weights' gradient, and the result
+    assert relu.memory == images + 2 * activations
+    assert pool.memory == images + activations + positions + 10 * 128 * 4
+
+
+def test_costs_of_vgg_at_the_papers_cut() -> None:
+    cost = Cutter(build("vgg-16", num_classes=40)).costs((3, 64, 64))[0]
+    assert (cost.name, cost.layer, cost.shape) == ("0.0", "Conv2d", (64, 64, 64))
+    assert cost.parameters == 1792
+    assert cost.flops == 2 * 27 * 64 * 64 * 64
+
+
+def test_the_cost_function_of_paper_004() -> None:
+    expected = 3 + 0.25 - (1 - 2 / (math.exp(3) - 1))
+    assert cutting_cost(3, 0.25) == pytest.approx(expected)
+    assert cutting_cost(3, 0.25, (2, 4, 1)) == pytest.approx(expected + 3 + 0.75)
+    costs = [
+        cutting_cost(1, c.share) for c in Cutter(build("vgg-11", num_classes=9)).costs((3, 32, 32))
+    ]
+    assert min(costs) == costs[0]  # "the cost function will get its minimum value when i = 1"
