@@ -7,9 +7,11 @@ neither on the order in which things happen nor on the process in which they hap
 from __future__ import annotations
 
 import hashlib
+import os
 
 import numpy as np
 import torch
+from scipy.special import ndtri
 
 
 def derive(seed: int, *purpose: str | int) -> int:
@@ -64,6 +66,42 @@ def secret_normal(secret: int, shape: tuple[int, ...], *purpose: str | int) -> t
     digest = hashlib.blake2b(f"{secret}|{_path(purpose)}".encode(), digest_size=16).digest()
     generator = np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little")))
     return torch.from_numpy(generator.standard_normal(shape, dtype=np.float32))
+
+
+class SystemGenerator:
+    """The operating system's randomness, with what noise needs of a NumPy generator.
+
+    Nobody can repeat it or foretell it. The values are of float64 resolution: 53 random bits.
+    """
+
+    def bytes(self, length: int) -> bytes:
+        """Return random bytes."""
+        return os.urandom(length)
+
+    def standard_exponential(
+        self, shape: tuple[int, ...], dtype: type[np.floating] = np.float64
+    ) -> np.ndarray:
+        """Return draws of the exponential distribution of mean 1."""
+        draws: np.ndarray = -np.log(self._uniform(shape))
+        return draws.astype(dtype)
+
+    def standard_normal(
+        self, shape: tuple[int, ...], dtype: type[np.floating] = np.float64
+    ) -> np.ndarray:
+        """Return draws of N(0, 1)."""
+        draws: np.ndarray = ndtri(self._uniform(shape))
+        return draws.astype(dtype)
+
+    def _uniform(self, shape: tuple[int, ...]) -> np.ndarray:
+        """Return draws between 0 and 1, neither of which comes up."""
+        count = int(np.prod(shape))
+        bits = np.frombuffer(os.urandom(8 * count), np.uint64) >> np.uint64(11)
+        uniform: np.ndarray = (bits + 0.5) * 2.0**-53
+        return uniform.reshape(shape)
+
+
+Randomness = np.random.Generator | SystemGenerator
+"""What noise can be drawn from: a seed's stream, or the operating system's."""
 
 
 def _path(purpose: tuple[str | int, ...]) -> str:

@@ -213,6 +213,29 @@ def cuts(
     typer.echo(f"The best cut by that cost is after '{frame['cut'][frame['cost'].argmin()]}'.")
 
 
+@app.command()
+def audit(
+    shield: Annotated[str, typer.Argument(help="A mechanism, such as batch-norm-laplace.")],
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Of the shield; may be repeated."),
+    ] = None,
+    shape: Annotated[str, typer.Option(metavar="CxHxW", help="One example's.")] = "80x4x4",
+    batch: Annotated[int, typer.Option(min=1, help="Examples protected together.")] = 64,
+    samples: Annotated[int, typer.Option(min=4, help="Outputs of each neighbour.")] = 20_000,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+) -> None:
+    """Attack a shield: what it claims, what holds, and what can be shown to be lost."""
+    from simulations import audits
+    from simulations.display import print_frame
+
+    with _requests():
+        result = audits.run(shield, set_ or [], shape, batch, samples, seed)
+    print_frame(audits.table(result), f"Audit of {shield}")
+    for verdict in audits.verdicts(result):
+        typer.echo(verdict)
+
+
 def main() -> None:
     """Run the command line; Ctrl-C outside a run ends it quietly."""
     try:

@@ -185,7 +185,7 @@ def load_experiment(source: str, overrides: list[str]) -> Experiment:
         Names file, key, value and what is allowed.
     """
     values, where = _read(source)
-    keys = [_override(values, override) for override in overrides]
+    keys = [override(values, text) for text in overrides]
     try:
         experiment = Experiment.model_validate(values).with_absolute_paths()
     except ValidationError as error:
@@ -256,22 +256,33 @@ def _in_one_line(error: Exception) -> str:
     return f"line {mark.line + 1}, column {mark.column + 1}: {problem}"
 
 
-def _override(values: dict[str, Any], override: str) -> str:
-    """Put an override into the values, and return its key."""
-    key, equals, text = override.partition("=")
+def override(values: dict[str, Any], text: str) -> str:
+    """Put an override into the values, and return its key.
+
+    Parameters
+    ----------
+    text : str
+        ``key=value`` with dots in the key; the value is YAML.
+
+    Raises
+    ------
+    RequestError
+        If it is not that, or the key leads nowhere.
+    """
+    key, equals, given = text.partition("=")
     if not equals or not key:
-        raise RequestError(f"--set {override}: must be key=value, for example seed=3")
+        raise RequestError(f"--set {text}: must be key=value, for example seed=3")
     try:
-        value = _parsed(text)
+        value = _parsed(given)
     except yaml.YAMLError as error:
         problem = _in_one_line(error)
-        raise RequestError(f"--set {override}: the value is not valid YAML: {problem}") from error
+        raise RequestError(f"--set {text}: the value is not valid YAML: {problem}") from error
     *path, last = key.split(".")
     section: Any = values
     for part in path:
-        section = _inside(section, part, override)
+        section = _inside(section, part, text)
     if isinstance(section, list):
-        section[_place(section, last, override)] = value
+        section[_place(section, last, text)] = value
     else:
         section[last] = value
     return key

@@ -81,6 +81,43 @@ def test_wrong_requests_for_cuts(pudica: Command, arguments: tuple[str, ...], me
     assert message in result.stderr
 
 
+def test_audit_refutes_the_claim_and_not_what_holds(pudica: Command) -> None:
+    result = pudica(
+        "audit",
+        "batch-norm-laplace",
+        "--set",
+        "epsilon=2",
+        "--shape",
+        "10x4x4",
+        "--samples",
+        "4000",
+    )
+    assert result.exit_code == 0
+    assert "ε = 2 for one element" in result.stdout
+    assert "the claim, read for a record: REFUTED\nwhat holds: not refuted" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("clip-gausian",), "Did you mean 'clip-gaussian'"),
+        (("clip-gaussian", "--set", "epsilon=-1"), "epsilon = -1: must be above 0"),
+        (("clip-gaussian", "--set", "epsilon=1", "--set", "delta=1"), "delta = 1: must be"),
+        (("clip-gaussian",), "the key 'epsilon' is missing"),
+        (("clip-gaussian", "--set", "epsilon"), "must be key=value"),
+        (("none",), "adds no noise"),
+        (("clip-laplace", "--set", "epsilon=1", "--shape", "4x"), "'4x' is no shape"),
+        (("batch-norm-laplace", "--set", "epsilon=1", "--batch", "1"), "at least 2 examples"),
+    ],
+)
+def test_wrong_requests_for_audits(
+    pudica: Command, arguments: tuple[str, ...], message: str
+) -> None:
+    result = pudica("audit", *arguments)
+    assert result.exit_code == 2
+    assert message in result.stderr
+
+
 # ------------------------------------------------------------------------- a run
 
 

@@ -1,0 +1,72 @@
+"""What stands between private data and the wire, one file a family.
+
+A *mechanism* has a differential-privacy guarantee, an *obfuscation* has none. Both are a
+:class:`Shield`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from clients.shields.base import Guarantee, Mechanism, Shape, Shield, ShieldConfig
+from clients.shields.gaussian import (
+    ClipGaussian,
+    ClipGaussianConfig,
+    NormGaussian,
+    NormGaussianConfig,
+)
+from clients.shields.laplace import (
+    BatchNormLaplace,
+    BatchNormLaplaceConfig,
+    ClipLaplace,
+    ClipLaplaceConfig,
+    PixelLaplace,
+    PixelLaplaceConfig,
+)
+from clients.shields.plain import NoShield, NoShieldConfig
+from models.errors import RequestError
+
+__all__ = ["SHIELDS", "AnyShield", "Guarantee", "Mechanism", "Shape", "Shield", "build"]
+
+AnyShield = Annotated[
+    BatchNormLaplaceConfig
+    | ClipGaussianConfig
+    | ClipLaplaceConfig
+    | NoShieldConfig
+    | NormGaussianConfig
+    | PixelLaplaceConfig,
+    Field(discriminator="name"),
+]
+"""The settings of any shield, told apart by ``name``."""
+
+SHIELDS: dict[str, tuple[type[ShieldConfig], type[Shield]]] = {
+    "batch-norm-laplace": (BatchNormLaplaceConfig, BatchNormLaplace),
+    "clip-gaussian": (ClipGaussianConfig, ClipGaussian),
+    "clip-laplace": (ClipLaplaceConfig, ClipLaplace),
+    "none": (NoShieldConfig, NoShield),
+    "norm-gaussian": (NormGaussianConfig, NormGaussian),
+    "pixel-laplace": (PixelLaplaceConfig, PixelLaplace),
+}
+
+
+def build(config: ShieldConfig, shape: Shape, batch: int) -> Shield:
+    """Return the shield of some settings.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        Of one example where the shield stands.
+    batch : int
+        The most examples that are protected together.
+
+    Raises
+    ------
+    RequestError
+        If the shield does not fit them.
+    """
+    try:
+        return SHIELDS[config.name][1](config, shape, batch)
+    except ValueError as error:
+        raise RequestError(f"shield '{config.name}': {error}") from error

@@ -1,0 +1,167 @@
+"""What every shield is, and what it may say of itself."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import nn
+
+from models.randomness import Randomness
+
+Shape = tuple[int, ...]
+
+
+class ShieldConfig(BaseModel):
+    """The settings of a shield; ``name`` says of which."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Guarantee:
+    """What differential privacy says of one release.
+
+    Attributes
+    ----------
+    unit : {"element", "record"}
+        What two neighbours differ in: one entry of one activation, or a whole example.
+    epsilon : float or None
+        None: there is no finite ε.
+    delta : float
+    reasons : tuple of str
+        What it rests on, or why there is none.
+    relation : str
+        Neighbours are of the same size, one of them has the unit replaced.
+    """
+
+    unit: Literal["element", "record"]
+    epsilon: float | None
+    delta: float = 0.0
+    reasons: tuple[str, ...] = ()
+    relation: str = "replace-one"
+
+    def __str__(self) -> str:
+        """Return for example ``"ε = 5 (δ = 1e-05) for one element"``."""
+        if self.epsilon is None:
+            return f"no finite ε for one {self.unit}"
+        delta = f" (δ = {self.delta:g})" if self.delta else ""
+        return f"ε = {self.epsilon:.4g}{delta} for one {self.unit}"
+
+
+class Shield(nn.Module, ABC):
+    """Anything that is applied to a tensor before it leaves its owner.
+
+    Parameters
+    ----------
+    config : ShieldConfig
+    shape : tuple of int
+        Of one example.
+    batch : int
+        The most examples that are protected together.
+    """
+
+    def __init__(self, config: Any, shape: Shape, batch: int) -> None:
+        super().__init__()
+        self.config = config
+        self.shape = tuple(shape)
+        self.batch = batch
+
+    @abstractmethod
+    def protect(self, tensor: torch.Tensor, randomness: Randomness) -> tuple[torch.Tensor, Any]:
+        """Return what may leave, and the secret that :meth:`restore` needs.
+
+        Gradients flow through it to ``tensor``.
+
+        Parameters
+        ----------
+        tensor : Tensor of shape (B, *shape)
+        randomness : Generator or SystemGenerator
+            Seeded for an experiment; the system's for people's data.
+
+        Raises
+        ------
+        ValueError
+            If the tensor has another shape, or holds NaN or infinity: no bound would hold.
+        """
+
+    @abstractmethod
+    def restore(self, tensor: torch.Tensor, secret: Any) -> torch.Tensor:
+        """Undo on what comes back what :meth:`protect` did to what left."""
+
+    @abstractmethod
+    def claimed(self) -> Guarantee:
+        """Return what the shield's paper calibrates to."""
+
+    @abstractmethod
+    def held(self) -> Guarantee:
+        """Return what is true of a whole example in one release."""
+
+    def checked(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Return the tensor if it can be protected; raise ValueError if not."""
+        if tuple(tensor.shape[1:]) != self.shape or not 0 < len(tensor) <= self.batch:
+            raise ValueError(
+                f"got examples {tuple(tensor.shape)}, the shield is for at most {self.batch} of "
+                f"{self.shape}"
+            )
+        if not torch.isfinite(tensor).all():
+            raise ValueError("holds NaN or infinity")
+        return tensor
+
+
+class Mechanism(Shield):
+    """A shield with a guarantee: a bounded function, plus noise for that bound."""
+
+    kind: ClassVar[Literal["laplace", "gaussian"]]
+
+    @abstractmethod
+    def bounded(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Return the bounded function of a batch, without noise. Differentiable."""
+
+    @property
+    @abstractmethod
+    def scale(self) -> float:
+        """The noise's scale: b of Laplace noise, the standard deviation of Gaussian noise."""
+
+    @abstractmethod
+    def neighbours(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return two batches with one example replaced that are as far apart as we know how."""
+
+    def protect(self, tensor: torch.Tensor, randomness: Randomness) -> tuple[torch.Tensor, None]:
+        """Return the bounded function with noise; see :meth:`Shield.protect`."""
+        bounded = self.bounded(self.checked(tensor))
+        noise = draw(self.kind, tuple(bounded.shape), self.scale, randomness)
+        return bounded + noise.to(bounded.device), None
+
+    def restore(self, tensor: torch.Tensor, secret: None) -> torch.Tensor:  # noqa: ARG002
+        """Return the tensor: noise is not undone."""
+        return tensor
+
+
+def draw(
+    kind: Literal["laplace", "gaussian"],
+    shape: Shape,
+    scale: float,
+    randomness: Randomness,
+) -> torch.Tensor:
+    """Return float32 noise of mean 0.
+
+    Parameters
+    ----------
+    scale : float
+        b of Laplace noise, with variance 2b²; the standard deviation of Gaussian noise.
+    """
+    if kind == "gaussian":
+        values = randomness.standard_normal(shape, dtype=np.float32)
+    else:
+        # A random sign on an exponential: half the time of Generator.laplace.
+        values = randomness.standard_exponential(shape, dtype=np.float32)
+        signs = np.unpackbits(np.frombuffer(randomness.bytes(-(-values.size // 8)), np.uint8))
+        values *= 1 - 2 * signs[: values.size].reshape(shape).astype(np.float32)
+    return torch.from_numpy(values) * scale

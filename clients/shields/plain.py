@@ -1,0 +1,40 @@
+"""No shield: what every other one is compared with."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+
+from clients.shields.base import Guarantee, Shield, ShieldConfig
+from models.randomness import Randomness
+
+
+class NoShieldConfig(ShieldConfig):
+    """Nothing to set."""
+
+    name: Literal["none"] = "none"
+
+
+class NoShield(Shield):
+    """Lets everything through as it is."""
+
+    def protect(
+        self,
+        tensor: torch.Tensor,
+        randomness: Randomness,  # noqa: ARG002
+    ) -> tuple[torch.Tensor, None]:
+        """Return the tensor."""
+        return self.checked(tensor), None
+
+    def restore(self, tensor: torch.Tensor, secret: None) -> torch.Tensor:  # noqa: ARG002
+        """Return the tensor."""
+        return tensor
+
+    def claimed(self) -> Guarantee:
+        """Return that nothing is claimed."""
+        return self.held()
+
+    def held(self) -> Guarantee:
+        """Return that there is none."""
+        return Guarantee("record", None, reasons=("no noise",))

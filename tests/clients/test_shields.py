@@ -1,0 +1,273 @@
+"""Shields: the noise is what it should be, the bounds hold for any input, the ε are right."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from clients.shields import SHIELDS, Mechanism, Shield, build
+from clients.shields.base import draw
+from clients.shields.gaussian import SENSITIVITY, NormGaussian
+from models.errors import RequestError
+from models.randomness import Randomness, SystemGenerator, numpy_generator
+
+MECHANISMS = {name: {"epsilon": 2.0} for name in SHIELDS if name != "none"}
+
+
+def shield(name: str, shape: tuple[int, ...] = (6, 4, 4), batch: int = 8, **settings) -> Shield:
+    schema, _ = SHIELDS[name]
+    values = MECHANISMS.get(name, {}) | settings
+    return build(schema.model_validate(values), shape, batch)
+
+
+def mechanism(name: str, *arguments, **settings) -> Mechanism:
+    made = shield(name, *arguments, **settings)
+    assert isinstance(made, Mechanism)
+    return made
+
+
+def awkward(shape: tuple[int, ...]) -> dict[str, torch.Tensor]:
+    """Return batches that try a bound: huge, tiny, equal, sparse, of either sign."""
+    random = torch.randn(8, *shape, generator=torch.Generator().manual_seed(0))
+    spike = torch.zeros(8, *shape)
+    spike.view(8, -1)[0, 0] = 3e38
+    outlier = torch.zeros(8, *shape)
+    outlier[3] = -1e6
+    return {
+        "random": random,
+        "huge": random * 1e37,
+        "tiny": random * 1e-42,
+        "zero": torch.zeros(8, *shape),
+        "ones": torch.ones(8, *shape),
+        "largest": torch.full((8, *shape), torch.finfo(torch.float32).max),
+        "spike": spike,
+        "outlier": outlier,
+        "positive": random.abs(),
+    }
+
+
+AWKWARD = list(awkward((1,)))
+
+# ---------------------------------------------------------------------------- noise
+
+
+@pytest.mark.parametrize("randomness", [numpy_generator(0, "noise"), SystemGenerator()])
+def test_noise_has_its_distribution(randomness: Randomness) -> None:
+    # Kolmogorov-Smirnov; false alarms with probability 1e-6 where the draws are not seeded.
+    for kind, law in (("laplace", stats.laplace), ("gaussian", stats.norm)):
+        values = draw(kind, (200, 500), 0.7, randomness)
+        assert values.dtype == torch.float32
+        assert stats.kstest(values.flatten().numpy(), law(scale=0.7).cdf).pvalue > 1e-6
+
+
+@pytest.mark.parametrize("name", MECHANISMS)
+def test_noise_is_added_at_the_mechanisms_scale(name: str) -> None:
+    made = mechanism(name)
+    batch = awkward((6, 4, 4))["positive"]
+    protected, _ = made.protect(batch, numpy_generator(1, "scale"))
+    noise = (protected - made.bounded(batch)).flatten()
+    law = stats.laplace if made.kind == "laplace" else stats.norm
+    assert len(noise) == 8 * 6 * 4 * 4
+    assert stats.kstest(noise.numpy(), law(scale=made.scale).cdf).pvalue > 1e-3
+
+
+def test_scales_are_those_of_the_papers() -> None:
+    assert mechanism("batch-norm-laplace", (1280,), 64, epsilon=5).scale == pytest.approx(
+        2 * math.sqrt(63) / 5
+    )
+    measured = mechanism("batch-norm-laplace", (1280,), 64, epsilon=5, sensitivity="experiments")
+    assert measured.scale == pytest.approx(math.sqrt(63) / 5)
+    classical = mechanism("norm-gaussian", epsilon=2, delta=1e-5)
+    assert classical.scale == pytest.approx(math.sqrt(math.log(1.25e5)) / 2)
+    assert mechanism("pixel-laplace", epsilon=10).scale == pytest.approx(0.1)
+    assert mechanism("clip-laplace", epsilon=4, clip=3).scale == pytest.approx(1.5)
+
+
+@pytest.mark.parametrize("name", MECHANISMS)
+def test_the_same_randomness_gives_the_same_and_other_examples_other_noise(name: str) -> None:
+    made, batch = mechanism(name), torch.zeros(8, 6, 4, 4)
+    first, _ = made.protect(batch, numpy_generator(3, "x"))
+    again, _ = made.protect(batch, numpy_generator(3, "x"))
+    other, _ = made.protect(batch, numpy_generator(4, "x"))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert len(first.flatten(1).unique(dim=0)) == 8
+
+
+def test_the_systems_noise_is_never_the_same() -> None:
+    made, batch = mechanism("clip-laplace"), torch.zeros(8, 6, 4, 4)
+    assert not torch.equal(
+        made.protect(batch, SystemGenerator())[0], made.protect(batch, SystemGenerator())[0]
+    )
+
+
+@pytest.mark.parametrize("name", SHIELDS)
+def test_gradients_pass_as_if_there_were_no_noise(name: str) -> None:
+    made = shield(name)
+    batch = (torch.rand(8, 6, 4, 4) * 0.9).requires_grad_()
+    protected, secret = made.protect(batch, numpy_generator(0, "g"))
+    weights = torch.rand_like(protected)
+    (through,) = torch.autograd.grad((protected * weights).sum(), batch)
+    clean = made.bounded(batch) if isinstance(made, Mechanism) else batch
+    (wanted,) = torch.autograd.grad((clean * weights).sum(), batch)
+    torch.testing.assert_close(through, wanted)
+    assert torch.equal(made.restore(weights, secret), weights)
+
+
+# --------------------------------------------------------------------------- bounds
+
+
+@pytest.mark.parametrize("case", AWKWARD)
+@pytest.mark.parametrize(("name", "order"), [("clip-laplace", 1), ("clip-gaussian", 2)])
+def test_no_example_is_above_the_norm(name: str, order: int, case: str) -> None:
+    made = mechanism(name, clip=0.3)
+    bounded = made.bounded(made.checked(awkward((6, 4, 4))[case]))
+    norms = bounded.flatten(1).double().norm(p=order, dim=1)
+    assert torch.isfinite(bounded).all()
+    assert (norms <= 0.3).all()
+
+
+def test_an_example_below_the_norm_is_left_as_it_is() -> None:
+    batch = torch.rand(8, 6, 4, 4) / 1000
+    assert torch.equal(mechanism("clip-gaussian").bounded(batch), batch)
+
+
+@pytest.mark.parametrize("case", AWKWARD)
+def test_batch_normalised_entries_obey_eq_2_of_paper_002(case: str) -> None:
+    made = mechanism("batch-norm-laplace")
+    bounded = made.bounded(awkward((6, 4, 4))[case].clamp(-1e18, 1e18)).double()
+    assert bounded.abs().max() <= math.sqrt(7) * (1 + 1e-6)
+
+
+def test_replacing_an_example_never_moves_a_batch_further_than_counted() -> None:
+    made = mechanism("batch-norm-laplace", (400,))
+    per_feature = math.sqrt(7) * (2 + math.sqrt(12))
+    random = torch.Generator().manual_seed(0)
+    batches = [torch.randn(8, 400, generator=random) for _ in range(20)]
+    batches += [torch.zeros(8, 400), torch.linspace(-1, 1, 8)[:, None].expand(8, 400)]
+    largest = 0.0
+    for batch in batches:
+        for value in (0.0, 1.0, -1.0, 3.0, 30.0, -1e4):
+            other = batch.clone()
+            other[0] = value
+            moved = (made.bounded(batch) - made.bounded(other)).abs().sum(0).max()
+            largest = max(largest, float(moved))
+    assert largest <= per_feature
+    above, below = made.neighbours()
+    assert (made.bounded(above) - made.bounded(below)).abs().sum(0).max() <= per_feature
+    # and the paper's own row alone reaches 2√(N−1)
+    row = (made.bounded(above) - made.bounded(below))[0].abs().max()
+    assert row == pytest.approx(2 * math.sqrt(7), rel=1e-3)
+
+
+@pytest.mark.parametrize("case", AWKWARD)
+def test_dp_a_never_exceeds_its_sensitivity(case: str) -> None:
+    made = mechanism("norm-gaussian", (64, 3, 3))
+    bounded = made.bounded(awkward((64, 3, 3))[case]).double()
+    assert bounded.min() >= 0
+    assert bounded.max() < SENSITIVITY
+    assert (bounded.square().sum(1) <= NormGaussian.squared_norm(64)).all()
+
+
+def test_the_bound_over_channels_holds_for_any_pattern() -> None:
+    made = mechanism("norm-gaussian", (7, 1, 1), 2**7)
+    patterns = torch.tensor(list(itertools.product([0.0, 1.0], repeat=7)))
+    reached = made.bounded(patterns[:, :, None, None]).square().sum(1).max()
+    assert reached <= NormGaussian.squared_norm(7)
+    assert NormGaussian.squared_norm(1) == pytest.approx(1 / 3)
+    assert NormGaussian.squared_norm(7) == pytest.approx(3 / 5 + 3 / 5 + 1 / 3)
+
+
+@pytest.mark.parametrize("name", SHIELDS)
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_what_is_not_finite_is_refused(name: str, value: float) -> None:
+    batch = torch.zeros(8, 6, 4, 4)
+    batch[5, 2, 1, 0] = value
+    with pytest.raises(ValueError, match="holds NaN or infinity"):
+        shield(name).protect(batch, numpy_generator(0, "x"))
+
+
+@pytest.mark.parametrize("name", SHIELDS)
+@pytest.mark.parametrize("shape", [(8, 6, 4, 5), (9, 6, 4, 4), (0, 6, 4, 4)])
+def test_other_shapes_and_larger_batches_are_refused(name: str, shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="at most 8 of"):
+        shield(name).protect(torch.zeros(shape), numpy_generator(0, "x"))
+
+
+def test_batch_normalisation_of_one_example_is_refused() -> None:
+    with pytest.raises(RequestError, match="at least 2 examples, got 1"):
+        shield("batch-norm-laplace", batch=1)
+    with pytest.raises(ValueError, match="at least 2 examples, got 1"):
+        shield("batch-norm-laplace").protect(torch.zeros(1, 6, 4, 4), numpy_generator(0, "x"))
+
+
+def test_dp_a_wants_channels_and_positions() -> None:
+    with pytest.raises(RequestError, match="channels, height and width"):
+        shield("norm-gaussian", (64,))
+
+
+# ----------------------------------------------------------------------- guarantees
+
+
+def delta_of_gaussian(distance: float, scale: float, epsilon: float) -> float:
+    """Return the exact δ of the Gaussian mechanism (Balle and Wang 2018, Theorem 8)."""
+    half, shift = distance / (2 * scale), epsilon * scale / distance
+    return float(stats.norm.cdf(half - shift) - math.exp(epsilon) * stats.norm.cdf(-half - shift))
+
+
+@pytest.mark.parametrize("epsilon", [0.3, 1.0, 3.0, 8.0])
+@pytest.mark.parametrize("delta", [1e-3, 1e-5, 1e-9])
+def test_clipped_gaussian_has_just_its_delta(epsilon: float, delta: float) -> None:
+    made = mechanism("clip-gaussian", epsilon=epsilon, delta=delta, clip=2.5)
+    assert delta_of_gaussian(2 * 2.5, made.scale, epsilon) == pytest.approx(delta, rel=1e-3)
+    assert (made.held().epsilon, made.held().delta) == (epsilon, delta)
+
+
+@pytest.mark.parametrize("epsilon", [1.0, 5.0])
+def test_what_dp_a_holds_for_an_image(epsilon: float) -> None:
+    made = mechanism("norm-gaussian", (64, 4, 4), epsilon=epsilon)
+    held, distance = made.held(), math.sqrt(2 * 16 * NormGaussian.squared_norm(64))
+    assert held.epsilon > 10 * epsilon
+    exact = delta_of_gaussian(distance, made.scale, held.epsilon)
+    assert exact == pytest.approx(1e-5, rel=0.01)
+    analytic = mechanism("norm-gaussian", (64, 4, 4), epsilon=epsilon, calibration="analytic")
+    assert delta_of_gaussian(SENSITIVITY, analytic.scale, epsilon) == pytest.approx(1e-5, rel=1e-3)
+
+
+def test_laplace_guarantees_are_distance_over_scale() -> None:
+    clip = mechanism("clip-laplace", epsilon=3, clip=0.7)
+    assert 2 * 0.7 / clip.scale == pytest.approx(clip.held().epsilon)
+    pixels = mechanism("pixel-laplace", (1, 28, 28), epsilon=2)
+    assert pixels.held().epsilon == pytest.approx(784 * 2)
+    batch = mechanism("batch-norm-laplace", (1280,), 64, epsilon=5, sensitivity="experiments")
+    assert batch.held().epsilon == pytest.approx(1280 * 5 * (2 + math.sqrt(68)))
+    assert batch.claimed().unit == "element"
+
+
+def test_running_statistics_bound_nothing() -> None:
+    made = mechanism("batch-norm-laplace").eval()
+    assert made.held().epsilon is None
+    assert "running statistics" in made.held().reasons[0]
+
+
+def test_without_noise_there_is_no_guarantee() -> None:
+    assert str(shield("none").held()) == "no finite ε for one record"
+
+
+@pytest.mark.parametrize("name", MECHANISMS)
+def test_neighbours_differ_in_one_example(name: str) -> None:
+    one, other = mechanism(name).neighbours()
+    assert [i for i in range(8) if not torch.equal(one[i], other[i])] == [0]
+
+
+def test_the_systems_generator_draws_what_numpy_draws() -> None:
+    system = SystemGenerator()
+    assert len(system.bytes(7)) == 7
+    values = system.standard_exponential((1000, 100))
+    assert stats.kstest(values.ravel(), stats.expon.cdf).pvalue > 1e-6
+    assert values.dtype == np.float64
