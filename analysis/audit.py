@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import dataclass
 
@@ -10,10 +11,8 @@ import torch
 from scipy.stats import beta
 
 from clients.shields import Guarantee, Mechanism
-from clients.shields.base import draw
 from models.randomness import numpy_generator
 
-VALUES_AT_ONCE = 4_000_000
 COORDINATES = 2_000
 QUANTILES = np.linspace(0.001, 0.999, 199)
 
@@ -24,8 +23,11 @@ class Audit:
 
     Attributes
     ----------
-    lower_bound : float
-        ε of a record is at least this, with the confidence below; 0 if nothing was shown.
+    true_rate, false_rate : float
+        How often the attacker names the first neighbour, at least, when it is there, and at
+        most, when it is not; both at once with the confidence.
+    ceiling : float
+        The largest lower bound on ε that as many outputs could have shown.
     confidence : float
     samples : int
         Outputs drawn of each neighbour.
@@ -33,26 +35,38 @@ class Audit:
         What the mechanism says of itself.
     """
 
-    lower_bound: float
+    true_rate: float
+    false_rate: float
+    ceiling: float
     confidence: float
     samples: int
     claimed: Guarantee
     held: Guarantee
 
+    def lower_bound(self, delta: float) -> float:
+        """Return what ε of a record must at least be for this δ; 0 if nothing was shown."""
+        return _bound(self.true_rate, self.false_rate, delta)
+
     def refutes(self, guarantee: Guarantee) -> bool:
         """Tell whether a guarantee, read for a record, is wrong."""
-        return guarantee.epsilon is not None and self.lower_bound > guarantee.epsilon
+        epsilon = guarantee.epsilon
+        return epsilon is not None and self.lower_bound(guarantee.delta) > epsilon
+
+    def could_refute(self, guarantee: Guarantee) -> bool:
+        """Tell whether so many outputs could have shown a guarantee to be wrong."""
+        return guarantee.epsilon is not None and self.ceiling > guarantee.epsilon
 
 
 def audit(
-    mechanism: Mechanism, samples: int = 20_000, confidence: float = 0.95, seed: int = 0
+    mechanism: Mechanism, samples: int = 5_000, confidence: float = 0.95, seed: int = 0
 ) -> Audit:
     """Attack a mechanism with the best test there is, on neighbours as far apart as we know how.
 
     Outputs on two batches that differ in one example are told apart by their likelihood
     ratio, which no other test can beat (Neyman and Pearson). On half of the outputs a
     threshold is chosen; on the other half the two error rates are bounded (Clopper and
-    Pearson), and ``ε ≥ ln((1 − δ − FNR)/FPR)`` must hold of them.
+    Pearson), and ``ε ≥ ln((1 − δ − FNR)/FPR)`` must hold of them. The outputs are those of
+    :meth:`Mechanism.protect`: noise that is missing there is found.
 
     Parameters
     ----------
@@ -62,83 +76,90 @@ def audit(
     confidence : float
         Of the bound being right, over the draws of the noise.
     """
-    with torch.no_grad():
-        one, other = (mechanism.bounded(batch).double() for batch in mechanism.neighbours())
-    apart = _farthest(one - other)
-    # The ratio of an output o is a function of o − one, or of o − other.
-    under_one = _log_ratios(mechanism, apart, samples, numpy_generator(seed, "audit", 1))
-    under_other = -_log_ratios(mechanism, -apart, samples, numpy_generator(seed, "audit", 2))
-    delta = mechanism.held().delta
-    half = samples // 2
-    threshold, mirrored = _best_threshold(under_one[:half], under_other[:half], delta)
-    bound = _bound(under_one[half:], under_other[half:], threshold, mirrored, delta, 1 - confidence)
-    return Audit(bound, confidence, samples, mechanism.claimed(), mechanism.held())
+    mechanism = copy.deepcopy(mechanism)  # which may count the batches it sees
+    attacker = Attacker(mechanism)
+    one, other = (
+        attacker.ratios(batch, samples, numpy_generator(seed, "audit", number))
+        for number, batch in enumerate(mechanism.neighbours())
+    )
+    half, error = samples // 2, 1 - confidence
+    threshold, mirrored = _best_threshold(one[:half], other[:half], mechanism.held().delta)
+    true_rate, false_rate = _rates(one[half:], other[half:], threshold, mirrored, error)
+    trials = samples - half
+    return Audit(
+        true_rate,
+        false_rate,
+        _bound(_lower(trials, trials, error / 2), _upper(0, trials, error / 2), 0.0),
+        confidence,
+        samples,
+        mechanism.claimed(),
+        mechanism.held(),
+    )
 
 
-def _farthest(difference: torch.Tensor) -> torch.Tensor:
-    """Return the largest differences, up to :data:`COORDINATES` of them, without zeros.
+class Attacker:
+    """Knows both neighbours and the mechanism, and weighs an output.
 
-    Whoever looks at a part of an output can learn no more than from all of it, so the bound
-    stays a lower one.
+    It looks at the coordinates that differ most, up to :data:`COORDINATES` of them: whoever
+    looks at a part can learn no more than from the whole, so bounds stay lower ones.
+
+    Parameters
+    ----------
+    mechanism : Mechanism
     """
-    flat = difference.flatten()
-    flat = flat[flat.abs().argsort(descending=True, stable=True)[:COORDINATES]]
-    return flat[flat != 0]
+
+    def __init__(self, mechanism: Mechanism) -> None:
+        self.mechanism = mechanism
+        with torch.no_grad():
+            one, other = (mechanism.bounded(b).flatten() for b in mechanism.neighbours())
+        order = (one - other).abs().argsort(descending=True, stable=True)[:COORDINATES]
+        self.places = order[(one != other)[order]]
+        self.one, self.other = one[self.places].double(), other[self.places].double()
+
+    def ratios(
+        self, batch: torch.Tensor, samples: int, randomness: np.random.Generator
+    ) -> np.ndarray:
+        """Return ``ln p(o | one) − ln p(o | other)`` of outputs o on a batch."""
+        return np.array([self._ratio(batch, randomness) for _ in range(samples)])
+
+    @torch.no_grad()
+    def _ratio(self, batch: torch.Tensor, randomness: np.random.Generator) -> float:
+        output = self.mechanism.protect(batch, randomness)[0].flatten()[self.places].double()
+        one, other, scale = output - self.one, output - self.other, self.mechanism.scale
+        if self.mechanism.kind == "laplace":
+            return float((other.abs() - one.abs()).sum()) / scale
+        return float((other.square() - one.square()).sum()) / (2 * scale**2)
 
 
-def _log_ratios(
-    mechanism: Mechanism, apart: torch.Tensor, samples: int, randomness: np.random.Generator
-) -> np.ndarray:
-    """Return ln p(o | one) − ln p(o | other) of outputs ``o = one + noise``."""
-    scale, results = mechanism.scale, []
-    at_once = max(1, VALUES_AT_ONCE // max(1, len(apart)))
-    for start in range(0, samples, at_once):
-        rows = min(at_once, samples - start)
-        noise = draw(mechanism.kind, (rows, len(apart)), scale, randomness).double()
-        if mechanism.kind == "laplace":
-            ratio = ((noise + apart).abs() - noise.abs()) / scale
-        else:
-            ratio = ((noise + apart).square() - noise.square()) / (2 * scale**2)
-        results.append(ratio.sum(1).numpy())
-    return np.concatenate(results)
-
-
-def _best_threshold(
-    under_one: np.ndarray, under_other: np.ndarray, delta: float
-) -> tuple[float, bool]:
+def _best_threshold(one: np.ndarray, other: np.ndarray, delta: float) -> tuple[float, bool]:
     """Return the threshold that promises the largest bound, and on which side of it."""
-    candidates = np.unique(np.quantile(np.concatenate([under_one, under_other]), QUANTILES))
-    promised = [
-        (
-            _bound(under_one, under_other, float(threshold), mirrored, delta, 0.05),
-            threshold,
-            mirrored,
-        )
-        for threshold in candidates
-        for mirrored in (False, True)
-    ]
-    _, threshold, mirrored = max(promised, key=lambda each: each[0])
-    return float(threshold), mirrored
+    candidates = np.unique(np.quantile(np.concatenate([one, other]), QUANTILES))
+
+    def promise(choice: tuple[float, bool]) -> float:
+        threshold, mirrored = choice
+        return _bound(*_rates(one, other, threshold, mirrored, 0.05), delta)
+
+    return max(((float(t), side) for t in candidates for side in (False, True)), key=promise)
 
 
-def _bound(
-    under_one: np.ndarray,
-    under_other: np.ndarray,
-    threshold: float,
-    mirrored: bool,
-    delta: float,
-    error: float,
-) -> float:
-    """Return the lower bound of ε from how often each side passes the threshold.
+def _rates(
+    one: np.ndarray, other: np.ndarray, threshold: float, mirrored: bool, error: float
+) -> tuple[float, float]:
+    """Return a lower bound of the true and an upper one of the false positive rate.
 
-    Each rate is bounded with half of the error, so both hold with confidence ``1 − error``.
+    Each fails with half of the error, so both hold with confidence ``1 − error``. Mirrored,
+    the attacker looks out for the second neighbour.
     """
-    right, wrong = np.sum(under_one > threshold), np.sum(under_other > threshold)
     if mirrored:
-        right, wrong = np.sum(under_other <= threshold), np.sum(under_one <= threshold)
-    true_rate = _lower(int(right), len(under_one), error / 2)
-    false_rate = _upper(int(wrong), len(under_other), error / 2)
-    return math.log((true_rate - delta) / false_rate) if true_rate - delta > false_rate else 0.0
+        one, other, threshold = -other, -one, -threshold
+    right, wrong = int(np.sum(one > threshold)), int(np.sum(other > threshold))
+    return _lower(right, len(one), error / 2), _upper(wrong, len(other), error / 2)
+
+
+def _bound(true_rate: float, false_rate: float, delta: float) -> float:
+    """Return the least ε of which ``true_rate ≤ e^ε·false_rate + δ``."""
+    seen = true_rate - delta
+    return math.log(seen / false_rate) if seen > false_rate else 0.0
 
 
 def _lower(successes: int, trials: int, error: float) -> float:

@@ -1,27 +1,24 @@
 """Cutting a model in two: a front for the edge, a back for the cloud, and what each cut costs.
 
 The model is traced with :mod:`torch.fx`, and may be cut after any layer where a single value
-crosses: not inside a residual branch or beside one.
+crosses, not inside a residual branch or beside one, and no weight is needed on both sides.
 """
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+import operator
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import fx, nn
 from torch.autograd.graph import saved_tensors_hooks
-from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
 from models.errors import RequestError, unknown
-
-# Their `training` argument is a constant of the trace.
-_MODED = (functional.dropout, functional.dropout2d, functional.alpha_dropout, functional.batch_norm)
 
 
 @dataclass(frozen=True)
@@ -43,8 +40,8 @@ class CutCost:
     flops : int
         Of the front's forward pass on one example; a multiplication and an addition are two.
     memory : int
-        Bytes of activations that the front keeps for its backward pass on one batch, and the
-        activation at the cut.
+        Bytes of activations that the front keeps for its backward pass on one batch, with
+        the activation at the cut.
     """
 
     name: str
@@ -68,8 +65,8 @@ class Cutter:
     Raises
     ------
     RequestError
-        If it cannot be traced, takes more than one input, or the trace would fix the mode of
-        a functional dropout or batch norm.
+        If it cannot be traced, takes more than one input, or does something else in training
+        than in evaluation outside of its layers, which a trace would fix.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -100,15 +97,10 @@ class Cutter:
             what there is.
         """
         node = self._node(name)
-        for user in node.users:
-            layer = self.model.get_submodule(str(user.target)) if _is_layer(user) else None
-            # What arrives is a leaf that wants a gradient, which can't be overwritten.
-            if getattr(layer, "inplace", False):
-                layer.inplace = False  # type: ignore[assignment, union-attr]
         return self._front(node), self._back(node)
 
     def costs(self, shape: tuple[int, int, int], batch: int = 64) -> list[CutCost]:
-        """Return what each cut costs; nothing is computed, so it takes no memory.
+        """Return what each cut costs. Shapes are followed, nothing is computed.
 
         Parameters
         ----------
@@ -117,7 +109,7 @@ class Cutter:
         batch : int
             Examples of a batch, at least 2, for ``memory``.
         """
-        ghost = copy.deepcopy(self.model).to("meta")
+        ghost = copy.deepcopy(self.model).to("meta")  # where shapes are all there is
         meter = _Meter(fx.GraphModule(ghost, self._graph), list(self._cuts.values()))
         measured = meter.measure(torch.empty(batch, *shape, device="meta"))
         everything = sum(p.numel() for p in self.model.parameters())
@@ -130,7 +122,7 @@ class Cutter:
                 measured[node].parameters,
                 measured[node].parameters / everything,
                 measured[node].flops // batch,
-                measured[node].saved + measured[node].bytes,
+                measured[node].memory,
             )
             for name, node in self._cuts.items()
         ]
@@ -140,25 +132,30 @@ class Cutter:
     def _find_cuts(self) -> dict[str, fx.Node]:
         """Return the nodes that alone cross to what comes after them, by their best name."""
         last = {user: i for i, user in enumerate(self._nodes)}
-        reach, cuts = 0, {}
+        used = [_tensors(self.model, node) for node in self._nodes]
+        reach = 0
+        cuts: dict[str, fx.Node] = {}
         for i, node in enumerate(self._nodes[:-1]):
             others = reach
             if node.op != "get_attr":
                 reach = max([reach, *(last[user] for user in node.users)])
             # All that came before is used up here, and the rest of the model is still to come.
-            if others <= i and node.op != "placeholder" and reach < len(self._nodes) - 1:
+            alone = others <= i and node.op != "placeholder" and reach < len(self._nodes) - 1
+            apart = set().union(*used[: i + 1]).isdisjoint(set().union(*used[i + 1 :]))
+            if alone and apart and not _is_taken_apart(node):
+                cuts.pop(self._name(node), None)
                 cuts[self._name(node)] = node
         return cuts
 
     def _name(self, node: fx.Node) -> str:
         """Return a layer's own name; of a step that is no layer, or repeated, its block's."""
         within = [*node.meta.get("nn_module_stack", {})]
-        if within and "@" in within[-1]:
+        if len(within) > 1 and "@" in within[-1]:
             within.pop()
         return within[-1] if within else node.name
 
     def _layer(self, node: fx.Node) -> str:
-        name = self._name(node)
+        name = self._name(node).partition("@")[0]
         modules = dict(self.model.named_modules())
         return type(modules[name]).__name__ if name in modules else str(node.name)
 
@@ -173,26 +170,34 @@ class Cutter:
         if inside[-1] not in self._cuts.values():
             raise RequestError(
                 f"the model can't be cut after '{name}': more than one value would cross there "
-                f"(a branch goes around it), or nothing is left; allowed: {', '.join(self._cuts)}"
+                "(a branch goes around it), a weight is needed on both sides, or nothing is left; "
+                f"allowed: {', '.join(self._cuts)}"
             )
         return inside[-1]
 
     def _front(self, end: fx.Node) -> nn.Module:
         graph = fx.Graph()
         copies: dict[fx.Node, fx.Node] = {}
-        for node in self._nodes[: self._nodes.index(end) + 1]:
+        for node in self._part(self._nodes[: self._nodes.index(end) + 1], end):
             copies[node] = graph.node_copy(node, copies.__getitem__)
         graph.output(copies[end])
         return _assembled(self.model, graph)
 
     def _back(self, start: fx.Node) -> nn.Module:
         graph = fx.Graph()
-        copies: dict[fx.Node, fx.Node] = {start: graph.placeholder("smashed")}
+        # What arrives is a leaf that wants a gradient, which no layer may overwrite.
+        copies = {start: graph.call_method("clone", (graph.placeholder("smashed"),))}
         position = self._nodes.index(start)
-        for number, node in enumerate(self._nodes):
-            if number > position or node.op == "get_attr":
-                copies[node] = graph.node_copy(node, copies.__getitem__)
+        late = [n for i, n in enumerate(self._nodes) if i > position or n.op == "get_attr"]
+        for node in self._part(late, start):
+            copies[node] = graph.node_copy(node, copies.__getitem__)
         return _assembled(self.model, graph)
+
+    @staticmethod
+    def _part(nodes: list[fx.Node], end: fx.Node) -> list[fx.Node]:
+        """Leave out weights that are read on the other side only."""
+        within = set(nodes)
+        return [n for n in nodes if n.op != "get_attr" or n is end or within & set(n.users)]
 
 
 def cutting_cost(
@@ -226,7 +231,7 @@ class _Measured:
     bytes: int
     parameters: int
     flops: int
-    saved: int
+    memory: int
 
 
 class _Meter(fx.Interpreter):
@@ -237,8 +242,9 @@ class _Meter(fx.Interpreter):
         # By name, since a GraphModule owns a copy of its graph.
         self._wanted = {node.name: node for node in wanted}
         self._flops = FlopCounterMode(display=False)
-        self._seen: list[torch.UntypedStorage] = []
-        self._used: dict[str, int] = {}
+        self._weights = {_storage(t) for t in (*module.parameters(), *module.buffers())}
+        self._saved: dict[int, torch.UntypedStorage] = {}
+        self._used: dict[int, int] = {}
         self._results: dict[fx.Node, _Measured] = {}
 
     def measure(self, images: torch.Tensor) -> dict[fx.Node, _Measured]:
@@ -250,54 +256,79 @@ class _Meter(fx.Interpreter):
     def run_node(self, n: fx.Node) -> Any:
         """Run one node and note the sums so far."""
         result = super().run_node(n)
-        if _is_layer(n):
-            layer = self.module.get_submodule(str(n.target))
-            self._used |= {f"{n.target}.{k}": p.numel() for k, p in layer.named_parameters()}
+        self._used |= _tensors(self.module, n)
         if n.name in self._wanted:
+            size = result.numel() * 4
+            saved = sum(storage.nbytes() for storage in self._saved.values())
             self._results[self._wanted[n.name]] = _Measured(
                 tuple(result.shape),
-                result.numel() * 4,
+                size,
                 sum(self._used.values()),
                 self._flops.get_total_flops(),
-                sum(storage.nbytes() for storage in self._seen),
+                saved + (0 if _storage(result) in self._saved else size),
             )
         return result
 
     def _note(self, tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if not isinstance(tensor, nn.Parameter) and all(
-            storage._cdata != kept._cdata for kept in self._seen
-        ):
-            self._seen.append(storage)
+        if _storage(tensor) not in self._weights:
+            # Kept, so that no later one gets its number.
+            self._saved[_storage(tensor)] = tensor.untyped_storage()
         return tensor
 
 
+def _storage(tensor: torch.Tensor) -> int:
+    return int(tensor.untyped_storage()._cdata)
+
+
+def _tensors(model: nn.Module, node: fx.Node) -> dict[int, int]:
+    """Return what a node reads of the model: elements by identity, 0 for what is not trained."""
+    found: Iterable[Any] = ()
+    if node.op == "call_module":
+        layer = model.get_submodule(str(node.target))
+        found = (*layer.parameters(), *layer.buffers())
+    elif node.op == "get_attr":
+        found = (operator.attrgetter(str(node.target))(model),)
+    return {id(t): t.numel() if isinstance(t, nn.Parameter) else 0 for t in found}
+
+
+def _is_taken_apart(node: fx.Node) -> bool:
+    """Tell whether a node's value is several tensors."""
+    return any(
+        user.target is operator.getitem and isinstance(user.args[1], int) for user in node.users
+    )
+
+
 def _traced(model: nn.Module) -> fx.Graph:
+    graph, other = (_trace(model, training) for training in (model.training, not model.training))
+    if graph.python_code("self").src != other.python_code("self").src:
+        raise RequestError(
+            "the model can't be cut: outside of its layers it does something else in training "
+            "than in evaluation; write that as a layer (nn.Dropout, nn.BatchNorm2d)"
+        )
+    inputs = sum(node.op == "placeholder" for node in graph.nodes)
+    if inputs != 1:
+        raise RequestError(f"the model can't be cut: it takes {inputs} inputs, allowed: 1")
+    return graph
+
+
+def _trace(model: nn.Module, training: bool) -> fx.Graph:
+    before = {layer: layer.training for layer in model.modules()}
     try:
-        graph = fx.Tracer().trace(model)
+        return fx.Tracer().trace(model.train(training))
     except Exception as error:
         raise RequestError(
             "the model can't be cut: its forward pass depends on more than its layers "
             f"({type(error).__name__}: {error})"
         ) from error
-    inputs = sum(node.op == "placeholder" for node in graph.nodes)
-    if inputs != 1:
-        raise RequestError(f"the model can't be cut: it takes {inputs} inputs, allowed: 1")
-    for node in graph.nodes:
-        if node.op == "call_function" and node.target in _MODED:
-            raise RequestError(
-                f"the model can't be cut: '{node.name}' is a function that would stay in the "
-                "mode it is in now; write it as a layer (nn.Dropout, nn.BatchNorm2d)"
-            )
-    return graph
+    finally:
+        for layer, mode in before.items():
+            layer.training = mode
 
 
 def _assembled(model: nn.Module, graph: fx.Graph) -> nn.Module:
     graph.lint()
-    part = fx.GraphModule(model, graph)
-    part.train(model.training)
+    part, shared = fx.GraphModule(model, graph), set(model.modules())
+    for layer in part.modules():
+        if layer not in shared:  # a block of the trace's own
+            layer.training = model.training
     return part
-
-
-def _is_layer(node: fx.Node) -> bool:
-    return node.op == "call_module"

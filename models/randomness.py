@@ -71,7 +71,7 @@ def secret_normal(secret: int, shape: tuple[int, ...], *purpose: str | int) -> t
 class SystemGenerator:
     """The operating system's randomness, with what noise needs of a NumPy generator.
 
-    Nobody can repeat it or foretell it. The values are of float64 resolution: 53 random bits.
+    Nobody can repeat it or foretell it. The values come from 52 random bits.
     """
 
     def bytes(self, length: int) -> bytes:
@@ -95,8 +95,9 @@ class SystemGenerator:
     def _uniform(self, shape: tuple[int, ...]) -> np.ndarray:
         """Return draws between 0 and 1, neither of which comes up."""
         count = int(np.prod(shape))
-        bits = np.frombuffer(os.urandom(8 * count), np.uint64) >> np.uint64(11)
-        uniform: np.ndarray = (bits + 0.5) * 2.0**-53
+        bits = np.frombuffer(os.urandom(8 * count), np.uint64) >> np.uint64(12)
+        # Halves between whole numbers below 2⁵² are exact.
+        uniform: np.ndarray = (bits + 0.5) * 2.0**-52
         return uniform.reshape(shape)
 
 

@@ -92,8 +92,8 @@ def build(
 def freeze(name: str, model: nn.Module) -> nn.Module:
     """Return a trained model in evaluation mode, of which only the input has gradients.
 
-    Batch norm of the zoo's models is folded into the convolution before it, where there is one:
-    the same function up to rounding, in less time. A custom model stays as it is, since its
+    Batch norm of the zoo's models is folded into the layer before it, where it can be: the same
+    function up to rounding, in less time. A custom model stays as it is, since its
     code may do what a trace of it would not show.
 
     Parameters
@@ -101,7 +101,7 @@ def freeze(name: str, model: nn.Module) -> nn.Module:
     name : str
         The name it was built by.
     model : Module
-        Left as it is, but for its mode.
+        Put into evaluation mode, without gradients; what is returned may be a copy.
     """
     model.requires_grad_(False).eval()
     return model if custom.is_custom(name) else fuse(model)

@@ -12,7 +12,7 @@ from analysis.audit import Audit, audit
 from clients.shields import SHIELDS, Guarantee, Mechanism, build
 from models.errors import RequestError, unknown
 from strategies.experiment import override
-from strategies.explain import explained
+from strategies.explain import explained, misplaced_booleans
 
 
 def run(name: str, settings: list[str], shape: str, batch: int, samples: int, seed: int) -> Audit:
@@ -39,6 +39,8 @@ def run(name: str, settings: list[str], shape: str, batch: int, samples: int, se
     keys = [override(values, text) for text in settings]
     try:
         config = schema.model_validate(values)
+        for key in misplaced_booleans(values, config.model_dump()):
+            raise RequestError(f"--set: {key}: must be a number, not true or false")
     except ValidationError as error:
         raise RequestError("\n".join(explained(error, schema, name, keys))) from error
     shield = build(config, _shape(shape), batch)
@@ -49,14 +51,25 @@ def run(name: str, settings: list[str], shape: str, batch: int, samples: int, se
 
 def table(result: Audit) -> pd.DataFrame:
     """Return a row for each thing that is said of the shield."""
-    confidence = f"{100 * result.confidence:g} %"
-    shown = f"ε ≥ {result.lower_bound:.4g} for one record"
+    delta = result.held.delta
+    shown = f"ε ≥ {result.lower_bound(delta):.4g}{f' (δ = {delta:g})' if delta else ''}"
     rows = [
-        ("claimed", str(result.claimed), "; ".join(result.claimed.reasons)),
-        ("held", str(result.held), "; ".join(result.held.reasons)),
-        ("shown", shown, f"by attack, confidence {confidence}, {result.samples:,} outputs each"),
+        ("claimed", str(result.claimed)),
+        ("held", str(result.held)),
+        ("shown", f"{shown} for one record"),
     ]
-    return pd.DataFrame(rows, columns=["", "guarantee", "because"])
+    return pd.DataFrame(rows, columns=["what is", "guarantee"])
+
+
+def reasons(result: Audit) -> list[str]:
+    """Return a line for each thing that a row of the table rests on."""
+    outputs = f"{result.samples:,} outputs of each neighbour"
+    because = {
+        "claimed": result.claimed.reasons,
+        "held": result.held.reasons,
+        "shown": (f"by attack, with {100 * result.confidence:g} % confidence, on {outputs}",),
+    }
+    return [f"  {word}: {reason}" for word, each in because.items() for reason in each]
 
 
 def verdicts(result: Audit) -> list[str]:
@@ -73,7 +86,11 @@ def verdicts(result: Audit) -> list[str]:
 def _verdict(result: Audit, guarantee: Guarantee) -> str:
     if guarantee.epsilon is None:
         return "promises nothing"
-    return "REFUTED" if result.refutes(guarantee) else "not refuted"
+    if result.refutes(guarantee):
+        return "REFUTED"
+    if result.could_refute(guarantee):
+        return "not refuted"
+    return f"not refuted, but so many outputs could show no more than ε = {result.ceiling:.2g}"
 
 
 def _shape(text: str) -> tuple[int, ...]:

@@ -200,7 +200,7 @@ def cuts(
     weights: Annotated[str, typer.Option(help="Of privacy, resources, accuracy.")] = "1,1,1",
 ) -> None:
     """Show where a model can be cut in two, and what each cut costs an edge device."""
-    from simulations.cuts import parsed_shape, parsed_weights, table
+    from simulations.cuts import best, parsed_shape, parsed_weights, table
     from simulations.display import print_frame
 
     with _requests():
@@ -210,7 +210,8 @@ def cuts(
         "bytes: of one example's activation. MFLOP: forward, one example, front only. cost: "
         "w1·ε + w2·share - w3·(1 - 2/(exp ε - 1)), section VI of paper 004."
     )
-    typer.echo(f"The best cut by that cost is after '{frame['cut'][frame['cost'].argmin()]}'.")
+    if found := best(frame):
+        typer.echo(f"The best cut by that cost is after '{found}': ε is the same at each here.")
 
 
 @app.command()
@@ -222,7 +223,7 @@ def audit(
     ] = None,
     shape: Annotated[str, typer.Option(metavar="CxHxW", help="One example's.")] = "80x4x4",
     batch: Annotated[int, typer.Option(min=1, help="Examples protected together.")] = 64,
-    samples: Annotated[int, typer.Option(min=4, help="Outputs of each neighbour.")] = 20_000,
+    samples: Annotated[int, typer.Option(min=4, help="Outputs of each neighbour.")] = 5_000,
     seed: Annotated[int, typer.Option(min=0)] = 0,
 ) -> None:
     """Attack a shield: what it claims, what holds, and what can be shown to be lost."""
@@ -232,8 +233,8 @@ def audit(
     with _requests():
         result = audits.run(shield, set_ or [], shape, batch, samples, seed)
     print_frame(audits.table(result), f"Audit of {shield}")
-    for verdict in audits.verdicts(result):
-        typer.echo(verdict)
+    typer.echo("\n".join(audits.reasons(result)) + "\n")
+    typer.echo("\n".join(audits.verdicts(result)))
 
 
 def main() -> None:

