@@ -133,11 +133,8 @@ def _against_loops(
         epoch()
     times = [[seconds(epoch) for epoch in epochs] for _ in range(repeats)]
     of_plain, of_frozen, ours = (list(each) for each in zip(*times, strict=True))
-    what = (
-        f"joint generator epoch, MNIST {IMAGES:,} images, {len(wanted.participants)} participants, "
-    )
-    what += f"{engine}, against a plain loop ({threads} threads)"
+    what = f"MNIST joint epoch, {engine} / plain loop, {threads} thread{'s' * (threads > 1)}"
     return [
         compared(what, "s", bar, ours, of_plain),
-        compared(f"{what} over the same frozen models", "s", None, ours, of_frozen),
+        compared(f"{what}, frozen models", "s", None, ours, of_frozen),
     ]

@@ -74,4 +74,10 @@ def absolute(what: str, unit: str, bar: float, values: Sequence[float]) -> Row:
 
 def table(rows: Sequence[Row]) -> pd.DataFrame:
     """Return all rows as a frame, with a column that says whether the bar is held."""
-    return pd.DataFrame([{**asdict(row), "held": "yes" if row.held else "NO"} for row in rows])
+    return pd.DataFrame([{**asdict(row), "held": _word(row)} for row in rows])
+
+
+def _word(row: Row) -> str:
+    if row.bar is None:
+        return ""
+    return "yes" if row.held else "NO"
