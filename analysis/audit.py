@@ -75,7 +75,14 @@ def audit(
         ``ln(samples/7.4)`` at 95 %.
     confidence : float
         Of the bound being right, over the draws of the noise.
+
+    Raises
+    ------
+    ValueError
+        For fewer samples than that.
     """
+    if samples < 4:
+        raise ValueError(f"an audit needs at least 4 samples, got {samples}")
     mechanism = copy.deepcopy(mechanism)  # which may count the batches it sees
     attacker = Attacker(mechanism)
     one, other = (

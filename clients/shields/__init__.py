@@ -7,17 +7,16 @@ A *mechanism* has a differential-privacy guarantee, an *obfuscation* has none. B
 from __future__ import annotations
 
 from clients.shields.base import Guarantee, Mechanism, Shape, Shield, ShieldConfig
-from clients.shields.gaussian import (
+from clients.shields.clipping import (
     ClipGaussian,
     ClipGaussianConfig,
-    NormGaussian,
-    NormGaussianConfig,
+    ClipLaplace,
+    ClipLaplaceConfig,
 )
+from clients.shields.gaussian import NormGaussian, NormGaussianConfig
 from clients.shields.laplace import (
     BatchNormLaplace,
     BatchNormLaplaceConfig,
-    ClipLaplace,
-    ClipLaplaceConfig,
     PixelLaplace,
     PixelLaplaceConfig,
 )

@@ -177,27 +177,3 @@ def draw(
         signs = np.unpackbits(np.frombuffer(randomness.bytes(-(-values.size // 8)), np.uint8))
         values *= 1 - 2 * signs[: values.size].reshape(shape).astype(np.float32)
     return torch.from_numpy(values) * scale
-
-
-def clipped(tensor: torch.Tensor, norm: float, order: int) -> torch.Tensor:
-    """Return each example scaled down to a norm, if its own is larger.
-
-    Parameters
-    ----------
-    tensor : Tensor of shape (B, ...)
-        Finite.
-    order : {1, 2}
-        Of the norm, which is taken in float64.
-    """
-    exact = tensor.flatten(1).double()
-    own = exact.norm(p=order, dim=1, keepdim=True)
-    factor = (JUST_BELOW * norm / own.clamp(min=torch.finfo(torch.float64).tiny)).clamp(max=1)
-    scaled: torch.Tensor = exact * factor
-    return scaled.to(tensor.dtype).view_as(tensor)
-
-
-def one_coordinate(shape: Shape, batch: int, norm: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return batches whose first example has a norm on its first coordinate, of either sign."""
-    above = torch.zeros(batch, *shape)
-    above.view(batch, -1)[0, 0] = 2 * norm
-    return above, -above

@@ -1,4 +1,4 @@
-"""Shields with Gaussian noise: DP-A of paper 004, and per-example clipping."""
+"""The shield of paper 004, DP-A, and how Gaussian noise is calibrated."""
 
 from __future__ import annotations
 
@@ -16,8 +16,6 @@ from clients.shields.base import (
     Mechanism,
     Shape,
     ShieldConfig,
-    clipped,
-    one_coordinate,
 )
 
 # S_f of section V.A, for activations in [0, 1) and the constants below.
@@ -126,41 +124,3 @@ class NormGaussian(Mechanism):
         bright = dark.clone()
         bright[0] = 1
         return dark, bright
-
-
-class ClipGaussianConfig(ShieldConfig):
-    """Settings of :class:`ClipGaussian`: (ε, δ) of a record, and the L2 norm to clip to."""
-
-    name: Literal["clip-gaussian"] = "clip-gaussian"
-    epsilon: float = Field(gt=0)
-    delta: float = Field(default=1e-5, gt=0, lt=1)
-    clip: float = Field(default=1.0, gt=0)
-
-
-class ClipGaussian(Mechanism):
-    """Each example clipped to L2 norm C, then noise for a distance of 2C."""
-
-    kind: ClassVar[Literal["laplace", "gaussian"]] = "gaussian"
-
-    def bounded(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Return the examples, none with an L2 norm above C."""
-        return clipped(tensor, self.config.clip, order=2)
-
-    @property
-    def scale(self) -> float:
-        """2C·σ with the least σ for (ε, δ)."""
-        sigma = analytic_sigma(self.config.epsilon, self.config.delta)
-        return 2 * float(self.config.clip) * sigma
-
-    def claimed(self) -> Guarantee:
-        """Return the same as :meth:`held`."""
-        return self.held()
-
-    def held(self) -> Guarantee:
-        """Return (ε, δ) of a record."""
-        reasons = (f"L2 norms clipped to {self.config.clip:g}", "labels are public", *ASSUMED)
-        return Guarantee("record", self.config.epsilon, self.config.delta, reasons)
-
-    def neighbours(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return examples with all their weight on one coordinate, of either sign."""
-        return one_coordinate(self.shape, self.batch, self.config.clip)

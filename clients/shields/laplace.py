@@ -1,4 +1,4 @@
-"""Shields with Laplace noise: paper 002, per-example clipping, raw pixels."""
+"""The shields of paper 002: Laplace noise on batch-normalised activations, and on pixels."""
 
 from __future__ import annotations
 
@@ -15,8 +15,6 @@ from clients.shields.base import (
     Mechanism,
     Shape,
     ShieldConfig,
-    clipped,
-    one_coordinate,
 )
 
 # Activations beyond it are cut off: even float64 could not tell their batch's variance.
@@ -125,42 +123,6 @@ class BatchNormLaplace(Mechanism):
 def _need_two(batch: int) -> None:
     if batch < 2:
         raise ValueError("batch normalisation needs batches of at least 2 examples, got 1")
-
-
-class ClipLaplaceConfig(ShieldConfig):
-    """Settings of :class:`ClipLaplace`: ε of a record, and the L1 norm to clip to."""
-
-    name: Literal["clip-laplace"] = "clip-laplace"
-    epsilon: float = Field(gt=0)
-    clip: float = Field(default=1.0, gt=0)
-
-
-class ClipLaplace(Mechanism):
-    """Each example clipped to L1 norm C, then Lap(2C/ε) on every coordinate."""
-
-    kind: ClassVar[Literal["laplace", "gaussian"]] = "laplace"
-
-    def bounded(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Return the examples, none with an L1 norm above C."""
-        return clipped(tensor, self.config.clip, order=1)
-
-    @property
-    def scale(self) -> float:
-        """2C/ε: two examples differ by 2C at most."""
-        return 2 * float(self.config.clip) / float(self.config.epsilon)
-
-    def claimed(self) -> Guarantee:
-        """Return the same as :meth:`held`."""
-        return self.held()
-
-    def held(self) -> Guarantee:
-        """Return ε of a record."""
-        reasons = (f"L1 norms clipped to {self.config.clip:g}", "labels are public", *ASSUMED)
-        return Guarantee("record", self.config.epsilon, reasons=reasons)
-
-    def neighbours(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return examples with all their weight on one coordinate, of either sign."""
-        return one_coordinate(self.shape, self.batch, self.config.clip)
 
 
 class PixelLaplaceConfig(ShieldConfig):

@@ -8,7 +8,7 @@ from scipy import stats
 
 from analysis.audit import _lower, _upper, audit
 from clients.shields import SHIELDS, Guarantee, Mechanism, build
-from clients.shields.laplace import ClipLaplace
+from clients.shields.clipping import ClipLaplace
 from models.randomness import Randomness
 
 # Of these the guarantee for a record is small enough to be refuted.

@@ -192,6 +192,8 @@ def test_the_bound_over_channels_holds_for_any_pattern() -> None:
     patterns = torch.tensor(list(itertools.product([0.0, 1.0], repeat=7)))
     reached = made.bounded(patterns[:, :, None, None]).square().sum(1).max()
     assert reached <= NormGaussian.squared_norm(7)
+    ones = mechanism("norm-gaussian", (3, 1, 1)).bounded(torch.ones(1, 3, 1, 1))
+    assert float(ones.square().sum()) == pytest.approx(NormGaussian.squared_norm(3))  # reached
     assert NormGaussian.squared_norm(1) == pytest.approx(1 / 3)
     assert NormGaussian.squared_norm(7) == pytest.approx(3 / 5 + 3 / 5 + 1 / 3)
 

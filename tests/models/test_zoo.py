@@ -198,7 +198,8 @@ def test_what_does_not_fit_is_refused(wrong: dict[str, int], message: str) -> No
 
 
 @pytest.mark.parametrize(
-    "name", ["lenet", "vgg-11", "resnet-20", "preresnet-20", "se-resnet-20", "densenet-small"]
+    "name",
+    ["lenet", "vgg-11", "resnet-20", "preresnet-20", "se-resnet-20", "densenet-small", "googlenet"],
 )
 def test_a_frozen_model_is_the_same_function(name: str) -> None:
     model = build(name, num_classes=5).double()
@@ -207,6 +208,8 @@ def test_a_frozen_model_is_the_same_function(name: str) -> None:
         if isinstance(layer, nn.BatchNorm2d):
             layer.running_mean.normal_(0, 0.1, generator=randomness)
             layer.running_var.uniform_(0.5, 2, generator=randomness)
+            nn.init.uniform_(layer.weight, 0.5, 1.5, generator=randomness)
+            nn.init.normal_(layer.bias, 0, 0.1, generator=randomness)
     model.eval()
     images = torch.rand(4, 3, 32, 32, dtype=torch.float64, generator=randomness).requires_grad_()
     logits = model(images)

@@ -1,0 +1,91 @@
+"""Shields that protect a whole example: clipped to a norm, with noise for that norm."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field
+
+from clients.shields.base import (
+    ASSUMED,
+    JUST_BELOW,
+    Guarantee,
+    Mechanism,
+    ShieldConfig,
+)
+from clients.shields.gaussian import analytic_sigma
+
+
+class ClipLaplaceConfig(ShieldConfig):
+    """Settings of :class:`ClipLaplace`: ε of a record, and the L1 norm C to clip to."""
+
+    name: Literal["clip-laplace"] = "clip-laplace"
+    epsilon: float = Field(gt=0)
+    clip: float = Field(default=1.0, gt=0)
+
+
+class ClipGaussianConfig(ShieldConfig):
+    """Settings of :class:`ClipGaussian`: (ε, δ) of a record, and the L2 norm C to clip to."""
+
+    name: Literal["clip-gaussian"] = "clip-gaussian"
+    epsilon: float = Field(gt=0)
+    delta: float = Field(default=1e-5, gt=0, lt=1)
+    clip: float = Field(default=1.0, gt=0)
+
+
+class Clipped(Mechanism):
+    """Each example clipped to a norm C: any two differ by 2C at most."""
+
+    order: ClassVar[Literal[1, 2]]
+
+    def bounded(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Return the examples, those with a larger norm scaled down to C."""
+        exact = tensor.flatten(1).double()
+        norms = exact.norm(p=self.order, dim=1, keepdim=True)
+        least = torch.finfo(torch.float64).tiny
+        factor = (JUST_BELOW * self.config.clip / norms.clamp(min=least)).clamp(max=1)
+        scaled: torch.Tensor = exact * factor
+        return scaled.to(tensor.dtype).view_as(tensor)
+
+    def claimed(self) -> Guarantee:
+        """Return the same as :meth:`held`."""
+        return self.held()
+
+    def held(self) -> Guarantee:
+        """Return ε, and δ where there is one, of a record."""
+        clip = f"L{self.order} norms clipped to {self.config.clip:g}"
+        delta = getattr(self.config, "delta", 0.0)
+        reasons = (clip, "labels are public", *ASSUMED)
+        return Guarantee("record", self.config.epsilon, delta, reasons)
+
+    def neighbours(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return examples with all their weight on one coordinate, of either sign."""
+        above = torch.zeros(self.batch, *self.shape)
+        above.view(self.batch, -1)[0, 0] = 2 * self.config.clip
+        return above, -above
+
+
+class ClipLaplace(Clipped):
+    """L1 norm at most C, then Lap(2C/ε) on every coordinate."""
+
+    kind: ClassVar[Literal["laplace", "gaussian"]] = "laplace"
+    order: ClassVar[Literal[1, 2]] = 1
+
+    @property
+    def scale(self) -> float:
+        """2C/ε."""
+        return 2 * float(self.config.clip) / float(self.config.epsilon)
+
+
+class ClipGaussian(Clipped):
+    """L2 norm at most C, then Gaussian noise, calibrated analytically."""
+
+    kind: ClassVar[Literal["laplace", "gaussian"]] = "gaussian"
+    order: ClassVar[Literal[1, 2]] = 2
+
+    @property
+    def scale(self) -> float:
+        """2C·σ with the least σ for (ε, δ)."""
+        sigma = analytic_sigma(self.config.epsilon, self.config.delta)
+        return 2 * float(self.config.clip) * sigma
