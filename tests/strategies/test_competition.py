@@ -7,6 +7,7 @@ import json
 import stat
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -335,6 +336,23 @@ def test_a_reply_that_makes_no_sense_counts_as_none(
     frame = metrics(tmp_path / "hostile").query("metric == 'dropouts'")
     assert set(frame["node"]) == {"MLP"}
     assert "dropout: MLP" in (tmp_path / "hostile" / "events.log").read_text()
+
+
+def test_a_node_out_of_gpu_memory_drops_out_and_says_so(
+    compete: Compete, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gradient = Participant.gradient
+
+    def short(self: Participant, *arguments: Any) -> Any:
+        if self.assignment.participant.name == "MLP":
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return gradient(self, *arguments)
+
+    monkeypatch.setattr(Participant, "gradient", short)
+    compete("themis.epochs=1", name="short")
+    log = (tmp_path / "short" / "events.log").read_text()
+    assert "dropout: MLP: RuntimeError: out of GPU memory: CUDA out of memory. Tried" in log
+    assert set(metrics(tmp_path / "short").query("metric == 'dropouts'")["node"]) == {"MLP"}
 
 
 FIVE = (
