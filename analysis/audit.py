@@ -89,8 +89,8 @@ def audit(
         attacker.ratios(batch, samples, numpy_generator(seed, "audit", number))
         for number, batch in enumerate(mechanism.neighbours())
     )
-    half, error = samples // 2, 1 - confidence
-    threshold, mirrored = _best_threshold(one[:half], other[:half], mechanism.held().delta)
+    held, half, error = mechanism.held(), samples // 2, 1 - confidence
+    threshold, mirrored = _best_threshold(one[:half], other[:half], held.delta)
     true_rate, false_rate = _rates(one[half:], other[half:], threshold, mirrored, error)
     trials = samples - half
     return Audit(
@@ -100,7 +100,7 @@ def audit(
         confidence,
         samples,
         mechanism.claimed(),
-        mechanism.held(),
+        held,
     )
 
 

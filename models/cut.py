@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import math
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -110,39 +110,28 @@ class Cutter:
             Examples of a batch, at least 2, for ``memory``.
         """
         ghost = copy.deepcopy(self.model).to("meta")  # where shapes are all there is
-        meter = _Meter(fx.GraphModule(ghost, self._graph), list(self._cuts.values()))
-        measured = meter.measure(torch.empty(batch, *shape, device="meta"))
-        everything = sum(p.numel() for p in self.model.parameters())
-        return [
-            CutCost(
-                name,
-                self._layer(node),
-                tuple(measured[node].shape[1:]),
-                measured[node].bytes // batch,
-                measured[node].parameters,
-                measured[node].parameters / everything,
-                measured[node].flops // batch,
-                measured[node].memory,
-            )
-            for name, node in self._cuts.items()
-        ]
+        # By the nodes' names, since a GraphModule owns a copy of its graph.
+        wanted = {node.name: (name, self._layer(node)) for name, node in self._cuts.items()}
+        meter = _Meter(fx.GraphModule(ghost, self._graph), wanted)
+        return meter.measure(torch.empty(batch, *shape, device="meta"))
 
     # ---------------------------------------------------------------------- internals
 
     def _find_cuts(self) -> dict[str, fx.Node]:
         """Return the nodes that alone cross to what comes after them, by their best name."""
-        last = {user: i for i, user in enumerate(self._nodes)}
-        used = [_tensors(self.model, node) for node in self._nodes]
-        reach = 0
+        last = {node: i for i, node in enumerate(self._nodes)}
+        read = [_tensors(self.model, node) for node in self._nodes]
+        last_read = {tensor: i for i, tensors in enumerate(read) for tensor in tensors}
+        value = weight = 0  # until where what was computed, and read, so far is needed
         cuts: dict[str, fx.Node] = {}
         for i, node in enumerate(self._nodes[:-1]):
-            others = reach
+            others = value
             if node.op != "get_attr":
-                reach = max([reach, *(last[user] for user in node.users)])
+                value = max([value, *(last[user] for user in node.users)])
+            weight = max([weight, *(last_read[tensor] for tensor in read[i])])
             # All that came before is used up here, and the rest of the model is still to come.
-            alone = others <= i and node.op != "placeholder" and reach < len(self._nodes) - 1
-            apart = set().union(*used[: i + 1]).isdisjoint(set().union(*used[i + 1 :]))
-            if alone and apart and not _is_taken_apart(node):
+            alone = others <= i and node.op != "placeholder" and value < len(self._nodes) - 1
+            if alone and weight <= i and not _is_taken_apart(node):
                 cuts.pop(self._name(node), None)
                 cuts[self._name(node)] = node
         return cuts
@@ -225,49 +214,56 @@ def cutting_cost(
     )
 
 
-@dataclass(frozen=True)
-class _Measured:
-    shape: tuple[int, ...]
-    bytes: int
-    parameters: int
-    flops: int
-    memory: int
-
-
 class _Meter(fx.Interpreter):
-    """Runs a graph on the meta device and measures what was needed up to each node."""
+    """Runs a graph on the meta device and sums up what was needed until each cut.
 
-    def __init__(self, module: fx.GraphModule, wanted: list[fx.Node]) -> None:
+    Parameters
+    ----------
+    module : GraphModule
+        On the meta device.
+    wanted : dict of str to (str, str)
+        The cut's name and its layer's type, by the node's name.
+    """
+
+    def __init__(self, module: fx.GraphModule, wanted: dict[str, tuple[str, str]]) -> None:
         super().__init__(module)
-        # By name, since a GraphModule owns a copy of its graph.
-        self._wanted = {node.name: node for node in wanted}
+        self._wanted = wanted
         self._flops = FlopCounterMode(display=False)
         self._weights = {_storage(t) for t in (*module.parameters(), *module.buffers())}
+        self._everything = sum(p.numel() for p in module.parameters())
         self._saved: dict[int, torch.UntypedStorage] = {}
         self._used: dict[int, int] = {}
-        self._results: dict[fx.Node, _Measured] = {}
+        self._costs: list[CutCost] = []
 
-    def measure(self, images: torch.Tensor) -> dict[fx.Node, _Measured]:
-        """Return what each wanted node took, for the whole batch."""
+    def measure(self, images: torch.Tensor) -> list[CutCost]:
+        """Return what each cut costs, in the order of computation."""
         with self._flops, saved_tensors_hooks(self._note, lambda kept: kept):
             self.run(images)
-        return self._results
+        return self._costs
 
     def run_node(self, n: fx.Node) -> Any:
         """Run one node and note the sums so far."""
         result = super().run_node(n)
         self._used |= _tensors(self.module, n)
         if n.name in self._wanted:
-            size = result.numel() * 4
-            saved = sum(storage.nbytes() for storage in self._saved.values())
-            self._results[self._wanted[n.name]] = _Measured(
-                tuple(result.shape),
-                size,
-                sum(self._used.values()),
-                self._flops.get_total_flops(),
-                saved + (0 if _storage(result) in self._saved else size),
-            )
+            self._costs.append(self._cost(*self._wanted[n.name], result))
         return result
+
+    def _cost(self, name: str, layer: str, activation: torch.Tensor) -> CutCost:
+        batch, *shape = activation.shape
+        size = activation.numel() * 4
+        saved = sum(storage.nbytes() for storage in self._saved.values())
+        parameters = sum(self._used.values())
+        return CutCost(
+            name,
+            layer,
+            tuple(shape),
+            size // batch,
+            parameters,
+            parameters / self._everything,
+            self._flops.get_total_flops() // batch,
+            saved + (0 if _storage(activation) in self._saved else size),
+        )
 
     def _note(self, tensor: torch.Tensor) -> torch.Tensor:
         if _storage(tensor) not in self._weights:
@@ -282,12 +278,11 @@ def _storage(tensor: torch.Tensor) -> int:
 
 def _tensors(model: nn.Module, node: fx.Node) -> dict[int, int]:
     """Return what a node reads of the model: elements by identity, 0 for what is not trained."""
-    found: Iterable[Any] = ()
+    places = [str(part.target) for part in node.all_input_nodes if part.op == "get_attr"]
+    found = [operator.attrgetter(place)(model) for place in places]
     if node.op == "call_module":
         layer = model.get_submodule(str(node.target))
-        found = (*layer.parameters(), *layer.buffers())
-    elif node.op == "get_attr":
-        found = (operator.attrgetter(str(node.target))(model),)
+        found += [*layer.parameters(), *layer.buffers()]
     return {id(t): t.numel() if isinstance(t, nn.Parameter) else 0 for t in found}
 
 

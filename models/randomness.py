@@ -11,7 +11,6 @@ import os
 
 import numpy as np
 import torch
-from scipy.special import ndtri
 
 
 def derive(seed: int, *purpose: str | int) -> int:
@@ -89,7 +88,7 @@ class SystemGenerator:
         self, shape: tuple[int, ...], dtype: type[np.floating] = np.float64
     ) -> np.ndarray:
         """Return draws of N(0, 1)."""
-        draws: np.ndarray = ndtri(self._uniform(shape))
+        draws: np.ndarray = torch.special.ndtri(torch.from_numpy(self._uniform(shape))).numpy()
         return draws.astype(dtype)
 
     def _uniform(self, shape: tuple[int, ...]) -> np.ndarray:

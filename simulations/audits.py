@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import re
-from typing import Any
-
 import pandas as pd
-from pydantic import ValidationError
 
 from analysis.audit import Audit, audit
 from clients.shields import SHIELDS, Guarantee, Mechanism, build
 from models.errors import RequestError, unknown
-from strategies.experiment import override
-from strategies.explain import explained, misplaced_booleans
+from strategies.experiment import validated
 
 
-def run(name: str, settings: list[str], shape: str, batch: int, samples: int, seed: int) -> Audit:
+def run(
+    name: str, settings: list[str], shape: tuple[int, ...], batch: int, samples: int, seed: int
+) -> Audit:
     """Audit a shield.
 
     Parameters
@@ -24,8 +21,8 @@ def run(name: str, settings: list[str], shape: str, batch: int, samples: int, se
         Of :data:`clients.shields.SHIELDS`.
     settings : list of str
         ``KEY=VALUE``, of the shield.
-    shape : str
-        Of one example, as in ``80x4x4``.
+    shape : tuple of int
+        Of one example.
 
     Raises
     ------
@@ -35,15 +32,7 @@ def run(name: str, settings: list[str], shape: str, batch: int, samples: int, se
     if name not in SHIELDS:
         raise unknown("shield", name, SHIELDS)
     schema, _ = SHIELDS[name]
-    values: dict[str, Any] = {"name": name}
-    keys = [override(values, text) for text in settings]
-    try:
-        config = schema.model_validate(values)
-        for key in misplaced_booleans(values, config.model_dump()):
-            raise RequestError(f"--set: {key}: must be a number, not true or false")
-    except ValidationError as error:
-        raise RequestError("\n".join(explained(error, schema, name, keys))) from error
-    shield = build(config, _shape(shape), batch)
+    shield = build(validated(schema, {"name": name}, name, settings), shape, batch)
     if not isinstance(shield, Mechanism):
         raise RequestError(f"shield '{name}' adds no noise, there is nothing to audit")
     return audit(shield, samples, seed=seed)
@@ -91,9 +80,3 @@ def _verdict(result: Audit, guarantee: Guarantee) -> str:
     if result.could_refute(guarantee):
         return "not refuted"
     return f"not refuted, but so many outputs could show no more than ε = {result.ceiling:.2g}"
-
-
-def _shape(text: str) -> tuple[int, ...]:
-    if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", text):
-        raise RequestError(f"--shape: '{text}' is no shape; write it as in 80x4x4")
-    return tuple(int(word) for word in text.split("x"))

@@ -200,11 +200,13 @@ def cuts(
     weights: Annotated[str, typer.Option(help="Of privacy, resources, accuracy.")] = "1,1,1",
 ) -> None:
     """Show where a model can be cut in two, and what each cut costs an edge device."""
-    from simulations.cuts import best, parsed_shape, parsed_weights, table
+    from simulations import arguments
+    from simulations.cuts import best, table
     from simulations.display import print_frame
 
     with _requests():
-        frame = table(model, parsed_shape(input_), classes, batch, epsilon, parsed_weights(weights))
+        shape, importance = arguments.image_shape(input_), arguments.weights(weights)
+        frame = table(model, shape, classes, batch, epsilon, importance)
     print_frame(frame, f"Cuts of {model}")
     typer.echo(
         "bytes: of one example's activation. MFLOP: forward, one example, front only. cost: "
@@ -227,11 +229,11 @@ def audit(
     seed: Annotated[int, typer.Option(min=0)] = 0,
 ) -> None:
     """Attack a shield: what it claims, what holds, and what can be shown to be lost."""
-    from simulations import audits
+    from simulations import arguments, audits
     from simulations.display import print_frame
 
     with _requests():
-        result = audits.run(shield, set_ or [], shape, batch, samples, seed)
+        result = audits.run(shield, set_ or [], arguments.shape(shape), batch, samples, seed)
     print_frame(audits.table(result), f"Audit of {shield}")
     typer.echo("\n".join(audits.reasons(result)) + "\n")
     typer.echo("\n".join(audits.verdicts(result)))

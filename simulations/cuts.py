@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
 import pandas as pd
@@ -63,41 +62,5 @@ def table(
 
 def best(frame: pd.DataFrame) -> str:
     """Return the cheapest cut that leaves the edge something to compute with, or ""."""
-    able = frame[frame["edge parameters"] > 0] if len(frame) else frame
+    able = frame[frame["edge parameters"] > 0]
     return str(able["cut"].iloc[int(able["cost"].argmin())]) if len(able) else ""
-
-
-def parsed_shape(text: str) -> tuple[int, int, int]:
-    """Return ``3x64x64`` as numbers.
-
-    Raises
-    ------
-    RequestError
-        If it is not that, or not a square.
-    """
-    found = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)x([1-9]\d*)", text)
-    if not found or found[2] != found[3]:
-        raise RequestError(
-            f"--input: '{text}' is no image; write channels x side x side, as in 3x64x64"
-        )
-    return int(found[1]), int(found[2]), int(found[3])
-
-
-def parsed_weights(text: str) -> tuple[float, ...]:
-    """Return ``1,1,1`` as numbers.
-
-    Raises
-    ------
-    RequestError
-        If it is not three numbers above zero.
-    """
-    try:
-        weights = tuple(float(word) for word in text.split(","))
-    except ValueError:
-        weights = ()
-    if len(weights) != 3 or not all(0 < weight < float("inf") for weight in weights):
-        raise RequestError(
-            f"--weights: '{text}' must be three numbers above 0, of privacy, resources and "
-            "accuracy, as in 1,1,1"
-        )
-    return weights

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -38,6 +38,9 @@ class ClientConfig(ComputeConfig):
     num_cpus: float = Field(default=1.0, gt=0)
     num_gpus: float = Field(default=0.0, ge=0)
     timeout: float | None = Field(default=None, gt=0)
+
+
+Settings = TypeVar("Settings", bound=BaseModel)
 
 
 class RayConfig(BaseModel):
@@ -185,15 +188,38 @@ def load_experiment(source: str, overrides: list[str]) -> Experiment:
         Names file, key, value and what is allowed.
     """
     values, where = _read(source)
-    keys = [override(values, text) for text in overrides]
+    return validated(Experiment, values, where, overrides).with_absolute_paths()
+
+
+def validated(
+    schema: type[Settings], values: dict[str, Any], where: str, overrides: list[str]
+) -> Settings:
+    """Return settings as ``schema``, after putting the overrides into their values.
+
+    Parameters
+    ----------
+    schema : type of BaseModel
+    values : dict
+        Changed in place.
+    where : str
+        Where the values are from, for messages.
+    overrides : list of str
+        As of :func:`load_experiment`.
+
+    Raises
+    ------
+    RequestError
+        Names place, key, value and what is allowed.
+    """
+    keys = [_override(values, text) for text in overrides]
     try:
-        experiment = Experiment.model_validate(values).with_absolute_paths()
+        settings = schema.model_validate(values)
     except ValidationError as error:
-        raise RequestError("\n".join(explained(error, Experiment, where, keys))) from error
-    for key in misplaced_booleans(values, experiment.model_dump(by_alias=True)):
+        raise RequestError("\n".join(explained(error, schema, where, keys))) from error
+    for key in misplaced_booleans(values, settings.model_dump(by_alias=True)):
         source = source_of(key, where, keys)
         raise RequestError(f"{source}: {key}: must be a number, not true or false")
-    return experiment
+    return settings
 
 
 def _read(source: str) -> tuple[dict[str, Any], str]:
@@ -256,19 +282,8 @@ def _in_one_line(error: Exception) -> str:
     return f"line {mark.line + 1}, column {mark.column + 1}: {problem}"
 
 
-def override(values: dict[str, Any], text: str) -> str:
-    """Put an override into the values, and return its key.
-
-    Parameters
-    ----------
-    text : str
-        ``key=value`` with dots in the key; the value is YAML.
-
-    Raises
-    ------
-    RequestError
-        If it is not that, or the key leads nowhere.
-    """
+def _override(values: dict[str, Any], text: str) -> str:
+    """Put an override into the values, and return its key."""
     key, equals, given = text.partition("=")
     if not equals or not key:
         raise RequestError(f"--set {text}: must be key=value, for example seed=3")

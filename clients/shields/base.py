@@ -14,6 +14,7 @@ from torch import nn
 from models.randomness import Randomness
 
 Shape = tuple[int, ...]
+Noise = Literal["laplace", "gaussian"]
 
 # Of what a float32 keeps of a number.
 JUST_BELOW = 1 - 1e-6
@@ -99,13 +100,13 @@ class Shield(nn.Module, ABC):
             If the tensor has another shape, or holds NaN or infinity: no bound would hold.
         """
 
-    @abstractmethod
-    def restore(self, tensor: torch.Tensor, secret: Any) -> torch.Tensor:
-        """Undo on what comes back what :meth:`protect` did to what left."""
+    def restore(self, tensor: torch.Tensor, secret: Any) -> torch.Tensor:  # noqa: ARG002
+        """Undo on what comes back what :meth:`protect` did to what left: noise is not undone."""
+        return tensor
 
-    @abstractmethod
     def claimed(self) -> Guarantee:
-        """Return what the shield's paper calibrates to."""
+        """Return what the shield's paper calibrates to: what holds, unless it says otherwise."""
+        return self.held()
 
     @abstractmethod
     def held(self) -> Guarantee:
@@ -130,7 +131,7 @@ class Shield(nn.Module, ABC):
 class Mechanism(Shield):
     """A shield with a guarantee: a bounded function, plus noise for that bound."""
 
-    kind: ClassVar[Literal["laplace", "gaussian"]]
+    kind: ClassVar[Noise]
 
     @abstractmethod
     def bounded(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -151,17 +152,8 @@ class Mechanism(Shield):
         noise = draw(self.kind, tuple(bounded.shape), self.scale, randomness)
         return bounded + noise.to(bounded.device), None
 
-    def restore(self, tensor: torch.Tensor, secret: None) -> torch.Tensor:  # noqa: ARG002
-        """Return the tensor: noise is not undone."""
-        return tensor
 
-
-def draw(
-    kind: Literal["laplace", "gaussian"],
-    shape: Shape,
-    scale: float,
-    randomness: Randomness,
-) -> torch.Tensor:
+def draw(kind: Noise, shape: Shape, scale: float, randomness: Randomness) -> torch.Tensor:
     """Return float32 noise of mean 0.
 
     Parameters

@@ -12,6 +12,7 @@ from clients.shields.base import (
     JUST_BELOW,
     Guarantee,
     Mechanism,
+    Noise,
     ShieldConfig,
 )
 from clients.shields.gaussian import analytic_sigma
@@ -48,10 +49,6 @@ class Clipped(Mechanism):
         scaled: torch.Tensor = exact * factor
         return scaled.to(tensor.dtype).view_as(tensor)
 
-    def claimed(self) -> Guarantee:
-        """Return the same as :meth:`held`."""
-        return self.held()
-
     def held(self) -> Guarantee:
         """Return ε, and δ where there is one, of a record."""
         clip = f"L{self.order} norms clipped to {self.config.clip:g}"
@@ -69,7 +66,7 @@ class Clipped(Mechanism):
 class ClipLaplace(Clipped):
     """L1 norm at most C, then Lap(2C/ε) on every coordinate."""
 
-    kind: ClassVar[Literal["laplace", "gaussian"]] = "laplace"
+    kind: ClassVar[Noise] = "laplace"
     order: ClassVar[Literal[1, 2]] = 1
 
     @property
@@ -81,7 +78,7 @@ class ClipLaplace(Clipped):
 class ClipGaussian(Clipped):
     """L2 norm at most C, then Gaussian noise, calibrated analytically."""
 
-    kind: ClassVar[Literal["laplace", "gaussian"]] = "gaussian"
+    kind: ClassVar[Noise] = "gaussian"
     order: ClassVar[Literal[1, 2]] = 2
 
     @property

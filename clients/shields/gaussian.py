@@ -14,6 +14,7 @@ from clients.shields.base import (
     ASSUMED,
     Guarantee,
     Mechanism,
+    Noise,
     Shape,
     ShieldConfig,
 )
@@ -62,7 +63,7 @@ class NormGaussian(Mechanism):
     paper takes activations to be in [0, 1); here they are clamped to it.
     """
 
-    kind: ClassVar[Literal["laplace", "gaussian"]] = "gaussian"
+    kind: ClassVar[Noise] = "gaussian"
     window = 5
 
     def __init__(self, config: NormGaussianConfig, shape: Shape, batch: int) -> None:

@@ -13,6 +13,7 @@ from clients.shields.base import (
     JUST_BELOW,
     Guarantee,
     Mechanism,
+    Noise,
     Shape,
     ShieldConfig,
 )
@@ -51,7 +52,7 @@ class BatchNormLaplace(Mechanism):
         For batches of one example, which have no variance.
     """
 
-    kind: ClassVar[Literal["laplace", "gaussian"]] = "laplace"
+    kind: ClassVar[Noise] = "laplace"
     mean: torch.Tensor
     variance: torch.Tensor
 
@@ -135,7 +136,7 @@ class PixelLaplaceConfig(ShieldConfig):
 class PixelLaplace(Mechanism):
     """Noise on pixels in [0, 1], Lap(1/ε): paper 002's comparator, S = 255 of 0 … 255."""
 
-    kind: ClassVar[Literal["laplace", "gaussian"]] = "laplace"
+    kind: ClassVar[Noise] = "laplace"
 
     def bounded(self, tensor: torch.Tensor) -> torch.Tensor:
         """Return the pixels, none outside [0, 1]."""

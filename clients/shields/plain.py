@@ -27,14 +27,6 @@ class NoShield(Shield):
         """Return the tensor."""
         return self.checked(tensor), None
 
-    def restore(self, tensor: torch.Tensor, secret: None) -> torch.Tensor:  # noqa: ARG002
-        """Return the tensor."""
-        return tensor
-
-    def claimed(self) -> Guarantee:
-        """Return that nothing is claimed."""
-        return self.held()
-
     def held(self) -> Guarantee:
         """Return that there is none."""
         return Guarantee("record", None, reasons=("no noise",))

@@ -105,6 +105,23 @@ def test_no_cut_runs_between_two_uses_of_a_layer() -> None:
     assert Cutter(model).names == ["0", "1@1", "4"]
 
 
+class Scaled(nn.Module):
+    """Reads one parameter at its beginning and at its end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(1))
+        self.one, self.other = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        scale = self.scale
+        return self.other(self.one(images * scale).relu() * scale).sum((1, 2, 3))
+
+
+def test_no_cut_runs_between_two_uses_of_a_parameter() -> None:
+    assert Cutter(Scaled()).names == ["mul_1", "other"]
+
+
 class Halves(nn.Module):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         one, other = images.relu().chunk(2, 1)

@@ -415,6 +415,41 @@ def test_a_node_that_comes_back_takes_part_again(
     assert "Broken" in board(directory)
 
 
+# ------------------------------------------------------------------------- cuts and audits
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("cuts", "vgg-smal"), "'vgg-small'"),
+        (("cuts", "lenet", "--input", "3x64"), "'3x64' is no image"),
+        (("cuts", "lenet", "--input", "3x64x32"), "'3x64x32' is no image"),
+        (("cuts", "lenet", "--input", "3x8x8"), "at least 16x16"),
+        (("cuts", "lenet", "--weights", "1,0,1"), "three numbers above 0"),
+        (("cuts", "lenet", "--weights", "1,1"), "three numbers above 0"),
+        (("cuts", "lenet", "--input", "03x32x32"), "is no image"),
+        (("audit", "clip-gausian"), "Did you mean 'clip-gaussian'"),
+        (("audit", "clip-gaussian", "--set", "epsilon=-1"), "epsilon = -1: must be above 0"),
+        (
+            ("audit", "clip-gaussian", "--set", "epsilon=1", "--set", "delta=1"),
+            "delta = 1: must be",
+        ),
+        (("audit", "clip-gaussian"), "the key 'epsilon' is missing"),
+        (("audit", "clip-gaussian", "--set", "epsilon=true"), "must be a number"),
+        (("audit", "clip-gaussian", "--set", "epsilon=.inf"), "must be a finite number"),
+        (("audit", "clip-gaussian", "--set", "epsilon"), "must be key=value"),
+        (("audit", "none"), "adds no noise"),
+        (("audit", "clip-laplace", "--set", "epsilon=1", "--shape", "4x"), "'4x' is no shape"),
+        (
+            ("audit", "batch-norm-laplace", "--set", "epsilon=1", "--batch", "1"),
+            "at least 2 examples",
+        ),
+    ],
+)
+def test_wrong_cuts_and_audits(pudica: Command, arguments: tuple[str, ...], message: str) -> None:
+    refused(pudica(*arguments), message)
+
+
 # ------------------------------------------------------------------------- show and plot
 
 

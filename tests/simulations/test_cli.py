@@ -64,24 +64,6 @@ def test_cuts_shows_what_each_cut_costs(pudica: Command) -> None:
     assert "The best cut by that cost is after '0.0'" in result.stdout
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (("vgg-smal",), "'vgg-small'"),
-        (("lenet", "--input", "3x64"), "'3x64' is no image"),
-        (("lenet", "--input", "3x64x32"), "'3x64x32' is no image"),
-        (("lenet", "--input", "3x8x8"), "at least 16x16"),
-        (("lenet", "--weights", "1,0,1"), "three numbers above 0"),
-        (("lenet", "--weights", "1,1"), "three numbers above 0"),
-        (("lenet", "--input", "03x32x32"), "is no image"),
-    ],
-)
-def test_wrong_requests_for_cuts(pudica: Command, arguments: tuple[str, ...], message: str) -> None:
-    result = pudica("cuts", *arguments)
-    assert result.exit_code == 2
-    assert message in result.stderr
-
-
 def test_audit_refutes_the_claim_and_not_what_holds(pudica: Command) -> None:
     result = pudica(
         "audit",
@@ -97,29 +79,6 @@ def test_audit_refutes_the_claim_and_not_what_holds(pudica: Command) -> None:
     assert "ε = 2 for one element" in result.stdout
     assert "the claim, read for a record: REFUTED\n" in result.stdout
     assert "what holds: not refuted, but so many outputs could show no more" in result.stdout
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (("clip-gausian",), "Did you mean 'clip-gaussian'"),
-        (("clip-gaussian", "--set", "epsilon=-1"), "epsilon = -1: must be above 0"),
-        (("clip-gaussian", "--set", "epsilon=1", "--set", "delta=1"), "delta = 1: must be"),
-        (("clip-gaussian",), "the key 'epsilon' is missing"),
-        (("clip-gaussian", "--set", "epsilon=true"), "must be a number"),
-        (("clip-gaussian", "--set", "epsilon=.inf"), "must be a finite number"),
-        (("clip-gaussian", "--set", "epsilon"), "must be key=value"),
-        (("none",), "adds no noise"),
-        (("clip-laplace", "--set", "epsilon=1", "--shape", "4x"), "'4x' is no shape"),
-        (("batch-norm-laplace", "--set", "epsilon=1", "--batch", "1"), "at least 2 examples"),
-    ],
-)
-def test_wrong_requests_for_audits(
-    pudica: Command, arguments: tuple[str, ...], message: str
-) -> None:
-    result = pudica("audit", *arguments)
-    assert result.exit_code == 2
-    assert message in result.stderr
 
 
 # ------------------------------------------------------------------------- a run
