@@ -79,10 +79,12 @@ def audit(
     Raises
     ------
     ValueError
-        For fewer samples than that.
+        For fewer samples than that, or a mechanism without noise: its outputs tell all.
     """
     if samples < 4:
         raise ValueError(f"an audit needs at least 4 samples, got {samples}")
+    if mechanism.noiseless:
+        raise ValueError("the mechanism adds no noise, there is nothing to audit")
     mechanism = copy.deepcopy(mechanism)  # which may count the batches it sees
     attacker = Attacker(mechanism)
     one, other = (

@@ -1,59 +1,87 @@
-"""The ClientApp: what a participant answers to each kind of message."""
+"""The ClientApp: what a node answers to each kind of message."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import wraps
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from clients import protocol
+from clients import assignments, protocol
+from clients.assignments import EdgeAssignment, ParticipantAssignment
+from clients.edge import Edge
 from clients.participant import Participant, Schedule, attacked
-from clients.protocol import Assignment
 from clients.vault import Vault, vault_path
 
 app = ClientApp()
 
-_participants: dict[Path, Participant] = {}
+Node = Participant | Edge
+Role = TypeVar("Role", Participant, Edge)
+Arrays = dict[str, torch.Tensor]
+
+_nodes: dict[Path, Node] = {}
 
 
-def _participant(message: Message, context: Context) -> Participant:
-    """Return the node's participant, from memory or, in a fresh process, from its vault."""
-    place = vault_path(context, str(message.content.config_records["config"]["run"]))
-    if place not in _participants:
+def _made(vault: Vault, assignment: ParticipantAssignment | EdgeAssignment) -> Node:
+    if isinstance(assignment, EdgeAssignment):
+        return Edge(vault, assignment)
+    return Participant(vault, assignment)
+
+
+def _node(message: Message, context: Context) -> Node:
+    """Return who a message is for, from memory or, in a fresh process, from its vault."""
+    config = protocol.words_of(message.content)
+    place = vault_path(context, str(config["run"]))
+    if place not in _nodes or not _is_current(_nodes[place], config):
         vault = Vault(place)
         kept = vault.read("assignment.json")
         if kept is None:
             raise RuntimeError("this node has not joined the run, or its vault was emptied")
-        _participants[place] = Participant(vault, Assignment.model_validate_json(kept))
-    return _participants[place]
+        _nodes[place] = _made(vault, assignments.parsed(kept))
+    return _nodes[place]
 
 
-Handler = Callable[[Participant, dict, dict[str, torch.Tensor]], RecordDict]
+def _is_current(node: Node, config: Mapping[str, protocol.Scalar]) -> bool:
+    """Tell whether a node is of a request's case; another process may have joined for it."""
+    return not isinstance(node, Edge) or node.assignment.case == config["case"]
 
 
-def _answering(handler: Handler) -> Callable[[Message, Context], Message]:
-    """Turn ``handler(participant, config, arrays)`` into a Flower message handler."""
+def _answering(
+    role: type[Role],
+) -> Callable[[Callable[[Role, dict, Arrays], RecordDict]], Callable[[Message, Context], Message]]:
+    """Turn ``handler(node, config, arrays)`` into a Flower message handler of one role."""
 
-    @wraps(handler)
-    def answer(message: Message, context: Context) -> Message:
-        participant = _participant(message, context)
-        config = protocol.words_of(message.content)
-        arrays = protocol.arrays_of(message.content)
-        tensors = {key: torch.from_numpy(array) for key, array in arrays.items()}
-        with participant.compute.threads():
-            try:
-                content = handler(participant, config, tensors)
-            except torch.OutOfMemoryError as error:
-                torch.cuda.empty_cache()
-                raise RuntimeError(f"out of GPU memory: {error}") from error
-        return Message(content, reply_to=message)
+    def decorate(
+        handler: Callable[[Role, dict, Arrays], RecordDict],
+    ) -> Callable[[Message, Context], Message]:
+        @wraps(handler)
+        def answer(message: Message, context: Context) -> Message:
+            node = _node(message, context)
+            if not isinstance(node, role):
+                raise RuntimeError(f"this node is no {role.__name__.lower()} in this run")
+            config = protocol.words_of(message.content)
+            arrays = protocol.arrays_of(message.content)
+            tensors = {key: torch.from_numpy(array) for key, array in arrays.items()}
+            return Message(_computed(node, handler, config, tensors), reply_to=message)
 
-    return answer
+        return answer
+
+    return decorate
+
+
+def _computed(node: Any, handler: Callable, config: dict, tensors: Arrays) -> RecordDict:
+    with node.compute.threads():
+        try:
+            content: RecordDict = handler(node, config, tensors)
+        except torch.OutOfMemoryError as error:
+            torch.cuda.empty_cache()
+            raise RuntimeError(f"out of GPU memory: {error}") from error
+    return content
 
 
 @app.query("hello")
@@ -68,41 +96,42 @@ def hello(message: Message, context: Context) -> Message:
 
 @app.query("join")
 def join(message: Message, context: Context) -> Message:
-    """Keep the assignment in the vault and describe the public data as seen from here."""
+    """Keep the assignment in the vault and describe the data as seen from here."""
     words = protocol.words_of(message.content)
-    assignment = _own_choice(Assignment.model_validate_json(str(words["assignment"])), context)
+    assignment = _own_choice(assignments.parsed(str(words["assignment"])), context)
     vault = Vault(vault_path(context, assignment.run))
     vault.write("assignment.json", assignment.model_dump_json().encode())
-    participant = _participants[vault.root] = Participant(vault, assignment)
-    data = participant.data
-    seen: dict[str, protocol.Scalar] = {
-        "classes": data.num_classes,
-        "shape": "x".join(map(str, data.shape)),
-        "fingerprint": data.fingerprint,
-        "train": len(participant.own_train),
-    }
-    return Message(protocol.statement(seen), reply_to=message)
+    node = _nodes[vault.root] = _made(vault, assignment)
+    if isinstance(node, Edge):
+        node.roll_back(int(words["turn"]))
+    return Message(protocol.statement(node.introduced()), reply_to=message)
 
 
-def _own_choice(assignment: Assignment, context: Context) -> Assignment:
-    """Let a deployed node's own ``model`` and data ``root`` win over the organiser's."""
+def _own_choice(
+    assignment: ParticipantAssignment | EdgeAssignment, context: Context
+) -> ParticipantAssignment | EdgeAssignment:
+    """Let a deployed node's own ``model`` and data ``root`` win over the server's."""
     model, root = context.node_config.get("model"), context.node_config.get("data-root")
-    participant = assignment.participant.model_copy(update={"model": model} if model else {})
-    data = assignment.data.model_copy(update={"root": root} if root else {})
-    return Assignment.model_validate(
-        {**assignment.model_dump(), "participant": participant, "data": data}
-    )
+    changes: dict[str, Any] = {}
+    if root:
+        changes["data"] = assignment.data.model_copy(update={"root": root})
+    if model and isinstance(assignment, ParticipantAssignment):
+        changes["participant"] = assignment.participant.model_copy(update={"model": model})
+    return type(assignment).model_validate({**assignment.model_dump(), **changes})
+
+
+# ------------------------------------------------------------------------------ THEMIS
 
 
 @app.train("local")
-@_answering
+@_answering(Participant)
 def local(participant: Participant, config: dict, _: dict[str, torch.Tensor]) -> RecordDict:
     """Train the private model on."""
     return protocol.reply(participant.train_local(config["epoch"], config["variant"]))
 
 
 @app.train("gradient")
-@_answering
+@_answering(Participant)
 def gradient(participant: Participant, config: dict, arrays: dict[str, torch.Tensor]) -> RecordDict:
     """Return the gradient on the noise generator."""
     generator = arrays["generator"]
@@ -113,7 +142,7 @@ def gradient(participant: Participant, config: dict, arrays: dict[str, torch.Ten
 
 
 @app.train("visit")
-@_answering
+@_answering(Participant)
 def visit(participant: Participant, config: dict, arrays: dict[str, torch.Tensor]) -> RecordDict:
     """Take local steps with the noise generator."""
     state = arrays["state"]
@@ -139,7 +168,7 @@ def _possibly_attacked(
 
 
 @app.evaluate("noisy")
-@_answering
+@_answering(Participant)
 def noisy(participant: Participant, config: dict, arrays: dict[str, torch.Tensor]) -> RecordDict:
     """Measure the model on the noisy public validation set."""
     return protocol.reply(
@@ -150,15 +179,80 @@ def noisy(participant: Participant, config: dict, arrays: dict[str, torch.Tensor
 
 
 @app.evaluate("density")
-@_answering
+@_answering(Participant)
 def density(participant: Participant, config: dict, _: dict[str, torch.Tensor]) -> RecordDict:
     """Measure what Eq. (1) needs to know of the model."""
     return protocol.reply(participant.density(config["seed"], config["variant"]))
 
 
 @app.evaluate("predict")
-@_answering
+@_answering(Participant)
 def predict(participant: Participant, config: dict, arrays: dict[str, torch.Tensor]) -> RecordDict:
     """Predict the classes of released images."""
     predictions = participant.predict(arrays["images"], config["variant"])
     return protocol.reply({"num-examples": len(predictions)}, predictions=predictions)
+
+
+# --------------------------------------------------------------------- split learning
+
+
+def _of_edge(handler: Callable[[Edge, dict, Arrays], RecordDict]) -> Callable:
+    """Turn a handler into one of a device that is up to date, with the front that was sent."""
+
+    @wraps(handler)
+    def prepared(edge: Edge, config: dict, arrays: Arrays) -> RecordDict:
+        edge.catch_up()
+        if "front" in arrays:
+            edge.adopt(arrays["front"])
+        return handler(edge, config, arrays)
+
+    return _answering(Edge)(prepared)
+
+
+@app.train("smash")
+@_of_edge
+def smash(edge: Edge, config: dict, arrays: Arrays) -> RecordDict:
+    """Learn from the last batches' gradient, and compute the next ones as far as the cut."""
+    seconds: dict[str, int | float] = {}
+    if "gradient" in arrays:
+        seconds = edge.learn(arrays["gradient"], config["scale"], config["of"])
+    turn = config["turn"]
+    smashed, labels, forward = edge.smash(config["epoch"], config["step"], config["count"], turn)
+    if config["keep"]:
+        edge.keep(turn, config["needed"])
+    return protocol.reply(seconds | forward, smashed=smashed, labels=labels)
+
+
+@app.train("front")
+@_of_edge
+def front_gradient(edge: Edge, config: dict, arrays: Arrays) -> RecordDict:
+    """Return the front's gradient on the last batches, and its buffers."""
+    values, seconds = edge.front_gradient(arrays["gradient"], config["scale"], config["of"])
+    return protocol.reply(seconds, values=values)
+
+
+@app.query("front")
+@_of_edge
+def hand_on(edge: Edge, config: dict, arrays: Arrays) -> RecordDict:
+    """Learn from the last batches' gradient, and return the front."""
+    if "gradient" in arrays:
+        edge.learn(arrays["gradient"], config["scale"], config["of"])
+    edge.keep(config["turn"], config["needed"])
+    return protocol.reply({"num-examples": len(edge.train)}, front=edge.handed_on())
+
+
+@app.evaluate("whole")
+@_of_edge
+def whole(edge: Edge, config: dict, arrays: Arrays) -> RecordDict:
+    """Measure the whole model on this device's own images."""
+    return protocol.reply(edge.evaluate(arrays["back"], config["part"], config["epoch"]))
+
+
+@app.evaluate("features")
+@_of_edge
+def features(edge: Edge, config: dict, arrays: Arrays) -> RecordDict:
+    """Count what was right in the last predictions, and send the next features."""
+    guesses = arrays.get("predictions")
+    right = 0 if guesses is None else edge.right(config["guessed"], guesses)
+    sent = edge.features(config["start"], config["count"], bool(config["noisy"]))
+    return protocol.reply({"right": right}, features=sent)

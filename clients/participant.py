@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 import models
-from clients.data import DataConfig, ImageSet, Splits, load, partition
-from clients.protocol import Assignment
+from clients.assignments import ParticipantAssignment
+from clients.data import ImageSet, Splits, load_once, partition
 from clients.vault import Vault
 from models.compute import Compute
 from models.generator import GeneratorTraining, NoiseGenerator
@@ -22,12 +22,6 @@ Update = tuple[np.ndarray, dict[str, int | float]]
 
 HONEST, CHEATING = "honest", "cheating"
 CHEAT_BOUND = 1.0
-
-
-@lru_cache(maxsize=2)
-def public_data(config: str, seed: int) -> Splits:
-    """Return the competition's data, shared by all participants of one process."""
-    return load(DataConfig.model_validate_json(config), seed)
 
 
 @lru_cache(maxsize=2)
@@ -64,8 +58,8 @@ class NoisyBatches:
 
 @lru_cache(maxsize=2)
 def noisy_batches(config: str, seed: int) -> NoisyBatches:
-    """Return the batches over the public training set; arguments as :func:`public_data`."""
-    return NoisyBatches(public_data(config, seed).train)
+    """Return the batches over the public training set; arguments as of ``load_once``."""
+    return NoisyBatches(load_once(config, seed).train)
 
 
 class Participant:
@@ -75,10 +69,10 @@ class Participant:
     ----------
     vault : Vault
         Where its model lives.
-    assignment : Assignment
+    assignment : ParticipantAssignment
     """
 
-    def __init__(self, vault: Vault, assignment: Assignment) -> None:
+    def __init__(self, vault: Vault, assignment: ParticipantAssignment) -> None:
         self.vault = vault
         self.assignment = assignment
         self.compute = Compute(assignment.compute)
@@ -88,7 +82,7 @@ class Participant:
     @property
     def data(self) -> Splits:
         """The public data."""
-        return public_data(*self._data_key)
+        return load_once(*self._data_key)
 
     @cached_property
     def own_train(self) -> ImageSet:
@@ -100,6 +94,15 @@ class Participant:
             everything.labels, self.assignment.partitions, scheme, self.assignment.data_seed
         )
         return everything.subset(parts[self.assignment.partition])
+
+    def introduced(self) -> dict[str, int | str]:
+        """Return what the organiser is told of the data."""
+        return {
+            "classes": self.data.num_classes,
+            "shape": "x".join(map(str, self.data.shape)),
+            "fingerprint": self.data.fingerprint,
+            "train": len(self.own_train),
+        }
 
     # ------------------------------------------------------------------ local training
 
@@ -279,7 +282,7 @@ class Participant:
         images = self.data.validation
         chosen = numpy_generator(seed, "density").permutation(len(images))[:sample]
         x = self.compute.place(images.batch(chosen)[0]).requires_grad_()
-        implied = torch.logsumexp(self.compute.logits(self.model(variant), x), 1).sum()
+        implied = torch.logsumexp(self.compute.outputs(self.model(variant), x), 1).sum()
         score = torch.autograd.grad(implied, x)[0].double().flatten()
         flat = x.detach().double().flatten()
         spread = (flat - flat.mean()).square().sum()

@@ -1,14 +1,18 @@
-"""The contract between organiser and participants: what is asked, what is answered.
+"""The contract between server and clients: what is asked, what is answered.
 
 Every message holds at most an ``arrays`` record and a ``config`` (request) or ``metrics``
-(reply) record. No message of any kind carries a model weight, and none carries a label of
-the test set.
+(reply) record. No message of any kind carries a label of a test set.
 
 ====================  ==============================================================
 kind                  request → reply
 ====================  ==============================================================
 ``query.hello``       → which partition this node is, and the code it runs
-``query.join``        assignment → shape, classes and fingerprint of the public data
+``query.join``        assignment → shape, classes, sizes and fingerprint of the data
+====================  ==============================================================
+
+THEMIS. No message carries a model weight.
+
+====================  ==============================================================
 ``train.local``       epoch → loss and validation accuracy after that epoch
 ``train.gradient``    μ, ρ → gradient of the model's loss on the noisy batches
 ``train.visit``       μ, ρ, Adam's moments → the same after local steps
@@ -16,6 +20,17 @@ kind                  request → reply
 ``evaluate.density``  → mean and variance of the density the model implies, Eq. (1)
 ``evaluate.predict``  images → predicted classes
 ====================  ==============================================================
+
+Split learning. The front is in no message unless the fronts are kept equal by averaging them
+or handing one on, or it is the public one that all start from.
+
+=====================  =============================================================
+``train.smash``        gradient at the cut of the last batches → smashed data, labels
+``train.front``        gradient at the cut → gradient of the front
+``query.front``        gradient at the cut → the front, to be handed on
+``evaluate.whole``     back → how many the whole model gets right here
+``evaluate.features``  predicted classes of the last features → the next features
+=====================  =============================================================
 """
 
 from __future__ import annotations
@@ -25,17 +40,12 @@ import math
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
+import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from flwr.common.constant import SType
-from pydantic import BaseModel, ConfigDict, Field, model_validator
-
-import models
-from clients.data import DataConfig
-from models.compute import ComputeConfig
-from models.training import TrainingConfig
 
 HELLO = "query.hello"
 JOIN = "query.join"
@@ -46,69 +56,13 @@ NOISY = "evaluate.noisy"
 DENSITY = "evaluate.density"
 PREDICT = "evaluate.predict"
 
-Attack = Literal["nan", "huge", "sign-flip", "wrong-shape", "wrong-key", "empty"]
+SMASH = "train.smash"
+FRONT_GRADIENT = "train.front"
+FRONT = "query.front"
+WHOLE = "evaluate.whole"
+FEATURES = "evaluate.features"
+
 Scalar = int | float | str | bool
-
-
-class ParticipantConfig(BaseModel):
-    """One participant of a competition.
-
-    Attributes
-    ----------
-    model : str
-        A name of the zoo, ``custom:module:callable`` or a ``.pt2`` file.
-    name : str
-        On the leaderboard; the model's published name if left out.
-    training : TrainingConfig or None
-        In place of the experiment's own schedule.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    model: str
-    name: str = Field(
-        default="", max_length=80, pattern=r"^[^/\\]*$", description="a name without / and \\"
-    )
-    training: TrainingConfig | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _name_by_model(cls, values: object) -> object:
-        if isinstance(values, dict) and isinstance(values.get("model"), str):
-            return {**values, "name": values.get("name") or models.display_name(values["model"])}
-        return values
-
-
-class Assignment(BaseModel):
-    """What the organiser tells a participant when it joins, kept in the node's vault.
-
-    Attributes
-    ----------
-    run : str
-        The run's name: a resumed run finds the vault it left.
-    data_seed, training_seed : int
-        Derived from the run's seed, which itself is not sent: the test set's noise comes
-        from it.
-    partition, partitions : int
-        This node's number, and how many there are.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    run: str
-    participant: ParticipantConfig
-    training: TrainingConfig
-    data: DataConfig
-    data_seed: int
-    training_seed: int
-    partition: int
-    partitions: int
-    compute: ComputeConfig
-
-    def fingerprint(self) -> str:
-        """Return a hash of all that the trained model depends on."""
-        values = self.model_dump_json(exclude={"run", "compute"})
-        return hashlib.blake2b(values.encode(), digest_size=16).hexdigest()
 
 
 def request(config: Mapping[str, Scalar], **arrays: Array) -> RecordDict:
@@ -187,6 +141,34 @@ def _decoded(array: Array) -> np.ndarray:
         raise ValueError(f"an array does not hold {array.shape} values of type {array.dtype}")
     values = np.frombuffer(array.data, dtype, offset=len(array.data) - size)
     return values.reshape(array.shape).copy()
+
+
+def batch_sizes(examples: int, size: int) -> list[int]:
+    """Return the sizes of an epoch's batches, the same for device and cloud.
+
+    All but the last are full. A single example that is left over would have no variance for
+    batch norm: it takes one from the batch before.
+    """
+    sizes = [size] * (examples // size) + ([examples % size] if examples % size else [])
+    if len(sizes) > 1 and sizes[-1] == 1 and size > 2:
+        sizes[-2:] = [size - 1, 2]
+    return sizes
+
+
+def on_wire(tensor: torch.Tensor, kind: str) -> np.ndarray:
+    """Return a tensor as it travels.
+
+    Parameters
+    ----------
+    kind : {"float32", "float16"}
+        What is too large for float16 is cut off: rounding is no use of the data, so it costs
+        no privacy.
+    """
+    if kind == "float16":
+        largest = torch.finfo(torch.float16).max
+        tensor = tensor.clamp(-largest, largest).half()
+    values: np.ndarray = tensor.cpu().numpy()
+    return values
 
 
 def payload_bytes(content: RecordDict) -> int:

@@ -51,6 +51,10 @@ class Vault:
         path = self.root / name
         return path.read_bytes() if path.exists() else None
 
+    def delete(self, name: str) -> None:
+        """Remove what lies under ``name``."""
+        (self.root / name).unlink(missing_ok=True)
+
     def save(self, name: str, tensors: dict[str, torch.Tensor], note: Mapping[str, Any]) -> None:
         """Put tensors and a JSON note under ``name``."""
         save_tensors(self.root / f"{name}.safetensors", tensors, note)

@@ -90,16 +90,13 @@ class Compute:
             return model
         return model.to(self.device, memory_format=self._layout)  # type: ignore[call-overload,no-any-return]
 
-    def logits(self, model: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    def outputs(self, model: nn.Module, x: torch.Tensor) -> torch.Tensor:
         """Return ``model(x)`` in float32, under autocast where that is on.
 
         Parameters
         ----------
-        x : Tensor of shape (B, C, H, W)
-
-        Returns
-        -------
-        Tensor of shape (B, classes)
+        model : Module
+            A whole model, or a part of one.
         """
         if self.on_gpu and self.config.bfloat16:
             with torch.autocast("cuda", dtype=torch.bfloat16):

@@ -20,6 +20,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from models.errors import RequestError, unknown
 
+INPUT = "input"
+
 
 @dataclass(frozen=True)
 class CutCost:
@@ -89,6 +91,7 @@ class Cutter:
         ----------
         name : str
             A layer. The cut is after it, or after the last step of a block of that name.
+            ``"input"``: before the first layer, so that the front does nothing.
 
         Raises
         ------
@@ -96,6 +99,8 @@ class Cutter:
             If there is no such layer, or more than one value would cross; the message lists
             what there is.
         """
+        if name == INPUT and name not in self._cuts:
+            return nn.Identity(), self.model
         node = self._node(name)
         return self._front(node), self._back(node)
 
@@ -155,7 +160,7 @@ class Cutter:
             node for node in self._nodes if name in node.meta.get("nn_module_stack", {})
         ]
         if not inside:
-            raise unknown("cut", name, self._cuts)
+            raise unknown("cut", name, [INPUT, *self._cuts])
         if inside[-1] not in self._cuts.values():
             raise RequestError(
                 f"the model can't be cut after '{name}': more than one value would cross there "

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save
+
+from models.errors import RequestError
 
 
 def write_atomically(path: Path, data: bytes, mode: int = 0o644) -> None:
@@ -40,3 +42,22 @@ def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]] |
     with safe_open(path, framework="pt") as file:
         keys = list(file.keys())
         return {key: file.get_tensor(key) for key in keys}, json.loads(file.metadata()["note"])
+
+
+def load_weights(path: Path) -> dict[str, torch.Tensor]:
+    """Return the tensors of a safetensors file that somebody named; nothing is unpickled.
+
+    Raises
+    ------
+    RequestError
+        If there is no such file, or it is of another format.
+    """
+    if not path.is_file():
+        raise RequestError(f"weights: there is no file {path}")
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise RequestError(
+            f"weights: {path} is no safetensors file ({error}); a PyTorch checkpoint is converted "
+            "by safetensors.torch.save_file(torch.load(FILE, weights_only=True), NEW)"
+        ) from error

@@ -78,7 +78,7 @@ class NoiseGenerator(nn.Module):
             With respect to μ and ρ.
         loss : Tensor, scalar
         """
-        loss = cross_entropy(compute.logits(model, self(x, e)), y)
+        loss = cross_entropy(compute.outputs(model, self(x, e)), y)
         return torch.stack(torch.autograd.grad(loss, (self.mu, self.rho))), loss.detach()
 
 

@@ -8,9 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
+from cryptography.hazmat.primitives.ciphers import Cipher
+from cryptography.hazmat.primitives.ciphers.algorithms import ChaCha20
 
 
 def derive(seed: int, *purpose: str | int) -> int:
@@ -94,14 +98,45 @@ class SystemGenerator:
     def _uniform(self, shape: tuple[int, ...]) -> np.ndarray:
         """Return draws between 0 and 1, neither of which comes up."""
         count = int(np.prod(shape))
-        bits = np.frombuffer(os.urandom(8 * count), np.uint64) >> np.uint64(12)
+        bits = np.frombuffer(self.bytes(8 * count), np.uint64) >> np.uint64(12)
         # Halves between whole numbers below 2⁵² are exact.
         uniform: np.ndarray = (bits + 0.5) * 2.0**-52
         return uniform.reshape(shape)
 
 
+class SecretGenerator(SystemGenerator):
+    """Draws that only whoever knows a secret key can repeat, however many of them were seen.
+
+    The bytes are ChaCha20's key stream, under a key of its own for each purpose.
+
+    Parameters
+    ----------
+    key : bytes
+        32 random bytes.
+    purpose : bytes
+        Two draws with the same key and purpose are the same.
+    """
+
+    def __init__(self, key: bytes, purpose: bytes) -> None:
+        own = hashlib.blake2b(purpose, key=key, digest_size=32).digest()
+        self._stream = Cipher(ChaCha20(own, bytes(16)), mode=None).encryptor()
+
+    def bytes(self, length: int) -> bytes:
+        """Return the next bytes."""
+        return self._stream.update(bytes(length))
+
+
 Randomness = np.random.Generator | SystemGenerator
-"""What noise can be drawn from: a seed's stream, or the operating system's."""
+"""What noise can be drawn from: a seed's stream, the operating system's, or a secret key's."""
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Let layers that draw from PyTorch's CPU generator, such as dropout, draw from a seed."""
+    with torch.random.fork_rng(devices=[]):
+        # torch.manual_seed would also reset the generators of every accelerator.
+        torch.default_generator.manual_seed(seed)
+        yield
 
 
 def _path(purpose: tuple[str | int, ...]) -> str:

@@ -91,7 +91,8 @@ def predict(model: nn.Module, x: torch.Tensor, compute: Compute, batch: int = 25
     """Return the predicted class of each image, int64 of shape (N,)."""
     model.eval()
     parts = [
-        compute.logits(model, compute.place(part)).argmax(1).cpu() for part in torch.split(x, batch)
+        compute.outputs(model, compute.place(part)).argmax(1).cpu()
+        for part in torch.split(x, batch)
     ]
     return torch.cat(parts).numpy()
 
@@ -183,7 +184,7 @@ class Training:
             # Batch norm has no variance of a single example: use the statistics learnt so far.
             self.model.eval()
         self.optimizer.zero_grad()
-        loss = cross_entropy(self.compute.logits(self.model, x), y)
+        loss = cross_entropy(self.compute.outputs(self.model, x), y)
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
         if self.noise:

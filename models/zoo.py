@@ -20,6 +20,7 @@ from models.architectures.residual import preresnet, resnet, resnet_18, se_resne
 from models.architectures.resnext import resnext_29
 from models.architectures.vgg import vgg, vgg_small
 from models.errors import RequestError, unknown
+from models.randomness import seeded
 
 LARGEST_SIDE = 224
 CHANNELS = (1, 3)
@@ -79,9 +80,7 @@ def build(
     """
     task = ImageTask(num_classes, channels, image_size)
     _check(name, task)
-    with torch.random.fork_rng(devices=[]):
-        # torch.manual_seed would also reset the generators of every accelerator.
-        torch.default_generator.manual_seed(seed)
+    with seeded(seed):
         if custom.is_custom(name):
             return custom.build(name, task)
         # Faster on the CPU for most of them, in training too: docs/performance.md. A custom model

@@ -7,7 +7,7 @@ import pandas as pd
 from analysis.audit import Audit, audit
 from clients.shields import SHIELDS, Guarantee, Mechanism, build
 from models.errors import RequestError, unknown
-from strategies.experiment import validated
+from strategies.loading import validated
 
 
 def run(
@@ -33,7 +33,7 @@ def run(
         raise unknown("shield", name, SHIELDS)
     schema, _ = SHIELDS[name]
     shield = build(validated(schema, {"name": name}, name, settings), shape, batch)
-    if not isinstance(shield, Mechanism):
+    if not isinstance(shield, Mechanism) or shield.noiseless:
         raise RequestError(f"shield '{name}' adds no noise, there is nothing to audit")
     return audit(shield, samples, seed=seed)
 

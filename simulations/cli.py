@@ -54,7 +54,7 @@ def list_() -> None:
 
     import models
     from clients.data import catalogue
-    from strategies.experiment import shipped
+    from strategies.loading import shipped
 
     typer.echo("Experiments (pudica run NAME)")
     for name, path in shipped().items():
@@ -237,6 +237,22 @@ def audit(
     print_frame(audits.table(result), f"Audit of {shield}")
     typer.echo("\n".join(audits.reasons(result)) + "\n")
     typer.echo("\n".join(audits.verdicts(result)))
+
+
+@app.command()
+def privacy(
+    runs: RunPaths,
+    delta: Annotated[float, typer.Option(help="Of all releases of a record together.")] = 1e-5,
+) -> None:
+    """Show what left its owner in a run, and what is promised to a training record."""
+    from simulations import ledgers
+    from simulations.display import print_frame
+
+    with _requests():
+        reports = ledgers.reports(runs, delta)
+    for report in reports:
+        print_frame(report.table, report.title)
+        typer.echo("\n".join(report.lines) + "\n")
 
 
 def main() -> None:

@@ -17,7 +17,8 @@ from types import FrameType
 from models.errors import RequestError, unknown
 from simulations.progress import Watcher
 from strategies.app import new_directory
-from strategies.experiment import Experiment, load_experiment
+from strategies.experiment import Experiment
+from strategies.loading import load_experiment
 from strategies.recorder import lock
 
 ENGINES = ("inprocess", "ray", "flower")

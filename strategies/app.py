@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from models.compute import Compute
-from strategies.experiment import Experiment, load_experiment
+from strategies.experiment import Experiment
+from strategies.loading import load_experiment
 from strategies.recorder import Recorder
+from strategies.split.system import learn
 from strategies.themis.competition import compete
 
-SYSTEMS = {"themis": compete}
+SYSTEMS: dict[str, Callable[[Grid, Any, Recorder], None]] = {"split": learn, "themis": compete}
 
 app = ServerApp()
 

@@ -45,6 +45,13 @@ class Exchanges:
         Node id by name. Replies are handed on in this order, not in that of arrival.
     timeout : float or None
         Seconds until a node counts as dropped out.
+
+    Attributes
+    ----------
+    dropouts : dict of str to int
+        How often each node dropped out, until somebody clears it.
+    traffic : dict of str to [int, int]
+        Bytes of payload sent to and received from each node.
     """
 
     def __init__(
@@ -55,6 +62,7 @@ class Exchanges:
         self.nodes = nodes
         self.timeout = timeout
         self.dropouts: dict[str, int] = {}
+        self.traffic: dict[str, list[int]] = {}
         self._failures: dict[str, int] = {}
         self._late: dict[str, str] = {}
         self._told: set[tuple[str, str]] = set()
@@ -158,13 +166,19 @@ class Exchanges:
             self._failed(sent.node, message.error.reason or f"error {message.error.code}")
             return None
         self._failures.pop(sent.node, None)
-        self.recorder.exchanged(kind, payload_bytes(sent.content), payload_bytes(message.content))
+        self._count(kind, sent.node, payload_bytes(sent.content), payload_bytes(message.content))
         try:
             return read(message.content)
         except (KeyError, TypeError, ValueError) as error:
             why = f"no '{error.args[0]}' in its reply" if isinstance(error, KeyError) else error
             self.reject(sent.node, f"{kind}: {why}")
             return None
+
+    def _count(self, kind: str, name: str, sent: int, received: int) -> None:
+        self.recorder.exchanged(kind, sent, received)
+        total = self.traffic.setdefault(name, [0, 0])
+        total[0] += sent
+        total[1] += received
 
     def _failed(self, name: str, why: str) -> None:
         self._failures[name] = self._failures.get(name, 0) + 1

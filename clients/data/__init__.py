@@ -11,7 +11,7 @@ from clients.data.errors import DataError
 from clients.data.images import ImageSet
 from clients.data.partition import PartitionConfig, partition
 from clients.data.registry import DataEntry, catalogue, names
-from clients.data.splits import Splits, load
+from clients.data.splits import Splits, load, load_once
 
 __all__ = [
     "DataConfig",
@@ -22,6 +22,7 @@ __all__ = [
     "Splits",
     "catalogue",
     "load",
+    "load_once",
     "names",
     "partition",
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -103,6 +104,12 @@ def load(config: DataConfig, seed: int) -> Splits:
         validation=part("validation"),
         test=part("test"),
     )
+
+
+@lru_cache(maxsize=2)
+def load_once(config: str, seed: int) -> Splits:
+    """Return a data set that all nodes of one process share; the settings as JSON."""
+    return load(DataConfig.model_validate_json(config), seed)
 
 
 def _usual_label(entry: Entry, stored: Stored) -> str:

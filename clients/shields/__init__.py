@@ -6,6 +6,11 @@ A *mechanism* has a differential-privacy guarantee, an *obfuscation* has none. B
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
 from clients.shields.base import Guarantee, Mechanism, Shape, Shield, ShieldConfig
 from clients.shields.clipping import (
     ClipGaussian,
@@ -21,9 +26,19 @@ from clients.shields.laplace import (
     PixelLaplaceConfig,
 )
 from clients.shields.plain import NoShield, NoShieldConfig
-from models.errors import RequestError
+from models.errors import RequestError, unknown
 
-__all__ = ["SHIELDS", "Guarantee", "Mechanism", "Shape", "Shield", "build"]
+__all__ = [
+    "SHIELDS",
+    "Guarantee",
+    "Mechanism",
+    "Shape",
+    "Shield",
+    "ShieldConfig",
+    "build",
+    "configured",
+    "without_noise",
+]
 
 SHIELDS: dict[str, tuple[type[ShieldConfig], type[Shield]]] = {
     "batch-norm-laplace": (BatchNormLaplaceConfig, BatchNormLaplace),
@@ -34,6 +49,29 @@ SHIELDS: dict[str, tuple[type[ShieldConfig], type[Shield]]] = {
     "pixel-laplace": (PixelLaplaceConfig, PixelLaplace),
 }
 """Settings and shield of each name."""
+
+
+def configured(values: Any) -> ShieldConfig:
+    """Return the settings that a mapping with the shield's ``name`` holds.
+
+    Raises
+    ------
+    ValueError
+        If there is no such shield, or (a pydantic ValidationError) a setting is wrong.
+    """
+    if isinstance(values, ShieldConfig):
+        return values
+    if not isinstance(values, Mapping) or not isinstance(values.get("name"), str):
+        raise ValueError(f"must be a section with a name; allowed: {', '.join(SHIELDS)}")
+    name = values["name"]
+    if name not in SHIELDS:
+        raise unknown("shield", name, SHIELDS)
+    return SHIELDS[name][0].model_validate(dict(values))
+
+
+def without_noise(shield: Shield, tensor: torch.Tensor) -> torch.Tensor:
+    """Return what :meth:`Shield.protect` would, but for the noise; to measure what noise costs."""
+    return shield.bounded(shield.checked(tensor)) if isinstance(shield, Mechanism) else tensor
 
 
 def build(config: ShieldConfig, shape: Shape, batch: int) -> Shield:

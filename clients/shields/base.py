@@ -11,6 +11,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import nn
 
+from clients.shields.analytic import analytic_epsilon
 from models.randomness import Randomness
 
 Shape = tuple[int, ...]
@@ -62,6 +63,10 @@ class Guarantee:
             return f"no finite ε for one {self.unit}"
         delta = f" (δ = {self.delta:g})" if self.delta else ""
         return f"ε = {self.epsilon:.4g}{delta} for one {self.unit}"
+
+
+NO_NOISE = Guarantee("record", None, reasons=("no noise",))
+"""What a shield without noise says of itself."""
 
 
 class Shield(nn.Module, ABC):
@@ -129,7 +134,10 @@ class Shield(nn.Module, ABC):
 
 
 class Mechanism(Shield):
-    """A shield with a guarantee: a bounded function, plus noise for that bound."""
+    """A shield with a guarantee: a bounded function, plus noise for that bound.
+
+    An ``epsilon`` of None in its settings leaves the noise out, for comparison.
+    """
 
     kind: ClassVar[Noise]
 
@@ -137,10 +145,28 @@ class Mechanism(Shield):
     def bounded(self, tensor: torch.Tensor) -> torch.Tensor:
         """Return the bounded function of a float32 batch, without noise. Differentiable."""
 
+    @abstractmethod
+    def scale_for(self, epsilon: float) -> float:
+        """Return the noise's scale: b of Laplace noise, the standard deviation of Gaussian noise.
+
+        Parameters
+        ----------
+        epsilon : float
+            Of the settings.
+        """
+
     @property
     @abstractmethod
-    def scale(self) -> float:
-        """The noise's scale: b of Laplace noise, the standard deviation of Gaussian noise."""
+    def sensitivity(self) -> float | None:
+        """How far the bounded function of a batch can move if one example is replaced.
+
+        As L1 distance under Laplace noise, as L2 distance under Gaussian noise. None: any
+        distance.
+        """
+
+    @abstractmethod
+    def grounds(self) -> tuple[str, ...]:
+        """Return what :meth:`held` rests on, or why nothing holds."""
 
     @abstractmethod
     def neighbours(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -149,8 +175,40 @@ class Mechanism(Shield):
     def protect(self, tensor: torch.Tensor, randomness: Randomness) -> tuple[torch.Tensor, None]:
         """Return the bounded function with noise; see :meth:`Shield.protect`."""
         bounded = self.bounded(self.checked(tensor))
+        if self.noiseless:
+            return bounded, None
         noise = draw(self.kind, tuple(bounded.shape), self.scale, randomness)
         return bounded + noise.to(bounded.device), None
+
+    @property
+    def noiseless(self) -> bool:
+        """Whether the settings leave the noise out."""
+        return self.config.epsilon is None
+
+    @property
+    def scale(self) -> float:
+        """The noise's scale, as of :meth:`scale_for`; 0 without noise."""
+        return 0.0 if self.noiseless else self.scale_for(float(self.config.epsilon))
+
+    def claimed(self) -> Guarantee:
+        """Return what the shield's paper calibrates to; nothing without noise."""
+        return NO_NOISE if self.noiseless else self.claim()
+
+    def claim(self) -> Guarantee:
+        """Return what the shield's paper calibrates its noise to."""
+        return self.held()
+
+    def held(self) -> Guarantee:
+        """Return ε of a whole example in one release: of its sensitivity and the noise's scale."""
+        if self.noiseless:
+            return NO_NOISE
+        distance, delta = self.sensitivity, getattr(self.config, "delta", 0.0)
+        if distance is None:
+            return Guarantee("record", None, reasons=self.grounds())
+        if self.kind == "laplace":
+            return Guarantee("record", distance / self.scale, reasons=self.grounds())
+        epsilon = analytic_epsilon(self.scale / distance, delta)
+        return Guarantee("record", epsilon, delta, self.grounds())
 
 
 def draw(kind: Noise, shape: Shape, scale: float, randomness: Randomness) -> torch.Tensor:

@@ -7,30 +7,31 @@ from typing import ClassVar, Literal
 import torch
 from pydantic import Field
 
+from clients.shields.analytic import analytic_sigma
 from clients.shields.base import (
     ASSUMED,
     JUST_BELOW,
+    NO_NOISE,
     Guarantee,
     Mechanism,
     Noise,
     ShieldConfig,
 )
-from clients.shields.gaussian import analytic_sigma
 
 
 class ClipLaplaceConfig(ShieldConfig):
-    """Settings of :class:`ClipLaplace`: ε of a record, and the L1 norm C to clip to."""
+    """Settings of :class:`ClipLaplace`: ε of a record (None: no noise), and the L1 norm C."""
 
     name: Literal["clip-laplace"] = "clip-laplace"
-    epsilon: float = Field(gt=0)
+    epsilon: float | None = Field(gt=0)
     clip: float = Field(default=1.0, gt=0)
 
 
 class ClipGaussianConfig(ShieldConfig):
-    """Settings of :class:`ClipGaussian`: (ε, δ) of a record, and the L2 norm C to clip to."""
+    """Settings of :class:`ClipGaussian`: (ε, δ) of a record (None: no noise), and the L2 norm C."""
 
     name: Literal["clip-gaussian"] = "clip-gaussian"
-    epsilon: float = Field(gt=0)
+    epsilon: float | None = Field(gt=0)
     delta: float = Field(default=1e-5, gt=0, lt=1)
     clip: float = Field(default=1.0, gt=0)
 
@@ -49,12 +50,22 @@ class Clipped(Mechanism):
         scaled: torch.Tensor = exact * factor
         return scaled.to(tensor.dtype).view_as(tensor)
 
+    @property
+    def sensitivity(self) -> float:
+        """2C, in the norm that is clipped."""
+        return 2 * float(self.config.clip)
+
     def held(self) -> Guarantee:
-        """Return ε, and δ where there is one, of a record."""
-        clip = f"L{self.order} norms clipped to {self.config.clip:g}"
+        """Return ε, and δ where there is one, of a record: just those of the settings."""
+        if self.noiseless:
+            return NO_NOISE
         delta = getattr(self.config, "delta", 0.0)
-        reasons = (clip, "labels are public", *ASSUMED)
-        return Guarantee("record", self.config.epsilon, delta, reasons)
+        return Guarantee("record", self.config.epsilon, delta, self.grounds())
+
+    def grounds(self) -> tuple[str, ...]:
+        """Return the clipping, and what every record's guarantee rests on."""
+        clip = f"L{self.order} norms clipped to {self.config.clip:g}"
+        return (clip, "labels are public", *ASSUMED)
 
     def neighbours(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Return examples with all their weight on one coordinate, of either sign."""
@@ -69,10 +80,9 @@ class ClipLaplace(Clipped):
     kind: ClassVar[Noise] = "laplace"
     order: ClassVar[Literal[1, 2]] = 1
 
-    @property
-    def scale(self) -> float:
-        """2C/ε."""
-        return 2 * float(self.config.clip) / float(self.config.epsilon)
+    def scale_for(self, epsilon: float) -> float:
+        """Return 2C/ε."""
+        return self.sensitivity / epsilon
 
 
 class ClipGaussian(Clipped):
@@ -81,8 +91,6 @@ class ClipGaussian(Clipped):
     kind: ClassVar[Noise] = "gaussian"
     order: ClassVar[Literal[1, 2]] = 2
 
-    @property
-    def scale(self) -> float:
-        """2C·σ with the least σ for (ε, δ)."""
-        sigma = analytic_sigma(self.config.epsilon, self.config.delta)
-        return 2 * float(self.config.clip) * sigma
+    def scale_for(self, epsilon: float) -> float:
+        """Return 2C·σ with the least σ for (ε, δ)."""
+        return self.sensitivity * analytic_sigma(epsilon, self.config.delta)

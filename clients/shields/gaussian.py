@@ -1,15 +1,15 @@
-"""The shield of paper 004, DP-A, and how Gaussian noise is calibrated."""
+"""The shield of paper 004, DP-A."""
 
 from __future__ import annotations
 
 import math
-from functools import cache
 from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import nn
 
+from clients.shields.analytic import analytic_sigma
 from clients.shields.base import (
     ASSUMED,
     Guarantee,
@@ -23,35 +23,20 @@ from clients.shields.base import (
 SENSITIVITY = 1 / math.sqrt(2)
 
 
-@cache
-def analytic_sigma(epsilon: float, delta: float) -> float:
-    """Return the least σ of Gaussian noise on a sensitivity of 1 (Balle and Wang 2018)."""
-    # Imported late: it takes a second, which only its users should pay.
-    from dp_accounting import get_sigma_gaussian
-
-    return float(get_sigma_gaussian(epsilon, delta))
-
-
-def analytic_epsilon(sigma: float, delta: float) -> float:
-    """Return the ε of Gaussian noise of σ on a sensitivity of 1; as :func:`analytic_sigma`."""
-    from dp_accounting import get_epsilon_gaussian
-
-    return float(get_epsilon_gaussian(sigma, delta))
-
-
 class NormGaussianConfig(ShieldConfig):
     """Settings of :class:`NormGaussian`.
 
     Attributes
     ----------
-    epsilon, delta : float
-        Of one element, as the paper counts.
+    epsilon : float or None
+        Of one element, as the paper counts. None: no noise.
+    delta : float
     calibration : {"classical", "analytic"}
         σ = √(2 ln(1.25/δ))/ε as in the paper, proven for ε < 1; or the least that holds.
     """
 
     name: Literal["norm-gaussian"] = "norm-gaussian"
-    epsilon: float = Field(gt=0)
+    epsilon: float | None = Field(gt=0)
     delta: float = Field(default=1e-5, gt=0, lt=1)
     calibration: Literal["classical", "analytic"] = "classical"
 
@@ -77,34 +62,31 @@ class NormGaussian(Mechanism):
         normalised: torch.Tensor = self.normalise(tensor.clamp(0, 1))
         return normalised
 
-    @property
-    def scale(self) -> float:
-        """S_f·σ."""
-        epsilon, delta = self.config.epsilon, self.config.delta
+    def scale_for(self, epsilon: float) -> float:
+        """Return S_f·σ."""
+        delta = self.config.delta
         if self.config.calibration == "analytic":
             return SENSITIVITY * analytic_sigma(epsilon, delta)
-        return SENSITIVITY * math.sqrt(2 * math.log(1.25 / delta)) / float(epsilon)
+        return SENSITIVITY * math.sqrt(2 * math.log(1.25 / delta)) / epsilon
 
-    def claimed(self) -> Guarantee:
+    def claim(self) -> Guarantee:
         """Return the paper's (ε, δ) of one element."""
         reasons = ["one channel at one position is replaced, all others stay"]
         if self.config.calibration == "classical" and self.config.epsilon >= 1:
             reasons.append("σ = √(2 ln(1.25/δ))/ε is proven for ε below 1 only")
         return Guarantee("element", self.config.epsilon, self.config.delta, tuple(reasons))
 
-    def held(self) -> Guarantee:
-        """Return (ε, δ) of an image, from the L2 distance that two images can have."""
+    @property
+    def sensitivity(self) -> float:
+        """The L2 distance that two images can have."""
         channels, height, width = self.shape
-        distance = math.sqrt(2 * height * width * self.squared_norm(channels))
-        return Guarantee(
-            "record",
-            analytic_epsilon(self.scale / distance, self.config.delta),
-            self.config.delta,
-            (
-                f"all {channels} channels of {height * width} positions of an image are released",
-                *ASSUMED,
-            ),
-        )
+        return math.sqrt(2 * height * width * self.squared_norm(channels))
+
+    def grounds(self) -> tuple[str, ...]:
+        """Return how much of an image is released, and what else its guarantee rests on."""
+        channels, height, width = self.shape
+        released = f"all {channels} channels of {height * width} positions of an image are released"
+        return (released, *ASSUMED)
 
     @classmethod
     def squared_norm(cls, channels: int) -> float:

@@ -29,14 +29,14 @@ class BatchNormLaplaceConfig(ShieldConfig):
 
     Attributes
     ----------
-    epsilon : float
-        Of one element, as the paper counts.
+    epsilon : float or None
+        Of one element, as the paper counts. None: no noise.
     sensitivity : {"analysis", "experiments"}
         2√(N−1), which the paper proves, or √(N−1), with which it was measured.
     """
 
     name: Literal["batch-norm-laplace"] = "batch-norm-laplace"
-    epsilon: float = Field(gt=0)
+    epsilon: float | None = Field(gt=0)
     sensitivity: Literal["analysis", "experiments"] = "analysis"
 
 
@@ -64,51 +64,51 @@ class BatchNormLaplace(Mechanism):
         self.register_buffer("variance", torch.ones(self.features, dtype=torch.float64))
 
     def bounded(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Return (B, features): mean 0 and variance 1 over the batch, |x| ≤ √(B−1): Eq. (2)."""
+        """Return features of mean 0 and variance 1 over the batch, |x| ≤ √(B−1): Eq. (2)."""
         exact = tensor.flatten(1).double().clamp(-LARGEST, LARGEST)
         if not self.training:
-            return ((exact - self.mean) / (self.variance + EPS).sqrt()).float()
+            running = (exact - self.mean) / (self.variance + EPS).sqrt()
+            return running.float().view_as(tensor)
         _need_two(len(tensor))
         mean, variance = exact.mean(0), exact.var(0, correction=0)
         self.mean.lerp_(mean.detach(), MOMENTUM)
         self.variance.lerp_(variance.detach(), MOMENTUM)
         most = math.sqrt(len(tensor) - 1) * JUST_BELOW
-        return ((exact - mean) / (variance + EPS).sqrt()).clamp(-most, most).float()
+        normalised = ((exact - mean) / (variance + EPS).sqrt()).clamp(-most, most)
+        return normalised.float().view_as(tensor)
 
-    @property
-    def scale(self) -> float:
-        """S/ε, for a full batch."""
+    def scale_for(self, epsilon: float) -> float:
+        """Return S/ε, for a full batch."""
         factor = 2 if self.config.sensitivity == "analysis" else 1
-        return factor * math.sqrt(self.batch - 1) / float(self.config.epsilon)
+        return factor * math.sqrt(self.batch - 1) / epsilon
 
-    def claimed(self) -> Guarantee:
+    def claim(self) -> Guarantee:
         """Return the paper's ε of one element."""
         reasons = ["one entry of one activation is replaced, all others stay"]
         if self.config.sensitivity == "experiments":
             reasons.append("S = √(N−1) as measured; by the paper's own analysis ε is twice that")
         return Guarantee("element", self.config.epsilon, reasons=tuple(reasons))
 
-    def held(self) -> Guarantee:
-        """Return F·Δ/b: an example has F features, and moves the whole batch's statistics.
+    @property
+    def sensitivity(self) -> float | None:
+        """F·Δ: an example has F features, and moves the whole batch's statistics.
 
         With t = x_k/√(N−1) of the replaced row k, the other rows are ``−t/√(N−1)`` each plus
         a fixed direction of length √(N(1−t²)) or less. Between any two values of row k they
         move by at most √(4+N) in L2, so √(N−1)·√(N+4) in L1, and row k by 2√(N−1).
         """
-        if not self.training:
-            return Guarantee(
-                "record", None, reasons=("running statistics do not bound an activation",)
-            )
         n = self.batch
         moved = math.sqrt(n - 1) * (2 + math.sqrt(n + 4))
-        return Guarantee(
-            "record",
-            self.features * moved / self.scale,
-            reasons=(
-                f"all {self.features} features of an example are released",
-                "replacing one example moves the normalised values of the whole batch",
-                *ASSUMED,
-            ),
+        return self.features * moved if self.training else None
+
+    def grounds(self) -> tuple[str, ...]:
+        """Return how much is released and moved; in evaluation mode, why nothing holds."""
+        if not self.training:
+            return ("running statistics do not bound an activation",)
+        return (
+            f"all {self.features} features of an example are released",
+            "replacing one example moves the normalised values of the whole batch",
+            *ASSUMED,
         )
 
     def neighbours(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -127,10 +127,10 @@ def _need_two(batch: int) -> None:
 
 
 class PixelLaplaceConfig(ShieldConfig):
-    """Settings of :class:`PixelLaplace`: ε of a pixel."""
+    """Settings of :class:`PixelLaplace`: ε of a pixel, None for no noise."""
 
     name: Literal["pixel-laplace"] = "pixel-laplace"
-    epsilon: float = Field(gt=0)
+    epsilon: float | None = Field(gt=0)
 
 
 class PixelLaplace(Mechanism):
@@ -142,21 +142,23 @@ class PixelLaplace(Mechanism):
         """Return the pixels, none outside [0, 1]."""
         return tensor.clamp(0, 1)
 
-    @property
-    def scale(self) -> float:
-        """1/ε."""
-        return 1 / float(self.config.epsilon)
+    def scale_for(self, epsilon: float) -> float:
+        """Return 1/ε."""
+        return 1 / epsilon
 
-    def claimed(self) -> Guarantee:
+    @property
+    def sensitivity(self) -> float:
+        """The values of an image, each of which can move by 1."""
+        return float(math.prod(self.shape))
+
+    def claim(self) -> Guarantee:
         """Return the paper's ε of one pixel."""
         reasons = ("one channel of one pixel is replaced",)
         return Guarantee("element", self.config.epsilon, reasons=reasons)
 
-    def held(self) -> Guarantee:
-        """Return ε of an image: that of a pixel times their number."""
-        count = math.prod(self.shape)
-        reasons = (f"all {count} values of an image are released", ASSUMED[1])
-        return Guarantee("record", count * self.config.epsilon, reasons=reasons)
+    def grounds(self) -> tuple[str, ...]:
+        """Return how much of an image is released, and what else its guarantee rests on."""
+        return (f"all {math.prod(self.shape)} values of an image are released", ASSUMED[1])
 
     def neighbours(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Return a black and a white image among black ones."""

@@ -6,7 +6,7 @@ from typing import Literal
 
 import torch
 
-from clients.shields.base import Guarantee, Shield, ShieldConfig
+from clients.shields.base import NO_NOISE, Guarantee, Shield, ShieldConfig
 from models.randomness import Randomness
 
 
@@ -29,4 +29,4 @@ class NoShield(Shield):
 
     def held(self) -> Guarantee:
         """Return that there is none."""
-        return Guarantee("record", None, reasons=("no noise",))
+        return NO_NOISE

@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import cast
 
 import torch
 from flwr.serverapp import Grid
@@ -21,8 +22,9 @@ from simulations.benchmarks.measure import Row, compared, seconds
 from simulations.engines.inprocess import InProcessGrid
 from simulations.engines.local import run_config, server_context
 from simulations.engines.ray import RayGrid
-from strategies.experiment import Experiment, load_experiment
+from strategies.loading import load_experiment
 from strategies.recorder import Recorder
+from strategies.themis.experiment import ThemisExperiment
 from strategies.themis.generator import GeneratorStage
 from strategies.themis.joining import join
 from strategies.themis.local import train_models
@@ -38,9 +40,9 @@ SETTINGS = [
 ]
 
 
-def experiment() -> Experiment:
+def experiment() -> ThemisExperiment:
     """Return themis-mnist on 12,000 training images."""
-    return load_experiment("themis-mnist", SETTINGS)
+    return cast(ThemisExperiment, load_experiment("themis-mnist", SETTINGS))
 
 
 class Plain:
@@ -48,7 +50,7 @@ class Plain:
 
     Parameters
     ----------
-    experiment : Experiment
+    experiment : ThemisExperiment
     threads : int
         PyTorch threads it may use.
     frozen : bool
@@ -56,7 +58,7 @@ class Plain:
         makes them: in its own layout, batch norm apart.
     """
 
-    def __init__(self, experiment: Experiment, threads: int, frozen: bool = False) -> None:
+    def __init__(self, experiment: ThemisExperiment, threads: int, frozen: bool = False) -> None:
         data = experiment.load_data()
         self.images: ImageSet = data.train
         self.settings = experiment.themis
@@ -94,7 +96,7 @@ class Plain:
 
 
 @contextmanager
-def ready(experiment: Experiment, grid: Grid, directory: Path) -> Iterator[GeneratorStage]:
+def ready(experiment: ThemisExperiment, grid: Grid, directory: Path) -> Iterator[GeneratorStage]:
     """Join and train the participants; yield the stage whose epoch is timed."""
     recorder = Recorder(directory, experiment, "benchmark")
     organiser = Organiser(grid, experiment, recorder)

@@ -19,9 +19,9 @@ class Reader:
 
     def read(self, config: str) -> int:
         """Read every batch, in random order, and return this process's USS in bytes."""
-        from clients.participant import public_data
+        from clients.data import load_once
 
-        data = public_data(config, 0)
+        data = load_once(config, 0)
         for images in (data.train, data.validation):
             order = numpy_generator(0, "order").permutation(len(images))
             for start in range(0, len(order), 64):

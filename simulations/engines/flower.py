@@ -41,7 +41,8 @@ from clients.data.places import cache_root, data_root
 from models.errors import RequestError
 from models.files import write_atomically
 from simulations.engines.local import run_config
-from strategies.experiment import SHIPPED, ClientConfig, Experiment
+from strategies.experiment import ClientConfig, Experiment
+from strategies.loading import SHIPPED
 
 PACKAGES: tuple[ModuleType, ...] = (models, clients, strategies)
 TRAVELLING = {".py", ".yaml", ".toml", ".json"}
@@ -173,7 +174,7 @@ def federation_config(experiment: Experiment, cpus: int) -> str:
     RequestError
         If the workers that the experiment asks for do not fit.
     """
-    client, nodes = experiment.client, len(experiment.participants)
+    client, nodes = experiment.client, len(experiment.names())
     workers = _worker_count(client, experiment.ray.workers, cpus, nodes)
     return (
         f"num-supernodes={nodes} client-resources-num-cpus=1 init-args-num-cpus={workers} "

@@ -63,5 +63,5 @@ def run(experiment: Experiment, directory: Path) -> None:
     from strategies.app import app as server_app
 
     config = run_config(experiment, directory, "inprocess")
-    grid = InProcessGrid(client_app, len(experiment.participants), config)
+    grid = InProcessGrid(client_app, len(experiment.names()), config)
     server_app(grid, server_context(config))

@@ -240,7 +240,7 @@ def run(experiment: Experiment, directory: Path) -> None:
     from strategies.app import app as server_app
 
     config = run_config(experiment, directory, "ray")
-    partitions, client = len(experiment.participants), experiment.client
+    partitions, client = len(experiment.names()), experiment.client
     with connected(experiment.ray):
         workers = worker_count(experiment.ray, client, partitions)
         grid = RayGrid(

@@ -6,10 +6,10 @@ import torch
 from flwr.serverapp import Grid
 
 from models.generator import NoiseGenerator
-from strategies.experiment import Experiment
 from strategies.recorder import Recorder
 from strategies.themis.config import ThemisConfig
 from strategies.themis.evaluation import Evaluation
+from strategies.themis.experiment import ThemisExperiment
 from strategies.themis.generator import GeneratorStage
 from strategies.themis.joining import join
 from strategies.themis.local import train_models
@@ -17,7 +17,7 @@ from strategies.themis.organiser import Organiser
 from strategies.themis.publication import Publication
 
 
-def compete(grid: Grid, experiment: Experiment, recorder: Recorder) -> None:
+def compete(grid: Grid, experiment: ThemisExperiment, recorder: Recorder) -> None:
     """Run the whole competition: join, local training, noise generator, evaluation."""
     organiser = Organiser(grid, experiment, recorder)
     evaluation = Evaluation(organiser)

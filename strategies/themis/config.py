@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from clients.protocol import Attack
+from clients.assignments import Attack
 from models.errors import RequestError
 from models.training import TrainingConfig
-from strategies.explain import explained
+from strategies.cases import each_case
 
-CASE_NAME = re.compile(r"\w[\w -]*")
-# Of a run's directory, where each case has a folder of its own.
-OWN_FOLDERS = ("plots", "vault")
+SHARED = {"release", "examiner", "M"}
 
 
 class ReleaseConfig(BaseModel):
@@ -144,26 +141,7 @@ class ThemisConfig(BaseModel):
 
     def each_case(self) -> dict[str, ThemisConfig]:
         """Return the full settings of each case by name; without ``cases``, of ``main``."""
-        own = self.model_dump(by_alias=True, exclude={"cases"})
-        if not self.cases:
-            return {"main": self}
-        return {name: self._case(name, own, changes) for name, changes in self.cases.items()}
-
-    @staticmethod
-    def _case(name: str, own: dict[str, Any], changes: dict[str, Any]) -> ThemisConfig:
-        if not CASE_NAME.fullmatch(name) or name in OWN_FOLDERS:
-            raise ValueError(
-                f"case '{name}': a case's name is that of a folder: letters, digits, spaces, "
-                f"- and _, and none of {', '.join(OWN_FOLDERS)}"
-            )
-        shared = {"cases", "release", "examiner", "M"} & set(changes)
-        if shared:
-            raise ValueError(f"case '{name}': {', '.join(sorted(shared))} is shared by all cases")
-        try:
-            return ThemisConfig.model_validate({**own, **changes})
-        except ValidationError as error:
-            problems = "; ".join(explained(error, ThemisConfig))
-            raise ValueError(f"case '{name}': {problems}") from error
+        return each_case(self, SHARED)
 
     @property
     def release_bounds(self) -> list[float]:

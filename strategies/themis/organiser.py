@@ -12,8 +12,8 @@ from models.compute import Compute
 from models.generator import NoiseGenerator
 from models.randomness import derive, torch_generator
 from strategies.exchange import Exchanges
-from strategies.experiment import Experiment
 from strategies.recorder import Recorder
+from strategies.themis.experiment import ThemisExperiment
 
 VARIANTS = ("honest", "cheating")
 # What does not differ between the cases is measured once, under no case's name.
@@ -29,11 +29,11 @@ class Organiser:
     Parameters
     ----------
     grid : Grid
-    experiment : Experiment
+    experiment : ThemisExperiment
     recorder : Recorder
     """
 
-    def __init__(self, grid: Grid, experiment: Experiment, recorder: Recorder) -> None:
+    def __init__(self, grid: Grid, experiment: ThemisExperiment, recorder: Recorder) -> None:
         self.grid = grid
         self.experiment = experiment
         self.settings = experiment.themis

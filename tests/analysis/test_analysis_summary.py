@@ -7,7 +7,7 @@ from written_runs import competition_rows, write_run
 
 import analysis
 from simulations.engines import inprocess
-from strategies.experiment import load_experiment
+from strategies.loading import load_experiment
 
 Write = Callable[..., Path]
 

@@ -82,6 +82,11 @@ def test_a_claim_is_measured_by_its_own_delta() -> None:
     assert not result.refutes(Guarantee("record", None))
 
 
+def test_without_noise_there_is_nothing_to_audit() -> None:
+    with pytest.raises(ValueError, match="adds no noise"):
+        audit(mechanism("clip-laplace", (4,), 1, epsilon=None), samples=50)
+
+
 def test_an_audit_leaves_the_mechanism_as_it_was() -> None:
     made = mechanism("batch-norm-laplace", (5,), 8, epsilon=1)
     before = {key: value.clone() for key, value in made.state_dict().items()}

@@ -217,7 +217,7 @@ def test_statistics_for_evaluation_follow_the_batches() -> None:
 
 @pytest.mark.parametrize("name", MECHANISMS)
 @pytest.mark.parametrize("epsilon", [0, -1, math.inf, math.nan])
-def test_an_epsilon_that_is_none_is_refused(name: str, epsilon: float) -> None:
+def test_an_epsilon_that_is_no_number_above_0_is_refused(name: str, epsilon: float) -> None:
     with pytest.raises(ValidationError):
         SHIELDS[name][0].model_validate({"epsilon": epsilon})
 
@@ -294,8 +294,53 @@ def test_running_statistics_bound_nothing() -> None:
     assert "running statistics" in made.held().reasons[0]
 
 
-def test_without_noise_there_is_no_guarantee() -> None:
-    assert str(shield("none").held()) == "no finite ε for one record"
+@pytest.mark.parametrize("name", SHIELDS)
+def test_without_noise_there_is_no_guarantee(name: str) -> None:
+    bare = shield(name, epsilon=None) if name in MECHANISMS else shield(name)
+    for guarantee in (bare.claimed(), bare.held()):
+        assert str(guarantee) == "no finite ε for one record"
+        assert guarantee.reasons == ("no noise",)
+
+
+@pytest.mark.parametrize("name", MECHANISMS)
+def test_without_noise_just_the_bounded_function_leaves(name: str) -> None:
+    made, batch = mechanism(name, epsilon=None), awkward((6, 4, 4))["random"]
+    randomness = numpy_generator(0, "x")
+    assert torch.equal(made.protect(batch, randomness)[0], made.bounded(batch))
+    assert made.scale == 0
+    assert randomness.random() == numpy_generator(0, "x").random()  # nothing was drawn
+
+
+@pytest.mark.parametrize("name", MECHANISMS)
+def test_nobody_goes_without_noise_by_leaving_it_out(name: str) -> None:
+    with pytest.raises(ValidationError, match="epsilon"):
+        SHIELDS[name][0].model_validate({})
+
+
+@pytest.mark.parametrize("name", MECHANISMS)
+def test_replacing_an_example_moves_a_batch_by_the_sensitivity_at_most(name: str) -> None:
+    made = mechanism(name)
+    order = 1 if made.kind == "laplace" else 2
+    batches = [made.checked(batch) for batch in awkward((6, 4, 4)).values()]
+    pairs = [made.neighbours()]
+    for one, other in itertools.product(batches, batches):
+        replaced = one.clone()
+        replaced[0] = other[0]
+        pairs.append((one, replaced))
+    moved = [(made.bounded(a) - made.bounded(b)).double().norm(p=order) for a, b in pairs]
+    assert max(moved) <= made.sensitivity
+    assert moved[0] > 0.6 * made.sensitivity  # the neighbours that audits attack
+
+
+def test_sensitivities_are_those_that_were_derived() -> None:
+    assert mechanism("clip-laplace", clip=0.7).sensitivity == pytest.approx(1.4)
+    assert mechanism("clip-gaussian", clip=2.5).sensitivity == pytest.approx(5)
+    assert mechanism("pixel-laplace", (1, 28, 28)).sensitivity == 784
+    batch = mechanism("batch-norm-laplace", (1280,), 64)
+    assert batch.sensitivity == pytest.approx(1280 * math.sqrt(63) * (2 + math.sqrt(68)))
+    assert batch.eval().sensitivity is None
+    image = mechanism("norm-gaussian", (3, 4, 4))
+    assert image.sensitivity == pytest.approx(math.sqrt(2 * 16 * 3 / 5))
 
 
 @pytest.mark.parametrize("name", MECHANISMS)

@@ -17,7 +17,8 @@ import pytest
 from clients.protocol import code_fingerprint
 from models.errors import RequestError
 from simulations.engines import flower, inprocess
-from strategies.experiment import Experiment, load_experiment
+from strategies.experiment import Experiment
+from strategies.loading import load_experiment
 
 SHORT = [
     "training.epochs=2",
@@ -32,7 +33,7 @@ import signal
 import sys
 from pathlib import Path
 from simulations.engines import flower
-from strategies.experiment import load_experiment
+from strategies.loading import load_experiment
 # Started in the background of a shell, a process inherits that SIGINT is ignored.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 flower.run(load_experiment("themis-digits", []), Path(sys.argv[1]))

@@ -22,7 +22,8 @@ from simulations.engines import inprocess
 from simulations.engines.local import run_config, server_context
 from simulations.engines.ray import PACKAGES, RayGrid, connected, worker_count
 from strategies.app import app as server_app
-from strategies.experiment import ClientConfig, Experiment, RayConfig, load_experiment
+from strategies.experiment import ClientConfig, Experiment, RayConfig
+from strategies.loading import load_experiment
 
 TINY = [
     "data.limit=160",
@@ -165,8 +166,8 @@ def test_the_engine_leaves_no_process_behind(tmp_path: Path) -> None:
 
     script = (
         "import sys; from pathlib import Path; from simulations.engines import ray;"
-        "from strategies.experiment import Experiment;"
-        "ray.run(Experiment.model_validate_json(sys.argv[1]), Path(sys.argv[2]))"
+        "from strategies.themis.experiment import ThemisExperiment;"
+        "ray.run(ThemisExperiment.model_validate_json(sys.argv[1]), Path(sys.argv[2]))"
     )
     wanted = experiment("themis.epochs=0", "themis.release.compare=false")
     run = tmp_path / "run"

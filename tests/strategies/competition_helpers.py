@@ -9,7 +9,8 @@ from typing import Any
 from flwr.app import Message
 
 from simulations.engines.inprocess import InProcessGrid
-from strategies.experiment import Experiment, load_experiment
+from strategies.experiment import Experiment
+from strategies.loading import load_experiment
 
 TINY = [
     "data.limit=160",

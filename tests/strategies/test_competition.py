@@ -56,7 +56,7 @@ def untrained(directory: Path, case: str = "main") -> np.ndarray:
 def participants(directory: Path) -> list[Participant]:
     """Return the participants of a run that was made in this process."""
     places = sorted((directory / "vault" / directory.name).iterdir())
-    return [clients.app._participants[place] for place in places]
+    return [clients.app._nodes[place] for place in places]
 
 
 # ------------------------------------------------------------------------- mathematics

@@ -1,0 +1,308 @@
+"""The ledger of a run: what left its owner, how often, and what then holds for a record."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import pandas as pd
+from pydantic import ConfigDict, NonNegativeInt, PositiveInt, TypeAdapter, ValidationError
+
+from analysis.runs import Run, open_run
+from clients.shields import Guarantee, Mechanism, Shield, build, configured
+from clients.shields.accounting import composed_rdp, together
+from clients.shields.base import NO_NOISE
+from models.errors import RequestError
+
+FILE = "releases.json"
+DELTA = 1e-5
+"""Of all releases of a record together, unless another one is asked for."""
+
+IN_THE_CLEAR = Guarantee("record", None, reasons=("released in the clear",))
+TRAINED = (
+    "the front was trained on the private data without differential privacy: each record moves "
+    "the activations of all others through the front"
+)
+SEEDED = "the noise is seeded: whoever knows the seed can subtract it"
+FACTS = ("case", "what", "records", "nodes", "count", "mechanism", "randomness", "claimed")
+NUMBERS = ("record_epsilon", "record_delta", "composed_epsilon", "composed_rdp")
+
+
+@dataclass(frozen=True)
+class Release:
+    """One kind of tensor that leaves a node.
+
+    Attributes
+    ----------
+    case, node : str
+    what : str
+        For people: ``"smashed data"``.
+    records : {"training", "test", "validation"}
+        Whose it is of.
+    shape : tuple of int
+        Of one example.
+    batch : int
+        The most examples that are protected together.
+    count : int
+        How often one record is released at most.
+    shield : dict or None
+        The shield's settings with its name; None: it leaves in the clear.
+    mode : {"train", "eval"}
+        The shield's.
+    trained_front : bool
+        The front that computes it is trained on the private data without a guarantee.
+    public : bool
+        It is declared to be public, as labels are.
+    sampling : str
+        How examples are drawn, for people.
+    randomness : {"secret", "seeded", "none"}
+        Where the noise comes from.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
+    case: str
+    node: str
+    what: str
+    records: Literal["training", "test", "validation"]
+    shape: tuple[PositiveInt, ...]
+    batch: PositiveInt
+    count: NonNegativeInt
+    shield: dict[str, Any] | None
+    mode: Literal["train", "eval"]
+    trained_front: bool
+    public: bool
+    sampling: str
+    randomness: Literal["secret", "seeded", "none"]
+
+    @property
+    def kind(self) -> str:
+        """What two nodes' releases have in common: all but the node and the count."""
+        values = dataclasses.asdict(self)
+        return json.dumps({key: v for key, v in values.items() if key not in ("node", "count")})
+
+    @cached_property
+    def protection(self) -> Shield | None:
+        """The shield, in its mode; None in the clear.
+
+        Raises
+        ------
+        ValueError
+            If there is no such shield, or it does not fit the shape.
+        """
+        if self.shield is None or self.shield.get("name") == "none":
+            return None
+        return build(configured(self.shield), self.shape, self.batch).train(self.mode == "train")
+
+    @property
+    def claimed(self) -> Guarantee | None:
+        """What the shield's paper calibrates to, for one release."""
+        return self.protection.claimed() if self.protection else None
+
+    @property
+    def held(self) -> Guarantee:
+        """What is true of a record in one release, of a front that tells nothing."""
+        if self.protection is None:
+            return IN_THE_CLEAR
+        noisy = isinstance(self.protection, Mechanism) and self.randomness != "none"
+        return self.protection.held() if noisy else NO_NOISE
+
+
+def releases(run: str | Path) -> list[Release]:
+    """Return the ledger of a run: an entry for each node and kind of release that came about.
+
+    Raises
+    ------
+    RequestError
+        There is no such run, it keeps no ledger, or the ledger is damaged.
+    """
+    opened = open_run(run)
+    path = opened.directory / FILE
+    if not path.is_file():
+        raise RequestError(f"{run}: {_why_none(opened)}")
+    try:
+        entries = TypeAdapter(list[Release]).validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise RequestError(f"{path}: can't be read: {_first(error)}") from error
+    for number, entry in enumerate(entries):
+        _check_shield(entry, f"{path}: can't be read: entry {number}")
+    return [entry for entry in entries if entry.count]
+
+
+def privacy(run: str | Path, delta: float = DELTA) -> pd.DataFrame:
+    """Return what is released, a row for each kind of release.
+
+    Parameters
+    ----------
+    delta : float
+        Of all releases of a record together.
+
+    Returns
+    -------
+    DataFrame
+        ``case, what, records``; ``nodes``: how many; ``count``: how often a record is released
+        at most; ``mechanism, randomness``; ``claimed``: by the shield's paper;
+        ``record_epsilon, record_delta``: of a record in one release;
+        ``composed_epsilon``: in all of this kind, and ``composed_rdp``, the same by Rényi
+        differential privacy, see :mod:`clients.shields.accounting`; ``reasons``: a tuple of
+        texts. An ε that is not finite is NaN.
+
+    Raises
+    ------
+    RequestError
+        As :func:`releases`; or for a δ that is not between 0 and 1.
+    """
+    rows = [_row(group, delta) for group in _grouped(releases(run), "kind").values()]
+    frame = pd.DataFrame(rows, columns=[*FACTS, *NUMBERS, "reasons"])
+    return frame.astype(dict.fromkeys(NUMBERS, "float64"))
+
+
+def verdict(run: str | Path, delta: float = DELTA) -> dict[str, Guarantee]:
+    """Return for each case what holds for a training record in all that is released.
+
+    A record belongs to one node, so nodes do not add up: the worst one counts. What is declared
+    public is not counted, but named among the reasons.
+
+    Parameters
+    ----------
+    delta : float
+        Of all releases of a record together.
+
+    Raises
+    ------
+    RequestError
+        As :func:`privacy`.
+    """
+    cases = _grouped(releases(run), "case")
+    return {case: _verdict(entries, delta) for case, entries in cases.items()}
+
+
+def _why_none(run: Run) -> str:
+    if run.info.get("system") == "themis":
+        return "a THEMIS competition promises no differential privacy, and keeps no ledger"
+    return f"keeps no ledger of what was released, it lacks {FILE}"
+
+
+def _first(error: ValidationError) -> str:
+    """Return the first thing that is wrong, and where."""
+    mistake = error.errors()[0]
+    places = (f"entry {part}" if isinstance(part, int) else part for part in mistake["loc"])
+    return ": ".join([*places, mistake["msg"]])
+
+
+def _check_shield(entry: Release, where: str) -> None:
+    try:
+        _ = entry.protection
+    except ValidationError as error:
+        raise RequestError(f"{where}: shield: {_first(error)}") from error
+    except ValueError as error:
+        raise RequestError(f"{where}: {error}") from error
+
+
+def _grouped(entries: Iterable[Release], key: str) -> dict[str, list[Release]]:
+    """Return the entries by an attribute, in order of appearance."""
+    groups: dict[str, list[Release]] = {}
+    for entry in entries:
+        groups.setdefault(getattr(entry, key), []).append(entry)
+    return groups
+
+
+# ------------------------------------------------------------------------------ a row
+
+
+def _row(group: list[Release], delta: float) -> dict[str, Any]:
+    """Return a row of :func:`privacy` for all nodes' releases of one kind."""
+    one, nodes = group[0], _grouped(group, "node")
+    count = max(sum(entry.count for entry in own) for own in nodes.values())
+    return {
+        "case": one.case,
+        "what": one.what,
+        "records": one.records,
+        "nodes": len(nodes),
+        "count": count,
+        "mechanism": one.shield["name"] if one.shield else "none",
+        "randomness": one.randomness,
+        "claimed": str(one.claimed) if one.claimed else "nothing",
+        "record_epsilon": one.held.epsilon,
+        "record_delta": None if one.held.epsilon is None else one.held.delta,
+        **_added_up(one, count, delta),
+        "reasons": _reasons(one),
+    }
+
+
+def _added_up(release: Release, count: int, delta: float) -> dict[str, float | None]:
+    if release.trained_front or release.held.epsilon is None:
+        return {"composed_epsilon": None, "composed_rdp": None}
+    assert isinstance(release.protection, Mechanism)
+    parts = [(release.protection, count)]
+    return {
+        "composed_epsilon": together(parts, delta).epsilon,
+        "composed_rdp": composed_rdp(parts, delta),
+    }
+
+
+def _reasons(release: Release) -> tuple[str, ...]:
+    found = list(release.held.reasons)
+    claims = release.claimed.reasons if release.claimed else ()
+    found += [f"claimed: {reason}" for reason in claims if reason not in found]
+    found += ["declared public"] if release.public else []
+    found += [TRAINED] if release.trained_front else []
+    found += [SEEDED] if release.randomness == "seeded" else []
+    found += [f"sampling: {release.sampling}"] if release.sampling else []
+    return _distinct(found)
+
+
+# -------------------------------------------------------------------------- a verdict
+
+
+def _verdict(entries: list[Release], delta: float) -> Guarantee:
+    private = [entry for entry in entries if not entry.public]
+    own = [entry for entry in private if entry.records == "training"]
+    # A trained front tells of its training data in whatever it computes, of test images too.
+    flaws = [flaw for entry in own for flaw in _flaws(entry)]
+    flaws += [TRAINED for entry in private if entry.trained_front]
+    if flaws:
+        return Guarantee("record", None, reasons=_distinct(flaws))
+    worst = _worst(own, delta)
+    public = [f"{e.what} are public" for e in entries if e.public and e.records == "training"]
+    seeded = [SEEDED for entry in own if entry.randomness == "seeded"]
+    return dataclasses.replace(worst, reasons=_distinct([*worst.reasons, *public, *seeded]))
+
+
+def _flaws(release: Release) -> list[str]:
+    """Return why a record has no finite ε in one kind of release, in sentences."""
+    if release.held is IN_THE_CLEAR:
+        return [f"{release.what} are released in the clear"]
+    if release.held is NO_NOISE:
+        return [f"{release.what} are released without noise"]
+    if release.held.epsilon is None:
+        return [f"{release.what}: {reason}" for reason in release.held.reasons]
+    return []
+
+
+def _worst(own: list[Release], delta: float) -> Guarantee:
+    """Return what holds for a record of the node that releases its records the most."""
+    if not own:
+        return Guarantee("record", 0.0, reasons=("no private tensor of a training record leaves",))
+    nodes = [_of_node(each, delta) for each in _grouped(own, "node").values()]
+    return max(nodes, key=lambda guarantee: guarantee.epsilon or 0.0)
+
+
+def _of_node(own: list[Release], delta: float) -> Guarantee:
+    parts = [(e.protection, e.count) for e in own if isinstance(e.protection, Mechanism)]
+    counts = [f"{e.what}: a record is released {_times(e.count)} at most" for e in own]
+    total = together(parts, delta)
+    return dataclasses.replace(total, reasons=(*counts, *total.reasons))
+
+
+def _times(count: int) -> str:
+    return "once" if count == 1 else f"{count} times"
+
+
+def _distinct(reasons: Iterable[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(reasons))

@@ -1,0 +1,157 @@
+"""What a server tells a node when it joins, kept in the node's vault."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializeAsAny,
+    TypeAdapter,
+    field_validator,
+    model_validator,
+)
+
+import models
+from clients import shields
+from clients.data import DataConfig
+from clients.shields import ShieldConfig
+from models.compute import ComputeConfig
+from models.optimizers import OptimizerConfig
+from models.training import TrainingConfig
+
+Attack = Literal["nan", "huge", "sign-flip", "wrong-shape", "wrong-key", "empty"]
+Fronts = Literal["average", "handoff", "private", "frozen"]
+Wire = Literal["float32", "float16"]
+
+
+class Assignment(BaseModel):
+    """What every node is told.
+
+    Attributes
+    ----------
+    run : str
+        The run's name: a resumed run finds the vault it left.
+    data_seed : int
+        Derived from the run's seed, which itself is not sent.
+    partition, partitions : int
+        This node's number, and how many there are.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    run: str
+    data: DataConfig
+    data_seed: int
+    partition: int
+    partitions: int
+    compute: ComputeConfig
+
+    def fingerprint(self) -> str:
+        """Return a hash of all that what is trained on the node depends on."""
+        values = self.model_dump_json(exclude={"run", "compute"})
+        return hashlib.blake2b(values.encode(), digest_size=16).hexdigest()
+
+
+class ParticipantConfig(BaseModel):
+    """One participant of a competition.
+
+    Attributes
+    ----------
+    model : str
+        A name of the zoo, ``custom:module:callable`` or a ``.pt2`` file.
+    name : str
+        On the leaderboard; the model's published name if left out.
+    training : TrainingConfig or None
+        In place of the experiment's own schedule.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: str
+    name: str = Field(
+        default="", max_length=80, pattern=r"^[^/\\]*$", description="a name without / and \\"
+    )
+    training: TrainingConfig | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_by_model(cls, values: object) -> object:
+        if isinstance(values, dict) and isinstance(values.get("model"), str):
+            return {**values, "name": values.get("name") or models.display_name(values["model"])}
+        return values
+
+
+class ParticipantAssignment(Assignment):
+    """A participant of THEMIS.
+
+    Attributes
+    ----------
+    training_seed : int
+        Of weights and batches. The run's seed is not sent: the test set's noise comes from it.
+    """
+
+    system: Literal["themis"] = "themis"
+    participant: ParticipantConfig
+    training: TrainingConfig
+    training_seed: int
+
+
+class EdgeAssignment(Assignment):
+    """A device of split learning.
+
+    Attributes
+    ----------
+    case : str
+        Of the experiment; what the vault keeps is kept by case.
+    model, cut : str
+        The whole model, and the layer after which the device's front ends.
+    fronts : {"average", "handoff", "private", "frozen"}
+        How the devices' fronts are kept equal, or not.
+    shield : ShieldConfig
+        Between front and wire.
+    noise : {"seeded", "secret"}
+        ``seeded``: from ``seed``, to be repeated. ``secret``: from a key that the device
+        draws from the system's randomness and keeps in its vault.
+    seed : int
+        Of the order of batches, dropout and seeded noise.
+    batch_size : int
+        The most examples that are protected together.
+    wire : {"float32", "float16"}
+        Of smashed data and gradients in messages.
+    optimizer : OptimizerConfig
+        Of a front that learns on the device.
+    releases : int or None
+        The device refuses to release an example more often.
+    """
+
+    system: Literal["split"] = "split"
+    case: str
+    model: str
+    cut: str
+    fronts: Fronts
+    shield: SerializeAsAny[ShieldConfig]
+    noise: Literal["seeded", "secret"]
+    seed: int
+    batch_size: int
+    wire: Wire
+    optimizer: OptimizerConfig
+    releases: int | None = None
+
+    @field_validator("shield", mode="before")
+    @classmethod
+    def _own_settings(cls, values: Any) -> Any:
+        return shields.configured(values)
+
+
+_ANY: TypeAdapter[ParticipantAssignment | EdgeAssignment] = TypeAdapter(
+    Annotated[ParticipantAssignment | EdgeAssignment, Field(discriminator="system")]
+)
+
+
+def parsed(text: str | bytes) -> ParticipantAssignment | EdgeAssignment:
+    """Return the assignment that a message or a vault holds as JSON."""
+    return _ANY.validate_json(text)

@@ -1,0 +1,444 @@
+"""A device of split learning: private images, the front of a model, answers to the cloud."""
+
+from __future__ import annotations
+
+import copy
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+import numpy as np
+import torch
+
+import models
+from clients import protocol, shields
+from clients.assignments import EdgeAssignment
+from clients.budget import Budget
+from clients.data import ImageSet, PartitionConfig, Splits, load_once, partition
+from clients.shields.front import Front, activation_shape
+from clients.vault import Vault
+from models import optimizers, packing
+from models.compute import Compute
+from models.cut import Cutter
+from models.randomness import Randomness, SecretGenerator, derive, numpy_generator, seeded
+
+KEY = "noise.key"
+
+Seconds = dict[str, int | float]
+
+
+@dataclass
+class Chunk:
+    """The batches that were sent last, until their gradient comes back.
+
+    Attributes
+    ----------
+    turn : int
+        Of the exchange; a gradient says of which turn it is.
+    epoch, step, count : int
+        The first batch of the epoch, and how many.
+    outputs : list of Tensor
+        What was sent of each batch, with its graph; empty after a restart.
+    """
+
+    turn: int
+    epoch: int
+    step: int
+    count: int
+    outputs: list[torch.Tensor] = field(default_factory=list)
+
+    def note(self) -> dict[str, int]:
+        """Return what a restarted device needs to compute it again."""
+        return {"turn": self.turn, "epoch": self.epoch, "step": self.step, "count": self.count}
+
+
+@lru_cache(maxsize=2)
+def _traced(model: str, classes: int, channels: int, side: int) -> Cutter:
+    """Return a traced model, shared by the devices of one process."""
+    built = models.build(model, num_classes=classes, channels=channels, image_size=side)
+    return Cutter(built)
+
+
+class Edge:
+    """One device's side of every exchange.
+
+    Parameters
+    ----------
+    vault : Vault
+        Where its front, its key and its count of releases live.
+    assignment : EdgeAssignment
+    """
+
+    def __init__(self, vault: Vault, assignment: EdgeAssignment) -> None:
+        self.vault = vault
+        self.assignment = assignment
+        self.compute = Compute(assignment.compute)
+        self.data: Splits = load_once(assignment.data.model_dump_json(), assignment.data_seed)
+        self.train = self._own_train()
+        self.front = self._built()
+        self.turn = -1
+        self._ready = False
+        self.pending: Chunk | None = None
+        self.optimizer = optimizers.build(assignment.optimizer, self.front.parameters())
+        self.budget = Budget(vault, assignment.case, assignment.releases)
+        self._orders: dict[int, np.ndarray] = {}
+
+    def introduced(self) -> dict[str, int | str]:
+        """Return what the cloud is told of the data."""
+        return {
+            "classes": self.data.num_classes,
+            "shape": "x".join(map(str, self.data.shape)),
+            "fingerprint": self.data.fingerprint,
+            "train": len(self.train),
+            "validation": len(self._own("validation")),
+            "test": len(self._own("test")),
+        }
+
+    def _own_train(self) -> ImageSet:
+        a, everything = self.assignment, self.data.train
+        if a.partitions == 1:
+            return everything
+        scheme = a.data.partition or PartitionConfig()
+        parts = partition(everything.labels, a.partitions, scheme, a.data_seed)
+        return everything.subset(parts[a.partition])
+
+    def _own(self, part: str) -> ImageSet:
+        """Return this device's share of the validation or test images, evenly divided."""
+        a = self.assignment
+        images: ImageSet = getattr(self.data, part)
+        return images.subset(np.arange(a.partition, len(images), a.partitions))
+
+    def _built(self) -> Front:
+        a = self.assignment
+        layers, _ = self._cutter().cut(a.cut)
+        # A copy: the traced model is shared with the other devices of this process.
+        layers = copy.deepcopy(layers)
+        shape = activation_shape(layers, self.data.shape)
+        front = Front(layers, shields.build(a.shield, shape, a.batch_size))
+        front.requires_grad_(a.fronts != "frozen")
+        return self.compute.host(front).train(a.fronts != "frozen")  # type: ignore[return-value]
+
+    def _cutter(self) -> Cutter:
+        channels, side, _ = self.data.shape
+        a = self.assignment
+        return _traced(a.model, self.data.num_classes, channels, side)
+
+    # --------------------------------------------------------------------- the front
+
+    def adopt(self, values: torch.Tensor) -> None:
+        """Take over a front that the cloud sends, of shape (n,) as packed."""
+        self.budget.front_is(values)
+        packing.unpack(values.to(self.compute.device), packing.state(self.front))
+        self.pending, self._ready = None, True
+
+    def _need_front(self) -> None:
+        if not self._ready:
+            raise RuntimeError("this device has no front any more: its vault was emptied")
+
+    def handed_on(self) -> np.ndarray:
+        """Return the front, to be handed on."""
+        return packing.packed(packing.state(self.front))
+
+    def learn(self, gradient: torch.Tensor, scale: float, turn: int) -> Seconds:
+        """Take a step of the front's optimiser for each of the last batches.
+
+        The gradients of all of them are those at the weights with which they were computed.
+
+        Parameters
+        ----------
+        gradient : Tensor of shape (N, *shape)
+            Of the loss with respect to what was sent in that turn, times ``scale``.
+
+        Returns
+        -------
+        dict
+            ``backward``, seconds; ``skipped``, 1 if there is nothing that it is a gradient of:
+            the device was restarted since, or did not know that its answer had arrived.
+        """
+        chunk, start = self.pending, time.perf_counter()
+        self.pending = None
+        if chunk is None or chunk.turn != turn or self.optimizer is None:
+            return {"skipped": 1}
+        rate = self.assignment.optimizer.rate(chunk.epoch)
+        optimizers.set_rate(self.optimizer, rate)
+        parameters = list(self.front.parameters())
+        for gradients in self._gradients(chunk, gradient, scale):
+            for parameter, value in zip(parameters, gradients, strict=True):
+                parameter.grad = value
+            self.optimizer.step()
+        return {"backward": time.perf_counter() - start}
+
+    def front_gradient(
+        self, gradient: torch.Tensor, scale: float, turn: int
+    ) -> tuple[np.ndarray, Seconds]:
+        """Return the front's gradient, summed over the last batches, and its buffers, packed.
+
+        Raises
+        ------
+        RuntimeError
+            If the device was restarted since, and nothing was kept.
+        """
+        chunk, start = self.pending, time.perf_counter()
+        self.pending = None
+        if chunk is None or chunk.turn != turn:
+            raise RuntimeError(f"has nothing that this is the gradient of (turn {turn})")
+        batches = self._gradients(chunk, gradient, scale)
+        summed = [torch.stack(each).sum(0) for each in zip(*batches, strict=True)]
+        values = packing.packed([*summed, *self.front.buffers()])
+        return values, {"backward": time.perf_counter() - start}
+
+    def _gradients(
+        self, chunk: Chunk, gradient: torch.Tensor, scale: float
+    ) -> list[tuple[torch.Tensor, ...]]:
+        """Return the gradient of the front's parameters for each batch of a chunk."""
+        outputs = chunk.outputs or self._computed_again(chunk)
+        sizes = [len(output) for output in outputs]
+        shape = (sum(sizes), *outputs[0].shape[1:])
+        if tuple(gradient.shape) != shape or not gradient.is_floating_point():
+            raise ValueError(
+                f"a gradient of shape {tuple(gradient.shape)} ({gradient.dtype}) for what was "
+                f"sent as {shape}"
+            )
+        parts = (gradient.to(self.compute.device).float() / scale).split(sizes)
+        parameters = list(self.front.parameters())
+        return [
+            torch.autograd.grad(output, parameters, part)
+            for output, part in zip(outputs, parts, strict=True)
+        ]
+
+    def _computed_again(self, chunk: Chunk) -> list[torch.Tensor]:
+        """Return a chunk's outputs after a restart; running statistics do not move twice."""
+        before = [buffer.clone() for buffer in self.front.buffers()]
+        outputs = [self._batch(chunk.epoch, step)[0] for step in self._steps(chunk)]
+        with torch.no_grad():
+            for buffer, value in zip(self.front.buffers(), before, strict=True):
+                buffer.copy_(value)
+        return outputs
+
+    @staticmethod
+    def _steps(chunk: Chunk) -> range:
+        return range(chunk.step, chunk.step + chunk.count)
+
+    # ---------------------------------------------------------------------- releases
+
+    def smash(
+        self, epoch: int, step: int, count: int, turn: int
+    ) -> tuple[np.ndarray, np.ndarray, Seconds]:
+        """Return what the cloud gets to see of ``count`` batches of an epoch, and their labels.
+
+        Returns
+        -------
+        smashed : ndarray of shape (N, *shape)
+        labels : int32 ndarray of shape (N,)
+        seconds : dict
+
+        Raises
+        ------
+        BudgetExhausted
+            If the examples were released as often as they may be.
+        """
+        start = time.perf_counter()
+        if count:
+            self.budget.spend(epoch)
+        chunk = Chunk(turn, epoch, step, count)
+        batches = [self._batch(epoch, s) for s in self._steps(chunk)]
+        chunk.outputs = [output for output, _ in batches]
+        self.pending = chunk if self.optimizer and count else None
+        self.turn = max(self.turn, turn)
+        smashed = self._sent([output.detach() for output in chunk.outputs])
+        labels = torch.cat([y for _, y in batches]) if batches else torch.zeros(0)
+        seconds = {"forward": time.perf_counter() - start}
+        return smashed, labels.to(torch.int32).numpy(), seconds
+
+    def _batch(self, epoch: int, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the protected activations of one batch, with their graph, and its labels."""
+        self._need_front()
+        x, y = self.train.batch(self._positions(epoch, step))
+        a = self.assignment
+        with (
+            torch.set_grad_enabled(self.optimizer is not None),
+            seeded(derive(a.seed, "layers", a.partition, epoch, step)),
+        ):
+            activations = self.compute.outputs(self.front, self.compute.place(x))
+            return self._protected(activations, "train", epoch, step), y
+
+    def _positions(self, epoch: int, step: int) -> np.ndarray:
+        """Return which of the own images a batch consists of."""
+        if epoch not in self._orders:
+            randomness = numpy_generator(
+                self.assignment.seed, "order", self.assignment.partition, epoch
+            )
+            self._orders = {epoch: randomness.permutation(len(self.train))}
+        ends = np.cumsum(protocol.batch_sizes(len(self.train), self.assignment.batch_size))
+        if not 0 <= step < len(ends):
+            raise ValueError(f"batch {step} of an epoch of {len(ends)} was asked for")
+        start = ends[step - 1] if step else 0
+        return self._orders[epoch][start : ends[step]]
+
+    def _protected(self, activations: torch.Tensor, *purpose: str | int) -> torch.Tensor:
+        try:
+            protected, _ = self.front.shield.protect(
+                activations, self._randomness(activations, *purpose)
+            )
+        except ValueError as error:
+            raise ValueError(
+                f"device-{self.assignment.partition}: the activation after "
+                f"'{self.assignment.cut}': {error}"
+            ) from error
+        return protected
+
+    def _randomness(self, activations: torch.Tensor, *purpose: str | int) -> Randomness:
+        """Return what the noise is drawn from.
+
+        Secret noise hangs on the activations too: asked twice for the same, the device says
+        the same; asked for the same batch under another front, it draws anew.
+        """
+        a = self.assignment
+        if a.noise == "seeded":
+            return numpy_generator(a.seed, "noise", a.partition, *purpose)
+        values = activations.detach().cpu().contiguous().numpy()
+        what = "/".join(map(str, (a.case, *purpose))).encode()
+        return SecretGenerator(self._key(), what + b"\0" + values.tobytes())
+
+    def _key(self) -> bytes:
+        key = self.vault.read(KEY)
+        if key is None:
+            key = os.urandom(32)
+            self.vault.write(KEY, key)
+        return key
+
+    def _sent(self, outputs: Sequence[torch.Tensor]) -> np.ndarray:
+        if not outputs:
+            return np.zeros(0, np.float32)
+        return protocol.on_wire(torch.cat(list(outputs)), self.assignment.wire)
+
+    # -------------------------------------------------------------------- evaluation
+
+    def evaluate(self, back: torch.Tensor, part: str, epoch: int) -> dict[str, int]:
+        """Return how many of the own images the whole model gets right, here on the device.
+
+        Parameters
+        ----------
+        back : Tensor of shape (n,)
+            As packed.
+        part : {"validation", "test"}
+        epoch : int
+            For the noise.
+
+        Returns
+        -------
+        dict
+            ``plain`` and ``noisy``, without and with the shield's noise; ``num-examples``.
+        """
+        _, layers = self._cutter().cut(self.assignment.cut)
+        layers = self.compute.host(layers).eval()
+        packing.unpack(back.to(self.compute.device), packing.state(layers))
+        images = self._own(part)
+        right = {"plain": 0, "noisy": 0}
+        for start in range(0, len(images), self.assignment.batch_size):
+            count = min(self.assignment.batch_size, len(images) - start)
+            y = torch.from_numpy(images.labels[start : start + count])
+            for which, count_right in right.items():
+                noisy = which == "noisy"
+                activations = self._shielded(images, start, count, noisy, part, epoch)
+                with torch.no_grad():
+                    guesses = self.compute.outputs(layers, activations).argmax(1).cpu()
+                right[which] = count_right + int((guesses == y).sum())
+        return {**right, "num-examples": len(images)}
+
+    def features(self, start: int, count: int, noisy: bool) -> np.ndarray:
+        """Return what leaves the device of some of its test images, to be classified.
+
+        Returns
+        -------
+        ndarray of shape (count, *shape)
+        """
+        images, size = self._own("test"), self.assignment.batch_size
+        parts = [
+            self._shielded(images, first, min(size, start + count - first), noisy, "test", 0)
+            for first in range(start, start + count, size)
+        ]
+        return self._sent(parts)
+
+    def right(self, start: int, predictions: torch.Tensor) -> int:
+        """Return how many predicted classes of the test images from ``start`` on are right."""
+        labels = self._own("test").labels[start : start + len(predictions)]
+        return int((predictions.numpy() == labels).sum())
+
+    def _shielded(
+        self, images: ImageSet, start: int, count: int, noisy: bool, part: str, epoch: int
+    ) -> torch.Tensor:
+        """Return activations in evaluation mode as the back gets them, with noise or without."""
+        self._need_front()
+        x, _ = images.batch(np.arange(start, start + count))
+        learning = self.front.training
+        self.front.eval()
+        try:
+            with torch.no_grad():
+                activations = self.compute.outputs(self.front, self.compute.place(x))
+                if noisy:
+                    return self._protected(activations, part, epoch, start)
+                return shields.without_noise(self.front.shield, activations)
+        finally:
+            self.front.train(learning)
+
+    # ------------------------------------------------------------------------ restarts
+
+    def keep(self, turn: int, needed: int) -> None:
+        """Put everything that the next turn depends on into the vault.
+
+        Parameters
+        ----------
+        turn : int
+            After which this is.
+        needed : int
+            The turn of the cloud's last checkpoint, to which a killed run would go back.
+        """
+        tensors = {f"front/{k}": v for k, v in self.front.state_dict().items()}
+        tensors |= {f"optimizer/{k}": v for k, v in optimizers.state_of(self.optimizer).items()}
+        pending = self.pending.note() if self.pending else None
+        note = {"of": self.assignment.fingerprint(), "pending": pending}
+        self.vault.save(self._snapshot(turn), tensors, note)
+        older = [kept for kept in self._turns() if kept <= needed]
+        self._forget(older[:-1])
+        self.turn = turn
+
+    def catch_up(self) -> None:
+        """Go on where another process left off, if one has answered for this device since."""
+        newest = max(self._turns(), default=-1)
+        if newest > self.turn:
+            self._restore(newest)
+
+    def roll_back(self, turn: int) -> None:
+        """Go back to the newest snapshot that is not newer than a turn: a run is resumed."""
+        self._forget([kept for kept in self._turns() if kept > turn])
+        self.catch_up()
+
+    def _restore(self, turn: int) -> None:
+        kept = self.vault.load(self._snapshot(turn))
+        # A vault may have been left by another run of the same name.
+        if kept is None or kept[1]["of"] != self.assignment.fingerprint():
+            return
+        tensors, note = kept
+        self.front.load_state_dict(_under("front/", tensors))
+        optimizers.restore(self.optimizer, _under("optimizer/", tensors))
+        self.pending = Chunk(**note["pending"]) if note["pending"] else None
+        self.turn, self._ready = turn, True
+
+    def _snapshot(self, turn: int) -> str:
+        return f"{self.assignment.case}-front-{turn:09d}"
+
+    def _turns(self) -> list[int]:
+        stem = f"{self.assignment.case}-front-"
+        found = (path.stem for path in self.vault.root.glob(f"{stem}*.safetensors"))
+        return sorted(int(name.removeprefix(stem)) for name in found)
+
+    def _forget(self, turns: Sequence[int]) -> None:
+        for turn in turns:
+            self.vault.delete(f"{self._snapshot(turn)}.safetensors")
+
+
+def _under(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}

@@ -1,0 +1,322 @@
+"""What many releases of the same record add up to, and the noise that keeps within a budget.
+
+Neighbours are of the same size, one of them has a record replaced, and the mechanisms'
+sensitivities count both the record that goes and the one that comes. So the distance is never
+doubled here: where dp-accounting asks for a relation, Gaussian noise is that of REPLACE_SPECIAL,
+because its REPLACE_ONE doubles the distance in privacy loss distributions (though not in RDP).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+from scipy.optimize import brentq
+
+from clients.shields import Guarantee, Mechanism, Shape, ShieldConfig, build
+from clients.shields.analytic import analytic_epsilon, analytic_sigma
+from clients.shields.base import NO_NOISE
+from models.errors import RequestError
+
+LARGEST = 50.0
+"""Beyond this ε of its own, a part is only added up.
+
+Randomised response then lies once in 10²¹ releases, so composition does not do better than the
+sum; and a grid over such losses needs millions of points, and overflows (e^ε) from 709 on.
+"""
+POINTS = 100_000
+"""Of the grid of privacy losses: what bounds memory and time."""
+ROUNDING = 1e-12
+"""Of δ, left to the rounding of the Fourier transforms that convolve privacy losses."""
+GAIN = 1e-4
+"""A δ > 0 is worth a smaller ε only if that is smaller by this part."""
+PRECISION = 1e-9
+"""Of an ε that is searched for; it is rounded up by twice that."""
+TOLERANCE = 1e-6
+"""How far below the budget a calibration may end."""
+
+BUDGETED = ("clip-gaussian", "clip-laplace")
+"""Shields whose ε is a record's."""
+
+
+Pure = tuple[float, int]
+"""The ε of one release that is ε-differentially private, and how many there are of it."""
+
+
+class Parts(NamedTuple):
+    """Releases of one record, by what is known of them.
+
+    Attributes
+    ----------
+    ratio : float
+        Sensitivity over σ of one Gaussian release that tells as much as all of them; 0: none.
+    pure : list of Pure
+        The releases with Laplace noise.
+    """
+
+    ratio: float
+    pure: list[Pure]
+
+
+def composed(mechanism: Mechanism, count: int, delta: float) -> Guarantee:
+    """Return what holds for a record that is released several times; see :func:`together`.
+
+    Parameters
+    ----------
+    mechanism : Mechanism
+        In the mode in which it releases: statistics of batch normalisation bound nothing.
+    count : int
+        Releases of one record.
+    delta : float
+        Between 0 and 1.
+    """
+    return together([(mechanism, count)], delta)
+
+
+def together(releases: Sequence[tuple[Mechanism, int]], delta: float) -> Guarantee:
+    """Return what holds for a record that several mechanisms release, each so many times.
+
+    Gaussian releases together tell what a single one does whose squared ratio of sensitivity
+    and σ is the sum of theirs (Dong, Roth and Su 2019, Corollary 3.3), of which ε is known
+    exactly. The ε of Laplace releases add up; for δ > 0 there is less: no ε-private release
+    tells more than randomised response (Kairouz, Oh and Viswanath 2015), whose privacy loss
+    distributions are composed. All of it holds if a release depends on the ones before.
+
+    Parameters
+    ----------
+    releases : sequence of (Mechanism, int)
+    delta : float
+        One for all of them, whatever their own is.
+
+    Returns
+    -------
+    Guarantee
+        ``epsilon`` is None if that of any release is; the reasons are then theirs. δ is 0
+        where it buys nothing.
+
+    Raises
+    ------
+    RequestError
+        For a count below 1, or a δ that is not between 0 and 1.
+    """
+    _check(delta, (count for _, count in releases))
+    without = [guarantee for guarantee in map(_nothing, releases) if guarantee]
+    if without:
+        return Guarantee("record", None, reasons=_distinct(g.reasons for g in without))
+    reasons = _distinct(mechanism.grounds() for mechanism, _ in releases)
+    parts = _parts(releases)
+    added = _added(parts, delta)
+    tight = _by_loss_distribution(parts, delta)
+    if tight < added * (1 - GAIN):
+        return Guarantee("record", tight, delta, reasons)
+    return Guarantee("record", added, delta if parts.ratio else 0.0, reasons)
+
+
+def composed_rdp(releases: Sequence[tuple[Mechanism, int]], delta: float) -> float | None:
+    """Return the ε of :func:`together` by Rényi differential privacy: a looser, second opinion.
+
+    None where there is none.
+    """
+    _check(delta, (count for _, count in releases))
+    if any(map(_nothing, releases)):
+        return None
+    parts = _parts(releases)
+    apart = _by_renyi(Parts(parts.ratio, []), delta) + _sum(parts.pure)
+    return min(_by_renyi(parts, delta), apart)
+
+
+def calibrated(
+    config: ShieldConfig, epsilon: float, delta: float, count: int, shape: Shape, batch: int
+) -> ShieldConfig:
+    """Return a shield's settings for which so many releases of a record keep within a budget.
+
+    Parameters
+    ----------
+    config : ShieldConfig
+        Of clip-gaussian or clip-laplace; its own ε and δ do not matter.
+    epsilon, delta : float
+        What all releases of a record together may spend.
+    count : int
+        Releases of one record.
+    shape : tuple of int
+        Of one example.
+    batch : int
+        The most examples that are protected together.
+
+    Returns
+    -------
+    ShieldConfig
+        With the ε, and the δ if it has one, of a single release. :func:`composed` of it is
+        never above the budget, and less than a thousandth below.
+
+    Raises
+    ------
+    RequestError
+        For a budget that is none, or a shield whose noise is not meant for a record.
+    """
+    if config.name not in BUDGETED:
+        raise RequestError(
+            f"shield '{config.name}': its ε is not a record's, so a record has no budget there; "
+            f"allowed: {', '.join(BUDGETED)}"
+        )
+    _check(delta, [count])
+    if not 0 < epsilon < math.inf:
+        raise RequestError(f"epsilon: a budget must be a finite number above 0, got {epsilon:g}")
+    if hasattr(config, "delta"):
+        return config.model_copy(update=_gaussian_budget(epsilon, delta, count))
+
+    def spent(single: float) -> float:
+        shield = build(config.model_copy(update={"epsilon": single}), shape, batch)
+        assert isinstance(shield, Mechanism)
+        return composed(shield, count, delta).epsilon or 0.0
+
+    return config.model_copy(update={"epsilon": _largest(spent, epsilon, count)})
+
+
+def _gaussian_budget(epsilon: float, delta: float, count: int) -> dict[str, float]:
+    """Return ε and δ of a release with √count times the σ that a single one would need.
+
+    Any point of that σ's curve of (ε, δ) would do. At δ/count there always is an ε above 0;
+    at δ there may be none.
+    """
+    sigma = math.sqrt(count) * analytic_sigma(epsilon * (1 - TOLERANCE), delta)
+    return {"epsilon": analytic_epsilon(sigma, delta / count), "delta": delta / count}
+
+
+def _largest(spent: Callable[[float], float], budget: float, count: int) -> float:
+    """Return the largest ε of a release with which all of them keep within the budget."""
+    low = budget / count * (1 - TOLERANCE)
+    high = 2 * low
+    while spent(high) <= budget:
+        low, high = high, 2 * high
+    while high - low > TOLERANCE * low:
+        middle = (low + high) / 2
+        low, high = (middle, high) if spent(middle) <= budget else (low, middle)
+    return low
+
+
+def _check(delta: float, counts: Iterable[int]) -> None:
+    if not 0 < delta < 1:
+        raise RequestError(f"delta: must be between 0 and 1, got {delta:g}")
+    if any(count < 1 for count in counts):
+        raise RequestError("count: a record must be released at least once to be accounted for")
+
+
+def _nothing(release: tuple[Mechanism, int]) -> Guarantee | None:
+    """Return why a release has no finite ε, if so."""
+    mechanism, _ = release
+    if mechanism.noiseless:
+        return NO_NOISE
+    held = mechanism.held()
+    return held if held.epsilon is None else None
+
+
+def _parts(releases: Sequence[tuple[Mechanism, int]]) -> Parts:
+    squares, pure = 0.0, []
+    for mechanism, count in releases:
+        ratio = (mechanism.sensitivity or 0.0) / mechanism.scale
+        if mechanism.kind == "gaussian":
+            squares += count * ratio**2
+        else:
+            pure.append((ratio, count))
+    return Parts(math.sqrt(squares), pure)
+
+
+def _added(parts: Parts, delta: float) -> float:
+    """Return the sum of all ε, with all of δ for the Gaussian one."""
+    return _gaussian(parts, delta) + _sum(parts.pure)
+
+
+def _gaussian(parts: Parts, delta: float) -> float:
+    return analytic_epsilon(1 / parts.ratio, delta) if parts.ratio else 0.0
+
+
+def _sum(pure: Iterable[Pure]) -> float:
+    return sum(epsilon * count for epsilon, count in pure)
+
+
+def _by_renyi(parts: Parts, delta: float) -> float:
+    import dp_accounting
+
+    # The relation of randomised response; Gaussian noise is not doubled by it here.
+    accountant = dp_accounting.rdp.RdpAccountant(
+        neighboring_relation=dp_accounting.NeighboringRelation.REPLACE_ONE
+    )
+    if parts.ratio:
+        accountant.compose(dp_accounting.GaussianDpEvent(1 / parts.ratio))
+    for epsilon, count in parts.pure:
+        wrong = math.exp(-epsilon) / (1 + math.exp(-epsilon))
+        accountant.compose(dp_accounting.RandomizedResponseDpEvent(2 * wrong, 2), count)
+    return float(accountant.get_epsilon(delta))
+
+
+def _by_loss_distribution(parts: Parts, delta: float) -> float:
+    """Return ε by composing privacy loss distributions; infinity where that gains nothing."""
+    own = [_gaussian(parts, delta), *(epsilon for epsilon, _ in parts.pure)]
+    alone = not parts.ratio and sum(count for _, count in parts.pure) == 1
+    if not parts.pure or alone or max(own) > LARGEST:
+        return math.inf
+    total, *others = _loss_distributions(parts)
+    for other in others:
+        total = total.compose(other)
+    return _least_epsilon(total, delta - ROUNDING, _added(parts, delta))
+
+
+def _least_epsilon(losses: Any, delta: float, most: float) -> float:
+    """Return the least ε for a δ; infinity if that is above ``most``.
+
+    The distributions' own search is not used: it takes e^−ε for a number, which it is not to
+    full precision from ε = 700 on.
+    """
+
+    def above(epsilon: float) -> float:
+        return float(losses.get_delta_for_epsilon(epsilon)) - delta
+
+    if above(0.0) <= 0:
+        return 0.0
+    if above(most) > 0:
+        return math.inf
+    least = brentq(above, 0.0, most, xtol=PRECISION * most, rtol=PRECISION)
+    return float(least) + 2 * PRECISION * most
+
+
+def _loss_distributions(parts: Parts) -> list[Any]:
+    # Not by dp-accounting's PLDAccountant: it takes randomised response once, whatever the
+    # count (0.6.0), and knows no ε-private mechanism in general.
+    from dp_accounting import NeighboringRelation
+    from dp_accounting.pld import common, privacy_loss_distribution
+
+    step = _step(parts)
+    found = [
+        privacy_loss_distribution.from_privacy_parameters(
+            common.DifferentialPrivacyParameters(epsilon), value_discretization_interval=step
+        ).self_compose(count)
+        for epsilon, count in parts.pure
+    ]
+    if parts.ratio:
+        gaussian = privacy_loss_distribution.from_gaussian_mechanism(
+            1 / parts.ratio,
+            value_discretization_interval=step,
+            neighboring_relation=NeighboringRelation.REPLACE_SPECIAL,
+        )
+        found.append(gaussian)
+    return found
+
+
+def _step(parts: Parts) -> float:
+    """Return the distance of privacy losses on the grid; rounding up to it is pessimistic.
+
+    Randomised response of one ε has the losses ±ε only, so its sums lie on a grid of ε. Other
+    grids are as fine as :data:`POINTS` allow, and have the largest ε on them.
+    """
+    largest = max(epsilon for epsilon, _ in parts.pure)
+    if not parts.ratio and all(epsilon == largest for epsilon, _ in parts.pure):
+        return largest
+    # Losses of Gaussian noise are cut off ten standard deviations from their mean.
+    finest = (20 * parts.ratio + 2 * _sum(parts.pure)) / POINTS
+    return largest / (largest // finest) if largest > finest else finest
+
+
+def _distinct(reasons: Iterable[tuple[str, ...]]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(reason for each in reasons for reason in each))

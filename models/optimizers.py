@@ -1,0 +1,98 @@
+"""Optimisers by name, with a state that can be put into a file without pickling."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+WITH_MOMENTUM = ("sgd", "rmsprop")
+_CLASSES: dict[str, type[torch.optim.Optimizer]] = {
+    "sgd": torch.optim.SGD,
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+    "nadam": torch.optim.NAdam,
+    "radam": torch.optim.RAdam,
+    "rmsprop": torch.optim.RMSprop,
+    "adagrad": torch.optim.Adagrad,
+}
+
+
+class OptimizerConfig(BaseModel):
+    """An optimiser and its schedule.
+
+    Attributes
+    ----------
+    name : str
+    learning_rate, weight_decay : float
+    momentum : float
+        Of ``sgd`` and ``rmsprop``.
+    step_size, gamma : int or None, float
+        Every ``step_size`` epochs the learning rate is multiplied with ``gamma``.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: Literal["sgd", "adam", "adamw", "nadam", "radam", "rmsprop", "adagrad"] = "sgd"
+    learning_rate: float = Field(default=0.01, gt=0, le=10)
+    momentum: float = Field(default=0.0, ge=0, lt=1)
+    weight_decay: float = Field(default=0.0, ge=0, le=1)
+    step_size: int | None = Field(default=None, ge=1)
+    gamma: float = Field(default=0.1, gt=0, le=1)
+
+    @model_validator(mode="after")
+    def _momentum_is_known(self) -> OptimizerConfig:
+        if self.momentum and self.name not in WITH_MOMENTUM:
+            raise ValueError(
+                f"'{self.name}' has no momentum setting; allowed with {', '.join(WITH_MOMENTUM)}"
+            )
+        return self
+
+    def rate(self, epoch: int) -> float:
+        """Return the learning rate of an epoch, counted from 0."""
+        decays = epoch // self.step_size if self.step_size else 0
+        return self.learning_rate * self.gamma**decays
+
+
+def build(
+    config: OptimizerConfig, parameters: Iterable[torch.nn.Parameter]
+) -> torch.optim.Optimizer | None:
+    """Return the optimiser, or None if there is nothing to train."""
+    wanted = [p for p in parameters if p.requires_grad]
+    if not wanted:
+        return None
+    options: dict[str, Any] = {"lr": config.learning_rate, "weight_decay": config.weight_decay}
+    if config.momentum:
+        options["momentum"] = config.momentum
+    return _CLASSES[config.name](wanted, **options)
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Set the learning rate of all parameters."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+
+
+def state_of(optimizer: torch.optim.Optimizer | None) -> dict[str, torch.Tensor]:
+    """Return an optimiser's state as tensors; empty before its first step."""
+    kept = optimizer.state_dict()["state"] if optimizer else {}
+    return {
+        f"{number}/{key}": value
+        for number, state in kept.items()
+        for key, value in state.items()
+        if isinstance(value, torch.Tensor)
+    }
+
+
+def restore(optimizer: torch.optim.Optimizer | None, state: Mapping[str, torch.Tensor]) -> None:
+    """Put back what :func:`state_of` returned."""
+    if optimizer is None:
+        return
+    kept: dict[int, dict[str, torch.Tensor]] = {}
+    for name, value in state.items():
+        number, _, key = name.partition("/")
+        kept.setdefault(int(number), {})[key] = value
+    whole = optimizer.state_dict()
+    optimizer.load_state_dict({**whole, "state": kept})

@@ -1,0 +1,38 @@
+"""Several tensors as one vector: a message that holds one array is cheaper than one of many."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import nn
+
+
+def state(module: nn.Module) -> list[torch.Tensor]:
+    """Return the parameters and buffers of a module, in the order of its ``state_dict``."""
+    return list(module.state_dict().values())
+
+
+def packed(tensors: Sequence[torch.Tensor]) -> np.ndarray:
+    """Return the tensors' values one after the other, float32 of shape (n,)."""
+    if not tensors:
+        return np.zeros(0, np.float32)
+    flat = [tensor.detach().reshape(-1).float().cpu() for tensor in tensors]
+    return torch.cat(flat).numpy()
+
+
+def unpack(values: torch.Tensor, tensors: Sequence[torch.Tensor]) -> None:
+    """Put packed values back into tensors of the same shapes.
+
+    Raises
+    ------
+    ValueError
+        If there are not as many values as the tensors hold.
+    """
+    sizes = [tensor.numel() for tensor in tensors]
+    if tuple(values.shape) != (sum(sizes),):
+        raise ValueError(f"must hold {sum(sizes)} values, has the shape {tuple(values.shape)}")
+    with torch.no_grad():
+        for tensor, part in zip(tensors, values.split(sizes), strict=True):
+            tensor.copy_(part.reshape(tensor.shape))

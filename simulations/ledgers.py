@@ -1,0 +1,91 @@
+"""``pudica privacy``: what left its owner in a run, and what then holds for a record."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from analysis.privacy import privacy, verdict
+from analysis.runs import open_runs
+from clients.shields import Guarantee
+
+
+class Report(NamedTuple):
+    """What is printed of one run."""
+
+    title: str
+    table: pd.DataFrame
+    lines: list[str]
+
+
+def reports(runs: Sequence[Path], delta: float) -> list[Report]:
+    """Return a report for each run.
+
+    Parameters
+    ----------
+    runs : sequence of Path
+        As of :func:`analysis.load`.
+    delta : float
+        Of all releases of a record together.
+
+    Raises
+    ------
+    RequestError
+        As :func:`analysis.privacy.privacy`.
+    """
+    return [_report(run.name, run.directory, delta) for run in open_runs(list(runs))]
+
+
+def _report(name: str, directory: Path, delta: float) -> Report:
+    frame = privacy(directory, delta)
+    lines = list(_reasons(frame))
+    for case, guarantee in verdict(directory, delta).items():
+        lines += ["", *_verdict(case, frame[frame["case"] == case], guarantee)]
+    title = f"Releases of {name}, all of a record at δ = {delta:g}"
+    return Report(title, _table(frame), lines)
+
+
+def _table(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return the ledger's columns that are narrow, with ε in the digits that matter."""
+    shown = frame[["case", "what", "records", "nodes", "count", "mechanism", "randomness"]].copy()
+    single = zip(frame["record_epsilon"], frame["record_delta"], strict=True)
+    shown["one release"] = [_epsilon(epsilon, delta) for epsilon, delta in single]
+    shown["all releases"] = frame["composed_epsilon"].map(_epsilon)
+    shown["by RDP"] = frame["composed_rdp"].map(_epsilon)
+    return shown
+
+
+def _epsilon(epsilon: Any, delta: Any = 0.0) -> str:
+    if pd.isna(epsilon):
+        return "-"
+    return f"{epsilon:.4g} (δ = {delta:g})" if delta else f"{epsilon:.4g}"
+
+
+def _reasons(frame: pd.DataFrame) -> Iterator[str]:
+    """Yield a line for each thing that a row rests on, those of several cases once."""
+    rows = frame[["what", "mechanism", "reasons"]].to_dict("records")
+    whose = [(row, row["what"] + _by(row["mechanism"])) for row in rows]
+    lines = (f"  {name}: {reason}" for row, name in whose for reason in row["reasons"])
+    yield from dict.fromkeys(lines)
+
+
+def _by(mechanism: str) -> str:
+    return "" if mechanism == "none" else f", {mechanism}"
+
+
+def _verdict(case: str, rows: pd.DataFrame, guarantee: Guarantee) -> Iterator[str]:
+    """Yield what is claimed of a case, what holds, and why."""
+    yield case
+    own = rows[(rows["records"] == "training") & (rows["claimed"] != "nothing")]
+    named = zip(own["claimed"], own["what"], strict=True)
+    claims = [f"{claim} ({what}, one release)" for claim, what in named]
+    yield from (f"  claimed: {claim}" for claim in dict.fromkeys(claims or ["nothing"]))
+    yield f"  holds for a training record: {_in_words(guarantee)}"
+    yield from (f"    {reason}" for reason in guarantee.reasons)
+
+
+def _in_words(guarantee: Guarantee) -> str:
+    return str(guarantee).removesuffix(f" for one {guarantee.unit}")

@@ -1,0 +1,70 @@
+"""Several settings in one experiment: each case says what differs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Set
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from strategies.explain import explained
+
+CASE_NAME = re.compile(r"\w[\w .=-]*")
+# Of a run's directory, where each case has a folder of its own.
+OWN_FOLDERS = ("plots", "vault")
+MAIN = "main"
+
+Settings = TypeVar("Settings", bound=BaseModel)
+
+
+def each_case(settings: Settings, shared: Set[str]) -> dict[str, Settings]:
+    """Return the full settings of each case by name; without cases, of ``main``.
+
+    Parameters
+    ----------
+    settings : BaseModel
+        With a field ``cases``: by name, what differs; keys may have dots, as with ``--set``.
+    shared : set of str
+        Keys that no case may change.
+
+    Raises
+    ------
+    ValueError
+        If a case's name is no folder's, it changes what is shared, or a value is wrong.
+    """
+    cases: Mapping[str, Mapping[str, Any]] = getattr(settings, "cases", {})
+    if not cases:
+        return {MAIN: settings}
+    own = settings.model_dump(by_alias=True, exclude={"cases"})
+    return {name: _case(type(settings), name, own, cases[name], shared) for name in cases}
+
+
+def _case(
+    schema: type[Settings],
+    name: str,
+    own: Mapping[str, Any],
+    changes: Mapping[str, Any],
+    shared: Set[str],
+) -> Settings:
+    if not CASE_NAME.fullmatch(name) or name in OWN_FOLDERS:
+        raise ValueError(
+            f"case '{name}': a case's name is that of a folder: letters, digits, spaces, "
+            f"- . = and _, and none of {', '.join(OWN_FOLDERS)}"
+        )
+    if fixed := {"cases", *shared} & {key.partition(".")[0] for key in changes}:
+        raise ValueError(f"case '{name}': {', '.join(sorted(fixed))} is shared by all cases")
+    values: Any = own
+    for key, value in changes.items():
+        values = _changed(values, key.split("."), value)
+    try:
+        return schema.model_validate(values)
+    except ValidationError as error:
+        raise ValueError(f"case '{name}': {'; '.join(explained(error, schema))}") from error
+
+
+def _changed(values: Any, path: list[str], value: Any) -> dict[str, Any]:
+    """Return a mapping with the value at a path, the rest as it was."""
+    section = values if isinstance(values, Mapping) else {}
+    first, *rest = path
+    return {**section, first: _changed(section.get(first), rest, value) if rest else value}

@@ -1,0 +1,71 @@
+"""The first exchanges of every system: who is there, and does everyone run the same code."""
+
+from __future__ import annotations
+
+import time
+
+from flwr.app import RecordDict
+
+from clients import protocol
+from strategies.exchange import Exchanges
+
+JOIN_SECONDS = 120.0
+
+
+def gather(exchanges: Exchanges, names: list[str], minimum: int) -> dict[str, int]:
+    """Wait for the nodes, check their code, and return the node id of each name.
+
+    Partition i plays the i-th name.
+
+    Raises
+    ------
+    RuntimeError
+        Too few nodes, or a node with other code than the server.
+    """
+    nodes = _wait_for_nodes(exchanges, len(names), minimum)
+    everyone = Exchanges(exchanges.grid, exchanges.recorder, nodes, exchanges.timeout)
+    hello = protocol.request({"run": exchanges.recorder.directory.name})
+    placed: dict[str, int] = {}
+    event = exchanges.recorder.event
+    greetings = everyone.ask(protocol.HELLO, dict.fromkeys(nodes, hello), _greeting)
+    for node, (partition, code) in greetings.items():
+        _check_code(code)
+        if not 0 <= partition < len(names):
+            event(f"node {node} has partition {partition}, which nobody plays")
+        elif names[partition] in placed:
+            event(f"node {node} says it has partition {partition} too; ignored")
+        else:
+            placed[names[partition]] = nodes[node]
+    return {name: placed[name] for name in names if name in placed}
+
+
+def _wait_for_nodes(exchanges: Exchanges, wanted: int, minimum: int) -> dict[str, int]:
+    """Return the nodes once there are as many as wanted; ids are random per run."""
+    deadline = time.monotonic() + JOIN_SECONDS
+    while len(found := sorted(exchanges.grid.get_node_ids())) < wanted:
+        if time.monotonic() > deadline:
+            break
+        time.sleep(0.2)
+    if len(found) < max(1, minimum):
+        raise RuntimeError(
+            f"only {len(found)} of {wanted} nodes were there after {JOIN_SECONDS:g} s; start more "
+            f"nodes, or give the simulation num-supernodes={wanted}"
+        )
+    if len(found) < wanted:
+        exchanges.recorder.event(f"starting with {len(found)} of {wanted} nodes")
+    return {str(node): node for node in found}
+
+
+def _greeting(content: RecordDict) -> tuple[int, str]:
+    words = protocol.words_of(content)
+    return int(words["partition"]), str(words["code"])
+
+
+def _check_code(code: str) -> None:
+    own = protocol.code_fingerprint()
+    if code != own:
+        raise RuntimeError(
+            f"a node runs other code (fingerprint {code}) than the server ({own}): install the "
+            "same version of pudica on both, and start `flwr run` from a directory that holds no "
+            "folders called models or clients"
+        )

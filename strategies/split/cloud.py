@@ -1,0 +1,196 @@
+"""The cloud's side of a cut model: the back, and what it learns from smashed data."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from flwr.app import RecordDict
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from clients import protocol
+from models import optimizers, packing
+from models.compute import Compute
+from models.randomness import derive, seeded
+from strategies.split.config import SplitConfig
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """What a device sent: smashed data (N, *shape), labels (N,), and its batches' sizes."""
+
+    smashed: torch.Tensor
+    labels: torch.Tensor
+    sizes: list[int]
+    seconds: dict[str, float]
+
+    def batches(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Return smashed data and labels of each batch."""
+        parts = zip(self.smashed.split(self.sizes), self.labels.split(self.sizes), strict=True)
+        return list(parts)
+
+
+def admitted(
+    content: RecordDict, sizes: list[int], shape: tuple[int, ...], wire: str, classes: int
+) -> Chunk:
+    """Return what a device sent, if it is what was asked for.
+
+    Parameters
+    ----------
+    sizes : list of int
+        Of the batches that were asked for.
+    shape : tuple of int
+        Of one example's activation.
+
+    Raises
+    ------
+    KeyError, ValueError
+        Something is missing, of another shape or type, not finite, or a label of no class.
+    """
+    arrays = protocol.arrays_of(content)
+    smashed, labels = arrays["smashed"], arrays["labels"]
+    count = sum(sizes)
+    if smashed.shape != (count, *shape) or smashed.dtype != wire:
+        raise ValueError(
+            f"smashed data of shape {smashed.shape} and type {smashed.dtype}, "
+            f"{(count, *shape)} of {wire} were asked for"
+        )
+    if labels.shape != (count,) or labels.dtype.kind not in "iu":
+        raise ValueError(f"labels of shape {labels.shape} and type {labels.dtype}")
+    if not np.isfinite(smashed).all():
+        raise ValueError("smashed data with NaN or infinity")
+    if count and not 0 <= labels.min() <= labels.max() < classes:
+        raise ValueError(f"a label outside 0 to {classes - 1}: a class that the cloud has not")
+    return Chunk(
+        torch.from_numpy(smashed).float(),
+        torch.from_numpy(labels).long(),
+        sizes,
+        protocol.numbers_of(content),
+    )
+
+
+class Cloud:
+    """The back with its optimiser.
+
+    Parameters
+    ----------
+    back : Module
+    settings : SplitConfig
+    compute : Compute
+    seed : int
+        For layers that draw, such as dropout.
+    returns : bool
+        Whether gradients go back to the devices.
+    """
+
+    def __init__(
+        self, back: nn.Module, settings: SplitConfig, compute: Compute, seed: int, returns: bool
+    ) -> None:
+        self.back = compute.host(back).train()
+        self.settings = settings
+        self.compute = compute
+        self.seed = seed
+        self.returns = returns
+        self.optimizer = optimizers.build(settings.optimizer, self.back.parameters())
+
+    def learn(
+        self, chunks: Mapping[str, Chunk], epoch: int, turn: int
+    ) -> tuple[float, dict[str, torch.Tensor]]:
+        """Take a step for each batch, on the union of what the devices sent of it.
+
+        Returns
+        -------
+        loss : float
+            Summed over all examples.
+        gradients : dict of str to Tensor
+            By device, of the mean loss over its own batch with respect to what it sent,
+            concatenated as it was sent.
+        """
+        self.rate(epoch)
+        batches = {name: chunk.batches() for name, chunk in chunks.items()}
+        found: dict[str, list[torch.Tensor]] = {name: [] for name in chunks}
+        total = 0.0
+        for number in range(max(map(len, batches.values()), default=0)):
+            there = {name: each[number] for name, each in batches.items() if number < len(each)}
+            loss, gradients = self._step(there, turn, number)
+            total += loss
+            for name, gradient in gradients.items():
+                found[name].append(gradient)
+        return total, {name: torch.cat(parts) for name, parts in found.items() if parts}
+
+    def rate(self, epoch: int) -> None:
+        """Set the learning rate of an epoch."""
+        if self.optimizer:
+            optimizers.set_rate(self.optimizer, self.settings.optimizer.rate(epoch))
+
+    def _step(
+        self, batches: Mapping[str, tuple[torch.Tensor, torch.Tensor]], turn: int, number: int
+    ) -> tuple[float, dict[str, torch.Tensor]]:
+        counts = [len(y) for _, y in batches.values()]
+        smashed = torch.cat([x for x, _ in batches.values()]).to(self.compute.device)
+        loss = self.step(smashed, torch.cat([y for _, y in batches.values()]), turn, number)
+        if smashed.grad is None:
+            return loss, {}
+        # The gradient of the mean over the union is a device's own but for its share of it.
+        parts = smashed.grad.split(counts)
+        own = [part * (sum(counts) / count) for part, count in zip(parts, counts, strict=True)]
+        return loss, dict(zip(batches, own, strict=True))
+
+    def step(self, smashed: torch.Tensor, labels: torch.Tensor, turn: int, number: int) -> float:
+        """Take a step on one batch; return its loss, summed over the examples.
+
+        Raises
+        ------
+        RuntimeError
+            If the loss is no finite number any more.
+        """
+        smashed.requires_grad_(self.returns)
+        # Batch norm has no variance of a single example: use the statistics learnt so far.
+        self.back.train(len(labels) > 1)
+        with seeded(derive(self.seed, "layers", turn, number)):
+            logits = self.compute.outputs(self.back, smashed)
+        loss = cross_entropy(logits, labels.to(self.compute.device))
+        if not math.isfinite(value := float(loss.detach())):
+            raise RuntimeError(
+                f"the loss is {value} in turn {turn}: training has diverged; lower "
+                "split.optimizer.learning_rate"
+            )
+        if self.optimizer:
+            self.optimizer.zero_grad()
+        if loss.requires_grad:
+            loss.backward()  # type: ignore[no-untyped-call]
+        if self.optimizer:
+            self.optimizer.step()
+        return value * len(labels)
+
+    @torch.no_grad()
+    def classify(self, features: torch.Tensor) -> np.ndarray:
+        """Return the predicted class of each example's activations, int64 of shape (N,)."""
+        self.back.eval()
+        logits = self.compute.outputs(self.back, features.to(self.compute.device))
+        predictions: np.ndarray = logits.argmax(1).cpu().numpy()
+        return predictions
+
+    def packed(self) -> np.ndarray:
+        """Return the back's state as one vector."""
+        return packing.packed(packing.state(self.back))
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Return everything that the next step depends on."""
+        back = {f"back/{k}": v for k, v in self.back.state_dict().items()}
+        state = optimizers.state_of(self.optimizer)
+        return back | {f"optimizer/{k}": v for k, v in state.items()}
+
+    def restore(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Put back what :meth:`tensors` returned."""
+        self.back.load_state_dict(under("back/", tensors))
+        optimizers.restore(self.optimizer, under("optimizer/", tensors))
+
+
+def under(prefix: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return the tensors whose names begin with a prefix, without it."""
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}

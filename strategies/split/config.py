@@ -1,0 +1,210 @@
+"""The ``split`` section of an experiment."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Self
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializeAsAny,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from clients import shields
+from clients.assignments import Fronts, Wire
+from clients.data import DataConfig
+from clients.shields import ShieldConfig
+from clients.shields.plain import NoShieldConfig
+from models.optimizers import OptimizerConfig
+from models.training import TrainingConfig
+from strategies.cases import each_case
+from strategies.explain import explained
+
+SHARED = {"devices", "pretraining"}
+PRETRAINED = "pretrained"
+
+
+class PretrainingConfig(BaseModel):
+    """A public data set on which the cloud trains the model beforehand.
+
+    Attributes
+    ----------
+    data : DataConfig
+        Another set than the devices'; images of the same size and channels.
+    training : TrainingConfig
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    data: DataConfig
+    training: TrainingConfig = TrainingConfig()
+
+
+class BudgetConfig(BaseModel):
+    """What all releases of an example together may cost, for a record.
+
+    Attributes
+    ----------
+    epsilon, delta : float
+    releases : int or None
+        How often an example may be released; None: as often as the experiment does.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    epsilon: float = Field(gt=0)
+    delta: float = Field(default=1e-5, gt=0, lt=1)
+    releases: int | None = Field(default=None, ge=1)
+
+
+class SplitConfig(BaseModel):
+    """A model between devices and cloud, and how it is trained.
+
+    Attributes
+    ----------
+    devices : int
+        How many there are; the training data are divided among them by ``data.partition``,
+        by default evenly at random.
+    model, cut : str
+        A name of the zoo or ``custom:module:callable``, and the layer after which it is cut
+        (``pudica cuts MODEL`` lists them; ``input``: before the first).
+    shield : ShieldConfig
+        At the cut: ``name``, and the settings of the shield of that name.
+    noise : {"seeded", "secret"}
+        Drawn from the run's seed, which can be repeated and subtracted; or from keys that
+        the devices draw and keep.
+    front : {"average", "handoff", "private", "frozen"}
+        ``average``: the fronts' gradients are averaged in each turn, which at one batch per
+        message is SGD on the union of the batches. ``handoff``: one front goes from device
+        to device. ``private``: each keeps its own. ``frozen``: none learns.
+    release : {"every-step", "once"}
+        ``once``, with a frozen front: each example's activation is sent a single time, and
+        the cloud trains on what it has.
+    batch_size : int
+        Of each device.
+    batches_per_message : int
+        Above 1 a front learns from gradients at weights that are some batches old.
+    wire : {"float32", "float16"}
+        Of smashed data and gradients in messages.
+    epochs : int
+    optimizer : OptimizerConfig
+        Of the back.
+    front_optimizer : OptimizerConfig or None
+        Of the fronts; None: as of the back.
+    weights : str or None
+        Start from a safetensors file, or (``pretrained``) from ``pretraining``. A layer whose
+        shape differs, as the last with other classes, starts afresh.
+    train : {"all", "last-layer"}
+        ``last-layer``: nothing but the model's last layer learns; the front must be frozen.
+    pretraining : PretrainingConfig or None
+    budget : BudgetConfig or None
+        The shield's noise follows from it; for shields that protect a record.
+    fit : {"sgd", "means"}
+        How the cloud finds the back. ``means``, where it is a single linear layer: from the
+        classes' mean activations, without training.
+    classify : list of {"edge", "cloud"}
+        Who classifies the test images in the end: the devices, which are given the back, or
+        the cloud, which is sent activations.
+    plain_to_cloud : bool
+        Also send test activations without noise, to compare. Never for real: it gives them
+        away.
+    validate_every : int
+        Measure on the validation images after every so many epochs; 0: never.
+    min_devices : int
+        With fewer answers than this the run stops, to be resumed.
+    dropouts : int
+        So many devices, chosen at random, miss each epoch.
+    cases : dict of str to dict
+        Several settings on the same data; each names what differs from the above.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    devices: int = Field(default=4, ge=1, le=10_000)
+    model: str = "cnn-tiny"
+    cut: str = "2"
+    shield: SerializeAsAny[ShieldConfig] = NoShieldConfig()
+    noise: Literal["seeded", "secret"] = "seeded"
+    front: Fronts = "average"
+    release: Literal["every-step", "once"] = "every-step"
+    batch_size: int = Field(default=64, ge=1)
+    batches_per_message: int = Field(default=1, ge=1)
+    wire: Wire = "float32"
+    epochs: int = Field(default=10, ge=1)
+    optimizer: OptimizerConfig = OptimizerConfig()
+    front_optimizer: OptimizerConfig | None = None
+    weights: str | None = None
+    train: Literal["all", "last-layer"] = "all"
+    pretraining: PretrainingConfig | None = None
+    budget: BudgetConfig | None = None
+    fit: Literal["sgd", "means"] = "sgd"
+    classify: list[Literal["edge", "cloud"]] = ["edge", "cloud"]
+    plain_to_cloud: bool = False
+    validate_every: int = Field(default=1, ge=0)
+    min_devices: int = Field(default=1, ge=1)
+    dropouts: int = Field(default=0, ge=0)
+    cases: dict[str, dict[str, Any]] = {}
+
+    @field_validator("shield", mode="before")
+    @classmethod
+    def _own_settings(cls, values: Any) -> Any:
+        try:
+            return shields.configured(values)
+        except ValidationError as error:
+            schema = shields.SHIELDS[values["name"]][0]
+            raise ValueError("; ".join(explained(error, schema))) from error
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        self._check_front()
+        self._check_numbers()
+        if self.weights == PRETRAINED and not self.pretraining:
+            raise ValueError("weights: 'pretrained' needs a section pretraining")
+        if self.fit == "means" and self.release != "once":
+            raise ValueError("fit: 'means' needs release: once")
+        self.each_case()
+        return self
+
+    def _check_front(self) -> None:
+        if self.release == "once" and self.front != "frozen":
+            raise ValueError(
+                f"release: 'once' needs front: frozen, is '{self.front}': a front that learns "
+                "gives other activations in each epoch"
+            )
+        if self.train == "last-layer" and self.front != "frozen":
+            raise ValueError(f"train: 'last-layer' needs front: frozen, is '{self.front}'")
+        if self.budget and self.front != "frozen":
+            raise ValueError(
+                f"budget: needs front: frozen, is '{self.front}': a front that learns from the "
+                "data without noise has no guarantee to spend"
+            )
+
+    def _check_numbers(self) -> None:
+        if self.dropouts >= self.devices:
+            raise ValueError(
+                f"dropouts: {self.dropouts} of {self.devices} devices; "
+                f"allowed: 0 to {self.devices - 1}"
+            )
+        if self.min_devices > self.devices - self.dropouts:
+            raise ValueError(
+                f"min_devices: {self.min_devices}, but at most {self.devices - self.dropouts} "
+                "devices can answer"
+            )
+        if self.budget and self.budget.releases and self.budget.releases < self.releases:
+            raise ValueError(
+                f"budget.releases: {self.budget.releases}, but {self.epochs} epochs release each "
+                f"example {self.releases} times; raise it, lower epochs, or set release: once"
+            )
+
+    @property
+    def releases(self) -> int:
+        """How often the experiment releases each training example."""
+        return 1 if self.release == "once" else self.epochs
+
+    def each_case(self) -> dict[str, SplitConfig]:
+        """Return the full settings of each case by name; without ``cases``, of ``main``."""
+        return each_case(self, SHARED)

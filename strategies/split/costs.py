@@ -1,0 +1,81 @@
+"""What devices pay: bytes and seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from strategies.exchange import Exchanges
+
+
+class Costs:
+    """Bytes of an epoch, and seconds of all, of each device.
+
+    Parameters
+    ----------
+    exchanges : Exchanges
+        Which counts the bytes.
+    """
+
+    def __init__(self, exchanges: Exchanges) -> None:
+        self.exchanges = exchanges
+        self.seconds: dict[str, dict[str, float]] = {}
+        self._before: dict[str, list[int]] = {}
+
+    def begin(self) -> None:
+        """Start to count the bytes of an epoch."""
+        self._before = {name: list(total) for name, total in self.exchanges.traffic.items()}
+
+    def bytes(self, name: str) -> tuple[int, int]:
+        """Return a device's bytes up and down since the epoch began."""
+        before = self._before.get(name, [0, 0])
+        down, up = self.exchanges.traffic.get(name, [0, 0])
+        return up - before[1], down - before[0]
+
+    def spent(self, name: str, seconds: Mapping[str, float], batches: int = 0) -> None:
+        """Add what a device says it took.
+
+        Parameters
+        ----------
+        seconds : mapping
+            ``forward`` and ``backward``.
+        batches : int
+            Of the forward pass.
+        """
+        total = self.seconds.setdefault(name, {"forward": 0.0, "backward": 0.0, "batches": 0})
+        for key in ("forward", "backward"):
+            total[key] += seconds.get(key, 0.0)
+        total["batches"] += batches
+
+    def write(self, path: Path) -> None:
+        """Write each device's milliseconds per batch as CSV."""
+        rows = [
+            {
+                "node": name,
+                "batches": int(total["batches"]),
+                "forward_ms": 1000 * total["forward"] / total["batches"],
+                "backward_ms": 1000 * total["backward"] / total["batches"],
+            }
+            for name, total in self.seconds.items()
+            if total["batches"]
+        ]
+        pd.DataFrame(rows, columns=COLUMNS).to_csv(path, index=False)
+
+    def note(self) -> dict[str, Any]:
+        """Return everything that is to be remembered."""
+        return {
+            "seconds": self.seconds,
+            "before": self._before,
+            "traffic": self.exchanges.traffic,
+        }
+
+    def restore(self, note: Mapping[str, Any]) -> None:
+        """Put back what :meth:`note` returned."""
+        self.seconds, self._before = note["seconds"], note["before"]
+        self.exchanges.traffic = {name: list(total) for name, total in note["traffic"].items()}
+
+
+COLUMNS = ["node", "batches", "forward_ms", "backward_ms"]

@@ -1,0 +1,98 @@
+"""An experiment with a model that is cut between devices and cloud."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal, Self
+
+import models
+from clients import shields
+from clients.data import DataConfig, Splits, load
+from clients.shields.front import activation_shape
+from models.cut import Cutter
+from models.errors import RequestError
+from models.randomness import derive
+from strategies.experiment import Experiment, absolute
+from strategies.split.config import PRETRAINED, SplitConfig
+from strategies.split.model import built, guarded
+
+
+class SplitExperiment(Experiment):
+    """Split learning: the devices, the model and its cut, and how it is trained."""
+
+    system: Literal["split"] = "split"
+    split: SplitConfig = SplitConfig()
+
+    def names(self) -> list[str]:
+        """Return the devices' names, in the order of their partitions."""
+        return [f"device-{number}" for number in range(self.split.devices)]
+
+    def load_public(self) -> Splits:
+        """Return the public data that the cloud trains on beforehand.
+
+        Raises
+        ------
+        RequestError
+            They are not there, or their images have another shape than the devices'.
+        """
+        pretraining = self.split.pretraining
+        if pretraining is None:
+            raise RequestError("split.pretraining: there is no such section")
+        return _public(pretraining.data, derive(self.seed, "public data"))
+
+    def check_models(self, data: Splits) -> None:
+        """Build and cut the model of each case, with its shield; see :class:`Experiment`."""
+        if self.split.pretraining:
+            self._check_public(data)
+        for case, settings in self.split.each_case().items():
+            try:
+                self._check_case(settings, data)
+            except RequestError as error:
+                where = f" (case '{case}')" if self.split.cases else ""
+                raise RequestError(f"split{where}: {error}") from error
+
+    def _check_case(self, settings: SplitConfig, data: Splits) -> None:
+        model = built(settings, data.num_classes, data.shape, self.seed)
+        layers, _ = Cutter(model).cut(settings.cut)
+        shape = activation_shape(layers, data.shape)
+        shields.build(guarded(settings), shape, settings.batch_size)
+        if models.is_frozen(model):
+            raise RequestError("an exported program can't be trained, nor cut")
+
+    def _check_public(self, data: Splits) -> None:
+        public = self.load_public()
+        if public.shape != data.shape:
+            raise RequestError(
+                f"split.pretraining.data: images of {_sizes(public.shape)}, the devices' are "
+                f"{_sizes(data.shape)}; set image_size and channels to the same"
+            )
+
+    def with_absolute_paths(self) -> Self:
+        """Return the experiment with its files named in a way that holds in any directory."""
+        split = self.split.model_copy(
+            update={
+                "weights": _named(self.split.weights),
+                "cases": {
+                    name: {**case, "weights": _named(case["weights"])}
+                    if "weights" in case
+                    else case
+                    for name, case in self.split.cases.items()
+                },
+            }
+        )
+        return super().with_absolute_paths().model_copy(update={"split": split})
+
+
+def _public(config: DataConfig, seed: int) -> Splits:
+    try:
+        return load(config, seed)
+    except RequestError as error:
+        raise RequestError(f"split.pretraining.data: {error}") from error
+
+
+def _sizes(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape))
+
+
+def _named(weights: str | None) -> str | None:
+    return str(absolute(Path(weights))) if weights and weights != PRETRAINED else weights

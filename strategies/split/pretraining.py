@@ -1,0 +1,64 @@
+"""Weights to start from, learnt by the cloud on public data."""
+
+from __future__ import annotations
+
+import torch
+
+import models
+from models.compute import Compute
+from models.errors import RequestError
+from models.files import save_tensors
+from models.randomness import derive
+from models.training import Training
+from strategies.recorder import Recorder
+from strategies.split.cloud import under
+from strategies.split.config import PRETRAINED, SplitConfig
+from strategies.split.experiment import SplitExperiment
+
+TASK = "pretraining"
+STAGE = "public pretraining"
+
+
+def pretrain(experiment: SplitExperiment, recorder: Recorder) -> None:
+    """Train every model on the public data that a case starts from, once each."""
+    if experiment.split.pretraining is None:
+        return
+    cases = experiment.split.each_case().values()
+    for name in dict.fromkeys(case.model for case in cases if case.weights == PRETRAINED):
+        if not recorder.finished(f"{TASK}/{name}"):
+            with recorder.timed(STAGE):
+                _train(experiment, recorder, name)
+
+
+def pretrained(recorder: Recorder, settings: SplitConfig) -> dict[str, torch.Tensor]:
+    """Return the weights that a case starts from."""
+    return under(f"{TASK}/{settings.model}/best/", recorder.arrays)
+
+
+def _train(experiment: SplitExperiment, recorder: Recorder, name: str) -> None:
+    pretraining = experiment.split.pretraining
+    if pretraining is None:
+        raise RequestError("split.pretraining: there is no such section")
+    data, task = experiment.load_public(), f"{TASK}/{name}"
+    channels, side, _ = data.shape
+    seed = derive(experiment.seed, TASK, name)
+    model = models.build(
+        name, num_classes=data.num_classes, channels=channels, image_size=side, seed=seed
+    )
+    training = Training(model, pretraining.training, seed, Compute(experiment.client))
+    if position := recorder.position(task):
+        kept = under(f"{task}/", recorder.arrays)
+        training.restore(kept, position["losses"], position["accuracies"])
+    while not training.finished:
+        training.run_epoch(data.train, data.validation)
+        log = {"node": "cloud", "round": training.epoch, "model": name}
+        recorder.log(TASK, "loss", training.losses[-1], **log)  # type: ignore[arg-type]
+        recorder.log(TASK, "accuracy", training.accuracies[-1], **log)  # type: ignore[arg-type]
+        recorder.progress(STAGE, training.epoch, pretraining.training.epochs, "epoch")
+        tensors = {f"{task}/{key}": value for key, value in training.tensors().items()}
+        recorder.stand(task, tensors, losses=training.losses, accuracies=training.accuracies)
+    best = {f"{task}/best/{key}": value for key, value in training.best.items()}
+    others = {k: v for k, v in recorder.arrays.items() if not k.startswith(f"{task}/")}
+    recorder.arrays = others | best
+    save_tensors(recorder.artefact(f"pretrained-{name}.safetensors"), training.best, {}, 0o644)
+    recorder.finish(task)

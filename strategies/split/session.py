@@ -1,0 +1,213 @@
+"""One case of split learning as the cloud sees it: the devices, the settings, the messages."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from flwr.app import Array, RecordDict
+
+from clients import protocol
+from clients.assignments import EdgeAssignment
+from clients.protocol import batch_sizes
+from models.compute import Compute, ComputeConfig
+from models.randomness import derive
+from strategies.exchange import Exchanges
+from strategies.recorder import Recorder
+from strategies.split.config import SplitConfig
+from strategies.split.costs import Costs
+from strategies.split.experiment import SplitExperiment
+from strategies.split.model import guarded
+
+CLOUD = "cloud"
+# On these engines a node's process lives as long as the run; elsewhere each message may reach
+# a fresh one, and what a device has to remember must be in its vault.
+LASTING = ("inprocess", "ray", "benchmark")
+# Of float16, half of what it can hold: gradients are scaled up to it.
+ROOM = 2.0**14
+
+
+@dataclass(frozen=True)
+class Device:
+    """What a device says of itself: images of each part."""
+
+    train: int
+    validation: int
+    test: int
+
+
+class Session:
+    """The devices of one case.
+
+    Parameters
+    ----------
+    exchanges : Exchanges
+    experiment : SplitExperiment
+    case : str
+    settings : SplitConfig
+        Of this case.
+
+    Attributes
+    ----------
+    devices : dict of str to Device
+        Who joined.
+    needed : int
+        The turn of the last checkpoint, to which a killed run goes back.
+    image, classes : tuple of int, int
+        Shape of an image, number of classes; of all devices.
+    """
+
+    def __init__(
+        self, exchanges: Exchanges, experiment: SplitExperiment, case: str, settings: SplitConfig
+    ) -> None:
+        self.exchanges = exchanges
+        self.recorder: Recorder = exchanges.recorder
+        self.experiment = experiment
+        self.case = case
+        self.settings = settings
+        self.seed = derive(experiment.seed, "split", case)
+        self.compute = Compute(experiment.client)
+        self.fresh = self.recorder.run["engine"] not in LASTING
+        self.devices: dict[str, Device] = {}
+        self.costs = Costs(exchanges)
+        self.needed = -1
+        self.image: tuple[int, int, int] = (0, 0, 0)
+        self.classes = 0
+
+    # ------------------------------------------------------------------------ joining
+
+    def join(self, turn: int) -> None:
+        """Give every device its part, and ask what data it has.
+
+        Parameters
+        ----------
+        turn : int
+            To which a resumed run's devices go back; -1 for a new one.
+
+        Raises
+        ------
+        RuntimeError
+            Devices with data of different shapes or classes; too few with data at all.
+        """
+        requests = {
+            name: protocol.request(
+                {"run": self._run, "assignment": assignment.model_dump_json(), "turn": turn}
+            )
+            for name, assignment in self._assignments().items()
+            if name in self.exchanges.nodes
+        }
+        joined = self.exchanges.ask(protocol.JOIN, requests, protocol.words_of)
+        for name, words in joined.items():
+            self._meet(name, words)
+        nodes = self.exchanges.nodes
+        self.exchanges.nodes = {name: nodes[name] for name in self.devices}
+        self.need(len(self.devices))
+
+    def _meet(self, name: str, words: dict[str, protocol.Scalar]) -> None:
+        channels, height, width = map(int, str(words["shape"]).split("x"))
+        image, classes = (channels, height, width), int(words["classes"])
+        if self.devices and (image, classes) != (self.image, self.classes):
+            raise RuntimeError(
+                f"{name} holds images of {words['shape']} in {classes} classes, the others of "
+                f"{'x'.join(map(str, self.image))} in {self.classes}; give all the same data set"
+            )
+        if not int(words["train"]):
+            self.exchanges.reject(name, "has no training data; it is left out")
+            return
+        self.image, self.classes = image, classes
+        self.devices[name] = Device(*(int(words[k]) for k in ("train", "validation", "test")))
+
+    def _assignments(self) -> dict[str, EdgeAssignment]:
+        experiment, settings = self.experiment, self.settings
+        names = experiment.names()
+        compute = experiment.client.model_dump(include=set(ComputeConfig.model_fields))
+        common = EdgeAssignment(
+            run=self._run,
+            case=self.case,
+            data=experiment.data,
+            data_seed=derive(experiment.seed, "data"),
+            partition=0,
+            partitions=len(names),
+            compute=ComputeConfig(**compute),
+            model=settings.model,
+            cut=settings.cut,
+            fronts=settings.front,
+            shield=guarded(settings),
+            noise=settings.noise,
+            seed=self.seed,
+            batch_size=settings.batch_size,
+            wire=settings.wire,
+            optimizer=settings.front_optimizer or settings.optimizer,
+            releases=self._allowed(),
+        )
+        return {
+            name: common.model_copy(update={"partition": number})
+            for number, name in enumerate(names)
+        }
+
+    def _allowed(self) -> int | None:
+        budget = self.settings.budget
+        return (budget.releases or self.settings.releases) if budget else None
+
+    # ----------------------------------------------------------------------- messages
+
+    @property
+    def _run(self) -> str:
+        return self.recorder.directory.name
+
+    def request(self, config: dict[str, protocol.Scalar], **arrays: Array) -> RecordDict:
+        """Return a request of this case."""
+        return protocol.request({"run": self._run, "case": self.case, **config}, **arrays)
+
+    def gradient(
+        self, gradient: torch.Tensor, turn: int
+    ) -> tuple[dict[str, protocol.Scalar], dict[str, Array]]:
+        """Return config and array of a gradient at the cut, of what was sent in a turn.
+
+        For float16 it is scaled by a power of two, since most of it would be too small.
+        """
+        scale, wire = 1.0, self.settings.wire
+        largest = float(gradient.abs().max()) if len(gradient) else 0.0
+        if wire == "float16" and largest > 0:
+            scale = 2.0 ** math.floor(math.log2(ROOM / largest))
+        values = protocol.on_wire(gradient * scale, wire)
+        return {"scale": scale, "of": turn}, {"gradient": Array(values)}
+
+    def sizes(self, name: str, step: int, count: int) -> list[int]:
+        """Return the sizes of a device's batches, of those that it has."""
+        every = batch_sizes(self.devices[name].train, self.settings.batch_size)
+        return every[step : step + count]
+
+    def batches(self, name: str) -> int:
+        """Return how many batches of a device make an epoch."""
+        return len(batch_sizes(self.devices[name].train, self.settings.batch_size))
+
+    def need(self, answered: int, asked: int | None = None) -> None:
+        """Raise TooFewParticipants if fewer devices answered than the experiment needs.
+
+        Parameters
+        ----------
+        answered : int
+        asked : int, optional
+            Towards the end of an epoch there may be fewer with batches left than it needs.
+        """
+        least = self.settings.min_devices
+        wanted = least if asked is None else min(least, asked)
+        self.exchanges.need(wanted, answered, f"split ({self.case})")
+
+    def task(self, stage: str) -> str:
+        """Return the name under which the recorder knows a stage of this case."""
+        return f"{stage}/{self.case}"
+
+    def log(
+        self,
+        stage: str,
+        metric: str,
+        value: float,
+        node: str = CLOUD,
+        round: int = 0,  # noqa: A002
+        **tags: str,
+    ) -> None:
+        """Append a measurement of this case."""
+        self.recorder.log(stage, metric, value, node=node, round=round, case=self.case, **tags)

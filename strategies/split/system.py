@@ -1,0 +1,109 @@
+"""Split learning from joining to the last measurement, case after case."""
+
+from __future__ import annotations
+
+from flwr.serverapp import Grid
+
+from clients import shields
+from clients.shields.front import Front, activation_shape
+from models.cut import Cutter
+from models.files import save_tensors
+from strategies.exchange import Exchanges
+from strategies.joining import gather
+from strategies.recorder import Recorder
+from strategies.split import releases
+from strategies.split.cloud import Cloud, under
+from strategies.split.config import PRETRAINED, SplitConfig
+from strategies.split.evaluation import NOISY, PLAIN, classify_in_cloud, measure_whole
+from strategies.split.experiment import SplitExperiment
+from strategies.split.fronts import MODES, Fronts
+from strategies.split.model import built, guarded, start_from
+from strategies.split.once import Once
+from strategies.split.pretraining import pretrain, pretrained
+from strategies.split.session import Session
+from strategies.split.training import Training, start_turn
+
+
+def learn(grid: Grid, experiment: SplitExperiment, recorder: Recorder) -> None:
+    """Run all cases: join, train across the cut, evaluate."""
+    pretrain(experiment, recorder)
+    exchanges = Exchanges(grid, recorder, {}, experiment.client.timeout)
+    with recorder.timed("join"):
+        nodes = gather(exchanges, experiment.names(), experiment.split.min_devices)
+    for case, settings in experiment.split.each_case().items():
+        if not recorder.finished(f"case/{case}"):
+            exchanges.nodes = dict(nodes)
+            _Case(Session(exchanges, experiment, case, settings)).run()
+
+
+class _Case:
+    """One case.
+
+    Parameters
+    ----------
+    session : Session
+    """
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self.settings: SplitConfig = session.settings
+        self.recorder = session.recorder
+
+    def run(self) -> None:
+        """Train and evaluate, from wherever a run that was stopped had got to."""
+        session, case = self.session, self.session.case
+        with self.recorder.timed(f"join/{case}"):
+            session.join(start_turn(session))
+        self._build()
+        releases.write(session, self.shape)
+        with self.recorder.timed(f"training/{case}"):
+            self._train()
+        with self.recorder.timed(f"evaluation/{case}"):
+            self._evaluate()
+        self._keep_model()
+        arrays = self.recorder.arrays
+        task = session.task("training")
+        self.recorder.arrays = {k: v for k, v in arrays.items() if not k.startswith(f"{task}/")}
+        self.recorder.finish(f"case/{case}")
+
+    def _build(self) -> None:
+        """Build the model, cut it, and put the shield behind the front."""
+        session, settings = self.session, self.settings
+        model = built(settings, session.classes, session.image, session.experiment.seed)
+        if settings.weights == PRETRAINED:
+            start_from(model, pretrained(self.recorder, settings), PRETRAINED)
+        layers, back = Cutter(model).cut(settings.cut)
+        self.shape = activation_shape(layers, session.image)
+        shield = shields.build(guarded(settings), self.shape, settings.batch_size)
+        front = Front(layers, shield)
+        self.fronts: Fronts = MODES[settings.front](session, front)
+        self.cloud = Cloud(back, settings, session.compute, session.seed, self.fronts.learns)
+
+    def _train(self) -> None:
+        task = self.session.task("training")
+        if self.recorder.finished(task):
+            kept = under(f"{task}/", self.recorder.arrays)
+            self.cloud.restore(kept)
+            self.fronts.restore(kept, self.recorder.result(task)["fronts"])
+            return
+        how = Once if self.settings.release == "once" else Training
+        how(self.session, self.cloud, self.fronts, self.shape).train()
+
+    def _evaluate(self) -> None:
+        """Measure on the test images, in both ways that the settings ask for."""
+        session, cloud, epochs = self.session, self.cloud, self.settings.epochs
+        shared = self.fronts.shared()
+        if "edge" in self.settings.classify:
+            measure_whole(session, cloud, shared, "test", epochs)
+        if "cloud" in self.settings.classify:
+            classify_in_cloud(session, cloud, shared, NOISY, epochs)
+            if self.settings.plain_to_cloud:
+                classify_in_cloud(session, cloud, shared, PLAIN, epochs)
+
+    def _keep_model(self) -> None:
+        """Put the trained model into a file, as far as the cloud has it."""
+        tensors = dict(self.cloud.back.state_dict())
+        if self.settings.front != "private":
+            tensors |= self.fronts.front.layers.state_dict()
+        path = self.recorder.artefact(f"{self.session.case}/model.safetensors")
+        save_tensors(path, tensors, {})

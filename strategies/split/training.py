@@ -1,0 +1,221 @@
+"""Training across the cut: turn after turn, smashed data up, gradients down."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from flwr.app import RecordDict
+
+from clients import protocol
+from models.randomness import numpy_generator
+from strategies.split.cloud import Chunk, Cloud, admitted, under
+from strategies.split.evaluation import log_bytes, measure_whole
+from strategies.split.fronts import Fronts
+from strategies.split.session import Session
+
+# Turns are numbered through the epochs; the odd number after one is for what settles it.
+EPOCH = 2_000_000
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One round of messages: who is asked for which batches of an epoch."""
+
+    number: int
+    epoch: int
+    step: int
+    count: int
+    names: list[str]
+
+
+class Training:
+    """The training of one case, released every step.
+
+    Parameters
+    ----------
+    session : Session
+    cloud : Cloud
+    fronts : Fronts
+    shape : tuple of int
+        Of one example's activation.
+    """
+
+    def __init__(
+        self, session: Session, cloud: Cloud, fronts: Fronts, shape: tuple[int, ...]
+    ) -> None:
+        self.session = session
+        self.settings = session.settings
+        self.recorder = session.recorder
+        self.exchanges = session.exchanges
+        self.cloud = cloud
+        self.fronts = fronts
+        self.shape = shape
+        self.costs = session.costs
+        self.task = session.task("training")
+        self.loss, self.examples = 0.0, 0
+        self.answered: set[str] = set()
+
+    def train(self) -> None:
+        """Train all epochs, from the last checkpoint on."""
+        first, done = self._restore()
+        for epoch in range(first, self.settings.epochs):
+            self.run_epoch(epoch, done if epoch == first else 0)
+            self._end_epoch(epoch)
+        last = self.settings.epochs * EPOCH - 1
+        self.fronts.settle(last)
+        self.costs.write(self.recorder.artefact(f"{self.session.case}/costs.csv"))
+        self._save(self.settings.epochs, 0)
+        self.recorder.finish(self.task, turn=last, fronts=self.fronts.note())
+
+    def run_epoch(self, epoch: int, done: int = 0) -> None:
+        """Take all turns of an epoch but the first ``done``."""
+        if not done:
+            self.exchanges.forgive()
+            self.exchanges.dropouts.clear()
+            self.costs.begin()
+        turns = list(self.turns(epoch))
+        for number, turn in enumerate(turns[done:], start=done + 1):
+            keep = self.session.fresh or self.recorder.due()
+            self.take(turn, keep)
+            if keep:
+                self._save(epoch, number)
+            total = len(turns) * self.settings.epochs
+            done_so_far = len(turns) * epoch + number
+            self.recorder.progress(f"training ({self.session.case})", done_so_far, total, "turn")
+
+    # ------------------------------------------------------------------ who does what
+
+    def turns(self, epoch: int) -> Iterator[Turn]:
+        """Yield the turns of an epoch: everybody at once, or one device after the other."""
+        names, each = self.present(epoch), self.settings.batches_per_message
+        groups = [[name] for name in names] if self.settings.front == "handoff" else [names]
+        index = 0
+        for group in groups:
+            longest = max(map(self.session.batches, group), default=0)
+            for step in range(0, longest, each):
+                there = [name for name in group if step < self.session.batches(name)]
+                yield Turn(epoch * EPOCH + 2 * index, epoch, step, each, there)
+                index += 1
+
+    def present(self, epoch: int) -> list[str]:
+        """Return the devices that take part in an epoch."""
+        names = list(self.exchanges.nodes)
+        if not self.settings.dropouts:
+            return names
+        randomness = numpy_generator(self.session.seed, "dropouts", epoch)
+        count = max(0, min(self.settings.dropouts, len(names) - 1))
+        missing = set(randomness.choice(sorted(names), count, replace=False))
+        return [name for name in names if name not in missing]
+
+    # ----------------------------------------------------------------------- one turn
+
+    def take(self, turn: Turn, keep: bool = False) -> None:
+        """Ask for batches, let the back learn from them, bring the gradients to the fronts."""
+        chunks = self._ask(turn, keep)
+        if self.settings.front != "handoff":
+            self.session.need(len(chunks), len(turn.names))
+        if not chunks:
+            return
+        self.answered.update(chunks)
+        loss, gradients = self.cloud.learn(chunks, turn.epoch, turn.number)
+        self.loss += loss
+        self.examples += sum(len(chunk.labels) for chunk in chunks.values())
+        self.fronts.learn(gradients, turn.epoch, turn.number)
+
+    def _ask(self, turn: Turn, keep: bool) -> dict[str, Chunk]:
+        replies = self.exchanges.ask(
+            protocol.SMASH, {n: self._request(n, turn, keep) for n in turn.names}, lambda c: c
+        )
+        self.fronts.answered(replies)
+        chunks = {}
+        for name, content in replies.items():
+            sizes = self.session.sizes(name, turn.step, turn.count)
+            try:
+                chunk = admitted(
+                    content, sizes, self.shape, self.settings.wire, self.session.classes
+                )
+            except (KeyError, ValueError) as error:
+                self.exchanges.reject(name, f"{protocol.SMASH}: {error}")
+                continue
+            self.costs.spent(name, chunk.seconds, len(sizes))
+            chunks[name] = chunk
+        return chunks
+
+    def _request(self, name: str, turn: Turn, keep: bool) -> RecordDict:
+        config, arrays = self.fronts.goes_along(name)
+        own: dict[str, protocol.Scalar] = {
+            "turn": turn.number,
+            "epoch": turn.epoch,
+            "step": turn.step,
+            "count": len(self.session.sizes(name, turn.step, turn.count)),
+            "keep": int(keep or name not in self.fronts.met),
+            "needed": self.session.needed,
+        }
+        return self.session.request({**own, **config}, **arrays)
+
+    # ------------------------------------------------------------------ around an epoch
+
+    def _end_epoch(self, epoch: int) -> None:
+        done = epoch + 1
+        self.session.need(len(self.answered))
+        self.session.log("training", "loss", self.loss / self.examples, round=done)
+        for name, count in self.exchanges.dropouts.items():
+            self.session.log("training", "dropouts", count, node=name, round=done)
+        log_bytes(self.session, self.shape, done)
+        self.loss, self.examples = 0.0, 0
+        self.answered.clear()
+        every = self.settings.validate_every
+        if every and (done % every == 0 or done == self.settings.epochs):
+            self.fronts.settle(epoch * EPOCH + EPOCH - 1)
+            measure_whole(self.session, self.cloud, self.fronts.shared(), "validation", done)
+
+    def _save(self, epoch: int, done: int) -> None:
+        """Write down where the training stands, for a run that is killed."""
+        tensors = {**self.cloud.tensors(), **self.fronts.tensors()}
+        self._forget()
+        self.recorder.stand(
+            self.task,
+            {f"{self.task}/{key}": value for key, value in tensors.items()},
+            epoch=epoch,
+            done=done,
+            turn=self._turn(epoch, done),
+            loss=self.loss,
+            examples=self.examples,
+            answered=sorted(self.answered),
+            fronts=self.fronts.note(),
+            dropouts=self.exchanges.dropouts,
+            costs=self.costs.note(),
+        )
+        self.session.needed = self._turn(epoch, done)
+
+    def _turn(self, epoch: int, done: int) -> int:
+        """Return the number of the last turn that was taken."""
+        return epoch * EPOCH + 2 * (done - 1) if done else epoch * EPOCH - 1
+
+    def _forget(self) -> None:
+        arrays = self.recorder.arrays
+        self.recorder.arrays = {k: v for k, v in arrays.items() if not k.startswith(self.task)}
+
+    def _restore(self) -> tuple[int, int]:
+        """Go back to the last checkpoint; return its epoch and the turns done in it."""
+        position: dict[str, Any] = self.recorder.position(self.task)
+        if not position:
+            return 0, 0
+        tensors = under(f"{self.task}/", self.recorder.arrays)
+        self.cloud.restore(tensors)
+        self.fronts.restore(tensors, position["fronts"])
+        self.costs.restore(position["costs"])
+        self.exchanges.dropouts.update(position["dropouts"])
+        self.loss, self.examples = position["loss"], position["examples"]
+        self.answered = set(position["answered"])
+        return int(position["epoch"]), int(position["done"])
+
+
+def start_turn(session: Session) -> int:
+    """Return the turn to which the devices of a resumed run go back, -1 for a new one."""
+    recorder, task = session.recorder, session.task("training")
+    if recorder.finished(task):
+        return int(recorder.result(task)["turn"])
+    return int(recorder.position(task).get("turn", -1))

@@ -1,0 +1,70 @@
+"""An experiment with a competition."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+import models
+from clients.assignments import ParticipantConfig
+from clients.data import Splits
+from models.custom import SUFFIX
+from models.errors import RequestError
+from models.training import TrainingConfig
+from strategies.experiment import Experiment, absolute
+from strategies.themis.config import ThemisConfig
+
+
+class ThemisExperiment(Experiment):
+    """A competition: its participants, how they train, and what the organiser decides."""
+
+    system: Literal["themis"] = "themis"
+    participants: list[ParticipantConfig] = Field(min_length=1)
+    training: TrainingConfig = TrainingConfig()
+    themis: ThemisConfig = ThemisConfig()
+
+    @model_validator(mode="after")
+    def _names_are_unique(self) -> Self:
+        names = self.names()
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(
+                f"participants: the name '{twice[0]}' is there twice; give each its own `name`"
+            )
+        self.themis.check(names)
+        return self
+
+    def names(self) -> list[str]:
+        """Return the participants' names, in order."""
+        return [participant.name for participant in self.participants]
+
+    def check_models(self, data: Splits) -> None:
+        """Build every participant's model, and the examiner; see :class:`Experiment`."""
+        examiner = self.themis.examiner
+        wanted = [
+            (f"participants.{number} ({p.name})", p.model)
+            for number, p in enumerate(self.participants)
+        ]
+        wanted += [("themis.examiner", examiner.model)] if examiner else []
+        for where, model in wanted:
+            try:
+                models.build(
+                    model,
+                    num_classes=data.num_classes,
+                    channels=data.shape[0],
+                    image_size=data.shape[1],
+                )
+            except RequestError as error:
+                raise RequestError(f"{where}: {error}") from error
+
+    def with_absolute_paths(self) -> Self:
+        """Return the experiment with its files named in a way that holds in any directory."""
+        participants = [
+            p.model_copy(update={"model": str(absolute(Path(p.model)))})
+            if p.model.endswith(SUFFIX)
+            else p
+            for p in self.participants
+        ]
+        return super().with_absolute_paths().model_copy(update={"participants": participants})

@@ -1,0 +1,101 @@
+"""A tiny experiment of split learning, and runs of it in this process."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from competition_helpers import ListeningGrid
+from flwr.app import Error, Message
+
+from clients.app import app as client_app
+from models.files import load_tensors
+from simulations.engines.local import run_config, server_context
+from strategies.app import app as server_app
+from strategies.loading import load_experiment
+from strategies.split.experiment import SplitExperiment
+
+TINY = [
+    "data.limit=96",
+    "split.devices=2",
+    "split.model=cnn-tiny",
+    "split.cut='2'",
+    "split.shield={name: none}",
+    "split.batch_size=16",
+    "split.epochs=2",
+    "split.validate_every=0",
+]
+
+
+def tiny(*overrides: str) -> SplitExperiment:
+    """Return an experiment of two devices with 48 images each that takes a moment."""
+    experiment = load_experiment("split-digits", [*TINY, *overrides])
+    assert isinstance(experiment, SplitExperiment)
+    return experiment
+
+
+class Interrupted(Exception):
+    """The run was to be stopped here."""
+
+
+class FaultyGrid(ListeningGrid):
+    """A grid on which some messages fail, or that dies at one.
+
+    Attributes
+    ----------
+    faults : set of (str, int, int)
+        Kind, partition, and the how manieth such message (from 1) is answered by an error.
+    stop : (str, int) or None
+        Kind, and at the how manieth reply of it everything stops.
+    """
+
+    faults: set[tuple[str, int, int]] = set()
+    stop: tuple[str, int] | None = None
+
+    def _answer(self, message: Message) -> Message:
+        kind = message.metadata.message_type
+        partition = self.partition[message.metadata.dst_node_id]
+        self.counts = getattr(self, "counts", {})
+        for key in ((kind, partition), (kind, None)):
+            self.counts[key] = self.counts.get(key, 0) + 1
+        if (kind, partition, self.counts[kind, partition]) in self.faults:
+            return Message(Error(1, "RuntimeError: not today"), reply_to=message)
+        reply = super()._answer(message)
+        if self.stop == (kind, self.counts[kind, None]):
+            raise Interrupted
+        return reply
+
+
+def run(
+    experiment: SplitExperiment,
+    directory: Path,
+    faults: Iterable[tuple[str, int, int]] = (),
+    stop: tuple[str, int] | None = None,
+) -> FaultyGrid:
+    """Run an experiment, or go on with it, and return the grid that listened."""
+    config = run_config(experiment, directory, "inprocess")
+    grid = FaultyGrid(client_app, len(experiment.names()), config)
+    grid.faults, grid.stop = set(faults), stop
+    server_app(grid, server_context(config))
+    return grid
+
+
+def model_of(directory: Path, case: str = "main") -> dict[str, torch.Tensor]:
+    """Return the trained model's weights."""
+    kept = load_tensors(directory / case / "model.safetensors")
+    assert kept is not None
+    return kept[0]
+
+
+def measured(directory: Path, **wanted: Any) -> list[dict[str, Any]]:
+    """Return the measurements with all of these tags."""
+    rows = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    return [row for row in rows if all(row.get(key) == value for key, value in wanted.items())]
+
+
+def asked(grid: ListeningGrid, kind: str) -> list[Message]:
+    """Return the requests of one kind."""
+    return [message for message in grid.requests if message.metadata.message_type == kind]
