@@ -38,7 +38,10 @@ COLUMNS = (
     "draw",
 )
 NEEDED = {"stage", "round", "node", "metric", "value"}
-STAGES = ("local", "generator", "density", "evaluation", "protection", "leaderboard")
+STAGES = (
+    *("local", "generator", "density", "evaluation", "protection", "leaderboard"),
+    *("pretraining", "training", "validation", "test", "costs"),
+)
 ORGANISER = "organiser"
 
 

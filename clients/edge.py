@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -335,17 +336,16 @@ class Edge:
         _, layers = self._cutter().cut(self.assignment.cut)
         layers = self.compute.host(layers).eval()
         packing.unpack(back.to(self.compute.device), packing.state(layers))
-        images = self._own(part)
+        images, size = self._own(part), self.assignment.batch_size
         right = {"plain": 0, "noisy": 0}
-        for start in range(0, len(images), self.assignment.batch_size):
-            count = min(self.assignment.batch_size, len(images) - start)
-            y = torch.from_numpy(images.labels[start : start + count])
-            for which, count_right in right.items():
-                noisy = which == "noisy"
-                activations = self._shielded(images, start, count, noisy, part, epoch)
+        for start in range(0, len(images), size):
+            activations = self._activations(images, start, size)
+            y = torch.from_numpy(images.labels[start : start + size])
+            for noisy, which in enumerate(right):
+                sent = self._shielded(activations, bool(noisy), part, epoch, start)
                 with torch.no_grad():
-                    guesses = self.compute.outputs(layers, activations).argmax(1).cpu()
-                right[which] = count_right + int((guesses == y).sum())
+                    guesses = self.compute.outputs(layers, sent).argmax(1).cpu()
+                right[which] += int((guesses == y).sum())
         return {**right, "num-examples": len(images)}
 
     def features(self, start: int, count: int, noisy: bool) -> np.ndarray:
@@ -355,10 +355,12 @@ class Edge:
         -------
         ndarray of shape (count, *shape)
         """
-        images, size = self._own("test"), self.assignment.batch_size
+        images, size, end = self._own("test"), self.assignment.batch_size, start + count
         parts = [
-            self._shielded(images, first, min(size, start + count - first), noisy, "test", 0)
-            for first in range(start, start + count, size)
+            self._shielded(
+                self._activations(images, first, min(size, end - first)), noisy, "test", 0, first
+            )
+            for first in range(start, end, size)
         ]
         return self._sent(parts)
 
@@ -367,20 +369,28 @@ class Edge:
         labels = self._own("test").labels[start : start + len(predictions)]
         return int((predictions.numpy() == labels).sum())
 
-    def _shielded(
-        self, images: ImageSet, start: int, count: int, noisy: bool, part: str, epoch: int
-    ) -> torch.Tensor:
-        """Return activations in evaluation mode as the back gets them, with noise or without."""
+    def _activations(self, images: ImageSet, start: int, count: int) -> torch.Tensor:
+        """Return the front's activations in evaluation mode, before the shield."""
         self._need_front()
-        x, _ = images.batch(np.arange(start, start + count))
+        x, _ = images.batch(np.arange(start, min(start + count, len(images))))
+        with self._evaluating(), torch.no_grad():
+            return self.compute.outputs(self.front, self.compute.place(x))
+
+    def _shielded(
+        self, activations: torch.Tensor, noisy: bool, *purpose: str | int
+    ) -> torch.Tensor:
+        """Return activations as the back gets them, with noise or without."""
+        with self._evaluating(), torch.no_grad():
+            if noisy:
+                return self._protected(activations, *purpose)
+            return shields.without_noise(self.front.shield, activations)
+
+    @contextmanager
+    def _evaluating(self) -> Iterator[None]:
         learning = self.front.training
         self.front.eval()
         try:
-            with torch.no_grad():
-                activations = self.compute.outputs(self.front, self.compute.place(x))
-                if noisy:
-                    return self._protected(activations, part, epoch, start)
-                return shields.without_noise(self.front.shield, activations)
+            yield
         finally:
             self.front.train(learning)
 

@@ -205,6 +205,7 @@ _ZOO: dict[str, Architecture] = {
     "cnn-tiny": Architecture("CNN-tiny", "two narrow convolutions", 2, small.cnn_tiny),
     "cnn-small": Architecture("CNN-small", "two convolutions with batch norm", 4, small.cnn_small),
     "cnn-wide": Architecture("CNN-wide", "two wide convolutions", 3, small.cnn_wide),
+    "cnn-iot": Architecture("CNN-IoT", "Jiang et al. 2019, Figure 2", 16, small.cnn_iot),
     "cnn-separable": Architecture(
         "CNN-separable", "depthwise separable, after Howard et al. 2017", 1, small.cnn_separable
     ),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from torch import nn
 
 from models.architectures import ImageTask
@@ -65,6 +67,30 @@ def cnn_wide(task: ImageTask) -> nn.Module:
         nn.Linear(128 * 4 * 4, 128),
         nn.ReLU(inplace=True),
         nn.Linear(128, task.num_classes),
+    )
+
+
+def cnn_iot(task: ImageTask) -> nn.Module:
+    """Return two 5x5 convolutions and five dense layers (Jiang et al. 2019, Figure 2).
+
+    Widths of the dense layers are halved one after the other, which the paper leaves open; its
+    batch norm belongs to the noise at the cut, after ``4``.
+    """
+    side = ((task.image_size - 4) // 2 - 4) // 2
+    widths = [80 * side * side, 640, 320, 160, 80]
+    dense = [
+        layer
+        for width, next_width in pairwise(widths)
+        for layer in (nn.Linear(width, next_width), nn.ReLU(inplace=True))
+    ]
+    return nn.Sequential(
+        nn.Conv2d(task.channels, 30, 5),
+        nn.MaxPool2d(2),
+        nn.Conv2d(30, 80, 5),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        *dense,
+        nn.Linear(widths[-1], task.num_classes),
     )
 
 
