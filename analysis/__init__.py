@@ -9,6 +9,7 @@ Examples
 
 from analysis.plots import plot
 from analysis.runs import describe, find, load
+from analysis.split import split_accuracy, split_costs
 from analysis.summary import tables
 from analysis.themis import (
     themis_protection,
@@ -22,6 +23,8 @@ __all__ = [
     "find",
     "load",
     "plot",
+    "split_accuracy",
+    "split_costs",
     "tables",
     "themis_protection",
     "themis_table1",

@@ -42,7 +42,7 @@ STAGES = (
     *("local", "generator", "density", "evaluation", "protection", "leaderboard"),
     *("pretraining", "training", "validation", "test", "costs"),
 )
-ORGANISER = "organiser"
+SERVERS = ("organiser", "cloud")
 
 
 @dataclass(frozen=True)
@@ -67,9 +67,9 @@ class Run:
     settings: dict[str, Any]
 
     @property
-    def participants(self) -> list[str]:
-        """The participants' names, in the experiment's order."""
-        return [participant["name"] for participant in self.settings.get("participants", [])]
+    def nodes(self) -> list[str]:
+        """The nodes' names, in the experiment's order."""
+        return list(self.info.get("nodes", []))
 
     @cached_property
     def frame(self) -> pd.DataFrame:
@@ -97,7 +97,7 @@ class Run:
             row.get("M", -1),
             row.get("draw", -1),
             row["round"],
-            _position([ORGANISER, *self.participants], node),
+            _position([*SERVERS, *self.nodes], node),
             str(row["metric"]),
             # What is left may differ in tags that are not known here.
             json.dumps(row, sort_keys=True),

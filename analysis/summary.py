@@ -7,10 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 import pandas as pd
 
 from analysis.runs import Run, RunPaths, open_runs
+from analysis.split import split_accuracy, split_costs
 from analysis.themis import board, competition, themis_protection, themis_table1, themis_table2
 
 OVERVIEW = ("system", "experiment", "engine", "status", "seed", "started")
 RUN = ["run", "experiment"]
+LONGEST = 8
 SIDE_BY_SIDE = ("rank", "plain_accuracy", "trained_accuracy")
 
 
@@ -37,9 +39,15 @@ def tables(runs: RunPaths) -> dict[str, pd.DataFrame]:
         As of :func:`analysis.load`.
     """
     opened = open_runs(runs)
-    competitions = [run for run in opened if run.info.get("system") == "themis"]
+    of = {name: [r for r in opened if r.info.get("system") == name] for name in SYSTEMS}
+    own = {
+        title: t
+        for name, show in SYSTEMS.items()
+        if of[name]
+        for title, t in show(of[name]).items()
+    }
     found = {
-        **(_themis(competitions) if competitions else {}),
+        **own,
         "Runs": pd.DataFrame([_overview(run) for run in opened]),
         "Exchanges": _per_run(opened, _exchanges, "exchange"),
         "Durations": _per_run(opened, _seconds, "stage"),
@@ -59,12 +67,33 @@ def _themis(runs: Sequence[Run]) -> dict[str, pd.DataFrame]:
     table1 = themis_table1(runs)
     if table1["trained_accuracy_published"].notna().any():
         found["Beside the paper"] = table1.drop(columns=table1.filter(like="_std"))
-    # One run's name in every row would tell nothing.
-    return (
-        found
-        if len(runs) > 1
-        else {t: f.drop(columns=RUN, errors="ignore") for t, f in found.items()}
+    return _named(found, runs)
+
+
+def _split(runs: Sequence[Run]) -> dict[str, pd.DataFrame]:
+    found = {"Test accuracy": split_accuracy(runs)}
+    if found["Test accuracy"]["published"].isna().all():
+        found["Test accuracy"] = found["Test accuracy"].drop(columns=["published", "difference"])
+    costs = split_costs(runs)
+    found["What a device pays, per epoch and per batch"] = (
+        costs if len(costs) <= LONGEST else _mean_device(costs)
     )
+    return _named(found, runs)
+
+
+def _mean_device(costs: pd.DataFrame) -> pd.DataFrame:
+    """Return the mean over a case's devices, where there are too many for a table."""
+    groups = costs.groupby(["run", "case"], sort=False)
+    mean = groups.mean(numeric_only=True)
+    mean.insert(0, "devices", groups.size())
+    return mean.reset_index()
+
+
+def _named(found: dict[str, pd.DataFrame], runs: Sequence[Run]) -> dict[str, pd.DataFrame]:
+    """Leave out of a single run's tables its name, which would be the same in every row."""
+    if len(runs) > 1:
+        return found
+    return {title: frame.drop(columns=RUN, errors="ignore") for title, frame in found.items()}
 
 
 def _leaderboards(runs: Sequence[Run], case: str) -> pd.DataFrame:
@@ -145,3 +174,9 @@ def _printable(frame: pd.DataFrame) -> pd.DataFrame:
         if frame[name].isna().any():
             frame[name] = frame[name].astype(object).where(frame[name].notna(), None)
     return frame
+
+
+SYSTEMS: Mapping[str, Callable[[Sequence[Run]], dict[str, pd.DataFrame]]] = {
+    "split": _split,
+    "themis": _themis,
+}

@@ -258,7 +258,7 @@ def _table1_of(run: Run, case: str | None, M: float | None) -> pd.DataFrame | No
     ranked = board(run, case, M)
     if ranked is None:
         return None
-    place = [run.participants.index(participant(name)) for name in ranked["model"]]
+    place = [run.nodes.index(participant(name)) for name in ranked["model"]]
     table = ranked.assign(place=place).sort_values("place", ignore_index=True)
     table = table.drop(columns=["place", "rank"])
     return table.assign(**_labels(run, table["model"]), case=case, M=M)
@@ -271,8 +271,8 @@ def _table2_of(run: Run, M: float | None) -> pd.DataFrame | None:
     if all(accuracies.empty for accuracies in cases.values()):
         return None
     plain = draws(run, "plain", SHARED, 0.0).mean()
-    honest = plain[[name for name in run.participants if name in plain]]
-    table = pd.DataFrame({"model": run.participants})
+    honest = plain[[name for name in run.nodes if name in plain]]
+    table = pd.DataFrame({"model": run.nodes})
     for case, accuracies in {"original_rank": honest, **cases}.items():
         ranked = {participant(name): rank for name, rank in ranks(by_name(accuracies)).items()}
         table[RANKS.get(case, case)] = table["model"].map(ranked).astype("Int64")

@@ -124,6 +124,7 @@ class Recorder:
             "run": self.directory.name,
             "system": self.experiment.system,
             "experiment": self.experiment.name,
+            "nodes": self.experiment.names(),
             "engine": engine,
             "status": "running",
             "reason": "",

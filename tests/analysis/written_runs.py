@@ -56,6 +56,7 @@ def write_run(
         "run": directory.name,
         "system": "themis",
         "experiment": "synthetic",
+        "nodes": names,
         "engine": "inprocess",
         "status": status,
         "seed": seed,

@@ -214,7 +214,7 @@ def test_one_release_without_a_guarantee_spoils_all() -> None:
     ("count", "delta"), [(0, DELTA), (-1, DELTA), (1, 0), (1, 1), (1, math.nan)]
 )
 def test_what_is_no_composition_is_refused(count: int, delta: float) -> None:
-    with pytest.raises(RequestError, match="count|delta"):
+    with pytest.raises(RequestError, match=r"count|delta"):
         composed(mechanism("clip-gaussian", epsilon=1), count, delta)
 
 
