@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from analysis.drawing import label_lines, label_points, new_figure, styles
 from analysis.runs import Run
@@ -56,7 +57,7 @@ def _lines(axes: Axes, table: pd.DataFrame, looks: dict[str, dict]) -> None:
         line = values.dropna()
         axes.plot(line.index, line, **looks[str(name)], markersize=3.5, clip_on=False)
     axes.set_xlim(0, max(table.index.max(), 1))
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def _over_epochs(run: Run, stage: str, metric: str, release: str = "") -> pd.DataFrame:

@@ -40,14 +40,9 @@ def tables(runs: RunPaths) -> dict[str, pd.DataFrame]:
     """
     opened = open_runs(runs)
     of = {name: [r for r in opened if r.info.get("system") == name] for name in SYSTEMS}
-    own = {
-        title: t
-        for name, show in SYSTEMS.items()
-        if of[name]
-        for title, t in show(of[name]).items()
-    }
+    shown = [SYSTEMS[name](own) for name, own in of.items() if own]
     found = {
-        **own,
+        **{title: frame for each in shown for title, frame in each.items()},
         "Runs": pd.DataFrame([_overview(run) for run in opened]),
         "Exchanges": _per_run(opened, _exchanges, "exchange"),
         "Durations": _per_run(opened, _seconds, "stage"),
