@@ -171,4 +171,5 @@ def _seconds(run: Run, case: str) -> dict[str, dict[str, float]]:
     if not path.is_file():
         return {}
     table = pd.read_csv(path).set_index("node")[["forward_ms", "backward_ms"]]
-    return {str(node): row.to_dict() for node, row in table.iterrows()}
+    rows = table.to_dict("index").items()
+    return {str(node): {str(k): float(v) for k, v in row.items()} for node, row in rows}

@@ -228,6 +228,10 @@ class Recorder:
         """Return where a task stood at the last checkpoint; empty if it had not begun."""
         return self.note["position"].get(task, {})  # type: ignore[no-any-return]
 
+    def forget(self, task: str) -> None:
+        """Drop the arrays that were kept under a task's name."""
+        self.arrays = {k: v for k, v in self.arrays.items() if not k.startswith(f"{task}/")}
+
     def due(self) -> bool:
         """Return whether the last checkpoint is long enough ago."""
         return time.monotonic() - self._last_checkpoint >= CHECKPOINT_SECONDS

@@ -58,7 +58,7 @@ def _train(experiment: SplitExperiment, recorder: Recorder, name: str) -> None:
         tensors = {f"{task}/{key}": value for key, value in training.tensors().items()}
         recorder.stand(task, tensors, losses=training.losses, accuracies=training.accuracies)
     best = {f"{task}/best/{key}": value for key, value in training.best.items()}
-    others = {k: v for k, v in recorder.arrays.items() if not k.startswith(f"{task}/")}
-    recorder.arrays = others | best
+    recorder.forget(task)
+    recorder.arrays |= best
     save_tensors(recorder.artefact(f"pretrained-{name}.safetensors"), training.best, {}, 0o644)
     recorder.finish(task)

@@ -168,10 +168,10 @@ class Session:
         For float16 it is scaled by a power of two, since most of it would be too small.
         """
         scale, wire = 1.0, self.settings.wire
-        largest = float(gradient.abs().max()) if len(gradient) else 0.0
-        if wire == "float16" and largest > 0:
+        if wire == "float16" and (largest := float(gradient.abs().max())) > 0:
             scale = 2.0 ** math.floor(math.log2(ROOM / largest))
-        values = protocol.on_wire(gradient * scale, wire)
+            gradient = gradient * scale
+        values = protocol.on_wire(gradient, wire)
         return {"scale": scale, "of": turn}, {"gradient": Array(values)}
 
     def sizes(self, name: str, step: int, count: int) -> list[int]:

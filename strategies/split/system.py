@@ -33,11 +33,11 @@ def learn(grid: Grid, experiment: SplitExperiment, recorder: Recorder) -> None:
     for case, settings in experiment.split.each_case().items():
         if not recorder.finished(f"case/{case}"):
             exchanges.nodes = dict(nodes)
-            _Case(Session(exchanges, experiment, case, settings)).run()
+            Case(Session(exchanges, experiment, case, settings)).run()
 
 
-class _Case:
-    """One case.
+class Case:
+    """One case, from joining to its model's file.
 
     Parameters
     ----------
@@ -51,20 +51,25 @@ class _Case:
 
     def run(self) -> None:
         """Train and evaluate, from wherever a run that was stopped had got to."""
-        session, case = self.session, self.session.case
+        case = self.session.case
         with self.recorder.timed(f"join/{case}"):
-            session.join(start_turn(session))
-        self._build()
-        releases.write(session, self.shape)
+            self.prepare()
+        releases.write(self.session, self.shape)
         with self.recorder.timed(f"training/{case}"):
             self._train()
         with self.recorder.timed(f"evaluation/{case}"):
             self._evaluate()
         self._keep_model()
-        arrays = self.recorder.arrays
-        task = session.task("training")
-        self.recorder.arrays = {k: v for k, v in arrays.items() if not k.startswith(f"{task}/")}
+        self.recorder.forget(self.session.task("training"))
         self.recorder.finish(f"case/{case}")
+
+    def prepare(self) -> Training | Once:
+        """Let the devices join, build and cut the model; return what trains it."""
+        self.session.join(start_turn(self.session))
+        self._build()
+        how = Once if self.settings.release == "once" else Training
+        self.training = how(self.session, self.cloud, self.fronts, self.shape)
+        return self.training
 
     def _build(self) -> None:
         """Build the model, cut it, and put the shield behind the front."""
@@ -86,8 +91,7 @@ class _Case:
             self.cloud.restore(kept)
             self.fronts.restore(kept, self.recorder.result(task)["fronts"])
             return
-        how = Once if self.settings.release == "once" else Training
-        how(self.session, self.cloud, self.fronts, self.shape).train()
+        self.training.train()
 
     def _evaluate(self) -> None:
         """Measure on the test images, in both ways that the settings ask for."""

@@ -174,7 +174,7 @@ class Training:
     def _save(self, epoch: int, done: int) -> None:
         """Write down where the training stands, for a run that is killed."""
         tensors = {**self.cloud.tensors(), **self.fronts.tensors()}
-        self._forget()
+        self.recorder.forget(self.task)
         self.recorder.stand(
             self.task,
             {f"{self.task}/{key}": value for key, value in tensors.items()},
@@ -193,10 +193,6 @@ class Training:
     def _turn(self, epoch: int, done: int) -> int:
         """Return the number of the last turn that was taken."""
         return epoch * EPOCH + 2 * (done - 1) if done else epoch * EPOCH - 1
-
-    def _forget(self) -> None:
-        arrays = self.recorder.arrays
-        self.recorder.arrays = {k: v for k, v in arrays.items() if not k.startswith(self.task)}
 
     def _restore(self) -> tuple[int, int]:
         """Go back to the last checkpoint; return its epoch and the turns done in it."""
