@@ -36,10 +36,12 @@ class DataConfig(BaseModel):
     normalize : {"none", "dataset"} or None
         Pixels in [0, 1], or normalised by the set's published mean and standard deviation of
         each channel. By default ``"dataset"`` for CIFAR in colour, else ``"none"``.
-    split : {"own", "4:1:1"} or None
+    split : {"own", "4:1:1", "9:1"} or None
         ``"own"`` keeps the set's test split and divides the rest 4:1 into training and
         validation. ``"4:1:1"`` pools all rows and divides them by the seed into training,
-        validation and test. By default ``"own"`` where the set has a test split.
+        validation and test. ``"9:1"`` divides each class into training and test, a tenth but
+        at least one image for test, and leaves nothing for validation. By default ``"own"``
+        where the set has a test split, else ``"4:1:1"``.
     limit : int or None
         Most rows for training; validation and test shrink in proportion.
     partition : PartitionConfig or None
@@ -56,7 +58,7 @@ class DataConfig(BaseModel):
     image_size: int | None = Field(None, ge=MIN_SIDE, le=1024)
     channels: Channels | None = None
     normalize: Literal["none", "dataset"] | None = None
-    split: Literal["own", "4:1:1"] | None = None
+    split: Literal["own", "4:1:1", "9:1"] | None = None
     limit: int | None = Field(None, gt=0)
     partition: PartitionConfig | None = None
 

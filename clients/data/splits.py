@@ -85,7 +85,12 @@ def load(config: DataConfig, seed: int) -> Splits:
     if own and names is None:
         _check_classes_known(labels, class_names, stored)
     generator = numpy_generator(seed, "split")
-    divided = _own(stored, generator) if own else _four_one_one(stored, generator)
+    if own:
+        divided = _own(stored, generator)
+    elif config.split == "9:1":
+        divided = _nine_one(stored, labels, generator)
+    else:
+        divided = _four_one_one(stored, generator)
     parts = _limited(divided, config.limit)
     _, channels, height, width = stored.images.shape
     mean, std = _normalisation(entry, config, channels)
@@ -140,7 +145,7 @@ def _keeps_own_test(config: DataConfig, stored: Stored) -> bool:
         raise DataError(
             f"'{config.name}' has no test split of its own; allowed: split: '4:1:1' (the default)"
         )
-    return config.split != "4:1:1" and stored.test > 0
+    return config.split in (None, "own") and stored.test > 0
 
 
 def _own(stored: Stored, generator: np.random.Generator) -> Mapping[str, Rows]:
@@ -161,6 +166,20 @@ def _four_one_one(stored: Stored, generator: np.random.Generator) -> Mapping[str
     return {"train": train, "validation": validation, "test": test}
 
 
+def _nine_one(stored: Stored, labels: Rows, generator: np.random.Generator) -> Mapping[str, Rows]:
+    pool = generator.permutation(stored.train + stored.test)
+    test = [_tenth(pool[labels[pool] == label], stored) for label in np.unique(labels)]
+    chosen = generator.permutation(np.concatenate(test))
+    train = pool[~np.isin(pool, chosen)]
+    return {"train": train, "validation": pool[:0], "test": chosen}
+
+
+def _tenth(rows: Rows, stored: Stored) -> Rows:
+    if len(rows) < 2:
+        raise DataError(f"{stored.base}: a class with a single image cannot be divided 9:1")
+    return rows[: max(1, round(len(rows) / 10))]
+
+
 def _check_classes_known(labels: Rows, class_names: list[str], stored: Stored) -> None:
     """Refuse a test split with classes that nothing could be learnt of."""
     ours, theirs = set(labels[: stored.train].tolist()), set(labels[stored.train :].tolist())
@@ -176,7 +195,8 @@ def _check_classes_known(labels: Rows, class_names: list[str], stored: Stored) -
 def _limited(parts: Mapping[str, Rows], limit: int | None) -> Mapping[str, Rows]:
     """Scale the parts together until training has at most ``limit`` rows."""
     share = min(1.0, (limit or np.inf) / len(parts["train"]))
-    return {name: _thinned(rows, max(1, round(len(rows) * share))) for name, rows in parts.items()}
+    sizes = {name: max(min(1, len(rows)), round(len(rows) * share)) for name, rows in parts.items()}
+    return {name: _thinned(rows, sizes[name]) for name, rows in parts.items()}
 
 
 def _thinned(rows: Rows, count: int) -> Rows:

@@ -42,6 +42,11 @@ class ThemisExperiment(Experiment):
 
     def check_models(self, data: Splits) -> None:
         """Build every participant's model, and the examiner; see :class:`Experiment`."""
+        if not len(data.validation):
+            raise RequestError(
+                f"data.split: '{self.data.split}' leaves no validation images, which a competition "
+                "needs; allowed: own, 4:1:1"
+            )
         examiner = self.themis.examiner
         wanted = [
             (f"participants.{number} ({p.name})", p.model)
