@@ -119,7 +119,16 @@ class Edge:
         shape = activation_shape(layers, self.data.shape)
         front = Front(layers, shields.build(a.shield, shape, a.batch_size))
         front.requires_grad_(a.fronts != "frozen")
-        return self.compute.host(front).train(a.fronts != "frozen")  # type: ignore[return-value]
+        self._learning(front)
+        return self.compute.host(front)  # type: ignore[return-value]
+
+    def _learning(self, front: Front) -> None:
+        """Put a front into the mode in which it releases training examples.
+
+        A frozen one's layers do not move; its shield normalises by the batch all the same.
+        """
+        front.layers.train(self.assignment.fronts != "frozen")
+        front.shield.train()
 
     def _cutter(self) -> Cutter:
         channels, side, _ = self.data.shape
@@ -387,12 +396,11 @@ class Edge:
 
     @contextmanager
     def _evaluating(self) -> Iterator[None]:
-        learning = self.front.training
         self.front.eval()
         try:
             yield
         finally:
-            self.front.train(learning)
+            self._learning(self.front)
 
     # ------------------------------------------------------------------------ restarts
 

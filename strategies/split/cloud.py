@@ -90,7 +90,7 @@ class Cloud:
     def __init__(
         self, back: nn.Module, settings: SplitConfig, compute: Compute, seed: int, returns: bool
     ) -> None:
-        self.back = compute.host(back).train()
+        self.back = compute.host(back)
         self.settings = settings
         self.compute = compute
         self.seed = seed
@@ -150,7 +150,7 @@ class Cloud:
         """
         smashed.requires_grad_(self.returns)
         # Batch norm has no variance of a single example: use the statistics learnt so far.
-        self.back.train(len(labels) > 1)
+        self._learning(len(labels) > 1)
         with seeded(derive(self.seed, "layers", turn, number)):
             logits = self.compute.outputs(self.back, smashed)
         loss = cross_entropy(logits, labels.to(self.compute.device))
@@ -166,6 +166,13 @@ class Cloud:
         if self.optimizer:
             self.optimizer.step()
         return value * len(labels)
+
+    def _learning(self, several: bool) -> None:
+        """Put the layers that learn into training mode; what is frozen stays as it is."""
+        self.back.train(several)
+        if self.settings.train == "last-layer":
+            for layer in self.back.modules():
+                layer.training = several and any(p.requires_grad for p in layer.parameters())
 
     @torch.no_grad()
     def classify(self, features: torch.Tensor) -> np.ndarray:

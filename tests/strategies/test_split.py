@@ -176,6 +176,28 @@ def test_the_last_layer_alone_learns_if_that_is_wanted(tmp_path: Path) -> None:
     assert changed == {"7.weight", "7.bias"}
 
 
+def test_frozen_layers_do_not_move_whatever_they_are_made_of(tmp_path: Path) -> None:
+    """Batch norm in a frozen front or before a last layer keeps its statistics."""
+    settings = ["split.model=vgg-small", "split.cut='0.5'", "split.front=frozen"]
+    experiment = tiny(*settings, "split.train=last-layer", "split.epochs=1")
+    run(experiment, tmp_path / "run")
+    before, after = whole(experiment).state_dict(), model_of(tmp_path / "run")
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"1.2.weight", "1.2.bias"}
+
+
+def test_a_frozen_fronts_shield_normalises_by_the_batch(tmp_path: Path) -> None:
+    shield = "split.shield={name: batch-norm-laplace, epsilon: null}"
+    grid = run(tiny(shield, "split.front=frozen", "split.epochs=1"), tmp_path / "run")
+    for reply in grid.replies:
+        if reply.metadata.message_type == protocol.SMASH:
+            smashed = protocol.arrays_of(reply.content)["smashed"]
+            moving = smashed.std(0) > 0.5
+            assert moving.mean() > 0.5
+            assert np.abs(smashed.mean(0)[moving]).max() < 1e-5
+            assert np.median(np.abs(smashed.std(0)[moving] - 1)) < 0.01
+
+
 def test_float16_on_the_wire_halves_the_bytes_and_learns_the_same(tmp_path: Path) -> None:
     sizes, losses = {}, {}
     for wire in ("float32", "float16"):
