@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 from torch.nn.functional import cross_entropy
 
+from models.augmentation import AUGMENTATIONS
 from models.compute import Compute
 from models.generator import GeneratorTraining, NoiseGenerator
 from models.randomness import numpy_generator, torch_generator
@@ -44,8 +45,9 @@ class TrainingConfig(BaseModel):
         Stop early after this many epochs without a better validation accuracy.
     step_size, gamma : int, float
         Every ``step_size`` epochs the learning rate is multiplied with ``gamma``.
-    augment : {"none", "crop-flip"}
-        Random crop with 4 pixels of black padding, and horizontal flip.
+    augment : {"none", "crop-flip", "handwriting"}
+        Random crop with 4 pixels of black padding, and horizontal flip; or strokes slanted,
+        stretched, bent, and of another width.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -58,32 +60,7 @@ class TrainingConfig(BaseModel):
     step_size: int = Field(default=10, ge=1)
     gamma: float = Field(default=0.1, gt=0, le=1)
     patience: int | None = Field(default=10, ge=1)
-    augment: Literal["none", "crop-flip"] = "none"
-
-
-def crop_flip(x: torch.Tensor, black: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Shift each image by up to 4 pixels and flip half of them.
-
-    The same as ``RandomCrop(side, padding=4)`` and ``RandomHorizontalFlip``, for a whole batch.
-
-    Parameters
-    ----------
-    x : Tensor of shape (B, C, H, W)
-    black : Tensor of shape (C, 1, 1)
-        A black pixel in the units of ``x``.
-    """
-    batch, channels, height, width = x.shape
-    padded = black.expand(batch, channels, height + 8, width + 8).clone()
-    padded[:, :, 4:-4, 4:-4] = x
-    top, left = torch.randint(0, 9, (2, batch, 1), generator=generator)
-    rows = torch.arange(height) + top
-    columns = torch.arange(width) + left
-    flipped = torch.rand(batch, 1, generator=generator) < 0.5
-    columns = torch.where(flipped, columns.flip(1), columns)
-    images = torch.arange(batch)[:, None, None]
-    return padded.permute(0, 2, 3, 1)[images, rows[:, :, None], columns[:, None, :]].permute(
-        0, 3, 1, 2
-    )
+    augment: Literal["none", "crop-flip", "handwriting"] = "none"
 
 
 @torch.no_grad()
@@ -174,8 +151,8 @@ class Training:
 
     def _step(self, train: Images, positions: np.ndarray, randomness: torch.Generator) -> float:
         x, y = train.batch(positions)
-        if self.config.augment == "crop-flip":
-            x = crop_flip(x, -train.mean / train.std, randomness)
+        if self.config.augment in AUGMENTATIONS:
+            x = AUGMENTATIONS[self.config.augment](x, -train.mean / train.std, randomness)
         x, y = self.compute.place(x), y.to(self.compute.device)
         if self.noise:
             x = self.noise.generator(x, torch.randn(x.shape, generator=randomness).to(x.device))

@@ -206,6 +206,9 @@ _ZOO: dict[str, Architecture] = {
     "cnn-small": Architecture("CNN-small", "two convolutions with batch norm", 4, small.cnn_small),
     "cnn-wide": Architecture("CNN-wide", "two wide convolutions", 3, small.cnn_wide),
     "cnn-iot": Architecture("CNN-IoT", "Jiang et al. 2019, Figure 2", 16, small.cnn_iot),
+    "cnn-embedding": Architecture(
+        "CNN-embedding", "two convolutions to 32 features of length 1", 12, small.cnn_embedding
+    ),
     "cnn-separable": Architecture(
         "CNN-separable", "depthwise separable, after Howard et al. 2017", 1, small.cnn_separable
     ),

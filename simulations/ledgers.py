@@ -52,16 +52,16 @@ def _table(frame: pd.DataFrame) -> pd.DataFrame:
     """Return the ledger's columns that are narrow, with ε in the digits that matter."""
     shown = frame[["case", "what", "records", "nodes", "count", "mechanism", "randomness"]].copy()
     single = zip(frame["record_epsilon"], frame["record_delta"], strict=True)
-    shown["one release"] = [_epsilon(epsilon, delta) for epsilon, delta in single]
-    shown["all releases"] = frame["composed_epsilon"].map(_epsilon)
-    shown["by RDP"] = frame["composed_rdp"].map(_epsilon)
+    shown["single"] = [_epsilon(epsilon, delta) for epsilon, delta in single]
+    shown["composed"] = frame["composed_epsilon"].map(_epsilon)
+    shown["RDP"] = frame["composed_rdp"].map(_epsilon)
     return shown
 
 
 def _epsilon(epsilon: Any, delta: Any = 0.0) -> str:
     if pd.isna(epsilon):
         return "-"
-    return f"{epsilon:.4g} (δ = {delta:g})" if delta else f"{epsilon:.4g}"
+    return f"{epsilon:.4g} (δ = {delta:.4g})" if delta else f"{epsilon:.4g}"
 
 
 def _reasons(frame: pd.DataFrame) -> Iterator[str]:

@@ -31,6 +31,8 @@ class DataConfig(BaseModel):
     image_size : int or None
         Side of the square that images are resized to, in pixels; by default their own if they
         are square, 64 for ``celeba``, ``lfw`` and ``att-faces``.
+    margin : int
+        Black pixels added on each side after that.
     channels : {1, 3} or None
         Grey or RGB; by default the images' own.
     normalize : {"none", "dataset"} or None
@@ -56,6 +58,7 @@ class DataConfig(BaseModel):
     download: bool = False
     label: str | None = None
     image_size: int | None = Field(None, ge=MIN_SIDE, le=1024)
+    margin: int = Field(0, ge=0, le=64)
     channels: Channels | None = None
     normalize: Literal["none", "dataset"] | None = None
     split: Literal["own", "4:1:1", "9:1"] | None = None

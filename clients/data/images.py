@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.functional import pad
 
 Positions = NDArray[np.int64] | slice
 
@@ -29,6 +30,8 @@ class ImageSet:
         no normalisation.
     num_classes : int
         Number of classes of the whole data set.
+    margin : int
+        Black pixels that :meth:`pixels` adds on each side.
     """
 
     images: NDArray[np.uint8]
@@ -37,6 +40,7 @@ class ImageSet:
     mean: Tensor
     std: Tensor
     num_classes: int
+    margin: int = 0
     _normalised: bool = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -66,7 +70,8 @@ class ImageSet:
     def pixels(self, positions: Positions) -> Tensor:
         """Return images in [0, 1], not normalised: float32, shape (B, C, H, W)."""
         gathered = np.take(self.images, self.rows[positions], axis=0)
-        return torch.from_numpy(gathered).float().div_(255)
+        images = torch.from_numpy(gathered).float().div_(255)
+        return pad(images, [self.margin] * 4) if self.margin else images
 
     def subset(self, positions: Positions) -> ImageSet:
         """Return the part that holds only the images at ``positions``, without copying any."""
@@ -77,6 +82,7 @@ class ImageSet:
             self.mean,
             self.std,
             self.num_classes,
+            self.margin,
         )
 
     def denormalise(self, x: Tensor) -> Tensor:

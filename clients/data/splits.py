@@ -97,13 +97,15 @@ def load(config: DataConfig, seed: int) -> Splits:
 
     def part(name: str) -> ImageSet:
         rows = parts[name]
-        return ImageSet(stored.images, rows, labels[rows], mean, std, len(class_names))
+        return ImageSet(
+            stored.images, rows, labels[rows], mean, std, len(class_names), config.margin
+        )
 
     return Splits(
         name=config.name,
         class_names=class_names,
         num_classes=len(class_names),
-        shape=(channels, height, width),
+        shape=(channels, height + 2 * config.margin, width + 2 * config.margin),
         fingerprint=_fingerprint(stored, label),
         train=part("train"),
         validation=part("validation"),

@@ -61,7 +61,7 @@ class Guarantee:
         """Return for example ``"ε = 5 (δ = 1e-05) for one element"``."""
         if self.epsilon is None:
             return f"no finite ε for one {self.unit}"
-        delta = f" (δ = {self.delta:g})" if self.delta else ""
+        delta = f" (δ = {self.delta:.4g})" if self.delta else ""
         return f"ε = {self.epsilon:.4g}{delta} for one {self.unit}"
 
 

@@ -4,10 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import torch
 from torch import nn
+from torch.nn.functional import normalize
 
 Block = Callable[[int, int, int], nn.Module]
 """A residual block's constructor: channels in, channels out, stride."""
+
+
+class UnitLength(nn.Module):
+    """Scales each example's features to length 1."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return features (B, F) of length 1; zeros stay zeros."""
+        return normalize(x, dim=1)
 
 
 def conv3x3(channels: int, width: int, stride: int = 1) -> nn.Conv2d:

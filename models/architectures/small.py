@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from itertools import pairwise
 
 from torch import nn
 
 from models.architectures import ImageTask
-from models.architectures.layers import conv_bn_relu, pooled_classifier
+from models.architectures.layers import UnitLength, conv_bn_relu, pooled_classifier
 
 
 def softmax(task: ImageTask) -> nn.Module:
@@ -92,6 +93,28 @@ def cnn_iot(task: ImageTask) -> nn.Module:
         *dense,
         nn.Linear(widths[-1], task.num_classes),
     )
+
+
+def cnn_embedding(task: ImageTask) -> nn.Module:
+    """Return two 5x5 convolutions to 32 features of length 1, and a linear layer on them.
+
+    What is classified is their direction, so a cut after ``norm`` sends bounded activations.
+    """
+    side = (task.image_size // 2 - 4) // 2
+    layers: list[tuple[str, nn.Module]] = [
+        ("conv1", nn.Conv2d(task.channels, 32, 5, padding=2)),
+        ("relu1", nn.ReLU(inplace=True)),
+        ("pool1", nn.MaxPool2d(2)),
+        ("conv2", nn.Conv2d(32, 64, 5)),
+        ("relu2", nn.ReLU(inplace=True)),
+        ("pool2", nn.MaxPool2d(2)),
+        ("flatten", nn.Flatten()),
+        ("dropout", nn.Dropout(0.25)),
+        ("features", nn.Linear(64 * side * side, 32)),
+        ("norm", UnitLength()),
+        ("classes", nn.Linear(32, task.num_classes)),
+    ]
+    return nn.Sequential(OrderedDict(layers))
 
 
 def cnn_separable(task: ImageTask) -> nn.Module:

@@ -103,9 +103,10 @@ class SplitConfig(BaseModel):
     pretraining : PretrainingConfig or None
     budget : BudgetConfig or None
         The shield's noise follows from it; for shields that protect a record.
-    fit : {"sgd", "means"}
+    fit : {"sgd", "means", "none"}
         How the cloud finds the back. ``means``, where it is a single linear layer: from the
-        classes' mean activations, without training.
+        classes' mean activations, without training. ``none``: it stays as it begins and
+        nothing is released, to compare with.
     classify : list of {"edge", "cloud"}
         Who classifies the test images in the end: the devices, which are given the back, or
         the cloud, which is sent activations.
@@ -141,7 +142,7 @@ class SplitConfig(BaseModel):
     train: Literal["all", "last-layer"] = "all"
     pretraining: PretrainingConfig | None = None
     budget: BudgetConfig | None = None
-    fit: Literal["sgd", "means"] = "sgd"
+    fit: Literal["sgd", "means", "none"] = "sgd"
     classify: list[Literal["edge", "cloud"]] = ["edge", "cloud"]
     plain_to_cloud: bool = False
     validate_every: int = Field(default=1, ge=0)
@@ -164,8 +165,8 @@ class SplitConfig(BaseModel):
         self._check_numbers()
         if self.weights == PRETRAINED and not self.pretraining:
             raise ValueError("weights: 'pretrained' needs a section pretraining")
-        if self.fit == "means" and self.release != "once":
-            raise ValueError("fit: 'means' needs release: once")
+        if self.fit != "sgd" and self.release != "once":
+            raise ValueError(f"fit: '{self.fit}' needs release: once")
         self.each_case()
         return self
 
@@ -203,6 +204,8 @@ class SplitConfig(BaseModel):
     @property
     def releases(self) -> int:
         """How often the experiment releases each training example."""
+        if self.fit == "none":
+            return 0
         return 1 if self.release == "once" else self.epochs
 
     def each_case(self) -> dict[str, SplitConfig]:

@@ -14,6 +14,7 @@ from models.errors import RequestError
 from models.randomness import derive
 from strategies.experiment import Experiment, absolute
 from strategies.split.config import PRETRAINED, SplitConfig
+from strategies.split.means import single_layer
 from strategies.split.model import built, guarded
 
 
@@ -53,7 +54,9 @@ class SplitExperiment(Experiment):
 
     def _check_case(self, settings: SplitConfig, data: Splits) -> None:
         model = built(settings, data.num_classes, data.shape, self.seed)
-        layers, _ = Cutter(model).cut(settings.cut)
+        layers, back = Cutter(model).cut(settings.cut)
+        if settings.fit == "means":
+            single_layer(back)
         shape = activation_shape(layers, data.shape)
         shields.build(guarded(settings), shape, settings.batch_size)
         if models.is_frozen(model):

@@ -45,14 +45,27 @@ class Once:
 
     def train(self) -> None:
         """Collect the releases, then train on them, from the last checkpoint on."""
-        self.collect()
-        smashed, labels = self._stored()
-        if self.settings.fit == "means":
-            fit_means(self.cloud.back, smashed, labels)
+        if self.settings.fit == "none":
+            self._hand_out()
         else:
-            self._train_on(smashed, labels)
+            self.collect()
+            smashed, labels = self._stored()
+            if self.settings.fit == "means":
+                fit_means(self.cloud.back, smashed, labels)
+            else:
+                self._train_on(smashed, labels)
         self._save(self.settings.epochs)
         self.recorder.finish(self.task, turn=0, fronts=self.fronts.note())
+
+    def _hand_out(self) -> None:
+        """Give the devices the front, and ask for nothing."""
+        nothing = {"turn": 0, "epoch": 0, "step": 0, "count": 0, "keep": 1, "needed": -1}
+        requests = {}
+        for name in self.session.exchanges.nodes:
+            config, arrays = self.fronts.goes_along(name)
+            requests[name] = self.session.request({**nothing, **config}, **arrays)
+        told = self.session.exchanges.ask(protocol.SMASH, requests, protocol.numbers_of)
+        self.fronts.answered(told)
 
     # ---------------------------------------------------------------------- releases
 
@@ -104,10 +117,9 @@ class Once:
         return self.session.sizes(name, step, self.settings.batches_per_message)
 
     def _show(self, steps: dict[str, int]) -> None:
-        total = sum(map(self.session.batches, steps))
-        self.recorder.progress(
-            f"releases ({self.session.case})", sum(steps.values()), total, "batch"
-        )
+        total = sum(self.session.devices[name].train for name in steps)
+        sent = sum(sum(self.session.sizes(name, 0, step)) for name, step in steps.items())
+        self.recorder.progress(f"releases ({self.session.case})", sent, total, "image")
 
     def _told(self, name: str) -> str:
         return f"released/{self.session.case}/{name}"

@@ -10,9 +10,9 @@ from pydantic import ValidationError
 import models
 from clients.data import DataConfig, Splits, load
 from models import Compute, ComputeConfig, NoiseGenerator, Training, TrainingConfig
+from models.augmentation import crop_flip
 from models.errors import RequestError
 from models.randomness import derive, numpy_generator, secret_normal, torch_generator
-from models.training import crop_flip
 
 CPU = Compute(ComputeConfig(device="cpu"))
 

@@ -1,0 +1,87 @@
+"""Random changes to training images that leave their class alone, a whole batch at a time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch.nn.functional import affine_grid, grid_sample, interpolate
+
+CROP = 4
+
+# Of handwriting; angles in degrees, lengths in shares of half an image's side.
+ROTATION, SHEAR, ASPECT, SIZE, SHIFT, WAVES = 20.0, 0.45, 0.35, 0.1, 0.07, 0.09
+THRESHOLD, SOFTNESS = (0.25, 0.7), (0.05, 0.15)
+
+
+def crop_flip(x: torch.Tensor, black: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Shift each image by up to 4 pixels and flip half of them.
+
+    The same as ``RandomCrop(side, padding=4)`` and ``RandomHorizontalFlip``, for a whole batch.
+
+    Parameters
+    ----------
+    x : Tensor of shape (B, C, H, W)
+    black : Tensor of shape (C, 1, 1)
+        A black pixel in the units of ``x``.
+    """
+    batch, channels, height, width = x.shape
+    padded = black.expand(batch, channels, height + 2 * CROP, width + 2 * CROP).clone()
+    padded[:, :, CROP:-CROP, CROP:-CROP] = x
+    top, left = torch.randint(0, 2 * CROP + 1, (2, batch, 1), generator=generator)
+    rows = torch.arange(height) + top
+    columns = torch.arange(width) + left
+    flipped = torch.rand(batch, 1, generator=generator) < 0.5
+    columns = torch.where(flipped, columns.flip(1), columns)
+    images = torch.arange(batch)[:, None, None]
+    return padded.permute(0, 2, 3, 1)[images, rows[:, :, None], columns[:, None, :]].permute(
+        0, 3, 1, 2
+    )
+
+
+def handwriting(x: torch.Tensor, black: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Write each image anew: slanted, stretched, bent, with a thinner or thicker pen.
+
+    For bright strokes on black. Arguments as of :func:`crop_flip`.
+    """
+    strokes = x - black
+    full = strokes.amax((1, 2, 3), keepdim=True).clamp(min=torch.finfo(x.dtype).tiny)
+    bent = grid_sample(strokes / full, _paths(x.shape, generator), align_corners=False)
+    threshold, softness = (_between(len(x), *span, generator) for span in (THRESHOLD, SOFTNESS))
+    # A pen's width is where the grey of a blurred stroke ends; black has to stay black.
+    inked = torch.sigmoid((bent - threshold) / softness) - torch.sigmoid(-threshold / softness)
+    peak = inked.amax((1, 2, 3), keepdim=True).clamp(min=0.1)
+    return black + full * (inked / peak).clamp(0, 1)
+
+
+def _paths(shape: torch.Size, generator: torch.Generator) -> torch.Tensor:
+    """Return from where each pixel is taken, (B, H, W, 2): affine, and a smooth wave."""
+    batch, _, height, width = shape
+
+    def span(most: float) -> torch.Tensor:
+        return _between(batch, -most, most, generator).flatten()
+
+    angle, shear, aspect = span(math.radians(ROTATION)), span(SHEAR), span(ASPECT).exp()
+    size = span(SIZE).exp()
+    cosine, sine = angle.cos(), angle.sin()
+    across, down = size * aspect, size / aspect.sqrt()
+    rows = (
+        torch.stack([cosine * across, cosine * shear - sine * down, span(SHIFT)], 1),
+        torch.stack([sine * across, sine * shear + cosine * down, span(SHIFT)], 1),
+    )
+    grid = affine_grid(torch.stack(rows, 1), list(shape), align_corners=False)
+    coarse = WAVES * torch.randn(batch, 2, 4, 4, generator=generator)
+    waves = interpolate(coarse, size=(height, width), mode="bicubic", align_corners=True)
+    return grid + waves.permute(0, 2, 3, 1)
+
+
+def _between(count: int, low: float, high: float, generator: torch.Generator) -> torch.Tensor:
+    """Return uniform draws of shape (count, 1, 1, 1)."""
+    return low + (high - low) * torch.rand(count, 1, 1, 1, generator=generator)
+
+
+AUGMENTATIONS: dict[str, Callable[[torch.Tensor, torch.Tensor, torch.Generator], torch.Tensor]] = {
+    "crop-flip": crop_flip,
+    "handwriting": handwriting,
+}
