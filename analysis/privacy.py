@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterable
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 import pandas as pd
-from pydantic import ConfigDict, NonNegativeInt, PositiveInt, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from analysis.runs import Run, open_run
-from clients.shields import Guarantee, Mechanism, Shield, build, configured
+from clients.shields import Guarantee, Mechanism
 from clients.shields.accounting import composed_rdp, together
 from clients.shields.base import NO_NOISE
 from models.errors import RequestError
+from strategies.releases import FILE, IN_THE_CLEAR, Release
 
-FILE = "releases.json"
 DELTA = 1e-5
 """Of all releases of a record together, unless another one is asked for."""
 
-IN_THE_CLEAR = Guarantee("record", None, reasons=("released in the clear",))
 TRAINED = (
     "the front was trained on the private data without differential privacy: each record moves "
     "the activations of all others through the front"
@@ -31,86 +27,6 @@ TRAINED = (
 SEEDED = "the noise is seeded: whoever knows the seed can subtract it"
 FACTS = ("case", "what", "records", "nodes", "count", "mechanism", "randomness", "claimed")
 NUMBERS = ("record_epsilon", "record_delta", "composed_epsilon", "composed_rdp")
-
-
-@dataclass(frozen=True)
-class Release:
-    """One kind of tensor that leaves a node.
-
-    Attributes
-    ----------
-    case, node : str
-    what : str
-        For people: ``"smashed data"``.
-    records : {"training", "test", "validation"}
-        Whose it is of.
-    shape : tuple of int
-        Of one example.
-    batch : int
-        The most examples that are protected together.
-    count : int
-        How often one record is released at most.
-    shield : dict or None
-        The shield's settings with its name; None: it leaves in the clear.
-    mode : {"train", "eval"}
-        The shield's.
-    trained_front : bool
-        The front that computes it is trained on the private data without a guarantee.
-    public : bool
-        It is declared to be public, as labels are.
-    sampling : str
-        How examples are drawn, for people.
-    randomness : {"secret", "seeded", "none"}
-        Where the noise comes from.
-    """
-
-    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
-
-    case: str
-    node: str
-    what: str
-    records: Literal["training", "test", "validation"]
-    shape: tuple[PositiveInt, ...]
-    batch: PositiveInt
-    count: NonNegativeInt
-    shield: dict[str, Any] | None
-    mode: Literal["train", "eval"]
-    trained_front: bool
-    public: bool
-    sampling: str
-    randomness: Literal["secret", "seeded", "none"]
-
-    @property
-    def kind(self) -> str:
-        """What two nodes' releases have in common: all but the node and the count."""
-        values = dataclasses.asdict(self)
-        return json.dumps({key: v for key, v in values.items() if key not in ("node", "count")})
-
-    @cached_property
-    def protection(self) -> Shield | None:
-        """The shield, in its mode; None in the clear.
-
-        Raises
-        ------
-        ValueError
-            If there is no such shield, or it does not fit the shape.
-        """
-        if self.shield is None or self.shield.get("name") == "none":
-            return None
-        return build(configured(self.shield), self.shape, self.batch).train(self.mode == "train")
-
-    @property
-    def claimed(self) -> Guarantee | None:
-        """What the shield's paper calibrates to, for one release."""
-        return self.protection.claimed() if self.protection else None
-
-    @property
-    def held(self) -> Guarantee:
-        """What is true of a record in one release, of a front that tells nothing."""
-        if self.protection is None:
-            return IN_THE_CLEAR
-        noisy = isinstance(self.protection, Mechanism) and self.randomness != "none"
-        return self.protection.held() if noisy else NO_NOISE
 
 
 def releases(run: str | Path) -> list[Release]:
@@ -180,6 +96,15 @@ def verdict(run: str | Path, delta: float = DELTA) -> dict[str, Guarantee]:
     """
     cases = _grouped(releases(run), "case")
     return {case: _verdict(entries, delta) for case, entries in cases.items()}
+
+
+def claims(run: str | Path) -> dict[str, Guarantee]:
+    """Return for each case what the paper claims of one release of training examples.
+
+    Cases without a shield are left out. Raises as :func:`releases`.
+    """
+    own = (entry for entry in releases(run) if entry.records == "training")
+    return {entry.case: entry.claimed for entry in own if entry.claimed}
 
 
 def _why_none(run: Run) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 from pydantic import ValidationError
 
+from analysis.privacy import claims, verdict
 from analysis.runs import Run, RunPaths, open_runs
 from models.errors import RequestError
 from strategies.split.config import SplitConfig
@@ -39,8 +40,9 @@ def split_accuracy(runs: RunPaths) -> pd.DataFrame:
         A row per run and case: ``run, experiment, case``; ``shield``, its ``epsilon`` as set
         (missing: no noise), ``batch_size``, ``front``, ``cut``; accuracies on all test images in
         per cent, ``plain_edge, noisy_edge, plain_cloud, noisy_cloud``, as far as they were
-        measured; ``published``, where the paper has this setting, and ``difference``, that of
-        ``plain_edge`` from it.
+        measured; ``claimed`` of one release by the shield's paper and ``holds`` for a training
+        record in all releases, as texts; ``published``, where the paper has this setting, and
+        ``difference``, that of ``plain_edge`` from it.
 
     Raises
     ------
@@ -49,7 +51,7 @@ def split_accuracy(runs: RunPaths) -> pd.DataFrame:
     """
     rows = [row for run in _opened(runs) for row in _accuracies(run)]
     columns = ["run", "experiment", "case", "shield", "epsilon", "batch_size", "front", "cut"]
-    frame = pd.DataFrame(rows, columns=[*columns, *TESTS, "published"])
+    frame = pd.DataFrame(rows, columns=[*columns, *TESTS, "claimed", "holds", "published"])
     frame = frame.astype(dict.fromkeys(("epsilon", *TESTS, "published"), "float64"))
     return frame.assign(difference=frame["plain_edge"] - frame["published"])
 
@@ -101,6 +103,7 @@ def _opened(runs: RunPaths) -> list[Run]:
 def _accuracies(run: Run) -> Iterator[dict[str, Any]]:
     rows = run.frame
     rows = rows[(rows["stage"] == "test") & (rows["node"] == EVERYONE)]
+    said, verdicts = claims(run.directory), verdict(run.directory)
     for case, settings in settings_of(run).items():
         own = rows[rows["case"] == case]
         if own.empty:
@@ -115,6 +118,8 @@ def _accuracies(run: Run) -> Iterator[dict[str, Any]]:
             "front": settings.front,
             "cut": settings.cut,
             **{name: _accuracy(own, *which) for name, which in TESTS.items()},
+            "claimed": str(said.get(case, "nothing")),
+            "holds": str(verdicts[case]),
             "published": _published(run, settings),
         }
 

@@ -13,6 +13,7 @@ from analysis.themis import board, competition, themis_protection, themis_table1
 OVERVIEW = ("system", "experiment", "engine", "status", "seed", "started")
 RUN = ["run", "experiment"]
 LONGEST = 8
+SETTINGS = ("shield", "epsilon", "batch_size", "front", "cut")
 SIDE_BY_SIDE = ("rank", "plain_accuracy", "trained_accuracy")
 
 
@@ -66,7 +67,7 @@ def _themis(runs: Sequence[Run]) -> dict[str, pd.DataFrame]:
 
 
 def _split(runs: Sequence[Run]) -> dict[str, pd.DataFrame]:
-    found = {"Test accuracy": split_accuracy(runs)}
+    found = {"Test accuracy": split_accuracy(runs).drop(columns=[*SETTINGS])}
     if found["Test accuracy"]["published"].isna().all():
         found["Test accuracy"] = found["Test accuracy"].drop(columns=["published", "difference"])
     costs = split_costs(runs)

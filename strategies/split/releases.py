@@ -1,96 +1,101 @@
-"""What leaves the devices, listed for whoever wants to know what that gives away."""
+"""What leaves the devices in one case of split learning."""
 
 from __future__ import annotations
 
 import json
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, Literal
 
-from models.files import write_atomically
+from strategies.releases import Records, Release
 from strategies.split.model import guarded
 from strategies.split.session import Session
 
-FILE = "releases.json"
 SHUFFLED = "every example once an epoch, in random order: no amplification is claimed"
 ONCE = "every example once"
+BY_THE_WAY = {"average": "front gradients", "handoff": "front weights"}
+"""What else of a front that learns is sent, by how the fronts are kept equal."""
 
 
-def listed(session: Session, shape: tuple[int, ...]) -> list[dict[str, Any]]:
-    """Return every kind of release of one case.
+def releases(session: Session, shape: tuple[int, ...]) -> Iterator[Release]:
+    """Yield every kind of release of every device.
 
     Parameters
     ----------
     shape : tuple of int
         Of one example's activation.
-
-    Returns
-    -------
-    list of dict
-        ``case, node, what, records, shape, batch, count, shield, mode, trained_front, public,
-        sampling, randomness``; a shield of None is a release in the clear.
     """
-    kinds = [*_training(session, shape), *_test(session, shape)]
-    return [
-        {"case": session.case, "node": node, **kind} for node in session.devices for kind in kinds
-    ]
+    for node in session.devices:
+        ledger = _Ledger(session, shape, node)
+        yield from ledger.of_training()
+        yield from ledger.of_test()
 
 
-def _training(session: Session, shape: tuple[int, ...]) -> list[dict[str, Any]]:
-    settings, count = session.settings, session.settings.releases
-    sampling = ONCE if settings.release == "once" else SHUFFLED
-    common = {"records": "training", "count": count, "sampling": sampling}
-    clear = common | {"batch": settings.batch_size, "shape": [], "randomness": "none"}
-    found = [
-        common | _shielded(session, shape, "smashed data", "train"),
-        clear | _clear("labels", public=True),
-    ]
-    learnt = {"average": "front gradients", "handoff": "front weights"}.get(settings.front)
-    return [*found, clear | _clear(learnt)] if learnt else found
+class _Ledger:
+    """One device's releases."""
 
+    def __init__(self, session: Session, shape: tuple[int, ...], node: str) -> None:
+        self.session = session
+        self.settings = session.settings
+        self.shape = shape
+        self.node = node
+        self.trained = self.settings.front != "frozen" and self.settings.cut != "input"
 
-def _test(session: Session, shape: tuple[int, ...]) -> list[dict[str, Any]]:
-    settings = session.settings
-    common = {"records": "test", "count": 1, "sampling": ONCE}
-    clear = common | {"batch": settings.batch_size, "randomness": "none"}
-    found = [clear | {"shape": []} | _clear("number of right answers", public=True)]
-    if "cloud" in settings.classify:
-        found.append(common | _shielded(session, shape, "test features", "eval"))
-        if settings.plain_to_cloud:
-            found.append(clear | {"shape": list(shape)} | _clear("test features without noise"))
-    return found
+    def of_training(self) -> Iterator[Release]:
+        count = self.settings.releases
+        yield self._shielded("smashed data", "training", count, "train")
+        yield self._clear("labels", "training", count, public=True)
+        if self.settings.front in BY_THE_WAY and self.trained:
+            yield self._clear(BY_THE_WAY[self.settings.front], "training", count)
 
+    def of_test(self) -> Iterator[Release]:
+        answers = "number of right answers"
+        yield self._clear(answers, "test", len(self.settings.classify), public=True)
+        if every := self.settings.validate_every:
+            yield self._clear(answers, "validation", -(-self.settings.epochs // every), public=True)
+        if "cloud" in self.settings.classify:
+            yield self._shielded("test features", "test", 1, "eval")
+            if self.settings.plain_to_cloud:
+                yield self._clear("test features without noise", "test", 1)
 
-def _shielded(session: Session, shape: tuple[int, ...], what: str, mode: str) -> dict[str, Any]:
-    settings = session.settings
-    shield = guarded(settings)
-    plain = shield.name == "none"
-    return {
-        "what": what,
-        "shape": list(shape),
-        "batch": settings.batch_size,
-        "shield": None if plain else json.loads(shield.model_dump_json()),
-        # A frozen front's shield normalises by running statistics, which do not move either.
-        "mode": mode,
-        "trained_front": settings.front != "frozen" and settings.cut != "input",
-        "public": False,
-        "randomness": "none" if plain else settings.noise,
-    }
+    def _shielded(
+        self,
+        what: str,
+        records: Records,
+        count: int,
+        mode: Literal["train", "eval"],
+    ) -> Release:
+        shield = guarded(self.settings)
+        settings: dict[str, Any] = json.loads(shield.model_dump_json())
+        noiseless = settings.get("epsilon") is None
+        return Release(
+            case=self.session.case,
+            node=self.node,
+            what=what,
+            records=records,
+            shape=self.shape,
+            batch=self.settings.batch_size,
+            count=count,
+            shield=None if shield.name == "none" else settings,
+            mode=mode,
+            trained_front=self.trained,
+            public=False,
+            sampling=ONCE if count == 1 else SHUFFLED,
+            randomness="none" if noiseless else self.settings.noise,
+        )
 
-
-def _clear(what: str | None, public: bool = False) -> dict[str, Any]:
-    return {
-        "what": what,
-        "shield": None,
-        "mode": "train",
-        "trained_front": False,
-        "public": public,
-    }
-
-
-def write(session: Session, shape: tuple[int, ...]) -> None:
-    """Add a case's releases to ``releases.json``."""
-    recorder = session.recorder
-    path = recorder.artefact(FILE)
-    known = json.loads(path.read_text()) if path.exists() else []
-    others = [release for release in known if release["case"] != session.case]
-    text = json.dumps([*others, *listed(session, shape)], indent=1)
-    write_atomically(path, text.encode())
+    def _clear(self, what: str, records: Records, count: int, public: bool = False) -> Release:
+        return Release(
+            case=self.session.case,
+            node=self.node,
+            what=what,
+            records=records,
+            shape=(),
+            batch=self.settings.batch_size,
+            count=count,
+            shield=None,
+            mode="train",
+            trained_front=False,
+            public=public,
+            sampling="",
+            randomness="none",
+        )

@@ -11,7 +11,7 @@ from models.files import save_tensors
 from strategies.exchange import Exchanges
 from strategies.joining import gather
 from strategies.recorder import Recorder
-from strategies.split import releases
+from strategies.releases import keep
 from strategies.split.cloud import Cloud, under
 from strategies.split.config import PRETRAINED, SplitConfig
 from strategies.split.evaluation import NOISY, PLAIN, classify_in_cloud, measure_whole
@@ -20,6 +20,7 @@ from strategies.split.fronts import MODES, Fronts
 from strategies.split.model import built, guarded, start_from
 from strategies.split.once import Once
 from strategies.split.pretraining import pretrain, pretrained
+from strategies.split.releases import releases
 from strategies.split.session import Session
 from strategies.split.training import Training, start_turn
 
@@ -54,7 +55,7 @@ class Case:
         case = self.session.case
         with self.recorder.timed(f"join/{case}"):
             self.prepare()
-        releases.write(self.session, self.shape)
+        keep(self.recorder, case, releases(self.session, self.shape))
         with self.recorder.timed(f"training/{case}"):
             self._train()
         with self.recorder.timed(f"evaluation/{case}"):

@@ -1,0 +1,110 @@
+"""What leaves its owner in a run, kept so that anybody can see what it gives away."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar, Literal
+
+from pydantic import ConfigDict, NonNegativeInt, PositiveInt
+
+from clients.shields import Guarantee, Mechanism, Shield, build, configured
+from clients.shields.base import NO_NOISE
+from models.files import write_atomically
+from strategies.recorder import Recorder
+
+FILE = "releases.json"
+Records = Literal["training", "test", "validation"]
+IN_THE_CLEAR = Guarantee("record", None, reasons=("released in the clear",))
+
+
+@dataclass(frozen=True)
+class Release:
+    """One kind of tensor that leaves a node.
+
+    Attributes
+    ----------
+    case, node : str
+    what : str
+        For people: ``"smashed data"``.
+    records : {"training", "test", "validation"}
+        Whose it is of.
+    shape : tuple of int
+        Of one example.
+    batch : int
+        The most examples that are protected together.
+    count : int
+        How often one record is released at most.
+    shield : dict or None
+        The shield's settings with its name; None: it leaves in the clear.
+    mode : {"train", "eval"}
+        The shield's.
+    trained_front : bool
+        The front that computes it is trained on the private data without a guarantee.
+    public : bool
+        It is declared to be public, as labels are.
+    sampling : str
+        How examples are drawn, for people.
+    randomness : {"secret", "seeded", "none"}
+        Where the noise comes from.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
+    case: str
+    node: str
+    what: str
+    records: Records
+    shape: tuple[PositiveInt, ...]
+    batch: PositiveInt
+    count: NonNegativeInt
+    shield: dict[str, Any] | None
+    mode: Literal["train", "eval"]
+    trained_front: bool
+    public: bool
+    sampling: str
+    randomness: Literal["secret", "seeded", "none"]
+
+    @property
+    def kind(self) -> str:
+        """What two nodes' releases have in common: all but the node and the count."""
+        values = dataclasses.asdict(self)
+        return json.dumps({key: v for key, v in values.items() if key not in ("node", "count")})
+
+    @cached_property
+    def protection(self) -> Shield | None:
+        """The shield, in its mode; None in the clear.
+
+        Raises
+        ------
+        ValueError
+            If there is no such shield, or it does not fit the shape.
+        """
+        if self.shield is None or self.shield.get("name") == "none":
+            return None
+        return build(configured(self.shield), self.shape, self.batch).train(self.mode == "train")
+
+    @property
+    def claimed(self) -> Guarantee | None:
+        """What the shield's paper calibrates to, for one release."""
+        return self.protection.claimed() if self.protection else None
+
+    @property
+    def held(self) -> Guarantee:
+        """What is true of a record in one release, of a front that tells nothing."""
+        if self.protection is None:
+            return IN_THE_CLEAR
+        noisy = isinstance(self.protection, Mechanism) and self.randomness != "none"
+        return self.protection.held() if noisy else NO_NOISE
+
+
+def keep(recorder: Recorder, case: str, releases: Iterable[Release]) -> None:
+    """Put a case's releases into the run's ledger, in place of what stood there of it."""
+    path = recorder.artefact(FILE)
+    known = json.loads(path.read_text()) if path.exists() else []
+    others = [release for release in known if release["case"] != case]
+    entries = [*others, *map(dataclasses.asdict, releases)]
+    write_atomically(path, json.dumps(entries, indent=1).encode())
