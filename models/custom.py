@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from models import published
 from models.architectures import ImageTask
 from models.errors import RequestError
 from models.frozen import FrozenProgram
@@ -21,8 +22,8 @@ SUFFIX = ".pt2"
 
 
 def is_custom(name: str) -> bool:
-    """Tell whether a model's name is an import path or the path of an exported program."""
-    return name.startswith(PREFIX) or name.endswith(SUFFIX)
+    """Tell whether a model's name is an import path, torchvision's, or a program's path."""
+    return name.startswith((PREFIX, published.PREFIX)) or name.endswith(SUFFIX)
 
 
 def is_frozen(model: nn.Module) -> bool:
@@ -40,8 +41,9 @@ def build(name: str, task: ImageTask) -> nn.Module:
     Parameters
     ----------
     name : str
-        ``custom:package.module:callable`` or a path that ends in ``.pt2``. The first runs code
-        of that module, so it must come from whoever runs the process.
+        ``custom:package.module:callable``, ``torchvision:name``, or a path that ends in
+        ``.pt2``. The first runs code of that module, so it must come from whoever runs the
+        process.
     task : ImageTask
         The images and classes that it must fit.
 
@@ -56,20 +58,26 @@ def build(name: str, task: ImageTask) -> nn.Module:
         from models.exported import load_program
 
         return load_program(Path(name), task)
-    make = _import(name)
-    model = _call(name, make, task)
+    if name.startswith(published.PREFIX):
+        model = published.build(name, task)
+    else:
+        model = _call(name, _import(name), task)
     _check_output(name, model, task)
     return model
 
 
 def display_name(name: str) -> str:
-    """Return the import path, or the file's name without its ending."""
-    return name.removeprefix(PREFIX) if name.startswith(PREFIX) else Path(name).stem
+    """Return the import path or torchvision's name, or the file's name without its ending."""
+    if name.startswith((PREFIX, published.PREFIX)):
+        return name.partition(":")[2]
+    return Path(name).stem
 
 
 def describe(name: str) -> str:
     """Return one line on where the model comes from."""
-    kind = "the participant's own model" if name.startswith(PREFIX) else "exported program, frozen"
+    kinds = {PREFIX: "the participant's own model", published.PREFIX: "of torchvision"}
+    own = (kind for prefix, kind in kinds.items() if name.startswith(prefix))
+    kind = next(own, "exported program, frozen")
     return f"{display_name(name)}: {kind}"
 
 

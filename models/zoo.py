@@ -56,9 +56,9 @@ def build(
     Parameters
     ----------
     name : str
-        A name of :func:`names` in any usual spelling, ``custom:package.module:callable``, or
-        the path of an exported program that ends in ``.pt2`` (its weights are its own, and it
-        is frozen; see :func:`models.custom.is_frozen`).
+        A name of :func:`names` in any usual spelling, ``custom:package.module:callable``,
+        ``torchvision:name``, or the path of an exported program that ends in ``.pt2`` (its
+        weights are its own, and it is frozen; see :func:`models.custom.is_frozen`).
     num_classes : int
         Classes to tell apart, at least 2.
     channels : int

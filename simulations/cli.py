@@ -67,7 +67,9 @@ def list_() -> None:
     typer.echo("\nModels (participants: - model: NAME; parameters for 10 classes, 3x32x32)")
     for name in models.names():
         typer.echo(f"  {name:16} {models.describe(name)}")
-    typer.echo("  custom:package.module:callable, or an exported program FILE.pt2")
+    typer.echo(
+        "  custom:package.module:callable, torchvision:NAME, or an exported program FILE.pt2"
+    )
 
 
 @app.command()

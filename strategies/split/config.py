@@ -25,7 +25,7 @@ from strategies.cases import each_case
 from strategies.explain import explained
 
 SHARED = {"devices", "pretraining"}
-PRETRAINED = "pretrained"
+PRETRAINED, TORCHVISION = "pretrained", "torchvision"
 
 
 class PretrainingConfig(BaseModel):
@@ -70,8 +70,8 @@ class SplitConfig(BaseModel):
         How many there are; the training data are divided among them by ``data.partition``,
         by default evenly at random.
     model, cut : str
-        A name of the zoo or ``custom:module:callable``, and the layer after which it is cut
-        (``pudica cuts MODEL`` lists them; ``input``: before the first).
+        A name of the zoo, ``custom:module:callable`` or ``torchvision:name``, and the layer
+        after which it is cut (``pudica cuts MODEL`` lists them; ``input``: before the first).
     shield : ShieldConfig
         At the cut: ``name``, and the settings of the shield of that name.
     noise : {"seeded", "secret"}
@@ -96,8 +96,9 @@ class SplitConfig(BaseModel):
     front_optimizer : OptimizerConfig or None
         Of the fronts; None: as of the back.
     weights : str or None
-        Start from a safetensors file, or (``pretrained``) from ``pretraining``. A layer whose
-        shape differs, as the last with other classes, starts afresh.
+        Start from a safetensors file, from ``pretraining`` (``pretrained``), or from what
+        torchvision publishes for its models (``torchvision``). A layer whose shape differs, as
+        the last with other classes, starts afresh.
     train : {"all", "last-layer"}
         ``last-layer``: nothing but the model's last layer learns; the front must be frozen.
     pretraining : PretrainingConfig or None

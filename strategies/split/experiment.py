@@ -13,7 +13,7 @@ from models.cut import Cutter
 from models.errors import RequestError
 from models.randomness import derive
 from strategies.experiment import Experiment, absolute
-from strategies.split.config import PRETRAINED, SplitConfig
+from strategies.split.config import PRETRAINED, TORCHVISION, SplitConfig
 from strategies.split.means import single_layer
 from strategies.split.model import built, guarded
 
@@ -98,4 +98,8 @@ def _sizes(shape: tuple[int, ...]) -> str:
 
 
 def _named(weights: str | None) -> str | None:
-    return str(absolute(Path(weights))) if weights and weights != PRETRAINED else weights
+    return (
+        str(absolute(Path(weights)))
+        if weights and weights not in (PRETRAINED, TORCHVISION)
+        else weights
+    )

@@ -11,10 +11,11 @@ from torch import nn
 import models
 from clients.shields import ShieldConfig
 from clients.shields.accounting import calibrated
+from models import published
 from models.errors import RequestError
 from models.files import load_weights
 from models.randomness import derive
-from strategies.split.config import PRETRAINED, SplitConfig
+from strategies.split.config import PRETRAINED, TORCHVISION, SplitConfig
 
 
 def built(settings: SplitConfig, classes: int, shape: tuple[int, int, int], seed: int) -> nn.Module:
@@ -40,7 +41,9 @@ def built(settings: SplitConfig, classes: int, shape: tuple[int, int, int], seed
         image_size=side,
         seed=derive(seed, "weights"),
     )
-    if settings.weights and settings.weights != PRETRAINED:
+    if settings.weights == TORCHVISION:
+        start_from(model, published.load_weights(settings.model), TORCHVISION)
+    elif settings.weights and settings.weights != PRETRAINED:
         start_from(model, load_weights(Path(settings.weights)), settings.weights)
     if settings.train == "last-layer":
         only_last(model)

@@ -1,0 +1,74 @@
+"""torchvision's models, and the weights that are published with them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+from urllib.parse import urlparse
+
+import torch
+import torchvision
+from torch import nn
+
+from models.architectures import ImageTask
+from models.errors import RequestError, unknown
+
+PREFIX = "torchvision:"
+
+
+def build(name: str, task: ImageTask) -> nn.Module:
+    """Return a classifier of torchvision with freshly drawn weights.
+
+    Parameters
+    ----------
+    name : str
+        ``torchvision:vgg16``.
+    task : ImageTask
+        Of colour images.
+
+    Raises
+    ------
+    RequestError
+        If torchvision has no such classifier, or the images are grey.
+    """
+    if task.channels != 3:
+        raise RequestError(f"model '{name}' takes colour images: set data.channels to 3")
+    make = torchvision.models.get_model
+    model: nn.Module = make(_known(name), weights=None, num_classes=task.num_classes)
+    return model
+
+
+def load_weights(name: str) -> dict[str, torch.Tensor]:
+    """Return the weights that torchvision publishes for one of its models.
+
+    They are downloaded once, into ``TORCH_HOME``; nothing but tensors is unpickled.
+
+    Raises
+    ------
+    RequestError
+        If it is no model of torchvision's, or they can't be downloaded.
+    """
+    if not name.startswith(PREFIX):
+        raise RequestError(
+            f"weights: torchvision has none for '{name}'; allowed with model: {PREFIX}NAME"
+        )
+    weights: Any = torchvision.models.get_model_weights(_known(name)).DEFAULT  # type: ignore[attr-defined]
+    try:
+        found: dict[str, torch.Tensor] = weights.get_state_dict(
+            progress=False, check_hash=True, weights_only=True
+        )
+    except (URLError, OSError) as error:
+        place = Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(weights.url).path).name
+        raise RequestError(
+            f"weights: can't download {weights.url} ({error}); put the file at {place}, or name "
+            "a safetensors file"
+        ) from error
+    return found
+
+
+def _known(name: str) -> str:
+    wanted, names = name.removeprefix(PREFIX), torchvision.models.list_models(torchvision.models)
+    if wanted not in names:
+        raise unknown("model of torchvision", wanted, names)
+    return wanted
