@@ -126,6 +126,8 @@ class EdgeAssignment(Assignment):
         Of a front that learns on the device.
     releases : int or None
         The device refuses to release an example more often.
+    plain_to_cloud : bool
+        Whether it may send test activations without noise, to compare.
     """
 
     system: Literal["split"] = "split"
@@ -140,6 +142,7 @@ class EdgeAssignment(Assignment):
     wire: Wire
     optimizer: OptimizerConfig
     releases: int | None = None
+    plain_to_cloud: bool = False
 
     @field_validator("shield", mode="before")
     @classmethod

@@ -6,7 +6,7 @@ import copy
 import os
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -23,7 +23,14 @@ from clients.vault import Vault
 from models import optimizers, packing
 from models.compute import Compute
 from models.cut import Cutter
-from models.randomness import Randomness, SecretGenerator, derive, numpy_generator, seeded
+from models.randomness import (
+    Randomness,
+    SecretGenerator,
+    derive,
+    draws,
+    numpy_generator,
+    seeded,
+)
 
 KEY = "noise.key"
 
@@ -84,6 +91,7 @@ class Edge:
         self.pending: Chunk | None = None
         self.optimizer = optimizers.build(assignment.optimizer, self.front.parameters())
         self.budget = Budget(vault, assignment.case, assignment.releases)
+        self._draws = draws(self.front)
         self._orders: dict[int, np.ndarray] = {}
 
     def introduced(self) -> dict[str, int | str]:
@@ -211,7 +219,8 @@ class Edge:
                 f"a gradient of shape {tuple(gradient.shape)} ({gradient.dtype}) for what was "
                 f"sent as {shape}"
             )
-        parts = (gradient.to(self.compute.device).float() / scale).split(sizes)
+        gradient = gradient.to(self.compute.device).float()
+        parts = (gradient if scale == 1 else gradient / scale).split(sizes)
         parameters = list(self.front.parameters())
         return [
             torch.autograd.grad(output, parameters, part)
@@ -258,7 +267,7 @@ class Edge:
         self.pending = chunk if self.optimizer and count else None
         self.turn = max(self.turn, turn)
         smashed = self._sent([output.detach() for output in chunk.outputs])
-        labels = torch.cat([y for _, y in batches]) if batches else torch.zeros(0)
+        labels = packing.joined([y for _, y in batches]) if batches else torch.zeros(0)
         seconds = {"forward": time.perf_counter() - start}
         return smashed, labels.to(torch.int32).numpy(), seconds
 
@@ -266,13 +275,16 @@ class Edge:
         """Return the protected activations of one batch, with their graph, and its labels."""
         self._need_front()
         x, y = self.train.batch(self._positions(epoch, step))
-        a = self.assignment
-        with (
-            torch.set_grad_enabled(self.optimizer is not None),
-            seeded(derive(a.seed, "layers", a.partition, epoch, step)),
-        ):
+        with torch.set_grad_enabled(self.optimizer is not None), self._seeded(epoch, step):
             activations = self.compute.outputs(self.front, self.compute.place(x))
             return self._protected(activations, "train", epoch, step), y
+
+    def _seeded(self, epoch: int, step: int) -> AbstractContextManager[None]:
+        """Let layers that draw draw from the run's seed; where there are none this costs time."""
+        a = self.assignment
+        if not self._draws:
+            return nullcontext()
+        return seeded(derive(a.seed, "layers", a.partition, epoch, step))
 
     def _positions(self, epoch: int, step: int) -> np.ndarray:
         """Return which of the own images a batch consists of."""
@@ -322,7 +334,7 @@ class Edge:
     def _sent(self, outputs: Sequence[torch.Tensor]) -> np.ndarray:
         if not outputs:
             return np.zeros(0, np.float32)
-        return protocol.on_wire(torch.cat(list(outputs)), self.assignment.wire)
+        return protocol.on_wire(packing.joined(outputs), self.assignment.wire)
 
     # -------------------------------------------------------------------- evaluation
 
@@ -363,7 +375,14 @@ class Edge:
         Returns
         -------
         ndarray of shape (count, *shape)
+
+        Raises
+        ------
+        RuntimeError
+            If they were to be sent without noise, and may not be.
         """
+        if not noisy and not self.assignment.plain_to_cloud:
+            raise RuntimeError("test activations without noise are not given away")
         images, size, end = self._own("test"), self.assignment.batch_size, start + count
         parts = [
             self._shielded(

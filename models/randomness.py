@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from cryptography.hazmat.primitives.ciphers import Cipher
 from cryptography.hazmat.primitives.ciphers.algorithms import ChaCha20
+from torch import nn
 
 
 def derive(seed: int, *purpose: str | int) -> int:
@@ -124,6 +125,13 @@ class SecretGenerator(SystemGenerator):
     def bytes(self, length: int) -> bytes:
         """Return the next bytes."""
         return self._stream.update(bytes(length))
+
+
+def draws(model: nn.Module) -> bool:
+    """Tell whether a model has layers that draw while they train."""
+    return any(
+        isinstance(layer, nn.modules.dropout._DropoutNd | nn.RReLU) for layer in model.modules()
+    )
 
 
 Randomness = np.random.Generator | SystemGenerator

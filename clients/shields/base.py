@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import nn
 
 from clients.shields.analytic import analytic_epsilon
+from models.packing import all_finite
 from models.randomness import Randomness
 
 Shape = tuple[int, ...]
@@ -128,7 +129,7 @@ class Shield(nn.Module, ABC):
                 f"{self.shape}"
             )
         tensor = tensor.float()
-        if not torch.isfinite(tensor).all():
+        if not all_finite(tensor):
             raise ValueError("holds NaN or infinity")
         return tensor
 

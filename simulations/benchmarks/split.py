@@ -79,8 +79,10 @@ class Plain:
             channels=channels,
             image_size=side,
         ).train()
-        rate = experiment.split.optimizer.learning_rate
-        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=rate)
+        learning = experiment.split.optimizer
+        self.optimizer = torch.optim.SGD(
+            self.model.parameters(), lr=learning.learning_rate, momentum=learning.momentum
+        )
 
     def epoch(self) -> None:
         """Train one epoch."""
@@ -129,8 +131,10 @@ def _in_process(directory: Path, repeats: int) -> list[Row]:
 
 
 def _on_ray(directory: Path, repeats: int) -> list[Row]:
-    wanted = experiment(4, "split.front=average")
-    grid = RayGrid(app, 4, run_config(wanted, directory, "benchmark"), workers=2)
+    wanted = experiment(4, "split.front=average", "split.threads=2")
+    config = run_config(wanted, directory, "benchmark")
+    server_context(config)
+    grid = RayGrid(app, 4, config, workers=2)
     try:
         training = ready(wanted, grid, directory)
         what = "the same, 4 devices averaged, Ray, 2 workers / plain loop, 2 threads"

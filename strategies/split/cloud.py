@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +16,8 @@ from torch.nn.functional import cross_entropy
 from clients import protocol
 from models import optimizers, packing
 from models.compute import Compute
-from models.randomness import derive, seeded
+from models.packing import all_finite, joined
+from models.randomness import derive, draws, seeded
 from strategies.split.config import SplitConfig
 
 
@@ -61,12 +63,13 @@ def admitted(
         )
     if labels.shape != (count,) or labels.dtype.kind not in "iu":
         raise ValueError(f"labels of shape {labels.shape} and type {labels.dtype}")
-    if not np.isfinite(smashed).all():
+    values = torch.from_numpy(smashed).float()
+    if not all_finite(values):
         raise ValueError("smashed data with NaN or infinity")
     if count and not 0 <= labels.min() <= labels.max() < classes:
         raise ValueError(f"a label outside 0 to {classes - 1}: a class that the cloud has not")
     return Chunk(
-        torch.from_numpy(smashed).float(),
+        values,
         torch.from_numpy(labels).long(),
         sizes,
         protocol.numbers_of(content),
@@ -96,6 +99,7 @@ class Cloud:
         self.seed = seed
         self.returns = returns
         self.optimizer = optimizers.build(settings.optimizer, self.back.parameters())
+        self.draws = draws(self.back)
 
     def learn(
         self, chunks: Mapping[str, Chunk], epoch: int, turn: int
@@ -120,7 +124,7 @@ class Cloud:
             total += loss
             for name, gradient in gradients.items():
                 found[name].append(gradient)
-        return total, {name: torch.cat(parts) for name, parts in found.items() if parts}
+        return total, {name: joined(parts) for name, parts in found.items() if parts}
 
     def rate(self, epoch: int) -> None:
         """Set the learning rate of an epoch."""
@@ -131,10 +135,12 @@ class Cloud:
         self, batches: Mapping[str, tuple[torch.Tensor, torch.Tensor]], turn: int, number: int
     ) -> tuple[float, dict[str, torch.Tensor]]:
         counts = [len(y) for _, y in batches.values()]
-        smashed = torch.cat([x for x, _ in batches.values()]).to(self.compute.device)
-        loss = self.step(smashed, torch.cat([y for _, y in batches.values()]), turn, number)
+        smashed = joined([x for x, _ in batches.values()]).to(self.compute.device)
+        loss = self.step(smashed, joined([y for _, y in batches.values()]), turn, number)
         if smashed.grad is None:
             return loss, {}
+        if len(counts) == 1:
+            return loss, dict.fromkeys(batches, smashed.grad)
         # The gradient of the mean over the union is a device's own but for its share of it.
         parts = smashed.grad.split(counts)
         own = [part * (sum(counts) / count) for part, count in zip(parts, counts, strict=True)]
@@ -151,7 +157,13 @@ class Cloud:
         smashed.requires_grad_(self.returns)
         # Batch norm has no variance of a single example: use the statistics learnt so far.
         self._learning(len(labels) > 1)
-        with seeded(derive(self.seed, "layers", turn, number)):
+        with self.compute.threads():
+            return self._descend(smashed, labels, turn, number)
+
+    def _descend(
+        self, smashed: torch.Tensor, labels: torch.Tensor, turn: int, number: int
+    ) -> float:
+        with self._seeded(turn, number):
             logits = self.compute.outputs(self.back, smashed)
         loss = cross_entropy(logits, labels.to(self.compute.device))
         if not math.isfinite(value := float(loss.detach())):
@@ -166,6 +178,10 @@ class Cloud:
         if self.optimizer:
             self.optimizer.step()
         return value * len(labels)
+
+    def _seeded(self, turn: int, number: int) -> AbstractContextManager[None]:
+        """Let layers that draw draw from the run's seed; where there are none this costs time."""
+        return seeded(derive(self.seed, "layers", turn, number)) if self.draws else nullcontext()
 
     def _learning(self, several: bool) -> None:
         """Put the layers that learn into training mode; what is frozen stays as it is."""

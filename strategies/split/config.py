@@ -114,6 +114,9 @@ class SplitConfig(BaseModel):
     plain_to_cloud : bool
         Also send test activations without noise, to compare. Never for real: it gives them
         away.
+    threads : int or None
+        PyTorch threads of the cloud, which computes while the devices wait; None: as many as a
+        device has. Results depend on it as on ``client.threads``.
     validate_every : int
         Measure on the validation images after every so many epochs; 0: never.
     min_devices : int
@@ -146,6 +149,7 @@ class SplitConfig(BaseModel):
     fit: Literal["sgd", "means", "none"] = "sgd"
     classify: list[Literal["edge", "cloud"]] = ["edge", "cloud"]
     plain_to_cloud: bool = False
+    threads: int | None = Field(default=None, ge=1, le=1024)
     validate_every: int = Field(default=1, ge=0)
     min_devices: int = Field(default=1, ge=1)
     dropouts: int = Field(default=0, ge=0)

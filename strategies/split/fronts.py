@@ -279,6 +279,6 @@ MODES: dict[str, type[Fronts]] = {
 def finite(values: Any, what: str) -> torch.Tensor:
     """Return values as a float32 tensor; raise ValueError unless they are finite floats."""
     tensor = torch.from_numpy(values)
-    if tensor.dtype != torch.float32 or not torch.isfinite(tensor).all():
+    if tensor.dtype != torch.float32 or not packing.all_finite(tensor):
         raise ValueError(f"{what} of type {tensor.dtype}, or with NaN or infinity")
     return tensor

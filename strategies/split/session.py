@@ -67,7 +67,8 @@ class Session:
         self.case = case
         self.settings = settings
         self.seed = derive(experiment.seed, "split", case)
-        self.compute = Compute(experiment.client)
+        threads = settings.threads or experiment.client.threads
+        self.compute = Compute(experiment.client.model_copy(update={"threads": threads}))
         self.fresh = self.recorder.run["engine"] not in LASTING
         self.devices: dict[str, Device] = {}
         self.costs = Costs(exchanges)
@@ -140,6 +141,7 @@ class Session:
             wire=settings.wire,
             optimizer=settings.front_optimizer or settings.optimizer,
             releases=self._allowed(),
+            plain_to_cloud=settings.plain_to_cloud,
         )
         return {
             name: common.model_copy(update={"partition": number})

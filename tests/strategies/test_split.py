@@ -429,6 +429,13 @@ def test_the_cloud_classifies_what_was_shielded(tmp_path: Path) -> None:
     assert features.std() == pytest.approx(device.front.shield.scale, rel=0.05)
 
 
+def test_a_device_does_not_send_features_without_noise_unless_told_to(tmp_path: Path) -> None:
+    run(tiny("split.shield={name: clip-laplace, epsilon: 1}"), tmp_path / "run")
+    device = edges(tiny(), tmp_path / "run")[0]
+    with pytest.raises(RuntimeError, match="without noise are not given away"):
+        device.features(0, 4, noisy=False)
+
+
 def test_private_fronts_are_measured_each_with_its_own(tmp_path: Path) -> None:
     experiment = tiny("split.front=private", "split.epochs=3")
     grid = run(experiment, tmp_path / "run")
