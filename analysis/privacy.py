@@ -24,7 +24,8 @@ TRAINED = (
     "the front was trained on the private data without differential privacy: each record moves "
     "the activations of all others through the front"
 )
-SEEDED = "the noise is seeded: whoever knows the seed can subtract it"
+SEEDED = "the noise is seeded: the cloud knows the seed and can subtract it"
+STATISTICS = "are normalised by statistics of training records, without noise"
 FACTS = ("case", "what", "records", "nodes", "count", "mechanism", "randomness", "claimed")
 NUMBERS = ("record_epsilon", "record_delta", "composed_epsilon", "composed_rdp")
 
@@ -79,10 +80,11 @@ def privacy(run: str | Path, delta: float = DELTA) -> pd.DataFrame:
 
 
 def verdict(run: str | Path, delta: float = DELTA) -> dict[str, Guarantee]:
-    """Return for each case what holds for a training record in all that is released.
+    """Return for each case what holds for a training record, as if the case were all.
 
     A record belongs to one node, so nodes do not add up: the worst one counts. What is declared
-    public is not counted, but named among the reasons.
+    public is not counted, but named among the reasons. Cases of a run release the same records:
+    see :func:`verdict_of_all`.
 
     Parameters
     ----------
@@ -96,6 +98,14 @@ def verdict(run: str | Path, delta: float = DELTA) -> dict[str, Guarantee]:
     """
     cases = _grouped(releases(run), "case")
     return {case: _verdict(entries, delta) for case, entries in cases.items()}
+
+
+def verdict_of_all(run: str | Path, delta: float = DELTA) -> Guarantee:
+    """Return what holds for a training record in all cases of a run together; as :func:`verdict`.
+
+    What the same devices release in other runs comes on top of it.
+    """
+    return _verdict(releases(run), delta)
 
 
 def claims(run: str | Path) -> dict[str, Guarantee]:
@@ -191,12 +201,22 @@ def _verdict(entries: list[Release], delta: float) -> Guarantee:
     # A trained front tells of its training data in whatever it computes, of test images too.
     flaws = [flaw for entry in own for flaw in _flaws(entry)]
     flaws += [TRAINED for entry in private if entry.trained_front]
+    flaws += [f"{entry.what} {STATISTICS}" for entry in private if _uses_statistics(entry)]
     if flaws:
         return Guarantee("record", None, reasons=_distinct(flaws))
     worst = _worst(own, delta)
     public = [f"{e.what} are public" for e in entries if e.public and e.records == "training"]
-    seeded = [SEEDED for entry in own if entry.randomness == "seeded"]
-    return dataclasses.replace(worst, reasons=_distinct([*worst.reasons, *public, *seeded]))
+    if any(entry.randomness == "seeded" for entry in own):
+        otherwise = f"with secret noise: {worst}"
+        return Guarantee("record", None, reasons=(SEEDED, otherwise, *worst.reasons))
+    return dataclasses.replace(worst, reasons=_distinct([*worst.reasons, *public]))
+
+
+def _uses_statistics(release: Release) -> bool:
+    """Tell whether a release is normalised by what a shield remembers of training examples."""
+    mechanism = release.protection
+    remembers = isinstance(mechanism, Mechanism) and any(True for _ in mechanism.buffers())
+    return remembers and release.mode == "eval" and release.records != "training"
 
 
 def _flaws(release: Release) -> list[str]:

@@ -203,7 +203,7 @@ def _of_edge(handler: Callable[[Edge, dict, Arrays], RecordDict]) -> Callable:
     def prepared(edge: Edge, config: dict, arrays: Arrays) -> RecordDict:
         edge.catch_up()
         if "front" in arrays:
-            edge.adopt(arrays["front"])
+            edge.adopt(arrays)
         return handler(edge, config, arrays)
 
     return _answering(Edge)(prepared)
@@ -237,8 +237,8 @@ def hand_on(edge: Edge, config: dict, arrays: Arrays) -> RecordDict:
     """Learn from the last batches' gradient, and return the front."""
     if "gradient" in arrays:
         edge.learn(arrays["gradient"], config["scale"], config["of"])
-    edge.keep(config["turn"], config["needed"])
-    return protocol.reply({"num-examples": len(edge.train)}, front=edge.handed_on())
+    edge.keep(max(edge.turn, config["turn"]), config["needed"])
+    return protocol.reply({"num-examples": len(edge.train)}, **edge.handed_on())
 
 
 @app.evaluate("whole")
@@ -251,8 +251,8 @@ def whole(edge: Edge, config: dict, arrays: Arrays) -> RecordDict:
 @app.evaluate("features")
 @_of_edge
 def features(edge: Edge, config: dict, arrays: Arrays) -> RecordDict:
-    """Count what was right in the last predictions, and send the next features."""
-    guesses = arrays.get("predictions")
-    right = 0 if guesses is None else edge.right(config["guessed"], guesses)
+    """Send features to be classified; once all are, count what was right."""
+    if "predictions" in arrays:
+        return protocol.reply({"right": edge.right(arrays["predictions"])})
     sent = edge.features(config["start"], config["count"], bool(config["noisy"]))
-    return protocol.reply({"right": right}, features=sent)
+    return protocol.reply({"num-examples": config["count"]}, features=sent)

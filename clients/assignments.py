@@ -51,7 +51,7 @@ class Assignment(BaseModel):
     compute: ComputeConfig
 
     def fingerprint(self) -> str:
-        """Return a hash of all that what is trained on the node depends on."""
+        """Return a hash of everything here that decides what the node computes."""
         values = self.model_dump_json(exclude={"run", "compute"})
         return hashlib.blake2b(values.encode(), digest_size=16).hexdigest()
 
@@ -124,14 +124,14 @@ class EdgeAssignment(Assignment):
         Of smashed data and gradients in messages.
     optimizer : OptimizerConfig
         Of a front that learns on the device.
-    releases : int or None
+    release_limit : int or None
         The device refuses to release an example more often.
     plain_to_cloud : bool
         Whether it may send test activations without noise, to compare.
     """
 
     system: Literal["split"] = "split"
-    case: str
+    case: str = Field(max_length=100, pattern=r"^\w[\w .=-]*$")
     model: str
     cut: str
     fronts: Fronts
@@ -141,7 +141,7 @@ class EdgeAssignment(Assignment):
     batch_size: int
     wire: Wire
     optimizer: OptimizerConfig
-    releases: int | None = None
+    release_limit: int | None = None
     plain_to_cloud: bool = False
 
     @field_validator("shield", mode="before")

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-
-import torch
+from typing import Any
 
 from clients.vault import Vault
 
@@ -18,8 +16,7 @@ class Budget:
     """A count of releases, written down before anything leaves.
 
     An epoch releases each example once. Asked again for batches of an epoch that is counted,
-    as after a kill, a device with a fixed front and noise that it can repeat says the same
-    again, which tells nobody anything new.
+    as after a kill, a device with the same front draws the same noise and says the same.
 
     Parameters
     ----------
@@ -28,11 +25,14 @@ class Budget:
         Of the experiment; each has a count of its own.
     limit : int or None
         None: nothing is counted.
+    terms : str
+        What a release is computed by. Under other terms each would be another release.
     """
 
-    def __init__(self, vault: Vault, case: str, limit: int | None) -> None:
+    def __init__(self, vault: Vault, case: str, limit: int | None, terms: str) -> None:
         self.vault = vault
         self.limit = limit
+        self.terms = terms
         self._name = f"{case}-releases.json"
 
     def spend(self, epoch: int) -> None:
@@ -41,39 +41,24 @@ class Budget:
         Raises
         ------
         BudgetExhausted
-            If it would be one too many; nothing was counted.
+            If it would be one too many, or others were released under other terms; nothing was
+            counted.
         """
-        if self.limit is None:
-            return
         kept = self._kept()
-        if epoch in kept["epochs"]:
+        if kept["epochs"] and kept["terms"] != self.terms:
+            raise BudgetExhausted(
+                "examples were released already with other settings; a budget can't be begun anew"
+            )
+        if self.limit is None or epoch in kept["epochs"]:
             return
         if len(kept["epochs"]) >= self.limit:
             raise BudgetExhausted(
                 f"the budget is exhausted: every example was released {self.limit} times, "
                 "and may not be again"
             )
-        self._write({**kept, "epochs": [*kept["epochs"], epoch]})
+        spent = {"terms": self.terms, "epochs": [*kept["epochs"], epoch]}
+        self.vault.write(self._name, json.dumps(spent).encode())
 
-    def front_is(self, values: torch.Tensor) -> None:
-        """Note the front that releases are computed with.
-
-        Raises
-        ------
-        BudgetExhausted
-            If there were releases with another one: each would have to be counted anew.
-        """
-        if self.limit is None:
-            return
-        digest = hashlib.blake2b(values.cpu().numpy().tobytes(), digest_size=16).hexdigest()
-        kept = self._kept()
-        if kept["epochs"] and kept["front"] != digest:
-            raise BudgetExhausted("examples were released already, with another front")
-        self._write({**kept, "front": digest})
-
-    def _kept(self) -> dict:
+    def _kept(self) -> dict[str, Any]:
         kept = self.vault.read(self._name)
-        return json.loads(kept) if kept else {"epochs": [], "front": ""}
-
-    def _write(self, kept: dict) -> None:
-        self.vault.write(self._name, json.dumps(kept).encode())
+        return json.loads(kept) if kept else {"terms": self.terms, "epochs": []}

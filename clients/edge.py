@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import os
+import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -38,7 +40,7 @@ Seconds = dict[str, int | float]
 
 
 @dataclass
-class Chunk:
+class Sent:
     """The batches that were sent last, until their gradient comes back.
 
     Attributes
@@ -88,10 +90,13 @@ class Edge:
         self.front = self._built()
         self.turn = -1
         self._ready = False
-        self.pending: Chunk | None = None
+        self.pending: Sent | None = None
         self.optimizer = optimizers.build(assignment.optimizer, self.front.parameters())
-        self.budget = Budget(vault, assignment.case, assignment.releases)
+        self.budget = Budget(
+            vault, assignment.case, assignment.release_limit, assignment.fingerprint()
+        )
         self._draws = draws(self.front)
+        self._parameters = b""
         self._orders: dict[int, np.ndarray] = {}
 
     def introduced(self) -> dict[str, int | str]:
@@ -99,7 +104,6 @@ class Edge:
         return {
             "classes": self.data.num_classes,
             "shape": "x".join(map(str, self.data.shape)),
-            "fingerprint": self.data.fingerprint,
             "train": len(self.train),
             "validation": len(self._own("validation")),
             "test": len(self._own("test")),
@@ -145,19 +149,44 @@ class Edge:
 
     # --------------------------------------------------------------------- the front
 
-    def adopt(self, values: torch.Tensor) -> None:
-        """Take over a front that the cloud sends, of shape (n,) as packed."""
-        self.budget.front_is(values)
-        packing.unpack(values.to(self.compute.device), packing.state(self.front))
+    def adopt(self, arrays: Mapping[str, torch.Tensor]) -> None:
+        """Take over a front that the cloud sends, and the state of its optimiser.
+
+        Parameters
+        ----------
+        arrays : mapping of str to Tensor
+            ``front``, of shape (n,) as packed; ``optimizer/…``.
+
+        Raises
+        ------
+        RuntimeError
+            If the device has one that the cloud is not to change.
+        """
+        fixed = self.assignment.fronts in ("private", "frozen")
+        if self._ready and fixed:
+            # Layers come first; what the shield remembers may have moved.
+            layers = packing.packed(packing.state(self.front.layers))
+            if not np.array_equal(layers, arrays["front"].numpy()[: len(layers)]):
+                raise RuntimeError(f"the front is {self.assignment.fronts}, and stays as it is")
+            return
+        packing.unpack(arrays["front"].to(self.compute.device), packing.state(self.front))
+        optimizers.restore(self.optimizer, packing.under("optimizer/", arrays))
+        self._changed()
         self.pending, self._ready = None, True
 
     def _need_front(self) -> None:
         if not self._ready:
             raise RuntimeError("this device has no front any more: its vault was emptied")
 
-    def handed_on(self) -> np.ndarray:
-        """Return the front, to be handed on."""
-        return packing.packed(packing.state(self.front))
+    def handed_on(self) -> dict[str, np.ndarray]:
+        """Return the front and the state of its optimiser, as :meth:`adopt` takes them."""
+        state = optimizers.state_of(self.optimizer).items()
+        kept = {f"optimizer/{name}": value.cpu().numpy() for name, value in state}
+        return {"front": packing.packed(packing.state(self.front)), **kept}
+
+    def _changed(self) -> None:
+        """Forget what was known of the front as it was."""
+        self._parameters = b""
 
     def learn(self, gradient: torch.Tensor, scale: float, turn: int) -> Seconds:
         """Take a step of the front's optimiser for each of the last batches.
@@ -186,6 +215,7 @@ class Edge:
             for parameter, value in zip(parameters, gradients, strict=True):
                 parameter.grad = value
             self.optimizer.step()
+        self._changed()
         return {"backward": time.perf_counter() - start}
 
     def front_gradient(
@@ -208,7 +238,7 @@ class Edge:
         return values, {"backward": time.perf_counter() - start}
 
     def _gradients(
-        self, chunk: Chunk, gradient: torch.Tensor, scale: float
+        self, chunk: Sent, gradient: torch.Tensor, scale: float
     ) -> list[tuple[torch.Tensor, ...]]:
         """Return the gradient of the front's parameters for each batch of a chunk."""
         outputs = chunk.outputs or self._computed_again(chunk)
@@ -227,7 +257,7 @@ class Edge:
             for output, part in zip(outputs, parts, strict=True)
         ]
 
-    def _computed_again(self, chunk: Chunk) -> list[torch.Tensor]:
+    def _computed_again(self, chunk: Sent) -> list[torch.Tensor]:
         """Return a chunk's outputs after a restart; running statistics do not move twice."""
         before = [buffer.clone() for buffer in self.front.buffers()]
         outputs = [self._batch(chunk.epoch, step)[0] for step in self._steps(chunk)]
@@ -237,7 +267,7 @@ class Edge:
         return outputs
 
     @staticmethod
-    def _steps(chunk: Chunk) -> range:
+    def _steps(chunk: Sent) -> range:
         return range(chunk.step, chunk.step + chunk.count)
 
     # ---------------------------------------------------------------------- releases
@@ -261,7 +291,7 @@ class Edge:
         start = time.perf_counter()
         if count:
             self.budget.spend(epoch)
-        chunk = Chunk(turn, epoch, step, count)
+        chunk = Sent(turn, epoch, step, count)
         batches = [self._batch(epoch, s) for s in self._steps(chunk)]
         chunk.outputs = [output for output, _ in batches]
         self.pending = chunk if self.optimizer and count else None
@@ -301,9 +331,7 @@ class Edge:
 
     def _protected(self, activations: torch.Tensor, *purpose: str | int) -> torch.Tensor:
         try:
-            protected, _ = self.front.shield.protect(
-                activations, self._randomness(activations, *purpose)
-            )
+            protected, _ = self.front.shield.protect(activations, self._randomness(*purpose))
         except ValueError as error:
             raise ValueError(
                 f"device-{self.assignment.partition}: the activation after "
@@ -311,18 +339,25 @@ class Edge:
             ) from error
         return protected
 
-    def _randomness(self, activations: torch.Tensor, *purpose: str | int) -> Randomness:
-        """Return what the noise is drawn from.
+    def _randomness(self, *purpose: str | int) -> Randomness:
+        """Return what the noise of one batch is drawn from.
 
-        Secret noise hangs on the activations too: asked twice for the same, the device says
-        the same; asked for the same batch under another front, it draws anew.
+        Secret noise hangs on the front too: asked again for a batch the device says the same;
+        with another front it draws anew.
         """
         a = self.assignment
         if a.noise == "seeded":
             return numpy_generator(a.seed, "noise", a.partition, *purpose)
-        values = activations.detach().cpu().contiguous().numpy()
-        what = "/".join(map(str, (a.case, *purpose))).encode()
-        return SecretGenerator(self._key(), what + b"\0" + values.tobytes())
+        what = "/".join(map(str, (a.fingerprint(), *purpose))).encode()
+        return SecretGenerator(self._key(), self._identity() + what)
+
+    def _identity(self) -> bytes:
+        """Return what tells this front from others: while it learns, statistics do not count."""
+        if not self.front.shield.training:
+            return _digest(packing.state(self.front))
+        if not self._parameters:
+            self._parameters = _digest(list(self.front.parameters()))
+        return self._parameters
 
     def _key(self) -> bytes:
         key = self.vault.read(KEY)
@@ -355,7 +390,7 @@ class Edge:
             ``plain`` and ``noisy``, without and with the shield's noise; ``num-examples``.
         """
         _, layers = self._cutter().cut(self.assignment.cut)
-        layers = self.compute.host(layers).eval()
+        layers = self.compute.host(copy.deepcopy(layers)).eval()
         packing.unpack(back.to(self.compute.device), packing.state(layers))
         images, size = self._own(part), self.assignment.batch_size
         right = {"plain": 0, "noisy": 0}
@@ -380,10 +415,16 @@ class Edge:
         ------
         RuntimeError
             If they were to be sent without noise, and may not be.
+        ValueError
+            If they are no whole batches.
         """
         if not noisy and not self.assignment.plain_to_cloud:
             raise RuntimeError("test activations without noise are not given away")
         images, size, end = self._own("test"), self.assignment.batch_size, start + count
+        whole = start % size == 0 and (end % size == 0 or end == len(images))
+        if not (whole and 0 <= start <= end <= len(images)):
+            # Noise is drawn for a batch: in other batches an image would get other noise.
+            raise ValueError(f"test images {start} to {end} are no whole batches of {size}")
         parts = [
             self._shielded(
                 self._activations(images, first, min(size, end - first)), noisy, "test", 0, first
@@ -392,9 +433,11 @@ class Edge:
         ]
         return self._sent(parts)
 
-    def right(self, start: int, predictions: torch.Tensor) -> int:
-        """Return how many predicted classes of the test images from ``start`` on are right."""
-        labels = self._own("test").labels[start : start + len(predictions)]
+    def right(self, predictions: torch.Tensor) -> int:
+        """Return how many predicted classes are right; of all test images, or none is said."""
+        labels = self._own("test").labels
+        if len(predictions) != len(labels):
+            raise ValueError(f"{len(predictions)} predictions for {len(labels)} test images")
         return int((predictions.numpy() == labels).sum())
 
     def _activations(self, images: ImageSet, start: int, count: int) -> torch.Tensor:
@@ -459,23 +502,24 @@ class Edge:
         if kept is None or kept[1]["of"] != self.assignment.fingerprint():
             return
         tensors, note = kept
-        self.front.load_state_dict(_under("front/", tensors))
-        optimizers.restore(self.optimizer, _under("optimizer/", tensors))
-        self.pending = Chunk(**note["pending"]) if note["pending"] else None
+        self.front.load_state_dict(packing.under("front/", tensors))
+        optimizers.restore(self.optimizer, packing.under("optimizer/", tensors))
+        self.pending = Sent(**note["pending"]) if note["pending"] else None
         self.turn, self._ready = turn, True
+        self._changed()
 
     def _snapshot(self, turn: int) -> str:
         return f"{self.assignment.case}-front-{turn:09d}"
 
     def _turns(self) -> list[int]:
-        stem = f"{self.assignment.case}-front-"
-        found = (path.stem for path in self.vault.root.glob(f"{stem}*.safetensors"))
-        return sorted(int(name.removeprefix(stem)) for name in found)
+        pattern = re.compile(re.escape(f"{self.assignment.case}-front-") + r"(\d+)")
+        found = (pattern.fullmatch(path.stem) for path in self.vault.root.glob("*.safetensors"))
+        return sorted(int(match[1]) for match in found if match)
 
     def _forget(self, turns: Sequence[int]) -> None:
         for turn in turns:
             self.vault.delete(f"{self._snapshot(turn)}.safetensors")
 
 
-def _under(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+def _digest(tensors: Sequence[torch.Tensor]) -> bytes:
+    return hashlib.blake2b(packing.packed(tensors).tobytes(), digest_size=16).digest()

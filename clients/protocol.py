@@ -29,7 +29,7 @@ or handing one on, or it is the public one that all start from.
 ``train.front``        gradient at the cut → gradient of the front
 ``query.front``        gradient at the cut → the front, to be handed on
 ``evaluate.whole``     back → how many the whole model gets right here
-``evaluate.features``  predicted classes of the last features → the next features
+``evaluate.features``  → features of some test images; predicted classes of all → how many right
 =====================  =============================================================
 """
 

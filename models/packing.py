@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -21,6 +21,11 @@ def packed(tensors: Sequence[torch.Tensor]) -> np.ndarray:
         return np.zeros(0, np.float32)
     flat = [tensor.detach().reshape(-1).float().cpu() for tensor in tensors]
     return torch.cat(flat).numpy()
+
+
+def under(prefix: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return the tensors whose names begin with a prefix, without it."""
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
 
 def joined(tensors: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -140,10 +140,13 @@ Randomness = np.random.Generator | SystemGenerator
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Let layers that draw from PyTorch's CPU generator, such as dropout, draw from a seed."""
-    with torch.random.fork_rng(devices=[]):
+    """Let layers that draw from PyTorch's own generators, such as dropout, draw from a seed."""
+    gpu = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices=gpu):
         # torch.manual_seed would also reset the generators of every accelerator.
         torch.default_generator.manual_seed(seed)
+        if gpu:
+            torch.cuda.manual_seed(seed)
         yield
 
 

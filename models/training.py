@@ -13,6 +13,7 @@ from torch.nn.functional import cross_entropy
 from models.augmentation import AUGMENTATIONS
 from models.compute import Compute
 from models.generator import GeneratorTraining, NoiseGenerator
+from models.packing import under
 from models.randomness import numpy_generator, torch_generator
 
 CHEAT_WEIGHT = 5.0
@@ -199,9 +200,9 @@ class Training:
         self, tensors: dict[str, torch.Tensor], losses: list[float], accuracies: list[float]
     ) -> None:
         """Go on from what :meth:`tensors`, ``losses`` and ``accuracies`` were."""
-        self.model.load_state_dict(_under("model/", tensors))
-        self.best = _under("best/", tensors)
-        momentum = _under("momentum/", tensors)
+        self.model.load_state_dict(under("model/", tensors))
+        self.best = under("best/", tensors)
+        momentum = under("momentum/", tensors)
         for i, p in enumerate(self.model.parameters()):
             if str(i) in momentum:
                 self.optimizer.state[p]["momentum_buffer"] = momentum[str(i)].to(p.device)
@@ -213,7 +214,3 @@ class Training:
                 CHEAT_LEARNING_RATE,
             )
         self.losses, self.accuracies, self.epoch = list(losses), list(accuracies), len(losses)
-
-
-def _under(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}

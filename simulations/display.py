@@ -41,12 +41,14 @@ def print_frame(frame: pd.DataFrame, title: str) -> None:
     A table too wide for the terminal stands upright if it has few rows, and else is printed in
     parts, each with the columns that name the rows.
     """
-    console = Console(soft_wrap=False)
+    # A cell such as "[a]" or ":x:" is shown as it is.
+    console = Console(soft_wrap=False, markup=False, emoji=False)
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console.width = WIDTH_OF_A_FILE
     columns = [_column(frame, name) for name in frame.columns]
     for number, part in enumerate(_fitting(columns, len(frame), console.width)):
-        console.print(_table(part, title if number == 0 else f"{title} (continued)"))
+        heading = title if number == 0 else f"{title} (continued)"
+        console.print(_table(part, heading, console.width))
 
 
 def _column(frame: pd.DataFrame, name: str) -> Column:
@@ -99,7 +101,21 @@ def _keys(columns: list[Column]) -> list[Column]:
     return columns[:1]
 
 
-def _table(columns: list[Column], title: str) -> Table:
+def _widths(columns: list[Column], width: int) -> list[int]:
+    """Return each column's width: what its cells need, and more for its heading if there is room.
+
+    Left to itself, rich narrows the widest column first, also below what its cells need, and
+    then cuts off the last columns.
+    """
+    widths, left = [], max(0, width - _total(columns))
+    for column in columns:
+        more = min(left, max(0, len(column.heading) - column.width))
+        widths.append(column.width + more)
+        left -= more
+    return widths
+
+
+def _table(columns: list[Column], title: str, width: int) -> Table:
     headed = any(column.heading for column in columns)
     table = Table(
         title=title,
@@ -108,11 +124,11 @@ def _table(columns: list[Column], title: str) -> Table:
         title_style="bold",
         show_header=headed,
     )
-    for column in columns:
+    for column, needed in zip(columns, _widths(columns, width), strict=True):
         table.add_column(
             column.heading,
             justify="right" if column.numeric else "left",
-            min_width=column.width,
+            width=needed,
             overflow="fold",
         )
     for row in zip(*(column.cells for column in columns), strict=True):

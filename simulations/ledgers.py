@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from analysis.privacy import privacy, verdict
+from analysis.privacy import privacy, verdict, verdict_of_all
 from analysis.runs import open_runs
 from clients.shields import Guarantee
 
@@ -44,6 +44,9 @@ def _report(name: str, directory: Path, delta: float) -> Report:
     lines = list(_reasons(frame))
     for case, guarantee in verdict(directory, delta).items():
         lines += ["", *_verdict(case, frame[frame["case"] == case], guarantee)]
+    if len(frame["case"].unique()) > 1:
+        together = verdict_of_all(directory, delta)
+        lines += ["", f"all cases together, for a training record: {_in_words(together)}"]
     title = f"Releases of {name}, all of a record at δ = {delta:g}"
     return Report(title, _table(frame), lines)
 

@@ -10,7 +10,7 @@ from typing import Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
-from clients.data import DataConfig, Splits, load, partition
+from clients.data import DataConfig, PartitionConfig, Splits, load, partition
 from models.compute import Compute, ComputeConfig
 from models.errors import RequestError
 from models.randomness import derive
@@ -72,6 +72,10 @@ class Experiment(BaseModel, ABC):
     def names(self) -> list[str]:
         """Return the nodes' names, that of partition 0 first."""
 
+    def partition(self) -> PartitionConfig | None:
+        """Return how training data are divided among the nodes; None: each has all of them."""
+        return self.data.partition
+
     @abstractmethod
     def check_models(self, data: Splits) -> None:
         """Build everything once that the settings ask for.
@@ -100,10 +104,10 @@ class Experiment(BaseModel, ABC):
         Compute(self.client)
         data = self.load_data()
         self.check_models(data)
-        if self.data.partition:
+        if scheme := self.partition():
             seed, count = derive(self.seed, "data"), len(self.names())
             try:
-                partition(data.train.labels, count, self.data.partition, seed)
+                partition(data.train.labels, count, scheme, seed)
             except RequestError as error:
                 raise RequestError(f"data.partition: {error}") from error
 

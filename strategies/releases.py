@@ -101,10 +101,14 @@ class Release:
         return self.protection.held() if noisy else NO_NOISE
 
 
-def keep(recorder: Recorder, case: str, releases: Iterable[Release]) -> None:
-    """Put a case's releases into the run's ledger, in place of what stood there of it."""
+def keep(recorder: Recorder, releases: Iterable[Release]) -> None:
+    """Put releases into the run's ledger, in place of what stood there of their case and node.
+
+    Nodes that are away now stay in it: what they released before is out.
+    """
     path = recorder.artefact(FILE)
+    new = [dataclasses.asdict(release) for release in releases]
+    written = {(entry["case"], entry["node"]) for entry in new}
     known = json.loads(path.read_text()) if path.exists() else []
-    others = [release for release in known if release["case"] != case]
-    entries = [*others, *map(dataclasses.asdict, releases)]
-    write_atomically(path, json.dumps(entries, indent=1).encode())
+    others = [entry for entry in known if (entry["case"], entry["node"]) not in written]
+    write_atomically(path, json.dumps([*others, *new], indent=1).encode())

@@ -16,7 +16,7 @@ from torch.nn.functional import cross_entropy
 from clients import protocol
 from models import optimizers, packing
 from models.compute import Compute
-from models.packing import all_finite, joined
+from models.packing import all_finite, joined, under
 from models.randomness import derive, draws, seeded
 from strategies.split.config import SplitConfig
 
@@ -111,8 +111,9 @@ class Cloud:
         loss : float
             Summed over all examples.
         gradients : dict of str to Tensor
-            By device, of the mean loss over its own batch with respect to what it sent,
-            concatenated as it was sent.
+            By device, of the mean loss with respect to what it sent, concatenated as it was
+            sent. The mean is over the union where the fronts are averaged, else over the
+            device's own batch.
         """
         self.rate(epoch)
         batches = {name: chunk.batches() for name, chunk in chunks.items()}
@@ -139,12 +140,12 @@ class Cloud:
         loss = self.step(smashed, joined([y for _, y in batches.values()]), turn, number)
         if smashed.grad is None:
             return loss, {}
-        if len(counts) == 1:
-            return loss, dict.fromkeys(batches, smashed.grad)
-        # The gradient of the mean over the union is a device's own but for its share of it.
         parts = smashed.grad.split(counts)
-        own = [part * (sum(counts) / count) for part, count in zip(parts, counts, strict=True)]
-        return loss, dict(zip(batches, own, strict=True))
+        if len(counts) > 1 and self.settings.front != "average":
+            # A device's own mean is that over the union but for its share of it.
+            shares = [count / sum(counts) for count in counts]
+            parts = tuple(part / share for part, share in zip(parts, shares, strict=True))
+        return loss, dict(zip(batches, parts, strict=True))
 
     def step(self, smashed: torch.Tensor, labels: torch.Tensor, turn: int, number: int) -> float:
         """Take a step on one batch; return its loss, summed over the examples.
@@ -212,8 +213,3 @@ class Cloud:
         """Put back what :meth:`tensors` returned."""
         self.back.load_state_dict(under("back/", tensors))
         optimizers.restore(self.optimizer, under("optimizer/", tensors))
-
-
-def under(prefix: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return the tensors whose names begin with a prefix, without it."""
-    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}

@@ -170,6 +170,15 @@ class SplitConfig(BaseModel):
         self._check_numbers()
         if self.weights == PRETRAINED and not self.pretraining:
             raise ValueError("weights: 'pretrained' needs a section pretraining")
+        if self.plain_to_cloud and self.budget:
+            raise ValueError("plain_to_cloud: with a budget nothing is sent without noise")
+        if self.plain_to_cloud and "cloud" not in self.classify:
+            raise ValueError("plain_to_cloud: needs classify: [cloud]")
+        if self.shield.name == "batch-norm-laplace" and self.batch_size == 2:
+            raise ValueError(
+                "batch_size: 2 leaves a batch of one example where their number is odd, which has "
+                "no variance; allowed with this shield: 3 or more"
+            )
         if self.fit != "sgd" and self.release != "once":
             raise ValueError(f"fit: '{self.fit}' needs release: once")
         self.each_case()
@@ -212,6 +221,18 @@ class SplitConfig(BaseModel):
         if self.fit == "none":
             return 0
         return 1 if self.release == "once" else self.epochs
+
+    def validates(self, epoch: int) -> bool:
+        """Tell whether the validation images are measured after so many epochs."""
+        every = self.validate_every
+        return bool(every) and (epoch % every == 0 or epoch == self.epochs)
+
+    @property
+    def validations(self) -> int:
+        """How often the validation images are measured."""
+        if self.fit != "sgd":
+            return 0
+        return sum(self.validates(epoch + 1) for epoch in range(self.epochs))
 
     def each_case(self) -> dict[str, SplitConfig]:
         """Return the full settings of each case by name; without ``cases``, of ``main``."""

@@ -5,15 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+import numpy as np
 import torch
 from flwr.app import Array, RecordDict
 
 from clients import protocol
+from models.packing import all_finite
 from strategies.split.cloud import Cloud
 from strategies.split.session import Session
 
 PLAIN, NOISY = "plain", "noisy"
 RELEASES = (PLAIN, NOISY)
+BATCHES = 8  # of test features in a message, at least
 BYTES = 4  # of the paper's float32 activations and int32 labels
 
 
@@ -32,62 +35,96 @@ def measure_whole(
     """
     content = session.request({"part": part, "epoch": epoch}, back=Array(cloud.packed()), **shared)
     requests = dict.fromkeys(session.exchanges.nodes, content)
-    replies = session.exchanges.ask(protocol.WHOLE, requests, protocol.numbers_of)
+    replies = session.exchanges.ask(protocol.WHOLE, requests, _counted)
+    counts = {name: reply["num-examples"] for name, reply in replies.items()}
     for release in RELEASES:
         right = {name: reply[release] for name, reply in replies.items()}
-        counts = {name: reply["num-examples"] for name, reply in replies.items()}
         _log(session, part, release, "edge", epoch, right, counts)
 
 
-def classify_in_cloud(
-    session: Session, cloud: Cloud, shared: Mapping[str, Array], release: str, epoch: int
-) -> None:
-    """Let the cloud classify the devices' test images, and log how often it was right.
+def _counted(content: RecordDict) -> dict[str, float]:
+    numbers = protocol.numbers_of(content)
+    counts = {key: numbers[key] for key in (*RELEASES, "num-examples")}
+    if not all(0 <= value <= counts["num-examples"] for value in counts.values()):
+        raise ValueError(f"says that it got so many right: {counts}")
+    return counts
 
-    Predictions go down and the next features come up in one message; no test label leaves its
-    device.
+
+class CloudClassification:
+    """The cloud classifies the devices' test images; no test label leaves its device.
+
+    Features come up, a few batches to a message; once the cloud has predicted a class for every
+    image of a device, the device says how many were right.
 
     Parameters
     ----------
+    session : Session
+    cloud : Cloud
+    shape : tuple of int
+        Of one example's activation.
     release : {"noisy", "plain"}
         With the shield's noise; or without, to compare.
     """
-    asked: dict[str, Array] = dict(shared)
-    each = session.settings.batch_size * max(session.settings.batches_per_message, 8)
-    starts = dict.fromkeys(session.exchanges.nodes, 0)
-    right: dict[str, float] = dict.fromkeys(starts, 0.0)
-    complete: set[str] = set()
 
-    def request(name: str, **arrays: Array) -> RecordDict:
-        count = min(each, session.devices[name].test - starts[name])
+    def __init__(
+        self, session: Session, cloud: Cloud, shape: tuple[int, ...], release: str
+    ) -> None:
+        self.session = session
+        self.cloud = cloud
+        self.shape = shape
+        self.release = release
+        settings = session.settings
+        self.each = settings.batch_size * max(settings.batches_per_message, BATCHES)
+        names = session.exchanges.nodes
+        self.predicted: dict[str, list[np.ndarray]] = {name: [] for name in names}
+        self.right: dict[str, float] = {}
+
+    def measure(self, shared: Mapping[str, Array], epoch: int) -> None:
+        """Classify all test images and log the accuracies; arguments as of measure_whole."""
+        first = {name: self._next(name, shared) for name in self.predicted}
+        self.session.exchanges.converse(protocol.FEATURES, first, lambda c: c, self._answer)
+        counts = {name: float(self.session.devices[name].test) for name in self.right}
+        _log(self.session, "test", self.release, "cloud", epoch, self.right, counts)
+
+    def _next(self, name: str, shared: Mapping[str, Array] | None = None) -> RecordDict:
+        start, total = sum(map(len, self.predicted[name])), self.session.devices[name].test
         config: dict[str, protocol.Scalar] = {
-            "start": starts[name],
-            "count": count,
-            "guessed": max(0, starts[name] - each),
-            "noisy": int(release == NOISY),
+            "start": start,
+            "count": min(self.each, total - start),
+            "noisy": int(self.release == NOISY),
         }
-        starts[name] += count
-        return session.request(config, **arrays)
+        if start < total or not total:
+            return self.session.request(config, **(shared or {}))
+        everything = Array(np.concatenate(self.predicted[name]))
+        return self.session.request(config, predictions=everything)
 
-    def answer(name: str, said: tuple[torch.Tensor, float]) -> RecordDict | None:
-        features, now_right = said
-        right[name] += now_right
-        if not len(features):
-            complete.add(name)
+    def _answer(self, name: str, content: RecordDict) -> RecordDict | None:
+        try:
+            numbers, arrays = protocol.numbers_of(content), protocol.arrays_of(content)
+            if "right" in numbers:
+                self.right[name] = self._checked(name, numbers["right"])
+                return None
+            features = self._features(name, arrays["features"])
+        except (KeyError, ValueError) as error:
+            self.session.exchanges.reject(name, f"{protocol.FEATURES}: {error}")
             return None
-        return request(name, predictions=Array(cloud.classify(features)))
+        if not len(features):
+            return None
+        self.predicted[name].append(self.cloud.classify(features))
+        return self._next(name)
 
-    first = {name: request(name, **asked) for name in starts}
-    session.exchanges.converse(protocol.FEATURES, first, _features, answer)
-    counts = {name: float(session.devices[name].test) for name in starts if name in complete}
-    _log(session, "test", release, "cloud", epoch, {n: right[n] for n in counts}, counts)
+    def _checked(self, name: str, right: float) -> float:
+        if not 0 <= right <= self.session.devices[name].test:
+            raise ValueError(f"says that {right:g} were right")
+        return right
 
-
-def _features(content: RecordDict) -> tuple[torch.Tensor, float]:
-    features = torch.from_numpy(protocol.arrays_of(content)["features"]).float()
-    if not torch.isfinite(features).all():
-        raise ValueError("features with NaN or infinity")
-    return features, protocol.numbers_of(content)["right"]
+    def _features(self, name: str, values: np.ndarray) -> torch.Tensor:
+        left = self.session.devices[name].test - sum(map(len, self.predicted[name]))
+        wanted = (min(self.each, left), *self.shape)
+        features = torch.from_numpy(values).float()
+        if tuple(features.shape) != (wanted if wanted[0] else (0,)) or not all_finite(features):
+            raise ValueError(f"features of shape {values.shape}, or with NaN; wanted {wanted}")
+        return features
 
 
 def _log(

@@ -7,7 +7,7 @@ from typing import Literal, Self
 
 import models
 from clients import shields
-from clients.data import DataConfig, Splits, load
+from clients.data import DataConfig, PartitionConfig, Splits, load
 from clients.shields.front import activation_shape
 from models.cut import Cutter
 from models.errors import RequestError
@@ -27,6 +27,10 @@ class SplitExperiment(Experiment):
     def names(self) -> list[str]:
         """Return the devices' names, in the order of their partitions."""
         return [f"device-{number}" for number in range(self.split.devices)]
+
+    def partition(self) -> PartitionConfig | None:
+        """Return how training data are divided; evenly, if nothing else is said."""
+        return self.data.partition or PartitionConfig()
 
     def load_public(self) -> Splits:
         """Return the public data that the cloud trains on beforehand.
@@ -64,6 +68,10 @@ class SplitExperiment(Experiment):
 
     def _check_public(self, data: Splits) -> None:
         public = self.load_public()
+        if public.fingerprint == data.fingerprint:
+            raise RequestError(
+                f"split.pretraining.data: '{public.name}' is what the devices hold, and not public"
+            )
         if public.shape != data.shape:
             raise RequestError(
                 f"split.pretraining.data: images of {_sizes(public.shape)}, the devices' are "

@@ -12,7 +12,7 @@ from flwr.app import Array, RecordDict
 from clients import protocol
 from clients.shields.front import Front
 from models import optimizers, packing
-from strategies.split.cloud import under
+from models.packing import under
 from strategies.split.session import Session
 
 Extras = tuple[dict[str, protocol.Scalar], dict[str, Array]]
@@ -143,18 +143,20 @@ class Private(Fronts):
 
 
 class Handoff(Private):
-    """One front goes from device to device, by way of the cloud."""
+    """One front goes from device to device, by way of the cloud, with its optimiser's state."""
 
     def __init__(self, session: Session, front: Front) -> None:
         super().__init__(session, front)
         self.holder = ""
+        self.state: dict[str, torch.Tensor] = {}
 
     def goes_along(self, name: str) -> Extras:
         """Fetch the front from whoever has it, and send it to the device whose turn it is."""
         if name == self.holder:
             return self._gradient(name)
         self._fetch()
-        return {}, {"front": self.packed()}
+        state = {key: Array(value.numpy()) for key, value in self.state.items()}
+        return {}, {"front": self.packed(), **state}
 
     def answered(self, names: Iterable[str]) -> None:
         """Note who has the front now."""
@@ -174,20 +176,24 @@ class Handoff(Private):
         if not self.holder:
             return
         config, arrays = self._gradient(self.holder)
-        config |= {"turn": int(config.get("of", -2)) + 1, "needed": self.session.needed}
-        if self.holder in self.session.exchanges.nodes:
-            request = self.session.request(config, **arrays)
-            found = self.session.exchanges.ask(protocol.FRONT, {self.holder: request}, self._read)
-            if not found:
-                self.session.recorder.event(
-                    f"{self.holder} did not hand on the front: what it learnt since it got it is "
-                    "lost"
-                )
+        config |= {"turn": int(config.get("of", -1)) + 1, "needed": self.session.needed}
+        requests = {self.holder: self.session.request(config, **arrays)}
+        if not self.session.exchanges.ask(protocol.FRONT, requests, self._read):
+            self.session.recorder.event(
+                f"{self.holder} did not hand on the front: what it learnt since it got it is lost"
+            )
         self.holder = ""
 
-    def _read(self, content: RecordDict) -> None:
-        values = protocol.arrays_of(content)["front"]
-        packing.unpack(finite(values, "a front"), packing.state(self.front))
+    def _read(self, content: RecordDict) -> bool:
+        arrays = protocol.arrays_of(content)
+        values = {key: finite(value, f"'{key}' of a front") for key, value in arrays.items()}
+        packing.unpack(values.pop("front"), packing.state(self.front))
+        self.state = values
+        return True
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Return the front, the state of its optimiser, and the gradient that waits."""
+        return super().tensors() | {f"state/{key}": value for key, value in self.state.items()}
 
     def note(self) -> dict[str, Any]:
         """Return who has the front, too."""
@@ -196,13 +202,14 @@ class Handoff(Private):
     def restore(self, tensors: Mapping[str, torch.Tensor], note: Mapping[str, Any]) -> None:
         """Put back what was kept."""
         super().restore(tensors, note)
-        self.holder = note["holder"]
+        self.holder, self.state = note["holder"], under("state/", tensors)
 
 
 class Average(Fronts):
     """The cloud has the front: devices get it with each request, and return its gradient.
 
-    With one batch per message this is SGD on the union of the devices' batches.
+    With one batch per message this is SGD on the union of the devices' batches, if no layer of
+    the front looks at the batch as a whole or draws. With more it is one step on their sum.
     """
 
     def __init__(self, session: Session, front: Front) -> None:
@@ -229,15 +236,11 @@ class Average(Fronts):
             config, arrays = self.session.gradient(gradient, turn)
             requests[name] = self.session.request(config, **arrays)
         replies = self.session.exchanges.ask(protocol.FRONT_GRADIENT, requests, self._read)
-        self.session.need(len(replies), len(requests))
         for name, (_, seconds) in replies.items():
             self.session.costs.spent(name, seconds)
-        found = {name: values for name, (values, _) in replies.items()}
-        counts = [len(gradients[name]) for name in found]
-        shares = [count / sum(counts) for count in counts]
-        mean = torch.stack([v * s for v, s in zip(found.values(), shares, strict=True)]).sum(0)
-        self._step(mean, epoch)
-        self._sent = None
+        if replies:
+            counts = {name: len(gradient) for name, gradient in gradients.items()}
+            self._step({name: values for name, (values, _) in replies.items()}, counts, epoch)
 
     def _read(self, content: RecordDict) -> tuple[torch.Tensor, dict[str, float]]:
         values = finite(protocol.arrays_of(content)["values"], "a front's gradient")
@@ -246,16 +249,32 @@ class Average(Fronts):
             raise ValueError(f"a front's gradient must be ({wanted},), is {tuple(values.shape)}")
         return values, protocol.numbers_of(content)
 
-    def _step(self, values: torch.Tensor, epoch: int) -> None:
-        """Take a step with a packed gradient, and take over the buffers behind it."""
+    def _step(
+        self, values: Mapping[str, torch.Tensor], counts: Mapping[str, int], epoch: int
+    ) -> None:
+        """Take a step with the sum of the gradients, and take over the mean of the buffers.
+
+        Parameters
+        ----------
+        values : mapping of str to Tensor
+            Of each device that answered, packed: its part of the gradient, then its buffers.
+        counts : mapping of str to int
+            Examples of each device that was asked. Who answered stands for the others too.
+        """
         parameters, buffers = list(self.front.parameters()), list(self.front.buffers())
+        answered = sum(counts[name] for name in values)
+        total = torch.stack(list(values.values())).sum(0) * (sum(counts.values()) / answered)
+        mean = torch.stack([v * (counts[n] / answered) for n, v in values.items()]).sum(0)
+        first = sum(parameter.numel() for parameter in parameters)
         gradients = [torch.empty_like(parameter) for parameter in parameters]
-        packing.unpack(values, [*gradients, *buffers])
+        packing.unpack(total[:first], gradients)
+        packing.unpack(mean[first:], buffers)
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient
         if self.optimizer:
             optimizers.set_rate(self.optimizer, self.config.rate(epoch))
             self.optimizer.step()
+        self._sent = None
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Return the front and its optimiser's state."""

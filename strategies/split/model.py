@@ -85,7 +85,7 @@ def guarded(settings: SplitConfig) -> ShieldConfig:
         If there is no calibration for the shield.
     """
     budget = settings.budget
-    if budget is None:
+    if budget is None or not settings.releases:
         return settings.shield
     releases = budget.releases or settings.releases
     try:

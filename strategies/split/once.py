@@ -10,12 +10,15 @@ from flwr.app import RecordDict
 
 from clients import protocol
 from models.files import load_tensors, save_tensors
+from models.packing import under
 from models.randomness import numpy_generator
-from strategies.split.cloud import Chunk, Cloud, admitted, under
+from strategies.split.cloud import Chunk, Cloud, admitted
 from strategies.split.evaluation import log_bytes, measure_whole
 from strategies.split.fronts import Fronts
 from strategies.split.means import fit_means
 from strategies.split.session import Session
+
+ATTEMPTS = 3
 
 
 class Once:
@@ -55,7 +58,7 @@ class Once:
             else:
                 self._train_on(smashed, labels)
         self._save(self.settings.epochs)
-        self.recorder.finish(self.task, turn=0, fronts=self.fronts.note())
+        self.recorder.finish(self.task, fronts=self.fronts.note())
 
     def _hand_out(self) -> None:
         """Give the devices the front, and ask for nothing."""
@@ -70,56 +73,26 @@ class Once:
     # ---------------------------------------------------------------------- releases
 
     def collect(self) -> None:
-        """Ask every device for all its examples, each at its own pace."""
-        session = self.session
-        left = [n for n in session.exchanges.nodes if not self.recorder.finished(self._told(n))]
-        steps = dict.fromkeys(left, 0)
-        found: dict[str, list[Chunk]] = {name: [] for name in left}
+        """Ask every device for all its examples; who fails is asked again, twice."""
+        if self.recorder.finished(self._collected):
+            return
         self.costs.begin()
+        for _ in range(ATTEMPTS):
+            left = [
+                n for n in self.session.exchanges.nodes if not self.recorder.finished(self._told(n))
+            ]
+            if left:
+                self.session.exchanges.forgive()
+                Collection(self, left).collect()
+        names = [name for name in self.session.devices if self.recorder.finished(self._told(name))]
+        self.session.need(len(names))
+        log_bytes(self.session, self.shape, 1)
+        self.costs.write(self.recorder.artefact(f"{self.session.case}/costs.csv"))
+        self.recorder.finish(self._collected, names=names)
 
-        def request(name: str) -> RecordDict:
-            config, arrays = self.fronts.goes_along(name)
-            own: dict[str, protocol.Scalar] = {
-                "turn": 0,
-                "epoch": 0,
-                "step": steps[name],
-                "count": len(self._sizes(name, steps[name])),
-                "keep": int(name not in self.fronts.met),
-                "needed": -1,
-            }
-            return session.request({**own, **config}, **arrays)
-
-        def answer(name: str, content: RecordDict) -> RecordDict | None:
-            self.fronts.answered([name])
-            sizes = self._sizes(name, steps[name])
-            try:
-                chunk = admitted(content, sizes, self.shape, self.settings.wire, session.classes)
-            except (KeyError, ValueError) as error:
-                session.exchanges.reject(name, f"{protocol.SMASH}: {error}")
-                return None
-            found[name].append(chunk)
-            self.costs.spent(name, chunk.seconds, len(sizes))
-            steps[name] += len(sizes)
-            self._show(steps)
-            if steps[name] < session.batches(name):
-                return request(name)
-            self._store(name, found.pop(name))
-            return None
-
-        first = {name: request(name) for name in left}
-        session.exchanges.converse(protocol.SMASH, first, lambda content: content, answer)
-        session.need(sum(self.recorder.finished(self._told(n)) for n in session.devices))
-        if left:
-            log_bytes(session, self.shape, 1)
-            self.costs.write(self.recorder.artefact(f"{session.case}/costs.csv"))
-
-    def _sizes(self, name: str, step: int) -> list[int]:
-        return self.session.sizes(name, step, self.settings.batches_per_message)
-
-    def _show(self, steps: dict[str, int]) -> None:
-        total = sum(self.session.devices[name].train for name in steps)
-        sent = sum(sum(self.session.sizes(name, 0, step)) for name, step in steps.items())
-        self.recorder.progress(f"releases ({self.session.case})", sent, total, "image")
+    @property
+    def _collected(self) -> str:
+        return f"released/{self.session.case}"
 
     def _told(self, name: str) -> str:
         return f"released/{self.session.case}/{name}"
@@ -127,7 +100,7 @@ class Once:
     def _file(self, name: str) -> Path:
         return self.recorder.artefact(f"{self.session.case}/released-{name}.safetensors")
 
-    def _store(self, name: str, chunks: Sequence[Chunk]) -> None:
+    def store(self, name: str, chunks: Sequence[Chunk]) -> None:
         """Keep a device's releases in a file of their own: they do not change any more."""
         tensors = {
             "smashed": torch.cat([chunk.smashed for chunk in chunks]),
@@ -138,7 +111,7 @@ class Once:
 
     def _stored(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Return what all devices released, in their order."""
-        names = [n for n in self.session.devices if self.recorder.finished(self._told(n))]
+        names = self.recorder.result(self._collected)["names"]
         kept = [found[0] for n in names if (found := load_tensors(self._file(n)))]
         smashed, labels = (torch.cat([k[key] for k in kept]) for key in ("smashed", "labels"))
         return smashed, labels
@@ -150,8 +123,7 @@ class Once:
         for epoch in range(first, self.settings.epochs):
             loss = self._epoch(epoch, smashed, labels)
             self.session.log("training", "loss", loss, round=epoch + 1)
-            every = self.settings.validate_every
-            if every and (epoch + 1) % every == 0:
+            if self.settings.validates(epoch + 1):
                 shared = self.fronts.shared()
                 measure_whole(self.session, self.cloud, shared, "validation", epoch + 1)
             if self.session.fresh or self.recorder.due():
@@ -176,7 +148,6 @@ class Once:
             self.task,
             {f"{self.task}/{key}": value for key, value in tensors.items()},
             epoch=epoch,
-            turn=0,
             fronts=self.fronts.note(),
         )
 
@@ -186,3 +157,67 @@ class Once:
             return 0
         self.cloud.restore(under(f"{self.task}/", self.recorder.arrays))
         return int(position["epoch"])
+
+
+class Collection:
+    """Asks some devices for all their examples, each at its own pace.
+
+    Parameters
+    ----------
+    once : Once
+    names : sequence of str
+    """
+
+    def __init__(self, once: Once, names: Sequence[str]) -> None:
+        self.once = once
+        self.session = once.session
+        self.steps = dict.fromkeys(names, 0)
+        self.found: dict[str, list[Chunk]] = {name: [] for name in names}
+
+    def collect(self) -> None:
+        """Ask until every device has sent everything, or failed."""
+        first = {name: self._request(name) for name in self.steps}
+        self.session.exchanges.converse(protocol.SMASH, first, lambda c: c, self._answer)
+
+    def _sizes(self, name: str) -> list[int]:
+        each = self.session.settings.batches_per_message
+        return self.session.sizes(name, self.steps[name], each)
+
+    def _request(self, name: str) -> RecordDict:
+        config, arrays = self.once.fronts.goes_along(name)
+        count = len(self._sizes(name))
+        last = self.steps[name] + count == self.session.batches(name)
+        own: dict[str, protocol.Scalar] = {
+            "turn": self.steps[name],
+            "epoch": 0,
+            "step": self.steps[name],
+            "count": count,
+            # What the shield has learnt of the batches is needed when test images are sent.
+            "keep": int(self.session.fresh or name not in self.once.fronts.met or last),
+            "needed": -1,
+        }
+        return self.session.request({**own, **config}, **arrays)
+
+    def _answer(self, name: str, content: RecordDict) -> RecordDict | None:
+        settings, sizes = self.session.settings, self._sizes(name)
+        try:
+            chunk = admitted(content, sizes, self.once.shape, settings.wire, self.session.classes)
+        except (KeyError, ValueError) as error:
+            self.session.exchanges.reject(name, f"{protocol.SMASH}: {error}")
+            return None
+        self.once.fronts.answered([name])
+        self.once.costs.spent(name, chunk.seconds, len(sizes))
+        self.found[name].append(chunk)
+        self.steps[name] += len(sizes)
+        self._show()
+        if self.steps[name] < self.session.batches(name):
+            return self._request(name)
+        self.once.store(name, self.found.pop(name))
+        return None
+
+    def _show(self) -> None:
+        sizes, devices = self.session.sizes, self.session.devices
+        total = sum(devices[name].train for name in self.steps)
+        sent = sum(sum(sizes(name, 0, step)) for name, step in self.steps.items())
+        recorder = self.session.recorder
+        recorder.progress(f"releases ({self.session.case})", sent, total, "image")

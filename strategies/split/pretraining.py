@@ -8,10 +8,10 @@ import models
 from models.compute import Compute
 from models.errors import RequestError
 from models.files import save_tensors
+from models.packing import under
 from models.randomness import derive
 from models.training import Training
 from strategies.recorder import Recorder
-from strategies.split.cloud import under
 from strategies.split.config import PRETRAINED, SplitConfig
 from strategies.split.experiment import SplitExperiment
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -52,6 +53,8 @@ class Session:
     ----------
     devices : dict of str to Device
         Who joined.
+    shield : ShieldConfig
+        With the noise that a budget asks for.
     needed : int
         The turn of the last checkpoint, to which a killed run goes back.
     image, classes : tuple of int, int
@@ -71,6 +74,7 @@ class Session:
         self.compute = Compute(experiment.client.model_copy(update={"threads": threads}))
         self.fresh = self.recorder.run["engine"] not in LASTING
         self.devices: dict[str, Device] = {}
+        self.shield = guarded(settings)
         self.costs = Costs(exchanges)
         self.needed = -1
         self.image: tuple[int, int, int] = (0, 0, 0)
@@ -78,22 +82,23 @@ class Session:
 
     # ------------------------------------------------------------------------ joining
 
-    def join(self, turn: int) -> None:
+    def join(self, turn: Callable[[str], int]) -> None:
         """Give every device its part, and ask what data it has.
 
         Parameters
         ----------
-        turn : int
-            To which a resumed run's devices go back; -1 for a new one.
+        turn : callable
+            To which turn a device of a resumed run goes back; -1: it begins.
 
         Raises
         ------
         RuntimeError
             Devices with data of different shapes or classes; too few with data at all.
         """
+        self.exchanges.forgive()
         requests = {
             name: protocol.request(
-                {"run": self._run, "assignment": assignment.model_dump_json(), "turn": turn}
+                {"run": self._run, "assignment": assignment.model_dump_json(), "turn": turn(name)}
             )
             for name, assignment in self._assignments().items()
             if name in self.exchanges.nodes
@@ -134,13 +139,13 @@ class Session:
             model=settings.model,
             cut=settings.cut,
             fronts=settings.front,
-            shield=guarded(settings),
+            shield=self.shield,
             noise=settings.noise,
             seed=self.seed,
             batch_size=settings.batch_size,
             wire=settings.wire,
             optimizer=settings.front_optimizer or settings.optimizer,
-            releases=self._allowed(),
+            release_limit=self._allowed(),
             plain_to_cloud=settings.plain_to_cloud,
         )
         return {
@@ -185,18 +190,9 @@ class Session:
         """Return how many batches of a device make an epoch."""
         return len(batch_sizes(self.devices[name].train, self.settings.batch_size))
 
-    def need(self, answered: int, asked: int | None = None) -> None:
-        """Raise TooFewParticipants if fewer devices answered than the experiment needs.
-
-        Parameters
-        ----------
-        answered : int
-        asked : int, optional
-            Towards the end of an epoch there may be fewer with batches left than it needs.
-        """
-        least = self.settings.min_devices
-        wanted = least if asked is None else min(least, asked)
-        self.exchanges.need(wanted, answered, f"split ({self.case})")
+    def need(self, answered: int) -> None:
+        """Raise TooFewParticipants if fewer devices answered than the experiment needs."""
+        self.exchanges.need(self.settings.min_devices, answered, f"split ({self.case})")
 
     def task(self, stage: str) -> str:
         """Return the name under which the recorder knows a stage of this case."""

@@ -8,19 +8,20 @@ from clients import shields
 from clients.shields.front import Front, activation_shape
 from models.cut import Cutter
 from models.files import save_tensors
+from models.packing import under
 from strategies.exchange import Exchanges
 from strategies.joining import gather
 from strategies.recorder import Recorder
 from strategies.releases import keep
-from strategies.split.cloud import Cloud, under
+from strategies.split.cloud import Cloud
 from strategies.split.config import PRETRAINED, SplitConfig
-from strategies.split.evaluation import NOISY, PLAIN, classify_in_cloud, measure_whole
+from strategies.split.evaluation import NOISY, PLAIN, CloudClassification, measure_whole
 from strategies.split.experiment import SplitExperiment
 from strategies.split.fronts import MODES, Fronts
-from strategies.split.model import built, guarded, start_from
+from strategies.split.ledger import releases
+from strategies.split.model import built, start_from
 from strategies.split.once import Once
 from strategies.split.pretraining import pretrain, pretrained
-from strategies.split.releases import releases
 from strategies.split.session import Session
 from strategies.split.training import Training, start_turn
 
@@ -55,7 +56,7 @@ class Case:
         case = self.session.case
         with self.recorder.timed(f"join/{case}"):
             self.prepare()
-        keep(self.recorder, case, releases(self.session, self.shape))
+        keep(self.recorder, releases(self.session, self.fronts, self.shape))
         with self.recorder.timed(f"training/{case}"):
             self._train()
         with self.recorder.timed(f"evaluation/{case}"):
@@ -66,7 +67,7 @@ class Case:
 
     def prepare(self) -> Training | Once:
         """Let the devices join, build and cut the model; return what trains it."""
-        self.session.join(start_turn(self.session))
+        self.session.join(lambda name: start_turn(self.session, name))
         self._build()
         how = Once if self.settings.release == "once" else Training
         self.training = how(self.session, self.cloud, self.fronts, self.shape)
@@ -80,10 +81,11 @@ class Case:
             start_from(model, pretrained(self.recorder, settings), PRETRAINED)
         layers, back = Cutter(model).cut(settings.cut)
         self.shape = activation_shape(layers, session.image)
-        shield = shields.build(guarded(settings), self.shape, settings.batch_size)
-        front = Front(layers, shield)
-        self.fronts: Fronts = MODES[settings.front](session, front)
-        self.cloud = Cloud(back, settings, session.compute, session.seed, self.fronts.learns)
+        front = Front(layers, shields.build(session.shield, self.shape, settings.batch_size))
+        # Where nothing of the front can learn, no gradient goes back.
+        learns = settings.front != "frozen" and any(True for _ in front.parameters())
+        self.fronts: Fronts = MODES[settings.front if learns else "frozen"](session, front)
+        self.cloud = Cloud(back, settings, session.compute, session.seed, learns)
 
     def _train(self) -> None:
         task = self.session.task("training")
@@ -97,13 +99,14 @@ class Case:
     def _evaluate(self) -> None:
         """Measure on the test images, in both ways that the settings ask for."""
         session, cloud, epochs = self.session, self.cloud, self.settings.epochs
+        session.exchanges.forgive()
         shared = self.fronts.shared()
         if "edge" in self.settings.classify:
             measure_whole(session, cloud, shared, "test", epochs)
         if "cloud" in self.settings.classify:
-            classify_in_cloud(session, cloud, shared, NOISY, epochs)
-            if self.settings.plain_to_cloud:
-                classify_in_cloud(session, cloud, shared, PLAIN, epochs)
+            releases = [NOISY, PLAIN] if self.settings.plain_to_cloud else [NOISY]
+            for release in releases:
+                CloudClassification(session, cloud, self.shape, release).measure(shared, epochs)
 
     def _keep_model(self) -> None:
         """Put the trained model into a file, as far as the cloud has it."""

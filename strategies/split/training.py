@@ -9,14 +9,17 @@ from typing import Any
 from flwr.app import RecordDict
 
 from clients import protocol
+from models.packing import under
 from models.randomness import numpy_generator
-from strategies.split.cloud import Chunk, Cloud, admitted, under
+from strategies.split.cloud import Chunk, Cloud, admitted
 from strategies.split.evaluation import log_bytes, measure_whole
 from strategies.split.fronts import Fronts
 from strategies.split.session import Session
 
 # Turns are numbered through the epochs; the odd number after one is for what settles it.
 EPOCH = 2_000_000
+# What was released once is not released again, so nobody goes back.
+NEVER_BACK = 10**15
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,8 @@ class Training:
         self.task = session.task("training")
         self.loss, self.examples = 0.0, 0
         self.answered: set[str] = set()
+        # Who there is and with how many batches: also those that are away when a run goes on.
+        self.everyone = {name: session.batches(name) for name in session.devices}
 
     def train(self) -> None:
         """Train all epochs, from the last checkpoint on."""
@@ -93,15 +98,15 @@ class Training:
         groups = [[name] for name in names] if self.settings.front == "handoff" else [names]
         index = 0
         for group in groups:
-            longest = max(map(self.session.batches, group), default=0)
+            longest = max((self.everyone[name] for name in group), default=0)
             for step in range(0, longest, each):
-                there = [name for name in group if step < self.session.batches(name)]
+                there = [name for name in group if step < self.everyone[name]]
                 yield Turn(epoch * EPOCH + 2 * index, epoch, step, each, there)
                 index += 1
 
     def present(self, epoch: int) -> list[str]:
         """Return the devices that take part in an epoch."""
-        names = list(self.exchanges.nodes)
+        names = list(self.everyone)
         if not self.settings.dropouts:
             return names
         randomness = numpy_generator(self.session.seed, "dropouts", epoch)
@@ -114,8 +119,6 @@ class Training:
     def take(self, turn: Turn, keep: bool = False) -> None:
         """Ask for batches, let the back learn from them, bring the gradients to the fronts."""
         chunks = self._ask(turn, keep)
-        if self.settings.front != "handoff":
-            self.session.need(len(chunks), len(turn.names))
         if not chunks:
             return
         self.answered.update(chunks)
@@ -125,9 +128,9 @@ class Training:
         self.fronts.learn(gradients, turn.epoch, turn.number)
 
     def _ask(self, turn: Turn, keep: bool) -> dict[str, Chunk]:
-        replies = self.exchanges.ask(
-            protocol.SMASH, {n: self._request(n, turn, keep) for n in turn.names}, lambda c: c
-        )
+        here = [name for name in turn.names if name in self.exchanges.nodes]
+        requests = {name: self._request(name, turn, keep) for name in here}
+        replies = self.exchanges.ask(protocol.SMASH, requests, lambda content: content)
         self.fronts.answered(replies)
         chunks = {}
         for name, content in replies.items():
@@ -139,18 +142,22 @@ class Training:
             except (KeyError, ValueError) as error:
                 self.exchanges.reject(name, f"{protocol.SMASH}: {error}")
                 continue
+            if chunk.seconds.get("skipped"):
+                self.recorder.event(f"{name} began anew since: a gradient was of no use to it")
             self.costs.spent(name, chunk.seconds, len(sizes))
             chunks[name] = chunk
         return chunks
 
     def _request(self, name: str, turn: Turn, keep: bool) -> RecordDict:
         config, arrays = self.fronts.goes_along(name)
+        last = turn.step + turn.count >= self.everyone[name]
         own: dict[str, protocol.Scalar] = {
             "turn": turn.number,
             "epoch": turn.epoch,
             "step": turn.step,
             "count": len(self.session.sizes(name, turn.step, turn.count)),
-            "keep": int(keep or name not in self.fronts.met),
+            # After its last turn of an epoch a device is not asked when others checkpoint.
+            "keep": int(keep or name not in self.fronts.met or last),
             "needed": self.session.needed,
         }
         return self.session.request({**own, **config}, **arrays)
@@ -166,8 +173,7 @@ class Training:
         log_bytes(self.session, self.shape, done)
         self.loss, self.examples = 0.0, 0
         self.answered.clear()
-        every = self.settings.validate_every
-        if every and (done % every == 0 or done == self.settings.epochs):
+        if self.settings.validates(done):
             self.fronts.settle(epoch * EPOCH + EPOCH - 1)
             measure_whole(self.session, self.cloud, self.fronts.shared(), "validation", done)
 
@@ -184,6 +190,7 @@ class Training:
             loss=self.loss,
             examples=self.examples,
             answered=sorted(self.answered),
+            everyone=self.everyone,
             fronts=self.fronts.note(),
             dropouts=self.exchanges.dropouts,
             costs=self.costs.note(),
@@ -205,13 +212,16 @@ class Training:
         self.costs.restore(position["costs"])
         self.exchanges.dropouts.update(position["dropouts"])
         self.loss, self.examples = position["loss"], position["examples"]
-        self.answered = set(position["answered"])
+        self.answered, self.everyone = set(position["answered"]), position["everyone"]
         return int(position["epoch"]), int(position["done"])
 
 
-def start_turn(session: Session) -> int:
-    """Return the turn to which the devices of a resumed run go back, -1 for a new one."""
+def start_turn(session: Session, name: str) -> int:
+    """Return the turn to which a device of a resumed run goes back, -1 if it begins."""
     recorder, task = session.recorder, session.task("training")
+    if session.settings.release == "once":
+        done = recorder.finished(task) or recorder.finished(f"released/{session.case}/{name}")
+        return NEVER_BACK if done else -1
     if recorder.finished(task):
         return int(recorder.result(task)["turn"])
     return int(recorder.position(task).get("turn", -1))

@@ -14,10 +14,12 @@ import fragile_app
 import psutil
 import pytest
 import ray
+import torch
 from flwr.app import ConfigRecord, Message, RecordDict
 
 from clients.app import app as client_app
 from models.errors import RequestError
+from models.files import load_tensors
 from simulations.engines import inprocess
 from simulations.engines.local import run_config, server_context
 from simulations.engines.ray import PACKAGES, RayGrid, connected, worker_count
@@ -31,6 +33,13 @@ TINY = [
     "themis.epochs=2",
     "themis.release.draws=2",
     "themis.examiner={model: softmax, training: {epochs: 1}}",
+]
+SPLIT = [
+    "data.limit=96",
+    "split.model=cnn-tiny",
+    "split.epochs=2",
+    "split.optimizer={learning_rate: 0.1, momentum: 0.9}",
+    "split.shield.epsilon=50",
 ]
 
 
@@ -51,7 +60,7 @@ def cluster() -> Iterator[None]:
 
 def run_on_ray(wanted: Experiment, directory: Path, workers: int, **options: Any) -> RayGrid:
     config = run_config(wanted, directory, "ray")
-    count = len(wanted.participants)
+    count = len(wanted.names())
     grid = RayGrid(client_app, count, config, workers, num_cpus=0.5, **options)
     try:
         server_app(grid, server_context(config))
@@ -69,16 +78,16 @@ def test_the_same_bits_in_process_and_on_one_or_two_workers(cluster: None, tmp_p
         assert rows_of(tmp_path / f"ray-{workers}") == expected
 
 
-def test_workers_that_die_change_nothing(cluster: None, tmp_path: Path) -> None:
-    wanted = experiment()
-    inprocess.run(wanted, tmp_path / "here")
-    directory = tmp_path / "there"
+def run_with_deaths(
+    wanted: Experiment, directory: Path, at: tuple[int, ...], workers: int = 2
+) -> None:
+    """Run on workers of which the first is killed when messages are pulled."""
     config = run_config(wanted, directory, "ray")
-    grid = RayGrid(client_app, 5, config, workers=2, num_cpus=0.5)
+    grid = RayGrid(client_app, len(wanted.names()), config, workers, num_cpus=0.5)
     pull, pulls = grid.pull_messages, iter(range(10_000))
 
     def deadly(message_ids: Any) -> Any:
-        if next(pulls) in (3, 40):
+        if next(pulls) in at:
             victim = ray.get(grid.workers[0].process.remote())
             os.kill(victim, signal.SIGKILL)
         return pull(message_ids)
@@ -86,8 +95,50 @@ def test_workers_that_die_change_nothing(cluster: None, tmp_path: Path) -> None:
     grid.pull_messages = deadly  # type: ignore[method-assign]
     server_app(grid, server_context(config))
     grid.stop()
-    assert next(pulls) > 40
-    assert rows_of(directory) == rows_of(tmp_path / "here")
+    assert next(pulls) > max(at)
+
+
+def test_workers_that_die_change_nothing(cluster: None, tmp_path: Path) -> None:
+    wanted = experiment()
+    inprocess.run(wanted, tmp_path / "here")
+    run_with_deaths(wanted, tmp_path / "there", at=(3, 40))
+    assert rows_of(tmp_path / "there") == rows_of(tmp_path / "here")
+
+
+# ------------------------------------------------------------------------ split learning
+
+
+def split_experiment(*overrides: str) -> Experiment:
+    return load_experiment("split-digits", [*SPLIT, *overrides])
+
+
+def test_split_learning_on_workers_is_that_in_process(cluster: None, tmp_path: Path) -> None:
+    """In directories of the same name, which is a part of each message."""
+    wanted = split_experiment(
+        "split.cases={average: {}, handoff: {front: handoff}, private: {front: private}}"
+    )
+    here, there = tmp_path / "here" / "run", tmp_path / "there" / "run"
+    inprocess.run(wanted, here)
+    run_on_ray(wanted, there, workers=2)
+    assert rows_of(there) == rows_of(here)
+    assert (here / "releases.json").read_text() == (there / "releases.json").read_text()
+    for case in ("average", "handoff", "private"):
+        one, other = (load_tensors(run / case / "model.safetensors") for run in (here, there))
+        assert one[0].keys() == other[0].keys()
+        assert all(torch.equal(one[0][name], other[0][name]) for name in one[0])
+
+
+def test_private_fronts_survive_a_worker_that_dies(
+    cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They go on from what the vaults have: from all, if it was written in each turn."""
+    monkeypatch.setattr("strategies.recorder.CHECKPOINT_SECONDS", 0.0)
+    wanted = split_experiment("split.front=private")
+    here, there = tmp_path / "here" / "run", tmp_path / "there" / "run"
+    inprocess.run(wanted, here)
+    run_with_deaths(wanted, there, at=(9,), workers=1)
+    assert rows_of(there) == rows_of(here)
+    assert not (there / "events.log").exists()
 
 
 @pytest.fixture(scope="module")

@@ -16,13 +16,15 @@ from torch.nn.functional import cross_entropy
 
 import clients.app
 from clients import protocol
+from clients.assignments import EdgeAssignment
 from clients.edge import Edge
-from models import build
+from models import build, optimizers
 from models.compute import Compute
 from models.cut import Cutter
 from models.errors import RequestError
 from models.randomness import derive
 from strategies.exchange import TooFewParticipants
+from strategies.recorder import Recorder
 from strategies.split.cloud import Cloud
 from strategies.split.experiment import SplitExperiment
 
@@ -307,6 +309,7 @@ def test_secret_noise_hangs_on_what_it_hides(tmp_path: Path) -> None:
     x = device.train.batch(device._positions(0, 0))[0]
     plain = [device.front.shield.bounded(device.front(x)).detach().numpy()]
     next(device.front.parameters()).data.mul_(1.001)
+    device._changed()
     moved = device.smash(0, 0, 1, 0)[0]
     plain.append(device.front.shield.bounded(device.front(x)).detach().numpy())
     noises = first - plain[0], moved - plain[1]
@@ -347,6 +350,35 @@ def test_one_message_per_device_is_enough(tmp_path: Path) -> None:
     assert len(asked(grid, protocol.SMASH)) == 2
 
 
+@pytest.mark.parametrize("stop", [(protocol.SMASH, 4), (protocol.SMASH, 6), (protocol.WHOLE, 1)])
+def test_what_was_released_once_is_used_as_it_is_after_a_kill(
+    tmp_path: Path, stop: tuple[str, int]
+) -> None:
+    """With a shield that remembers statistics, which the last measurements need."""
+    experiment = tiny(
+        "split.front=frozen",
+        "split.release=once",
+        "split.shield={name: batch-norm-laplace, epsilon: 50}",
+        "split.epochs=3",
+        "split.validate_every=2",
+    )
+    with pytest.raises(Interrupted):
+        run(experiment, tmp_path / "killed" / "run", stop=stop)
+    clients.app._nodes.clear()
+    run(experiment, tmp_path / "killed" / "run")
+    run(experiment, tmp_path / "whole" / "run")
+    plain = [r for r in rows_of(tmp_path / "whole" / "run") if '"costs"' not in r]
+    assert [r for r in rows_of(tmp_path / "killed" / "run") if '"costs"' not in r] == plain
+    assert sum('"validation"' in row and '"cloud"' in row for row in plain) == 2 * 2
+
+
+def test_a_device_that_fails_once_is_asked_again_for_its_release(tmp_path: Path) -> None:
+    experiment = tiny("split.front=frozen", "split.release=once")
+    run(experiment, tmp_path / "run", faults={(protocol.SMASH, 1, 2)})
+    files = (tmp_path / "run" / "main").glob("released-*.safetensors")
+    assert len(list(files)) == 2
+
+
 BUDGET = [
     "split.front=frozen",
     "split.shield={name: clip-gaussian, epsilon: 1}",
@@ -357,12 +389,12 @@ BUDGET = [
 def test_a_device_refuses_to_go_past_its_budget(tmp_path: Path) -> None:
     run(tiny(*BUDGET), tmp_path / "run")
     device = edges(tiny(), tmp_path / "run")[0]
-    assert device.assignment.releases == 2
+    assert device.assignment.release_limit == 2
     with pytest.raises(RuntimeError, match="the budget is exhausted: every example was released 2"):
         device.smash(2, 0, 1, 9)
     device.smash(1, 0, 1, 9)  # an epoch that is counted is no new release
-    with pytest.raises(RuntimeError, match="released already, with another front"):
-        device.adopt(torch.from_numpy(device.handed_on()) + 1)
+    with pytest.raises(RuntimeError, match="the front is frozen, and stays as it is"):
+        device.adopt({"front": torch.from_numpy(device.handed_on()["front"]) + 1})
 
 
 def test_the_budgets_noise_follows_from_the_number_of_releases(tmp_path: Path) -> None:
@@ -384,6 +416,35 @@ def test_the_budget_outlives_the_process(tmp_path: Path) -> None:
     device = edges_anew(tmp_path / "run")
     with pytest.raises(RuntimeError, match="the budget is exhausted"):
         device.smash(7, 0, 1, 9)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seed": 3},
+        {"batch_size": 8},
+        {"release_limit": None},
+        {"release_limit": 99},
+        {"shield": {"name": "clip-gaussian", "epsilon": None}},
+    ],
+)
+def test_a_budget_can_not_be_begun_anew_by_joining_with_other_settings(
+    tmp_path: Path, change: dict
+) -> None:
+    run(tiny(*BUDGET), tmp_path / "run")
+    device = edges(tiny(), tmp_path / "run")[0]
+    values = {**device.assignment.model_dump(), **change}
+    again = Edge(device.vault, EdgeAssignment.model_validate(values))
+    again.adopt({"front": torch.from_numpy(device.handed_on()["front"])})
+    with pytest.raises(RuntimeError, match="released already with other settings"):
+        again.smash(0, 0, 1, 9)
+
+
+def test_no_assignment_reaches_out_of_the_vault(tmp_path: Path) -> None:
+    run(tiny(), tmp_path / "run")
+    values = edges(tiny(), tmp_path / "run")[0].assignment.model_dump()
+    with pytest.raises(ValueError, match="case"):
+        EdgeAssignment.model_validate({**values, "case": "../../escaped"})
 
 
 def edges_anew(directory: Path) -> Edge:
@@ -414,6 +475,59 @@ def test_device_and_cloud_classify_alike_without_noise(tmp_path: Path) -> None:
     assert found["edge", "cloud"] > 0.15
 
 
+def test_every_image_is_judged_by_its_own_prediction(tmp_path: Path) -> None:
+    """Over several messages, the last of them a short one."""
+    experiment = tiny(
+        "split.plain_to_cloud=true",
+        "split.batch_size=4",
+        "split.epochs=6",
+        "split.optimizer={learning_rate: 0.1}",
+        "data.limit=null",
+        "split.devices=1",
+    )
+    run(experiment, tmp_path / "run")
+    (device,) = edges(experiment, tmp_path / "run")
+    assert len(device._own("test")) > 2 * 32
+    found = [r["value"] for r in measured(tmp_path / "run", stage="test", node="cloud")]
+    assert len(set(found)) == 1
+    assert found[0] > 0.5
+
+
+def test_a_device_says_how_many_were_right_of_all_images_only(tmp_path: Path) -> None:
+    run(tiny(), tmp_path / "run")
+    device = edges(tiny(), tmp_path / "run")[0]
+    with pytest.raises(ValueError, match="1 predictions for"):
+        device.right(torch.zeros(1))
+
+
+def test_test_images_come_in_whole_batches(tmp_path: Path) -> None:
+    """In other batches each image would get other noise, and many could be averaged."""
+    shield = "split.shield={name: clip-gaussian, epsilon: 1}"
+    run(tiny(shield, "split.noise=secret", "data.limit=300"), tmp_path / "run")
+    device = edges(tiny(), tmp_path / "run")[0]
+    first, again = (device.features(0, 16, noisy=True) for _ in range(2))
+    assert np.array_equal(first, again)
+    for start, count in ((1, 16), (0, 15), (-16, 16), (0, 1000)):
+        with pytest.raises(ValueError, match="are no whole batches of 16"):
+            device.features(start, count, noisy=True)
+
+
+def test_a_wrong_answer_at_the_end_is_a_dropout(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = Edge.evaluate
+
+    def boasting(self: Edge, *arguments: object) -> dict:
+        found = original(self, *arguments)  # type: ignore[arg-type]
+        return {**found, "plain": 10_000} if self.assignment.partition else found
+
+    monkeypatch.setattr(Edge, "evaluate", boasting)
+    run(tiny(), tmp_path / "run")
+    rows = measured(tmp_path / "run", stage="test", classified="edge", release="plain")
+    assert {row["node"] for row in rows} == {"device-0", "cloud"}
+    assert "says that it got so many right" in (tmp_path / "run" / "events.log").read_text()
+
+
 def test_the_cloud_classifies_what_was_shielded(tmp_path: Path) -> None:
     experiment = tiny("split.shield={name: clip-gaussian, epsilon: 0.5}", "data.limit=300")
     grid = run(experiment, tmp_path / "run")
@@ -424,7 +538,8 @@ def test_the_cloud_classifies_what_was_shielded(tmp_path: Path) -> None:
         ("cloud", "noisy"),
     }
     sent = [r for r in grid.replies if r.metadata.message_type == protocol.FEATURES]
-    features = np.concatenate([protocol.arrays_of(r.content)["features"].ravel() for r in sent])
+    arrays = [protocol.arrays_of(reply.content) for reply in sent]
+    features = np.concatenate([a["features"].ravel() for a in arrays if "features" in a])
     device = edges(experiment, tmp_path / "run")[0]
     assert features.std() == pytest.approx(device.front.shield.scale, rel=0.05)
 
@@ -463,13 +578,114 @@ def test_a_device_may_drop_out_and_return(tmp_path: Path, front: str) -> None:
 
 def test_too_few_devices_stop_the_run_and_it_goes_on_later(tmp_path: Path) -> None:
     experiment = tiny("split.min_devices=2", "split.epochs=1")
-    faults = {(protocol.FRONT_GRADIENT, 0, 2)}
+    away = {(protocol.SMASH, 0, number) for number in (1, 2, 3)}
     with pytest.raises(TooFewParticipants, match="the experiment needs 2"):
-        run(experiment, tmp_path / "run", faults=faults)
+        run(experiment, tmp_path / "run", faults=away)
     run(experiment, tmp_path / "run")
     run(experiment, tmp_path / "undisturbed")
     one, other = (model_of(tmp_path / name) for name in ("run", "undisturbed"))
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+UNEVEN = ["split.devices=3", "data.partition={scheme: exponential}", "data.limit=160"]
+
+
+@pytest.mark.parametrize("front", ["average", "private"])
+def test_one_dropout_when_others_are_through_with_their_images_stops_nothing(
+    tmp_path: Path, front: str
+) -> None:
+    experiment = tiny(*UNEVEN, f"split.front={front}")
+    run(experiment, tmp_path / "run", faults={(protocol.SMASH, 2, 5)})
+    sizes = [len(device.train) for device in edges(experiment, tmp_path / "run")]
+    assert max(sizes[:2]) <= 4 * 16 < sizes[2]
+    assert len(measured(tmp_path / "run", metric="dropouts")) == 1
+
+
+@pytest.mark.parametrize("turn", [3, 4, 5, 6])
+def test_a_killed_run_with_uneven_partitions_ends_as_if_it_had_not_been(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, turn: int
+) -> None:
+    """A device that is through with its images is not asked when the others checkpoint."""
+    experiment = tiny(*UNEVEN, "split.front=private", "split.optimizer={momentum: 0.9}")
+    with monkeypatch.context() as patch:
+        due = iter([False] * (turn - 1) + [True] + [False] * 99)
+        patch.setattr(Recorder, "due", lambda _: next(due))
+        with pytest.raises(Interrupted):
+            run(experiment, tmp_path / "killed" / "run", stop=(protocol.SMASH, 15))
+        clients.app._nodes.clear()
+        run(experiment, tmp_path / "killed" / "run")
+    run(experiment, tmp_path / "whole" / "run")
+    killed, undisturbed = (tmp_path / name / "run" for name in ("killed", "whole"))
+    assert rows_of(killed) == rows_of(undisturbed)
+    one, other = model_of(killed), model_of(undisturbed)
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("optimizer", ["{momentum: 0.9}", "{name: adam, learning_rate: 0.01}"])
+def test_the_front_that_is_handed_on_takes_its_optimisers_state_along(
+    tmp_path: Path, optimizer: str
+) -> None:
+    """One device after the other is what one device does that has all images in that order."""
+    experiment = tiny("split.front=handoff", f"split.optimizer={optimizer}", "split.epochs=3")
+    run(experiment, tmp_path / "run")
+    model, config = whole(experiment).train(), experiment.split.optimizer
+    learning = optimizers.build(config, model.parameters())
+    assert learning is not None
+    for epoch in range(3):
+        for device in edges(experiment, tmp_path / "run"):
+            for step in range(3):
+                x, y = device.train.batch(device._positions(epoch, step))
+                learning.zero_grad()
+                cross_entropy(model(x), y).backward()
+                learning.step()
+    assert_same(model_of(tmp_path / "run"), model, 1e-5)
+
+
+def test_averaging_several_unequal_batches_is_a_step_on_their_sum(tmp_path: Path) -> None:
+    experiment = tiny(*UNEVEN, "split.batches_per_message=9", "split.epochs=1")
+    run(experiment, tmp_path / "run")
+    devices = edges(experiment, tmp_path / "run")
+    model, rate = whole(experiment), experiment.split.optimizer.learning_rate
+    front, back = Cutter(model).cut("2")
+    sizes = [protocol.batch_sizes(len(d.train), 16) for d in devices]
+    total = [torch.zeros_like(p) for p in front.parameters()]
+    for step in range(max(map(len, sizes))):
+        there = [d for d, own in zip(devices, sizes, strict=True) if step < len(own)]
+        parts = [d.train.batch(d._positions(0, step)) for d in there]
+        x, y = (torch.cat(each) for each in zip(*parts, strict=True))
+        z = front(x)
+        leaf = z.detach().requires_grad_()
+        cross_entropy(back(leaf), y).backward()
+        for part, gradient in zip(
+            total, torch.autograd.grad(z, list(front.parameters()), leaf.grad), strict=True
+        ):
+            part += gradient
+        for parameter in back.parameters():
+            parameter.data -= rate * parameter.grad
+            parameter.grad = None
+    for parameter, gradient in zip(front.parameters(), total, strict=True):
+        parameter.data -= rate * gradient
+    assert_same(model_of(tmp_path / "run"), model, 1e-6)
+
+
+def test_a_front_without_weights_needs_no_learning(tmp_path: Path) -> None:
+    for front in ("average", "handoff", "private"):
+        experiment = tiny("split.cut=input", f"split.front={front}", "split.epochs=1")
+        grid = run(experiment, tmp_path / front)
+        assert not any("gradient" in protocol.arrays_of(m.content) for m in grid.requests)
+
+
+def test_a_device_that_failed_in_one_case_takes_part_in_the_next(tmp_path: Path) -> None:
+    experiment = tiny("split.cases={a: {}, b: {}}", "split.epochs=1")
+    grid = run(experiment, tmp_path / "run", faults={(protocol.SMASH, 1, n) for n in (1, 2, 3)})
+    asked_in_b = [m for m in asked(grid, protocol.SMASH) if m.content["config"]["case"] == "b"]
+    assert {grid.partition[m.metadata.dst_node_id] for m in asked_in_b} == {0, 1}
+
+
+def test_cases_whose_names_begin_alike_do_not_meet_in_the_vault(tmp_path: Path) -> None:
+    experiment = tiny("split.cases={a-front-b: {}, a: {}}", "split.front=private")
+    run(experiment, tmp_path / "run")
+    assert len(measured(tmp_path / "run", stage="test", node="cloud", release="plain")) == 2
 
 
 STOPS = [

@@ -1,0 +1,89 @@
+"""What leaves the devices in one case of split learning."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from strategies.releases import Release
+from strategies.split.fronts import Fronts
+from strategies.split.session import Session
+
+SHUFFLED = "every example once an epoch, in random order: no amplification is claimed"
+ONCE = "every example once"
+BY_THE_WAY = {"average": "front gradients", "handoff": "front weights"}
+"""What else of a front that learns is sent, by how the fronts are kept equal."""
+ANSWERS = "number of right answers"
+
+
+def releases(session: Session, fronts: Fronts, shape: tuple[int, ...]) -> list[Release]:
+    """Return every kind of release of every device.
+
+    Parameters
+    ----------
+    fronts : Fronts
+    shape : tuple of int
+        Of one example's activation.
+    """
+    kinds = [*_of_training(session, fronts, shape), *_of_test(session, fronts, shape)]
+    return [dataclasses.replace(kind, node=node) for node in session.devices for kind in kinds]
+
+
+def _of_training(session: Session, fronts: Fronts, shape: tuple[int, ...]) -> Iterator[Release]:
+    settings, count = session.settings, session.settings.releases
+    clear = _clear(session, count=count)
+    yield _shielded(session, fronts, shape, what="smashed data", count=count)
+    yield dataclasses.replace(clear, what="labels", public=True)
+    yield dataclasses.replace(clear, what="numbers of examples", count=1, public=True)
+    if fronts.learns and settings.front in BY_THE_WAY:
+        statistics = any(True for _ in fronts.front.buffers())
+        what = BY_THE_WAY[settings.front] + (" and statistics" if statistics else "")
+        yield dataclasses.replace(clear, what=what)
+
+
+def _of_test(session: Session, fronts: Fronts, shape: tuple[int, ...]) -> Iterator[Release]:
+    settings = session.settings
+    clear = _clear(session, what=ANSWERS, public=True)
+    yield dataclasses.replace(clear, records="test", count=len(settings.classify))
+    yield dataclasses.replace(clear, records="validation", count=settings.validations)
+    if "cloud" in settings.classify:
+        shielded = _shielded(session, fronts, shape, what="test features", records="test")
+        yield dataclasses.replace(shielded, mode="eval", sampling=ONCE)
+        if settings.plain_to_cloud:
+            what = "test features without noise"
+            yield dataclasses.replace(clear, what=what, records="test", public=False)
+
+
+def _shielded(session: Session, fronts: Fronts, shape: tuple[int, ...], **values: Any) -> Release:
+    shield = session.shield
+    settings: dict[str, Any] = json.loads(shield.model_dump_json())
+    own: dict[str, Any] = {
+        "shape": shape,
+        "shield": None if shield.name == "none" else settings,
+        "trained_front": fronts.learns,
+        "sampling": ONCE if session.settings.releases == 1 else SHUFFLED,
+        "randomness": "none" if settings.get("epsilon") is None else session.settings.noise,
+    }
+    return dataclasses.replace(_clear(session), **{**own, **values})
+
+
+def _clear(session: Session, **values: Any) -> Release:
+    """Return a release of training records in the clear, of no node yet."""
+    release = Release(
+        case=session.case,
+        node="",
+        what="",
+        records="training",
+        shape=(),
+        batch=session.settings.batch_size,
+        count=1,
+        shield=None,
+        mode="train",
+        trained_front=False,
+        public=False,
+        sampling="",
+        randomness="none",
+    )
+    return dataclasses.replace(release, **values)
