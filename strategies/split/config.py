@@ -172,8 +172,6 @@ class SplitConfig(BaseModel):
             raise ValueError("weights: 'pretrained' needs a section pretraining")
         if self.plain_to_cloud and self.budget:
             raise ValueError("plain_to_cloud: with a budget nothing is sent without noise")
-        if self.plain_to_cloud and "cloud" not in self.classify:
-            raise ValueError("plain_to_cloud: needs classify: [cloud]")
         if self.shield.name == "batch-norm-laplace" and self.batch_size == 2:
             raise ValueError(
                 "batch_size: 2 leaves a batch of one example where their number is odd, which has "

@@ -84,7 +84,7 @@ def test_show_plot_and_privacy_of_a_run(run_split: Command, pudica: Command) -> 
     assert (Path(runs[0]) / "plots/training.png").is_file()
     ledger = pudica("privacy", runs[0])
     assert ledger.exit_code == 0
-    assert "front gradients are released in the clear" in ledger.stdout
+    assert "front gradients and statistics are released in the clear" in ledger.stdout
 
 
 def test_a_run_that_is_done_is_not_run_again(run_split: Command, pudica: Command) -> None:
