@@ -114,7 +114,8 @@ def claims(run: str | Path) -> dict[str, Guarantee]:
     Cases without a shield are left out. Raises as :func:`releases`.
     """
     own = (entry for entry in releases(run) if entry.records == "training")
-    return {entry.case: entry.claimed for entry in own if entry.claimed}
+    found = {entry.case: entry.claimed for entry in own if entry.claimed}
+    return {case: claim for case, claim in found.items() if claim.epsilon is not None}
 
 
 def _why_none(run: Run) -> str:
@@ -162,7 +163,7 @@ def _row(group: list[Release], delta: float) -> dict[str, Any]:
         "count": count,
         "mechanism": one.shield["name"] if one.shield else "none",
         "randomness": one.randomness,
-        "claimed": str(one.claimed) if one.claimed else "nothing",
+        "claimed": str(one.claimed) if one.claimed and one.claimed.epsilon else "nothing",
         "record_epsilon": one.held.epsilon,
         "record_delta": None if one.held.epsilon is None else one.held.delta,
         **_added_up(one, count, delta),

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, NullLocator
 
 from analysis.drawing import label_lines, label_points, new_figure, styles
 from analysis.runs import Run
@@ -84,6 +84,9 @@ def draw_trade_off(run: Run) -> Figure | None:
     if len(silent):
         axes.axhline(silent.max(), color="#999999", linestyle=(0, (5, 3)), label="trained plain")
     axes.set_xscale("log")
+    axes.set_xticks(sorted(there["epsilon"].unique()))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlabel("ε as set: what the shield's paper claims, not what holds for a record")
     axes.set_ylabel("accuracy on test images (%)")
     axes.legend(loc="lower right", frameon=False, fontsize=8)

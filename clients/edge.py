@@ -176,7 +176,9 @@ class Edge:
 
     def _need_front(self) -> None:
         if not self._ready:
-            raise RuntimeError("this device has no front any more: its vault was emptied")
+            raise RuntimeError(
+                "this device has no front: it was given none, or its vault was emptied"
+            )
 
     def handed_on(self) -> dict[str, np.ndarray]:
         """Return the front and the state of its optimiser, as :meth:`adopt` takes them."""

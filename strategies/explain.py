@@ -16,7 +16,7 @@ KINDS = {
     "int": "a whole number",
     "float": "a number",
     "bool": "true or false",
-    "string": "text",
+    "string": "text (in quotes, if it looks like a number)",
     "list": "a list",
     "path": "a path",
     "finite": "a finite number",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -127,6 +128,12 @@ def _file(source: str) -> Path:
     return path
 
 
+def _plain(tag: str, pattern: re.Pattern[str]) -> re.Pattern[str]:
+    """Return the pattern of a kind of number, without a colon in it; other patterns as they are."""
+    number = tag.endswith((":int", ":float"))
+    return re.compile(f"(?!.*:){pattern.pattern}", pattern.flags) if number else pattern
+
+
 class _Loader(yaml.SafeLoader):
     """Refuses a key that is there twice, of which YAML would take the last."""
 
@@ -139,6 +146,13 @@ class _Loader(yaml.SafeLoader):
                 )
             seen.append(key.value)
         return super().construct_mapping(node, deep)
+
+
+# YAML 1.1 reads 9:1 as a number to base 60, and 4:1:1 too.
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, _plain(tag, pattern)) for tag, pattern in resolvers]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
 
 
 def _parsed(text: str) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +16,10 @@ from models.packing import under
 from strategies.split.session import Session
 
 Extras = tuple[dict[str, protocol.Scalar], dict[str, Array]]
+
+
+NOTHING: dict[str, protocol.Scalar] = {"epoch": 0, "step": 0, "count": 0}
+"""A request for no batches."""
 
 
 class Fronts(ABC):
@@ -47,7 +51,7 @@ class Fronts(ABC):
     def learn(self, gradients: Mapping[str, torch.Tensor], epoch: int, turn: int) -> None:
         """Bring the gradients at the cut of one turn of an epoch to the fronts."""
 
-    def settle(self, turn: int) -> None:  # noqa: B027
+    def settle(self, turn: int) -> None:
         """Deliver what the devices have not got yet, before anything is measured.
 
         Parameters
@@ -55,6 +59,17 @@ class Fronts(ABC):
         turn : int
             After which this is.
         """
+        self._deliver([n for n in self.session.exchanges.nodes if n not in self.met], turn)
+
+    def _deliver(self, names: Sequence[str], turn: int) -> None:
+        """Send what goes along, without asking for anything; the fronts are kept."""
+        kept = {"turn": turn, "needed": self.session.needed, "keep": 1}
+        requests = {}
+        for name in names:
+            config, arrays = self.goes_along(name)
+            requests[name] = self.session.request({**NOTHING, **kept, **config}, **arrays)
+        told = self.session.exchanges.ask(protocol.SMASH, requests, protocol.numbers_of)
+        self.answered(told)
 
     def shared(self) -> dict[str, Array]:
         """Return the front to send along with requests that measure; none if devices have it."""
@@ -116,14 +131,8 @@ class Private(Fronts):
         return self.session.gradient(gradient, turn)
 
     def settle(self, turn: int) -> None:
-        """Send the gradients that wait, without asking for anything; all fronts are kept."""
-        requests = {}
-        for name in self.session.exchanges.nodes:
-            config, arrays = self._gradient(name)
-            nothing = {"epoch": 0, "step": 0, "count": 0, "keep": 1}
-            kept = {"turn": turn, "needed": self.session.needed}
-            requests[name] = self.session.request({**nothing, **kept, **config}, **arrays)
-        self.session.exchanges.ask(protocol.SMASH, requests, protocol.numbers_of)
+        """Send the gradients that wait, and the front to those that never had it."""
+        self._deliver(list(self.session.exchanges.nodes), turn)
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Return the front that devices start with, and the gradients that wait."""
@@ -224,6 +233,9 @@ class Average(Fronts):
         if self._sent is None:
             self._sent = self.packed()
         return {}, {"front": self._sent}
+
+    def settle(self, turn: int) -> None:
+        """Nothing: whoever measures gets the front with that."""
 
     def shared(self) -> dict[str, Array]:
         """Return the front: what devices have is a step old."""

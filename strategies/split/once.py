@@ -49,7 +49,7 @@ class Once:
     def train(self) -> None:
         """Collect the releases, then train on them, from the last checkpoint on."""
         if self.settings.fit == "none":
-            self._hand_out()
+            self.fronts.settle(0)
         else:
             self.collect()
             smashed, labels = self._stored()
@@ -59,16 +59,6 @@ class Once:
                 self._train_on(smashed, labels)
         self._save(self.settings.epochs)
         self.recorder.finish(self.task, fronts=self.fronts.note())
-
-    def _hand_out(self) -> None:
-        """Give the devices the front, and ask for nothing."""
-        nothing = {"turn": 0, "epoch": 0, "step": 0, "count": 0, "keep": 1, "needed": -1}
-        requests = {}
-        for name in self.session.exchanges.nodes:
-            config, arrays = self.fronts.goes_along(name)
-            requests[name] = self.session.request({**nothing, **config}, **arrays)
-        told = self.session.exchanges.ask(protocol.SMASH, requests, protocol.numbers_of)
-        self.fronts.answered(told)
 
     # ---------------------------------------------------------------------- releases
 

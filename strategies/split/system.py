@@ -100,6 +100,8 @@ class Case:
         """Measure on the test images, in both ways that the settings ask for."""
         session, cloud, epochs = self.session, self.cloud, self.settings.epochs
         session.exchanges.forgive()
+        # Who was away all the time begins with the front that everybody began with.
+        self.fronts.settle(self.recorder.result(session.task("training")).get("turn", 0))
         shared = self.fronts.shared()
         if "edge" in self.settings.classify:
             measure_whole(session, cloud, shared, "test", epochs)

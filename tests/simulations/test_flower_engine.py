@@ -13,11 +13,9 @@ from pathlib import Path
 
 import psutil
 import pytest
-import torch
 
 from clients.protocol import code_fingerprint
 from models.errors import RequestError
-from models.files import load_tensors
 from simulations.engines import flower, inprocess
 from strategies.experiment import Experiment
 from strategies.loading import load_experiment
@@ -29,15 +27,6 @@ SHORT = [
     "themis.steps_per_visit=10",
     "themis.release.draws=1",
     "themis.examiner=null",
-]
-SPLIT = [
-    "data.limit=60",
-    "split.devices=2",
-    "split.model=cnn-tiny",
-    "split.front=private",
-    "split.epochs=1",
-    "split.batches_per_message=2",
-    "split.classify=[edge]",
 ]
 INTERRUPTIBLE = """
 import signal
@@ -115,22 +104,6 @@ def test_same_results_as_in_process_and_nothing_left(
     assert len(list((flowers / "vault").rglob("assignment.json"))) == 5
     assert left_in(temporary) == []
     assert list(temporary.iterdir()) == []
-
-
-@pytest.mark.slow_engine
-def test_split_learning_is_that_in_process(
-    tmp_path: Path, temporary: Path, elsewhere: Path
-) -> None:
-    mine, flowers = tmp_path / "inprocess" / "run", tmp_path / "flower" / "run"
-    experiment = load_experiment("split-digits", SPLIT)
-    inprocess.run(experiment, mine)
-    flower.run(experiment, flowers)
-
-    assert rows(flowers) == rows(mine)
-    assert record(flowers)["status"] == "done"
-    one, other = (load_tensors(run / "main" / "model.safetensors") for run in (mine, flowers))
-    assert one[0].keys() == other[0].keys()
-    assert all(torch.equal(one[0][name], other[0][name]) for name in one[0])
 
 
 @pytest.mark.slow_engine

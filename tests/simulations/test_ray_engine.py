@@ -6,7 +6,7 @@ import json
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import ray
 import torch
 from flwr.app import ConfigRecord, Message, RecordDict
 
+from clients import protocol
 from clients.app import app as client_app
 from models.errors import RequestError
 from models.files import load_tensors
@@ -78,12 +79,10 @@ def test_the_same_bits_in_process_and_on_one_or_two_workers(cluster: None, tmp_p
         assert rows_of(tmp_path / f"ray-{workers}") == expected
 
 
-def run_with_deaths(
-    wanted: Experiment, directory: Path, at: tuple[int, ...], workers: int = 2
-) -> None:
-    """Run on workers of which the first is killed when messages are pulled."""
+def run_with_deaths(wanted: Experiment, directory: Path, at: tuple[int, ...]) -> None:
+    """Run on two workers, of which the first is killed when messages are pulled."""
     config = run_config(wanted, directory, "ray")
-    grid = RayGrid(client_app, len(wanted.names()), config, workers, num_cpus=0.5)
+    grid = RayGrid(client_app, len(wanted.names()), config, workers=2, num_cpus=0.5)
     pull, pulls = grid.pull_messages, iter(range(10_000))
 
     def deadly(message_ids: Any) -> Any:
@@ -136,9 +135,23 @@ def test_private_fronts_survive_a_worker_that_dies(
     wanted = split_experiment("split.front=private")
     here, there = tmp_path / "here" / "run", tmp_path / "there" / "run"
     inprocess.run(wanted, here)
-    run_with_deaths(wanted, there, at=(9,), workers=1)
+    config = run_config(wanted, there, "ray")
+    grid = RayGrid(client_app, len(wanted.names()), config, workers=1, num_cpus=0.5)
+    push, smashed = grid.push_messages, []
+
+    def deadly(messages: Iterable[Message]) -> Iterable[str]:
+        asked = list(messages)
+        if {message.metadata.message_type for message in asked} == {protocol.SMASH}:
+            smashed.append(len(asked))
+            if len(smashed) == 3:
+                os.kill(ray.get(grid.workers[0].process.remote()), signal.SIGKILL)
+        return push(asked)
+
+    grid.push_messages = deadly  # type: ignore[method-assign]
+    server_app(grid, server_context(config))
+    grid.stop()
+    assert len(smashed) > 3
     assert rows_of(there) == rows_of(here)
-    assert not (there / "events.log").exists()
 
 
 @pytest.fixture(scope="module")

@@ -551,6 +551,18 @@ def test_a_device_does_not_send_features_without_noise_unless_told_to(tmp_path: 
         device.features(0, 4, noisy=False)
 
 
+@pytest.mark.parametrize("front", ["private", "frozen"])
+def test_a_device_that_missed_the_first_epochs_has_the_front_all_the_same(
+    tmp_path: Path, front: str
+) -> None:
+    """It begins with it when something is measured."""
+    away = {(protocol.SMASH, 1, number) for number in (1, 2, 3)}
+    experiment = tiny(f"split.front={front}", "split.validate_every=1", "split.epochs=1")
+    run(experiment, tmp_path / "run", faults=away)
+    rows = measured(tmp_path / "run", stage="test", classified="edge", release="plain")
+    assert {row["node"] for row in rows} == {"device-0", "device-1", "cloud"}
+
+
 def test_private_fronts_are_measured_each_with_its_own(tmp_path: Path) -> None:
     experiment = tiny("split.front=private", "split.epochs=3")
     grid = run(experiment, tmp_path / "run")
@@ -847,7 +859,7 @@ def test_a_device_whose_vault_was_emptied_says_so(tmp_path: Path) -> None:
     experiment = tiny("split.front=private")
     run(experiment, tmp_path / "run")
     device = edges_anew(tmp_path / "run")
-    with pytest.raises(RuntimeError, match="this device has no front any more"):
+    with pytest.raises(RuntimeError, match="this device has no front: it was given none"):
         device.smash(0, 0, 1, 0)
     device.catch_up()
     device.smash(0, 0, 1, 0)
