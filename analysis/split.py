@@ -103,6 +103,8 @@ def _opened(runs: RunPaths) -> list[Run]:
 def _accuracies(run: Run) -> Iterator[dict[str, Any]]:
     rows = run.frame
     rows = rows[(rows["stage"] == "test") & (rows["node"] == EVERYONE)]
+    if rows.empty:  # it may be going on, and have no ledger yet
+        return
     said, verdicts = claims(run.directory), verdict(run.directory)
     for case, settings in settings_of(run).items():
         own = rows[rows["case"] == case]

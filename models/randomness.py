@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from cryptography.hazmat.primitives.ciphers import Cipher
 from cryptography.hazmat.primitives.ciphers.algorithms import ChaCha20
-from torch import nn
+from torch import fx, nn
 
 
 def derive(seed: int, *purpose: str | int) -> int:
@@ -127,10 +127,18 @@ class SecretGenerator(SystemGenerator):
         return self._stream.update(bytes(length))
 
 
+DRAWING = (nn.modules.dropout._DropoutNd, nn.RReLU, nn.RNNBase, nn.MultiheadAttention)
+
+
 def draws(model: nn.Module) -> bool:
     """Tell whether a model has layers that draw while they train."""
-    return any(
-        isinstance(layer, nn.modules.dropout._DropoutNd | nn.RReLU) for layer in model.modules()
+    known = ("torch.nn.", "torch.fx.", "models.architectures.", "clients.shields.")
+    layers = list(model.modules())
+    graphs = [layer.graph for layer in layers if isinstance(layer, fx.GraphModule)]
+    return (
+        any(isinstance(layer, DRAWING) for layer in layers)
+        or any(not type(layer).__module__.startswith(known) for layer in layers)
+        or any("dropout" in str(node.target) for graph in graphs for node in graph.nodes)
     )
 
 

@@ -59,15 +59,20 @@ class SplitExperiment(Experiment):
     def _check_case(self, settings: SplitConfig, data: Splits) -> None:
         model = built(settings, data.num_classes, data.shape, self.seed)
         layers, back = Cutter(model).cut(settings.cut)
-        if settings.fit == "means":
-            single_layer(back)
         shape = activation_shape(layers, data.shape)
+        if settings.fit == "means":
+            single_layer(back, shape)
         shields.build(guarded(settings), shape, settings.batch_size)
         if models.is_frozen(model):
             raise RequestError("an exported program can't be trained, nor cut")
 
     def _check_public(self, data: Splits) -> None:
         public = self.load_public()
+        if not len(public.validation):
+            raise RequestError(
+                "split.pretraining.data.split: leaves no validation images, by which the best "
+                "epoch is chosen; allowed: own, 4:1:1"
+            )
         if public.fingerprint == data.fingerprint:
             raise RequestError(
                 f"split.pretraining.data: '{public.name}' is what the devices hold, and not public"

@@ -11,8 +11,11 @@ import pytest
 import torch
 from scipy import stats
 from torch import nn
+from torchvision.ops import StochasticDepth
 
-from models.randomness import SecretGenerator, SystemGenerator, seeded
+from models import build
+from models.cut import Cutter
+from models.randomness import SecretGenerator, SystemGenerator, draws, seeded
 
 KEY, OTHER = bytes(range(32)), bytes(range(1, 33))
 ERROR_RATE = 1e-6
@@ -117,3 +120,29 @@ def test_seeds_may_be_nested() -> None:
         with seeded(2):
             torch.randn(7)
         assert torch.equal(torch.cat([first, torch.randn(2)]), whole)
+
+
+class FunctionalDropout(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.dropout(x, 0.5, self.training)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.Dropout(),
+        StochasticDepth(0.2, "row"),
+        FunctionalDropout(),
+        nn.LSTM(4, 4, 2, dropout=0.5),
+        nn.MultiheadAttention(4, 2, dropout=0.5),
+    ],
+    ids=lambda layer: type(layer).__name__,
+)
+def test_layers_that_draw_are_seen(layer: nn.Module) -> None:
+    assert draws(nn.Sequential(nn.Conv2d(1, 2, 3), layer))
+
+
+def test_layers_that_do_not_draw_need_no_seed() -> None:
+    model = build("vgg-small", num_classes=3, channels=1, image_size=8)
+    assert not draws(model)
+    assert not any(draws(part) for part in Cutter(model).cut("0.5"))

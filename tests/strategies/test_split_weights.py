@@ -12,7 +12,7 @@ import pytest
 import torch
 from competition_helpers import rows_of
 from safetensors.torch import save_file
-from split_helpers import asked, measured, model_of, run, tiny
+from split_helpers import Interrupted, asked, measured, model_of, run, tiny
 from torch import nn
 
 import analysis
@@ -415,3 +415,44 @@ def test_more_privacy_costs_accuracy(budgeted: Path) -> None:
     assert table.loc["no noise", "plain_edge"] > 40
     assert table.loc["no noise", "plain_edge"] > table.loc["eps=1", "plain_edge"]
     assert table.loc["eps=8", "holds"].startswith("ε = 8 (δ = 1e-05)")
+
+
+@pytest.mark.parametrize("cut", ["3", "4"])
+def test_means_are_refused_where_something_is_computed_before_the_linear_layer(cut: str) -> None:
+    with pytest.raises(RequestError, match="single linear layer"):
+        tiny(*MEANS, f"split.cut='{cut}'").check()
+
+
+def test_means_are_refused_before_a_normalisation_and_work_after_it() -> None:
+    settings = ["data={name: digits, limit: 96, image_size: 20, margin: 4}"]
+    settings += ["split.model=cnn-embedding"]
+    with pytest.raises(RequestError, match="single linear layer"):
+        tiny(*MEANS, *settings, "split.cut=features").check()
+    tiny(*MEANS, *settings, "split.cut=norm").check()
+    tiny(*MEANS, "split.model=softmax", "split.cut=input").check()
+
+
+def test_public_data_without_validation_images_are_refused() -> None:
+    public = "split.pretraining={data: {name: digits, split: '9:1'}, training: {epochs: 1}}"
+    with pytest.raises(RequestError, match="leaves no validation images"):
+        tiny("split.front=frozen", "split.weights=pretrained", public).check()
+
+
+def test_what_the_devices_hold_is_not_public() -> None:
+    with pytest.raises(RequestError, match="is what the devices hold, and not public"):
+        tiny(*PUBLIC).check()
+
+
+def test_a_budget_is_kept_by_releasing_nothing(tmp_path: Path) -> None:
+    shield = "split.shield={name: clip-gaussian, epsilon: null}"
+    experiment = tiny(*MEANS, shield, "split.budget={epsilon: 1}", "split.fit=none")
+    experiment.check()
+    run(experiment, tmp_path / "run")
+    assert verdict(tmp_path / "run")["main"].epsilon == 0
+
+
+def test_a_run_that_has_no_ledger_yet_can_be_shown(tmp_path: Path) -> None:
+    with pytest.raises(Interrupted):
+        run(tiny(), tmp_path / "run", stop=(protocol.JOIN, 1))
+    assert "Runs" in analysis.tables(tmp_path / "run")
+    assert analysis.plot(tmp_path / "run") == []
