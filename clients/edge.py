@@ -5,12 +5,12 @@ from __future__ import annotations
 import copy
 import hashlib
 import os
-import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from clients.assignments import EdgeAssignment
 from clients.budget import Budget
 from clients.data import ImageSet, PartitionConfig, Splits, load_once, partition
 from clients.shields.front import Front, activation_shape
+from clients.snapshots import Snapshots
 from clients.vault import Vault
 from models import optimizers, packing
 from models.compute import Compute
@@ -92,9 +93,9 @@ class Edge:
         self._ready = False
         self.pending: Sent | None = None
         self.optimizer = optimizers.build(assignment.optimizer, self.front.parameters())
-        self.budget = Budget(
-            vault, assignment.case, assignment.release_limit, assignment.fingerprint()
-        )
+        self.terms = assignment.fingerprint()
+        self.budget = Budget(vault, assignment.case, assignment.release_limit, self.terms)
+        self.snapshots = Snapshots(vault, assignment.case, self.terms)
         self._draws = draws(self.front)
         self._parameters = b""
         self._orders: dict[int, np.ndarray] = {}
@@ -350,7 +351,7 @@ class Edge:
         a = self.assignment
         if a.noise == "seeded":
             return numpy_generator(a.seed, "noise", a.partition, *purpose)
-        what = "/".join(map(str, (a.fingerprint(), *purpose))).encode()
+        what = "/".join(map(str, (self.terms, *purpose))).encode()
         return SecretGenerator(self._key(), self._identity() + what)
 
     def _identity(self) -> bytes:
@@ -481,46 +482,26 @@ class Edge:
         tensors = {f"front/{k}": v for k, v in self.front.state_dict().items()}
         tensors |= {f"optimizer/{k}": v for k, v in optimizers.state_of(self.optimizer).items()}
         pending = self.pending.note() if self.pending else None
-        note = {"of": self.assignment.fingerprint(), "pending": pending}
-        self.vault.save(self._snapshot(turn), tensors, note)
-        older = [kept for kept in self._turns() if kept <= needed]
-        self._forget(older[:-1])
+        self.snapshots.keep(turn, needed, tensors, {"pending": pending})
         self.turn = turn
 
     def catch_up(self) -> None:
         """Go on where another process left off, if one has answered for this device since."""
-        newest = max(self._turns(), default=-1)
-        if newest > self.turn:
-            self._restore(newest)
+        newest = self.snapshots.newest()
+        if newest > self.turn and (kept := self.snapshots.load(newest)):
+            self._restore(newest, *kept)
 
     def roll_back(self, turn: int) -> None:
         """Go back to the newest snapshot that is not newer than a turn: a run is resumed."""
-        self._forget([kept for kept in self._turns() if kept > turn])
+        self.snapshots.drop_after(turn)
         self.catch_up()
 
-    def _restore(self, turn: int) -> None:
-        kept = self.vault.load(self._snapshot(turn))
-        # A vault may have been left by another run of the same name.
-        if kept is None or kept[1]["of"] != self.assignment.fingerprint():
-            return
-        tensors, note = kept
+    def _restore(self, turn: int, tensors: dict[str, torch.Tensor], note: dict[str, Any]) -> None:
         self.front.load_state_dict(packing.under("front/", tensors))
         optimizers.restore(self.optimizer, packing.under("optimizer/", tensors))
         self.pending = Sent(**note["pending"]) if note["pending"] else None
         self.turn, self._ready = turn, True
         self._changed()
-
-    def _snapshot(self, turn: int) -> str:
-        return f"{self.assignment.case}-front-{turn:09d}"
-
-    def _turns(self) -> list[int]:
-        pattern = re.compile(re.escape(f"{self.assignment.case}-front-") + r"(\d+)")
-        found = (pattern.fullmatch(path.stem) for path in self.vault.root.glob("*.safetensors"))
-        return sorted(int(match[1]) for match in found if match)
-
-    def _forget(self, turns: Sequence[int]) -> None:
-        for turn in turns:
-            self.vault.delete(f"{self._snapshot(turn)}.safetensors")
 
 
 def _digest(tensors: Sequence[torch.Tensor]) -> bytes:

@@ -1,0 +1,71 @@
+"""What a device would need to go on from an earlier turn, in its vault."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from clients.vault import Vault
+
+
+class Snapshots:
+    """The snapshots of one case.
+
+    Parameters
+    ----------
+    vault : Vault
+    case : str
+    of : str
+        The fingerprint of the settings: another run of the same name may have left some.
+    """
+
+    def __init__(self, vault: Vault, case: str, of: str) -> None:
+        self.vault = vault
+        self.of = of
+        self._stem = f"{case}-front-"
+
+    def newest(self) -> int:
+        """Return the turn of the newest snapshot, -1 if there is none."""
+        return max(self._turns(), default=-1)
+
+    def keep(
+        self, turn: int, needed: int, tensors: dict[str, torch.Tensor], note: Mapping[str, Any]
+    ) -> None:
+        """Keep a snapshot, and drop those that nobody can go back to.
+
+        Parameters
+        ----------
+        turn : int
+            After which this is.
+        needed : int
+            The turn of the cloud's last checkpoint, to which a killed run would go back.
+        """
+        self.vault.save(self._name(turn), tensors, {"of": self.of, **note})
+        older = [kept for kept in self._turns() if kept <= needed]
+        for kept in older[:-1]:
+            self._drop(kept)
+
+    def load(self, turn: int) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
+        """Return tensors and note of a turn, or None if it is not of these settings."""
+        kept = self.vault.load(self._name(turn))
+        return kept if kept and kept[1]["of"] == self.of else None
+
+    def drop_after(self, turn: int) -> None:
+        """Drop what is newer than a turn: a run goes back to it."""
+        for kept in self._turns():
+            if kept > turn:
+                self._drop(kept)
+
+    def _name(self, turn: int) -> str:
+        return f"{self._stem}{turn:09d}"
+
+    def _turns(self) -> list[int]:
+        pattern = re.compile(re.escape(self._stem) + r"(\d+)")
+        found = (pattern.fullmatch(path.stem) for path in self.vault.root.glob("*.safetensors"))
+        return sorted(int(match[1]) for match in found if match)
+
+    def _drop(self, turn: int) -> None:
+        self.vault.delete(f"{self._name(turn)}.safetensors")
