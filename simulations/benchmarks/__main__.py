@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from clients.data import catalogue
-from simulations.benchmarks import exchange, generator, memory
+from simulations.benchmarks import exchange, generator, memory, split
 from simulations.benchmarks.measure import Row, table
 from simulations.display import print_frame
 from simulations.engines.ray import connected
@@ -29,7 +29,7 @@ def main(
     with connected(RayConfig()):
         rows += exchange.rows(repeats)
         if any(entry.name == "mnist" and entry.present for entry in catalogue()):
-            rows += generator.rows(repeats) + memory.rows(repeats)
+            rows += generator.rows(repeats) + split.rows(repeats) + memory.rows(repeats)
         else:
             typer.echo("MNIST is not here (set PUDICA_DATA): its rows are left out", err=True)
     frame = table(rows)

@@ -115,7 +115,7 @@ def rows(repeats: int) -> list[Row]:
         return [
             *_in_process(here, repeats),
             *_on_ray(there, repeats),
-            *_on_flower(repeats),
+            *_on_flower(),
             *_shields(repeats),
         ]
 
@@ -200,18 +200,16 @@ RANDOMNESS: dict[str, Callable[[], object]] = {
 }
 
 
-def _on_flower(repeats: int) -> list[Row]:
-    """Time turns on Flower's own simulation: what one engine of our own is for."""
+def _on_flower() -> list[Row]:
+    """Time turns on Flower's own simulation, once: it takes more than a minute to start and end."""
     found = []
     plain = Plain(experiment(1), 1, BATCH)
     steps = -(-IMAGES // BATCH)
     for count in (1, 32):
         command = [sys.executable, "-m", "simulations.benchmarks.split", str(count)]
-        ours, rival = [], []
-        for _ in range(min(repeats, 3)):
-            done = subprocess.run(command, capture_output=True, text=True, check=True)
-            ours.append(json.loads(done.stdout.splitlines()[-1]))
-            rival.append(1000 * seconds(plain.epoch) / steps)
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        ours = [json.loads(done.stdout.splitlines()[-1])]
+        rival = [1000 * seconds(plain.epoch) / steps]
         what = f"a batch on Flower's simulation, {count} per message / a step of the plain loop"
         found.append(compared(what, "ms", None, ours, rival))
     return found
