@@ -10,6 +10,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 from scipy import stats
+from torch import nn
 
 from clients.shields import SHIELDS, Mechanism, Shield, build
 from clients.shields.base import draw
@@ -355,3 +356,12 @@ def test_the_systems_generator_draws_what_numpy_draws() -> None:
     values = system.standard_exponential((1000, 100))
     assert stats.kstest(values.ravel(), stats.expon.cdf).pvalue > 1e-6
     assert values.dtype == np.float64
+
+
+def test_dp_a_normalises_as_torch_does_with_the_papers_constants() -> None:
+    shield = mechanism("norm-gaussian", (7, 5, 5), 4, epsilon=1.0)
+    reference = nn.LocalResponseNorm(size=5, alpha=5.0, beta=0.5, k=2.0)
+    x = torch.rand(4, 7, 5, 5, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    torch.testing.assert_close(shield.bounded(x), reference(x))
+    ours, theirs = (torch.autograd.grad(f(x).sum(), x)[0] for f in (shield.bounded, reference))
+    torch.testing.assert_close(ours, theirs)
