@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from glob import glob, has_magic
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pandas as pd
 import yaml
+from pydantic import BaseModel, ValidationError
 
 from models.errors import RequestError
 
@@ -43,6 +44,9 @@ STAGES = (
     *("pretraining", "training", "validation", "test", "costs"),
 )
 SERVERS = ("organiser", "cloud")
+
+
+Section = TypeVar("Section", bound=BaseModel)
 
 
 @dataclass(frozen=True)
@@ -85,6 +89,23 @@ class Run:
         further = sorted(set(frame.columns) - set(COLUMNS))
         frame = frame.reindex(columns=[*COLUMNS, *further])
         return frame.astype({**dict.fromkeys(TEXTS, "str"), **NUMBERS})
+
+    def section(self, key: str, schema: type[Section]) -> Section:
+        """Return a section of the experiment's settings.
+
+        Raises
+        ------
+        RequestError
+            It was written by a version of Pudica that had other settings.
+        """
+        try:
+            return schema.model_validate(self.settings.get(key, {}))
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            raise RequestError(
+                f"{self.directory / 'experiment.yaml'}: {key}.{where}: {first['msg']}"
+            ) from error
 
     def _place(self, row: dict[str, Any]) -> tuple[Any, ...]:
         """Return what decides a row's place among the others."""

@@ -8,11 +8,9 @@ from importlib.resources import files
 from typing import Any
 
 import pandas as pd
-from pydantic import ValidationError
 
 from analysis.privacy import claims, verdict
 from analysis.runs import Run, RunPaths, open_runs
-from models.errors import RequestError
 from strategies.split.config import SplitConfig
 
 # What is measured in the end: with noise or without, classified by the devices or the cloud.
@@ -80,14 +78,7 @@ def settings_of(run: Run) -> dict[str, SplitConfig]:
     RequestError
         It was written by a version of Pudica that had other settings.
     """
-    try:
-        return SplitConfig.model_validate(run.settings.get("split", {})).each_case()
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise RequestError(
-            f"{run.directory / 'experiment.yaml'}: split.{where}: {first['msg']}"
-        ) from error
+    return run.section("split", SplitConfig).each_case()
 
 
 def epsilon_of(settings: SplitConfig) -> float | None:

@@ -8,7 +8,6 @@ from importlib.resources import files
 from typing import Any
 
 import pandas as pd
-from pydantic import ValidationError
 
 import models
 from analysis.runs import Run, RunPaths, open_runs
@@ -176,14 +175,7 @@ def competition(run: Run) -> ThemisConfig:
     RequestError
         It was written by a version of Pudica that had other settings.
     """
-    try:
-        return ThemisConfig.model_validate(run.settings.get("themis", {}))
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise RequestError(
-            f"{run.directory / 'experiment.yaml'}: themis.{where}: {first['msg']}"
-        ) from error
+    return run.section("themis", ThemisConfig)
 
 
 def draws(run: Run, release: str, case: str, M: float) -> pd.DataFrame:

@@ -33,9 +33,8 @@ def _made(vault: Vault, assignment: ParticipantAssignment | EdgeAssignment) -> N
     return Participant(vault, assignment)
 
 
-def _node(message: Message, context: Context) -> Node:
-    """Return who a message is for, from memory or, in a fresh process, from its vault."""
-    config = protocol.words_of(message.content)
+def _node(config: Mapping[str, protocol.Scalar], context: Context) -> Node:
+    """Return who a request is for, from memory or, in a fresh process, from its vault."""
     place = vault_path(context, str(config["run"]))
     if place not in _nodes or not _is_current(_nodes[place], config):
         vault = Vault(place)
@@ -61,10 +60,10 @@ def _answering(
     ) -> Callable[[Message, Context], Message]:
         @wraps(handler)
         def answer(message: Message, context: Context) -> Message:
-            node = _node(message, context)
+            config = protocol.words_of(message.content)
+            node = _node(config, context)
             if not isinstance(node, role):
                 raise RuntimeError(f"this node is no {role.__name__.lower()} in this run")
-            config = protocol.words_of(message.content)
             arrays = protocol.arrays_of(message.content)
             tensors = {key: torch.from_numpy(array) for key, array in arrays.items()}
             return Message(_computed(node, handler, config, tensors), reply_to=message)

@@ -99,6 +99,7 @@ class Edge:
         self._draws = draws(self.front)
         self._parameters = b""
         self._orders: dict[int, np.ndarray] = {}
+        self._ends = np.cumsum(protocol.batch_sizes(len(self.train), assignment.batch_size))
 
     def introduced(self) -> dict[str, int | str]:
         """Return what the cloud is told of the data."""
@@ -326,7 +327,7 @@ class Edge:
                 self.assignment.seed, "order", self.assignment.partition, epoch
             )
             self._orders = {epoch: randomness.permutation(len(self.train))}
-        ends = np.cumsum(protocol.batch_sizes(len(self.train), self.assignment.batch_size))
+        ends = self._ends
         if not 0 <= step < len(ends):
             raise ValueError(f"batch {step} of an epoch of {len(ends)} was asked for")
         start = ends[step - 1] if step else 0

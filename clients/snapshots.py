@@ -26,6 +26,7 @@ class Snapshots:
         self.vault = vault
         self.of = of
         self._stem = f"{case}-front-"
+        self._pattern = re.compile(re.escape(self._stem) + r"(\d+)")
 
     def newest(self) -> int:
         """Return the turn of the newest snapshot, -1 if there is none."""
@@ -63,8 +64,9 @@ class Snapshots:
         return f"{self._stem}{turn:09d}"
 
     def _turns(self) -> list[int]:
-        pattern = re.compile(re.escape(self._stem) + r"(\d+)")
-        found = (pattern.fullmatch(path.stem) for path in self.vault.root.glob("*.safetensors"))
+        found = (
+            self._pattern.fullmatch(path.stem) for path in self.vault.root.glob("*.safetensors")
+        )
         return sorted(int(match[1]) for match in found if match)
 
     def _drop(self, turn: int) -> None:

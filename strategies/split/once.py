@@ -12,39 +12,16 @@ from clients import protocol
 from models.files import load_tensors, save_tensors
 from models.packing import under
 from models.randomness import numpy_generator
-from strategies.split.cloud import Chunk, Cloud, admitted
+from strategies.split.cloud import Chunk
 from strategies.split.evaluation import log_bytes, measure_whole
-from strategies.split.fronts import Fronts
 from strategies.split.means import fit_means
-from strategies.split.session import Session
+from strategies.split.stage import Stage
 
 ATTEMPTS = 3
 
 
-class Once:
-    """The training of one case on activations that were released once.
-
-    Parameters
-    ----------
-    session : Session
-    cloud : Cloud
-    fronts : Fronts
-        Frozen ones.
-    shape : tuple of int
-        Of one example's activation.
-    """
-
-    def __init__(
-        self, session: Session, cloud: Cloud, fronts: Fronts, shape: tuple[int, ...]
-    ) -> None:
-        self.session = session
-        self.settings = session.settings
-        self.recorder = session.recorder
-        self.cloud = cloud
-        self.fronts = fronts
-        self.shape = shape
-        self.costs = session.costs
-        self.task = session.task("training")
+class Once(Stage):
+    """The training of one case on activations that were released once, with frozen fronts."""
 
     def train(self) -> None:
         """Collect the releases, then train on them, from the last checkpoint on."""
@@ -57,7 +34,7 @@ class Once:
                 fit_means(self.cloud.back, smashed, labels)
             else:
                 self._train_on(smashed, labels)
-        self._save(self.settings.epochs)
+        self.stand(epoch=self.settings.epochs)
         self.recorder.finish(self.task, fronts=self.fronts.note())
 
     # ---------------------------------------------------------------------- releases
@@ -117,7 +94,7 @@ class Once:
                 shared = self.fronts.shared()
                 measure_whole(self.session, self.cloud, shared, "validation", epoch + 1)
             if self.session.fresh or self.recorder.due():
-                self._save(epoch + 1)
+                self.stand(epoch=epoch + 1)
             stage = f"training ({self.session.case})"
             self.recorder.progress(stage, epoch + 1, self.settings.epochs, "epoch")
 
@@ -131,15 +108,6 @@ class Once:
             x = smashed[chosen].to(self.session.compute.device)
             total += self.cloud.step(x, labels[chosen], epoch, start)
         return total / len(labels)
-
-    def _save(self, epoch: int) -> None:
-        tensors = {**self.cloud.tensors(), **self.fronts.tensors()}
-        self.recorder.stand(
-            self.task,
-            {f"{self.task}/{key}": value for key, value in tensors.items()},
-            epoch=epoch,
-            fronts=self.fronts.note(),
-        )
 
     def _restore(self) -> int:
         position = self.recorder.position(self.task)
@@ -189,14 +157,11 @@ class Collection:
         return self.session.request({**own, **config}, **arrays)
 
     def _answer(self, name: str, content: RecordDict) -> RecordDict | None:
-        settings, sizes = self.session.settings, self._sizes(name)
-        try:
-            chunk = admitted(content, sizes, self.once.shape, settings.wire, self.session.classes)
-        except (KeyError, ValueError) as error:
-            self.session.exchanges.reject(name, f"{protocol.SMASH}: {error}")
+        sizes = self._sizes(name)
+        chunk = self.once.accepted(name, content, sizes)
+        if chunk is None:
             return None
         self.once.fronts.answered([name])
-        self.once.costs.spent(name, chunk.seconds, len(sizes))
         self.found[name].append(chunk)
         self.steps[name] += len(sizes)
         self._show()

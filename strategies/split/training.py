@@ -11,10 +11,11 @@ from flwr.app import RecordDict
 from clients import protocol
 from models.packing import under
 from models.randomness import numpy_generator
-from strategies.split.cloud import Chunk, Cloud, admitted
+from strategies.split.cloud import Chunk, Cloud
 from strategies.split.evaluation import log_bytes, measure_whole
 from strategies.split.fronts import Fronts
 from strategies.split.session import Session
+from strategies.split.stage import Stage
 
 # Turns are numbered through the epochs; the odd number after one is for what settles it.
 EPOCH = 2_000_000
@@ -33,30 +34,13 @@ class Turn:
     names: list[str]
 
 
-class Training:
-    """The training of one case, released every step.
-
-    Parameters
-    ----------
-    session : Session
-    cloud : Cloud
-    fronts : Fronts
-    shape : tuple of int
-        Of one example's activation.
-    """
+class Training(Stage):
+    """The training of one case, released every step; arguments as of :class:`Stage`."""
 
     def __init__(
         self, session: Session, cloud: Cloud, fronts: Fronts, shape: tuple[int, ...]
     ) -> None:
-        self.session = session
-        self.settings = session.settings
-        self.recorder = session.recorder
-        self.exchanges = session.exchanges
-        self.cloud = cloud
-        self.fronts = fronts
-        self.shape = shape
-        self.costs = session.costs
-        self.task = session.task("training")
+        super().__init__(session, cloud, fronts, shape)
         self.loss, self.examples = 0.0, 0
         self.answered: set[str] = set()
         # Who there is and with how many batches: also those that are away when a run goes on.
@@ -135,17 +119,9 @@ class Training:
         chunks = {}
         for name, content in replies.items():
             sizes = self.session.sizes(name, turn.step, turn.count)
-            try:
-                chunk = admitted(
-                    content, sizes, self.shape, self.settings.wire, self.session.classes
-                )
-            except (KeyError, ValueError) as error:
-                self.exchanges.reject(name, f"{protocol.SMASH}: {error}")
-                continue
-            if chunk.seconds.get("skipped"):
-                self.recorder.event(f"{name} began anew since: a gradient was of no use to it")
-            self.costs.spent(name, chunk.seconds, len(sizes))
-            chunks[name] = chunk
+            chunk = self.accepted(name, content, sizes)
+            if chunk is not None:
+                chunks[name] = chunk
         return chunks
 
     def _request(self, name: str, turn: Turn, keep: bool) -> RecordDict:
@@ -178,12 +154,8 @@ class Training:
             measure_whole(self.session, self.cloud, self.fronts.shared(), "validation", done)
 
     def _save(self, epoch: int, done: int) -> None:
-        """Write down where the training stands, for a run that is killed."""
-        tensors = {**self.cloud.tensors(), **self.fronts.tensors()}
-        self.recorder.forget(self.task)
-        self.recorder.stand(
-            self.task,
-            {f"{self.task}/{key}": value for key, value in tensors.items()},
+        """Take a checkpoint after so many turns of an epoch."""
+        self.stand(
             epoch=epoch,
             done=done,
             turn=self._turn(epoch, done),
@@ -191,7 +163,6 @@ class Training:
             examples=self.examples,
             answered=sorted(self.answered),
             everyone=self.everyone,
-            fronts=self.fronts.note(),
             dropouts=self.exchanges.dropouts,
             costs=self.costs.note(),
         )

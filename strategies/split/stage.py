@@ -1,0 +1,58 @@
+"""What the two ways to train across a cut share: their parts, what they accept, their place."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from flwr.app import RecordDict
+
+from clients import protocol
+from strategies.split.cloud import Chunk, Cloud, admitted
+from strategies.split.fronts import Fronts
+from strategies.split.session import Session
+
+
+class Stage:
+    """The training of one case.
+
+    Parameters
+    ----------
+    session : Session
+    cloud : Cloud
+    fronts : Fronts
+    shape : tuple of int
+        Of one example's activation.
+    """
+
+    def __init__(
+        self, session: Session, cloud: Cloud, fronts: Fronts, shape: tuple[int, ...]
+    ) -> None:
+        self.session = session
+        self.settings = session.settings
+        self.recorder = session.recorder
+        self.exchanges = session.exchanges
+        self.cloud = cloud
+        self.fronts = fronts
+        self.shape = shape
+        self.costs = session.costs
+        self.task = session.task("training")
+
+    def accepted(self, name: str, content: RecordDict, sizes: list[int]) -> Chunk | None:
+        """Return what a device sent of batches of these sizes; None if it counts as a dropout."""
+        wire, classes = self.settings.wire, self.session.classes
+        try:
+            chunk = admitted(content, sizes, self.shape, wire, classes)
+        except (KeyError, ValueError) as error:
+            self.exchanges.reject(name, f"{protocol.SMASH}: {error}")
+            return None
+        if chunk.seconds.get("skipped"):
+            self.recorder.event(f"{name} began anew since: a gradient was of no use to it")
+        self.costs.spent(name, chunk.seconds, len(sizes))
+        return chunk
+
+    def stand(self, **position: Any) -> None:
+        """Write down where the training stands, for a run that is killed."""
+        tensors = {**self.cloud.tensors(), **self.fronts.tensors()}
+        self.recorder.forget(self.task)
+        kept = {f"{self.task}/{key}": value for key, value in tensors.items()}
+        self.recorder.stand(self.task, kept, fronts=self.fronts.note(), **position)
