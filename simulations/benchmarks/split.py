@@ -114,7 +114,8 @@ def rows(repeats: int) -> list[Row]:
         here, there = Path(folder) / "inprocess", Path(folder) / "ray"
         return [
             *_in_process(here, repeats),
-            *_on_ray(there, repeats),
+            *_on_ray(there, "average", 1.25, repeats),
+            *_on_ray(there, "private", None, repeats),
             *_on_flower(),
             *_shields(repeats),
         ]
@@ -130,20 +131,20 @@ def _in_process(directory: Path, repeats: int) -> list[Row]:
     return [row, _wire(training)]
 
 
-def _on_ray(directory: Path, repeats: int) -> list[Row]:
-    wanted = experiment(4, "split.front=average", "split.threads=2")
-    config = run_config(wanted, directory, "benchmark")
+def _on_ray(directory: Path, front: str, bar: float | None, repeats: int) -> list[Row]:
+    wanted = experiment(4, f"split.front={front}", "split.threads=2")
+    config = run_config(wanted, directory / front, "benchmark")
     server_context(config)
     grid = RayGrid(app, 4, config, workers=2)
     try:
-        training = ready(wanted, grid, directory)
-        what = "the same, 4 devices averaged, Ray, 2 workers / plain loop, 2 threads"
-        return [_against(what, 1.25, training, Plain(wanted, 2, 4 * BATCH), repeats)]
+        training = ready(wanted, grid, directory / front)
+        what = f"the same, 4 devices, {front} front, Ray, 2 workers / plain loop, 2 threads"
+        return [_against(what, bar, training, Plain(wanted, 2, 4 * BATCH), repeats)]
     finally:
         grid.stop()
 
 
-def _against(what: str, bar: float, training: Training, plain: Plain, repeats: int) -> Row:
+def _against(what: str, bar: float | None, training: Training, plain: Plain, repeats: int) -> Row:
     epochs = [plain.epoch, lambda: training.run_epoch(0)]
     for epoch in epochs:
         epoch()
