@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import math
 
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.profiler import ProfilerActivity, profile
 
 from models import RequestError, build
 from models.cut import Cutter, cutting_cost
@@ -192,6 +194,22 @@ def test_costs_are_those_worked_out_by_hand() -> None:
     assert conv.memory == images + activations  # kept for the weights' gradient, and the result
     assert relu.memory == images + activations  # kept and sent: counted once
     assert pool.memory == images + activations + positions + 10 * 128 * 4
+
+
+@pytest.mark.parametrize(("model", "side", "cut"), [("cnn-iot", 28, "3"), ("resnet-8", 32, "1.0")])
+def test_memory_is_what_a_forward_pass_really_keeps(model: str, side: int, cut: str) -> None:
+    built = build(model, num_classes=10, channels=1, image_size=side).train()
+    cutter = Cutter(built)
+    counted = {cost.name: cost.memory for cost in cutter.costs((1, side, side), batch=16)}
+    front, _ = cutter.cut(cut)
+    images = torch.rand(16, 1, side, side)
+    front(images)  # what is made once is made here
+    gc.collect()  # so that no other test's garbage is freed inside
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        kept = front(images)
+    grown = sum(event.self_cpu_memory_usage for event in profiler.key_averages())
+    assert kept.requires_grad
+    assert images.nbytes + grown == counted[cut]
 
 
 def test_costs_of_vgg_at_the_papers_cut() -> None:
