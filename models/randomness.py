@@ -86,18 +86,18 @@ class SystemGenerator:
         self, shape: tuple[int, ...], dtype: type[np.floating] = np.float64
     ) -> np.ndarray:
         """Return draws of the exponential distribution of mean 1."""
-        draws: np.ndarray = -np.log(self._uniform(shape))
+        draws: np.ndarray = -np.log(self.random(shape))
         return draws.astype(dtype)
 
     def standard_normal(
         self, shape: tuple[int, ...], dtype: type[np.floating] = np.float64
     ) -> np.ndarray:
         """Return draws of N(0, 1)."""
-        draws: np.ndarray = torch.special.ndtri(torch.from_numpy(self._uniform(shape))).numpy()
+        draws: np.ndarray = torch.special.ndtri(torch.from_numpy(self.random(shape))).numpy()
         return draws.astype(dtype)
 
-    def _uniform(self, shape: tuple[int, ...]) -> np.ndarray:
-        """Return draws between 0 and 1, neither of which comes up."""
+    def random(self, shape: tuple[int, ...]) -> np.ndarray:
+        """Return uniform draws between 0 and 1, neither of which comes up."""
         count = int(np.prod(shape))
         bits = np.frombuffer(self.bytes(8 * count), np.uint64) >> np.uint64(12)
         # Halves between whole numbers below 2⁵² are exact.

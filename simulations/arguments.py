@@ -23,6 +23,22 @@ def image_shape(text: str) -> tuple[int, int, int]:
     return sizes[0], sizes[1], sizes[2]
 
 
+def picture(text: str) -> tuple[int, int, int]:
+    """Return ``1x28x20`` as numbers: an image of any size.
+
+    Raises
+    ------
+    RequestError
+        If it is not that.
+    """
+    sizes = _sizes(text)
+    if len(sizes) != 3:
+        raise RequestError(
+            f"--shape: '{text}' is no image; write channels x height x width, as in 3x32x32"
+        )
+    return sizes[0], sizes[1], sizes[2]
+
+
 def shape(text: str) -> tuple[int, ...]:
     """Return ``80x4x4`` as numbers.
 

@@ -24,6 +24,9 @@ app = typer.Typer(
     help="Learning together without giving data or models away.",
 )
 
+key_app = typer.Typer(no_args_is_help=True, help="Make and look at keys of image disguises.")
+app.add_typer(key_app, name="key")
+
 FAILED, WRONG, INTERRUPTED = 1, 2, 130
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS, errno.EPERM)
 DISK_ERROR = re.compile(r"(?:OSError|PermissionError)\)?: \[Errno (\d+)\]")
@@ -255,6 +258,35 @@ def privacy(
     for report in reports:
         print_frame(report.table, report.title)
         typer.echo("\n".join(report.lines) + "\n")
+
+
+@key_app.command("new")
+def new_key(
+    shield: Annotated[str, typer.Option(help="The disguise, as MAT(256)+MMT(10).")],
+    shape: Annotated[str, typer.Option(metavar="CxHxW", help="An image's.")],
+    out: Annotated[Path, typer.Option(help="A new file; only you may read it.")],
+    seed: Annotated[
+        int | None,
+        typer.Option(min=0, help="For experiments: who knows it has the key. Else the system's."),
+    ] = None,
+) -> None:
+    """Draw a key into a file that only its owner reads, and show its fingerprint."""
+    from simulations import arguments, keys
+
+    with _requests():
+        key = keys.new(shield, arguments.picture(shape), out, seed)
+    typer.echo("\n".join(keys.described(key)))
+
+
+@key_app.command("show")
+def show_key(key: Annotated[Path, typer.Argument(help="A key file.")]) -> None:
+    """Show what a key is for, and its fingerprint; never the key."""
+    from clients.shields.disguises import Key
+    from simulations import keys
+
+    with _requests():
+        found = Key.load(key)
+    typer.echo("\n".join(keys.described(found)))
 
 
 def main() -> None:

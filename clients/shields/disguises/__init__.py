@@ -1,0 +1,14 @@
+"""Shields that disguise images: obfuscations under a key, made of steps.
+
+Examples
+--------
+>>> key = Key.new("MAT(256)+MMT(10)", (1, 28, 28), SystemGenerator())
+>>> disguised = Disguise(key).protect(images)
+"""
+
+from clients.shields.disguises.disguise import Disguise
+from clients.shields.disguises.key import Key
+from clients.shields.disguises.notation import STEPS, parsed, written
+from clients.shields.disguises.steps import Span, Step
+
+__all__ = ["STEPS", "Disguise", "Key", "Span", "Step", "parsed", "written"]

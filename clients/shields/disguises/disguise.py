@@ -1,0 +1,137 @@
+"""Disguising images under a key, and back."""
+
+from __future__ import annotations
+
+import torch
+
+from clients.shields.base import Guarantee
+from clients.shields.disguises.key import Key
+from clients.shields.disguises.notation import spans
+from clients.shields.disguises.steps import Span
+from models.errors import RequestError
+
+AT_ONCE = 2**18
+"""Values that are worked on together: what fits a core's cache, and is worth two threads."""
+
+NO_SECRET = (
+    "an obfuscation: the same for every image under a key, so who sees enough images, or one "
+    "of them plain, can undo it"
+)
+
+
+class Disguise:
+    """A shield of images: whole numbers in, computed exactly, disguised ones out.
+
+    Parameters
+    ----------
+    key : Key
+
+    Attributes
+    ----------
+    span : Span
+        Where disguised values lie.
+    """
+
+    def __init__(self, key: Key) -> None:
+        self.key = key
+        self._steps = [(step, key.of(place)) for place, step in enumerate(key.steps)]
+        self._spans = spans(key.steps)
+        self._keys = [self._typed(place) for place in range(len(self._steps))]
+
+    @property
+    def span(self) -> Span:
+        """Where disguised values lie, and their type."""
+        return self._spans[-1]
+
+    def _typed(self, place: int) -> dict[str, torch.Tensor]:
+        """Return a step's part of the key, R in the type of what it is added to."""
+        step, key = self._steps[place]
+        if step.takes == "integers":
+            return {name: tensor.to(self.span.dtype) for name, tensor in key.items()}
+        return key
+
+    def protect(self, images: torch.Tensor) -> torch.Tensor:
+        """Return disguised images; nothing is rounded, and what was given is not changed.
+
+        Parameters
+        ----------
+        images : uint8 tensor of shape (B, C, H, W)
+
+        Returns
+        -------
+        Tensor of shape (B, C, H, W)
+            uint8, int32 or int64, or float32, as :attr:`span` says.
+
+        Raises
+        ------
+        RequestError
+            If they are of another type or shape.
+        """
+        self._check(images, torch.uint8)
+        out = torch.empty(images.shape, dtype=self.span.dtype)
+        for start in range(0, len(images), self._chunk):
+            part = slice(start, start + self._chunk)
+            self._protect(images[part], out[part])
+        return out
+
+    @property
+    def _chunk(self) -> int:
+        channels, height, width = self.key.shape
+        return max(1, AT_ONCE // (channels * height * width))
+
+    def _protect(self, images: torch.Tensor, out: torch.Tensor) -> None:
+        values = images
+        for (step, _), key in zip(self._steps, self._keys, strict=True):
+            if step.takes == "integers" and values is not out:
+                values = out.copy_(values)  # from here on in place
+            values = step.apply(values, key)
+        if values is not out:
+            out.copy_(values)
+
+    def restore(self, disguised: torch.Tensor) -> torch.Tensor:
+        """Return the images that were disguised, uint8 of shape (B, C, H, W).
+
+        Raises
+        ------
+        RequestError
+            If a step can't be undone, the type or shape is another, or what comes out are no
+            pixels: then it was another key.
+        """
+        if lost := [str(step) for step, _ in self._steps if not step.undone]:
+            raise RequestError(f"{self.key.notation} can't be undone: {', '.join(lost)} loses")
+        self._check(disguised, self.span.dtype)
+        values = disguised.clone()
+        stages = list(zip(self._steps, self._keys, self._spans[:-1], strict=True))
+        for (step, _), key, before in reversed(stages):
+            values = step.undo(values, key)
+            if before.kind == "pixels" and values.dtype != torch.uint8:
+                self._check_pixels(values)
+                values = values.to(torch.uint8)
+        return values
+
+    def _check_pixels(self, values: torch.Tensor) -> None:
+        if values.numel() and not 0 <= int(values.min()) <= int(values.max()) <= 255:
+            raise RequestError(
+                f"these images were not disguised with the key {self.key.fingerprint}: undone with "
+                "it they are no pixels"
+            )
+
+    def _check(self, images: torch.Tensor, dtype: torch.dtype) -> None:
+        if images.dtype != dtype:
+            raise RequestError(
+                f"images must be {dtype}, are {images.dtype}"
+                + ("; scale floats to whole numbers 0 to 255" if dtype == torch.uint8 else "")
+            )
+        if images.ndim != 4 or tuple(images.shape[1:]) != self.key.shape:
+            raise RequestError(
+                f"images are {_times(images.shape[1:])}, the key {self.key.fingerprint} is for "
+                f"{_times(self.key.shape)}"
+            )
+
+    def held(self) -> Guarantee:
+        """Return that there is none, and why."""
+        return Guarantee("record", None, reasons=(NO_SECRET,))
+
+
+def _times(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape))

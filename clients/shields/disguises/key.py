@@ -1,0 +1,149 @@
+"""Keys of disguises: drawn once, kept in a file that only its owner reads."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+
+from clients.shields.disguises.notation import parsed, written
+from clients.shields.disguises.steps import Shape, Step, Tensors
+from models.errors import RequestError
+from models.files import load_tensors, save_tensors
+from models.randomness import Randomness
+
+FORMAT = "pudica-key-1"
+
+
+@dataclass(frozen=True)
+class Key:
+    """All that a disguise has of secrets, with what it is a key of.
+
+    Attributes
+    ----------
+    notation : str
+        As :func:`~clients.shields.disguises.notation.written` has it.
+    shape : tuple of int
+        Of an image: channels, height, width.
+    tensors : dict of str to Tensor
+        By the step's number and name, as ``0/R``. Never in a message, a log or a result.
+    """
+
+    notation: str
+    shape: Shape
+    tensors: Tensors = field(repr=False)
+
+    @classmethod
+    def new(cls, notation: str, shape: Shape, randomness: Randomness) -> Key:
+        """Draw a key.
+
+        Parameters
+        ----------
+        notation : str
+        shape : tuple of int
+        randomness : Generator or SystemGenerator
+            Seeded for an experiment; the system's for people's images.
+
+        Raises
+        ------
+        RequestError
+            If the notation is wrong, or does not fit images of that shape.
+        """
+        if len(shape) != 3 or min(shape) < 1:
+            raise RequestError(f"an image has channels, height and width, not {shape}")
+        steps = parsed(notation)
+        tensors = {
+            f"{place}/{name}": tensor
+            for place, step in enumerate(steps)
+            for name, tensor in step.draw(shape, randomness).items()
+        }
+        return cls(written(steps), shape, tensors)
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        """What it is a key of."""
+        return parsed(self.notation)
+
+    def of(self, place: int) -> Tensors:
+        """Return what belongs to one step."""
+        start = f"{place}/"
+        return {n.removeprefix(start): t for n, t in self.tensors.items() if n.startswith(start)}
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits that tell keys apart; may be shown."""
+        digest = hashlib.blake2b(f"{FORMAT}|{self.notation}|{self.shape}".encode(), digest_size=8)
+        for name in sorted(self.tensors):
+            tensor = self.tensors[name].contiguous()
+            digest.update(f"|{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+            digest.update(tensor.numpy().tobytes())
+        return digest.hexdigest()
+
+    def save(self, path: Path) -> None:
+        """Write the key to a new file that only its owner may read.
+
+        Raises
+        ------
+        RequestError
+            If there is a file already, or none can be made there.
+        """
+        note = {"format": FORMAT, "notation": self.notation, "shape": list(self.shape)}
+        try:
+            # Made first and only if it is not there: two at once can't both win.
+            os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+            save_tensors(path, self.tensors, note)
+        except FileExistsError as error:
+            raise RequestError(
+                f"{path} exists, and a key that is overwritten is lost: choose another name"
+            ) from error
+        except OSError as error:
+            raise RequestError(f"can't write the key {path}: {error.strerror}") from error
+
+    @classmethod
+    def load(cls, path: Path) -> Key:
+        """Read a key.
+
+        Raises
+        ------
+        RequestError
+            If there is none, others may read it, or it is no key.
+        """
+        if not path.is_file():
+            raise RequestError(f"there is no key {path}; make one with `pudica key new`")
+        if stat.S_IMODE(path.stat().st_mode) & 0o077:
+            raise RequestError(
+                f"others may read the key {path} (mode {stat.S_IMODE(path.stat().st_mode):04o}); "
+                f"mend that with: chmod 600 {path}"
+            )
+        try:
+            tensors, note = load_tensors(path) or ({}, {})
+            key = cls(note["notation"], tuple(note["shape"]), tensors)
+            right = note["format"] == FORMAT and _fits(key)
+        except (SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise RequestError(f"{path} is no key of a disguise: {error}") from error
+        if not right:
+            raise RequestError(f"{path} is no key of a disguise, or is damaged")
+        return key
+
+
+def _fits(key: Key) -> bool:
+    """Tell whether a key holds just what one drawn anew would, by name, type and shape."""
+    model = Key.new(key.notation, key.shape, _Zeros())  # type: ignore[arg-type]
+    return {n: (t.dtype, t.shape) for n, t in model.tensors.items()} == {
+        n: (t.dtype, t.shape) for n, t in key.tensors.items()
+    }
+
+
+class _Zeros:
+    """Randomness that is none: to see what a key looks like."""
+
+    def bytes(self, length: int) -> bytes:
+        return bytes(length)
+
+    def standard_normal(self, shape: tuple[int, ...], dtype: type = float) -> object:
+        return torch.eye(shape[-1]).expand(shape).numpy().astype(dtype)

@@ -1,0 +1,46 @@
+"""Pixel-based image encryption of Kiya's group (Sirichotedumrong et al., ICIP 2019)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+
+from clients.shields.disguises.steps import Shape, Span, Step, Tensors, shuffled
+from models.randomness import Randomness
+
+
+@dataclass(frozen=True)
+class Kiya(Step):
+    """Each pixel and channel q becomes q or 255 − q by a key bit, then colours are shuffled.
+
+    Each pixel has a shuffle of its own; grey images have none.
+    """
+
+    name: ClassVar[str] = "Kiya"
+
+    def span(self, before: Span) -> Span:
+        """Pixels stay pixels."""
+        return before
+
+    def draw(self, shape: Shape, randomness: Randomness) -> Tensors:
+        """Return ``flip`` (C, H, W), 0 or 255, and ``colours`` (C, H, W), whence each comes."""
+        channels, height, width = shape
+        bits = np.frombuffer(randomness.bytes(int(np.prod(shape))), np.uint8) & 1
+        orders = shuffled((height, width, channels), randomness)
+        return {
+            "flip": torch.from_numpy(bits.reshape(shape) * np.uint8(255)),
+            "colours": orders.permute(2, 0, 1).contiguous(),
+        }
+
+    def apply(self, images: torch.Tensor, key: Tensors) -> torch.Tensor:
+        """Flip, then shuffle."""
+        flipped = images ^ key["flip"]  # 255 − q, in bits
+        return flipped.gather(1, key["colours"].expand(len(images), -1, -1, -1))
+
+    def undo(self, images: torch.Tensor, key: Tensors) -> torch.Tensor:
+        """Shuffle back, then flip."""
+        back = key["colours"].argsort(0).expand(len(images), -1, -1, -1)
+        return images.gather(1, back) ^ key["flip"]

@@ -1,0 +1,99 @@
+"""The matrix transformations of paper 001 (DLMT), Eqs. (1) to (5), as steps to combine.
+
+R has the image's shape, and is the same for all images. ``MAT(a)+MMT(m)`` is Eq. (4),
+``MMT(m)+MAT(a)`` Eq. (5), ``Rise(r)+MMT(m)`` Eq. (3).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from clients.shields.disguises.steps import Kind, Shape, Span, Step, Tensors, drawn, whole_number
+from models.randomness import Randomness
+
+
+@dataclass(frozen=True)
+class Addition(Step):
+    """``A + R`` with R uniform on 1 to ``max_v``, Eq. (1)."""
+
+    max_v: float
+    name: ClassVar[str] = "MAT"
+    takes: ClassVar[Kind] = "integers"
+
+    def __post_init__(self) -> None:
+        """Check MAX_V."""
+        whole_number(self.name, "MAX_V", self.max_v, 1)
+
+    def span(self, before: Span) -> Span:
+        """Add 1 at least, ``max_v`` at most."""
+        return Span(before.low + 1, before.high + int(self.max_v), "integers")
+
+    def draw(self, shape: Shape, randomness: Randomness) -> Tensors:
+        """Return R, (C, H, W)."""
+        return {"R": drawn(int(self.max_v), shape, randomness)}
+
+    def apply(self, images: torch.Tensor, key: Tensors) -> torch.Tensor:
+        """Add R."""
+        return images.add_(key["R"])
+
+    def undo(self, images: torch.Tensor, key: Tensors) -> torch.Tensor:
+        """Subtract R."""
+        return images.sub_(key["R"])
+
+
+@dataclass(frozen=True)
+class Multiplication(Step):
+    """``A · R`` element by element with R uniform on 1 to ``max_v``, Eq. (2)."""
+
+    max_v: float
+    name: ClassVar[str] = "MMT"
+    takes: ClassVar[Kind] = "integers"
+
+    def __post_init__(self) -> None:
+        """Check MAX_V."""
+        whole_number(self.name, "MAX_V", self.max_v, 1)
+
+    def span(self, before: Span) -> Span:
+        """Multiply with 1 at least, ``max_v`` at most."""
+        return Span(before.low, before.high * int(self.max_v), "integers")
+
+    def draw(self, shape: Shape, randomness: Randomness) -> Tensors:
+        """Return R, (C, H, W)."""
+        return {"R": drawn(int(self.max_v), shape, randomness)}
+
+    def apply(self, images: torch.Tensor, key: Tensors) -> torch.Tensor:
+        """Multiply with R."""
+        return images.mul_(key["R"])
+
+    def undo(self, images: torch.Tensor, key: Tensors) -> torch.Tensor:
+        """Divide by R, which leaves nothing over."""
+        return images.div_(key["R"], rounding_mode="floor")
+
+
+@dataclass(frozen=True)
+class Rise(Step):
+    """``A + RISE_V``, the same for all pixels, before a multiplication: Eq. (3)."""
+
+    rise_v: float
+    name: ClassVar[str] = "Rise"
+    takes: ClassVar[Kind] = "integers"
+
+    def __post_init__(self) -> None:
+        """Check RISE_V."""
+        whole_number(self.name, "RISE_V", self.rise_v, 0)
+
+    def span(self, before: Span) -> Span:
+        """Add ``rise_v``."""
+        rise = int(self.rise_v)
+        return Span(before.low + rise, before.high + rise, "integers")
+
+    def apply(self, images: torch.Tensor, key: Tensors) -> torch.Tensor:  # noqa: ARG002
+        """Add RISE_V."""
+        return images.add_(int(self.rise_v))
+
+    def undo(self, images: torch.Tensor, key: Tensors) -> torch.Tensor:  # noqa: ARG002
+        """Subtract RISE_V."""
+        return images.sub_(int(self.rise_v))

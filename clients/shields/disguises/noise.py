@@ -1,0 +1,41 @@
+"""Noise that is drawn for one image: the same whenever that image is disguised again."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from clients.shields.disguises.steps import Tensors
+from models.randomness import Randomness, SecretGenerator
+
+NOISE_KEY = "noise"
+
+Draw = Callable[[SecretGenerator, tuple[int, ...]], np.ndarray]
+
+
+def noise_key(randomness: Randomness) -> Tensors:
+    """Return 32 random bytes."""
+    return {NOISE_KEY: torch.frombuffer(bytearray(randomness.bytes(32)), dtype=torch.uint8)}
+
+
+def noises(images: torch.Tensor, key: torch.Tensor, draw: Draw) -> torch.Tensor:
+    """Return noise for each image (B, C, H, W), as float32.
+
+    It hangs on the key and on what the image shows, so whoever sees an image disguised twice
+    can't average it away, and neither order nor size of batches matters.
+
+    Parameters
+    ----------
+    key : uint8 tensor of shape (32,)
+    draw : callable
+        Draws noise of a shape from a generator.
+    """
+    secret = key.numpy().tobytes()
+    found = np.empty(tuple(images.shape), np.float32)
+    for place, image in enumerate(images.contiguous().numpy()):
+        digest = hashlib.blake2b(image.tobytes(), digest_size=32).digest()
+        found[place] = draw(SecretGenerator(secret, digest), image.shape)
+    return torch.from_numpy(found)

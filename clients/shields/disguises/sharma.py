@@ -1,0 +1,120 @@
+"""Image disguising of Sharma et al. (CLOUD 2021): blocks, each turned by its own matrix."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+
+from clients.shields.disguises.noise import NOISE_KEY, noise_key, noises
+from clients.shields.disguises.steps import Shape, Span, Step, Tensors, shuffled, whole_number
+from models.errors import RequestError
+from models.randomness import Randomness
+
+
+@dataclass(frozen=True)
+class Sharma(Step):
+    """Blocks in one fixed order, plus noise, each times an orthogonal matrix of its own.
+
+    Attributes
+    ----------
+    block : int
+        Side of a block that a matrix multiplies, from the left.
+    noise : int
+        N: fresh noise for each image, uniform on [0, N), before the multiplication.
+    permute : int
+        Side of the blocks whose order is shuffled first; 0: the order stays. The paper's one
+        block for the whole image leaves nothing to shuffle, so it is a size of its own here.
+
+    Notes
+    -----
+    Whether noise comes before or after the matrix is not said in paper 001; an orthogonal
+    matrix does not change its length.
+    """
+
+    block: float
+    noise: float = 0
+    permute: float = 0
+    name: ClassVar[str] = "Sharma"
+
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        whole_number(self.name, "block", self.block, 1)
+        whole_number(self.name, "permute", self.permute, 0)
+        if not 0 <= self.noise <= 10_000:
+            raise RequestError(f"Sharma: noise must be 0 to 10000, is {self.noise:g}")
+
+    @property
+    def undone(self) -> bool:
+        """Whether there is no noise."""
+        return self.noise == 0
+
+    def span(self, before: Span) -> Span:
+        """Real numbers, of either sign."""
+        return Span(before.low, before.high, "numbers")
+
+    def draw(self, shape: Shape, randomness: Randomness) -> Tensors:
+        """Return ``rotations`` (C, blocks, b, b), and ``order`` and ``noise`` if they are used."""
+        channels, height, width = shape
+        side, permuted = int(self.block), int(self.permute)
+        for what, size in (("block", side), ("permute", permuted or 1)):
+            if height % size or width % size:
+                both = [
+                    d for d in range(1, min(height, width) + 1) if not (height % d or width % d)
+                ]
+                raise RequestError(
+                    f"Sharma: {what} = {size} does not divide images of {height}x{width}; "
+                    f"allowed: {', '.join(map(str, both))}"
+                )
+        blocks = (height // side) * (width // side)
+        key = {"rotations": orthogonal((channels, blocks, side, side), randomness)}
+        if permuted:
+            key["order"] = shuffled(((height // permuted) * (width // permuted),), randomness)
+        return key | (noise_key(randomness) if self.noise else {})
+
+    def apply(self, images: torch.Tensor, key: Tensors) -> torch.Tensor:
+        """Shuffle, add noise, multiply."""
+        size = tuple(images.shape[2:])
+        values = images.float()
+        if self.permute:
+            blocks = cut(values, int(self.permute))[:, :, key["order"]]
+            values = pasted(blocks, size)
+        if self.noise:
+            uniform = noises(images, key[NOISE_KEY], lambda r, shape: r.random(shape))
+            values = values + self.noise * uniform
+        return pasted(key["rotations"] @ cut(values, int(self.block)), size)
+
+    def undo(self, images: torch.Tensor, key: Tensors) -> torch.Tensor:
+        """Turn back, shuffle back, round to whole numbers."""
+        size = tuple(images.shape[2:])
+        values = pasted(key["rotations"].mT @ cut(images, int(self.block)), size)
+        if self.permute:
+            blocks = cut(values, int(self.permute))[:, :, key["order"].argsort()]
+            values = pasted(blocks, size)
+        return values.round_().clamp_(0, 255).to(torch.uint8)
+
+
+def orthogonal(shape: tuple[int, ...], randomness: Randomness) -> torch.Tensor:
+    """Return matrices (…, b, b), uniform over all orthogonal ones, as float32."""
+    normal = randomness.standard_normal(shape, dtype=np.float64)
+    q, r = np.linalg.qr(normal)
+    # QR alone prefers some; the signs of r's diagonal make it uniform (Mezzadri 2007).
+    signs = np.sign(np.diagonal(r, axis1=-2, axis2=-1))[..., None, :]
+    return torch.from_numpy((q * signs).astype(np.float32))
+
+
+def cut(images: torch.Tensor, side: int) -> torch.Tensor:
+    """Return images (B, C, H, W) as blocks (B, C, n, side, side), row by row."""
+    count, channels, height, width = images.shape
+    rows = images.reshape(count, channels, height // side, side, width // side, side)
+    return rows.transpose(3, 4).reshape(count, channels, -1, side, side)
+
+
+def pasted(blocks: torch.Tensor, size: tuple[int, ...]) -> torch.Tensor:
+    """Return what :func:`cut` took apart, as images (B, C, H, W) of a size (H, W)."""
+    count, channels, _, side, _ = blocks.shape
+    height, width = size
+    rows = blocks.reshape(count, channels, height // side, width // side, side, side)
+    return rows.transpose(3, 4).reshape(count, channels, height, width)

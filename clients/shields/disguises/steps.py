@@ -1,0 +1,122 @@
+"""What every step of an image disguise is: a function of images under a key."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, fields
+from typing import ClassVar, Literal
+
+import numpy as np
+import torch
+
+from models.errors import RequestError
+from models.randomness import Randomness
+
+Shape = tuple[int, int, int]
+Tensors = dict[str, torch.Tensor]
+Kind = Literal["pixels", "integers", "numbers"]
+
+LARGEST = 2**53
+"""Whole numbers below it are exact in a float64, and so are the statistics of few of them."""
+
+
+@dataclass(frozen=True)
+class Span:
+    """Where the values between two steps lie.
+
+    Attributes
+    ----------
+    low, high : int
+        The least and the greatest value that there can be; of ``numbers`` nothing is known.
+    kind : {"pixels", "integers", "numbers"}
+        Whole numbers 0 to 255, any whole numbers, or floats.
+    """
+
+    low: int = 0
+    high: int = 255
+    kind: Kind = "pixels"
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The smallest type that holds all of them exactly."""
+        if self.kind == "numbers":
+            return torch.float32
+        if self.kind == "pixels":
+            return torch.uint8
+        return torch.int32 if self.high < 2**31 else torch.int64
+
+
+@dataclass(frozen=True)
+class Step(ABC):
+    """One step of a disguise; its fields are what stands in parentheses in the notation."""
+
+    name: ClassVar[str]
+    takes: ClassVar[Kind] = "pixels"
+    """Anything before it must give this; pixels are integers too."""
+    invertible: ClassVar[bool] = True
+
+    @abstractmethod
+    def span(self, before: Span) -> Span:
+        """Return where the values lie after this step."""
+
+    def draw(self, shape: Shape, randomness: Randomness) -> Tensors:  # noqa: ARG002
+        """Return the step's part of a key for images of one shape; nothing if it needs none.
+
+        Raises
+        ------
+        RequestError
+            If the step does not fit images of that shape.
+        """
+        return {}
+
+    @abstractmethod
+    def apply(self, images: torch.Tensor, key: Tensors) -> torch.Tensor:
+        """Return the images (B, C, H, W) after this step. May change what it was given."""
+
+    def undo(self, images: torch.Tensor, key: Tensors) -> torch.Tensor:
+        """Return the images before this step. May change what it was given."""
+        raise NotImplementedError(f"{self.name} can't be undone")
+
+    @property
+    def undone(self) -> bool:
+        """Whether :meth:`undo` is possible with these settings."""
+        return self.invertible
+
+    def __str__(self) -> str:
+        """Return the step as the notation has it, settings at their default left out."""
+        first, *others = fields(self) or (None,)
+        shown = [_shown(getattr(self, first.name))] if first else []
+        for field in others:
+            if (value := getattr(self, field.name)) != field.default:
+                shown.append(f"{field.name}={_shown(value)}")
+        return f"{self.name}({', '.join(shown)})" if shown else self.name
+
+
+def _shown(value: float) -> str:
+    return str(int(value)) if float(value).is_integer() else str(value)
+
+
+def whole_number(step: str, what: str, value: float, least: int) -> int:
+    """Return a setting as int; raise RequestError if it is none, or too small."""
+    if not float(value).is_integer() or value < least:
+        raise RequestError(
+            f"{step}: {what} must be a whole number of at least {least}, is {value:g}"
+        )
+    return int(value)
+
+
+def drawn(most: int, shape: tuple[int, ...], randomness: Randomness) -> torch.Tensor:
+    """Return whole numbers, each uniform on 1 to ``most``, as int64.
+
+    They are 64 random bits modulo ``most``: for 2³² numbers uneven by one in 2³².
+    """
+    count = int(np.prod(shape))
+    bits = np.frombuffer(randomness.bytes(8 * count), np.uint64)
+    return torch.from_numpy((bits % np.uint64(most)).astype(np.int64).reshape(shape) + 1)
+
+
+def shuffled(shape: tuple[int, ...], randomness: Randomness) -> torch.Tensor:
+    """Return permutations of the last dimension, int64."""
+    count = int(np.prod(shape))
+    bits = np.frombuffer(randomness.bytes(8 * count), np.uint64).reshape(shape)
+    return torch.from_numpy(np.argsort(bits, axis=-1, kind="stable"))

@@ -1,0 +1,63 @@
+"""``pudica key``: keys are made once, kept to their owner, and shown by their fingerprint."""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import Result
+
+from clients.shields.disguises import Key
+
+Command = Callable[..., Result]
+NEW = ("key", "new", "--shield", "mat(256) + mmt(10)", "--shape", "3x8x4")
+
+
+def test_a_new_key_is_its_owners_and_shows_its_fingerprint(pudica: Command) -> None:
+    result = pudica(*NEW, "--out", "key.safetensors")
+    assert result.exit_code == 0
+    file = Path("key.safetensors")
+    key = Key.load(file)
+    assert (key.notation, key.shape) == ("MAT(256)+MMT(10)", (3, 8, 4))
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert f"fingerprint  {key.fingerprint}" in result.stdout
+    assert "whole numbers from 1 to 5,110" in result.stdout
+    assert "an obfuscation" in result.stdout
+    assert pudica("key", "show", file).stdout == result.stdout
+
+
+def test_a_seed_makes_the_same_key_and_the_system_another(pudica: Command) -> None:
+    for name, options in {"a": ("--seed", 1), "b": ("--seed", 1), "c": (), "d": ()}.items():
+        assert pudica(*NEW, "--out", name, *options).exit_code == 0
+    a, b, c, d = (Key.load(Path(name)).fingerprint for name in "abcd")
+    assert a == b
+    assert len({a, c, d}) == 3
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"--shield": "MAT(0)"}, "MAX_V must be a whole number of at least 1"),
+        ({"--shield": "Sharma(3)"}, "allowed: 1, 2, 4"),
+        ({"--shape": "3x8"}, "--shape: '3x8' is no image"),
+        ({"--out": "no/such/folder/key"}, "can't write the key"),
+    ],
+)
+def test_wrong_requests_make_no_file(
+    changed: dict[str, str], message: str, pudica: Command
+) -> None:
+    wanted = {"--shield": "MAT(2)", "--shape": "3x8x4", "--out": "key"} | changed
+    result = pudica("key", "new", *(word for pair in wanted.items() for word in pair))
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert not list(Path().iterdir())
+
+
+def test_a_key_that_others_may_read_is_not_shown(pudica: Command) -> None:
+    pudica(*NEW, "--out", "key")
+    Path("key").chmod(0o640)
+    result = pudica("key", "show", "key")
+    assert result.exit_code == 2
+    assert "chmod 600 key" in result.stderr
