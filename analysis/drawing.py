@@ -21,6 +21,7 @@ from scipy.optimize import isotonic_regression
 Box = tuple[float, ...]
 
 DPI = 130
+IMAGE_INCHES = 0.95
 LABEL_GAP = 11.5
 LOOK: dict[str, Any] = {
     "font.size": 9,
@@ -64,6 +65,38 @@ def new_figure(width: float, height: float, title: str) -> Figure:
     FigureCanvasAgg(figure)
     figure.suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold")
     return figure
+
+
+def draw_image_rows(rows: Mapping[str, np.ndarray], title: str) -> Figure:
+    """Draw images beside each other, a labelled row for each kind.
+
+    Parameters
+    ----------
+    rows : mapping of str to ndarray of shape (N, C, H, W)
+        In [0, 1], as many in each row.
+    """
+    count, _, height, width = next(iter(rows.values())).shape
+    across = IMAGE_INCHES * count * width / height
+    figure = new_figure(max(across + 1.7, 5.5), (IMAGE_INCHES + 0.12) * len(rows) + 0.5, title)
+    column = figure.subplots(len(rows), 1, squeeze=False)[:, 0]
+    for axes, (label, images) in zip(column, rows.items(), strict=True):
+        axes.imshow(_strip(images), interpolation="nearest", cmap="gray", vmin=0, vmax=1)
+        axes.set_anchor("W")
+        axes.set_axis_off()
+        place = (-0.02 * 8 / count, 0.5)
+        axes.text(*place, label, transform=axes.transAxes, ha="right", va="center")
+    return figure
+
+
+def _strip(images: np.ndarray) -> np.ndarray:
+    """Return images (N, C, H, W) beside each other, white between: (H, W', 3 or nothing)."""
+    count, channels, height, width = images.shape
+    gap = max(1, round(width / 16))
+    wide = np.ones((height, count * (width + gap) - gap, channels))
+    for i, image in enumerate(images.clip(0, 1)):
+        start = i * (width + gap)
+        wide[:, start : start + width] = image.transpose(1, 2, 0)
+    return wide[..., 0] if channels == 1 else wide
 
 
 def save(figure: Figure, path: Path) -> Path:

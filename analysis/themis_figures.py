@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 
 from analysis.drawing import (
     HORIZONTAL,
+    draw_image_rows,
     label_lines,
     label_points,
     new_figure,
@@ -35,7 +36,6 @@ from strategies.leaderboard import agreement
 
 RELEASES = ("untrained", "trained")
 CHANNELS = {1: ("",), 3: ("red", "green", "blue")}
-IMAGE_INCHES = 0.95
 
 
 def figures(run: Run) -> Iterator[tuple[str, Figure]]:
@@ -74,40 +74,10 @@ def draw_images(run: Run, case: str) -> Figure | None:
     if not rows:
         return None
     # A run that does not compare has released noisy images only.
-    count, _, height, width = next(iter(rows.values())).shape
-    strips = {name: _strip(images) for name, images in rows.items()}
-    across = IMAGE_INCHES * count * width / height
-    title = _heading(run, case, "Test images before and after noise")
-    figure = new_figure(max(across + 1.7, 5.5), (IMAGE_INCHES + 0.12) * len(rows) + 0.5, title)
     quality = themis_protection([run])
-    for axes, (name, strip) in zip(_column(figure, len(rows)), strips.items(), strict=True):
-        axes.imshow(strip, interpolation="nearest", cmap="gray", vmin=0, vmax=1)
-        axes.set_anchor("W")
-        axes.set_axis_off()
-        axes.text(
-            -0.02 * 8 / count,
-            0.5,
-            _row_label(name, quality[quality["case"] == case]),
-            transform=axes.transAxes,
-            ha="right",
-            va="center",
-        )
-    return figure
-
-
-def _column(figure: Figure, count: int) -> list[Axes]:
-    return list(figure.subplots(count, 1, squeeze=False)[:, 0])
-
-
-def _strip(images: np.ndarray) -> np.ndarray:
-    """Return images (N, C, H, W) beside each other, white between: (H, W', 3 or nothing)."""
-    count, channels, height, width = images.shape
-    gap = max(1, round(width / 16))
-    wide = np.ones((height, count * (width + gap) - gap, channels))
-    for i, image in enumerate(images.clip(0, 1)):
-        start = i * (width + gap)
-        wide[:, start : start + width] = image.transpose(1, 2, 0)
-    return wide[..., 0] if channels == 1 else wide
+    own = quality[quality["case"] == case]
+    labelled = {_row_label(name, own): images for name, images in rows.items()}
+    return draw_image_rows(labelled, _heading(run, case, "Test images before and after noise"))
 
 
 def _row_label(name: str, quality: pd.DataFrame) -> str:

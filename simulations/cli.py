@@ -289,6 +289,31 @@ def show_key(key: Annotated[Path, typer.Argument(help="A key file.")]) -> None:
     typer.echo("\n".join(keys.described(found)))
 
 
+@key_app.command("attack")
+def attack_key(
+    key: Annotated[Path, typer.Argument(help="A key file.")],
+    data: Annotated[str, typer.Option(help="A data set of `pudica list`.")],
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Of the data; may be repeated."),
+    ] = None,
+    count: Annotated[int, typer.Option("--images", min=2, help="That are seen disguised.")] = 1_000,
+    picture: Annotated[Path | None, typer.Option(help="A PNG to draw.")] = None,
+) -> None:
+    """Undo a matrix transformation without its key, from disguised images alone."""
+    from clients.shields.disguises import Key
+    from simulations import keys
+    from simulations.display import print_frame
+
+    with _requests():
+        found = Key.load(key)
+        frame, told = keys.attacked(found, keys.images(data, set_ or [], count), picture)
+    print_frame(frame, f"{found.notation}, key {found.fingerprint}, without it")
+    typer.echo(told)
+    if picture:
+        typer.echo(picture)
+
+
 def main() -> None:
     """Run the command line; Ctrl-C outside a run ends it quietly."""
     try:

@@ -4,8 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
+import torch
+
+from analysis.breaks import breaks, draw_breaks, standardised
+from analysis.drawing import own_look, save
+from clients.data import DataConfig, load
 from clients.shields.disguises import Disguise, Key
 from models.randomness import SystemGenerator, numpy_generator
+from strategies.loading import validated
 
 
 def new(notation: str, shape: tuple[int, int, int], out: Path, seed: int | None) -> Key:
@@ -47,3 +55,61 @@ def described(key: Key) -> list[str]:
         f"fingerprint  {key.fingerprint}",
         f"protects     {disguise.held().reasons[0]}",
     ]
+
+
+def images(data: str, settings: list[str], count: int) -> np.ndarray:
+    """Return training images of a data set, uint8 of shape (N, C, H, W).
+
+    Parameters
+    ----------
+    data : str
+        Name of the set.
+    settings : list of str
+        ``KEY=VALUE``, of the ``data`` section.
+    count : int
+        The most.
+
+    Raises
+    ------
+    RequestError, DataError
+        If the data are not here, or a setting is wrong.
+    """
+    train = load(validated(DataConfig, {"name": data}, "data", settings), seed=0).train
+    found: np.ndarray = np.take(train.images, train.rows[:count], axis=0)
+    return found
+
+
+def attacked(key: Key, plain: np.ndarray, picture: Path | None) -> tuple[pd.DataFrame, str]:
+    """Disguise images, attack them without the key, and say how far that comes.
+
+    Parameters
+    ----------
+    plain : uint8 ndarray of shape (N, C, H, W)
+    picture : Path or None
+        Where the images are drawn, if at all.
+
+    Raises
+    ------
+    RequestError
+        If it is the key of something else than MAT, MMT and Rise, or for other images.
+    """
+    disguise = Disguise(key)
+    rows = [
+        {
+            "attack": each.attack,
+            "images seen": each.images,
+            "key found %": 100 * each.found,
+            "pixels shown exactly %": 100 * each.pixels,
+            "mean error": each.error,
+        }
+        for each in breaks(disguise, plain)
+    ]
+    disguised = disguise.protect(torch.from_numpy(plain)).numpy()
+    apart = np.abs(standardised(disguised) - standardised(plain)).max()
+    if picture:
+        with own_look():
+            save(draw_breaks(disguise, plain), picture)
+    return pd.DataFrame(rows), (
+        f"z-scores of each pixel over {len(plain):,} images, disguised and plain, differ by at "
+        f"most {apart:.1g}: who has plain images like these learns to read the disguised ones."
+    )

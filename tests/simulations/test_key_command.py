@@ -61,3 +61,37 @@ def test_a_key_that_others_may_read_is_not_shown(pudica: Command) -> None:
     result = pudica("key", "show", "key")
     assert result.exit_code == 2
     assert "chmod 600 key" in result.stderr
+
+
+def test_an_attack_undoes_a_disguise_without_its_key(pudica: Command) -> None:
+    new = ("key", "new", "--shield", "MAT(256)+MMT(10)", "--shape", "1x8x8", "--out", "key")
+    assert pudica(*new).exit_code == 0
+    options = ("--data", "digits", "--images", 200, "--picture", "undone.png")
+    result = pudica("key", "attack", "key", *options)
+    assert result.exit_code == 0
+    fingerprint = Key.load(Path("key")).fingerprint
+    assert f"MAT(256)+MMT(10), key {fingerprint}, without it" in result.stdout
+    (pair,) = [line.split() for line in result.stdout.splitlines() if "one known pair" in line]
+    assert pair[3] == "200"
+    assert float(pair[5]) > 95  # pixels that are the same in all images stay unknown
+    assert "400" not in [line.split()[1] for line in result.stdout.splitlines() if "mid" in line]
+    assert "differ by at most" in result.stdout
+    assert Path("undone.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("notation", "shape", "options", "message"),
+    [
+        ("Kiya", "1x8x8", ("--data", "digits"), "no composition of MAT, MMT and Rise"),
+        ("MAT(5)", "3x8x8", ("--data", "digits"), "images are 1x8x8, the key"),
+        ("MAT(5)", "1x8x8", ("--data", "digts"), "Did you mean 'digits'"),
+        ("MAT(5)", "1x8x8", ("--data", "digits", "--set", "limt=3"), "limt"),
+    ],
+)
+def test_attacks_that_cannot_be(
+    notation: str, shape: str, options: tuple[str, ...], message: str, pudica: Command
+) -> None:
+    pudica("key", "new", "--shield", notation, "--shape", shape, "--out", "key")
+    result = pudica("key", "attack", "key", *options)
+    assert result.exit_code == 2
+    assert message in result.stderr

@@ -1,0 +1,262 @@
+"""What undoes the matrix transformations of paper 001 exactly, with nobody's key.
+
+Each of them, and each composition, is ``A' = m·A + b`` for every pixel by itself, with whole
+numbers m and b that are the same for all images. Paper 001 argues with the number of images that
+one disguised image could stem from, Eqs. (6) to (9); who sees several has m and b.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from analysis.drawing import draw_image_rows
+from clients.shields.disguises import Disguise
+from models.errors import RequestError
+
+Whole = NDArray[np.int64]
+Real = NDArray[np.float64]
+Guess = Literal["minimum", "mid-range"]
+
+
+def affine(disguise: Disguise) -> tuple[Whole, Whole]:
+    """Return m and b of a disguise, each (C, H, W): what the attacks are to find.
+
+    Raises
+    ------
+    RequestError
+        If it is no composition of MAT, MMT and Rise.
+    """
+    if any(step.takes != "integers" for step in disguise.key.steps):
+        raise RequestError(
+            f"{disguise.key.notation} is no composition of MAT, MMT and Rise, which these attacks "
+            "are for"
+        )
+    black, dark = (torch.full((1, *disguise.key.shape), v, dtype=torch.uint8) for v in (0, 1))
+    b, sum_ = (disguise.protect(image)[0].long().numpy() for image in (black, dark))
+    return sum_ - b, b
+
+
+def standardised(images: NDArray[np.generic]) -> Real:
+    """Return each pixel less its mean over all images, over its standard deviation.
+
+    Of disguised images these are those of the plain ones: m and b drop out. Pixels that are the
+    same in all images become 0.
+
+    Parameters
+    ----------
+    images : ndarray of shape (N, C, H, W)
+    """
+    values = images.astype(np.float64)
+    centred = values - values.mean(0)
+    spread = centred.std(0)
+    scaled: Real = centred / np.where(spread > 0, spread, 1)
+    return scaled
+
+
+def factors(disguised: Whole) -> Whole:
+    """Return m by the greatest common divisor of differences between images, (C, H, W).
+
+    Right where the differences of the plain pixels have no common divisor; 0 where a pixel is
+    the same in all images.
+
+    Parameters
+    ----------
+    disguised : int64 ndarray of shape (N, C, H, W)
+        At least two images.
+    """
+    found: Whole = np.gcd.reduce(np.abs(disguised[1:] - disguised[0]), axis=0)
+    return found
+
+
+def offsets(disguised: Whole, m: Whole, guess: Guess) -> Whole:
+    """Return b, guessed from what disguised pixels there are; (C, H, W).
+
+    Parameters
+    ----------
+    disguised : int64 ndarray of shape (N, C, H, W)
+    m : int64 ndarray of shape (C, H, W)
+    guess : {"minimum", "mid-range"}
+        The darkest pixel there is was 0; or darkest and brightest lie evenly about 127.5.
+    """
+    low: Whole = disguised.min(0)
+    if guess == "minimum":
+        return low
+    middle = (low + disguised.max(0) - 255 * m) / 2
+    # b differs from every disguised pixel by a multiple of m.
+    darkest = np.rint((low - middle) / np.maximum(m, 1)).astype(np.int64)
+    b: Whole = low - m * darkest
+    return b
+
+
+def offsets_by_pair(plain: Whole, disguised: Whole, m: Whole) -> Whole:
+    """Return b from one image that is known plain and disguised; each (C, H, W)."""
+    b: Whole = disguised - m * plain
+    return b
+
+
+def undone(disguised: Whole, m: Whole, b: Whole) -> NDArray[np.uint8]:
+    """Return images as they were, if m and b are right, uint8 of shape (N, C, H, W).
+
+    Where m is 0, the pixel is the same in all images, and b is all there is to say.
+    """
+    values = np.where(m > 0, (disguised - b) / np.where(m > 0, m, 1), 0)
+    return np.clip(np.rint(values), 0, 255).astype(np.uint8)
+
+
+@dataclass(frozen=True)
+class Break:
+    """How far one attack comes.
+
+    Attributes
+    ----------
+    attack : str
+    images : int
+        Disguised images that it sees.
+    found : float
+        Share of the key's entries that it has exactly, of those pixels that are not the same in
+        all images it sees.
+    pixels : float
+        Share of the pixels of all images that it then shows as they were.
+    error : float
+        Mean distance of pixels from what they were, 0 to 255.
+    """
+
+    attack: str
+    images: int
+    found: float
+    pixels: float
+    error: float
+
+
+def breaks(
+    disguise: Disguise,
+    plain: NDArray[np.uint8],
+    for_factors: tuple[int, ...] = (5, 10, 20),
+    for_offsets: tuple[int, ...] = (20, 50, 100, 200, 400),
+) -> list[Break]:
+    """Attack disguised images, and compare with what they were.
+
+    Parameters
+    ----------
+    disguise : Disguise
+        A composition of MAT, MMT and Rise.
+    plain : uint8 ndarray of shape (N, C, H, W)
+        The attacks see them disguised only, but for the first one in the last attack.
+    for_factors, for_offsets : tuple of int
+        How many images the greatest common divisor, and the guesses of b, are tried with;
+        those above N are left out.
+
+    Raises
+    ------
+    RequestError
+        If the disguise is another.
+    """
+    true_m, true_b = affine(disguise)
+    disguised = disguise.protect(torch.from_numpy(plain)).long().numpy()
+    varied = np.ptp(plain, axis=0) > 0
+    found = [
+        Break("common divisor", n, _share(factors(disguised[:n]) == true_m, varied), *_NOTHING)
+        for n in for_factors
+        if n <= len(plain)
+    ]
+    guesses: tuple[Guess, ...] = ("minimum", "mid-range")
+    for guess in guesses:
+        for n in for_offsets:
+            if n <= len(plain):
+                m = factors(disguised[:n])
+                b = offsets(disguised[:n], m, guess)
+                found.append(_judged(f"{guess}", n, b == true_b, (m, b), disguised, plain))
+    m = factors(disguised)
+    b = offsets_by_pair(plain[0].astype(np.int64), disguised[0], m)
+    found.append(_judged("one known pair", len(plain), b == true_b, (m, b), disguised, plain))
+    return found
+
+
+_NOTHING = (float("nan"), float("nan"))
+
+
+def _judged(
+    attack: str,
+    images: int,
+    right: NDArray[np.bool_],
+    key: tuple[Whole, Whole],
+    disguised: Whole,
+    plain: NDArray[np.uint8],
+) -> Break:
+    shown = undone(disguised, *key).astype(np.int64)
+    varied = np.ptp(plain[:images], axis=0) > 0
+    error = np.abs(shown - plain)
+    return Break(attack, images, _share(right, varied), float((error == 0).mean()), error.mean())
+
+
+def _share(right: NDArray[np.bool_], of: NDArray[np.bool_]) -> float:
+    return float(right[of].mean()) if of.any() else float("nan")
+
+
+def draw_breaks(disguise: Disguise, plain: NDArray[np.uint8], shown: int = 8) -> Figure:
+    """Draw images plain, disguised, and as they are undone from disguised ones alone.
+
+    Parameters
+    ----------
+    disguise : Disguise
+        A composition of MAT, MMT and Rise.
+    plain : uint8 ndarray of shape (N, C, H, W)
+        All of them are seen disguised.
+    shown : int
+        The first of them that are drawn.
+    """
+    disguised = disguise.protect(torch.from_numpy(plain)).long().numpy()
+    first = disguised[:shown]
+    low, high = (end(first, axis=(1, 2, 3), keepdims=True) for end in (np.min, np.max))
+    rows = {
+        "plain": plain[:shown] / 255,
+        "disguised": (first - low) / np.maximum(high - low, 1),
+    }
+    for n in (20, 100, len(plain)):
+        if n <= len(plain):
+            m = factors(disguised[:n])
+            images = undone(first, m, offsets(disguised[:n], m, "mid-range"))
+            rows[f"undone, {n:,} seen"] = images / 255
+    return draw_image_rows(rows, f"{disguise.key.notation} without its key")
+
+
+def search_space(
+    disguised: Whole, of: Literal["MAT", "MMT"], rise: int = 0, as_printed: bool = False
+) -> float:
+    """Return log10 of the number of images that one disguised image could stem from.
+
+    Eqs. (6) and (7) for MAT, (8) and (9) for MMT; times ``rise`` for Rise+MMT. It is no proof of
+    anything: :func:`breaks` does not search.
+
+    Parameters
+    ----------
+    disguised : int64 ndarray of shape (C, H, W)
+    of : {"MAT", "MMT"}
+    rise : int
+        The largest that RISE_V may be; 0: there is none.
+    as_printed : bool
+        Eq. (8) has A' where the text counts divisors of A'. By default divisors are counted; True
+        takes it by the letter.
+    """
+    values = disguised.ravel()
+    if of == "MAT":
+        choices = np.clip(values, 1, 256)
+    else:
+        counts = divisors_below_256(values)
+        choices = np.where(counts > 0, values if as_printed else counts, 1)
+        choices = np.where(counts > 256, 256, choices)
+    return float(np.log10(choices).sum() + (np.log10(rise) if rise else 0))
+
+
+def divisors_below_256(values: Whole) -> Whole:
+    """Return T of Eq. (8): how many divisors from 1 to 255 each number has, 0 for 0."""
+    different, place = np.unique(values, return_inverse=True)
+    counts = (different[:, None] % np.arange(1, 256) == 0).sum(1)
+    counted: Whole = np.where(different > 0, counts, 0)[place]
+    return counted.reshape(values.shape)
