@@ -45,9 +45,7 @@ def described(key: Key) -> list[str]:
     lost = [str(step) for step in key.steps if not step.undone]
     kinds = {"pixels": "pixels", "integers": "whole numbers", "numbers": "real numbers"}
     span = disguise.span
-    values = kinds[span.kind] + (
-        f" from {span.low:,} to {span.high:,}" if span.kind != "numbers" else ""
-    )
+    values = f"{kinds[span.kind]} from {span.low:,} to {span.high:,}"
     return [
         f"disguise     {key.notation}",
         f"images       {'x'.join(map(str, key.shape))}, become {values}",

@@ -11,6 +11,7 @@ from clients.data.errors import DataError
 from clients.data.partition import PartitionConfig
 from clients.data.pixels import MIN_SIDE, Channels
 from clients.data.registry import lookup
+from clients.shields.disguises import parsed, written
 
 
 class DataConfig(BaseModel):
@@ -35,9 +36,10 @@ class DataConfig(BaseModel):
         Black pixels added on each side after that.
     channels : {1, 3} or None
         Grey or RGB; by default the images' own.
-    normalize : {"none", "dataset"} or None
-        Pixels in [0, 1], or normalised by the set's published mean and standard deviation of
-        each channel. By default ``"dataset"`` for CIFAR in colour, else ``"none"``.
+    normalize : {"none", "dataset", "training"} or None
+        Pixels in [0, 1], or normalised by a mean and standard deviation of each channel: the
+        set's published ones, or those of this training part. By default ``"training"`` where
+        images are disguised, ``"dataset"`` for CIFAR in colour, else ``"none"``.
     split : {"own", "4:1:1", "9:1"} or None
         ``"own"`` keeps the set's test split and divides the rest 4:1 into training and
         validation. ``"4:1:1"`` pools all rows and divides them by the seed into training,
@@ -48,6 +50,11 @@ class DataConfig(BaseModel):
         Most rows for training; validation and test shrink in proportion.
     partition : PartitionConfig or None
         How training rows are divided among nodes, where an experiment does that.
+    shield : str or None
+        A disguise that nobody sees the images without, in the notation of
+        :func:`clients.shields.disguises.parsed`.
+    key : Path or None
+        Its key. By default one is drawn from the run's seed, which is for experiments only.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -60,15 +67,28 @@ class DataConfig(BaseModel):
     image_size: int | None = Field(None, ge=MIN_SIDE, le=1024)
     margin: int = Field(0, ge=0, le=64)
     channels: Channels | None = None
-    normalize: Literal["none", "dataset"] | None = None
+    normalize: Literal["none", "dataset", "training"] | None = None
     split: Literal["own", "4:1:1", "9:1"] | None = None
     limit: int | None = Field(None, gt=0)
     partition: PartitionConfig | None = None
+    shield: str | None = None
+    key: Path | None = None
 
     @field_validator("name")
     @classmethod
     def _known(cls, name: str) -> str:
         return lookup(name).name
+
+    @field_validator("shield")
+    @classmethod
+    def _understood(cls, shield: str | None) -> str | None:
+        return shield and written(parsed(shield))
+
+    @model_validator(mode="after")
+    def _key_used(self) -> DataConfig:
+        if self.key is not None and self.shield is None:
+            raise DataError("key: there is no shield that it could be the key of")
+        return self
 
     @model_validator(mode="after")
     def _path_used(self) -> DataConfig:
@@ -82,14 +102,19 @@ class DataConfig(BaseModel):
     @model_validator(mode="after")
     def _normalisable(self) -> DataConfig:
         statistics = lookup(self.name).statistics
+        if self.normalize == "dataset" and self.shield:
+            raise DataError(
+                "the published mean and standard deviation are of plain images, these are "
+                "disguised; allowed: normalize: training, none"
+            )
         if self.normalize == "dataset" and statistics is None:
             raise DataError(
                 f"'{self.name}' has no published mean and standard deviation; "
-                "allowed: normalize: none"
+                "allowed: normalize: training, none"
             )
         if self.normalize == "dataset" and statistics and self.channels == 1 < len(statistics.mean):
             raise DataError(
                 f"the published mean and standard deviation of '{self.name}' are of RGB, "
-                "but channels is 1; allowed: normalize: none"
+                "but channels is 1; allowed: normalize: training, none"
             )
         return self

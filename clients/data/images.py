@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -10,6 +10,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import pad
 
+from clients.shields.disguises import Disguise
+
+STATISTICS_CHUNK = 500
 Positions = NDArray[np.int64] | slice
 
 
@@ -32,6 +35,8 @@ class ImageSet:
         Number of classes of the whole data set.
     margin : int
         Black pixels that :meth:`pixels` adds on each side.
+    disguise : Disguise or None
+        What is done to images before anybody sees them, margin and all.
     """
 
     images: NDArray[np.uint8]
@@ -41,6 +46,7 @@ class ImageSet:
     std: Tensor
     num_classes: int
     margin: int = 0
+    disguise: Disguise | None = None
     _normalised: bool = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -68,22 +74,45 @@ class ImageSet:
         return images, torch.from_numpy(self.labels[positions].copy())
 
     def pixels(self, positions: Positions) -> Tensor:
-        """Return images in [0, 1], not normalised: float32, shape (B, C, H, W)."""
-        gathered = np.take(self.images, self.rows[positions], axis=0)
-        images = torch.from_numpy(gathered).float().div_(255)
+        """Return images in [0, 1], not normalised: float32, shape (B, C, H, W).
+
+        Of disguised ones 0 and 1 are the least and the greatest value that there can be.
+        """
+        gathered = torch.from_numpy(np.take(self.images, self.rows[positions], axis=0))
+        if self.disguise:
+            return self._disguised(gathered, self.disguise).float()
+        images = gathered.float().div_(255)
         return pad(images, [self.margin] * 4) if self.margin else images
+
+    def _disguised(self, images: Tensor, disguise: Disguise) -> Tensor:
+        """Return images after the disguise, scaled to [0, 1], float64: exact until then."""
+        low, high = disguise.span.low, disguise.span.high
+        values = disguise.protect(pad(images, [self.margin] * 4)).double()
+        return values.sub_(low).div_(high - low)
+
+    def statistics(self) -> tuple[Tensor, Tensor]:
+        """Return mean and standard deviation of each channel of :meth:`pixels`, (C, 1, 1).
+
+        As they are read, a chunk at a time: the images need not fit into memory. A channel that
+        never changes has standard deviation 1, so that it can be divided by.
+        """
+        total, squares = torch.zeros(2, self.images.shape[1], dtype=torch.float64)
+        count = 0
+        for start in range(0, len(self), STATISTICS_CHUNK):
+            chunk = self.pixels(slice(start, start + STATISTICS_CHUNK)).double()
+            # About one half, near which the values lie: what is small is squared precisely.
+            values = chunk.transpose(0, 1).flatten(1).sub_(0.5)
+            count += values.shape[1]
+            total += values.sum(1)
+            squares += values.square().sum(1)
+        mean = total / count
+        std = (squares / count - mean.square()).clamp(min=0).sqrt()
+        std = torch.where(std > 1e-12, std, 1.0)
+        return (mean + 0.5).float().reshape(-1, 1, 1), std.float().reshape(-1, 1, 1)
 
     def subset(self, positions: Positions) -> ImageSet:
         """Return the part that holds only the images at ``positions``, without copying any."""
-        return ImageSet(
-            self.images,
-            self.rows[positions],
-            self.labels[positions],
-            self.mean,
-            self.std,
-            self.num_classes,
-            self.margin,
-        )
+        return replace(self, rows=self.rows[positions], labels=self.labels[positions])
 
     def denormalise(self, x: Tensor) -> Tensor:
         """Return normalised images in units of [0, 1]; shape (…, C, H, W), on any device."""

@@ -19,6 +19,7 @@ from clients.data.images import ImageSet
 from clients.data.labels import class_labels
 from clients.data.places import Place, data_root
 from clients.data.registry import Entry, find, lookup
+from clients.shields.disguises import Disguise, Key
 from models.randomness import numpy_generator
 
 Rows = NDArray[np.int64]
@@ -93,23 +94,29 @@ def load(config: DataConfig, seed: int) -> Splits:
         divided = _four_one_one(stored, generator)
     parts = _limited(divided, config.limit)
     _, channels, height, width = stored.images.shape
-    mean, std = _normalisation(entry, config, channels)
+    shape = (channels, height + 2 * config.margin, width + 2 * config.margin)
+    key = _key(config, shape, seed) if config.shield else None
+    disguise = Disguise(key) if key else None
 
-    def part(name: str) -> ImageSet:
-        rows = parts[name]
+    def part(name: str, mean: Tensor, std: Tensor) -> ImageSet:
+        rows, classes = parts[name], len(class_names)
         return ImageSet(
-            stored.images, rows, labels[rows], mean, std, len(class_names), config.margin
+            stored.images, rows, labels[rows], mean, std, classes, config.margin, disguise
         )
 
+    plain = torch.zeros(channels, 1, 1), torch.ones(channels, 1, 1)
+    mean, std = _normalisation(entry, config, channels) or plain
+    if config.normalize == "training" or (disguise and config.normalize is None):
+        mean, std = part("train", *plain).statistics()
     return Splits(
         name=config.name,
         class_names=class_names,
         num_classes=len(class_names),
-        shape=(channels, height + 2 * config.margin, width + 2 * config.margin),
-        fingerprint=_fingerprint(stored, label),
-        train=part("train"),
-        validation=part("validation"),
-        test=part("test"),
+        shape=shape,
+        fingerprint=_fingerprint(stored, label, key),
+        train=part("train", mean, std),
+        validation=part("validation", mean, std),
+        test=part("test", mean, std),
     )
 
 
@@ -125,19 +132,35 @@ def _usual_label(entry: Entry, stored: Stored) -> str:
     return columns[0] if entry.label not in columns and len(columns) == 1 else entry.label
 
 
-def _fingerprint(stored: Stored, label: str) -> str:
+def _key(config: DataConfig, shape: tuple[int, int, int], seed: int) -> Key:
+    """Return the key that the settings name, or that the run's seed gives."""
+    wanted = config.shield or ""
+    if config.key is None:
+        return Key.new(wanted, shape, numpy_generator(seed, "key"))
+    key = Key.load(config.key.expanduser())
+    if (key.notation, key.shape) != (wanted, shape):
+        raise DataError(
+            f"data.key: {config.key} ({key.fingerprint}) is for {key.notation} of images of "
+            f"{'x'.join(map(str, key.shape))}; wanted is {wanted} of {'x'.join(map(str, shape))}"
+        )
+    return key
+
+
+def _fingerprint(stored: Stored, label: str, key: Key | None) -> str:
     described = f"{stored.fingerprint}\0{stored.images.shape}\0{label}"
+    if key:
+        described += f"\0{key.fingerprint}"
     return hashlib.blake2b(described.encode(), digest_size=16).hexdigest()
 
 
-def _normalisation(entry: Entry, config: DataConfig, channels: int) -> tuple[Tensor, Tensor]:
-    """Return mean and standard deviation, shape (C, 1, 1)."""
+def _normalisation(entry: Entry, config: DataConfig, channels: int) -> tuple[Tensor, Tensor] | None:
+    """Return the published mean and standard deviation, (C, 1, 1), if they are to be used."""
     known = entry.statistics
     # The statistics of a grey set hold for each of three equal channels, not the reverse.
     fits = known is not None and len(known.mean) in (1, channels)
     wanted = config.normalize or ("dataset" if entry.normalised and fits else "none")
-    if wanted == "none" or known is None:
-        return torch.zeros(channels, 1, 1), torch.ones(channels, 1, 1)
+    if wanted != "dataset" or known is None:
+        return None
     mean, std = (torch.tensor(values).expand(channels) for values in known)
     return mean.reshape(-1, 1, 1).clone(), std.reshape(-1, 1, 1).clone()
 

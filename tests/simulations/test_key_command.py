@@ -95,3 +95,30 @@ def test_attacks_that_cannot_be(
     result = pudica("key", "attack", "key", *options)
     assert result.exit_code == 2
     assert message in result.stderr
+
+
+@pytest.mark.parametrize("experiment", ["split-digits", "themis-digits"])
+def test_systems_run_on_disguised_images_and_tell_nobody_the_key(
+    experiment: str, pudica: Command
+) -> None:
+    pudica("key", "new", "--shield", "MAT(99)", "--shape", "1x8x8", "--out", "my.key")
+    tiny = {
+        "split-digits": ["split.epochs=1", "data.limit=96"],
+        "themis-digits": [
+            "participants=[{model: softmax}, {model: mlp}]",
+            "training.epochs=1",
+            "data.limit=96",
+            "themis.epochs=1",
+        ],
+    }
+    settings = ["data.shield=MAT(99)", f"data.key={Path('my.key').absolute()}", *tiny[experiment]]
+    options = [word for setting in settings for word in ("--set", setting)]
+    result = pudica("run", experiment, "--engine", "inprocess", *options)
+    assert result.exit_code == 0, result.stderr
+    secret = Key.load(Path("my.key")).tensors["0/R"].numpy()
+    forms = [secret.astype(kind).tobytes() for kind in ("i8", "i4", "u1", "f4")]
+    written = [file for file in Path("results").rglob("*") if file.is_file()]
+    assert written
+    for file in written:
+        content = file.read_bytes()
+        assert not any(form in content for form in forms), file

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -52,8 +53,9 @@ class Sharma(Step):
         return self.noise == 0
 
     def span(self, before: Span) -> Span:
-        """Real numbers, of either sign."""
-        return Span(before.low, before.high, "numbers")
+        """Real numbers: a matrix keeps a column's length, and so bounds its entries."""
+        longest = math.ceil((before.high + self.noise) * math.sqrt(self.block))
+        return Span(-longest, longest, "numbers")
 
     def draw(self, shape: Shape, randomness: Randomness) -> Tensors:
         """Return ``rotations`` (C, blocks, b, b), and ``order`` and ``noise`` if they are used."""

@@ -27,7 +27,7 @@ class Span:
     Attributes
     ----------
     low, high : int
-        The least and the greatest value that there can be; of ``numbers`` nothing is known.
+        The least and the greatest value that there can be.
     kind : {"pixels", "integers", "numbers"}
         Whole numbers 0 to 255, any whole numbers, or floats.
     """
