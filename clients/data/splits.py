@@ -42,8 +42,10 @@ class Splits:
         Number of classes.
     shape : (int, int, int)
         Of one image: channels, height, width.
+    content : str
+        Hexadecimal; the same exactly where files, image shape and label are.
     fingerprint : str
-        Hexadecimal; the same exactly where content, image shape and label are.
+        The same exactly where the content is, and the key it is disguised with.
     train, validation, test : ImageSet
         The parts.
     """
@@ -52,6 +54,7 @@ class Splits:
     class_names: list[str]
     num_classes: int
     shape: tuple[int, int, int]
+    content: str
     fingerprint: str
     train: ImageSet
     validation: ImageSet
@@ -108,12 +111,14 @@ def load(config: DataConfig, seed: int) -> Splits:
     mean, std = _normalisation(entry, config, channels) or plain
     if config.normalize == "training" or (disguise and config.normalize is None):
         mean, std = part("train", *plain).statistics()
+    content = _digest(stored.fingerprint, stored.images.shape, label)
     return Splits(
         name=config.name,
         class_names=class_names,
         num_classes=len(class_names),
         shape=shape,
-        fingerprint=_fingerprint(stored, label, key),
+        content=content,
+        fingerprint=_digest(content, key.fingerprint) if key else content,
         train=part("train", mean, std),
         validation=part("validation", mean, std),
         test=part("test", mean, std),
@@ -146,11 +151,8 @@ def _key(config: DataConfig, shape: tuple[int, int, int], seed: int) -> Key:
     return key
 
 
-def _fingerprint(stored: Stored, label: str, key: Key | None) -> str:
-    described = f"{stored.fingerprint}\0{stored.images.shape}\0{label}"
-    if key:
-        described += f"\0{key.fingerprint}"
-    return hashlib.blake2b(described.encode(), digest_size=16).hexdigest()
+def _digest(*parts: object) -> str:
+    return hashlib.blake2b("\0".join(map(str, parts)).encode(), digest_size=16).hexdigest()
 
 
 def _normalisation(entry: Entry, config: DataConfig, channels: int) -> tuple[Tensor, Tensor] | None:

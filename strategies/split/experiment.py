@@ -73,7 +73,7 @@ class SplitExperiment(Experiment):
                 "split.pretraining.data.split: leaves no validation images, by which the best "
                 "epoch is chosen; allowed: own, 4:1:1"
             )
-        if public.fingerprint == data.fingerprint:
+        if public.content == data.content:
             raise RequestError(
                 f"split.pretraining.data: '{public.name}' is what the devices hold, and not public"
             )

@@ -111,7 +111,7 @@ def test_systems_run_on_disguised_images_and_tell_nobody_the_key(
             "themis.epochs=1",
         ],
     }
-    settings = ["data.shield=MAT(99)", f"data.key={Path('my.key').absolute()}", *tiny[experiment]]
+    settings = ["data.shield=MAT(99)", "data.key=my.key", *tiny[experiment]]
     options = [word for setting in settings for word in ("--set", setting)]
     result = pudica("run", experiment, "--engine", "inprocess", *options)
     assert result.exit_code == 0, result.stderr

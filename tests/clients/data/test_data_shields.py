@@ -76,6 +76,7 @@ def test_fingerprints_tell_keys_apart() -> None:
     prints.add(load(configs[1], seed=1).fingerprint)
     assert len(prints) == 4
     assert load(plain, seed=1).fingerprint in prints
+    assert len({load(config, seed=0).content for config in configs}) == 1
 
 
 def test_parts_of_a_part_stay_disguised() -> None:
