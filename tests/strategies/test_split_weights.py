@@ -438,9 +438,10 @@ def test_public_data_without_validation_images_are_refused() -> None:
         tiny("split.front=frozen", "split.weights=pretrained", public).check()
 
 
-def test_what_the_devices_hold_is_not_public() -> None:
+@pytest.mark.parametrize("disguise", [(), ("data.shield=MAT(9)",)])
+def test_what_the_devices_hold_is_not_public(disguise: tuple[str, ...]) -> None:
     with pytest.raises(RequestError, match="is what the devices hold, and not public"):
-        tiny(*PUBLIC).check()
+        tiny(*PUBLIC, *disguise).check()
 
 
 def test_a_budget_is_kept_by_releasing_nothing(tmp_path: Path) -> None:
