@@ -16,24 +16,30 @@ from models.randomness import Randomness
 
 
 @dataclass(frozen=True)
-class Addition(Step):
-    """``A + R`` with R uniform on 1 to ``max_v``, Eq. (1)."""
+class _Matrix(Step):
+    """A step with a matrix R of whole numbers, uniform on 1 to ``max_v``."""
 
     max_v: float
-    name: ClassVar[str] = "MAT"
     takes: ClassVar[Kind] = "integers"
 
     def __post_init__(self) -> None:
         """Check MAX_V."""
         whole_number(self.name, "MAX_V", self.max_v, 1)
 
-    def span(self, before: Span) -> Span:
-        """Add 1 at least, ``max_v`` at most."""
-        return Span(before.low + 1, before.high + int(self.max_v), "integers")
-
     def draw(self, shape: Shape, randomness: Randomness) -> Tensors:
         """Return R, (C, H, W)."""
         return {"R": drawn(int(self.max_v), shape, randomness)}
+
+
+@dataclass(frozen=True)
+class Addition(_Matrix):
+    """``A + R``, Eq. (1)."""
+
+    name: ClassVar[str] = "MAT"
+
+    def span(self, before: Span) -> Span:
+        """Add 1 at least, ``max_v`` at most."""
+        return Span(before.low + 1, before.high + int(self.max_v), "integers")
 
     def apply(self, images: torch.Tensor, key: Tensors) -> torch.Tensor:
         """Add R."""
@@ -45,24 +51,14 @@ class Addition(Step):
 
 
 @dataclass(frozen=True)
-class Multiplication(Step):
-    """``A · R`` element by element with R uniform on 1 to ``max_v``, Eq. (2)."""
+class Multiplication(_Matrix):
+    """``A · R`` element by element, Eq. (2)."""
 
-    max_v: float
     name: ClassVar[str] = "MMT"
-    takes: ClassVar[Kind] = "integers"
-
-    def __post_init__(self) -> None:
-        """Check MAX_V."""
-        whole_number(self.name, "MAX_V", self.max_v, 1)
 
     def span(self, before: Span) -> Span:
         """Multiply with 1 at least, ``max_v`` at most."""
         return Span(before.low, before.high * int(self.max_v), "integers")
-
-    def draw(self, shape: Shape, randomness: Randomness) -> Tensors:
-        """Return R, (C, H, W)."""
-        return {"R": drawn(int(self.max_v), shape, randomness)}
 
     def apply(self, images: torch.Tensor, key: Tensors) -> torch.Tensor:
         """Multiply with R."""

@@ -16,21 +16,31 @@ from models.randomness import Randomness
 
 
 @dataclass(frozen=True)
-class Noise(Step):
-    """Gaussian noise of standard deviation ``sigma`` on pixels 0 to 255, rounded and cut off."""
+class _Picture(Step):
+    """Pixels that stay pixels, and lose something."""
 
     sigma: float
-    name: ClassVar[str] = "Noise"
     invertible: ClassVar[bool] = False
+    most: ClassVar[float]
 
     def __post_init__(self) -> None:
         """Check sigma."""
-        if not 0 < self.sigma <= 1000:
-            raise RequestError(f"Noise: sigma must be above 0 and at most 1000, is {self.sigma:g}")
+        if not 0 < self.sigma <= self.most:
+            raise RequestError(
+                f"{self.name}: sigma must be above 0 and at most {self.most:g}, is {self.sigma:g}"
+            )
 
     def span(self, before: Span) -> Span:
         """Pixels stay pixels."""
         return before
+
+
+@dataclass(frozen=True)
+class Noise(_Picture):
+    """Gaussian noise of standard deviation ``sigma`` on pixels 0 to 255, rounded and cut off."""
+
+    name: ClassVar[str] = "Noise"
+    most: ClassVar[float] = 1000
 
     def draw(self, shape: Shape, randomness: Randomness) -> Tensors:  # noqa: ARG002
         """Return what the noise of each image is drawn from."""
@@ -44,29 +54,19 @@ class Noise(Step):
 
 
 @dataclass(frozen=True)
-class Blur(Step):
+class Blur(_Picture):
     """Gaussian blur of standard deviation ``sigma`` in pixels, over three of them each way."""
 
-    sigma: float
     name: ClassVar[str] = "Blur"
-    invertible: ClassVar[bool] = False
-
-    def __post_init__(self) -> None:
-        """Check sigma."""
-        if not 0 < self.sigma <= 100:
-            raise RequestError(f"Blur: sigma must be above 0 and at most 100, is {self.sigma:g}")
-
-    def span(self, before: Span) -> Span:
-        """Pixels stay pixels."""
-        return before
+    most: ClassVar[float] = 100
 
     def draw(self, shape: Shape, randomness: Randomness) -> Tensors:  # noqa: ARG002
         """Check the images' size: what is beyond an edge is mirrored, once at most."""
-        if math.ceil(3 * self.sigma) >= min(shape[1:]):
+        reach, side = math.ceil(3 * self.sigma), min(shape[1:])
+        if reach >= side:
             raise RequestError(
-                f"Blur: sigma = {self.sigma:g} reaches {math.ceil(3 * self.sigma)} pixels, and "
-                f"images are {shape[1]}x{shape[2]}; allowed: up to "
-                f"{(min(shape[1:]) - 1) / 3:.3g}"
+                f"Blur: sigma = {self.sigma:g} reaches {reach} pixels, and images are "
+                f"{shape[1]}x{shape[2]}; allowed: up to {(side - 1) / 3:.3g}"
             )
         return {}
 
