@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from analysis.drawing import draw_image_rows
 from clients.shields.disguises import Disguise
-from models.errors import RequestError
+from models.errors import RequestError, unknown
 
 Whole = NDArray[np.int64]
 Real = NDArray[np.float64]
@@ -50,9 +50,10 @@ def standardised(images: NDArray[np.generic]) -> Real:
 
     Parameters
     ----------
-    images : ndarray of shape (N, C, H, W)
+    images : ndarray of integers, shape (N, C, H, W)
     """
-    values = images.astype(np.float64)
+    # Differences first, in whole numbers: offsets may be too large for a float to hold.
+    values = (images.astype(np.int64) - images[:1].astype(np.int64)).astype(np.float64)
     centred = values - values.mean(0)
     spread = centred.std(0)
     scaled: Real = centred / np.where(spread > 0, spread, 1)
@@ -100,12 +101,17 @@ def offsets_by_pair(plain: Whole, disguised: Whole, m: Whole) -> Whole:
     return b
 
 
-def undone(disguised: Whole, m: Whole, b: Whole) -> NDArray[np.uint8]:
+def undone(
+    disguised: Whole, m: Whole, b: Whole, constant: NDArray[np.integer] | int = 0
+) -> NDArray[np.uint8]:
     """Return images as they were, if m and b are right, uint8 of shape (N, C, H, W).
 
-    Where m is 0, the pixel is the same in all images, and b is all there is to say.
+    Parameters
+    ----------
+    constant : int or ndarray of shape (C, H, W)
+        What is shown where m is 0: there a pixel is the same in all images.
     """
-    values = np.where(m > 0, (disguised - b) / np.where(m > 0, m, 1), 0)
+    values = np.where(m > 0, (disguised - b) / np.where(m > 0, m, 1), constant)
     return np.clip(np.rint(values), 0, 255).astype(np.uint8)
 
 
@@ -119,8 +125,8 @@ class Break:
     images : int
         Disguised images that it sees.
     found : float
-        Share of the key's entries that it has exactly, of those pixels that are not the same in
-        all images it sees.
+        Share of the pixels whose m it has exactly, and b where it seeks that too; of those that
+        are not the same in all images it sees.
     pixels : float
         Share of the pixels of all images that it then shows as they were.
     error : float
@@ -159,9 +165,8 @@ def breaks(
     """
     true_m, true_b = affine(disguise)
     disguised = disguise.protect(torch.from_numpy(plain)).long().numpy()
-    varied = np.ptp(plain, axis=0) > 0
     found = [
-        Break("common divisor", n, _share(factors(disguised[:n]) == true_m, varied), *_NOTHING)
+        Break("common divisor", n, _share(factors(disguised[:n]) == true_m, plain[:n]), *_NOTHING)
         for n in for_factors
         if n <= len(plain)
     ]
@@ -171,10 +176,12 @@ def breaks(
             if n <= len(plain):
                 m = factors(disguised[:n])
                 b = offsets(disguised[:n], m, guess)
-                found.append(_judged(f"{guess}", n, b == true_b, (m, b), disguised, plain))
+                right = (m == true_m) & (b == true_b)
+                found.append(_judged(guess, plain, n, right, undone(disguised, m, b)))
     m = factors(disguised)
     b = offsets_by_pair(plain[0].astype(np.int64), disguised[0], m)
-    found.append(_judged("one known pair", len(plain), b == true_b, (m, b), disguised, plain))
+    right, shown = (m == true_m) & (b == true_b), undone(disguised, m, b, constant=plain[0])
+    found.append(_judged("one known pair", plain, len(plain), right, shown))
     return found
 
 
@@ -183,20 +190,20 @@ _NOTHING = (float("nan"), float("nan"))
 
 def _judged(
     attack: str,
-    images: int,
-    right: NDArray[np.bool_],
-    key: tuple[Whole, Whole],
-    disguised: Whole,
     plain: NDArray[np.uint8],
+    seen: int,
+    right: NDArray[np.bool_],
+    shown: NDArray[np.uint8],
 ) -> Break:
-    shown = undone(disguised, *key).astype(np.int64)
-    varied = np.ptp(plain[:images], axis=0) > 0
-    error = np.abs(shown - plain)
-    return Break(attack, images, _share(right, varied), float((error == 0).mean()), error.mean())
+    error = np.abs(shown.astype(np.int64) - plain)
+    exact, mean = float((error == 0).mean()), float(error.mean())
+    return Break(attack, seen, _share(right, plain[:seen]), exact, mean)
 
 
-def _share(right: NDArray[np.bool_], of: NDArray[np.bool_]) -> float:
-    return float(right[of].mean()) if of.any() else float("nan")
+def _share(right: NDArray[np.bool_], seen: NDArray[np.uint8]) -> float:
+    """Return the share of pixels that are right, of those that are not the same in all images."""
+    varied = np.ptp(seen, axis=0) > 0
+    return float(right[varied].mean()) if varied.any() else float("nan")
 
 
 def draw_breaks(disguise: Disguise, plain: NDArray[np.uint8], shown: int = 8) -> Figure:
@@ -243,14 +250,21 @@ def search_space(
     as_printed : bool
         Eq. (8) has A' where the text counts divisors of A'. By default divisors are counted; True
         takes it by the letter.
+
+    Raises
+    ------
+    RequestError
+        If it is of something else.
     """
     values = disguised.ravel()
+    if of not in ("MAT", "MMT"):
+        raise unknown("transformation with a search space", of, ("MAT", "MMT"))
     if of == "MAT":
         choices = np.clip(values, 1, 256)
     else:
+        # There are 255 numbers from 1 to 255, so the first case of Eq. (8) never comes up.
         counts = divisors_below_256(values)
         choices = np.where(counts > 0, values if as_printed else counts, 1)
-        choices = np.where(counts > 256, 256, choices)
     return float(np.log10(choices).sum() + (np.log10(rise) if rise else 0))
 
 

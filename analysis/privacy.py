@@ -214,10 +214,11 @@ def _verdict(entries: list[Release], delta: float) -> Guarantee:
 
 
 def _uses_statistics(release: Release) -> bool:
-    """Tell whether a release is normalised by what a shield remembers of training examples."""
+    """Tell whether a release is normalised by what training examples left: images, or a shield."""
     mechanism = release.protection
     remembers = isinstance(mechanism, Mechanism) and any(True for _ in mechanism.buffers())
-    return remembers and release.mode == "eval" and release.records != "training"
+    by_shield = remembers and release.mode == "eval" and release.records != "training"
+    return release.statistics or by_shield
 
 
 def _flaws(release: Release) -> list[str]:

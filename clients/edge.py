@@ -105,6 +105,7 @@ class Edge:
         """Return what the cloud is told of the data."""
         return {
             "classes": self.data.num_classes,
+            "key": self.data.key,
             "shape": "x".join(map(str, self.data.shape)),
             "train": len(self.train),
             "validation": len(self._own("validation")),

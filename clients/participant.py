@@ -99,6 +99,7 @@ class Participant:
         """Return what the organiser is told of the data."""
         return {
             "classes": self.data.num_classes,
+            "key": self.data.key,
             "shape": "x".join(map(str, self.data.shape)),
             "fingerprint": self.data.fingerprint,
             "train": len(self.own_train),

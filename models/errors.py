@@ -23,6 +23,7 @@ def unknown(kind: str, name: str, allowed: Iterable[str]) -> RequestError:
         Every right name.
     """
     choices = sorted(allowed)
-    close = get_close_matches(name.lower(), choices, n=1, cutoff=0.5)
-    hint = f" Did you mean '{close[0]}'?" if close else ""
+    lower = {choice.lower(): choice for choice in choices}
+    close = get_close_matches(name.lower(), lower, n=1, cutoff=0.5)
+    hint = f" Did you mean '{lower[close[0]]}'?" if close else ""
     return RequestError(f"unknown {kind} '{name}'.{hint} Allowed: {', '.join(choices)}")

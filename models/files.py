@@ -18,7 +18,10 @@ from models.errors import RequestError
 def write_atomically(path: Path, data: bytes, mode: int = 0o644) -> None:
     """Put ``data`` at ``path`` so that a reader, or a kill, sees the old file or the new one."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+    temporary.unlink(missing_ok=True)  # of a process that was killed
+    # Nobody else's file or link: it would keep its own mode, or lead elsewhere.
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+    descriptor = os.open(temporary, flags, mode)
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)

@@ -302,16 +302,21 @@ def attack_key(
 ) -> None:
     """Undo a matrix transformation without its key, from disguised images alone."""
     from clients.shields.disguises import Key
+    from models.errors import RequestError
     from simulations import keys
     from simulations.display import print_frame
 
     with _requests():
+        if picture and picture.suffix != ".png":
+            raise RequestError(f"--picture: {picture} must end in .png")
         found = Key.load(key)
-        frame, told = keys.attacked(found, keys.images(data, set_ or [], count), picture)
+        plain = keys.images(data, set_ or [], count)
+        frame, told = keys.attacked(found, plain)
     print_frame(frame, f"{found.notation}, key {found.fingerprint}, without it")
     typer.echo(told)
     if picture:
-        typer.echo(picture)
+        with _requests():
+            typer.echo(keys.drawn(found, plain, picture))
 
 
 def main() -> None:

@@ -12,7 +12,8 @@ from analysis.breaks import breaks, draw_breaks, standardised
 from analysis.drawing import own_look, save
 from clients.data import DataConfig, load
 from clients.shields.disguises import Disguise, Key
-from models.randomness import SystemGenerator, numpy_generator
+from models.errors import RequestError
+from models.randomness import SystemGenerator, derive, numpy_generator
 from strategies.loading import validated
 
 
@@ -33,7 +34,8 @@ def new(notation: str, shape: tuple[int, int, int], out: Path, seed: int | None)
     RequestError
         If the notation is wrong or does not fit, or the file is there already.
     """
-    randomness = SystemGenerator() if seed is None else numpy_generator(seed, "key")
+    # As of `data.shield` in a run of that seed.
+    randomness = SystemGenerator() if seed is None else numpy_generator(derive(seed, "data"), "key")
     key = Key.new(notation, shape, randomness)
     key.save(out)
     return key
@@ -72,19 +74,20 @@ def images(data: str, settings: list[str], count: int) -> np.ndarray:
     RequestError, DataError
         If the data are not here, or a setting is wrong.
     """
-    train = load(validated(DataConfig, {"name": data}, "data", settings), seed=0).train
-    found: np.ndarray = np.take(train.images, train.rows[:count], axis=0)
+    config = validated(DataConfig, {"name": data}, "data", settings)
+    if config.shield is not None:
+        raise RequestError("data: shield: these images are disguised with the key that is given")
+    train = load(config, seed=0).train
+    found: np.ndarray = train.raw(slice(0, count)).numpy()
     return found
 
 
-def attacked(key: Key, plain: np.ndarray, picture: Path | None) -> tuple[pd.DataFrame, str]:
+def attacked(key: Key, plain: np.ndarray) -> tuple[pd.DataFrame, str]:
     """Disguise images, attack them without the key, and say how far that comes.
 
     Parameters
     ----------
     plain : uint8 ndarray of shape (N, C, H, W)
-    picture : Path or None
-        Where the images are drawn, if at all.
 
     Raises
     ------
@@ -104,10 +107,22 @@ def attacked(key: Key, plain: np.ndarray, picture: Path | None) -> tuple[pd.Data
     ]
     disguised = disguise.protect(torch.from_numpy(plain)).numpy()
     apart = np.abs(standardised(disguised) - standardised(plain)).max()
-    if picture:
-        with own_look():
-            save(draw_breaks(disguise, plain), picture)
     return pd.DataFrame(rows), (
         f"z-scores of each pixel over {len(plain):,} images, disguised and plain, differ by at "
-        f"most {apart:.1g}: who has plain images like these learns to read the disguised ones."
+        f"most {apart:.1g}: no key is needed to compare them."
     )
+
+
+def drawn(key: Key, plain: np.ndarray, picture: Path) -> Path:
+    """Draw images plain, disguised and undone into a PNG; arguments as of :func:`attacked`.
+
+    Raises
+    ------
+    RequestError
+        If it can't be written.
+    """
+    try:
+        with own_look():
+            return save(draw_breaks(Disguise(key), plain), picture)
+    except OSError as error:
+        raise RequestError(f"--picture: can't write {picture}: {error.strerror}") from error

@@ -113,9 +113,7 @@ class Experiment(BaseModel, ABC):
 
     def with_absolute_paths(self) -> Self:
         """Return the experiment with its files named in a way that holds in any directory."""
-        places = {key: getattr(self.data, key) for key in ("root", "path", "key")}
-        named = {key: absolute(place) for key, place in places.items() if place is not None}
-        return self.model_copy(update={"data": self.data.model_copy(update=named)})
+        return self.model_copy(update={"data": self.data.with_absolute_paths()})
 
     def to_yaml(self) -> str:
         """Return the resolved experiment as YAML."""

@@ -133,8 +133,24 @@ class Recorder:
             "code": code_fingerprint(),
             "versions": {name: version(name) for name in PACKAGES},
             "hardware": _hardware(),
+            "keys": self.note.setdefault("keys", {}),
         }
         self._write_run()
+
+    def met_key(self, node: str, fingerprint: str) -> None:
+        """Note with which key a node disguises its images; empty if they are plain.
+
+        Raises
+        ------
+        RuntimeError
+            If the run was begun with another.
+        """
+        before = self.note["keys"].setdefault(node, fingerprint)
+        if before != fingerprint:
+            raise RuntimeError(
+                f"{node} disguises its images with the key {fingerprint or '(none)'}, and this run "
+                f"was begun with {before or '(none)'}"
+            )
 
     def _claim(self) -> None:
         resolved = self.experiment.to_yaml()

@@ -50,6 +50,8 @@ class Release:
         How examples are drawn, for people.
     randomness : {"secret", "seeded", "none"}
         Where the noise comes from.
+    statistics : bool
+        What it is computed from is normalised by statistics of training records.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
@@ -67,6 +69,7 @@ class Release:
     public: bool
     sampling: str
     randomness: Literal["secret", "seeded", "none"]
+    statistics: bool = False
 
     @property
     def kind(self) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -82,7 +82,18 @@ class DataConfig(BaseModel):
     @field_validator("shield")
     @classmethod
     def _understood(cls, shield: str | None) -> str | None:
-        return shield and written(parsed(shield))
+        return None if shield is None else written(parsed(shield))
+
+    @property
+    def by_training(self) -> bool:
+        """Whether statistics of the training part normalise the images."""
+        return self.normalize == "training" or (self.normalize is None and self.shield is not None)
+
+    def with_absolute_paths(self) -> Self:
+        """Return the settings with files named in a way that holds in any directory."""
+        places = {key: getattr(self, key) for key in ("root", "path", "key")}
+        named = {key: p.expanduser().absolute() for key, p in places.items() if p is not None}
+        return self.model_copy(update=named)
 
     @model_validator(mode="after")
     def _key_used(self) -> DataConfig:

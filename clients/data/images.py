@@ -78,17 +78,17 @@ class ImageSet:
 
         Of disguised ones 0 and 1 are the least and the greatest value that there can be.
         """
-        gathered = torch.from_numpy(np.take(self.images, self.rows[positions], axis=0))
-        if self.disguise:
-            return self._disguised(gathered, self.disguise).float()
-        images = gathered.float().div_(255)
-        return pad(images, [self.margin] * 4) if self.margin else images
+        if self.disguise is None:
+            return self.raw(positions).float().div_(255)
+        low, high = self.disguise.span.low, self.disguise.span.high
+        # In float64, which is exact, until they are scaled.
+        values = self.disguise.protect(self.raw(positions)).double()
+        return values.sub_(low).div_(high - low).float()
 
-    def _disguised(self, images: Tensor, disguise: Disguise) -> Tensor:
-        """Return images after the disguise, scaled to [0, 1], float64: exact until then."""
-        low, high = disguise.span.low, disguise.span.high
-        values = disguise.protect(pad(images, [self.margin] * 4)).double()
-        return values.sub_(low).div_(high - low)
+    def raw(self, positions: Positions) -> Tensor:
+        """Return plain images with their margin: uint8, shape (B, C, H, W)."""
+        images = torch.from_numpy(np.take(self.images, self.rows[positions], axis=0))
+        return pad(images, [self.margin] * 4) if self.margin else images
 
     def statistics(self) -> tuple[Tensor, Tensor]:
         """Return mean and standard deviation of each channel of :meth:`pixels`, (C, 1, 1).

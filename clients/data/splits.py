@@ -46,6 +46,8 @@ class Splits:
         Hexadecimal; the same exactly where files, image shape and label are.
     fingerprint : str
         The same exactly where the content is, and the key it is disguised with.
+    key : str
+        The fingerprint of that key, empty if images are plain.
     train, validation, test : ImageSet
         The parts.
     """
@@ -56,6 +58,7 @@ class Splits:
     shape: tuple[int, int, int]
     content: str
     fingerprint: str
+    key: str
     train: ImageSet
     validation: ImageSet
     test: ImageSet
@@ -98,7 +101,7 @@ def load(config: DataConfig, seed: int) -> Splits:
     parts = _limited(divided, config.limit)
     _, channels, height, width = stored.images.shape
     shape = (channels, height + 2 * config.margin, width + 2 * config.margin)
-    key = _key(config, shape, seed) if config.shield else None
+    key = _key(config, config.shield, shape, seed) if config.shield is not None else None
     disguise = Disguise(key) if key else None
 
     def part(name: str, mean: Tensor, std: Tensor) -> ImageSet:
@@ -109,7 +112,7 @@ def load(config: DataConfig, seed: int) -> Splits:
 
     plain = torch.zeros(channels, 1, 1), torch.ones(channels, 1, 1)
     mean, std = _normalisation(entry, config, channels) or plain
-    if config.normalize == "training" or (disguise and config.normalize is None):
+    if config.by_training:
         mean, std = part("train", *plain).statistics()
     content = _digest(stored.fingerprint, stored.images.shape, label)
     return Splits(
@@ -119,6 +122,7 @@ def load(config: DataConfig, seed: int) -> Splits:
         shape=shape,
         content=content,
         fingerprint=_digest(content, key.fingerprint) if key else content,
+        key=key.fingerprint if key else "",
         train=part("train", mean, std),
         validation=part("validation", mean, std),
         test=part("test", mean, std),
@@ -137,9 +141,8 @@ def _usual_label(entry: Entry, stored: Stored) -> str:
     return columns[0] if entry.label not in columns and len(columns) == 1 else entry.label
 
 
-def _key(config: DataConfig, shape: tuple[int, int, int], seed: int) -> Key:
+def _key(config: DataConfig, wanted: str, shape: tuple[int, int, int], seed: int) -> Key:
     """Return the key that the settings name, or that the run's seed gives."""
-    wanted = config.shield or ""
     if config.key is None:
         return Key.new(wanted, shape, numpy_generator(seed, "key"))
     key = Key.load(config.key.expanduser())

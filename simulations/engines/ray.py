@@ -28,8 +28,8 @@ from strategies.experiment import ClientConfig, Experiment, RayConfig
 
 PACKAGES = str(Path(__file__).parents[2])
 ATTEMPTS = 3
-# Below this a message goes straight from process to process: through Ray's object store one of
-# 0.3 MB takes 3 ms, straight 1 ms; from 2 MB on the store is faster. Ray's own bound is 0.1 MB.
+# Below this a message goes straight from process to process, which is faster than through Ray's
+# object store; from about twice this on the store is. Ray's own bound is a tenth of it.
 STRAIGHT_BYTES = 1_000_000
 
 

@@ -57,6 +57,11 @@ class SplitExperiment(Experiment):
                 raise RequestError(f"split{where}: {error}") from error
 
     def _check_case(self, settings: SplitConfig, data: Splits) -> None:
+        if settings.budget and self.data.by_training:
+            raise RequestError(
+                "budget: nothing finite holds for images that are normalised by statistics of all "
+                "training images; allowed: data.normalize: none"
+            )
         model = built(settings, data.num_classes, data.shape, self.seed)
         layers, back = Cutter(model).cut(settings.cut)
         shape = activation_shape(layers, data.shape)
@@ -77,6 +82,11 @@ class SplitExperiment(Experiment):
             raise RequestError(
                 f"split.pretraining.data: '{public.name}' is what the devices hold, and not public"
             )
+        if public.key != data.key:
+            raise RequestError(
+                f"split.pretraining.data: disguised with the key {public.key or '(none)'}, the "
+                f"devices' images with {data.key or '(none)'}; give both the same shield and a key"
+            )
         if public.shape != data.shape:
             raise RequestError(
                 f"split.pretraining.data: images of {_sizes(public.shape)}, the devices' are "
@@ -85,8 +95,13 @@ class SplitExperiment(Experiment):
 
     def with_absolute_paths(self) -> Self:
         """Return the experiment with its files named in a way that holds in any directory."""
+        public = self.split.pretraining
+        if public:
+            named = {"data": public.data.with_absolute_paths()}
+            public = public.model_copy(update=named)
         split = self.split.model_copy(
             update={
+                "pretraining": public,
                 "weights": _named(self.split.weights),
                 "cases": {
                     name: {**case, "weights": _named(case["weights"])}

@@ -85,5 +85,6 @@ def _clear(session: Session, **values: Any) -> Release:
         public=False,
         sampling="",
         randomness="none",
+        statistics=session.experiment.data.by_training,
     )
     return dataclasses.replace(release, **values)

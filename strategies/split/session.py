@@ -121,6 +121,7 @@ class Session:
         if not int(words["train"]):
             self.exchanges.reject(name, "has no training data; it is left out")
             return
+        self.recorder.met_key(name, str(words["key"]))
         self.image, self.classes = image, classes
         self.devices[name] = Device(*(int(words[k]) for k in ("train", "validation", "test")))
 

@@ -55,6 +55,12 @@ def _assignments(organiser: Organiser) -> dict[str, RecordDict]:
 
 def _check_data(organiser: Organiser, name: str, words: dict[str, protocol.Scalar]) -> None:
     own = organiser.data
+    if words.get("key") != own.key:
+        raise RuntimeError(
+            f"{name} disguises its images with the key {words.get('key') or '(none)'}, the "
+            f"organiser with {own.key or '(none)'}; give both the same"
+        )
+    organiser.recorder.met_key(name, own.key)
     if words.get("fingerprint") != own.fingerprint:
         raise RuntimeError(
             f"{name} holds other data than the organiser: {words.get('classes')} classes of shape "

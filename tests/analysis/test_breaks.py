@@ -94,8 +94,8 @@ def test_a_common_divisor_of_the_pixels_themselves_is_taken_for_the_keys() -> No
     np.testing.assert_array_equal(m, 2 * affine(disguise("MMT(10)"))[0])
 
 
-def test_images_of_owners_with_their_own_keys_do_not_mix() -> None:
-    """What 20 images under one key give away, 10 each under two keys do not."""
+def test_images_under_two_keys_give_neither_unless_they_are_sorted() -> None:
+    """What 20 images under one key give away, 10 each under two keys do not, if pooled."""
     images = plain(20)
     owners = [disguise("MAT(256)+MMT(1000)", seed) for seed in (0, 1)]
     mixed = np.concatenate([seen(images[i::2], owner) for i, owner in enumerate(owners)])
@@ -119,6 +119,35 @@ def test_breaks_tell_how_far_each_attack_comes(notation: str) -> None:
         assert found[attack].found == 1
     assert (found["minimum", 50].pixels, found["minimum", 50].error) == (1, 0)
     assert math.isnan(found["common divisor", 20].pixels)
+
+
+def test_a_known_pair_tells_what_never_changes() -> None:
+    images = plain(60)
+    images[:, :, 2] = 200
+    pair = breaks(disguise("MAT(256)+MMT(10)"), images)[-1]
+    assert (pair.attack, pair.found, pair.pixels, pair.error) == ("one known pair", 1, 1, 0)
+
+
+def test_shares_are_of_the_pixels_that_vary_among_the_images_seen() -> None:
+    images = plain(60)
+    images[:5, :, :3] = 9  # the upper half is the same in the first five
+    images[:5, :, 3:] = np.array([0, 1, 255, 7, 20], np.uint8)[:, None, None, None]
+    (five, *_) = breaks(disguise("MMT(10)"), images)
+    assert (five.images, five.found) == (5, 1)
+
+
+def test_b_found_counts_only_where_m_is() -> None:
+    images = plain(60) // 2 * 2  # even pixels: m comes out twice as large
+    images[2] = 254
+    assert all(each.found == 0 for each in breaks(disguise("MMT(10)"), images))
+
+
+@pytest.mark.parametrize("notation", ["MAT(1000000000000000)", "MAT(100)+MMT(1000000000000)"])
+def test_z_scores_of_large_numbers_are_right(notation: str) -> None:
+    images = plain(100)
+    images[:, :, 2] = 200
+    apart = standardised(seen(images, disguise(notation))) - standardised(images)
+    assert np.abs(apart).max() < 1e-9
 
 
 def test_a_guess_that_is_wrong_is_told_as_wrong() -> None:
@@ -149,4 +178,6 @@ def test_search_spaces_worked_out_by_hand() -> None:
     image = np.array([[[3, 15], [0, 1]]])
     assert search_space(image, "MMT") == pytest.approx(math.log10(2 * 4))
     assert search_space(image, "MMT", as_printed=True) == pytest.approx(math.log10(3 * 15))
+    with pytest.raises(RequestError, match="Allowed: MAT, MMT"):
+        search_space(image, "mat")
     assert search_space(image, "MMT", rise=400) == pytest.approx(math.log10(2 * 4 * 400))

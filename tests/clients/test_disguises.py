@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import stat
 import subprocess
 import sys
@@ -203,6 +204,15 @@ def test_undoing_with_another_key_says_so() -> None:
         other.restore(disguised)
 
 
+@pytest.mark.parametrize("notation", ["MMT(4)", "MAT(3)+MMT(50)", "Sharma(2)", "Sharma(8)"])
+def test_another_key_is_noticed_on_dark_images(notation: str) -> None:
+    dark = images() % 64
+    disguised = Disguise(new_key(notation)).protect(dark)
+    for seed in range(1, 6):
+        with pytest.raises(RequestError, match="not disguised with the key"):
+            Disguise(new_key(notation, seed=seed)).restore(disguised)
+
+
 def test_no_images_are_no_trouble() -> None:
     disguise = Disguise(new_key("MAT(256)"))
     assert disguise.restore(disguise.protect(images(0))).shape == (0, 3, 8, 8)
@@ -306,6 +316,53 @@ def test_a_key_is_never_overwritten(tmp_path: Path) -> None:
     assert path.read_bytes() == before
 
 
+def test_a_key_that_cannot_be_written_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("clients.shields.disguises.key.save_tensors", full)
+        with pytest.raises(RequestError, match=r"can't write the key .*: No space left"):
+            new_key("MAT(256)").save(tmp_path / "key")
+    assert not list(tmp_path.iterdir())
+    new_key("MAT(256)").save(tmp_path / "key")
+    assert Key.load(tmp_path / "key").fingerprint == new_key("MAT(256)").fingerprint
+
+
+@pytest.mark.parametrize(
+    ("notation", "name", "value"),
+    [
+        ("MAT(256)", "0/R", 2**40),
+        ("MAT(256)", "0/R", -300),
+        ("MMT(10)", "0/R", 0),
+        ("Kiya", "0/colours", 3),
+        ("Kiya", "0/flip", 7),
+        ("Sharma(2)", "0/rotations", 2.0),
+        ("Sharma(2, permute=2)", "0/order", 0),
+    ],
+)
+def test_a_key_with_values_that_are_never_drawn_is_refused(
+    notation: str, name: str, value: float, tmp_path: Path
+) -> None:
+    key = new_key(notation)
+    key.tensors[name].fill_(value)
+    key.save(tmp_path / "key")
+    with pytest.raises(RequestError, match="no key of a disguise, or is damaged"):
+        Key.load(tmp_path / "key")
+
+
+def test_a_key_with_one_changed_value_is_damaged(tmp_path: Path) -> None:
+    key = new_key("MAT(256)")
+    key.save(tmp_path / "key")
+    content = bytearray((tmp_path / "key").read_bytes())
+    content[-8] ^= 1
+    (tmp_path / "key").write_bytes(content)
+    with pytest.raises(RequestError, match="damaged"):
+        Key.load(tmp_path / "key")
+
+
 @pytest.mark.parametrize("damage", ["text", "weights", "shape", "empty"])
 def test_what_is_no_key_is_refused(damage: str, tmp_path: Path) -> None:
     from models.files import save_tensors
@@ -345,6 +402,7 @@ def test_a_key_that_is_not_there_says_how_to_make_one(tmp_path: Path) -> None:
         ("Kiya()+MAT(5)", "Kiya+MAT(5)"),
         ("Noise(2.5)", "Noise(2.5)"),
         ("MAT(1000000)", "MAT(1000000)"),
+        ("MAT(1e+3)+MMT(2)", "MAT(1000)+MMT(2)"),
     ],
 )
 def test_notation_is_read_and_written(text: str, expected: str) -> None:
@@ -355,10 +413,11 @@ def test_notation_is_read_and_written(text: str, expected: str) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("MAT(0)", "MAX_V must be a whole number of at least 1, is 0"),
-        ("MMT(0.5)", "MAX_V must be a whole number of at least 1, is 0.5"),
+        ("MAT(0)", "MAX_V must be a whole number of at least 1 and below 2\\^53, is 0"),
+        ("MMT(0.5)", "MAX_V must be a whole number of at least 1 and below 2\\^53, is 0.5"),
         ("Rise(-1)+MMT(5)", "RISE_V must be a whole number of at least 0"),
-        ("MTA(256)", "unknown transformation 'MTA'.*Allowed: Blur, Kiya, MAT, MMT"),
+        ("MTA(256)", "unknown transformation 'MTA'. Did you mean 'MMT'.*Allowed: Blur, Kiya, MAT"),
+        ("MAT(1e300)", "whole number"),
         ("MAT", "max_v is missing; write MAT"),
         ("MAT(x)", "max_v must be a number, is 'x'"),
         ("MAT(nan)", "whole number"),
@@ -370,8 +429,8 @@ def test_notation_is_read_and_written(text: str, expected: str) -> None:
         ("MAT(256)+Kiya", r"Kiya can't come after MAT\(256\): it takes pixels"),
         ("Sharma(2)+MAT(3)", r"MAT\(3\) can't come after Sharma\(2\): it takes whole numbers"),
         ("MMT(2)+Sharma(2)", "it takes pixels"),
-        ("Noise(0)", "sigma must be above 0"),
-        ("Blur(0)", "sigma must be above 0"),
+        ("Noise(0)", "sigma must be 0.1 to"),
+        ("Blur(0)", "sigma must be 0.1 to"),
         ("Sharma(0)", "block must be a whole number of at least 1"),
         ("Sharma(2, noise=-1)", "noise must be 0 to 10000"),
     ],
@@ -412,7 +471,14 @@ def test_every_step_is_in_these_tests() -> None:
     assert used == set(STEPS.values())
 
 
-def test_a_disguise_guarantees_nothing_for_a_record() -> None:
-    guarantee = Disguise(new_key("MAT(256)")).held()
+@pytest.mark.parametrize(("notation", "why"), [("MAT(256)", "can undo it"), ("Blur(1)", "loses")])
+def test_a_disguise_guarantees_nothing_for_a_record(notation: str, why: str) -> None:
+    guarantee = Disguise(new_key(notation)).held()
     assert guarantee.epsilon is None
-    assert "obfuscation" in guarantee.reasons[0]
+    assert why in guarantee.reasons[0]
+
+
+@pytest.mark.parametrize("shape", [(3, 2**40, 2**40), (3, 8), (0, 8, 8), (3, 4096, 4096)])
+def test_images_that_are_none_are_refused(shape: tuple[int, int, int]) -> None:
+    with pytest.raises(RequestError, match="at most 16,777,216 values, not"):
+        new_key("MAT(256)", shape)

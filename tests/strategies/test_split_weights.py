@@ -303,6 +303,32 @@ def test_without_noise_means_classify_well(tmp_path: Path) -> None:
     assert row["value"] > 0.6
 
 
+@pytest.mark.parametrize(
+    ("setting", "promised"),
+    [("normalize=none", True), ("normalize=training", False), ("shield=MAT(9)", False)],
+)
+def test_statistics_of_all_training_images_void_what_noise_promises(
+    setting: str, promised: bool, tmp_path: Path
+) -> None:
+    """One image moves mean and spread, and with them what is released of every other image."""
+    shield = "split.shield={name: clip-gaussian, epsilon: 3}"
+    run(tiny(*MEANS, shield, "split.noise=secret", f"data.{setting}"), tmp_path / "run")
+    found = verdict(tmp_path / "run")["main"]
+    assert (found.epsilon is not None) == promised
+    reason = "smashed data are normalised by statistics of training records, without noise"
+    assert (reason in found.reasons) != promised
+    assert str(found).startswith("ε = 3" if promised else "no finite ε")
+
+
+def test_a_budget_is_not_given_for_images_normalised_by_each_other() -> None:
+    shield = "split.shield={name: clip-gaussian, epsilon: null}"
+    settings = (*MEANS, shield, "split.noise=secret", "split.budget={epsilon: 1}")
+    tiny(*settings).check()
+    with pytest.raises(RequestError, match=r"allowed: data.normalize: none"):
+        tiny(*settings, "data.shield=MAT(9)").check()
+    tiny(*settings, "data.shield=MAT(9)", "data.normalize=none").check()
+
+
 def test_a_class_that_nobody_has_is_never_chosen() -> None:
     generator = torch.Generator().manual_seed(0)
     back = nn.Linear(4, 3)

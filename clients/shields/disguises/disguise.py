@@ -7,16 +7,17 @@ import torch
 from clients.shields.base import Guarantee
 from clients.shields.disguises.key import Key
 from clients.shields.disguises.notation import spans
-from clients.shields.disguises.steps import Span
+from clients.shields.disguises.steps import Span, WrongKeyError
 from models.errors import RequestError
 
 AT_ONCE = 2**18
 """Values that are worked on together: what fits a core's cache, and is worth two threads."""
 
-NO_SECRET = (
-    "an obfuscation: the same for every image under a key, so who sees enough images, or one "
+UNDONE = (
+    "an obfuscation: the same for every image under a key, so who sees enough images, or some "
     "of them plain, can undo it"
 )
+LOSES = "an obfuscation: what it loses nobody gets back, what it leaves everybody can see"
 
 
 class Disguise:
@@ -94,27 +95,30 @@ class Disguise:
         Raises
         ------
         RequestError
-            If a step can't be undone, the type or shape is another, or what comes out are no
-            pixels: then it was another key.
+            If a step can't be undone, the type or shape is another, or the images were disguised
+            with another key. Of ``Kiya`` that can't be seen: any key gives some pixels.
         """
         if lost := [str(step) for step, _ in self._steps if not step.undone]:
             raise RequestError(f"{self.key.notation} can't be undone: {', '.join(lost)} loses")
         self._check(disguised, self.span.dtype)
         values = disguised.clone()
+        try:
+            return self._restored(values)
+        except WrongKeyError:
+            raise RequestError(
+                f"these images were not disguised with the key {self.key.fingerprint}: undone with "
+                "it they are no pixels"
+            ) from None
+
+    def _restored(self, values: torch.Tensor) -> torch.Tensor:
         stages = list(zip(self._steps, self._keys, self._spans[:-1], strict=True))
         for (step, _), key, before in reversed(stages):
             values = step.undo(values, key)
             if before.kind == "pixels" and values.dtype != torch.uint8:
-                self._check_pixels(values)
+                if values.numel() and not 0 <= int(values.min()) <= int(values.max()) <= 255:
+                    raise WrongKeyError
                 values = values.to(torch.uint8)
         return values
-
-    def _check_pixels(self, values: torch.Tensor) -> None:
-        if values.numel() and not 0 <= int(values.min()) <= int(values.max()) <= 255:
-            raise RequestError(
-                f"these images were not disguised with the key {self.key.fingerprint}: undone with "
-                "it they are no pixels"
-            )
 
     def _check(self, images: torch.Tensor, dtype: torch.dtype) -> None:
         if images.dtype != dtype:
@@ -130,7 +134,8 @@ class Disguise:
 
     def held(self) -> Guarantee:
         """Return that there is none, and why."""
-        return Guarantee("record", None, reasons=(NO_SECRET,))
+        every = all(step.undone for step, _ in self._steps)
+        return Guarantee("record", None, reasons=(UNDONE if every else LOSES,))
 
 
 def _times(shape: tuple[int, ...]) -> str:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import stat
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from safetensors import SafetensorError
@@ -18,6 +20,7 @@ from models.files import load_tensors, save_tensors
 from models.randomness import Randomness
 
 FORMAT = "pudica-key-1"
+MOST_VALUES = 2**24
 
 
 @dataclass(frozen=True)
@@ -54,8 +57,11 @@ class Key:
         RequestError
             If the notation is wrong, or does not fit images of that shape.
         """
-        if len(shape) != 3 or min(shape) < 1:
-            raise RequestError(f"an image has channels, height and width, not {shape}")
+        if len(shape) != 3 or min(shape) < 1 or math.prod(shape) > MOST_VALUES:
+            raise RequestError(
+                f"an image has channels, height and width, and at most {MOST_VALUES:,} values, not "
+                f"{'x'.join(map(str, shape))}"
+            )
         steps = parsed(notation)
         tensors = {
             f"{place}/{name}": tensor
@@ -92,11 +98,17 @@ class Key:
         RequestError
             If there is a file already, or none can be made there.
         """
-        note = {"format": FORMAT, "notation": self.notation, "shape": list(self.shape)}
+        note = {
+            "format": FORMAT,
+            "notation": self.notation,
+            "shape": list(self.shape),
+            "fingerprint": self.fingerprint,
+        }
         try:
-            # Made first and only if it is not there: two at once can't both win.
-            os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
-            save_tensors(path, self.tensors, note)
+            # Linked to its name when it is whole, and only if that is free.
+            with TemporaryDirectory(dir=path.parent, prefix=".key-") as folder:
+                save_tensors(Path(folder) / "key", self.tensors, note)
+                os.link(Path(folder) / "key", path)
         except FileExistsError as error:
             raise RequestError(
                 f"{path} exists, and a key that is overwritten is lost: choose another name"
@@ -111,20 +123,27 @@ class Key:
         Raises
         ------
         RequestError
-            If there is none, others may read it, or it is no key.
+            If there is none, others may read it, this user may not, or it is no key.
         """
-        if not path.is_file():
-            raise RequestError(f"there is no key {path}; make one with `pudica key new`")
-        if stat.S_IMODE(path.stat().st_mode) & 0o077:
-            raise RequestError(
-                f"others may read the key {path} (mode {stat.S_IMODE(path.stat().st_mode):04o}); "
-                f"mend that with: chmod 600 {path}"
-            )
         try:
+            mode = stat.S_IMODE(path.stat().st_mode)
+            if mode & 0o077:
+                raise RequestError(
+                    f"others may read the key {path} (mode {mode:04o}); mend that with: "
+                    f"chmod 600 {path}"
+                )
+            path.open("rb").close()
             tensors, note = load_tensors(path) or ({}, {})
             key = cls(note["notation"], tuple(note["shape"]), tensors)
             right = note["format"] == FORMAT and _fits(key)
-        except (SafetensorError, KeyError, TypeError, ValueError) as error:
+            right = right and note["fingerprint"] == key.fingerprint
+        except RequestError:
+            raise
+        except FileNotFoundError:
+            raise RequestError(f"there is no key {path}; make one with `pudica key new`") from None
+        except OSError as error:
+            raise RequestError(f"can't read the key {path}: {error.strerror}") from error
+        except (SafetensorError, KeyError, TypeError, ValueError, AttributeError) as error:
             raise RequestError(f"{path} is no key of a disguise: {error}") from error
         if not right:
             raise RequestError(f"{path} is no key of a disguise, or is damaged")
@@ -132,11 +151,14 @@ class Key:
 
 
 def _fits(key: Key) -> bool:
-    """Tell whether a key holds just what one drawn anew would, by name, type and shape."""
+    """Tell whether a key holds what one drawn anew could: names, types, shapes and values."""
     model = Key.new(key.notation, key.shape, _Zeros())  # type: ignore[arg-type]
-    return {n: (t.dtype, t.shape) for n, t in model.tensors.items()} == {
-        n: (t.dtype, t.shape) for n, t in key.tensors.items()
-    }
+    kinds, own = (
+        {name: (t.dtype, t.shape) for name, t in each.tensors.items()} for each in (model, key)
+    )
+    if own != kinds or key.notation != model.notation:
+        return False
+    return all(step.holds(key.of(place)) for place, step in enumerate(key.steps))
 
 
 class _Zeros:

@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from clients.shields.disguises.steps import Shape, Span, Step, Tensors, shuffled
+from clients.shields.disguises.steps import Shape, Span, Step, Tensors, ordered, shuffled
 from models.randomness import Randomness
 
 
@@ -34,6 +34,11 @@ class Kiya(Step):
             "flip": torch.from_numpy(bits.reshape(shape) * np.uint8(255)),
             "colours": orders.permute(2, 0, 1).contiguous(),
         }
+
+    def holds(self, key: Tensors) -> bool:
+        """Tell whether bits are flipped all or none, and colours are in some order."""
+        flips = bool(((key["flip"] == 0) | (key["flip"] == 255)).all())
+        return flips and ordered(key["colours"].movedim(0, -1))
 
     def apply(self, images: torch.Tensor, key: Tensors) -> torch.Tensor:
         """Flip, then shuffle."""

@@ -11,7 +11,16 @@ from typing import ClassVar
 
 import torch
 
-from clients.shields.disguises.steps import Kind, Shape, Span, Step, Tensors, drawn, whole_number
+from clients.shields.disguises.steps import (
+    Kind,
+    Shape,
+    Span,
+    Step,
+    Tensors,
+    WrongKeyError,
+    drawn,
+    whole_number,
+)
 from models.randomness import Randomness
 
 
@@ -29,6 +38,10 @@ class _Matrix(Step):
     def draw(self, shape: Shape, randomness: Randomness) -> Tensors:
         """Return R, (C, H, W)."""
         return {"R": drawn(int(self.max_v), shape, randomness)}
+
+    def holds(self, key: Tensors) -> bool:
+        """Tell whether R lies in its range."""
+        return 1 <= int(key["R"].min()) <= int(key["R"].max()) <= int(self.max_v)
 
 
 @dataclass(frozen=True)
@@ -65,7 +78,9 @@ class Multiplication(_Matrix):
         return images.mul_(key["R"])
 
     def undo(self, images: torch.Tensor, key: Tensors) -> torch.Tensor:
-        """Divide by R, which leaves nothing over."""
+        """Divide by R, which leaves nothing over if it is the right one."""
+        if images.remainder(key["R"]).any():
+            raise WrongKeyError
         return images.div_(key["R"], rounding_mode="floor")
 
 

@@ -17,6 +17,7 @@ STEPS: dict[str, type[Step]] = {
 }
 """Every step by its name."""
 
+_PLUS = re.compile(r"\+(?![^(]*\))")  # not that of 1e+3 in parentheses
 _STEP = re.compile(r"\s*([A-Za-z]+)\s*(?:\(([^()]*)\))?\s*")
 
 
@@ -33,7 +34,7 @@ def parsed(notation: str) -> tuple[Step, ...]:
     RequestError
         If it says nothing, something unknown, or steps that can't follow each other.
     """
-    steps = tuple(_step(part) for part in notation.split("+"))
+    steps = tuple(_step(part) for part in _PLUS.split(notation))
     spans(steps)
     return steps
 
@@ -62,7 +63,7 @@ def spans(steps: tuple[Step, ...]) -> list[Span]:
         found.append(step.span(before))
         if found[-1].high >= LARGEST:
             raise RequestError(
-                f"{written(steps[: len(found) - 1])} gives numbers up to {found[-1].high:,}; "
+                f"{written(steps[: len(found) - 1])} gives numbers up to {found[-1].high:.3g}; "
                 f"allowed: below 2^53, which are exact"
             )
     return found

@@ -14,6 +14,8 @@ from clients.shields.disguises.steps import Shape, Span, Step, Tensors
 from models.errors import RequestError
 from models.randomness import Randomness
 
+LEAST = 0.1
+
 
 @dataclass(frozen=True)
 class _Picture(Step):
@@ -25,9 +27,9 @@ class _Picture(Step):
 
     def __post_init__(self) -> None:
         """Check sigma."""
-        if not 0 < self.sigma <= self.most:
+        if not LEAST <= self.sigma <= self.most:
             raise RequestError(
-                f"{self.name}: sigma must be above 0 and at most {self.most:g}, is {self.sigma:g}"
+                f"{self.name}: sigma must be {LEAST:g} to {self.most:g}, is {self.sigma:g}"
             )
 
     def span(self, before: Span) -> Span:

@@ -10,9 +10,20 @@ import numpy as np
 import torch
 
 from clients.shields.disguises.noise import NOISE_KEY, noise_key, noises
-from clients.shields.disguises.steps import Shape, Span, Step, Tensors, shuffled, whole_number
+from clients.shields.disguises.steps import (
+    Shape,
+    Span,
+    Step,
+    Tensors,
+    WrongKeyError,
+    ordered,
+    shuffled,
+    whole_number,
+)
 from models.errors import RequestError
 from models.randomness import Randomness
+
+ROUNDING = 0.05
 
 
 @dataclass(frozen=True)
@@ -23,7 +34,7 @@ class Sharma(Step):
     ----------
     block : int
         Side of a block that a matrix multiplies, from the left.
-    noise : int
+    noise : float
         N: fresh noise for each image, uniform on [0, N), before the multiplication.
     permute : int
         Side of the blocks whose order is shuffled first; 0: the order stays. The paper's one
@@ -76,6 +87,13 @@ class Sharma(Step):
             key["order"] = shuffled(((height // permuted) * (width // permuted),), randomness)
         return key | (noise_key(randomness) if self.noise else {})
 
+    def holds(self, key: Tensors) -> bool:
+        """Tell whether matrices are orthogonal, and blocks are in some order."""
+        rotations = key["rotations"].double()
+        unit = torch.eye(rotations.shape[-1], dtype=torch.float64).expand_as(rotations)
+        right = torch.allclose(rotations @ rotations.mT, unit, atol=1e-5)
+        return right and ("order" not in key or ordered(key["order"]))
+
     def apply(self, images: torch.Tensor, key: Tensors) -> torch.Tensor:
         """Shuffle, add noise, multiply."""
         size = tuple(images.shape[2:])
@@ -95,7 +113,11 @@ class Sharma(Step):
         if self.permute:
             blocks = cut(values, int(self.permute))[:, :, key["order"].argsort()]
             values = pasted(blocks, size)
-        return values.round_().clamp_(0, 255).to(torch.uint8)
+        whole = values.round()
+        # Float32 is right to some thousandths; another key's matrices leave fractions.
+        if values.numel() and float((values - whole).abs().max()) > ROUNDING:
+            raise WrongKeyError
+        return whole
 
 
 def orthogonal(shape: tuple[int, ...], randomness: Randomness) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields
 from typing import ClassVar, Literal
@@ -69,12 +70,22 @@ class Step(ABC):
         """
         return {}
 
+    def holds(self, key: Tensors) -> bool:  # noqa: ARG002
+        """Tell whether the values of a key, of the right shapes, are some that can be drawn."""
+        return True
+
     @abstractmethod
     def apply(self, images: torch.Tensor, key: Tensors) -> torch.Tensor:
         """Return the images (B, C, H, W) after this step. May change what it was given."""
 
     def undo(self, images: torch.Tensor, key: Tensors) -> torch.Tensor:
-        """Return the images before this step. May change what it was given."""
+        """Return the images before this step. May change what it was given.
+
+        Raises
+        ------
+        WrongKeyError
+            If they can't have been disguised with that key.
+        """
         raise NotImplementedError(f"{self.name} can't be undone")
 
     @property
@@ -96,11 +107,16 @@ def _shown(value: float) -> str:
     return str(int(value)) if float(value).is_integer() else str(value)
 
 
+class WrongKeyError(Exception):
+    """Images that were disguised with another key."""
+
+
 def whole_number(step: str, what: str, value: float, least: int) -> int:
     """Return a setting as int; raise RequestError if it is none, or too small."""
-    if not float(value).is_integer() or value < least:
+    if not float(value).is_integer() or not least <= value < LARGEST:
         raise RequestError(
-            f"{step}: {what} must be a whole number of at least {least}, is {value:g}"
+            f"{step}: {what} must be a whole number of at least {least} and below 2^53, is "
+            f"{value:g}"
         )
     return int(value)
 
@@ -110,13 +126,16 @@ def drawn(most: int, shape: tuple[int, ...], randomness: Randomness) -> torch.Te
 
     They are 64 random bits modulo ``most``: for 2³² numbers uneven by one in 2³².
     """
-    count = int(np.prod(shape))
-    bits = np.frombuffer(randomness.bytes(8 * count), np.uint64)
+    bits = np.frombuffer(randomness.bytes(8 * math.prod(shape)), np.uint64)
     return torch.from_numpy((bits % np.uint64(most)).astype(np.int64).reshape(shape) + 1)
 
 
 def shuffled(shape: tuple[int, ...], randomness: Randomness) -> torch.Tensor:
     """Return permutations of the last dimension, int64."""
-    count = int(np.prod(shape))
-    bits = np.frombuffer(randomness.bytes(8 * count), np.uint64).reshape(shape)
+    bits = np.frombuffer(randomness.bytes(8 * math.prod(shape)), np.uint64).reshape(shape)
     return torch.from_numpy(np.argsort(bits, axis=-1, kind="stable"))
+
+
+def ordered(orders: torch.Tensor) -> bool:
+    """Tell whether the last dimension holds permutations."""
+    return bool((orders.sort(-1).values == torch.arange(orders.shape[-1])).all())

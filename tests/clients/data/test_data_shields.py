@@ -77,6 +77,7 @@ def test_fingerprints_tell_keys_apart() -> None:
     assert len(prints) == 4
     assert load(plain, seed=1).fingerprint in prints
     assert len({load(config, seed=0).content for config in configs}) == 1
+    assert [bool(load(config, seed=0).key) for config in configs] == [False, True, True]
 
 
 def test_parts_of_a_part_stay_disguised() -> None:
@@ -105,6 +106,7 @@ def test_a_key_for_something_else_is_refused(
     [
         ({"shield": "MTA(256)"}, "unknown transformation 'MTA'"),
         ({"shield": "MAT(0)"}, "at least 1"),
+        ({"shield": ""}, "is no step of a disguise"),
         ({"key": "a.key"}, "no shield that it could be the key of"),
         ({"shield": "MAT(2)", "normalize": "dataset"}, "allowed: normalize: training, none"),
     ],
