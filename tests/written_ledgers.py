@@ -28,6 +28,7 @@ def entry(**values: Any) -> dict[str, Any]:
         "public": False,
         "sampling": "",
         "randomness": "secret",
+        "statistics": False,
         **values,
     }
 
