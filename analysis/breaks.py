@@ -8,6 +8,7 @@ one disguised image could stem from, Eqs. (6) to (9); who sees several has m and
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import product
 from typing import Literal
 
 import numpy as np
@@ -165,19 +166,18 @@ def breaks(
     """
     true_m, true_b = affine(disguise)
     disguised = disguise.protect(torch.from_numpy(plain)).long().numpy()
+    counts = {*for_factors, *for_offsets}
+    seen = {n: factors(disguised[:n]) for n in counts if n <= len(plain)}
     found = [
-        Break("common divisor", n, _share(factors(disguised[:n]) == true_m, plain[:n]), *_NOTHING)
+        Break("common divisor", n, _share(seen[n] == true_m, plain[:n]), *_NOTHING)
         for n in for_factors
-        if n <= len(plain)
+        if n in seen
     ]
     guesses: tuple[Guess, ...] = ("minimum", "mid-range")
-    for guess in guesses:
-        for n in for_offsets:
-            if n <= len(plain):
-                m = factors(disguised[:n])
-                b = offsets(disguised[:n], m, guess)
-                right = (m == true_m) & (b == true_b)
-                found.append(_judged(guess, plain, n, right, undone(disguised, m, b)))
+    for guess, n in product(guesses, filter(seen.__contains__, for_offsets)):
+        m, b = seen[n], offsets(disguised[:n], seen[n], guess)
+        right = (m == true_m) & (b == true_b)
+        found.append(_judged(guess, plain, n, right, undone(disguised, m, b)))
     m = factors(disguised)
     b = offsets_by_pair(plain[0].astype(np.int64), disguised[0], m)
     right, shown = (m == true_m) & (b == true_b), undone(disguised, m, b, constant=plain[0])

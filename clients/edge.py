@@ -476,10 +476,8 @@ class Edge:
 
         Parameters
         ----------
-        turn : int
-            After which this is.
-        needed : int
-            The turn of the cloud's last checkpoint, to which a killed run would go back.
+        turn, needed : int
+            As of :meth:`clients.snapshots.Snapshots.keep`.
         """
         tensors = {f"front/{k}": v for k, v in self.front.state_dict().items()}
         tensors |= {f"optimizer/{k}": v for k, v in optimizers.state_of(self.optimizer).items()}

@@ -15,6 +15,11 @@ from safetensors.torch import load_file, save
 from models.errors import RequestError
 
 
+def absolute(path: Path) -> Path:
+    """Return a path that holds in any directory."""
+    return path.expanduser().absolute()
+
+
 def write_atomically(path: Path, data: bytes, mode: int = 0o644) -> None:
     """Put ``data`` at ``path`` so that a reader, or a kill, sees the old file or the new one."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")

@@ -44,7 +44,7 @@ def new(notation: str, shape: tuple[int, int, int], out: Path, seed: int | None)
 def described(key: Key) -> list[str]:
     """Return what may be shown of a key, line by line."""
     disguise = Disguise(key)
-    lost = [str(step) for step in key.steps if not step.undone]
+    lost = disguise.lossy
     kinds = {"pixels": "pixels", "integers": "whole numbers", "numbers": "real numbers"}
     span = disguise.span
     values = f"{kinds[span.kind]} from {span.low:,} to {span.high:,}"

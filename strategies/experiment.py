@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from pathlib import Path
 from typing import Self
 
 import yaml
@@ -119,8 +118,3 @@ class Experiment(BaseModel, ABC):
         """Return the resolved experiment as YAML."""
         values = json.loads(self.model_dump_json(by_alias=True))
         return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
-
-
-def absolute(path: Path) -> Path:
-    """Return a path that holds in any directory."""
-    return path.expanduser().absolute()

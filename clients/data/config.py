@@ -12,6 +12,7 @@ from clients.data.partition import PartitionConfig
 from clients.data.pixels import MIN_SIDE, Channels
 from clients.data.registry import lookup
 from clients.shields.disguises import parsed, written
+from models.files import absolute
 
 
 class DataConfig(BaseModel):
@@ -92,7 +93,7 @@ class DataConfig(BaseModel):
     def with_absolute_paths(self) -> Self:
         """Return the settings with files named in a way that holds in any directory."""
         places = {key: getattr(self, key) for key in ("root", "path", "key")}
-        named = {key: p.expanduser().absolute() for key, p in places.items() if p is not None}
+        named = {key: absolute(place) for key, place in places.items() if place is not None}
         return self.model_copy(update=named)
 
     @model_validator(mode="after")

@@ -11,8 +11,9 @@ from clients.data import DataConfig, PartitionConfig, Splits, load
 from clients.shields.front import activation_shape
 from models.cut import Cutter
 from models.errors import RequestError
+from models.files import absolute
 from models.randomness import derive
-from strategies.experiment import Experiment, absolute
+from strategies.experiment import Experiment
 from strategies.split.config import PRETRAINED, TORCHVISION, SplitConfig
 from strategies.split.means import single_layer
 from strategies.split.model import built, guarded

@@ -12,8 +12,9 @@ from clients.assignments import ParticipantConfig
 from clients.data import Splits
 from models.custom import SUFFIX
 from models.errors import RequestError
+from models.files import absolute
 from models.training import TrainingConfig
-from strategies.experiment import Experiment, absolute
+from strategies.experiment import Experiment
 from strategies.themis.config import ThemisConfig
 
 

@@ -7,7 +7,7 @@ import torch
 from clients.shields.base import Guarantee
 from clients.shields.disguises.key import Key
 from clients.shields.disguises.notation import spans
-from clients.shields.disguises.steps import Span, WrongKeyError
+from clients.shields.disguises.steps import Span, Step, Tensors, WrongKeyError
 from models.errors import RequestError
 
 AT_ONCE = 2**18
@@ -35,18 +35,22 @@ class Disguise:
 
     def __init__(self, key: Key) -> None:
         self.key = key
-        self._steps = [(step, key.of(place)) for place, step in enumerate(key.steps)]
-        self._spans = spans(key.steps)
-        self._keys = [self._typed(place) for place in range(len(self._steps))]
+        steps = key.steps
+        self._spans = spans(steps)
+        self._steps = [(step, self._typed(step, key.of(n))) for n, step in enumerate(steps)]
 
     @property
     def span(self) -> Span:
         """Where disguised values lie, and their type."""
         return self._spans[-1]
 
-    def _typed(self, place: int) -> dict[str, torch.Tensor]:
+    @property
+    def lossy(self) -> list[str]:
+        """The steps that can't be undone, as the notation has them."""
+        return [str(step) for step, _ in self._steps if not step.undone]
+
+    def _typed(self, step: Step, key: Tensors) -> Tensors:
         """Return a step's part of the key, R in the type of what it is added to."""
-        step, key = self._steps[place]
         if step.takes == "integers":
             return {name: tensor.to(self.span.dtype) for name, tensor in key.items()}
         return key
@@ -82,7 +86,7 @@ class Disguise:
 
     def _protect(self, images: torch.Tensor, out: torch.Tensor) -> None:
         values = images
-        for (step, _), key in zip(self._steps, self._keys, strict=True):
+        for step, key in self._steps:
             if step.takes == "integers" and values is not out:
                 values = out.copy_(values)  # from here on in place
             values = step.apply(values, key)
@@ -98,8 +102,10 @@ class Disguise:
             If a step can't be undone, the type or shape is another, or the images were disguised
             with another key. Of ``Kiya`` that can't be seen: any key gives some pixels.
         """
-        if lost := [str(step) for step, _ in self._steps if not step.undone]:
-            raise RequestError(f"{self.key.notation} can't be undone: {', '.join(lost)} loses")
+        if self.lossy:
+            raise RequestError(
+                f"{self.key.notation} can't be undone: {', '.join(self.lossy)} loses"
+            )
         self._check(disguised, self.span.dtype)
         values = disguised.clone()
         try:
@@ -111,8 +117,8 @@ class Disguise:
             ) from None
 
     def _restored(self, values: torch.Tensor) -> torch.Tensor:
-        stages = list(zip(self._steps, self._keys, self._spans[:-1], strict=True))
-        for (step, _), key, before in reversed(stages):
+        stages = list(zip(self._steps, self._spans[:-1], strict=True))
+        for (step, key), before in reversed(stages):
             values = step.undo(values, key)
             if before.kind == "pixels" and values.dtype != torch.uint8:
                 if values.numel() and not 0 <= int(values.min()) <= int(values.max()) <= 255:
@@ -134,8 +140,7 @@ class Disguise:
 
     def held(self) -> Guarantee:
         """Return that there is none, and why."""
-        every = all(step.undone for step, _ in self._steps)
-        return Guarantee("record", None, reasons=(UNDONE if every else LOSES,))
+        return Guarantee("record", None, reasons=(LOSES if self.lossy else UNDONE,))
 
 
 def _times(shape: tuple[int, ...]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -28,7 +29,7 @@ class Kiya(Step):
     def draw(self, shape: Shape, randomness: Randomness) -> Tensors:
         """Return ``flip`` (C, H, W), 0 or 255, and ``colours`` (C, H, W), whence each comes."""
         channels, height, width = shape
-        bits = np.frombuffer(randomness.bytes(int(np.prod(shape))), np.uint8) & 1
+        bits = np.frombuffer(randomness.bytes(math.prod(shape)), np.uint8) & 1
         orders = shuffled((height, width, channels), randomness)
         return {
             "flip": torch.from_numpy(bits.reshape(shape) * np.uint8(255)),

@@ -22,7 +22,6 @@ class _Picture(Step):
     """Pixels that stay pixels, and lose something."""
 
     sigma: float
-    invertible: ClassVar[bool] = False
     most: ClassVar[float]
 
     def __post_init__(self) -> None:
@@ -31,6 +30,11 @@ class _Picture(Step):
             raise RequestError(
                 f"{self.name}: sigma must be {LEAST:g} to {self.most:g}, is {self.sigma:g}"
             )
+
+    @property
+    def undone(self) -> bool:
+        """Never."""
+        return False
 
     def span(self, before: Span) -> Span:
         """Pixels stay pixels."""

@@ -54,7 +54,6 @@ class Step(ABC):
     name: ClassVar[str]
     takes: ClassVar[Kind] = "pixels"
     """Anything before it must give this; pixels are integers too."""
-    invertible: ClassVar[bool] = True
 
     @abstractmethod
     def span(self, before: Span) -> Span:
@@ -91,7 +90,7 @@ class Step(ABC):
     @property
     def undone(self) -> bool:
         """Whether :meth:`undo` is possible with these settings."""
-        return self.invertible
+        return True
 
     def __str__(self) -> str:
         """Return the step as the notation has it, settings at their default left out."""
