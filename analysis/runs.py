@@ -41,7 +41,7 @@ COLUMNS = (
 NEEDED = {"stage", "round", "node", "metric", "value"}
 STAGES = (
     *("local", "generator", "density", "evaluation", "protection", "leaderboard"),
-    *("pretraining", "training", "validation", "test", "costs"),
+    *("pretraining", "training", "validation", "test", "costs", "measures", "breaks"),
 )
 SERVERS = ("organiser", "cloud")
 

@@ -13,23 +13,31 @@ from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from clients import assignments, protocol
-from clients.assignments import EdgeAssignment, ParticipantAssignment
+from clients.assignments import (
+    AnyAssignment,
+    EdgeAssignment,
+    OwnerAssignment,
+    ParticipantAssignment,
+)
 from clients.edge import Edge
+from clients.owner import Owner
 from clients.participant import Participant, Schedule, attacked
 from clients.vault import Vault, vault_path
 
 app = ClientApp()
 
-Node = Participant | Edge
-Role = TypeVar("Role", Participant, Edge)
+Node = Participant | Edge | Owner
+Role = TypeVar("Role", Participant, Edge, Owner)
 Arrays = dict[str, torch.Tensor]
 
 _nodes: dict[Path, Node] = {}
 
 
-def _made(vault: Vault, assignment: ParticipantAssignment | EdgeAssignment) -> Node:
+def _made(vault: Vault, assignment: AnyAssignment) -> Node:
     if isinstance(assignment, EdgeAssignment):
         return Edge(vault, assignment)
+    if isinstance(assignment, OwnerAssignment):
+        return Owner(vault, assignment)
     return Participant(vault, assignment)
 
 
@@ -47,7 +55,7 @@ def _node(config: Mapping[str, protocol.Scalar], context: Context) -> Node:
 
 def _is_current(node: Node, config: Mapping[str, protocol.Scalar]) -> bool:
     """Tell whether a node is of a request's case; another process may have joined for it."""
-    return not isinstance(node, Edge) or node.assignment.case == config["case"]
+    return isinstance(node, Participant) or node.assignment.case == config["case"]
 
 
 def _answering(
@@ -106,16 +114,16 @@ def join(message: Message, context: Context) -> Message:
     return Message(protocol.statement(node.introduced()), reply_to=message)
 
 
-def _own_choice(
-    assignment: ParticipantAssignment | EdgeAssignment, context: Context
-) -> ParticipantAssignment | EdgeAssignment:
-    """Let a deployed node's own ``model`` and data ``root`` win over the server's."""
-    model, root = context.node_config.get("model"), context.node_config.get("data-root")
+def _own_choice(assignment: AnyAssignment, context: Context) -> AnyAssignment:
+    """Let a deployed node's own ``model``, ``key`` and data ``root`` win over the server's."""
+    model, root, key = (context.node_config.get(name) for name in ("model", "data-root", "key"))
     changes: dict[str, Any] = {}
     if root:
         changes["data"] = assignment.data.model_copy(update={"root": root})
     if model and isinstance(assignment, ParticipantAssignment):
         changes["participant"] = assignment.participant.model_copy(update={"model": model})
+    if key and isinstance(assignment, OwnerAssignment):
+        changes["key"] = str(key)
     return type(assignment).model_validate({**assignment.model_dump(), **changes})
 
 
@@ -255,3 +263,43 @@ def features(edge: Edge, config: dict, arrays: Arrays) -> RecordDict:
         return protocol.reply({"right": edge.right(arrays["predictions"])})
     sent = edge.features(config["start"], config["count"], bool(config["noisy"]))
     return protocol.reply({"num-examples": config["count"]}, features=sent)
+
+
+# -------------------------------------------------------------------------------- DLMT
+
+
+@app.query("statistics")
+@_answering(Owner)
+def statistics(owner: Owner, _: dict, __: Arrays) -> RecordDict:
+    """Say how the disguised images' channels are distributed."""
+    numbers, arrays = owner.statistics()
+    return protocol.reply(numbers, **arrays)
+
+
+@app.query("images")
+@_answering(Owner)
+def images(owner: Owner, config: dict, _: Arrays) -> RecordDict:
+    """Give disguised images away, where the cloud is to train."""
+    return protocol.reply({}, **owner.images(config["start"], config["count"]))
+
+
+@app.train("round")
+@_answering(Owner)
+def round_(owner: Owner, config: dict, arrays: Arrays) -> RecordDict:
+    """Train the model for some epochs."""
+    numbers, trained = owner.train(config["round"], config["needed"], arrays)
+    return protocol.reply(numbers, **trained)
+
+
+@app.evaluate("right")
+@_answering(Owner)
+def right(owner: Owner, config: dict, arrays: Arrays) -> RecordDict:
+    """Count what a model gets right."""
+    return protocol.reply(owner.right(config["part"], config["view"], config["model"], arrays))
+
+
+@app.query("audit")
+@_answering(Owner)
+def audit(owner: Owner, _: dict, __: Arrays) -> RecordDict:
+    """Attack one's own disguise."""
+    return protocol.reply(owner.audit())

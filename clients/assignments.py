@@ -26,6 +26,8 @@ from models.training import TrainingConfig
 Attack = Literal["nan", "huge", "sign-flip", "wrong-shape", "wrong-key", "empty"]
 Fronts = Literal["average", "handoff", "private", "frozen"]
 Wire = Literal["float32", "float16"]
+# It is part of files' names in the vault.
+CaseName = Annotated[str, Field(max_length=100, pattern=r"^\w[\w .=()+,-]*$")]
 
 
 class Assignment(BaseModel):
@@ -131,7 +133,7 @@ class EdgeAssignment(Assignment):
     """
 
     system: Literal["split"] = "split"
-    case: str = Field(max_length=100, pattern=r"^\w[\w .=-]*$")
+    case: CaseName
     model: str
     cut: str
     fronts: Fronts
@@ -150,11 +152,48 @@ class EdgeAssignment(Assignment):
         return shields.configured(values)
 
 
-_ANY: TypeAdapter[ParticipantAssignment | EdgeAssignment] = TypeAdapter(
-    Annotated[ParticipantAssignment | EdgeAssignment, Field(discriminator="system")]
+class OwnerAssignment(Assignment):
+    """An owner of images in DLMT.
+
+    Attributes
+    ----------
+    case : str
+        Of the experiment.
+    shield : str or None
+        How images are disguised, in the notation of :mod:`clients.shields.disguises`.
+    key : str
+        ``shared``: from ``data_seed``; ``per-owner``: from that and the partition; else the
+        name of a file.
+    train : {"central", "federated"}
+        Whether the cloud trains on disguised images, or the owner does.
+    model : str
+    training : TrainingConfig
+    local_epochs : int
+        In a round.
+    keep_momentum : bool
+        From round to round; otherwise each begins without.
+    seed : int
+        Of the order of batches and of augmentation.
+    """
+
+    system: Literal["dlmt"] = "dlmt"
+    case: CaseName
+    shield: str | None
+    key: str
+    train: Literal["central", "federated"]
+    model: str
+    training: TrainingConfig
+    local_epochs: int
+    keep_momentum: bool
+    seed: int
+
+
+AnyAssignment = ParticipantAssignment | EdgeAssignment | OwnerAssignment
+_ANY: TypeAdapter[AnyAssignment] = TypeAdapter(
+    Annotated[AnyAssignment, Field(discriminator="system")]
 )
 
 
-def parsed(text: str | bytes) -> ParticipantAssignment | EdgeAssignment:
+def parsed(text: str | bytes) -> AnyAssignment:
     """Return the assignment that a message or a vault holds as JSON."""
     return _ANY.validate_json(text)

@@ -19,7 +19,7 @@ import models
 from clients import protocol, shields
 from clients.assignments import EdgeAssignment
 from clients.budget import Budget
-from clients.data import ImageSet, PartitionConfig, Splits, load_once, partition
+from clients.data import ImageSet, Part, Splits, load_once, own_images
 from clients.shields.front import Front, activation_shape
 from clients.snapshots import Snapshots
 from clients.vault import Vault
@@ -87,7 +87,7 @@ class Edge:
         self.assignment = assignment
         self.compute = Compute(assignment.compute)
         self.data: Splits = load_once(assignment.data.model_dump_json(), assignment.data_seed)
-        self.train = self._own_train()
+        self.train = self._own("train")
         self.front = self._built()
         self.turn = -1
         self._ready = False
@@ -112,19 +112,10 @@ class Edge:
             "test": len(self._own("test")),
         }
 
-    def _own_train(self) -> ImageSet:
-        a, everything = self.assignment, self.data.train
-        if a.partitions == 1:
-            return everything
-        scheme = a.data.partition or PartitionConfig()
-        parts = partition(everything.labels, a.partitions, scheme, a.data_seed)
-        return everything.subset(parts[a.partition])
-
-    def _own(self, part: str) -> ImageSet:
-        """Return this device's share of the validation or test images, evenly divided."""
+    def _own(self, part: Part) -> ImageSet:
+        """Return this device's share of the training, validation or test images."""
         a = self.assignment
-        images: ImageSet = getattr(self.data, part)
-        return images.subset(np.arange(a.partition, len(images), a.partitions))
+        return own_images(self.data, part, a.partition, a.partitions, a.data.partition, a.data_seed)
 
     def _built(self) -> Front:
         a = self.assignment
@@ -378,7 +369,7 @@ class Edge:
 
     # -------------------------------------------------------------------- evaluation
 
-    def evaluate(self, back: torch.Tensor, part: str, epoch: int) -> dict[str, int]:
+    def evaluate(self, back: torch.Tensor, part: Part, epoch: int) -> dict[str, int]:
         """Return how many of the own images the whole model gets right, here on the device.
 
         Parameters

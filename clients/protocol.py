@@ -31,6 +31,16 @@ or handing one on, or it is the public one that all start from.
 ``evaluate.whole``     back → how many the whole model gets right here
 ``evaluate.features``  → features of some test images; predicted classes of all → how many right
 =====================  =============================================================
+
+DLMT. Images are in messages only where the cloud trains, and disguised as their owner says.
+
+=====================  =============================================================
+``query.statistics``   → mean and deviation of each channel of the disguised images
+``query.images``       which → disguised images, labels
+``train.round``        model → the same after local epochs
+``evaluate.right``     model → how many it gets right here
+``query.audit``        → how much the disguise shows, and how far attacks on it come
+=====================  =============================================================
 """
 
 from __future__ import annotations
@@ -61,6 +71,12 @@ FRONT_GRADIENT = "train.front"
 FRONT = "query.front"
 WHOLE = "evaluate.whole"
 FEATURES = "evaluate.features"
+
+STATISTICS = "query.statistics"
+IMAGES = "query.images"
+ROUND = "train.round"
+RIGHT = "evaluate.right"
+AUDIT = "query.audit"
 
 Scalar = int | float | str | bool
 

@@ -23,6 +23,20 @@ def packed(tensors: Sequence[torch.Tensor]) -> np.ndarray:
     return torch.cat(flat).numpy()
 
 
+def model_arrays(model: nn.Module) -> dict[str, np.ndarray]:
+    """Return a model as two vectors: ``weights``, and ``buffers`` such as running statistics."""
+    return {
+        "weights": packed(list(model.parameters())),
+        "buffers": packed(list(model.buffers())),
+    }
+
+
+def load_model_arrays(model: nn.Module, arrays: Mapping[str, torch.Tensor]) -> None:
+    """Put what :func:`model_arrays` made of a model into one; raise ValueError if it differs."""
+    unpack(arrays["weights"], list(model.parameters()))
+    unpack(arrays["buffers"], list(model.buffers()))
+
+
 def under(prefix: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Return the tensors whose names begin with a prefix, without it."""
     return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}

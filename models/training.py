@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Literal, Protocol
 
 import numpy as np
@@ -13,6 +15,7 @@ from torch.nn.functional import cross_entropy
 from models.augmentation import AUGMENTATIONS
 from models.compute import Compute
 from models.generator import GeneratorTraining, NoiseGenerator
+from models.optimizers import set_rate
 from models.packing import under
 from models.randomness import numpy_generator, torch_generator
 
@@ -30,13 +33,15 @@ class Images(Protocol):
         """Return the number of images."""
         ...
 
-    def batch(self, positions: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return images (B, C, H, W) and labels (B,)."""
+    def batch(
+        self, positions: np.ndarray, change: Callable[[torch.Tensor], torch.Tensor] | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return images (B, C, H, W), of plain ones changed before anything else, and labels."""
         ...
 
 
 class TrainingConfig(BaseModel):
-    """A participant's training schedule; the defaults are those of THEMIS's code.
+    """How a model is trained; the defaults are those of THEMIS's code.
 
     Attributes
     ----------
@@ -44,11 +49,17 @@ class TrainingConfig(BaseModel):
         At most this many.
     patience : int or None
         Stop early after this many epochs without a better validation accuracy.
+    schedule : {"step", "cosine"}
+        Of the learning rate: every ``step_size`` epochs it is multiplied with ``gamma``; or it
+        falls from epoch to epoch as half a cosine wave, to 0 after the last (SGDR without a
+        restart, Loshchilov and Hutter 2017, Eq. (5)).
     step_size, gamma : int, float
-        Every ``step_size`` epochs the learning rate is multiplied with ``gamma``.
+        Of ``step``.
     augment : {"none", "crop-flip", "handwriting"}
         Random crop with 4 pixels of black padding, and horizontal flip; or strokes slanted,
         stretched, bent, and of another width.
+    augment_first : bool
+        Before images are disguised, as only their owner can; else after it, as a cloud could.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -58,10 +69,18 @@ class TrainingConfig(BaseModel):
     learning_rate: float = Field(default=0.01, gt=0, le=10)
     momentum: float = Field(default=0.9, ge=0, lt=1)
     weight_decay: float = Field(default=0.0, ge=0, le=1)
+    schedule: Literal["step", "cosine"] = "step"
     step_size: int = Field(default=10, ge=1)
     gamma: float = Field(default=0.1, gt=0, le=1)
     patience: int | None = Field(default=10, ge=1)
     augment: Literal["none", "crop-flip", "handwriting"] = "none"
+    augment_first: bool = False
+
+    def rate(self, epoch: int) -> float:
+        """Return the learning rate of an epoch, counted from 0."""
+        if self.schedule == "cosine":
+            return self.learning_rate * (1 + math.cos(math.pi * epoch / self.epochs)) / 2
+        return self.learning_rate * float(self.gamma ** (epoch // self.step_size))
 
 
 @torch.no_grad()
@@ -77,11 +96,16 @@ def predict(model: nn.Module, x: torch.Tensor, compute: Compute, batch: int = 25
 
 def accuracy(model: nn.Module, images: Images, compute: Compute, batch: int = 250) -> float:
     """Return the share of images that the model classifies rightly."""
-    right = 0
+    return right(model, images, compute, batch) / len(images)
+
+
+def right(model: nn.Module, images: Images, compute: Compute, batch: int = 250) -> int:
+    """Return how many images the model classifies rightly."""
+    count = 0
     for start in range(0, len(images), batch):
         x, y = images.batch(np.arange(start, min(start + batch, len(images))))
-        right += int((predict(model, x, compute, batch) == y.numpy()).sum())
-    return right / len(images)
+        count += int((predict(model, x, compute, batch) == y.numpy()).sum())
+    return count
 
 
 class Training:
@@ -115,7 +139,7 @@ class Training:
         self.epoch = 0
         self.accuracies: list[float] = []
         self.losses: list[float] = []
-        self.best = {key: value.clone() for key, value in self.model.state_dict().items()}
+        self.best: dict[str, torch.Tensor] = {}
         self.optimizer = torch.optim.SGD(
             self.model.parameters(),
             lr=config.learning_rate,
@@ -138,9 +162,12 @@ class Training:
 
     def run_epoch(self, train: Images, validation: Images) -> None:
         """Train one epoch, measure on validation, remember the best."""
-        for group in self.optimizer.param_groups:
-            decays = self.epoch // self.config.step_size
-            group["lr"] = self.config.learning_rate * self.config.gamma**decays
+        self.train_epoch(train)
+        self._remember(accuracy(self.model, validation, self.compute))
+
+    def train_epoch(self, train: Images) -> None:
+        """Train one epoch."""
+        set_rate(self.optimizer, self.config.rate(self.epoch))
         self.model.train()
         order = numpy_generator(self.seed, "order", self.epoch).permutation(len(train))
         randomness = torch_generator(self.seed, "augment", self.epoch)
@@ -148,12 +175,11 @@ class Training:
         for start in range(0, len(order), self.config.batch_size):
             positions = order[start : start + self.config.batch_size]
             total += self._step(train, positions, randomness) * len(positions)
-        self._remember(total / len(train), accuracy(self.model, validation, self.compute))
+        self.losses.append(total / len(train))
+        self.epoch += 1
 
     def _step(self, train: Images, positions: np.ndarray, randomness: torch.Generator) -> float:
-        x, y = train.batch(positions)
-        if self.config.augment in AUGMENTATIONS:
-            x = AUGMENTATIONS[self.config.augment](x, -train.mean / train.std, randomness)
+        x, y = self._batch(train, positions, randomness)
         x, y = self.compute.place(x), y.to(self.compute.device)
         if self.noise:
             x = self.noise.generator(x, torch.randn(x.shape, generator=randomness).to(x.device))
@@ -170,18 +196,26 @@ class Training:
         self.model.train()
         return float(loss.detach())
 
+    def _batch(
+        self, train: Images, positions: np.ndarray, randomness: torch.Generator
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        augment = AUGMENTATIONS.get(self.config.augment)
+        if augment and self.config.augment_first:
+            black = torch.zeros_like(train.mean)
+            return train.batch(positions, lambda plain: augment(plain, black, randomness))
+        x, y = train.batch(positions)
+        return (augment(x, -train.mean / train.std, randomness) if augment else x), y
+
     @staticmethod
     def _noise_step(noise: GeneratorTraining) -> None:
         gradients = [p.grad for p in (noise.generator.mu, noise.generator.rho)]
         task = torch.stack([g.clone() for g in gradients if g is not None])
         noise.step(CHEAT_WEIGHT * task)
 
-    def _remember(self, loss: float, validation_accuracy: float) -> None:
+    def _remember(self, validation_accuracy: float) -> None:
         if not self.accuracies or validation_accuracy > max(self.accuracies):
             self.best = {key: value.clone() for key, value in self.model.state_dict().items()}
-        self.losses.append(loss)
         self.accuracies.append(validation_accuracy)
-        self.epoch += 1
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Return all tensors that the next epoch depends on, and the best weights."""

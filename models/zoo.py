@@ -205,6 +205,7 @@ _ZOO: dict[str, Architecture] = {
     "cnn-tiny": Architecture("CNN-tiny", "two narrow convolutions", 2, small.cnn_tiny),
     "cnn-small": Architecture("CNN-small", "two convolutions with batch norm", 4, small.cnn_small),
     "cnn-wide": Architecture("CNN-wide", "two wide convolutions", 3, small.cnn_wide),
+    "cnn-five": Architecture("CNN-five", "five convolutions with batch norm", 4, small.cnn_five),
     "cnn-iot": Architecture("CNN-IoT", "Jiang et al. 2019, Figure 2", 16, small.cnn_iot),
     "cnn-embedding": Architecture(
         "CNN-embedding", "two convolutions to 32 features of length 1", 12, small.cnn_embedding

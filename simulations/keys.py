@@ -8,12 +8,13 @@ import numpy as np
 import pandas as pd
 import torch
 
-from analysis.breaks import breaks, draw_breaks, standardised
+from analysis.breaks import draw_breaks
 from analysis.drawing import own_look, save
 from clients.data import DataConfig, load
 from clients.shields.disguises import Disguise, Key
+from clients.shields.disguises.breaks import breaks, standardised
 from models.errors import RequestError
-from models.randomness import SystemGenerator, derive, numpy_generator
+from models.randomness import SystemGenerator, derive
 from strategies.loading import validated
 
 
@@ -34,9 +35,10 @@ def new(notation: str, shape: tuple[int, int, int], out: Path, seed: int | None)
     RequestError
         If the notation is wrong or does not fit, or the file is there already.
     """
-    # As of `data.shield` in a run of that seed.
-    randomness = SystemGenerator() if seed is None else numpy_generator(derive(seed, "data"), "key")
-    key = Key.new(notation, shape, randomness)
+    if seed is None:
+        key = Key.new(notation, shape, SystemGenerator())
+    else:  # as of `data.shield` in a run of that seed
+        key = Key.seeded(notation, shape, derive(seed, "data"))
     key.save(out)
     return key
 
@@ -78,7 +80,7 @@ def images(data: str, settings: list[str], count: int) -> np.ndarray:
     if config.shield is not None:
         raise RequestError("data: shield: these images are disguised with the key that is given")
     train = load(config, seed=0).train
-    found: np.ndarray = train.raw(slice(0, count)).numpy()
+    found: np.ndarray = train.plain(slice(0, count)).numpy()
     return found
 
 

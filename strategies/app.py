@@ -12,13 +12,18 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from models.compute import Compute
+from strategies.dlmt.system import learn_disguised
 from strategies.experiment import Experiment
 from strategies.loading import load_experiment
 from strategies.recorder import Recorder
 from strategies.split.system import learn
 from strategies.themis.competition import compete
 
-SYSTEMS: dict[str, Callable[[Grid, Any, Recorder], None]] = {"split": learn, "themis": compete}
+SYSTEMS: dict[str, Callable[[Grid, Any, Recorder], None]] = {
+    "dlmt": learn_disguised,
+    "split": learn,
+    "themis": compete,
+}
 
 app = ServerApp()
 

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ValidationError
 
 from strategies.explain import explained
 
-CASE_NAME = re.compile(r"\w[\w .=-]*")
+CASE_NAME = re.compile(r"\w[\w .=()+,-]*")
 # Of a run's directory, where each case has a folder of its own.
 OWN_FOLDERS = ("plots", "vault")
 MAIN = "main"
@@ -50,7 +50,7 @@ def _case(
     if not CASE_NAME.fullmatch(name) or name in OWN_FOLDERS:
         raise ValueError(
             f"case '{name}': a case's name is that of a folder: letters, digits, spaces, "
-            f"- . = and _, and none of {', '.join(OWN_FOLDERS)}"
+            f"- . = ( ) + , and _, and none of {', '.join(OWN_FOLDERS)}"
         )
     if fixed := {"cases", *shared} & {key.partition(".")[0] for key in changes}:
         raise ValueError(f"case '{name}': {', '.join(sorted(fixed))} is shared by all cases")

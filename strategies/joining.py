@@ -1,13 +1,22 @@
-"""The first exchanges of every system: who is there, and does everyone run the same code."""
+"""The first exchanges of every system: who is there, does everyone run the same code, on what."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
+from typing import Any
 
 from flwr.app import RecordDict
 
 from clients import protocol
+from clients.assignments import Assignment
+from models.compute import ComputeConfig
+from models.randomness import derive
 from strategies.exchange import Exchanges
+from strategies.experiment import Experiment
+
+Words = dict[str, protocol.Scalar]
+Shape = tuple[int, int, int]
 
 JOIN_SECONDS = 120.0
 
@@ -69,3 +78,65 @@ def _check_code(code: str) -> None:
             "same version of pudica on both, and start `flwr run` from a directory that holds no "
             "folders called models or clients"
         )
+
+
+def told(experiment: Experiment, run: str) -> list[dict[str, Any]]:
+    """Return for each node what every assignment says."""
+    compute = experiment.client.model_dump(include=set(ComputeConfig.model_fields))
+    count = len(experiment.names())
+    common = {
+        "run": run,
+        "data": experiment.data,
+        "data_seed": derive(experiment.seed, "data"),
+        "partitions": count,
+        "compute": ComputeConfig(**compute),
+    }
+    return [{**common, "partition": number} for number in range(count)]
+
+
+def introduce(
+    exchanges: Exchanges,
+    assignments: Mapping[str, Assignment],
+    turns: Mapping[str, int] | None = None,
+) -> dict[str, Words]:
+    """Give each node its assignment and return what it says of its data; the others are left out.
+
+    Parameters
+    ----------
+    turns : mapping of str to int, optional
+        To which turn a node of a resumed run goes back; -1: it begins.
+    """
+    requests = {
+        name: protocol.request(
+            {
+                "run": assignment.run,
+                "assignment": assignment.model_dump_json(),
+                "turn": (turns or {}).get(name, -1),
+            }
+        )
+        for name, assignment in assignments.items()
+        if name in exchanges.nodes
+    }
+    joined = exchanges.ask(protocol.JOIN, requests, protocol.words_of)
+    exchanges.nodes = {name: exchanges.nodes[name] for name in joined}
+    return joined
+
+
+def agreed(joined: Mapping[str, Words]) -> tuple[Shape, int]:
+    """Return shape of an image and number of classes, the same for all nodes.
+
+    Raises
+    ------
+    RuntimeError
+        If they are not.
+    """
+    found = {name: (str(words["shape"]), int(words["classes"])) for name, words in joined.items()}
+    (first, (shape, classes)), *others = found.items()
+    for name, (own_shape, own_classes) in others:
+        if (own_shape, own_classes) != (shape, classes):
+            raise RuntimeError(
+                f"{name} holds images of {own_shape} in {own_classes} classes, {first} of {shape} "
+                f"in {classes}; give all the same data set"
+            )
+    channels, height, width = map(int, shape.split("x"))
+    return (channels, height, width), classes

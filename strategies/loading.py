@@ -11,6 +11,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from models.errors import RequestError, unknown
+from strategies.dlmt.experiment import DlmtExperiment
 from strategies.experiment import Experiment
 from strategies.explain import explained, keys_of, misplaced_booleans, source_of
 from strategies.split.experiment import SplitExperiment
@@ -18,7 +19,11 @@ from strategies.themis.experiment import ThemisExperiment
 
 # The shipped experiments are data of the package `simulations`; no code of it is used here.
 SHIPPED = Path(__file__).parent.parent / "simulations" / "experiments"
-SYSTEMS: dict[str, type[Experiment]] = {"split": SplitExperiment, "themis": ThemisExperiment}
+SYSTEMS: dict[str, type[Experiment]] = {
+    "dlmt": DlmtExperiment,
+    "split": SplitExperiment,
+    "themis": ThemisExperiment,
+}
 
 Settings = TypeVar("Settings", bound=BaseModel)
 

@@ -11,6 +11,7 @@ from clients.data.errors import DataError
 from clients.data.images import ImageSet
 from clients.data.partition import PartitionConfig, partition
 from clients.data.registry import DataEntry, catalogue, names
+from clients.data.shares import Part, own_images
 from clients.data.splits import Splits, load, load_once
 
 __all__ = [
@@ -18,11 +19,13 @@ __all__ = [
     "DataEntry",
     "DataError",
     "ImageSet",
+    "Part",
     "PartitionConfig",
     "Splits",
     "catalogue",
     "load",
     "load_once",
     "names",
+    "own_images",
     "partition",
 ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -10,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import pad
 
-from clients.shields.disguises import Disguise
+from clients.shields.disguises import Disguise, Span
 
 STATISTICS_CHUNK = 500
 Positions = NDArray[np.int64] | slice
@@ -22,8 +24,9 @@ class ImageSet:
 
     Parameters
     ----------
-    images : ndarray of uint8, shape (N, C, H, W)
-        All images of the data set, usually memory-mapped.
+    images : ndarray, shape (N, C, H, W)
+        All images of the data set, usually memory-mapped: uint8, but for those that were
+        disguised before they came here.
     rows : ndarray of int64, shape (n,)
         The rows of ``images`` that belong to this part.
     labels : ndarray of int64, shape (n,)
@@ -37,9 +40,11 @@ class ImageSet:
         Black pixels that :meth:`pixels` adds on each side.
     disguise : Disguise or None
         What is done to images before anybody sees them, margin and all.
+    stored : Span
+        Where the values of ``images`` lie.
     """
 
-    images: NDArray[np.uint8]
+    images: NDArray[np.generic]
     rows: NDArray[np.int64]
     labels: NDArray[np.int64]
     mean: Tensor
@@ -47,6 +52,7 @@ class ImageSet:
     num_classes: int
     margin: int = 0
     disguise: Disguise | None = None
+    stored: Span = field(default_factory=Span)
     _normalised: bool = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -55,40 +61,63 @@ class ImageSet:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def batch(self, positions: Positions) -> tuple[Tensor, Tensor]:
+    def batch(
+        self, positions: Positions, change: Callable[[Tensor], Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Return normalised images and their labels.
 
         Parameters
         ----------
         positions : ndarray of int64, shape (B,), or slice
             Which images, counted within this part.
+        change : callable or None
+            Of plain images in [0, 1], before they are disguised; rounded to whole pixels.
 
         Returns
         -------
         images : float32 tensor, shape (B, C, H, W)
         labels : int64 tensor, shape (B,)
         """
-        images = self.pixels(positions)
-        if self._normalised:
-            images.sub_(self.mean).div_(self.std)
-        return images, torch.from_numpy(self.labels[positions].copy())
+        plain = self.plain(positions)
+        if change is not None:
+            plain = change(plain.float().div_(255)).clamp(0, 1).mul_(255).round_().to(torch.uint8)
+        images = self._scaled(self._disguised(plain))
+        return self.normalised(images), torch.from_numpy(self.labels[positions].copy())
+
+    def normalised(self, images: Tensor) -> Tensor:
+        """Return images in [0, 1] less mean, over standard deviation; changes what it is given."""
+        return images.sub_(self.mean).div_(self.std) if self._normalised else images
 
     def pixels(self, positions: Positions) -> Tensor:
         """Return images in [0, 1], not normalised: float32, shape (B, C, H, W).
 
         Of disguised ones 0 and 1 are the least and the greatest value that there can be.
         """
-        if self.disguise is None:
-            return self.raw(positions).float().div_(255)
-        low, high = self.disguise.span.low, self.disguise.span.high
-        # In float64, which is exact, until they are scaled.
-        values = self.disguise.protect(self.raw(positions)).double()
-        return values.sub_(low).div_(high - low).float()
+        return self._scaled(self.released(positions))
 
-    def raw(self, positions: Positions) -> Tensor:
-        """Return plain images with their margin: uint8, shape (B, C, H, W)."""
+    def released(self, positions: Positions) -> Tensor:
+        """Return images as whoever sees them gets them: disguised, exact, (B, C, H, W)."""
+        return self._disguised(self.plain(positions))
+
+    def plain(self, positions: Positions) -> Tensor:
+        """Return images as they are stored, with their margin: (B, C, H, W)."""
         images = torch.from_numpy(np.take(self.images, self.rows[positions], axis=0))
         return pad(images, [self.margin] * 4) if self.margin else images
+
+    @property
+    def span(self) -> Span:
+        """Where the values of :meth:`released` lie."""
+        return self.disguise.span if self.disguise else self.stored
+
+    def _disguised(self, plain: Tensor) -> Tensor:
+        return self.disguise.protect(plain) if self.disguise else plain
+
+    def _scaled(self, released: Tensor) -> Tensor:
+        if released.dtype == torch.uint8:
+            return released.float().div_(255)
+        # In float64, which is exact, until they are scaled.
+        low, high = self.span.low, self.span.high
+        return released.double().sub_(low).div_(high - low).float()
 
     def statistics(self) -> tuple[Tensor, Tensor]:
         """Return mean and standard deviation of each channel of :meth:`pixels`, (C, 1, 1).
@@ -96,19 +125,25 @@ class ImageSet:
         As they are read, a chunk at a time: the images need not fit into memory. A channel that
         never changes has standard deviation 1, so that it can be divided by.
         """
-        total, squares = torch.zeros(2, self.images.shape[1], dtype=torch.float64)
+        return self._moments((0, 2, 3))
+
+    def pixel_statistics(self) -> tuple[Tensor, Tensor]:
+        """Return mean and deviation of each pixel, (C, H, W); as :meth:`statistics`."""
+        return self._moments((0,))
+
+    def _moments(self, over: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+        total = squares = torch.zeros((), dtype=torch.float64)
         count = 0
         for start in range(0, len(self), STATISTICS_CHUNK):
-            chunk = self.pixels(slice(start, start + STATISTICS_CHUNK)).double()
             # About one half, near which the values lie: what is small is squared precisely.
-            values = chunk.transpose(0, 1).flatten(1).sub_(0.5)
-            count += values.shape[1]
-            total += values.sum(1)
-            squares += values.square().sum(1)
+            values = self.pixels(slice(start, start + STATISTICS_CHUNK)).double().sub_(0.5)
+            count += math.prod(values.shape[dimension] for dimension in over)
+            total = total + values.sum(over, keepdim=True)[0]
+            squares = squares + values.square_().sum(over, keepdim=True)[0]
         mean = total / count
         std = (squares / count - mean.square()).clamp(min=0).sqrt()
         std = torch.where(std > 1e-12, std, 1.0)
-        return (mean + 0.5).float().reshape(-1, 1, 1), std.float().reshape(-1, 1, 1)
+        return (mean + 0.5).float(), std.float()
 
     def subset(self, positions: Positions) -> ImageSet:
         """Return the part that holds only the images at ``positions``, without copying any."""

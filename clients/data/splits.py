@@ -20,6 +20,7 @@ from clients.data.labels import class_labels
 from clients.data.places import Place, data_root
 from clients.data.registry import Entry, find, lookup
 from clients.shields.disguises import Disguise, Key
+from models.errors import RequestError
 from models.randomness import numpy_generator
 
 Rows = NDArray[np.int64]
@@ -93,7 +94,7 @@ def load(config: DataConfig, seed: int) -> Splits:
         _check_classes_known(labels, class_names, stored)
     generator = numpy_generator(seed, "split")
     if own:
-        divided = _own(stored, generator)
+        divided = _own(stored, generator, held_out=config.split != "train-test")
     elif config.split == "9:1":
         divided = _nine_one(stored, labels, generator)
     else:
@@ -101,7 +102,7 @@ def load(config: DataConfig, seed: int) -> Splits:
     parts = _limited(divided, config.limit)
     _, channels, height, width = stored.images.shape
     shape = (channels, height + 2 * config.margin, width + 2 * config.margin)
-    key = _key(config, config.shield, shape, seed) if config.shield is not None else None
+    key = _key(config, shape, seed)
     disguise = Disguise(key) if key else None
 
     def part(name: str, mean: Tensor, std: Tensor) -> ImageSet:
@@ -141,17 +142,15 @@ def _usual_label(entry: Entry, stored: Stored) -> str:
     return columns[0] if entry.label not in columns and len(columns) == 1 else entry.label
 
 
-def _key(config: DataConfig, wanted: str, shape: tuple[int, int, int], seed: int) -> Key:
-    """Return the key that the settings name, or that the run's seed gives."""
+def _key(config: DataConfig, shape: tuple[int, int, int], seed: int) -> Key | None:
+    if config.shield is None:
+        return None
     if config.key is None:
-        return Key.new(wanted, shape, numpy_generator(seed, "key"))
-    key = Key.load(config.key.expanduser())
-    if (key.notation, key.shape) != (wanted, shape):
-        raise DataError(
-            f"data.key: {config.key} ({key.fingerprint}) is for {key.notation} of images of "
-            f"{'x'.join(map(str, key.shape))}; wanted is {wanted} of {'x'.join(map(str, shape))}"
-        )
-    return key
+        return Key.seeded(config.shield, shape, seed)
+    try:
+        return Key.wanted(config.key.expanduser(), config.shield, shape)
+    except RequestError as error:
+        raise DataError(f"data.key: {error}") from error
 
 
 def _digest(*parts: object) -> str:
@@ -171,20 +170,23 @@ def _normalisation(entry: Entry, config: DataConfig, channels: int) -> tuple[Ten
 
 
 def _keeps_own_test(config: DataConfig, stored: Stored) -> bool:
-    if config.split == "own" and not stored.test:
+    if config.split in ("own", "train-test") and not stored.test:
         raise DataError(
             f"'{config.name}' has no test split of its own; allowed: split: '4:1:1' (the default)"
         )
-    return config.split in (None, "own") and stored.test > 0
+    return config.split in (None, "own", "train-test") and stored.test > 0
 
 
-def _own(stored: Stored, generator: np.random.Generator) -> Mapping[str, Rows]:
+def _own(stored: Stored, generator: np.random.Generator, held_out: bool) -> Mapping[str, Rows]:
+    test = np.arange(stored.train, stored.train + stored.test)
+    if not held_out:
+        train = generator.permutation(stored.train)
+        return {"train": train, "validation": train[:0], "test": test}
     if stored.train < 2:
         raise DataError(f"{stored.base}: 1 training image cannot be divided 4:1")
     pool = generator.permutation(stored.train)
-    held_out = max(1, round(stored.train / 5))
-    test = np.arange(stored.train, stored.train + stored.test)
-    return {"train": pool[held_out:], "validation": pool[:held_out], "test": test}
+    fifth = max(1, round(stored.train / 5))
+    return {"train": pool[fifth:], "validation": pool[:fifth], "test": test}
 
 
 def _four_one_one(stored: Stored, generator: np.random.Generator) -> Mapping[str, Rows]:

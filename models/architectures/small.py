@@ -71,6 +71,26 @@ def cnn_wide(task: ImageTask) -> nn.Module:
     )
 
 
+def cnn_five(task: ImageTask) -> nn.Module:
+    """Return five 3x3 convolutions of 16 to 64 channels with batch norm and a linear layer.
+
+    Zhao et al. 2023 (DLMT) classify MNIST by "a simple network with five convolutional layers"
+    and say no more of it.
+    """
+    return nn.Sequential(
+        conv_bn_relu(task.channels, 16),
+        nn.MaxPool2d(2),
+        conv_bn_relu(16, 32),
+        conv_bn_relu(32, 32),
+        nn.MaxPool2d(2),
+        conv_bn_relu(32, 64),
+        conv_bn_relu(64, 64),
+        nn.AdaptiveAvgPool2d(3),
+        nn.Flatten(),
+        nn.Linear(64 * 3 * 3, task.num_classes),
+    )
+
+
 def cnn_iot(task: ImageTask) -> nn.Module:
     """Return two 5x5 convolutions and five dense layers (Jiang et al. 2019, Figure 2).
 

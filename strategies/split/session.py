@@ -12,9 +12,10 @@ from flwr.app import Array, RecordDict
 from clients import protocol
 from clients.assignments import EdgeAssignment
 from clients.protocol import batch_sizes
-from models.compute import Compute, ComputeConfig
+from models.compute import Compute
 from models.randomness import derive
 from strategies.exchange import Exchanges
+from strategies.joining import agreed, introduce, told
 from strategies.recorder import Recorder
 from strategies.split.config import SplitConfig
 from strategies.split.costs import Costs
@@ -96,14 +97,10 @@ class Session:
             Devices with data of different shapes or classes; too few with data at all.
         """
         self.exchanges.forgive()
-        requests = {
-            name: protocol.request(
-                {"run": self._run, "assignment": assignment.model_dump_json(), "turn": turn(name)}
-            )
-            for name, assignment in self._assignments().items()
-            if name in self.exchanges.nodes
-        }
-        joined = self.exchanges.ask(protocol.JOIN, requests, protocol.words_of)
+        turns = {name: turn(name) for name in self.experiment.names()}
+        joined = introduce(self.exchanges, self._assignments(), turns)
+        self.need(len(joined))
+        self.image, self.classes = agreed(joined)
         for name, words in joined.items():
             self._meet(name, words)
         nodes = self.exchanges.nodes
@@ -111,47 +108,32 @@ class Session:
         self.need(len(self.devices))
 
     def _meet(self, name: str, words: dict[str, protocol.Scalar]) -> None:
-        channels, height, width = map(int, str(words["shape"]).split("x"))
-        image, classes = (channels, height, width), int(words["classes"])
-        if self.devices and (image, classes) != (self.image, self.classes):
-            raise RuntimeError(
-                f"{name} holds images of {words['shape']} in {classes} classes, the others of "
-                f"{'x'.join(map(str, self.image))} in {self.classes}; give all the same data set"
-            )
         if not int(words["train"]):
             self.exchanges.reject(name, "has no training data; it is left out")
             return
         self.recorder.met_key(name, str(words["key"]))
-        self.image, self.classes = image, classes
         self.devices[name] = Device(*(int(words[k]) for k in ("train", "validation", "test")))
 
     def _assignments(self) -> dict[str, EdgeAssignment]:
-        experiment, settings = self.experiment, self.settings
-        names = experiment.names()
-        compute = experiment.client.model_dump(include=set(ComputeConfig.model_fields))
-        common = EdgeAssignment(
-            run=self._run,
-            case=self.case,
-            data=experiment.data,
-            data_seed=derive(experiment.seed, "data"),
-            partition=0,
-            partitions=len(names),
-            compute=ComputeConfig(**compute),
-            model=settings.model,
-            cut=settings.cut,
-            fronts=settings.front,
-            shield=self.shield,
-            noise=settings.noise,
-            seed=self.seed,
-            batch_size=settings.batch_size,
-            wire=settings.wire,
-            optimizer=settings.front_optimizer or settings.optimizer,
-            release_limit=self._allowed(),
-            plain_to_cloud=settings.plain_to_cloud,
-        )
+        settings = self.settings
+        common = told(self.experiment, self._run)
         return {
-            name: common.model_copy(update={"partition": number})
-            for number, name in enumerate(names)
+            name: EdgeAssignment(
+                **own,
+                case=self.case,
+                model=settings.model,
+                cut=settings.cut,
+                fronts=settings.front,
+                shield=self.shield,
+                noise=settings.noise,
+                seed=self.seed,
+                batch_size=settings.batch_size,
+                wire=settings.wire,
+                optimizer=settings.front_optimizer or settings.optimizer,
+                release_limit=self._allowed(),
+                plain_to_cloud=settings.plain_to_cloud,
+            )
+            for name, own in zip(self.experiment.names(), common, strict=True)
         }
 
     def _allowed(self) -> int | None:

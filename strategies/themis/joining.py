@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from flwr.app import RecordDict
-
 from clients import protocol
 from clients.assignments import ParticipantAssignment
-from models.compute import ComputeConfig
 from models.randomness import derive
-from strategies.joining import gather
+from strategies.joining import gather, introduce, told
 from strategies.themis.organiser import Organiser
 
 
@@ -23,34 +20,23 @@ def join(organiser: Organiser) -> None:
     exchanges = organiser.exchanges
     names, minimum = organiser.experiment.names(), organiser.settings.min_participants
     exchanges.nodes = gather(exchanges, names, minimum)
-    joined = exchanges.ask(protocol.JOIN, _assignments(organiser), protocol.words_of)
-    for name, words in joined.items():
+    for name, words in introduce(exchanges, _assignments(organiser)).items():
         _check_data(organiser, name, words)
-    exchanges.nodes = {name: exchanges.nodes[name] for name in joined}
-    exchanges.need(organiser.settings.min_participants, len(joined), protocol.JOIN)
+    exchanges.need(minimum, len(exchanges.nodes), protocol.JOIN)
 
 
-def _assignments(organiser: Organiser) -> dict[str, RecordDict]:
+def _assignments(organiser: Organiser) -> dict[str, ParticipantAssignment]:
     experiment = organiser.experiment
-    compute = experiment.client.model_dump(include=set(ComputeConfig.model_fields))
-    requests = {}
-    for number, participant in enumerate(experiment.participants):
-        assignment = ParticipantAssignment(
-            run=organiser.run,
+    common = told(experiment, organiser.run)
+    return {
+        participant.name: ParticipantAssignment(
+            **own,
             participant=participant,
             training=experiment.training,
-            data=experiment.data,
-            data_seed=derive(experiment.seed, "data"),
             training_seed=derive(experiment.seed, "participant", participant.name),
-            partition=number,
-            partitions=len(experiment.participants),
-            compute=ComputeConfig(**compute),
         )
-        if participant.name in organiser.exchanges.nodes:
-            requests[participant.name] = protocol.request(
-                {"run": organiser.run, "assignment": assignment.model_dump_json()}
-            )
-    return requests
+        for own, participant in zip(common, experiment.participants, strict=True)
+    }
 
 
 def _check_data(organiser: Organiser, name: str, words: dict[str, protocol.Scalar]) -> None:

@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn.functional import conv2d, pad
-from torchmetrics.functional.image import structural_similarity_index_measure
 
 import models
 from clients.data import ImageSet, Splits
@@ -24,6 +23,7 @@ from models.compute import Compute
 from models.files import load_tensors, save_tensors
 from models.generator import NoiseGenerator
 from models.randomness import derive, secret_normal
+from models.similarity import psnr, ssim
 from models.training import Training, predict
 from strategies.recorder import Recorder
 from strategies.themis.config import ExaminerConfig
@@ -177,21 +177,10 @@ def hiding(
     dict
         ``psnr`` (dB) and ``ssim``, means over images.
     """
-    psnr = ssim = 0.0
+    signal = structure = 0.0
     for x, noisy, _ in noisy_chunks(images, noise, seed):
         seen = denoiser(noisy, noise) if denoiser else noisy
         plain, released = images.denormalise(x), images.denormalise(seen)
-        error = (plain - released).square().flatten(1).mean(1).clamp_min(1e-12)
-        psnr += float((-10 * torch.log10(error)).sum())
-        ssim += float(_ssim(released, plain).sum())
-    return {"psnr": psnr / len(images), "ssim": ssim / len(images)}
-
-
-def _ssim(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    # The usual window of 11 pixels does not fit into small images such as 8x8 digits.
-    side = min(a.shape[-1], 11)
-    window = side if side % 2 else side - 1
-    similarity = structural_similarity_index_measure(
-        a, b, gaussian_kernel=window == 11, kernel_size=window, reduction="none", data_range=1.0
-    )
-    return torch.as_tensor(similarity)
+        signal += float(psnr(released, plain).sum())
+        structure += float(ssim(released, plain).sum())
+    return {"psnr": signal / len(images), "ssim": structure / len(images)}

@@ -17,7 +17,7 @@ from clients.shields.disguises.notation import parsed, written
 from clients.shields.disguises.steps import Shape, Step, Tensors
 from models.errors import RequestError
 from models.files import load_tensors, save_tensors
-from models.randomness import Randomness
+from models.randomness import Randomness, numpy_generator
 
 FORMAT = "pudica-key-1"
 MOST_VALUES = 2**24
@@ -69,6 +69,29 @@ class Key:
             for name, tensor in step.draw(shape, randomness).items()
         }
         return cls(written(steps), shape, tensors)
+
+    @classmethod
+    def seeded(cls, notation: str, shape: Shape, seed: int, *whose: int) -> Key:
+        """Draw the key that belongs to a run's data; ``whose``: of one owner alone."""
+        return cls.new(notation, shape, numpy_generator(seed, "key", *whose))
+
+    @classmethod
+    def wanted(cls, path: Path, notation: str, shape: Shape) -> Key:
+        """Read a key that is to be for one disguise of images of one shape.
+
+        Raises
+        ------
+        RequestError
+            As of :meth:`load`; or it is for something else.
+        """
+        key = cls.load(path)
+        if (key.notation, key.shape) != (notation, shape):
+            sizes = ["x".join(map(str, each)) for each in (key.shape, shape)]
+            raise RequestError(
+                f"the key {path} ({key.fingerprint}) is for {key.notation} of images of "
+                f"{sizes[0]}; wanted is {notation} of {sizes[1]}"
+            )
+        return key
 
     @property
     def steps(self) -> tuple[Step, ...]:

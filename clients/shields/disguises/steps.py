@@ -46,6 +46,11 @@ class Span:
             return torch.uint8
         return torch.int32 if self.high < 2**31 else torch.int64
 
+    @property
+    def on_disk(self) -> torch.dtype:
+        """The smallest type to keep or send them in."""
+        return torch.int16 if self.kind == "integers" and self.high < 2**15 else self.dtype
+
 
 @dataclass(frozen=True)
 class Step(ABC):

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from analysis.breaks import (
+from clients.shields.disguises import Disguise, Key
+from clients.shields.disguises.breaks import (
     affine,
     breaks,
     divisors_below_256,
@@ -18,7 +19,6 @@ from analysis.breaks import (
     standardised,
     undone,
 )
-from clients.shields.disguises import Disguise, Key
 from models.errors import RequestError
 from models.randomness import SystemGenerator, numpy_generator
 

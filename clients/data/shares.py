@@ -1,0 +1,38 @@
+"""Which images of a data set are a node's own."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+
+from clients.data.images import ImageSet
+from clients.data.partition import PartitionConfig, partition
+from clients.data.splits import Splits
+
+Part = Literal["train", "validation", "test"]
+
+
+def own_images(
+    data: Splits, part: Part, number: int, nodes: int, scheme: PartitionConfig | None, seed: int
+) -> ImageSet:
+    """Return a node's share of one part.
+
+    Parameters
+    ----------
+    data : Splits
+    part : {"train", "validation", "test"}
+        Training images are divided by the scheme, the others evenly.
+    number, nodes : int
+        The node's number, and how many there are.
+    scheme : PartitionConfig or None
+        Evenly at random, if nothing is said.
+    seed : int
+        As of :func:`~clients.data.partition.partition`.
+    """
+    images: ImageSet = getattr(data, part)
+    if part != "train":
+        return images.subset(np.arange(number, len(images), nodes))
+    if nodes == 1:
+        return images
+    return images.subset(partition(images.labels, nodes, scheme or PartitionConfig(), seed)[number])

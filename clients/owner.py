@@ -1,0 +1,272 @@
+"""An owner of images in DLMT: private images, the key that disguises them, a model to train."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+import torch
+from torch import nn
+
+import models
+from clients.assignments import OwnerAssignment
+from clients.data import ImageSet, Part, Splits, load_once, own_images
+from clients.shields.disguises import Disguise, Key
+from clients.shields.disguises.breaks import breaks, is_affine, search_space_of
+from clients.snapshots import Snapshots
+from clients.vault import Vault
+from models import optimizers, packing
+from models.compute import Compute
+from models.similarity import psnr, ssim
+from models.training import Images, Training, right
+
+SAMPLE = 1000
+"""Images that a disguise is audited with."""
+
+Numbers = dict[str, int | float]
+Arrays = dict[str, np.ndarray]
+Tensors = dict[str, torch.Tensor]
+
+
+@lru_cache(maxsize=2)
+def _model(name: str, classes: int, channels: int, side: int) -> nn.Module:
+    """Return a model, shared by the owners of one process: each request brings all its weights."""
+    return models.build(name, num_classes=classes, channels=channels, image_size=side)
+
+
+class Owner:
+    """One owner's side of every exchange.
+
+    Parameters
+    ----------
+    vault : Vault
+        Where what it remembers of its own training lies.
+    assignment : OwnerAssignment
+    """
+
+    def __init__(self, vault: Vault, assignment: OwnerAssignment) -> None:
+        self.assignment = assignment
+        self.compute = Compute(assignment.compute)
+        self.data: Splits = load_once(assignment.data.model_dump_json(), assignment.data_seed)
+        self.key = self._key()
+        self.disguise = Disguise(self.key) if self.key else None
+        self._shares: dict[Part, ImageSet] = {part: self._share(part) for part in get_args(Part)}
+        self.snapshots = Snapshots(vault, assignment.case, assignment.fingerprint())
+
+    def _key(self) -> Key | None:
+        a, shape = self.assignment, self.data.shape
+        if a.shield is None:
+            return None
+        if a.key == "shared":
+            return Key.seeded(a.shield, shape, a.data_seed)
+        if a.key == "per-owner":
+            return Key.seeded(a.shield, shape, a.data_seed, a.partition)
+        return Key.wanted(Path(a.key).expanduser(), a.shield, shape)
+
+    def introduced(self) -> dict[str, int | str]:
+        """Return what the cloud is told of the data."""
+        span = self.own("train").span
+        return {
+            "classes": self.data.num_classes,
+            "key": self.key.fingerprint if self.key else self.data.key,
+            "shape": "x".join(map(str, self.data.shape)),
+            "kind": span.kind,
+            "low": span.low,
+            "high": span.high,
+            **{part: len(images) for part, images in self._shares.items()},
+        }
+
+    def plain(self, part: Part) -> ImageSet:
+        """Return this owner's images of one part as they are."""
+        return self._shares[part]
+
+    def own(self, part: Part) -> ImageSet:
+        """Return this owner's images of one part, disguised."""
+        return replace(self.plain(part), disguise=self.disguise)
+
+    def _share(self, part: Part) -> ImageSet:
+        a = self.assignment
+        return own_images(self.data, part, a.partition, a.partitions, a.data.partition, a.data_seed)
+
+    # -------------------------------------------------------------------- what it sends
+
+    def statistics(self) -> tuple[Numbers, Arrays]:
+        """Return mean and deviation of each channel of the disguised training images, (2, C)."""
+        images = self.own("train")
+        values = torch.stack(images.statistics()).flatten(1)
+        return {"num-examples": len(images)}, {"normalisation": values.numpy()}
+
+    def images(self, start: int, count: int) -> Arrays:
+        """Return disguised training images and their labels, for the cloud to train on.
+
+        Raises
+        ------
+        RuntimeError
+            If it is the owner who trains.
+        """
+        if self.assignment.train != "central":
+            raise RuntimeError("this owner trains by itself, and gives no images away")
+        images = self.own("train")
+        chosen = slice(start, start + count)
+        released = images.released(chosen).to(images.span.on_disk)
+        return {"images": released.numpy(), "labels": images.labels[chosen]}
+
+    # ------------------------------------------------------------------------ training
+
+    def train(self, number: int, needed: int, arrays: Tensors) -> tuple[Numbers, Arrays]:
+        """Train for one round with the model that is sent.
+
+        Parameters
+        ----------
+        number : int
+            Of the round, from 0.
+        needed : int
+            The last round of the cloud's last checkpoint, to which a killed run goes back.
+        arrays : dict of str to Tensor
+            ``weights``, ``buffers``, as packed; ``normalisation``, (2, C).
+        """
+        a, images = self.assignment, self._normalised(self.own("train"), arrays)
+        training = Training(self._given(a.model, arrays), a.training, a.seed, self.compute)
+        training.epoch = number * a.local_epochs
+        if a.keep_momentum:
+            self.snapshots.drop_after(number - 1)
+            kept = self.snapshots.load(self.snapshots.newest())
+            optimizers.restore(training.optimizer, kept[0] if kept else {})
+        for _ in range(a.local_epochs):
+            training.train_epoch(images)
+        if a.keep_momentum:
+            self.snapshots.keep(number, needed, optimizers.state_of(training.optimizer), {})
+        loss = sum(training.losses) / len(training.losses)
+        return {"num-examples": len(images), "loss": loss}, packing.model_arrays(training.model)
+
+    def _given(self, name: str, arrays: Tensors) -> nn.Module:
+        """Return the model with the weights that were sent."""
+        channels, side, _ = self.data.shape
+        model = self.compute.host(_model(name, self.data.num_classes, channels, side))
+        packing.load_model_arrays(model, arrays)
+        return model
+
+    @staticmethod
+    def _normalised(images: ImageSet, arrays: Tensors) -> ImageSet:
+        mean, std = arrays["normalisation"].float()[:, :, None, None]
+        return replace(images, mean=mean, std=std)
+
+    # -------------------------------------------------------------------- measurements
+
+    def right(self, part: Part, view: str, model: str, arrays: Tensors) -> Numbers:
+        """Return how many of its images a model gets right.
+
+        Parameters
+        ----------
+        view : {"disguised", "plain", "standardised"}
+            What the model is shown: disguised images; plain ones; or what somebody without the
+            key makes of disguised ones, see :class:`Standardiser`.
+        model : str
+            Its name.
+        arrays : dict of str to Tensor
+            ``weights``, ``buffers``, ``normalisation``; plain images without the last are
+            normalised by this owner's own statistics.
+        """
+        given, images = self._given(model, arrays), self._seen(part, view, arrays)
+        return {"right": right(given, images, self.compute), "num-examples": len(self.plain(part))}
+
+    def _seen(self, part: Part, view: str, arrays: Tensors) -> Images:
+        if view == "plain" and "normalisation" not in arrays:
+            mean, std = self.plain("train").statistics()
+            return replace(self.plain(part), mean=mean, std=std)
+        if view == "plain":
+            return self._normalised(self.plain(part), arrays)
+        if view == "standardised":
+            return self._standardiser.of(self._normalised(self.own(part), arrays))
+        return self._normalised(self.own(part), arrays)
+
+    @cached_property
+    def _standardiser(self) -> Standardiser:
+        """From half of the training images disguised, and the other half plain."""
+        count = len(self.plain("train"))
+        seen, known = (np.arange(start, count, 2) for start in (0, 1))
+        return Standardiser(
+            self.own("train").subset(seen), self.plain("train").subset(known if count > 1 else seen)
+        )
+
+    def audit(self) -> Numbers:
+        """Return how like plain images disguised ones are, and how far attacks on them come.
+
+        Returns
+        -------
+        dict
+            ``psnr`` (dB) and ``ssim`` of disguised test images, both scaled to [0, 1];
+            ``psnr-standardised`` and ``ssim-standardised`` of what z-scores make of them;
+            ``search-space``, where Eqs. (6) to (9) of paper 001 apply;
+            ``ATTACK/IMAGES/WHAT`` of :class:`~clients.shields.disguises.breaks.Break`. Numbers
+            that there are none of are left out.
+        """
+        if self.disguise is None:
+            return {}
+        sample = slice(0, SAMPLE)
+        test, plain = self.own("test"), self.plain("test").pixels(sample)
+        found: dict[str, float] = {}
+        shown = test.pixels(sample)
+        for name, seen in {"": shown, "-standardised": self._standardiser(shown)}.items():
+            found[f"psnr{name}"] = float(psnr(seen, plain).mean())
+            found[f"ssim{name}"] = float(ssim(seen, plain).mean())
+        if is_affine(self.disguise):
+            training = self.plain("train").plain(sample).numpy()
+            found["search-space"] = search_space_of(self.disguise, training)
+            for attack in breaks(self.disguise, training):
+                for what in ("found", "pixels", "error"):
+                    found[f"{attack.attack}/{attack.images}/{what}"] = getattr(attack, what)
+        return {name: value for name, value in found.items() if np.isfinite(value)}
+
+
+class Standardiser:
+    """Undoes what is affine in each pixel: by its mean and deviation, with no key.
+
+    Disguised pixels are standardised by their own statistics, and brought to those of other
+    plain images of the same kind.
+
+    Parameters
+    ----------
+    seen : ImageSet
+        Disguised images.
+    known : ImageSet
+        Plain ones, none of them among the disguised.
+    """
+
+    def __init__(self, seen: ImageSet, known: ImageSet) -> None:
+        self._seen = seen.pixel_statistics()
+        self._known = known.pixel_statistics()
+
+    def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Return images in [0, 1] from disguised ones, (B, C, H, W)."""
+        (mean, std), (plain_mean, plain_std) = self._seen, self._known
+        return ((pixels - mean) / std * plain_std + plain_mean).clamp(0, 1)
+
+    def of(self, images: ImageSet) -> Standardised:
+        """Return images as they look after it."""
+        return Standardised(images, self)
+
+
+class Standardised:
+    """Images that were disguised, and standardised by somebody without the key."""
+
+    def __init__(self, images: ImageSet, standardiser: Standardiser) -> None:
+        self.images = images
+        self.mean, self.std = images.mean, images.std
+        self._standardiser = standardiser
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def batch(
+        self, positions: np.ndarray, change: Callable[[torch.Tensor], torch.Tensor] | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return normalised images and their labels, as :meth:`ImageSet.batch`."""
+        if change is not None:
+            raise ValueError("these are not plain images that could be changed")
+        seen = self._standardiser(self.images.pixels(positions))
+        return self.images.normalised(seen), torch.from_numpy(self.images.labels[positions].copy())

@@ -1,0 +1,277 @@
+"""What undoes the matrix transformations of paper 001 exactly, with nobody's key.
+
+Each of them, and each composition, is ``A' = m·A + b`` for every pixel by itself, with whole
+numbers m and b that are the same for all images. Paper 001 argues with the number of images that
+one disguised image could stem from, Eqs. (6) to (9); who sees several has m and b.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import product
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from clients.shields.disguises.disguise import Disguise
+from clients.shields.disguises.matrix import Addition, Multiplication, Rise
+from models.errors import RequestError, unknown
+
+Whole = NDArray[np.int64]
+Real = NDArray[np.float64]
+Guess = Literal["minimum", "mid-range"]
+
+SEARCHED = 50
+"""Images whose search space is averaged."""
+
+
+def is_affine(disguise: Disguise) -> bool:
+    """Tell whether a disguise is made of MAT, MMT and Rise alone, which these attacks are for."""
+    return all(step.takes == "integers" for step in disguise.key.steps)
+
+
+def affine(disguise: Disguise) -> tuple[Whole, Whole]:
+    """Return m and b of a disguise, each (C, H, W): what the attacks are to find.
+
+    Raises
+    ------
+    RequestError
+        If it is no composition of MAT, MMT and Rise.
+    """
+    if not is_affine(disguise):
+        raise RequestError(
+            f"{disguise.key.notation} is no composition of MAT, MMT and Rise, which these attacks "
+            "are for"
+        )
+    black, dark = (torch.full((1, *disguise.key.shape), v, dtype=torch.uint8) for v in (0, 1))
+    b, sum_ = (disguise.protect(image)[0].long().numpy() for image in (black, dark))
+    return sum_ - b, b
+
+
+def standardised(images: NDArray[np.generic]) -> Real:
+    """Return each pixel less its mean over all images, over its standard deviation.
+
+    Of disguised images these are those of the plain ones: m and b drop out. Pixels that are the
+    same in all images become 0.
+
+    Parameters
+    ----------
+    images : ndarray of integers, shape (N, C, H, W)
+    """
+    # Differences first, in whole numbers: offsets may be too large for a float to hold.
+    values = (images.astype(np.int64) - images[:1].astype(np.int64)).astype(np.float64)
+    centred = values - values.mean(0)
+    spread = centred.std(0)
+    scaled: Real = centred / np.where(spread > 0, spread, 1)
+    return scaled
+
+
+def factors(disguised: Whole) -> Whole:
+    """Return m by the greatest common divisor of differences between images, (C, H, W).
+
+    Right where the differences of the plain pixels have no common divisor; 0 where a pixel is
+    the same in all images.
+
+    Parameters
+    ----------
+    disguised : int64 ndarray of shape (N, C, H, W)
+        At least two images.
+    """
+    found: Whole = np.gcd.reduce(np.abs(disguised[1:] - disguised[0]), axis=0)
+    return found
+
+
+def offsets(disguised: Whole, m: Whole, guess: Guess) -> Whole:
+    """Return b, guessed from what disguised pixels there are; (C, H, W).
+
+    Parameters
+    ----------
+    disguised : int64 ndarray of shape (N, C, H, W)
+    m : int64 ndarray of shape (C, H, W)
+    guess : {"minimum", "mid-range"}
+        The darkest pixel there is was 0; or darkest and brightest lie evenly about 127.5.
+    """
+    low: Whole = disguised.min(0)
+    if guess == "minimum":
+        return low
+    middle = (low + disguised.max(0) - 255 * m) / 2
+    # b differs from every disguised pixel by a multiple of m.
+    darkest = np.rint((low - middle) / np.maximum(m, 1)).astype(np.int64)
+    b: Whole = low - m * darkest
+    return b
+
+
+def offsets_by_pair(plain: Whole, disguised: Whole, m: Whole) -> Whole:
+    """Return b from one image that is known plain and disguised; each (C, H, W)."""
+    b: Whole = disguised - m * plain
+    return b
+
+
+def undone(
+    disguised: Whole, m: Whole, b: Whole, constant: NDArray[np.integer] | int = 0
+) -> NDArray[np.uint8]:
+    """Return images as they were, if m and b are right, uint8 of shape (N, C, H, W).
+
+    Parameters
+    ----------
+    constant : int or ndarray of shape (C, H, W)
+        What is shown where m is 0: there a pixel is the same in all images.
+    """
+    values = np.where(m > 0, (disguised - b) / np.where(m > 0, m, 1), constant)
+    return np.clip(np.rint(values), 0, 255).astype(np.uint8)
+
+
+@dataclass(frozen=True)
+class Break:
+    """How far one attack comes.
+
+    Attributes
+    ----------
+    attack : str
+    images : int
+        Disguised images that it sees.
+    found : float
+        Share of the pixels whose m it has exactly, and b where it seeks that too; of those that
+        are not the same in all images it sees.
+    pixels : float
+        Share of the pixels of all images that it then shows as they were.
+    error : float
+        Mean distance of pixels from what they were, 0 to 255.
+    """
+
+    attack: str
+    images: int
+    found: float
+    pixels: float
+    error: float
+
+
+def breaks(
+    disguise: Disguise,
+    plain: NDArray[np.uint8],
+    for_factors: tuple[int, ...] = (5, 10, 20),
+    for_offsets: tuple[int, ...] = (20, 50, 100, 200, 400),
+) -> list[Break]:
+    """Attack disguised images, and compare with what they were.
+
+    Parameters
+    ----------
+    disguise : Disguise
+        A composition of MAT, MMT and Rise.
+    plain : uint8 ndarray of shape (N, C, H, W)
+        The attacks see them disguised only, but for the first one in the last attack.
+    for_factors, for_offsets : tuple of int
+        How many images the greatest common divisor, and the guesses of b, are tried with;
+        those above N are left out.
+
+    Raises
+    ------
+    RequestError
+        If the disguise is another.
+    """
+    true_m, true_b = affine(disguise)
+    disguised = disguise.protect(torch.from_numpy(plain)).long().numpy()
+    counts = {*for_factors, *for_offsets}
+    seen = {n: factors(disguised[:n]) for n in counts if n <= len(plain)}
+    found = [
+        Break("common divisor", n, _share(seen[n] == true_m, plain[:n]), *_NOTHING)
+        for n in for_factors
+        if n in seen
+    ]
+    guesses: tuple[Guess, ...] = ("minimum", "mid-range")
+    for guess, n in product(guesses, filter(seen.__contains__, for_offsets)):
+        m, b = seen[n], offsets(disguised[:n], seen[n], guess)
+        right = (m == true_m) & (b == true_b)
+        found.append(_judged(guess, plain, n, right, undone(disguised, m, b)))
+    m = factors(disguised)
+    b = offsets_by_pair(plain[0].astype(np.int64), disguised[0], m)
+    right, shown = (m == true_m) & (b == true_b), undone(disguised, m, b, constant=plain[0])
+    found.append(_judged("one known pair", plain, len(plain), right, shown))
+    return found
+
+
+_NOTHING = (float("nan"), float("nan"))
+
+
+def _judged(
+    attack: str,
+    plain: NDArray[np.uint8],
+    seen: int,
+    right: NDArray[np.bool_],
+    shown: NDArray[np.uint8],
+) -> Break:
+    error = np.abs(shown.astype(np.int64) - plain)
+    exact, mean = float((error == 0).mean()), float(error.mean())
+    return Break(attack, seen, _share(right, plain[:seen]), exact, mean)
+
+
+def _share(right: NDArray[np.bool_], seen: NDArray[np.uint8]) -> float:
+    """Return the share of pixels that are right, of those that are not the same in all images."""
+    varied = np.ptp(seen, axis=0) > 0
+    return float(right[varied].mean()) if varied.any() else float("nan")
+
+
+def search_space(
+    disguised: Whole, of: Literal["MAT", "MMT"], rise: int = 0, as_printed: bool = False
+) -> float:
+    """Return log10 of the number of images that one disguised image could stem from.
+
+    Eqs. (6) and (7) for MAT, (8) and (9) for MMT; times ``rise`` for Rise+MMT. It is no proof of
+    anything: :func:`breaks` does not search.
+
+    Parameters
+    ----------
+    disguised : int64 ndarray of shape (C, H, W)
+    of : {"MAT", "MMT"}
+    rise : int
+        The largest that RISE_V may be; 0: there is none.
+    as_printed : bool
+        Eq. (8) has A' where the text counts divisors of A'. By default divisors are counted; True
+        takes it by the letter.
+
+    Raises
+    ------
+    RequestError
+        If it is of something else.
+    """
+    values = disguised.ravel()
+    if of not in ("MAT", "MMT"):
+        raise unknown("transformation with a search space", of, ("MAT", "MMT"))
+    if of == "MAT":
+        choices = np.clip(values, 1, 256)
+    else:
+        # There are 255 numbers from 1 to 255, so the first case of Eq. (8) never comes up.
+        counts = divisors_below_256(values)
+        choices = np.where(counts > 0, values if as_printed else counts, 1)
+    return float(np.log10(choices).sum() + (np.log10(rise) if rise else 0))
+
+
+def search_space_of(disguise: Disguise, plain: NDArray[np.uint8]) -> float:
+    """Return the mean of :func:`search_space` over images; NaN where the paper has no formula.
+
+    Parameters
+    ----------
+    plain : uint8 ndarray of shape (N, C, H, W)
+    """
+    of: Literal["MAT", "MMT"]
+    match disguise.key.steps:
+        case (Addition(),):
+            of, rise = "MAT", 0
+        case (Multiplication(),):
+            of, rise = "MMT", 0
+        case (Rise() as first, Multiplication()):
+            of, rise = "MMT", int(first.rise_v)
+        case _:
+            return float("nan")
+    disguised = disguise.protect(torch.from_numpy(plain[:SEARCHED])).long().numpy()
+    return float(np.mean([search_space(image, of, rise) for image in disguised]))
+
+
+def divisors_below_256(values: Whole) -> Whole:
+    """Return T of Eq. (8): how many divisors from 1 to 255 each number has, 0 for 0."""
+    different, place = np.unique(values, return_inverse=True)
+    counts = (different[:, None] % np.arange(1, 256) == 0).sum(1)
+    counted: Whole = np.where(different > 0, counts, 0)[place]
+    return counted.reshape(values.shape)

@@ -1,0 +1,35 @@
+"""How alike two images are."""
+
+from __future__ import annotations
+
+import torch
+from torchmetrics.functional.image import structural_similarity_index_measure
+
+WINDOW = 11
+
+
+def psnr(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Return the peak signal-to-noise ratio of each pair of images in dB, at most 120.
+
+    Parameters
+    ----------
+    a, b : Tensor of shape (N, C, H, W)
+        In units of [0, 1].
+
+    Returns
+    -------
+    Tensor of shape (N,)
+    """
+    error = (a - b).square().flatten(1).mean(1).clamp_min(1e-12)
+    return -10 * torch.log10(error)
+
+
+def ssim(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Return the structural similarity of each pair of images; arguments as of :func:`psnr`."""
+    # The usual window does not fit into small images such as 8x8 digits.
+    side = min(a.shape[-1], WINDOW)
+    window = side if side % 2 else side - 1
+    similarity = structural_similarity_index_measure(
+        a, b, gaussian_kernel=window == WINDOW, kernel_size=window, reduction="none", data_range=1.0
+    )
+    return torch.as_tensor(similarity)

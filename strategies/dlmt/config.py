@@ -1,0 +1,183 @@
+"""The ``dlmt`` section of an experiment."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from clients.data import PartitionConfig
+from clients.shields.disguises import parsed, written
+from models.files import absolute
+from models.training import TrainingConfig
+from strategies.cases import each_case
+
+SHARED = {"owners", "examiner"}
+SHARED_KEY, OWN_KEYS = "shared", "per-owner"
+
+
+class ScheduleConfig(TrainingConfig):
+    """A training schedule whose defaults are paper 001's, where it says them, and its source's.
+
+    The rate is from paper 001; momentum, weight decay and batch size are those of
+    kuangliu/pytorch-cifar, on which its implementation is based.
+    """
+
+    epochs: int = Field(default=200, ge=1)
+    batch_size: int = Field(default=128, ge=1)
+    learning_rate: float = Field(default=0.2, gt=0, le=10)
+    weight_decay: float = Field(default=5e-4, ge=0, le=1)
+    schedule: Literal["step", "cosine"] = "cosine"
+    patience: None = None
+
+
+class AggregationConfig(BaseModel):
+    """How the owners' models become one: Flower's strategies.
+
+    Attributes
+    ----------
+    name : {"fedavg", "fedadagrad", "fedadam", "fedyogi"}
+        The last three are those of FedOpt (Reddi et al. 2021). Buffers, such as running
+        variances, are averaged in any case: an optimiser could make them negative.
+    learning_rate, tau : float
+        Of FedOpt, at the cloud.
+    beta_1, beta_2 : float
+        Of ``fedadam`` and ``fedyogi``.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: Literal["fedavg", "fedadagrad", "fedadam", "fedyogi"] = "fedavg"
+    learning_rate: float = Field(default=0.01, gt=0, le=10)
+    beta_1: float = Field(default=0.9, ge=0, lt=1)
+    beta_2: float = Field(default=0.99, ge=0, lt=1)
+    tau: float = Field(default=1e-3, gt=0)
+
+
+class DlmtConfig(BaseModel):
+    """Who disguises images how, and who trains on them.
+
+    Attributes
+    ----------
+    owners : int
+    partition : PartitionConfig
+        How training images are divided among owners, by default evenly at random; the others
+        are divided evenly.
+    shield : str or None
+        How images are disguised, in the notation of :mod:`clients.shields.disguises`.
+    key : str
+        ``shared`` by all owners, or one ``per-owner``, both from the run's seed; or a key file.
+    train : {"central", "federated"}
+        ``central``: owners send disguised images, the cloud trains. ``federated``: owners
+        train on their own disguised images, the cloud averages their models.
+    model : str
+        A name of the zoo, or ``custom:module:callable``.
+    training : ScheduleConfig
+        ``federated``: of each owner, all rounds together.
+    local_epochs : int
+        ``federated``: in a round.
+    participation : float
+        ``federated``: the share of the owners that is drawn for each round.
+    keep_momentum : bool
+        ``federated``: whether an owner's optimiser remembers its last round.
+    aggregate : AggregationConfig
+        ``federated``.
+    evaluate_every : int
+        Measure on the owners' test images, and validation images if there are any, after every
+        so many epochs or rounds.
+    measures : bool
+        In the end also measure what Table III has, how the disguise looks, and how far attacks
+        on it come. The owners measure; only numbers leave them.
+    examiner : str or None
+        The case whose model stands in for a human who looks at disguised images; by default
+        the first without a shield.
+    min_owners : int
+        With fewer answers than this the run stops, to be resumed.
+    cases : dict of str to dict
+        Several settings on the same data; each names what differs from the above.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    owners: int = Field(default=1, ge=1, le=10_000)
+    partition: PartitionConfig = PartitionConfig()
+    shield: str | None = None
+    key: str = Field(default=SHARED_KEY, min_length=1)
+    train: Literal["central", "federated"] = "central"
+    model: str = "cnn-five"
+    training: ScheduleConfig = ScheduleConfig()
+    local_epochs: int = Field(default=1, ge=1)
+    participation: float = Field(default=1.0, gt=0, le=1)
+    keep_momentum: bool = False
+    aggregate: AggregationConfig = AggregationConfig()
+    evaluate_every: int = Field(default=1, ge=1)
+    measures: bool = True
+    examiner: str | None = None
+    min_owners: int = Field(default=1, ge=1)
+    cases: dict[str, dict[str, Any]] = {}
+
+    @field_validator("shield")
+    @classmethod
+    def _understood(cls, shield: str | None) -> str | None:
+        return None if shield is None else written(parsed(shield))
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.min_owners > self.owners_a_round:
+            raise ValueError(
+                f"min_owners: {self.min_owners}, but {self.owners_a_round} of {self.owners} "
+                "owners take part in a round"
+            )
+        if self.train == "federated" and self.training.epochs % self.local_epochs:
+            raise ValueError(
+                f"local_epochs: {self.training.epochs} epochs are no whole number of rounds of "
+                f"{self.local_epochs}"
+            )
+        if self.train == "central" and self.training.augment_first:
+            raise ValueError(
+                "training.augment_first: the cloud sees no plain images that it could augment; "
+                "allowed with train: federated"
+            )
+        plain = [name for name, case in self.each_case().items() if case.shield is None]
+        if self.cases and self.examiner is not None and self.examiner not in plain:
+            raise ValueError(
+                f"examiner: '{self.examiner}' must be a case without a shield; "
+                f"there are: {', '.join(plain) or 'none'}"
+            )
+        return self
+
+    @property
+    def owners_a_round(self) -> int:
+        """How many owners are asked in a round."""
+        central = self.train == "central"
+        return self.owners if central else max(1, round(self.participation * self.owners))
+
+    @property
+    def rounds(self) -> int:
+        """After how many epochs or rounds training is over."""
+        epochs = self.training.epochs
+        return epochs if self.train == "central" else epochs // self.local_epochs
+
+    def evaluates(self, done: int) -> bool:
+        """Tell whether the model is measured after so many epochs or rounds."""
+        return done % self.evaluate_every == 0 or done == self.rounds
+
+    @property
+    def key_file(self) -> Path | None:
+        """The key's file, if it is to come from one."""
+        return None if self.key in (SHARED_KEY, OWN_KEYS) else Path(self.key)
+
+    def with_absolute_paths(self) -> Self:
+        """Return the settings with files named in a way that holds in any directory."""
+        named = str(absolute(self.key_file)) if self.key_file else self.key
+        return self.model_copy(update={"key": named})
+
+    def each_case(self) -> dict[str, DlmtConfig]:
+        """Return the full settings of each case by name; without ``cases``, of ``main``."""
+        return each_case(self, SHARED)
+
+    def examining(self) -> str | None:
+        """Return the name of the case whose model is the examiner, if there is one."""
+        plain = (name for name, case in self.each_case().items() if case.shield is None)
+        return self.examiner or next(plain, None)

@@ -1,0 +1,75 @@
+"""An experiment with disguised images."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import model_validator
+
+import models
+from clients.data import Splits, partition
+from clients.shields.disguises import Key
+from models.errors import RequestError
+from models.randomness import derive
+from strategies.dlmt.config import DlmtConfig
+from strategies.experiment import Experiment
+
+
+class DlmtExperiment(Experiment):
+    """DLMT: the owners, how they disguise their images, and how a network learns from them."""
+
+    system: Literal["dlmt"] = "dlmt"
+    dlmt: DlmtConfig = DlmtConfig()
+
+    @model_validator(mode="after")
+    def _cases_say_it(self) -> Self:
+        for key in ("shield", "partition"):
+            if getattr(self.data, key) is not None:
+                raise ValueError(
+                    f"data.{key}: in this system set dlmt.{key}, which cases may change"
+                )
+        if self.data.normalize not in (None, "training"):
+            raise ValueError(
+                f"data.normalize: '{self.data.normalize}' is not for this system, which normalises "
+                "by the disguised training images; leave it out"
+            )
+        return self
+
+    def names(self) -> list[str]:
+        """Return the owners' names, in the order of their partitions."""
+        return [f"owner-{number}" for number in range(self.dlmt.owners)]
+
+    def check_models(self, data: Splits) -> None:
+        """Build the model of each case, and see whether its disguise fits."""
+        channels, side, _ = data.shape
+        for case, settings in self.dlmt.each_case().items():
+            where = f" (case '{case}')" if self.dlmt.cases else ""
+            try:
+                _check_disguise(settings, data)
+                model = models.build(
+                    settings.model, num_classes=data.num_classes, channels=channels, image_size=side
+                )
+                if models.is_frozen(model):
+                    raise RequestError("an exported program can't be trained")
+                seed = derive(self.seed, "data")
+                partition(data.train.labels, self.dlmt.owners, settings.partition, seed)
+            except RequestError as error:
+                raise RequestError(f"dlmt{where}: {error}") from error
+
+    def with_absolute_paths(self) -> Self:
+        """Return the experiment with its files named in a way that holds in any directory."""
+        absolute = super().with_absolute_paths()
+        return absolute.model_copy(update={"dlmt": self.dlmt.with_absolute_paths()})
+
+
+def _check_disguise(settings: DlmtConfig, data: Splits) -> None:
+    if settings.shield is None:
+        return
+    if data.key:
+        raise RequestError(
+            f"shield: these images are disguised already, with the key {data.key}; leave it out"
+        )
+    if settings.key_file:
+        Key.wanted(settings.key_file, settings.shield, data.shape)
+    else:
+        Key.seeded(settings.shield, data.shape, seed=0)

@@ -1,0 +1,200 @@
+"""How good a model is, what its images hide, and how far attacks on their disguise come.
+
+MA, VP and MM are those of Table III of paper 001, after Sharma et al. 2021. A model that is shown
+other images than it was trained on normalises them as it did those (``by-model``), or they are
+normalised by statistics of their own kind (``by-images``). Paper 001 does not say which; its
+figures are those of the first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from flwr.app import Array, RecordDict
+
+from clients import protocol
+from clients.shields.disguises import Span
+from models.packing import under
+from strategies.dlmt.session import CLOUD, Model, Session
+
+MEASURES = "measures"
+BREAKS = "breaks"
+EXAMINER = "examiner"
+BY_MODEL, BY_IMAGES = "by-model", "by-images"
+PIXELS = Span()
+DISGUISED, PLAIN, STANDARDISED = "disguised", "plain", "standardised"
+
+
+@dataclass(frozen=True)
+class Counted:
+    """Of how many images each owner's model gets how many right."""
+
+    right: dict[str, float]
+    of: dict[str, float]
+
+    @property
+    def share(self) -> float | None:
+        """Of all owners' images; None if there are none."""
+        total = sum(self.of.values())
+        return sum(self.right.values()) / total if total else None
+
+    def log(self, session: Session, stage: str, metric: str, round_: int) -> None:
+        """Log each owner's accuracy, and that over all images."""
+        if len(self.of) > 1:
+            for name, count in self.of.items():
+                if count:
+                    value = self.right[name] / count
+                    session.log(stage, metric, value, node=name, round=round_)
+        if self.share is not None:
+            session.log(stage, metric, self.share, round=round_)
+
+
+def count_right(
+    session: Session, model: Model, part: str, view: str, name: str | None = None
+) -> Counted:
+    """Let all owners show a model their images.
+
+    Parameters
+    ----------
+    model : Model
+        Without ``normalisation`` each owner normalises by its own plain images.
+    part : {"validation", "test"}
+    view : {"disguised", "plain", "standardised"}
+        As of :meth:`clients.owner.Owner.right`.
+    name : str or None
+        The model's; by default the case's.
+    """
+    asked = [n for n, member in session.owners.items() if getattr(member, part)]
+    config = {"part": part, "view": view, "model": name or session.settings.model}
+    arrays = {key: Array(values) for key, values in model.items()}
+    requests = dict.fromkeys(asked, session.request(config, arrays)) if asked else {}
+    replies = session.exchanges.ask(protocol.RIGHT, requests, _read)
+    if asked:
+        session.need(len(replies))
+    right, of = ({n: reply[key] for n, reply in replies.items()} for key in _COUNTS)
+    return Counted(right, of)
+
+
+_COUNTS = ("right", "num-examples")
+
+
+def _read(content: RecordDict) -> dict[str, float]:
+    numbers = protocol.numbers_of(content)
+    counts = {key: numbers[key] for key in _COUNTS}
+    if not 0 <= counts["right"] <= counts["num-examples"]:
+        raise ValueError(f"says that it got so many right: {counts}")
+    return counts
+
+
+def measure(session: Session, model: Model) -> None:
+    """Log MM, VP before and after standardising, and what the owners' audits say.
+
+    Parameters
+    ----------
+    model : Model
+        Trained on disguised images.
+    """
+    _misusability(session, model)
+    if examiner := kept_examiner(session):
+        _visual_privacy(session, *examiner, model["normalisation"])
+    _audit(session)
+
+
+def _misusability(session: Session, model: Model) -> None:
+    """Log how many plain images a model gets right that was trained on disguised ones."""
+    views = {
+        BY_MODEL: {
+            **model,
+            "normalisation": converted(model["normalisation"], session.span, PIXELS),
+        },
+        BY_IMAGES: {name: values for name, values in model.items() if name != "normalisation"},
+    }
+    for normalised, shown in views.items():
+        counted = count_right(session, shown, "test", PLAIN)
+        if counted.share is not None:
+            session.log(MEASURES, "misusability", counted.share, normalised=normalised)
+
+
+def _visual_privacy(session: Session, name: str, examiner: Model, own: np.ndarray) -> None:
+    """Log how many images an examiner gets wrong, as they are and standardised.
+
+    Parameters
+    ----------
+    name : str
+        Of the examiner's model.
+    own : ndarray of shape (2, C)
+        Statistics of the disguised images.
+    """
+    by_model = converted(examiner["normalisation"], PIXELS, session.span)
+    views = {
+        (DISGUISED, BY_MODEL): {**examiner, "normalisation": by_model},
+        (DISGUISED, BY_IMAGES): {**examiner, "normalisation": own},
+        (STANDARDISED, BY_MODEL): examiner,
+    }
+    for (view, normalised), shown in views.items():
+        share = count_right(session, shown, "test", view, name).share
+        if share is not None:
+            session.log(MEASURES, "visual_privacy", 1 - share, view=view, normalised=normalised)
+
+
+def converted(normalisation: np.ndarray, of: Span, to: Span) -> np.ndarray:
+    """Return mean and deviation in units of another span, (2, C).
+
+    Parameters
+    ----------
+    normalisation : ndarray of shape (2, C)
+        Where the span ``of`` is scaled to [0, 1].
+    of, to : Span
+        Their values are the same: a 7 is a 7 in both.
+    """
+    mean, std = normalisation.astype(np.float64)
+    width, other = of.high - of.low, to.high - to.low
+    return np.stack([(of.low + mean * width - to.low) / other, std * width / other]).astype(
+        np.float32
+    )
+
+
+def keep_examiner(session: Session, model: Model) -> None:
+    """Remember a model as the one that examines the disguised images of later cases."""
+    session.recorder.note[EXAMINER] = session.settings.model
+    session.recorder.arrays |= {
+        f"{EXAMINER}/{name}": torch.from_numpy(values) for name, values in model.items()
+    }
+
+
+def kept_examiner(session: Session) -> tuple[str, Model] | None:
+    """Return the examiner's architecture and the model, if there is one."""
+    kept = under(f"{EXAMINER}/", session.recorder.arrays)
+    if not kept:
+        return None
+    return session.recorder.note[EXAMINER], {name: value.numpy() for name, value in kept.items()}
+
+
+def _audit(session: Session) -> None:
+    """Log what each owner says of its own disguise, and the mean over owners."""
+    requests = dict.fromkeys(session.owners, session.request({}))
+    replies = session.exchanges.ask(protocol.AUDIT, requests, protocol.numbers_of)
+    if len(session.owners) > 1:
+        for name, found in replies.items():
+            _log_audit(session, name, found)
+    said = [*replies.values()]
+    names = dict.fromkeys(name for found in said for name in found)
+    mean = {name: _mean([found[name] for found in said if name in found]) for name in names}
+    _log_audit(session, CLOUD, mean)
+
+
+def _log_audit(session: Session, node: str, found: Mapping[str, float]) -> None:
+    for name, value in found.items():
+        attack, _, rest = name.partition("/")
+        if not rest:
+            session.log(MEASURES, name.replace("-", "_"), value, node=node)
+            continue
+        images, what = rest.split("/")
+        session.log(BREAKS, what, value, node=node, attack=attack, images=int(images))
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)

@@ -1,0 +1,111 @@
+"""DLMT from joining to the last measurement, case after case."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from flwr.serverapp import Grid
+
+from clients.shields.disguises import parsed
+from clients.shields.disguises.breaks import factors, offsets, undone
+from models.files import save_tensors
+from strategies.dlmt.central import Central, Collection, Received, file_of
+from strategies.dlmt.experiment import DlmtExperiment
+from strategies.dlmt.federated import Federated
+from strategies.dlmt.learning import Learning
+from strategies.dlmt.ledger import releases
+from strategies.dlmt.measures import keep_examiner, measure
+from strategies.dlmt.session import Session
+from strategies.exchange import Exchanges
+from strategies.joining import gather
+from strategies.recorder import Recorder
+from strategies.releases import keep
+
+SHOWN, SEEN = 8, 400
+"""Images that are kept to look at, and that the cloud tries to undo their disguise with."""
+
+
+def learn_disguised(grid: Grid, experiment: DlmtExperiment, recorder: Recorder) -> None:
+    """Run all cases: join, train on disguised images, measure; the examiner's case first."""
+    exchanges = Exchanges(grid, recorder, {}, experiment.client.timeout)
+    with recorder.timed("join"):
+        nodes = gather(exchanges, experiment.names(), experiment.dlmt.min_owners)
+    cases, examining = experiment.dlmt.each_case(), experiment.dlmt.examining()
+    for case in sorted(cases, key=lambda name: name != examining):
+        if not recorder.finished(f"case/{case}"):
+            exchanges.nodes = dict(nodes)
+            session = Session(exchanges, experiment, case, cases[case])
+            Case(session, examining == case).run()
+
+
+class Case:
+    """One case, from joining to its model's file.
+
+    Parameters
+    ----------
+    session : Session
+    examines : bool
+        Whether its model is the examiner of the others.
+    """
+
+    def __init__(self, session: Session, examines: bool) -> None:
+        self.session = session
+        self.examines = examines
+        self.settings = session.settings
+        self.recorder = session.recorder
+
+    def run(self) -> None:
+        """Train and measure, from wherever a run that was stopped had got to."""
+        session, case = self.session, self.session.case
+        with self.recorder.timed(f"join/{case}"):
+            session.join()
+        with self.recorder.timed(f"training/{case}"):
+            learning = self._trained()
+        model = learning.trained()
+        if self.examines:
+            keep_examiner(session, model)
+        if self.settings.measures and self.settings.shield:
+            with self.recorder.timed(f"measures/{case}"):
+                measure(session, model)
+        path = self.recorder.artefact(f"{case}/model.safetensors")
+        save_tensors(path, learning.model.state_dict(), {})
+        file_of(session).unlink(missing_ok=True)
+        self.recorder.forget(learning.task)
+        self.recorder.finish(f"case/{case}")
+
+    def _trained(self) -> Learning:
+        """Return what has trained, now or before a kill."""
+        done = self.recorder.finished(self.session.task("training"))
+        learning: Learning
+        if self.settings.train == "federated":
+            learning = Federated(self.session)
+        else:
+            nothing = Received(np.zeros((0, *self.session.image), np.uint8), np.zeros(0, np.int64))
+            learning = Central(self.session, nothing if done else self._received())
+        weights = sum(parameter.numel() for parameter in learning.model.parameters())
+        keep(self.recorder, releases(self.session, weights))
+        if done:
+            learning.recall()
+        else:
+            learning.train()
+        return learning
+
+    def _received(self) -> Received:
+        received = Collection(self.session).gather()
+        self._keep_pictures(received)
+        return received
+
+    def _keep_pictures(self, received: Received) -> None:
+        """Put into a file what the cloud sees, and what it makes of it without a key."""
+        span = self.session.span
+        first = received.images[:SHOWN].astype(np.float64)
+        seen = {"received": torch.from_numpy((first - span.low) / (span.high - span.low)).float()}
+        steps = parsed(self.settings.shield) if self.settings.shield else ()
+        if steps and all(step.takes == "integers" for step in steps):
+            # Of one owner, whose images are under one key.
+            owner = next(iter(self.session.owners.values()))
+            own = received.images[: min(SEEN, owner.train)].astype(np.int64)
+            m = factors(own)
+            shown = undone(own[:SHOWN], m, offsets(own, m, "mid-range"))
+            seen["undone"] = torch.from_numpy(shown)
+        save_tensors(self.recorder.artefact(f"{self.session.case}/seen.safetensors"), seen, {})
