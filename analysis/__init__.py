@@ -7,6 +7,7 @@ Examples
 >>> plot("results/seed0")                     # results/seed0/plots/*.png
 """
 
+from analysis.dlmt import dlmt_accuracy, dlmt_breaks, dlmt_measures
 from analysis.plots import plot
 from analysis.runs import describe, find, load
 from analysis.split import split_accuracy, split_costs
@@ -20,6 +21,9 @@ from analysis.themis import (
 
 __all__ = [
     "describe",
+    "dlmt_accuracy",
+    "dlmt_breaks",
+    "dlmt_measures",
     "find",
     "load",
     "plot",

@@ -10,12 +10,14 @@ from typing import Any, Literal
 
 import matplotlib as mpl
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.text import Annotation, Text
+from matplotlib.ticker import MaxNLocator
 from scipy.optimize import isotonic_regression
 
 Box = tuple[float, ...]
@@ -113,6 +115,42 @@ def styles(names: Sequence[str]) -> dict[str, dict[str, Any]]:
         name: {**looks[i % len(looks)], "marker": MARKERS[i % len(MARKERS)]}
         for i, name in enumerate(names)
     }
+
+
+def draw_curves(
+    panels: Mapping[str, pd.DataFrame], names: Sequence[str], across: str, title: str
+) -> Figure | None:
+    """Draw curves one panel below the other; None if there are none.
+
+    Parameters
+    ----------
+    panels : mapping of str to DataFrame
+        By what goes up: a row for each place across, a column for each line.
+    names : sequence of str
+        All lines there are, which decide their looks.
+    across : str
+        What goes across.
+    """
+    there = {label: table for label, table in panels.items() if not table.empty}
+    if not there:
+        return None
+    high = max(2.6, 0.17 * len(names))
+    figure = new_figure(7.5, 0.8 + high * len(there), title)
+    looks = styles(names)
+    column = figure.subplots(len(there), 1, sharex=True, squeeze=False)[:, 0]
+    for axes, (label, table) in zip(column, there.items(), strict=True):
+        for name, values in table.items():
+            line = values.dropna()
+            axes.plot(line.index, line, **looks[str(name)], markersize=3.5, clip_on=False)
+        axes.set_xlim(0, max(table.index.max(), 1))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set_ylabel(label)
+    column[-1].set_xlabel(across)
+    for axes, table in zip(column, there.values(), strict=True):
+        if len(names) > 1:
+            ends = {str(name): float(table[name].dropna().iloc[-1]) for name in table}
+            label_lines(figure, axes, ends, looks)
+    return figure
 
 
 def label_lines(

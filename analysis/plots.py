@@ -7,11 +7,12 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from analysis import split_figures, themis_figures
+from analysis import dlmt_figures, split_figures, themis_figures
 from analysis.drawing import own_look, save
 from analysis.runs import Run, open_run
 
 FIGURES: dict[str, Callable[[Run], Iterator[tuple[str, Figure]]]] = {
+    "dlmt": dlmt_figures.figures,
     "split": split_figures.figures,
     "themis": themis_figures.figures,
 }
@@ -32,7 +33,8 @@ def plot(run: str | Path) -> list[Path]:
         (Figure 3 of the paper), ``CASE-accuracy.png`` (Figure 4),
         ``CASE-plain-against-noisy.png`` (Figure 5) and ``CASE-sigma-mu.png``; for several
         cases together ``ranks.png``. Of split learning: ``training.png`` (Figures 5 to 7 of
-        paper 004) and ``trade-off.png`` (Figures 3 and 4 of paper 002).
+        paper 004) and ``trade-off.png`` (Figures 3 and 4 of paper 002). Of DLMT:
+        ``training.png``, ``measures.png`` (Table III) and ``seen.png``.
 
     Raises
     ------

@@ -90,6 +90,14 @@ class Run:
         frame = frame.reindex(columns=[*COLUMNS, *further])
         return frame.astype({**dict.fromkeys(TEXTS, "str"), **NUMBERS})
 
+    def curves(self, stage: str, metric: str, release: str = "") -> pd.DataFrame:
+        """Return what the server measured of all nodes, a row per round and a column per case."""
+        rows = self.frame
+        rows = rows[(rows["stage"] == stage) & (rows["metric"] == metric)]
+        rows = rows[rows["node"].isin(SERVERS) & (rows["release"] == release)]
+        wide = rows.pivot_table(index="round", columns="case", values="value", sort=False)
+        return wide.sort_index()
+
     def section(self, key: str, schema: type[Section]) -> Section:
         """Return a section of the experiment's settings.
 

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, NullLocator
+from matplotlib.ticker import NullLocator
 
-from analysis.drawing import label_lines, label_points, new_figure, styles
+from analysis.drawing import draw_curves, label_points, new_figure
 from analysis.runs import Run
-from analysis.split import EVERYONE, settings_of, split_accuracy
+from analysis.split import settings_of, split_accuracy
 
 RELEASES = {"plain": "without noise", "noisy": "with noise"}
 
@@ -27,46 +25,15 @@ def figures(run: Run) -> Iterator[tuple[str, Figure]]:
 def draw_training(run: Run) -> Figure | None:
     """Draw loss and validation accuracy over epochs, a line per case (Figures 5 to 7)."""
     cases = list(settings_of(run))
-    loss = _over_epochs(run, "training", "loss")
-    accuracy = {name: 100 * _over_epochs(run, "validation", "accuracy", name) for name in RELEASES}
+    loss = run.curves("training", "loss")
+    accuracy = {name: 100 * run.curves("validation", "accuracy", name) for name in RELEASES}
     panels = {"mean training loss": loss}
     panels |= {
         f"validation accuracy (%)\n{RELEASES[name]}": table
         for name, table in accuracy.items()
         if not table.empty and (name == "plain" or not table.equals(accuracy["plain"]))
     }
-    panels = {label: table for label, table in panels.items() if not table.empty}
-    if not panels:
-        return None
-    figure = new_figure(7.5, 0.8 + 2.6 * len(panels), f"Training across the cut — {run.name}")
-    looks = styles(cases)
-    column = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
-    for axes, (label, table) in zip(column, panels.items(), strict=True):
-        _lines(axes, table, looks)
-        axes.set_ylabel(label)
-    column[-1].set_xlabel("epochs")
-    for axes, table in zip(column, panels.values(), strict=True):
-        if len(cases) > 1:
-            ends = {str(name): float(table[name].dropna().iloc[-1]) for name in table}
-            label_lines(figure, axes, ends, looks)
-    return figure
-
-
-def _lines(axes: Axes, table: pd.DataFrame, looks: dict[str, dict]) -> None:
-    for name, values in table.items():
-        line = values.dropna()
-        axes.plot(line.index, line, **looks[str(name)], markersize=3.5, clip_on=False)
-    axes.set_xlim(0, max(table.index.max(), 1))
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-
-
-def _over_epochs(run: Run, stage: str, metric: str, release: str = "") -> pd.DataFrame:
-    """Return a metric over all images, with a row per epoch and a column per case."""
-    rows = run.frame
-    rows = rows[(rows["stage"] == stage) & (rows["metric"] == metric)]
-    rows = rows[(rows["node"] == EVERYONE) & (rows["release"] == release)]
-    wide = rows.pivot_table(index="round", columns="case", values="value", sort=False)
-    return wide.sort_index()
+    return draw_curves(panels, cases, "epochs", f"Training across the cut — {run.name}")
 
 
 def draw_trade_off(run: Run) -> Figure | None:

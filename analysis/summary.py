@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import pandas as pd
 
+from analysis.dlmt import dlmt_accuracy, dlmt_breaks, dlmt_measures
 from analysis.runs import Run, RunPaths, open_runs
 from analysis.split import split_accuracy, split_costs
 from analysis.themis import board, competition, themis_protection, themis_table1, themis_table2
@@ -13,6 +14,9 @@ from analysis.themis import board, competition, themis_protection, themis_table1
 OVERVIEW = ("system", "experiment", "engine", "status", "seed", "started")
 RUN = ["run", "experiment"]
 LONGEST = 8
+SEARCH = "search_space"
+TELLING = ("m_5", "m_20", "b_minimum_20", "b_minimum_400", "b_mid_range_400", "known_pair")
+DISGUISE = ("shield", "key", "train")
 SETTINGS = ("shield", "epsilon", "batch_size", "front", "cut")
 SIDE_BY_SIDE = ("rank", "plain_accuracy", "trained_accuracy")
 
@@ -75,6 +79,25 @@ def _split(runs: Sequence[Run]) -> dict[str, pd.DataFrame]:
         costs if len(costs) <= LONGEST else _mean_device(costs)
     )
     return _named(found, runs)
+
+
+def _dlmt(runs: Sequence[Run]) -> dict[str, pd.DataFrame]:
+    found = {
+        "Accuracy on disguised test images": dlmt_accuracy(runs),
+        "What disguises cost and hide": dlmt_measures(runs),
+        "Of the key, found without it (%), from so many images": _most_telling(dlmt_breaks(runs)),
+    }
+    if found["Accuracy on disguised test images"]["published"].isna().all():
+        found["Accuracy on disguised test images"] = found[
+            "Accuracy on disguised test images"
+        ].drop(columns="difference")
+    # A case is mostly called after its disguise.
+    return _named({t: f.drop(columns=[*DISGUISE], errors="ignore") for t, f in found.items()}, runs)
+
+
+def _most_telling(breaks: pd.DataFrame) -> pd.DataFrame:
+    """Return what fits on a screen: each attack with the most images it is tried with."""
+    return breaks[["run", "case", SEARCH, *TELLING]].rename(columns={SEARCH: f"log10 {SEARCH}"})
 
 
 def _mean_device(costs: pd.DataFrame) -> pd.DataFrame:
@@ -173,6 +196,7 @@ def _printable(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 SYSTEMS: Mapping[str, Callable[[Sequence[Run]], dict[str, pd.DataFrame]]] = {
+    "dlmt": _dlmt,
     "split": _split,
     "themis": _themis,
 }

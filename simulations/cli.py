@@ -260,6 +260,35 @@ def privacy(
         typer.echo("\n".join(report.lines) + "\n")
 
 
+@app.command()
+def disguise(
+    images: Annotated[Path, typer.Argument(help="Class folders of images, or parquet.")],
+    out: Annotated[Path, typer.Argument(help="A new folder, or one to go on with.")],
+    key: Annotated[Path, typer.Option(help="A key file, of `pudica key new`.")],
+    undo: Annotated[bool, typer.Option("--undo", help="Back, with the same key.")] = False,
+    label: Annotated[
+        list[str] | None,
+        typer.Option(help="A column to keep; others stay here. May be repeated."),
+    ] = None,
+    image_size: Annotated[int | None, typer.Option(min=8, help="Resize to this side.")] = None,
+    channels: Annotated[int | None, typer.Option(help="1 (grey) or 3 (colour).")] = None,
+) -> None:
+    """Disguise a data set under a key, to give it away; or undo that with --undo."""
+    from models.errors import RequestError
+    from simulations import disguising
+
+    with _requests():
+        if channels not in (None, 1, 3):
+            raise RequestError(f"--channels: {channels}; allowed: 1 (grey), 3 (colour)")
+        if undo and (label or image_size or channels):
+            raise RequestError("--undo: images come back as they were; leave other options out")
+        if undo:
+            told = disguising.restore(images, out, key)
+        else:
+            told = disguising.disguise(images, out, key, label or [], image_size, channels)  # type: ignore[arg-type]
+    typer.echo("\n".join(told))
+
+
 @key_app.command("new")
 def new_key(
     shield: Annotated[str, typer.Option(help="The disguise, as MAT(256)+MMT(10).")],

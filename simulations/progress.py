@@ -6,7 +6,8 @@ import json
 import sys
 import threading
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ class Watcher:
     def __enter__(self) -> Watcher:
         if not self._quiet:
             self._file.unlink(missing_ok=True)  # of a run that is resumed
-            self._show = Bars() if sys.stderr.isatty() else Lines()
+            self._show = _chosen()
             self._thread.start()
         return self
 
@@ -59,6 +60,20 @@ class Watcher:
     def _look(self) -> None:
         with suppress(FileNotFoundError):  # nothing to say yet
             self._show.update(json.loads(self._file.read_text()))
+
+
+def _chosen() -> Bars | Lines:
+    return Bars() if sys.stderr.isatty() else Lines()
+
+
+@contextmanager
+def display() -> Iterator[Bars | Lines]:
+    """Show the progress of work in this very process."""
+    show = _chosen()
+    try:
+        yield show
+    finally:
+        show.close()
 
 
 class Bars:

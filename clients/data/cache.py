@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from clients.data.decoding import decode
+from clients.data.disguised import Manifest, copy_images
 from clients.data.errors import DataError
 from clients.data.fingerprints import fingerprint_of, signature_of
 from clients.data.pixels import Channels
@@ -39,7 +40,8 @@ class Stored:
     fingerprint : str
         Of the content it was made from.
     images : ndarray of uint8, shape (N, C, H, W)
-        Memory-mapped, read only; the training rows first, then the set's own test rows.
+        Memory-mapped, read only; the training rows first, then the set's own test rows. Of
+        disguised images the type that ``disguised`` says.
     train, test : int
         Number of rows of each; ``test`` is 0 without a test split of its own.
     columns : pyarrow.Table
@@ -52,10 +54,12 @@ class Stored:
         As in :class:`~clients.data.source.Content`.
     base : Path
         The folder that holds the files.
+    disguised : Manifest or None
+        What is said of images that are disguised on disk.
     """
 
     fingerprint: str
-    images: NDArray[np.uint8]
+    images: NDArray[np.generic]
     train: int
     test: int
     columns: pa.Table
@@ -63,6 +67,7 @@ class Stored:
     unusable: dict[str, str]
     segments: list[tuple[str, int]]
     base: Path
+    disguised: Manifest | None = None
 
     def origin(self, row: int) -> str:
         """Say which file and row of it a row comes from."""
@@ -115,7 +120,7 @@ def _build(source: Source, size: int | None, channels: Channels | None, entry: P
     folder = Path(tempfile.mkdtemp(prefix=f"{entry.name}.part-", dir=entry.parent))
     try:
         content = source.open()
-        decode(content, source.base, size, channels, folder / "images.npy")
+        _write_images(content, source.base, size, channels, folder / "images.npy")
         _write_columns(content, folder)
         if signature_of(source) != before:
             raise DataError(f"the files in {source.base} changed while they were read: run again")
@@ -123,6 +128,20 @@ def _build(source: Source, size: int | None, channels: Channels | None, entry: P
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
+
+
+def _write_images(
+    content: Content, base: Path, size: int | None, channels: Channels | None, file: Path
+) -> None:
+    if content.disguised is None:
+        decode(content, base, size, channels, file)
+    elif size is None and channels is None:
+        copy_images(base, content.disguised, file)
+    else:
+        raise DataError(
+            f"{base} holds disguised images, which can't be resized, nor their channels changed: "
+            "leave data.image_size and data.channels out"
+        )
 
 
 def _write_columns(content: Content, folder: Path) -> None:
@@ -134,6 +153,7 @@ def _write_columns(content: Content, folder: Path) -> None:
         "class_names": dict(content.class_names),
         "unusable": dict(content.unusable),
         "segments": list(content.segments),
+        "disguised": content.disguised,
     }
     (folder / "content.json").write_text(json.dumps(described))
 
@@ -148,6 +168,8 @@ def _read(entry: Path, fingerprint: str, base: Path) -> Stored:
         images = np.asarray(np.load(entry / "images.npy", mmap_mode="r"))
         columns = pq.read_table(entry / "columns.parquet")
         content = json.loads((entry / "content.json").read_text())
+        told = content.pop("disguised", None)
     except (OSError, ValueError, pa.ArrowException) as error:
         raise DataError(f"the cache entry {entry} is damaged: {error}. Delete it") from error
-    return Stored(fingerprint, images, columns=columns, base=base, **content)
+    disguised = Manifest.model_validate(told) if told else None
+    return Stored(fingerprint, images, columns=columns, base=base, disguised=disguised, **content)

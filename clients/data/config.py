@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from clients.data.errors import DataError
 from clients.data.partition import PartitionConfig
 from clients.data.pixels import MIN_SIDE, Channels
-from clients.data.registry import lookup
+from clients.data.registry import DISGUISED, lookup
 from clients.shields.disguises import parsed, written
 from models.files import absolute
 
@@ -89,7 +89,8 @@ class DataConfig(BaseModel):
     @property
     def by_training(self) -> bool:
         """Whether statistics of the training part normalise the images."""
-        return self.normalize == "training" or (self.normalize is None and self.shield is not None)
+        disguised = self.shield is not None or self.name == DISGUISED
+        return self.normalize == "training" or (self.normalize is None and disguised)
 
     def with_absolute_paths(self) -> Self:
         """Return the settings with files named in a way that holds in any directory."""
@@ -101,6 +102,12 @@ class DataConfig(BaseModel):
     def _key_used(self) -> DataConfig:
         if self.key is not None and self.shield is None:
             raise DataError("key: there is no shield that it could be the key of")
+        return self
+
+    @model_validator(mode="after")
+    def _disguised_as_they_are(self) -> DataConfig:
+        if self.name == DISGUISED and self.margin:
+            raise DataError("margin: there is no black that could be added to disguised images")
         return self
 
     @model_validator(mode="after")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 from collections.abc import Iterable, Iterator
@@ -45,9 +46,9 @@ def decode(
         layout = layout_of(first, size, channels)
     except DataError as error:
         raise DataError(f"{origin(base, content.segments, 0)}: {error}") from error
-    images = _allocate(file, (total, layout.channels, layout.size, layout.size))
+    images = allocate(file, (total, layout.channels, layout.size, layout.size), "uint8")
     broken: list[str] = []
-    for row, result in enumerate(_decoded(chain([first], stream), layout)):
+    for row, result in enumerate(decoded(chain([first], stream), layout)):
         if isinstance(result, DataError):
             broken.append(f"{origin(base, content.segments, row)}: {result}")
             if len(broken) == MAX_REPORTED:
@@ -59,19 +60,28 @@ def decode(
     images.flush()
 
 
-def _allocate(file: Path, shape: tuple[int, ...]) -> np.memmap:
-    """Create the array, if it fits: a full disk would kill the process, not raise an error."""
-    needed, free = int(np.prod(shape)), shutil.disk_usage(file.parent).free
+def allocate(file: Path, shape: tuple[int, ...], dtype: str) -> np.memmap:
+    """Create an array on disk, if it fits: a full disk would kill the process, not raise an error.
+
+    Raises
+    ------
+    DataError
+        If it does not fit.
+    """
+    needed, free = math.prod(shape) * np.dtype(dtype).itemsize, shutil.disk_usage(file.parent).free
     if needed > free:
         raise DataError(
             f"the decoded images need {needed / 1e9:.1f} GB, the cache folder {cache_root()} "
             f"has {free / 1e9:.1f} GB left: set PUDICA_CACHE, or a smaller data.image_size"
         )
-    return np.lib.format.open_memmap(file, mode="w+", dtype=np.uint8, shape=shape)
+    return np.lib.format.open_memmap(file, mode="w+", dtype=dtype, shape=shape)
 
 
-def _decoded(stream: Iterable[RawImage | None], layout: Layout) -> Iterator[Decoded]:
-    """Decode in order, a few blocks of images at a time, on all cores."""
+def decoded(stream: Iterable[RawImage | None], layout: Layout) -> Iterator[Decoded]:
+    """Decode in order, a few blocks of images at a time, on all cores.
+
+    Yields images (C, H, W), or what is wrong with one.
+    """
     workers = min(_MAX_THREADS, os.cpu_count() or 1)
     iterator = iter(stream)
     with ThreadPoolExecutor(workers) as pool:

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from clients.data import digits, folders, parquet, torchvision_sets
+from clients.data import digits, disguised, folders, parquet, torchvision_sets
 from clients.data.errors import DataError
 from clients.data.pixels import Channels
 from clients.data.places import Place, data_root
@@ -184,7 +184,8 @@ _CIFAR = Statistics((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
 _DIGITS = tuple("0123456789")
 _GENDER = ("male", "female")
 _RACE = ("White", "Black", "Asian", "Indian", "other")
-_OWN = ("image-folder", "parquet")
+DISGUISED = "disguised"
+_OWN = ("image-folder", "parquet", DISGUISED)
 
 _ENTRIES: dict[str, Entry] = {
     entry.name: entry
@@ -328,6 +329,12 @@ _ENTRIES: dict[str, Entry] = {
             how="Set data.path to a parquet file, or to a folder that holds train*.parquet and, "
             "if there are any, test*.parquet",
             forms=(_in_parquet("."),),
+        ),
+        Entry(
+            name=DISGUISED,
+            description="Images that their owner disguised with `pudica disguise`",
+            how="Set data.path to the folder that `pudica disguise` wrote",
+            forms=(Form(disguised.disguised_folder, disguised.disguised),),
         ),
     )
 }

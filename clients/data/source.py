@@ -31,6 +31,9 @@ class Content:
         The names of a column's classes 0, 1, 2, …, where the data say them.
     unusable : mapping of str to str
         Columns that cannot be a label, with their type.
+    disguised : dict or None
+        For images that are disguised: what ``disguise.json`` says of them, which are read by
+        :func:`clients.data.disguised.copy_images` then.
     """
 
     train: int
@@ -40,6 +43,7 @@ class Content:
     images: Iterable[RawImage | None]
     class_names: Mapping[str, list[str]] = field(default_factory=dict)
     unusable: Mapping[str, str] = field(default_factory=dict)
+    disguised: dict[str, object] | None = None
 
 
 @dataclass(frozen=True)

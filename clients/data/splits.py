@@ -19,7 +19,7 @@ from clients.data.images import ImageSet
 from clients.data.labels import class_labels
 from clients.data.places import Place, data_root
 from clients.data.registry import Entry, find, lookup
-from clients.shields.disguises import Disguise, Key
+from clients.shields.disguises import Disguise, Key, Span
 from models.errors import RequestError
 from models.randomness import numpy_generator
 
@@ -103,12 +103,25 @@ def load(config: DataConfig, seed: int) -> Splits:
     _, channels, height, width = stored.images.shape
     shape = (channels, height + 2 * config.margin, width + 2 * config.margin)
     key = _key(config, shape, seed)
+    before = stored.disguised
+    if before and key:
+        raise DataError(
+            f"shield: the images in {stored.base} are disguised already, with the key {before.key}"
+        )
     disguise = Disguise(key) if key else None
 
     def part(name: str, mean: Tensor, std: Tensor) -> ImageSet:
         rows, classes = parts[name], len(class_names)
         return ImageSet(
-            stored.images, rows, labels[rows], mean, std, classes, config.margin, disguise
+            stored.images,
+            rows,
+            labels[rows],
+            mean,
+            std,
+            classes,
+            config.margin,
+            disguise,
+            before.span if before else Span(),
         )
 
     plain = torch.zeros(channels, 1, 1), torch.ones(channels, 1, 1)
@@ -116,6 +129,7 @@ def load(config: DataConfig, seed: int) -> Splits:
     if config.by_training:
         mean, std = part("train", *plain).statistics()
     content = _digest(stored.fingerprint, stored.images.shape, label)
+    fingerprint = key.fingerprint if key else before.key if before else ""
     return Splits(
         name=config.name,
         class_names=class_names,
@@ -123,7 +137,7 @@ def load(config: DataConfig, seed: int) -> Splits:
         shape=shape,
         content=content,
         fingerprint=_digest(content, key.fingerprint) if key else content,
-        key=key.fingerprint if key else "",
+        key=fingerprint,
         train=part("train", mean, std),
         validation=part("validation", mean, std),
         test=part("test", mean, std),

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from clients.data import catalogue
-from simulations.benchmarks import exchange, generator, memory, split
+from simulations.benchmarks import disguises, exchange, federated, generator, memory, split
 from simulations.benchmarks.measure import Row, table
 from simulations.display import print_frame
 from simulations.engines.ray import connected
@@ -28,10 +28,12 @@ def main(
     rows: list[Row] = []
     with connected(RayConfig()):
         rows += exchange.rows(repeats)
-        if any(entry.name == "mnist" and entry.present for entry in catalogue()):
+        here = {entry.name for entry in catalogue() if entry.present}
+        if {"mnist", "cifar10"} <= here:
             rows += generator.rows(repeats) + split.rows(repeats) + memory.rows(repeats)
+            rows += disguises.rows(repeats) + federated.rows(repeats)
         else:
-            typer.echo("MNIST is not here (set PUDICA_DATA): its rows are left out", err=True)
+            typer.echo("MNIST or CIFAR-10 is not here (set PUDICA_DATA): left out", err=True)
     frame = table(rows)
     out.parent.mkdir(parents=True, exist_ok=True)
     frame.to_csv(out, index=False)

@@ -113,6 +113,13 @@ class Key:
             digest.update(tensor.numpy().tobytes())
         return digest.hexdigest()
 
+    def tag(self, text: str) -> str:
+        """Return a hash of a text that nobody can make, or check a guess by, without the key."""
+        secret = hashlib.blake2b(b"tag", digest_size=32)
+        for name in sorted(self.tensors):
+            secret.update(self.tensors[name].contiguous().numpy().tobytes())
+        return hashlib.blake2b(text.encode(), key=secret.digest(), digest_size=16).hexdigest()
+
     def save(self, path: Path) -> None:
         """Write the key to a new file that only its owner may read.
 

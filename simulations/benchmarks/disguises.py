@@ -1,0 +1,87 @@
+"""Disguising images: in memory against a memcpy, on disk against decoding and encoding alone."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import cast
+
+import torch
+
+from clients.data import DataConfig, load
+from clients.data.disguised import Request, disguise_set
+from clients.data.places import Place, data_root
+from clients.data.registry import find, lookup
+from clients.shields.disguises import Disguise, Key, Span
+from simulations.benchmarks.measure import Row, compared, seconds
+
+DISGUISE = "MAT(256)+MMT(10)"
+SETS = {"mnist": (1, 28, 28), "cifar10": (3, 32, 32)}
+
+
+class Nothing:
+    """Stands in for a disguise: images as they are."""
+
+    def __init__(self, key: Key) -> None:
+        self.key = key
+        self.span = Span()
+
+    def protect(self, images: torch.Tensor) -> torch.Tensor:
+        """Return the images."""
+        return images
+
+
+def rows(repeats: int) -> list[Row]:
+    """Measure in memory and on disk; MNIST and CIFAR-10 must be here."""
+    with _all_cores():
+        found = [_in_memory(name, repeats) for name in SETS]
+    return [*found, _on_disk(repeats)]
+
+
+@contextmanager
+def _all_cores() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(os.cpu_count() or 1)
+    yield
+    torch.set_num_threads(before)
+
+
+def _in_memory(name: str, repeats: int) -> Row:
+    train = load(DataConfig(name=name, split="train-test"), seed=0).train
+    plain = train.plain(slice(None))
+    disguise = Disguise(Key.seeded(DISGUISE, SETS[name], seed=0))
+    disguised = disguise.protect(plain).numpy()
+    ours: list[float] = []
+    rival: list[float] = []
+    disguise.protect(plain)
+    for _ in range(repeats):
+        ours.append(1000 * seconds(lambda: disguise.protect(plain)))
+        rival.append(1000 * seconds(disguised.copy))
+    what = f"disguising {len(plain):,} images of {name} by {DISGUISE} / a memcpy of them"
+    return compared(what, "ms", 4.0, ours, rival)
+
+
+def _on_disk(repeats: int) -> Row:
+    """Disguise CIFAR-10's parquet files into others."""
+    source = find(lookup("cifar10"), Place(data_root()), download=False)
+    own = Disguise(Key.seeded(DISGUISE, SETS["cifar10"], seed=0))
+    ours: list[float] = []
+    rival: list[float] = []
+    with tempfile.TemporaryDirectory() as folder:
+        for number in range(repeats):
+            for name, times, disguise in (
+                ("ours", ours, own),
+                ("rival", rival, cast(Disguise, Nothing(own.key))),
+            ):
+                request = Request(source, "benchmark", disguise, [], None, None)
+                out = Path(folder) / f"{name}-{number}"
+                times.append(seconds(lambda r=request, o=out: disguise_set(r, o, _silent)))  # type: ignore[misc]
+    what = f"CIFAR-10 on disk by {DISGUISE} / decoding and encoding alone"
+    return compared(what, "s", 1.2, ours, rival)
+
+
+def _silent(done: int, total: int) -> None:
+    """Show no progress."""

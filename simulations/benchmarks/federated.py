@@ -1,0 +1,145 @@
+"""Three rounds of FedAvg with ten owners, against the same apps on Flower's own simulation."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import cast
+
+import torch
+from flwr.serverapp import Grid
+
+from clients.app import app
+from simulations.benchmarks.measure import Row, absolute, compared, seconds
+from simulations.engines.inprocess import InProcessGrid
+from simulations.engines.local import run_config, server_context
+from simulations.engines.ray import RayGrid
+from strategies.dlmt.experiment import DlmtExperiment
+from strategies.dlmt.federated import Federated
+from strategies.dlmt.session import Session
+from strategies.exchange import Exchanges
+from strategies.joining import gather
+from strategies.loading import load_experiment
+from strategies.recorder import Recorder
+
+ROUNDS = 3
+SIZES = {"short": 300, "longer": 20_000}
+SETTINGS = [
+    "dlmt.cases={}",
+    f"dlmt.training.epochs={ROUNDS}",
+    f"dlmt.evaluate_every={ROUNDS}",
+    "dlmt.measures=false",
+]
+
+
+def experiment(images: int, threads: int = 1) -> DlmtExperiment:
+    """Return dlmt-federated-mnist, a single case on so many training images."""
+    settings = [*SETTINGS, f"data.limit={images}", f"client.threads={threads}"]
+    return cast(DlmtExperiment, load_experiment("dlmt-federated-mnist", settings))
+
+
+class Rounds:
+    """Training from the same beginning, again and again.
+
+    Parameters
+    ----------
+    experiment : DlmtExperiment
+    grid : Grid
+    directory : Path
+    """
+
+    def __init__(self, experiment: DlmtExperiment, grid: Grid, directory: Path) -> None:
+        recorder = Recorder(directory, experiment, "benchmark")
+        exchanges = Exchanges(grid, recorder, {}, None)
+        exchanges.nodes = gather(exchanges, experiment.names(), len(experiment.names()))
+        self.session = Session(exchanges, experiment, "main", experiment.dlmt)
+        self.session.join()
+        self.train()  # each node has its data then
+
+    def train(self) -> None:
+        """Train and measure."""
+        Federated(self.session).train()
+
+    @property
+    def accuracy(self) -> float:
+        """Of the last training."""
+        rows = self.session.recorder.rows
+        return float([row for row in rows if row["stage"] == "test"][-1]["value"])
+
+
+def rows(repeats: int) -> list[Row]:
+    """Measure on all engines; Ray must be connected."""
+    return [row for name, images in SIZES.items() for row in _rows(name, images, repeats)]
+
+
+def _rows(name: str, images: int, repeats: int) -> list[Row]:
+    command = [sys.executable, "-m", "simulations.benchmarks.federated", str(images), str(repeats)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    flower = json.loads(done.stdout.splitlines()[-1])
+    with tempfile.TemporaryDirectory() as folder:
+        here, there = Path(folder) / "inprocess", Path(folder) / "ray"
+        in_process, accuracy = _in_process(here, images, repeats)
+        on_ray, of_ray = _on_ray(there, images, repeats)
+    # Twice as fast where rounds are short, and no slower where they are not.
+    bar = 0.5 if name == "short" else 1.0
+    what = f"FedAvg, 10 owners, {ROUNDS} {name} rounds ({images:,} images of MNIST)"
+    apart = max(abs(each - flower["accuracy"]) for each in (accuracy, of_ray))
+    return [
+        compared(f"{what}, Ray / Flower's simulation", "s", bar, on_ray, flower["seconds"]),
+        compared(f"{what}, in process / the same", "s", bar, in_process, flower["seconds"]),
+        absolute(f"{what}, accuracies apart", "", 0.01, [apart]),
+    ]
+
+
+def _in_process(directory: Path, images: int, repeats: int) -> tuple[list[float], float]:
+    wanted = experiment(images, threads=2)  # as many cores as the others have
+    config = run_config(wanted, directory, "benchmark")
+    server_context(config)
+    return _timed(Rounds(wanted, InProcessGrid(app, 10, config), directory), repeats)
+
+
+def _on_ray(directory: Path, images: int, repeats: int) -> tuple[list[float], float]:
+    wanted = experiment(images)
+    config = run_config(wanted, directory, "benchmark")
+    server_context(config)
+    grid = RayGrid(app, 10, config, workers=2)
+    try:
+        return _timed(Rounds(wanted, grid, directory), repeats)
+    finally:
+        grid.stop()
+
+
+def _timed(rounds: Rounds, repeats: int) -> tuple[list[float], float]:
+    return [seconds(rounds.train) for _ in range(repeats)], rounds.accuracy
+
+
+def main(images: int, repeats: int) -> None:
+    """Print the seconds of each training on Flower's simulation, and the accuracy."""
+    from flwr.app import Context
+    from flwr.serverapp import ServerApp
+    from flwr.simulation import run_simulation
+
+    wanted = experiment(images)
+    measured: dict[str, object] = {}
+    server = ServerApp()
+    with tempfile.TemporaryDirectory() as folder:
+        directory = Path(folder) / "run"
+        config = run_config(wanted, directory, "flower")
+
+        @server.main()
+        def train(grid: Grid, context: Context) -> None:
+            context.run_config = dict(config)
+            torch.set_num_threads(1)
+            times, accuracy = _timed(Rounds(wanted, grid, directory), repeats)
+            measured.update(seconds=times, accuracy=accuracy)
+
+        resources = {"client_resources": {"num_cpus": 1, "num_gpus": 0.0}}
+        run_simulation(server, app, 10, backend_config=resources)  # type: ignore[arg-type]
+    print(json.dumps(measured))
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]))

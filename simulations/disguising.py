@@ -1,0 +1,115 @@
+"""``pudica disguise``: a data set disguised on disk, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+from clients.data.disguised import MANIFEST, Request, disguise_set, read_manifest, restore_set
+from clients.data.errors import DataError
+from clients.data.fingerprints import fingerprint_of
+from clients.data.folders import image_folder
+from clients.data.parquet import parquet, parquet_folder
+from clients.data.pixels import Channels
+from clients.data.places import Place, cache_root
+from clients.data.source import Source
+from clients.shields.disguises import Disguise, Key
+from models.errors import RequestError
+from simulations.progress import display
+
+Result = TypeVar("Result")
+
+AGAIN = "what is written stays: free some space, and run the same command again"
+
+
+def disguise(
+    images: Path,
+    out: Path,
+    key: Path,
+    labels: list[str],
+    size: int | None,
+    channels: Channels | None,
+) -> list[str]:
+    """Disguise a data set, or go on with it; return what to say of it.
+
+    Parameters
+    ----------
+    images : Path
+        A folder of images in class folders, a parquet file, or a folder of those.
+    out : Path
+    key : Path
+        A key file.
+    labels : list of str
+        Columns to keep besides the image.
+    size, channels : int or None
+        Resize, and drop colours.
+
+    Raises
+    ------
+    RequestError, DataError
+        Something is not there, does not fit, or can't be written.
+    """
+    own = Disguise(Key.load(key))
+    source = _source(images)
+    index = cache_root() / "index"
+    index.mkdir(parents=True, exist_ok=True)
+    request = Request(source, fingerprint_of(source, index), own, labels, size, channels)
+    with _writable(out):
+        manifest = _shown("disguising", lambda told: disguise_set(request, out, told))
+    left_out = [name for name in source.open().columns if name not in manifest.labels]
+    return [
+        f"{manifest.train + manifest.test:,} images ({manifest.train:,} for training) in {out}",
+        f"disguise     {manifest.disguise}",
+        f"fingerprint  {manifest.key}",
+        f"labels       {', '.join(manifest.labels)}"
+        + (f"; left out: {', '.join(left_out)}" if left_out else ""),
+        f"protects     {own.held().reasons[0]}",
+        f"use it by    --set data.name=disguised --set data.path={out}",
+    ]
+
+
+def restore(disguised: Path, out: Path, key: Path) -> list[str]:
+    """Write a disguised data set as it was, or go on with it; return what to say of it.
+
+    Raises
+    ------
+    RequestError, DataError
+        As :func:`disguise`; or for a wrong key, or a disguise that loses.
+    """
+    own = Disguise(Key.load(key))
+    with _writable(out):
+        count = _shown("restoring", lambda told: restore_set(disguised, own, out, told))
+    layout = read_manifest(disguised).layout
+    return [f"{count:,} images as they were in {out}, as {layout}: data.name={layout}"]
+
+
+def _source(images: Path) -> Source:
+    """Return the images at a path, whatever they are."""
+    place = Place(images.parent, images)
+    if not images.exists():
+        raise DataError(f"there is no {images}")
+    if (images / MANIFEST).exists():
+        raise RequestError(f"{images} is disguised already; --undo brings it back")
+    if parquet_folder(place, (".",)):
+        return parquet(images)
+    return image_folder(images)
+
+
+def _shown(stage: str, work: Callable[[Callable[[int, int], None]], Result]) -> Result:
+    """Do some work, and show how far it is."""
+    with display() as show:
+        return work(
+            lambda done, total: show.update(
+                {"stage": stage, "done": done, "total": total, "unit": "image"}
+            )
+        )
+
+
+@contextmanager
+def _writable(out: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise RequestError(f"can't write in {out}: {error.strerror or error}; {AGAIN}") from error

@@ -1,0 +1,306 @@
+"""Data sets that are disguised on disk: lossless, resumable, read as any other, and back."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+from collections.abc import Callable
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+import clients.data.disguised as disguised
+from clients.data import DataConfig, DataError, load
+from clients.data.disguised import Request, disguise_set, read_manifest, restore_set
+from clients.data.folders import image_folder
+from clients.data.parquet import parquet
+from clients.shields.disguises import Disguise, Key
+from models.errors import RequestError
+
+SHAPE = (3, 8, 8)
+NOTATION = "MAT(256)+MMT(10)"
+
+
+def key(notation: str = NOTATION, seed: int = 0, shape: tuple[int, int, int] = SHAPE) -> Key:
+    return Key.seeded(notation, shape, seed)
+
+
+def pictures(count: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (count, 8, 8, 3), dtype=np.uint8)
+
+
+def png(image: np.ndarray) -> bytes:
+    sink = BytesIO()
+    Image.fromarray(image).save(sink, "PNG")
+    return sink.getvalue()
+
+
+def write_parquet(folder: Path, train: int = 30, test: int = 9) -> Path:
+    """Write a set with a label, another column, and names of classes."""
+    folder.mkdir()
+    features = {"label": {"names": ["cat", "dog"], "_type": "ClassLabel"}}
+    note = {"huggingface": json.dumps({"info": {"features": features}})}
+    for seed, (split, count) in enumerate({"train": train, "test": test}.items()):
+        images = [{"bytes": png(image), "path": "x.png"} for image in pictures(count, seed)]
+        columns = {
+            "image": images,
+            "label": [row % 2 for row in range(count)],
+            "patient": [f"name {row}" for row in range(count)],
+        }
+        table = pa.table(columns).replace_schema_metadata(note)
+        pq.write_table(table, folder / f"{split}.parquet")
+    return folder
+
+
+def write_folders(folder: Path, per_class: int = 6) -> Path:
+    for number, name in enumerate(("cat", "dog")):
+        (folder / name).mkdir(parents=True)
+        for row, image in enumerate(pictures(per_class, number)):
+            (folder / name / f"secret name {row}.png").write_bytes(png(image))
+    return folder
+
+
+def request(folder: Path, by: Key | None = None, **changes: object) -> Request:
+    source = parquet(folder) if list(folder.glob("*.parquet")) else image_folder(folder)
+    return Request(source, "content", Disguise(by or key()), [], None, None)._replace(**changes)
+
+
+def silent(done: int, total: int) -> None:
+    """Show no progress."""
+
+
+@pytest.fixture
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a file hold 8 images at most."""
+    monkeypatch.setattr(disguised, "PART_ROWS", 8)
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+@pytest.mark.usefixtures("small_parts")
+@pytest.mark.parametrize("notation", [NOTATION, "MAT(2)", "MMT(1000000)", "Kiya", "Sharma(2)"])
+@pytest.mark.parametrize("write", [write_parquet, write_folders])
+def test_there_and_back_every_pixel_and_label_is_the_same(
+    tmp_path: Path, notation: str, write: Callable[[Path], Path]
+) -> None:
+    own = Disguise(key(notation))
+    plain = write(tmp_path / "plain")
+    disguise_set(request(plain, own.key), tmp_path / "out", silent)
+    restore_set(tmp_path / "out", own, tmp_path / "back", silent)
+    name = "parquet" if write is write_parquet else "image-folder"
+    before, after = (
+        load(DataConfig(name=name, path=tmp_path / place), seed=0) for place in ("plain", "back")
+    )
+    assert before.class_names == after.class_names == ["cat", "dog"]
+    for part in ("train", "validation", "test"):
+        ours, theirs = getattr(before, part), getattr(after, part)
+        np.testing.assert_array_equal(ours.plain(slice(None)), theirs.plain(slice(None)))
+        np.testing.assert_array_equal(ours.labels, theirs.labels)
+    assert not list((tmp_path / "back").glob(".*"))
+
+
+@pytest.mark.usefixtures("small_parts")
+@pytest.mark.parametrize("notation", [NOTATION, "MMT(1000000)", "Kiya", "Sharma(2)", "Noise(9)"])
+def test_a_disguised_set_is_read_as_one_that_is_disguised_in_the_experiment(
+    tmp_path: Path, notation: str
+) -> None:
+    plain, file = write_parquet(tmp_path / "plain"), tmp_path / "key"
+    key(notation).save(file)
+    disguise_set(request(plain, key(notation)), tmp_path / "out", silent)
+    stored = load(DataConfig(name="disguised", path=tmp_path / "out"), seed=0)
+    config = DataConfig(name="parquet", path=plain, shield=notation, key=file)
+    on_the_fly = load(config, seed=0)
+    assert stored.key == on_the_fly.key == key(notation).fingerprint
+    for part in ("train", "validation", "test"):
+        ours, theirs = getattr(stored, part), getattr(on_the_fly, part)
+        for found, wanted in zip(ours.batch(slice(None)), theirs.batch(slice(None)), strict=True):
+            np.testing.assert_array_equal(found, wanted)
+
+
+@pytest.mark.usefixtures("small_parts")
+@pytest.mark.parametrize("write", [write_parquet, write_folders])
+@pytest.mark.parametrize("stopped_after", [0, 8])
+def test_what_was_stopped_goes_on_and_ends_the_same(
+    tmp_path: Path, write: Callable[[Path], Path], stopped_after: int
+) -> None:
+    plain = write(tmp_path / "plain")
+
+    def stop(done: int, total: int) -> None:
+        if done > stopped_after:
+            raise KeyboardInterrupt
+
+    disguise_set(request(plain), tmp_path / "whole", silent)
+    with pytest.raises(KeyboardInterrupt):
+        disguise_set(request(plain), tmp_path / "out", stop)
+    begun = digests(tmp_path / "out")
+    with pytest.raises(DataError, match="not complete"):
+        load(DataConfig(name="disguised", path=tmp_path / "out"), seed=0)
+    with pytest.raises(DataError, match="not complete"):
+        restore_set(tmp_path / "out", Disguise(key()), tmp_path / "never", silent)
+    seen: list[int] = []
+    disguise_set(request(plain), tmp_path / "out", lambda done, _: seen.append(done))
+    assert seen[0] == min(stopped_after + 8, seen[-1])
+    assert digests(tmp_path / "out") == digests(tmp_path / "whole")
+    assert {**digests(tmp_path / "out"), **begun}.keys() == digests(tmp_path / "whole").keys()
+
+    restore_set(tmp_path / "out", Disguise(key()), tmp_path / "back", silent)
+    with pytest.raises(KeyboardInterrupt):
+        restore_set(tmp_path / "out", Disguise(key()), tmp_path / "again", stop)
+    restore_set(tmp_path / "out", Disguise(key()), tmp_path / "again", silent)
+    assert digests(tmp_path / "again") == digests(tmp_path / "back")
+
+
+@pytest.mark.usefixtures("small_parts")
+def test_a_full_disk_stops_it_half_way_and_it_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, written = write_parquet(tmp_path / "plain"), disguised.write_atomically
+
+    def full(path: Path, data: bytes) -> None:
+        if path.name.startswith("train-00002"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        written(path, data)
+
+    monkeypatch.setattr(disguised, "write_atomically", full)
+    with pytest.raises(OSError, match="No space left"):
+        disguise_set(request(plain), tmp_path / "out", silent)
+    assert len(list((tmp_path / "out").glob("*.parquet"))) == 2
+    monkeypatch.setattr(disguised, "write_atomically", written)
+    assert disguise_set(request(plain), tmp_path / "out", silent).complete
+
+
+def test_nothing_but_the_label_goes_along(tmp_path: Path) -> None:
+    plain = write_parquet(tmp_path / "plain")
+    disguise_set(request(plain), tmp_path / "out", silent)
+    table = pq.read_table(tmp_path / "out" / "train-00000-of-00001.parquet")
+    assert table.column_names == ["image", "label"]
+    folders = write_folders(tmp_path / "folders")
+    disguise_set(request(folders), tmp_path / "other", silent)
+    for path in (tmp_path / "other").iterdir():
+        assert b"secret name" not in path.read_bytes()
+    both = request(plain, labels=["label", "patient"])
+    disguise_set(both, tmp_path / "both", silent)
+    kept = pq.read_table(tmp_path / "both" / "train-00000-of-00001.parquet")
+    assert kept.column_names == ["image", "label", "patient"]
+
+
+def test_the_manifest_does_not_tell_which_images_they_were(tmp_path: Path) -> None:
+    plain = write_parquet(tmp_path / "plain")
+    for seed in (0, 1):
+        disguise_set(request(plain, key(seed=seed)), tmp_path / str(seed), silent)
+    first, second = (read_manifest(tmp_path / str(seed)).source for seed in (0, 1))
+    assert first != second
+    assert "content" not in (first, second)
+
+
+def test_values_are_the_smallest_whole_numbers_that_hold_them(tmp_path: Path) -> None:
+    plain = write_parquet(tmp_path / "plain")
+    kinds = {"MAT(256)": "int16", "MMT(10000)": "int32", "Kiya": "uint8", "Sharma(2)": "float32"}
+    for notation, dtype in kinds.items():
+        out = tmp_path / notation
+        assert disguise_set(request(plain, key(notation)), out, silent).dtype == dtype
+        table = pq.read_table(out / "test-00000-of-00001.parquet")
+        row = np.frombuffer(table["image"][3].as_py(), dtype).reshape(SHAPE)
+        image = pictures(9, 1)[3].transpose(2, 0, 1)[None]
+        wanted = Disguise(key(notation)).protect(disguised.torch.from_numpy(image.copy()))
+        np.testing.assert_array_equal(row, wanted[0].numpy().astype(dtype))
+
+
+# -------------------------------------------------------------------------- bad input
+
+
+def test_a_folder_that_is_not_empty_is_left_alone(tmp_path: Path) -> None:
+    plain = write_parquet(tmp_path / "plain")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").write_text("keep")
+    with pytest.raises(DataError, match="is not empty"):
+        disguise_set(request(plain), tmp_path / "out", silent)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine.txt"]
+    disguise_set(request(plain), tmp_path / "there", silent)
+    other = key(seed=1)
+    with pytest.raises(DataError, match=f"{key().fingerprint}.*{other.fingerprint}"):
+        disguise_set(request(plain, other), tmp_path / "there", silent)
+    with pytest.raises(DataError, match="is not empty"):
+        restore_set(tmp_path / "there", Disguise(key()), tmp_path / "out", silent)
+
+
+def test_another_key_is_refused_by_both_fingerprints(tmp_path: Path) -> None:
+    disguise_set(request(write_parquet(tmp_path / "plain")), tmp_path / "out", silent)
+    other = key(seed=1)
+    with pytest.raises(RequestError, match=f"{key().fingerprint}.*{other.fingerprint}"):
+        restore_set(tmp_path / "out", Disguise(other), tmp_path / "back", silent)
+
+
+def test_what_loses_does_not_come_back(tmp_path: Path) -> None:
+    blur = key("Blur(1)")
+    disguise_set(request(write_parquet(tmp_path / "plain"), blur), tmp_path / "out", silent)
+    with pytest.raises(RequestError, match=r"Blur\(1\) loses"):
+        restore_set(tmp_path / "out", Disguise(blur), tmp_path / "back", silent)
+
+
+def test_images_of_another_shape_name_the_key_and_the_way_out(tmp_path: Path) -> None:
+    plain, other = write_parquet(tmp_path / "plain"), key(shape=(3, 16, 16))
+    with pytest.raises(DataError, match=f"{other.fingerprint} is for 3x16x16.*--image-size 16"):
+        disguise_set(request(plain, other), tmp_path / "out", silent)
+    disguise_set(request(plain, other, size=16), tmp_path / "resized", silent)
+
+
+def test_images_of_unequal_size_name_the_first_that_differs(tmp_path: Path) -> None:
+    folder = write_folders(tmp_path / "plain")
+    wide = np.zeros((8, 9, 3), np.uint8)
+    (folder / "dog" / "secret name 3.png").write_bytes(png(wide))
+    with pytest.raises(DataError, match=r"dog/secret name 3\.png.*9×8 pixels"):
+        disguise_set(request(folder), tmp_path / "out", silent)
+
+
+def test_a_label_that_is_not_there_lists_those_that_are(tmp_path: Path) -> None:
+    plain = write_parquet(tmp_path / "plain")
+    with pytest.raises(DataError, match="no label column 'age'; allowed: label, patient"):
+        disguise_set(request(plain, labels=["age"]), tmp_path / "out", silent)
+
+
+def test_a_file_that_was_changed_is_noticed(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    disguise_set(request(write_parquet(tmp_path / "plain")), out, silent)
+    file = out / "test-00000-of-00001.parquet"
+    table = pq.read_table(file)
+    high = np.full((9, *SHAPE), 6000, np.int16)
+    images = pa.array([row.tobytes() for row in high], pa.binary(high[0].nbytes))
+    pq.write_table(table.set_column(0, "image", images), file)
+    with pytest.raises(DataError, match="values outside 1 to 5110"):
+        load(DataConfig(name="disguised", path=out), seed=0)
+    pq.write_table(table.slice(1), file)
+    with pytest.raises(DataError, match="must have 9 rows of"):
+        load(DataConfig(name="disguised", path=out), seed=0)
+    file.unlink()
+    with pytest.raises(DataError, match="not complete"):
+        load(DataConfig(name="disguised", path=out), seed=0)
+
+
+@pytest.mark.parametrize(
+    ("setting", "why"),
+    [
+        ({"margin": 2}, "no black"),
+        ({"image_size": 16}, "can't be resized"),
+        ({"shield": "MAT(9)"}, "disguised already, with the key"),
+        ({"normalize": "dataset"}, "no published mean"),
+    ],
+)
+def test_what_disguised_images_do_not_allow(
+    tmp_path: Path, setting: dict[str, object], why: str
+) -> None:
+    disguise_set(request(write_parquet(tmp_path / "plain")), tmp_path / "out", silent)
+    with pytest.raises(ValueError, match=why):
+        load(DataConfig(name="disguised", path=tmp_path / "out", **setting), seed=0)  # type: ignore[arg-type]
