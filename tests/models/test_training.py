@@ -52,6 +52,23 @@ def test_stopping_after_any_epoch_and_going_on_elsewhere_changes_nothing(
         assert torch.equal(value, resumed.tensors()[key]), key
 
 
+def test_the_cosine_schedule_falls_to_zero_and_the_other_by_steps() -> None:
+    cosine = TrainingConfig(epochs=4, learning_rate=0.2, schedule="cosine")
+    rates = [0.2, 0.1 * (1 + 0.5**0.5), 0.1, 0.1 * (1 - 0.5**0.5), 0.0]
+    assert [cosine.rate(epoch) for epoch in range(5)] == pytest.approx(rates)
+    steps = TrainingConfig(learning_rate=0.2, step_size=2, gamma=0.5)
+    assert [steps.rate(epoch) for epoch in range(5)] == pytest.approx([0.2, 0.2, 0.1, 0.1, 0.05])
+
+
+def test_an_epoch_is_trained_at_its_rate(digits: Splits) -> None:
+    run = training(schedule="cosine", epochs=2)
+    for epoch in range(2):
+        run.train_epoch(digits.train)
+        assert run.optimizer.param_groups[0]["lr"] == run.config.rate(epoch)
+    assert run.epoch == len(run.losses) == 2
+    assert not run.accuracies
+
+
 def test_the_best_epoch_on_validation_is_kept(digits: Splits) -> None:
     run = training(learning_rate=1.5, momentum=0.0)  # unstable on purpose
     states = []

@@ -53,6 +53,29 @@ def test_tables_one_and_two_are_of_the_papers_models() -> None:
     assert len(load_experiment("themis-cifar100", []).names()) == 20
 
 
+def test_dlmts_experiments_have_the_papers_rows() -> None:
+    for name, side, rows in (("mnist", 28, 13), ("cifar10", 32, 14), ("cifar10-small", 32, 14)):
+        cases = load_experiment(f"dlmt-{name}", []).dlmt.each_case()
+        table2 = [case for case in PUBLISHED2 if name != "mnist" or case != "MAT(5)"]
+        assert len(table2) == rows
+        rivals = [f"Sharma({side}, permute=4)", f"Sharma({side}, noise=50, permute=4)"]
+        table3 = [*PUBLISHED3, "Sharma(2)", "Sharma(2, noise=50)", *rivals]
+        assert set(cases) == {*table2, *table3}
+        assert all(
+            case.shield == (None if key == "original" else key) for key, case in cases.items()
+        )
+
+
+PUBLISHED2 = (
+    "original",
+    "MAT(5)",
+    *(f"MAT({v})" for v in (256, 512, 1024, 2048)),
+    *(f"MMT({v})" for v in (10, 100, 1000, 10000)),
+    *(f"Rise({v})+MMT(1000)" for v in (100, 200, 300, 400)),
+)
+PUBLISHED3 = ("MAT(256)", "MMT(100)", "MAT(256)+MMT(10)", "MMT(10)+MAT(2048)")
+
+
 def test_robustness_has_every_kind_of_case() -> None:
     cases = load_experiment("themis-robustness", []).themis.each_case()
     assert {"case0", "case1", "case2", "generalisation", "cheating"} <= set(cases)

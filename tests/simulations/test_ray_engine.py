@@ -127,6 +127,17 @@ def test_split_learning_on_workers_is_that_in_process(cluster: None, tmp_path: P
         assert all(torch.equal(one[0][name], other[0][name]) for name in one[0])
 
 
+def test_owners_of_disguised_images_on_workers_do_what_they_do_in_process(
+    cluster: None, tmp_path: Path
+) -> None:
+    wanted = load_experiment("dlmt-digits", ["dlmt.training.epochs=2", "data.limit=120"])
+    here, there = tmp_path / "here" / "run", tmp_path / "there" / "run"
+    inprocess.run(wanted, here)
+    run_on_ray(wanted, there, workers=2)
+    assert rows_of(there) == rows_of(here)
+    assert (here / "releases.json").read_text() == (there / "releases.json").read_text()
+
+
 def test_private_fronts_survive_a_worker_that_dies(
     cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
