@@ -13,7 +13,7 @@ import pandas as pd
 from analysis.runs import Run, RunPaths, open_runs
 from strategies.dlmt.config import DlmtConfig
 from strategies.dlmt.measures import BY_MODEL, DISGUISED, STANDARDISED
-from strategies.dlmt.session import CLOUD
+from strategies.session import CLOUD
 
 SETTINGS = ["run", "experiment", "case", "shield", "key", "train"]
 RATES = ("MA", "VP", "VP_standardised", "MM")

@@ -11,6 +11,7 @@ import pandas as pd
 
 from analysis.privacy import claims, verdict
 from analysis.runs import Run, RunPaths, open_runs
+from strategies.session import CLOUD
 from strategies.split.config import SplitConfig
 
 # What is measured in the end: with noise or without, classified by the devices or the cloud.
@@ -21,7 +22,6 @@ TESTS = {
     "noisy_cloud": ("noisy", "cloud"),
 }
 COSTS = ("bytes_up", "formula_up", "bytes_down", "formula_down")
-EVERYONE = "cloud"
 
 
 def split_accuracy(runs: RunPaths) -> pd.DataFrame:
@@ -93,7 +93,7 @@ def _opened(runs: RunPaths) -> list[Run]:
 
 def _accuracies(run: Run) -> Iterator[dict[str, Any]]:
     rows = run.frame
-    rows = rows[(rows["stage"] == "test") & (rows["node"] == EVERYONE)]
+    rows = rows[(rows["stage"] == "test") & (rows["node"] == CLOUD)]
     if rows.empty:  # it may be going on, and have no ledger yet
         return
     said, verdicts = claims(run.directory), verdict(run.directory)

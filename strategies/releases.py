@@ -104,6 +104,32 @@ class Release:
         return self.protection.held() if noisy else NO_NOISE
 
 
+def in_the_clear(case: str, shape: tuple[int, ...], batch: int, **values: Any) -> Release:
+    """Return a release of training records without any shield, of no node yet.
+
+    Parameters
+    ----------
+    **values
+        What differs, by the names of :class:`Release`.
+    """
+    release = Release(
+        case=case,
+        node="",
+        what="",
+        records="training",
+        shape=shape,
+        batch=batch,
+        count=1,
+        shield=None,
+        mode="train",
+        trained_front=False,
+        public=False,
+        sampling="",
+        randomness="none",
+    )
+    return dataclasses.replace(release, **values)
+
+
 def keep(recorder: Recorder, releases: Iterable[Release]) -> None:
     """Put releases into the run's ledger, in place of what stood there of their case and node.
 

@@ -135,7 +135,7 @@ class Federated(Learning):
         exchanges.forgive()
         now = self.trained()
         arrays = {name: Array(values) for name, values in now.items()}
-        content = session.request({"round": number, "needed": self.needed}, arrays)
+        content = session.request({"round": number, "needed": self.needed}, **arrays)
         requests = dict.fromkeys(self._drawn(number), content)
         replies = exchanges.ask(protocol.ROUND, requests, lambda c: self._read(c, now))
         session.need(len(replies))

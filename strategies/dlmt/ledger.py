@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from strategies.dlmt.session import Session
-from strategies.releases import Release
+from strategies.releases import Release, in_the_clear
 
 
 def releases(session: Session, weights: int) -> list[Release]:
@@ -17,21 +17,7 @@ def releases(session: Session, weights: int) -> list[Release]:
         Of the model.
     """
     settings = session.settings
-    clear = Release(
-        case=session.case,
-        node="",
-        what="numbers of examples",
-        records="training",
-        shape=session.image,
-        batch=1,
-        count=1,
-        shield=None,
-        mode="eval",
-        trained_front=False,
-        public=True,
-        sampling="",
-        randomness="none",
-    )
+    clear = in_the_clear(session.case, session.image, 1, what="numbers of examples", public=True)
     rounds = settings.rounds
     if settings.train == "central":
         disguised = f"images disguised by {settings.shield}" if settings.shield else "images"

@@ -18,7 +18,8 @@ from flwr.app import Array, RecordDict
 from clients import protocol
 from clients.shields.disguises import Span
 from models.packing import under
-from strategies.dlmt.session import CLOUD, Model, Session
+from strategies.dlmt.session import Model, Session
+from strategies.session import CLOUD
 
 MEASURES = "measures"
 BREAKS = "breaks"
@@ -70,7 +71,7 @@ def count_right(
     asked = [n for n, member in session.owners.items() if getattr(member, part)]
     config = {"part": part, "view": view, "model": name or session.settings.model}
     arrays = {key: Array(values) for key, values in model.items()}
-    requests = dict.fromkeys(asked, session.request(config, arrays)) if asked else {}
+    requests = dict.fromkeys(asked, session.request(config, **arrays)) if asked else {}
     replies = session.exchanges.ask(protocol.RIGHT, requests, _read)
     if asked:
         session.need(len(replies))

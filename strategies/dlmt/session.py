@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import numpy as np
 import torch
-from flwr.app import Array, RecordDict
+from flwr.app import RecordDict
 
 from clients import protocol
 from clients.assignments import OwnerAssignment
@@ -19,23 +18,13 @@ from strategies.dlmt.config import DlmtConfig
 from strategies.dlmt.experiment import DlmtExperiment
 from strategies.exchange import Exchanges
 from strategies.joining import Shape, agreed, introduce, told
-from strategies.recorder import Recorder
+from strategies.session import CaseSession, Member
 
-CLOUD = "cloud"
 Model = dict[str, np.ndarray]
 """A model as it travels, with what images are normalised by."""
 
 
-@dataclass(frozen=True)
-class Member:
-    """What an owner says of itself: images of each part."""
-
-    train: int
-    validation: int
-    test: int
-
-
-class Session:
+class Session(CaseSession):
     """The owners of one case.
 
     Parameters
@@ -61,10 +50,8 @@ class Session:
     def __init__(
         self, exchanges: Exchanges, experiment: DlmtExperiment, case: str, settings: DlmtConfig
     ) -> None:
-        self.exchanges = exchanges
-        self.recorder: Recorder = exchanges.recorder
+        super().__init__(exchanges, case)
         self.experiment = experiment
-        self.case = case
         self.settings = settings
         self.seed = derive(experiment.seed, "dlmt", case)
         self.compute = Compute(experiment.client)
@@ -97,8 +84,7 @@ class Session:
         self.span = next(iter(spans.values()))
         for name, words in joined.items():
             self.recorder.met_key(f"{name}/{self.case}", str(words["key"]))
-            counts = (int(words[part]) for part in ("train", "validation", "test"))
-            self.owners[name] = Member(*counts)
+            self.owners[name] = Member.introduced(words)
         self.normalisation = self._pooled()
 
     def _assignments(self) -> dict[str, OwnerAssignment]:
@@ -119,7 +105,7 @@ class Session:
                 seed=self.seed_of(own["partition"]),
             )
             for name, own in zip(
-                self.experiment.names(), told(self.experiment, self._run), strict=True
+                self.experiment.names(), told(self.experiment, self.run), strict=True
             )
         }
 
@@ -151,16 +137,6 @@ class Session:
 
     # ----------------------------------------------------------------------- messages
 
-    @property
-    def _run(self) -> str:
-        return self.recorder.directory.name
-
-    def request(
-        self, config: Mapping[str, protocol.Scalar], arrays: Mapping[str, Array] | None = None
-    ) -> RecordDict:
-        """Return a request of this case."""
-        return protocol.request({"run": self._run, "case": self.case, **config}, **(arrays or {}))
-
     def admitted(self, arrays: Mapping[str, np.ndarray], like: Model) -> Model:
         """Return the model that an owner sends.
 
@@ -185,19 +161,3 @@ class Session:
     def need(self, answered: int) -> None:
         """Raise TooFewParticipants if fewer owners answered than the experiment needs."""
         self.exchanges.need(self.settings.min_owners, answered, f"dlmt ({self.case})")
-
-    def task(self, stage: str) -> str:
-        """Return the name under which the recorder knows a stage of this case."""
-        return f"{stage}/{self.case}"
-
-    def log(
-        self,
-        stage: str,
-        metric: str,
-        value: float,
-        node: str = CLOUD,
-        round: int = 0,  # noqa: A002
-        **tags: str | int,
-    ) -> None:
-        """Append a measurement of this case."""
-        self.recorder.log(stage, metric, value, node=node, round=round, case=self.case, **tags)

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from strategies.releases import Release
+from strategies.releases import Release, in_the_clear
 from strategies.split.fronts import Fronts
 from strategies.split.session import Session
 
@@ -71,20 +71,6 @@ def _shielded(session: Session, fronts: Fronts, shape: tuple[int, ...], **values
 
 def _clear(session: Session, **values: Any) -> Release:
     """Return a release of training records in the clear, of no node yet."""
-    release = Release(
-        case=session.case,
-        node="",
-        what="",
-        records="training",
-        shape=(),
-        batch=session.settings.batch_size,
-        count=1,
-        shield=None,
-        mode="train",
-        trained_front=False,
-        public=False,
-        sampling="",
-        randomness="none",
-        statistics=session.experiment.data.by_training,
-    )
-    return dataclasses.replace(release, **values)
+    statistics = session.experiment.data.by_training
+    batch = session.settings.batch_size
+    return in_the_clear(session.case, (), batch, **{"statistics": statistics, **values})

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
-from flwr.app import Array, RecordDict
+from flwr.app import Array
 
 from clients import protocol
 from clients.assignments import EdgeAssignment
@@ -16,13 +15,12 @@ from models.compute import Compute
 from models.randomness import derive
 from strategies.exchange import Exchanges
 from strategies.joining import agreed, introduce, told
-from strategies.recorder import Recorder
+from strategies.session import CaseSession, Member
 from strategies.split.config import SplitConfig
 from strategies.split.costs import Costs
 from strategies.split.experiment import SplitExperiment
 from strategies.split.model import guarded
 
-CLOUD = "cloud"
 # On these engines a node's process lives as long as the run; elsewhere each message may reach
 # a fresh one, and what a device has to remember must be in its vault.
 LASTING = ("inprocess", "ray", "benchmark")
@@ -30,16 +28,7 @@ LASTING = ("inprocess", "ray", "benchmark")
 ROOM = 2.0**14
 
 
-@dataclass(frozen=True)
-class Device:
-    """What a device says of itself: images of each part."""
-
-    train: int
-    validation: int
-    test: int
-
-
-class Session:
+class Session(CaseSession):
     """The devices of one case.
 
     Parameters
@@ -52,7 +41,7 @@ class Session:
 
     Attributes
     ----------
-    devices : dict of str to Device
+    devices : dict of str to Member
         Who joined.
     shield : ShieldConfig
         With the noise that a budget asks for.
@@ -65,16 +54,14 @@ class Session:
     def __init__(
         self, exchanges: Exchanges, experiment: SplitExperiment, case: str, settings: SplitConfig
     ) -> None:
-        self.exchanges = exchanges
-        self.recorder: Recorder = exchanges.recorder
+        super().__init__(exchanges, case)
         self.experiment = experiment
-        self.case = case
         self.settings = settings
         self.seed = derive(experiment.seed, "split", case)
         threads = settings.threads or experiment.client.threads
         self.compute = Compute(experiment.client.model_copy(update={"threads": threads}))
         self.fresh = self.recorder.run["engine"] not in LASTING
-        self.devices: dict[str, Device] = {}
+        self.devices: dict[str, Member] = {}
         self.shield = guarded(settings)
         self.costs = Costs(exchanges)
         self.needed = -1
@@ -112,11 +99,11 @@ class Session:
             self.exchanges.reject(name, "has no training data; it is left out")
             return
         self.recorder.met_key(name, str(words["key"]))
-        self.devices[name] = Device(*(int(words[k]) for k in ("train", "validation", "test")))
+        self.devices[name] = Member.introduced(words)
 
     def _assignments(self) -> dict[str, EdgeAssignment]:
         settings = self.settings
-        common = told(self.experiment, self._run)
+        common = told(self.experiment, self.run)
         return {
             name: EdgeAssignment(
                 **own,
@@ -141,14 +128,6 @@ class Session:
         return (budget.releases or self.settings.releases) if budget else None
 
     # ----------------------------------------------------------------------- messages
-
-    @property
-    def _run(self) -> str:
-        return self.recorder.directory.name
-
-    def request(self, config: dict[str, protocol.Scalar], **arrays: Array) -> RecordDict:
-        """Return a request of this case."""
-        return protocol.request({"run": self._run, "case": self.case, **config}, **arrays)
 
     def gradient(
         self, gradient: torch.Tensor, turn: int
@@ -176,19 +155,3 @@ class Session:
     def need(self, answered: int) -> None:
         """Raise TooFewParticipants if fewer devices answered than the experiment needs."""
         self.exchanges.need(self.settings.min_devices, answered, f"split ({self.case})")
-
-    def task(self, stage: str) -> str:
-        """Return the name under which the recorder knows a stage of this case."""
-        return f"{stage}/{self.case}"
-
-    def log(
-        self,
-        stage: str,
-        metric: str,
-        value: float,
-        node: str = CLOUD,
-        round: int = 0,  # noqa: A002
-        **tags: str,
-    ) -> None:
-        """Append a measurement of this case."""
-        self.recorder.log(stage, metric, value, node=node, round=round, case=self.case, **tags)

@@ -32,6 +32,7 @@ from strategies.loading import load_experiment
 
 TINY = [
     "data.limit=90",
+    "dlmt.owners=1",
     "dlmt.cases={}",
     "dlmt.model=cnn-tiny",
     "dlmt.training={epochs: 3, batch_size: 16, learning_rate: 0.1}",

@@ -20,7 +20,7 @@ def test_the_names():
     assert names()[0] == "digits"
     assert set(names()) == {
         *("digits", "mnist", "fashion-mnist", "cifar10", "cifar100", "celeba", "lfw"),
-        *("utkface", "att-faces", "image-folder", "parquet"),
+        *("utkface", "att-faces", "image-folder", "parquet", "disguised"),
     }
 
 
