@@ -256,8 +256,12 @@ class Standardised:
 
     def __init__(self, images: ImageSet, standardiser: Standardiser) -> None:
         self.images = images
-        self.mean, self.std = images.mean, images.std
         self._standardiser = standardiser
+
+    @property
+    def black(self) -> torch.Tensor:
+        """As of :attr:`ImageSet.black`."""
+        return self.images.black
 
     def __len__(self) -> int:
         return len(self.images)

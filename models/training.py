@@ -26,8 +26,10 @@ CHEAT_LEARNING_RATE = 0.01
 class Images(Protocol):
     """What training needs of a data set."""
 
-    mean: torch.Tensor
-    std: torch.Tensor
+    @property
+    def black(self) -> torch.Tensor:
+        """A black pixel as :meth:`batch` has it, or the nearest there can be: (C, 1, 1)."""
+        ...
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -201,10 +203,10 @@ class Training:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         augment = AUGMENTATIONS.get(self.config.augment)
         if augment and self.config.augment_first:
-            black = torch.zeros_like(train.mean)
+            black = torch.zeros_like(train.black)
             return train.batch(positions, lambda plain: augment(plain, black, randomness))
         x, y = train.batch(positions)
-        return (augment(x, -train.mean / train.std, randomness) if augment else x), y
+        return (augment(x, train.black, randomness) if augment else x), y
 
     @staticmethod
     def _noise_step(noise: GeneratorTraining) -> None:

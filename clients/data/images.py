@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import pad
 
+from clients.data.errors import DataError
 from clients.shields.disguises import Disguise, Span
 
 STATISTICS_CHUNK = 500
@@ -80,6 +81,11 @@ class ImageSet:
         """
         plain = self.plain(positions)
         if change is not None:
+            if plain.dtype != torch.uint8:
+                raise DataError(
+                    "these images were disguised before they came here, and can't be augmented "
+                    "before that; set augment_first: false"
+                )
             plain = change(plain.float().div_(255)).clamp(0, 1).mul_(255).round_().to(torch.uint8)
         images = self._scaled(self._disguised(plain))
         return self.normalised(images), torch.from_numpy(self.labels[positions].copy())
@@ -108,6 +114,13 @@ class ImageSet:
     def span(self) -> Span:
         """Where the values of :meth:`released` lie."""
         return self.disguise.span if self.disguise else self.stored
+
+    @property
+    def black(self) -> Tensor:
+        """A black pixel as :meth:`batch` has it, or the nearest there can be: (C, 1, 1)."""
+        low, high = self.span.low, self.span.high
+        value = min(max(0, low), high)
+        return ((value - low) / (high - low) - self.mean) / self.std
 
     def _disguised(self, plain: Tensor) -> Tensor:
         return self.disguise.protect(plain) if self.disguise else plain
