@@ -15,6 +15,7 @@ from strategies.dlmt.config import DlmtConfig
 from strategies.dlmt.measures import BY_MODEL, DISGUISED, STANDARDISED
 from strategies.session import CLOUD
 
+TAGS = ("view", "normalised", "attack", "images")
 SETTINGS = ["run", "experiment", "case", "shield", "key", "train"]
 RATES = ("MA", "VP", "VP_standardised", "MM")
 LIKENESS = ("psnr", "ssim", "psnr_standardised", "ssim_standardised")
@@ -116,6 +117,8 @@ def _opened(runs: RunPaths) -> list[Run]:
 def _cases(run: Run) -> Iterator[tuple[dict[str, Any], pd.DataFrame, DlmtConfig]]:
     """Yield of each case what names its row, its measurements over all owners, its settings."""
     rows = run.frame[run.frame["node"] == CLOUD]
+    # A tag that nothing was measured with is no column.
+    rows = rows.reindex(columns=[*rows.columns, *(tag for tag in TAGS if tag not in rows)])
     for case, settings in settings_of(run).items():
         named = {
             "run": run.name,

@@ -20,9 +20,11 @@ from clients.assignments import (
     ParticipantAssignment,
 )
 from clients.edge import Edge
-from clients.owner import Owner
+from clients.owner import UNUSABLE, Owner
 from clients.participant import Participant, Schedule, attacked
+from clients.shields.disguises import Key
 from clients.vault import Vault, vault_path
+from models.errors import RequestError
 
 app = ClientApp()
 
@@ -109,22 +111,44 @@ def join(message: Message, context: Context) -> Message:
     vault = Vault(vault_path(context, assignment.run))
     vault.write("assignment.json", assignment.model_dump_json().encode())
     node = _nodes[vault.root] = _made(vault, assignment)
-    if isinstance(node, Edge):
+    if not isinstance(node, Participant):
         node.roll_back(int(words["turn"]))
     return Message(protocol.statement(node.introduced()), reply_to=message)
 
 
 def _own_choice(assignment: AnyAssignment, context: Context) -> AnyAssignment:
-    """Let a deployed node's own ``model``, ``key`` and data ``root`` win over the server's."""
+    """Let a deployed node's own ``model``, ``key`` and data ``root`` win over the server's.
+
+    Raises
+    ------
+    RuntimeError
+        The server wants another disguise than the node's own key is for, or none; or that the
+        node trains, or does not, against its own ``train``.
+    """
     model, root, key = (context.node_config.get(name) for name in ("model", "data-root", "key"))
+    own = context.node_config.get("train")
+    if isinstance(assignment, OwnerAssignment) and own not in (None, assignment.train):
+        raise RuntimeError(f"this owner takes part in {own} training, not in {assignment.train}")
     changes: dict[str, Any] = {}
     if root:
         changes["data"] = assignment.data.model_copy(update={"root": root})
     if model and isinstance(assignment, ParticipantAssignment):
         changes["participant"] = assignment.participant.model_copy(update={"model": model})
     if key and isinstance(assignment, OwnerAssignment):
+        if _own_key(str(key)).notation != assignment.shield:
+            raise RuntimeError(
+                f"this owner's key is not for {assignment.shield or 'plain images'}, and it shows "
+                "its images in no other way"
+            )
         changes["key"] = str(key)
     return type(assignment).model_validate({**assignment.model_dump(), **changes})
+
+
+def _own_key(path: str) -> Key:
+    try:
+        return Key.load(Path(path).expanduser())
+    except RequestError as error:
+        raise RuntimeError(UNUSABLE) from error
 
 
 # ------------------------------------------------------------------------------ THEMIS

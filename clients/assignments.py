@@ -172,6 +172,11 @@ class OwnerAssignment(Assignment):
         In a round.
     keep_momentum : bool
         From round to round; otherwise each begins without.
+    measures : bool
+        Whether models may be shown its plain images, and what others make of disguised ones, to
+        count what they get right.
+    examiner : str or None
+        The model, besides its own, that may be.
     seed : int
         Of the order of batches and of augmentation.
     """
@@ -185,6 +190,8 @@ class OwnerAssignment(Assignment):
     training: TrainingConfig
     local_epochs: int
     keep_momentum: bool
+    measures: bool
+    examiner: str | None
     seed: int
 
 

@@ -16,14 +16,16 @@ import models
 from clients.assignments import OwnerAssignment
 from clients.data import ImageSet, Part, Splits, load_once, own_images
 from clients.shields.disguises import Disguise, Key
-from clients.shields.disguises.breaks import breaks, is_affine, search_space_of
+from clients.shields.disguises.breaks import KNOWN_PAIR, breaks, is_affine, search_space_of
 from clients.snapshots import Snapshots
 from clients.vault import Vault
 from models import optimizers, packing
 from models.compute import Compute
+from models.errors import RequestError
 from models.similarity import psnr, ssim
 from models.training import Images, Training, right
 
+UNUSABLE = "the key's file can't be used; this node's log says why"
 SAMPLE = 1000
 """Images that a disguise is audited with."""
 
@@ -65,7 +67,15 @@ class Owner:
             return Key.seeded(a.shield, shape, a.data_seed)
         if a.key == "per-owner":
             return Key.seeded(a.shield, shape, a.data_seed, a.partition)
-        return Key.wanted(Path(a.key).expanduser(), a.shield, shape)
+        try:
+            return Key.wanted(Path(a.key).expanduser(), a.shield, shape)
+        except RequestError as error:
+            # The server may have named the file, and is not to learn what lies where.
+            raise RuntimeError(UNUSABLE) from error
+
+    def roll_back(self, turn: int) -> None:
+        """Forget what it remembers of rounds after this one: a run goes back to it."""
+        self.snapshots.drop_after(turn)
 
     def introduced(self) -> dict[str, int | str]:
         """Return what the cloud is told of the data."""
@@ -97,8 +107,8 @@ class Owner:
     def statistics(self) -> tuple[Numbers, Arrays]:
         """Return mean and deviation of each channel of the disguised training images, (2, C)."""
         images = self.own("train")
-        values = torch.stack(images.statistics()).flatten(1)
-        return {"num-examples": len(images)}, {"normalisation": values.numpy()}
+        values = torch.stack(images.moments()).flatten(1)
+        return {}, {"normalisation": values.numpy()}
 
     def images(self, start: int, count: int) -> Arrays:
         """Return disguised training images and their labels, for the cloud to train on.
@@ -141,7 +151,7 @@ class Owner:
         if a.keep_momentum:
             self.snapshots.keep(number, needed, optimizers.state_of(training.optimizer), {})
         loss = sum(training.losses) / len(training.losses)
-        return {"num-examples": len(images), "loss": loss}, packing.model_arrays(training.model)
+        return {"loss": loss}, packing.model_arrays(training.model)
 
     def _given(self, name: str, arrays: Tensors) -> nn.Module:
         """Return the model with the weights that were sent."""
@@ -158,7 +168,7 @@ class Owner:
     # -------------------------------------------------------------------- measurements
 
     def right(self, part: Part, view: str, model: str, arrays: Tensors) -> Numbers:
-        """Return how many of its images a model gets right.
+        """Return how many of its validation or test images a model gets right.
 
         Parameters
         ----------
@@ -170,9 +180,20 @@ class Owner:
         arrays : dict of str to Tensor
             ``weights``, ``buffers``, ``normalisation``; plain images without the last are
             normalised by this owner's own statistics.
+
+        Raises
+        ------
+        RuntimeError
+            For another part, view or model than the assignment speaks of.
         """
+        a = self.assignment
+        views = ("disguised", "plain", "standardised") if a.measures else ("disguised",)
+        if part not in ("validation", "test") or view not in views:
+            raise RuntimeError(f"this owner shows nobody its {part} images, {view}")
+        if model not in (a.model, a.examiner):
+            raise RuntimeError(f"this owner was told of no model '{model}'")
         given, images = self._given(model, arrays), self._seen(part, view, arrays)
-        return {"right": right(given, images, self.compute), "num-examples": len(self.plain(part))}
+        return {"right": right(given, images, self.compute)}
 
     def _seen(self, part: Part, view: str, arrays: Tensors) -> Images:
         if view == "plain" and "normalisation" not in arrays:
@@ -202,25 +223,38 @@ class Owner:
             ``psnr`` (dB) and ``ssim`` of disguised test images, both scaled to [0, 1];
             ``psnr-standardised`` and ``ssim-standardised`` of what z-scores make of them;
             ``search-space``, where Eqs. (6) to (9) of paper 001 apply;
-            ``ATTACK/IMAGES/WHAT`` of :class:`~clients.shields.disguises.breaks.Break`. Numbers
-            that there are none of are left out.
+            ``ATTACK/IMAGES/WHAT`` of :class:`~clients.shields.disguises.breaks.Break`, of one
+            known pair with 1 image. Numbers that there are none of are left out.
+
+        Raises
+        ------
+        RuntimeError
+            If nothing is to be measured.
         """
+        if not self.assignment.measures:
+            raise RuntimeError("this owner was not told to measure its disguise")
         if self.disguise is None:
             return {}
-        sample = slice(0, SAMPLE)
-        test, plain = self.own("test"), self.plain("test").pixels(sample)
-        found: dict[str, float] = {}
-        shown = test.pixels(sample)
+        found = self._likeness()
+        if is_affine(self.disguise.key.steps):
+            training = self.plain("train").plain(slice(0, SAMPLE)).numpy()
+            found["search-space"] = search_space_of(self.disguise, training)
+            for attack in breaks(self.disguise, training):
+                # The pair is known, however many others help to find m.
+                images = 1 if attack.attack == KNOWN_PAIR else attack.images
+                for what in ("found", "pixels", "error"):
+                    found[f"{attack.attack}/{images}/{what}"] = getattr(attack, what)
+        return {name: value for name, value in found.items() if np.isfinite(value)}
+
+    def _likeness(self) -> dict[str, float]:
+        plain = self.plain("test").pixels(slice(0, SAMPLE))
+        if not len(plain):
+            return {}
+        found, shown = {}, self.own("test").pixels(slice(0, SAMPLE))
         for name, seen in {"": shown, "-standardised": self._standardiser(shown)}.items():
             found[f"psnr{name}"] = float(psnr(seen, plain).mean())
             found[f"ssim{name}"] = float(ssim(seen, plain).mean())
-        if is_affine(self.disguise):
-            training = self.plain("train").plain(sample).numpy()
-            found["search-space"] = search_space_of(self.disguise, training)
-            for attack in breaks(self.disguise, training):
-                for what in ("found", "pixels", "error"):
-                    found[f"{attack.attack}/{attack.images}/{what}"] = getattr(attack, what)
-        return {name: value for name, value in found.items() if np.isfinite(value)}
+        return found
 
 
 class Standardiser:

@@ -25,7 +25,7 @@ class Snapshots:
     def __init__(self, vault: Vault, case: str, of: str) -> None:
         self.vault = vault
         self.of = of
-        self._stem = f"{case}-front-"
+        self._stem = f"{case}-turn-"
         self._pattern = re.compile(re.escape(self._stem) + r"(\d+)")
 
     def newest(self) -> int:

@@ -17,6 +17,7 @@ from clients.data.places import Place, cache_root
 from clients.data.source import Source
 from clients.shields.disguises import Disguise, Key
 from models.errors import RequestError
+from simulations.engines.local import DISK_FULL
 from simulations.progress import display
 
 Result = TypeVar("Result")
@@ -53,6 +54,8 @@ def disguise(
     """
     own = Disguise(Key.load(key))
     source = _source(images)
+    if out.absolute().is_relative_to(images.absolute()):
+        raise RequestError(f"{out} is inside {images}, which would no longer be what it is")
     index = cache_root() / "index"
     index.mkdir(parents=True, exist_ok=True)
     request = Request(source, fingerprint_of(source, index), own, labels, size, channels)
@@ -112,4 +115,7 @@ def _writable(out: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise RequestError(f"can't write in {out}: {error.strerror or error}; {AGAIN}") from error
+        full = error.errno in DISK_FULL
+        raise RequestError(
+            f"can't write in {out}: {error.strerror or error}" + (f"; {AGAIN}" if full else "")
+        ) from error

@@ -79,7 +79,10 @@ def images(data: str, settings: list[str], count: int) -> np.ndarray:
     config = validated(DataConfig, {"name": data}, "data", settings)
     if config.shield is not None:
         raise RequestError("data: shield: these images are disguised with the key that is given")
-    train = load(config, seed=0).train
+    splits = load(config, seed=0)
+    if splits.key:
+        raise RequestError(f"data: these images are disguised already, with the key {splits.key}")
+    train = splits.train
     found: np.ndarray = train.plain(slice(0, count)).numpy()
     return found
 

@@ -10,9 +10,13 @@ from pydantic import BaseModel, ValidationError
 
 from strategies.explain import explained
 
-CASE_NAME = re.compile(r"\w[\w .=()+,-]*")
+CASE_NAME = re.compile(r"\w[\w .=()+,-]{0,99}")
 # Of a run's directory, where each case has a folder of its own.
-OWN_FOLDERS = ("plots", "vault")
+OWN_NAMES = (
+    *("plots", "vault", "experiment.yaml", "run.json", "metrics.jsonl", "events.log"),
+    *("progress.json", "checkpoint.safetensors", "examiner.safetensors", "releases.json"),
+    "flower.log",
+)
 MAIN = "main"
 
 Settings = TypeVar("Settings", bound=BaseModel)
@@ -47,10 +51,10 @@ def _case(
     changes: Mapping[str, Any],
     shared: Set[str],
 ) -> Settings:
-    if not CASE_NAME.fullmatch(name) or name in OWN_FOLDERS:
+    if not CASE_NAME.fullmatch(name) or name in OWN_NAMES:
         raise ValueError(
-            f"case '{name}': a case's name is that of a folder: letters, digits, spaces, "
-            f"- . = ( ) + , and _, and none of {', '.join(OWN_FOLDERS)}"
+            f"case '{name}': a case's name is that of a folder: at most 100 letters, digits, "
+            f"spaces, - . = ( ) + , and _, and none of {', '.join(OWN_NAMES)}"
         )
     if fixed := {"cases", *shared} & {key.partition(".")[0] for key in changes}:
         raise ValueError(f"case '{name}': {', '.join(sorted(fixed))} is shared by all cases")

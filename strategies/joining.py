@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 from flwr.app import RecordDict
 
@@ -16,7 +16,7 @@ from strategies.exchange import Exchanges
 from strategies.experiment import Experiment
 
 Words = dict[str, protocol.Scalar]
-Shape = tuple[int, int, int]
+T = TypeVar("T")
 
 JOIN_SECONDS = 120.0
 
@@ -97,12 +97,15 @@ def told(experiment: Experiment, run: str) -> list[dict[str, Any]]:
 def introduce(
     exchanges: Exchanges,
     assignments: Mapping[str, Assignment],
+    read: Callable[[Words], T],
     turns: Mapping[str, int] | None = None,
-) -> dict[str, Words]:
-    """Give each node its assignment and return what it says of its data; the others are left out.
+) -> dict[str, T]:
+    """Give each node its assignment, ask what data it has, and leave out who does not answer.
 
     Parameters
     ----------
+    read : callable
+        Makes sense of what a node says; as of :meth:`Exchanges.ask`.
     turns : mapping of str to int, optional
         To which turn a node of a resumed run goes back; -1: it begins.
     """
@@ -117,26 +120,6 @@ def introduce(
         for name, assignment in assignments.items()
         if name in exchanges.nodes
     }
-    joined = exchanges.ask(protocol.JOIN, requests, protocol.words_of)
+    joined = exchanges.ask(protocol.JOIN, requests, lambda c: read(protocol.words_of(c)))
     exchanges.nodes = {name: exchanges.nodes[name] for name in joined}
     return joined
-
-
-def agreed(joined: Mapping[str, Words]) -> tuple[Shape, int]:
-    """Return shape of an image and number of classes, the same for all nodes.
-
-    Raises
-    ------
-    RuntimeError
-        If they are not.
-    """
-    found = {name: (str(words["shape"]), int(words["classes"])) for name, words in joined.items()}
-    (first, (shape, classes)), *others = found.items()
-    for name, (own_shape, own_classes) in others:
-        if (own_shape, own_classes) != (shape, classes):
-            raise RuntimeError(
-                f"{name} holds images of {own_shape} in {own_classes} classes, {first} of {shape} "
-                f"in {classes}; give all the same data set"
-            )
-    channels, height, width = map(int, shape.split("x"))
-    return (channels, height, width), classes

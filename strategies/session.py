@@ -4,29 +4,93 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Self
+from typing import Self, get_args
 
 from flwr.app import Array, RecordDict
 
 from clients import protocol
+from clients.shields.disguises import Span
+from clients.shields.disguises.steps import Kind
 from strategies.exchange import Exchanges
 from strategies.recorder import Recorder
 
 CLOUD = "cloud"
+MOST_IMAGES = 10**9
+
+Words = Mapping[str, protocol.Scalar]
+Shape = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
 class Member:
-    """What a node says of itself: images of each part."""
+    """What a node says of its data.
 
+    Attributes
+    ----------
+    shape, classes : tuple of int, int
+        Of an image; how many classes there are.
+    key : str
+        The fingerprint of the key that disguises the images, empty if they are plain.
+    span : Span
+        Where values of images lie.
+    train, validation, test : int
+        Images of each part.
+    """
+
+    shape: Shape
+    classes: int
+    key: str
+    span: Span
     train: int
     validation: int
     test: int
 
     @classmethod
-    def introduced(cls, words: Mapping[str, protocol.Scalar]) -> Self:
-        """Return what a node said as it joined."""
-        return cls(int(words["train"]), int(words["validation"]), int(words["test"]))
+    def introduced(cls, words: Words) -> Self:
+        """Return what a node said as it joined.
+
+        Raises
+        ------
+        KeyError, ValueError
+            If it makes no sense.
+        """
+        channels, height, width = map(int, str(words["shape"]).split("x"))
+        counts = {part: int(words[part]) for part in ("train", "validation", "test")}
+        classes, kind = int(words["classes"]), words.get("kind", Span().kind)
+        low, high = int(words.get("low", Span().low)), int(words.get("high", Span().high))
+        if min(channels, height, width) < 1 or classes < 2 or low >= high:
+            raise ValueError(f"{classes} classes of shape {words['shape']} in {low} to {high}")
+        if not all(0 <= count <= MOST_IMAGES for count in counts.values()):
+            raise ValueError(f"so many images: {counts}")
+        if kind not in get_args(Kind):
+            raise ValueError(f"images of '{kind}'")
+        span = Span(low, high, kind)  # type: ignore[arg-type]
+        return cls((channels, height, width), classes, str(words["key"]), span, **counts)
+
+
+def agreed(members: Mapping[str, Member]) -> tuple[Shape, int, Span]:
+    """Return shape of an image, number of classes, and where values lie, the same for all nodes.
+
+    Raises
+    ------
+    RuntimeError
+        If they are not.
+    """
+    said = {name: (m.shape, m.classes, m.span) for name, m in members.items()}
+    (first, wanted), *others = said.items()
+    for name, own in others:
+        if own != wanted:
+            raise RuntimeError(
+                f"{name} holds {_described(own)}, {first} {_described(wanted)}; give all the same "
+                "data set, and the same disguise"
+            )
+    return wanted
+
+
+def _described(said: tuple[Shape, int, Span]) -> str:
+    shape, classes, span = said
+    sizes = "x".join(map(str, shape))
+    return f"images of {sizes} in {classes} classes, {span.kind} from {span.low} to {span.high}"
 
 
 class CaseSession:
@@ -48,7 +112,7 @@ class CaseSession:
         """The run's name, by which nodes know it."""
         return self.recorder.directory.name
 
-    def request(self, config: Mapping[str, protocol.Scalar], **arrays: Array) -> RecordDict:
+    def request(self, config: Words, **arrays: Array) -> RecordDict:
         """Return a request of this case."""
         return protocol.request({"run": self.run, "case": self.case, **config}, **arrays)
 

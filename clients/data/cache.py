@@ -21,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
+from pydantic import ValidationError
 
 from clients.data.decoding import decode
 from clients.data.disguised import Manifest, copy_images
@@ -158,6 +159,13 @@ def _write_columns(content: Content, folder: Path) -> None:
     (folder / "content.json").write_text(json.dumps(described))
 
 
+def _manifest(told: dict[str, object], entry: Path) -> Manifest:
+    try:
+        return Manifest.model_validate(told)
+    except ValidationError as error:
+        raise DataError(f"the cache entry {entry} is of another version: delete it") from error
+
+
 def _chunks(values: pa.Array | pa.ChunkedArray) -> list[pa.Array]:
     return values.chunks if isinstance(values, pa.ChunkedArray) else [values]
 
@@ -171,5 +179,5 @@ def _read(entry: Path, fingerprint: str, base: Path) -> Stored:
         told = content.pop("disguised", None)
     except (OSError, ValueError, pa.ArrowException) as error:
         raise DataError(f"the cache entry {entry} is damaged: {error}. Delete it") from error
-    disguised = Manifest.model_validate(told) if told else None
+    disguised = _manifest(told, entry) if told else None
     return Stored(fingerprint, images, columns=columns, base=base, disguised=disguised, **content)

@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 
 from clients.data.errors import DataError
 from clients.data.pixels import Channels, Layout, layout_of, to_pixels
-from clients.data.places import cache_root
 from clients.data.source import Content, RawImage, origin
 
 #: Broken images listed before a decode gives up.
 MAX_REPORTED = 10
 
+HINT = "set PUDICA_CACHE, or a smaller data.image_size"
 _BLOCK = 256
 _MAX_THREADS = 16
 
@@ -46,7 +46,7 @@ def decode(
         layout = layout_of(first, size, channels)
     except DataError as error:
         raise DataError(f"{origin(base, content.segments, 0)}: {error}") from error
-    images = allocate(file, (total, layout.channels, layout.size, layout.size), "uint8")
+    images = allocate(file, (total, layout.channels, layout.size, layout.size), "uint8", HINT)
     broken: list[str] = []
     for row, result in enumerate(decoded(chain([first], stream), layout)):
         if isinstance(result, DataError):
@@ -60,8 +60,17 @@ def decode(
     images.flush()
 
 
-def allocate(file: Path, shape: tuple[int, ...], dtype: str) -> np.memmap:
+def allocate(
+    file: Path, shape: tuple[int, ...], dtype: str, hint: str, mode: int = 0o644
+) -> np.memmap:
     """Create an array on disk, if it fits: a full disk would kill the process, not raise an error.
+
+    Parameters
+    ----------
+    hint : str
+        What to do if it does not.
+    mode : int
+        Of the file.
 
     Raises
     ------
@@ -71,9 +80,10 @@ def allocate(file: Path, shape: tuple[int, ...], dtype: str) -> np.memmap:
     needed, free = math.prod(shape) * np.dtype(dtype).itemsize, shutil.disk_usage(file.parent).free
     if needed > free:
         raise DataError(
-            f"the decoded images need {needed / 1e9:.1f} GB, the cache folder {cache_root()} "
-            f"has {free / 1e9:.1f} GB left: set PUDICA_CACHE, or a smaller data.image_size"
+            f"the images need {needed / 1e9:.1f} GB, {file.parent.parent} has {free / 1e9:.1f} GB "
+            f"left: {hint}"
         )
+    file.touch(mode)
     return np.lib.format.open_memmap(file, mode="w+", dtype=dtype, shape=shape)
 
 

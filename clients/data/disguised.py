@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from io import BytesIO
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Self
 
 import numpy as np
 import pyarrow as pa
@@ -23,14 +23,21 @@ import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    NonNegativeInt,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
 
 from clients.data.decoding import allocate, decoded
 from clients.data.errors import DataError
 from clients.data.pixels import Channels, layout_of
 from clients.data.places import Place, entries
-from clients.data.source import Content, Source, origin
-from clients.shields.disguises import Disguise, Span
+from clients.data.source import Content, RawImage, Source, origin
+from clients.shields.disguises import Disguise, Span, parsed
 from models.errors import RequestError
 from models.files import write_atomically
 
@@ -57,7 +64,8 @@ class Manifest(BaseModel):
     low, high, kind : int, int, str
         Where values can lie, see :class:`~clients.shields.disguises.Span`.
     source : str
-        Tells what was disguised from anything else; without the key it can't be guessed.
+        Tells what was disguised from anything else; without the key it can't be guessed. Empty
+        for a disguise that has no secrets.
     layout : {"image-folder", "parquet"}
         What it was, and becomes again.
     labels : list of str
@@ -72,7 +80,7 @@ class Manifest(BaseModel):
     format: Literal["pudica-disguised-1"] = "pudica-disguised-1"
     disguise: str
     key: str
-    shape: tuple[int, int, int]
+    shape: tuple[PositiveInt, PositiveInt, PositiveInt]
     dtype: Literal["uint8", "int16", "int32", "int64", "float32"]
     low: int
     high: int
@@ -81,10 +89,19 @@ class Manifest(BaseModel):
     layout: Literal["image-folder", "parquet"]
     labels: list[str]
     class_names: dict[str, list[str]]
-    train: int
-    test: int
-    rows_per_part: int
+    train: PositiveInt
+    test: NonNegativeInt
+    rows_per_part: PositiveInt
     complete: bool = False
+
+    @model_validator(mode="after")
+    def _makes_sense(self) -> Self:
+        parsed(self.disguise)
+        if self.low >= self.high or self.dtype != _type_of(self.span):
+            raise ValueError(
+                f"no {self.kind} of type {self.dtype} lie in {self.low} to {self.high}"
+            )
+        return self
 
     @property
     def span(self) -> Span:
@@ -167,7 +184,7 @@ def disguise_set(request: Request, out: Path, told: Told) -> Manifest:
     total = manifest.train + manifest.test
     done = waiting[0].first if waiting else total
     told(done, total)
-    images = _decoded(request, content, manifest, skip=done)
+    images = _decoded(request, content, manifest, waiting)
     for part in waiting:
         write_atomically(out / part.name, _encoded(request, content, manifest, part, images))
         told(part.first + part.rows, total)
@@ -190,7 +207,7 @@ def _manifest(request: Request, content: Content) -> Manifest:
         disguise=key.notation,
         key=key.fingerprint,
         shape=key.shape,
-        dtype=str(span.on_disk).removeprefix("torch."),  # type: ignore[arg-type]
+        dtype=_type_of(span),  # type: ignore[arg-type]
         low=span.low,
         high=span.high,
         kind=span.kind,
@@ -202,6 +219,10 @@ def _manifest(request: Request, content: Content) -> Manifest:
         test=content.test,
         rows_per_part=max(1, min(PART_ROWS, PART_BYTES // bytes_each)),
     )
+
+
+def _type_of(span: Span) -> str:
+    return str(span.on_disk).removeprefix("torch.")
 
 
 def _usual_labels(content: Content) -> list[str]:
@@ -232,9 +253,9 @@ def _begun(out: Path, manifest: Manifest) -> Manifest | None:
 
 
 def _decoded(
-    request: Request, content: Content, manifest: Manifest, skip: int
+    request: Request, content: Content, manifest: Manifest, parts: Sequence[Part]
 ) -> Iterator[NDArray[np.uint8]]:
-    """Yield images (C, H, W) from some row on."""
+    """Yield the images (C, H, W) of some parts, in order."""
     stream, base = iter(content.images), request.source.base
     first = next(stream, None)
     if first is None and not manifest.train:
@@ -252,14 +273,21 @@ def _decoded(
             f"--channels {manifest.shape[0]}"
         )
 
-    def rest() -> Iterator[object]:
-        yield first
-        yield from stream
-
-    for row, image in enumerate(decoded(islice(rest(), skip, None), layout), skip):  # type: ignore[arg-type]
+    rows = chain.from_iterable(range(part.first, part.first + part.rows) for part in parts)
+    raw = _of_parts(chain([first], stream), parts)
+    for row, image in zip(rows, decoded(raw, layout), strict=True):
         if isinstance(image, DataError):
             raise DataError(f"{origin(base, content.segments, row)}: {image}") from image
         yield image
+
+
+def _of_parts(
+    stream: Iterable[RawImage | None], parts: Sequence[Part]
+) -> Iterator[RawImage | None]:
+    iterator, place = iter(stream), 0
+    for part in parts:
+        yield from islice(iterator, part.first - place, part.first - place + part.rows)
+        place = part.first + part.rows
 
 
 def _encoded(
@@ -362,7 +390,7 @@ def copy_images(folder: Path, note: dict[str, object], file: Path) -> None:
     """
     manifest = Manifest.model_validate(note)
     shape = (manifest.train + manifest.test, *manifest.shape)
-    images = allocate(file, shape, manifest.dtype)
+    images = allocate(file, shape, manifest.dtype, hint="set PUDICA_CACHE")
     for part, values in stored_parts(folder, manifest, manifest.parts()):
         images[part.first : part.first + part.rows] = values
     images.flush()
@@ -380,6 +408,8 @@ def stored_parts(
             raise DataError(f"{file}: images must be {size} bytes each, are {column.type}")
         values = np.frombuffer(column.buffers()[1], manifest.dtype, offset=column.offset * size)
         images = values[: part.rows * math.prod(manifest.shape)].reshape(-1, *manifest.shape)
+        if not np.isfinite(images).all():
+            raise DataError(f"{file}: values that are not finite")
         whole = manifest.kind != "numbers"
         if whole and not manifest.low <= images.min() <= images.max() <= manifest.high:
             raise DataError(f"{file}: values outside {manifest.low} to {manifest.high}")
@@ -402,6 +432,7 @@ def _table(file: Path, columns: list[str], rows: int) -> pa.Table:
 # ----------------------------------------------------------------------- and back again
 
 BEGUN = ".restoring"
+LONGEST_NAME = 255
 
 
 def restore_set(folder: Path, disguise: Disguise, out: Path, told: Told) -> int:
@@ -430,6 +461,8 @@ def restore_set(folder: Path, disguise: Disguise, out: Path, told: Told) -> int:
             f"{disguise.key.fingerprint}"
         )
     content = source.open()
+    if manifest.layout == "image-folder":
+        _check_names(folder, content.columns[manifest.labels[0]].unique().to_pylist())
     _claim(out, f"{manifest.source} {manifest.key}")
     write = _write_table if manifest.layout == "parquet" else _write_files
     waiting = [
@@ -443,6 +476,14 @@ def restore_set(folder: Path, disguise: Disguise, out: Path, told: Told) -> int:
         told(part.first + part.rows, total)
     (out / BEGUN).unlink()
     return total
+
+
+def _check_names(folder: Path, labels: Sequence[object]) -> None:
+    """Refuse labels that are no names of folders: a set may come from anybody."""
+    for label in map(str, labels):
+        wrong = label in (".", "..") or Path(label).name != label or "\0" in label
+        if wrong or len(label.encode()) > LONGEST_NAME:
+            raise DataError(f"{folder}: the label {label[:80]!r} is no name of a class folder")
 
 
 def _claim(out: Path, what: str) -> None:
@@ -471,8 +512,6 @@ def _write_files(
 ) -> None:
     for row, image in enumerate(images):
         file = _place(out, manifest, content, part, row)
-        if file.resolve().parent.parent not in (out.resolve(), (out / part.split).resolve()):
-            raise DataError(f"'{file.parent.name}' is no name of a class folder")
         file.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(file, _png(image))
 

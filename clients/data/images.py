@@ -138,11 +138,17 @@ class ImageSet:
         As they are read, a chunk at a time: the images need not fit into memory. A channel that
         never changes has standard deviation 1, so that it can be divided by.
         """
+        mean, std = self.moments()
+        return mean, torch.where(std > 0, std, 1.0)
+
+    def moments(self) -> tuple[Tensor, Tensor]:
+        """Return mean and standard deviation of each channel, which may be 0; (C, 1, 1)."""
         return self._moments((0, 2, 3))
 
     def pixel_statistics(self) -> tuple[Tensor, Tensor]:
         """Return mean and deviation of each pixel, (C, H, W); as :meth:`statistics`."""
-        return self._moments((0,))
+        mean, std = self._moments((0,))
+        return mean, torch.where(std > 0, std, 1.0)
 
     def _moments(self, over: tuple[int, ...]) -> tuple[Tensor, Tensor]:
         total = squares = torch.zeros((), dtype=torch.float64)
@@ -155,7 +161,7 @@ class ImageSet:
             squares = squares + values.square_().sum(over, keepdim=True)[0]
         mean = total / count
         std = (squares / count - mean.square()).clamp(min=0).sqrt()
-        std = torch.where(std > 1e-12, std, 1.0)
+        std = torch.where(std > 1e-12, std, 0.0)
         return (mean + 0.5).float(), std.float()
 
     def subset(self, positions: Positions) -> ImageSet:

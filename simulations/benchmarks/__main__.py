@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -16,6 +17,15 @@ from simulations.benchmarks.measure import Row, table
 from simulations.display import print_frame
 from simulations.engines.ray import connected
 from strategies.experiment import RayConfig
+
+MEASURED: dict[Callable[[int], list[Row]], set[str]] = {
+    generator.rows: {"mnist"},
+    split.rows: {"mnist"},
+    memory.rows: {"mnist"},
+    disguises.rows: {"mnist", "cifar10"},
+    federated.rows: {"mnist"},
+}
+"""What needs which data sets."""
 
 
 def main(
@@ -29,11 +39,12 @@ def main(
     with connected(RayConfig()):
         rows += exchange.rows(repeats)
         here = {entry.name for entry in catalogue() if entry.present}
-        if {"mnist", "cifar10"} <= here:
-            rows += generator.rows(repeats) + split.rows(repeats) + memory.rows(repeats)
-            rows += disguises.rows(repeats) + federated.rows(repeats)
-        else:
-            typer.echo("MNIST or CIFAR-10 is not here (set PUDICA_DATA): left out", err=True)
+        for measured, needed in MEASURED.items():
+            if needed <= here:
+                rows += measured(repeats)
+            else:
+                missing = ", ".join(sorted(needed - here))
+                typer.echo(f"{measured.__module__}: {missing} not here (set PUDICA_DATA)", err=True)
     frame = table(rows)
     out.parent.mkdir(parents=True, exist_ok=True)
     frame.to_csv(out, index=False)

@@ -45,8 +45,10 @@ def rows(repeats: int) -> list[Row]:
 def _all_cores() -> Iterator[None]:
     before = torch.get_num_threads()
     torch.set_num_threads(os.cpu_count() or 1)
-    yield
-    torch.set_num_threads(before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _in_memory(name: str, repeats: int) -> Row:

@@ -56,7 +56,8 @@ class Rounds:
         exchanges = Exchanges(grid, recorder, {}, None)
         exchanges.nodes = gather(exchanges, experiment.names(), len(experiment.names()))
         self.session = Session(exchanges, experiment, "main", experiment.dlmt)
-        self.session.join()
+        self.session.join(turn=-1)
+        self.session.normalise()
         self.train()  # each node has its data then
 
     def train(self) -> None:

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from flwr.app import RecordDict
-from numpy.lib.format import open_memmap
 
 from clients import protocol
 from clients.data import ImageSet
+from clients.data.decoding import allocate
 from clients.shields.disguises import Span
 from models import optimizers
 from models.packing import all_finite, under
@@ -41,18 +41,20 @@ class Collection:
 
     def __init__(self, session: Session) -> None:
         self.session = session
-        self.counts = {name: member.train for name, member in session.owners.items()}
+        # All that were there as the case was begun: a resumed run has the same images.
+        self.counts = session.begun_with
         starts = np.cumsum([0, *self.counts.values()])
         self.starts = dict(zip(self.counts, starts.tolist(), strict=False))
         self.got = dict.fromkeys(self.counts, 0)
         values = int(np.prod(session.image)) * session.span.on_disk.itemsize
         self.each = max(1, MESSAGE_BYTES // values)
         self.labels = np.zeros(starts[-1], np.int64)
-        self.images = open_memmap(
+        self.images = allocate(
             file_of(session),
-            mode="w+",
-            dtype=numpy_type(session.span),
-            shape=(int(starts[-1]), *session.image),
+            (int(starts[-1]), *session.image),
+            str(numpy_type(session.span)),
+            hint="free some space, and resume the run",
+            mode=0o600,
         )
 
     def gather(self) -> Received:
@@ -63,7 +65,7 @@ class Collection:
         TooFewParticipants
             If one has not sent all: without it the images would be others than were asked for.
         """
-        first = {name: self._next(name) for name in self.counts}
+        first = {name: self._next(name) for name in self.counts if name in self.session.owners}
         self.session.exchanges.converse(protocol.IMAGES, first, lambda c: c, self._keep)
         missing = [name for name, count in self.counts.items() if self.got[name] < count]
         whole = len(self.counts) - len(missing)

@@ -28,6 +28,10 @@ class DlmtExperiment(Experiment):
                 raise ValueError(
                     f"data.{key}: in this system set dlmt.{key}, which cases may change"
                 )
+        if self.dlmt.examiner is not None and not self.dlmt.cases:
+            raise ValueError(
+                f"dlmt.examiner: '{self.dlmt.examiner}' is to be a case, and there are no cases"
+            )
         if self.data.normalize not in (None, "training"):
             raise ValueError(
                 f"data.normalize: '{self.data.normalize}' is not for this system, which normalises "

@@ -27,7 +27,7 @@ class Trained:
     """What an owner returns of a round."""
 
     model: Model
-    examples: float
+    examples: int
     loss: float
 
 
@@ -139,12 +139,17 @@ class Federated(Learning):
         requests = dict.fromkeys(self._drawn(number), content)
         replies = exchanges.ask(protocol.ROUND, requests, lambda c: self._read(c, now))
         session.need(len(replies))
-        by_node = {exchanges.nodes[name]: reply for name, reply in replies.items()}
+        # Weighted by what each said as it joined: nobody counts for more later on.
+        trained = {
+            name: Trained(model, session.owners[name].train, loss)
+            for name, (model, loss) in replies.items()
+        }
+        by_node = {exchanges.nodes[name]: reply for name, reply in trained.items()}
         following = self.average(number, now, by_node)
         tensors = {name: torch.from_numpy(values) for name, values in following.items()}
         load_model_arrays(self.model, tensors)
-        examples = sum(reply.examples for reply in replies.values())
-        return sum(reply.loss * reply.examples for reply in replies.values()) / examples
+        examples = sum(reply.examples for reply in trained.values())
+        return sum(reply.loss * reply.examples for reply in trained.values()) / examples
 
     def _drawn(self, number: int) -> list[str]:
         """Return the owners of a round, drawn from the run's seed, in their own order."""
@@ -152,12 +157,9 @@ class Federated(Learning):
         order = numpy_generator(self.session.seed, "participation", number).permutation(len(names))
         return [names[place] for place in sorted(order[:count])]
 
-    def _read(self, content: RecordDict, now: Model) -> Trained:
-        numbers = protocol.numbers_of(content)
-        model = self.session.admitted(protocol.arrays_of(content), now)
-        if not numbers["num-examples"] > 0:
-            raise ValueError(f"trained on {numbers['num-examples']:g} examples")
-        return Trained(model, numbers["num-examples"], numbers["loss"])
+    def _read(self, content: RecordDict, now: Model) -> tuple[Model, float]:
+        loss = protocol.numbers_of(content)["loss"]
+        return self.session.admitted(protocol.arrays_of(content), now), loss
 
     def _stand(self, done: int) -> None:
         super()._stand(done)

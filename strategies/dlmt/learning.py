@@ -49,9 +49,9 @@ class Learning(ABC):
             loss = self.run_round(done)
             done += 1
             self.session.log(TRAINING, "loss", loss, round=done)
-            self._note_dropouts(done)
             if self.settings.evaluates(done):
                 self._measure(done)
+            self.session.note_dropouts(TRAINING, done)
             self.recorder.progress(f"training ({self.session.case})", done, rounds, self.unit)
             if self.recorder.due():
                 self._stand(done)
@@ -82,11 +82,6 @@ class Learning(ABC):
         for part in ("validation", "test"):
             counted = count_right(self.session, self.trained(), part, "disguised")
             counted.log(self.session, part, "accuracy", done)
-
-    def _note_dropouts(self, done: int) -> None:
-        for name, count in self.session.exchanges.dropouts.items():
-            self.session.log(TRAINING, "dropouts", count, node=name, round=done)
-        self.session.exchanges.dropouts.clear()
 
     # --------------------------------------------------------------------- checkpoints
 

@@ -3,40 +3,47 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 
 from strategies.dlmt.session import Session
 from strategies.releases import Release, in_the_clear
 
+BY_OWN_MODEL, BY_EXAMINER = 2, 3
+"""How often models are shown test images to measure MM and VP."""
 
-def releases(session: Session, weights: int) -> list[Release]:
-    """Return every kind of release of every owner.
 
-    Parameters
-    ----------
-    weights : int
-        Of the model.
-    """
+def releases(session: Session) -> list[Release]:
+    """Return every kind of release of every owner."""
+    kinds = [*_of_training(session), *_of_measurements(session)]
+    return [dataclasses.replace(kind, node=node) for node in session.owners for kind in kinds]
+
+
+def _of_training(session: Session) -> Iterator[Release]:
     settings = session.settings
-    clear = in_the_clear(session.case, session.image, 1, what="numbers of examples", public=True)
-    rounds = settings.rounds
+    clear = in_the_clear(session.case, session.image, 1)
+    yield dataclasses.replace(clear, what="numbers of examples", public=True)
+    yield dataclasses.replace(clear, what="statistics of channels")
     if settings.train == "central":
         disguised = f"images disguised by {settings.shield}" if settings.shield else "images"
-        kinds = [
-            dataclasses.replace(clear, what=disguised, public=False),
-            dataclasses.replace(clear, what="labels"),
-        ]
+        yield dataclasses.replace(clear, what=disguised)
+        yield dataclasses.replace(clear, what="labels", public=True)
     else:
         what = "models trained on " + ("disguised images" if settings.shield else "images")
-        kinds = [
-            dataclasses.replace(clear, what=what, shape=(weights,), count=rounds, public=False)
-        ]
-    kinds += [
-        clear,
-        dataclasses.replace(clear, what="statistics of channels", public=False),
-    ]
-    for part in ("validation", "test"):
-        if any(getattr(member, part) for member in session.owners.values()):
-            times = sum(settings.evaluates(done + 1) for done in range(rounds))
-            answers = dataclasses.replace(clear, what="number of right answers", count=times)
-            kinds.append(dataclasses.replace(answers, records=part))  # type: ignore[arg-type]
-    return [dataclasses.replace(kind, node=node) for node in session.owners for kind in kinds]
+        yield dataclasses.replace(clear, what=what, shape=(), count=settings.rounds)
+
+
+def _of_measurements(session: Session) -> Iterator[Release]:
+    settings = session.settings
+    answers = in_the_clear(session.case, (), 1, what="number of right answers", public=True)
+    times = sum(settings.evaluates(done + 1) for done in range(settings.rounds))
+    measured = settings.measures and settings.shield is not None
+    examined = session.experiment.dlmt.examining() is not None
+    extra = BY_OWN_MODEL + BY_EXAMINER * examined if measured else 0
+    yield dataclasses.replace(answers, records="test", count=times + extra)
+    if any(member.validation for member in session.owners.values()):
+        yield dataclasses.replace(answers, records="validation", count=times)
+    if measured:
+        what = "how far attacks on the disguise come"
+        yield dataclasses.replace(answers, what=what, public=False)
+        what = "how like plain images disguised ones are"
+        yield dataclasses.replace(answers, what=what, public=False, records="test")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from flwr.app import Array, RecordDict
 
 from clients import protocol
 from clients.shields.disguises import Span
+from clients.shields.disguises.breaks import ATTACKS
 from models.packing import under
 from strategies.dlmt.session import Model, Session
 from strategies.session import CLOUD
@@ -24,6 +26,7 @@ from strategies.session import CLOUD
 MEASURES = "measures"
 BREAKS = "breaks"
 EXAMINER = "examiner"
+LIKENESS = ("psnr", "ssim", "psnr-standardised", "ssim-standardised", "search-space")
 BY_MODEL, BY_IMAGES = "by-model", "by-images"
 PIXELS = Span()
 DISGUISED, PLAIN, STANDARDISED = "disguised", "plain", "standardised"
@@ -72,22 +75,18 @@ def count_right(
     config = {"part": part, "view": view, "model": name or session.settings.model}
     arrays = {key: Array(values) for key, values in model.items()}
     requests = dict.fromkeys(asked, session.request(config, **arrays)) if asked else {}
-    replies = session.exchanges.ask(protocol.RIGHT, requests, _read)
+    replies = session.exchanges.ask(protocol.RIGHT, requests, _right)
+    of = {name: float(getattr(session.owners[name], part)) for name in replies}
+    for name in [name for name, right in replies.items() if not 0 <= right <= of[name]]:
+        why = f"{protocol.RIGHT}: says that {replies.pop(name):g} of {of.pop(name):g} were right"
+        session.exchanges.reject(name, why)
     if asked:
         session.need(len(replies))
-    right, of = ({n: reply[key] for n, reply in replies.items()} for key in _COUNTS)
-    return Counted(right, of)
+    return Counted(replies, of)
 
 
-_COUNTS = ("right", "num-examples")
-
-
-def _read(content: RecordDict) -> dict[str, float]:
-    numbers = protocol.numbers_of(content)
-    counts = {key: numbers[key] for key in _COUNTS}
-    if not 0 <= counts["right"] <= counts["num-examples"]:
-        raise ValueError(f"says that it got so many right: {counts}")
-    return counts
+def _right(content: RecordDict) -> float:
+    return protocol.numbers_of(content)["right"]
 
 
 def measure(session: Session, model: Model) -> None:
@@ -162,7 +161,9 @@ def keep_examiner(session: Session, model: Model) -> None:
     """Remember a model as the one that examines the disguised images of later cases."""
     session.recorder.note[EXAMINER] = session.settings.model
     session.recorder.arrays |= {
-        f"{EXAMINER}/{name}": torch.from_numpy(values) for name, values in model.items()
+        # Of its own: what lies in two places of a file must not share memory.
+        f"{EXAMINER}/{name}": torch.from_numpy(values.copy())
+        for name, values in model.items()
     }
 
 
@@ -177,24 +178,43 @@ def kept_examiner(session: Session) -> tuple[str, Model] | None:
 def _audit(session: Session) -> None:
     """Log what each owner says of its own disguise, and the mean over owners."""
     requests = dict.fromkeys(session.owners, session.request({}))
-    replies = session.exchanges.ask(protocol.AUDIT, requests, protocol.numbers_of)
+    replies = session.exchanges.ask(protocol.AUDIT, requests, _findings)
     if len(session.owners) > 1:
         for name, found in replies.items():
             _log_audit(session, name, found)
     said = [*replies.values()]
-    names = dict.fromkeys(name for found in said for name in found)
-    mean = {name: _mean([found[name] for found in said if name in found]) for name in names}
+    kinds = dict.fromkeys(finding for found in said for finding in found)
+    mean = {kind: _mean([found[kind] for found in said if kind in found]) for kind in kinds}
     _log_audit(session, CLOUD, mean)
 
 
-def _log_audit(session: Session, node: str, found: Mapping[str, float]) -> None:
-    for name, value in found.items():
-        attack, _, rest = name.partition("/")
-        if not rest:
-            session.log(MEASURES, name.replace("-", "_"), value, node=node)
-            continue
-        images, what = rest.split("/")
-        session.log(BREAKS, what, value, node=node, attack=attack, images=int(images))
+class Finding(NamedTuple):
+    """What a number of an audit is of; of attacks with how many images."""
+
+    metric: str
+    attack: str = ""
+    images: int = 0
+
+
+def _findings(content: RecordDict) -> dict[Finding, float]:
+    return {_finding(name): value for name, value in protocol.numbers_of(content).items()}
+
+
+def _finding(name: str) -> Finding:
+    match name.split("/"):
+        case [metric] if metric in LIKENESS:
+            return Finding(metric.replace("-", "_"))
+        case [attack, images, what] if attack in ATTACKS and what in ("found", "pixels", "error"):
+            return Finding(what, attack, int(images))
+    raise ValueError(f"'{name}' is nothing that was to be measured")
+
+
+def _log_audit(session: Session, node: str, found: Mapping[Finding, float]) -> None:
+    for (metric, attack, images), value in found.items():
+        if attack:
+            session.log(BREAKS, metric, value, node=node, attack=attack, images=images)
+        else:
+            session.log(MEASURES, metric, value, node=node)
 
 
 def _mean(values: list[float]) -> float:

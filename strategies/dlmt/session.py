@@ -17,8 +17,8 @@ from models.randomness import derive
 from strategies.dlmt.config import DlmtConfig
 from strategies.dlmt.experiment import DlmtExperiment
 from strategies.exchange import Exchanges
-from strategies.joining import Shape, agreed, introduce, told
-from strategies.session import CaseSession, Member
+from strategies.joining import introduce, told
+from strategies.session import CaseSession, Member, Shape, agreed
 
 Model = dict[str, np.ndarray]
 """A model as it travels, with what images are normalised by."""
@@ -63,29 +63,64 @@ class Session(CaseSession):
 
     # ------------------------------------------------------------------------ joining
 
-    def join(self) -> None:
+    def join(self, turn: int) -> None:
         """Give every owner its part, and ask what images it has.
+
+        Parameters
+        ----------
+        turn : int
+            The last round of a resumed run, -1 if it begins.
 
         Raises
         ------
         RuntimeError
-            Owners with images of different shapes, classes or values; too few of them.
+            Owners with images of different shapes, classes or values, other keys or numbers of
+            images than the run was begun with; too few of them.
         """
         self.exchanges.forgive()
-        joined = introduce(self.exchanges, self._assignments())
+        self.exchanges.dropouts.clear()
+        turns = dict.fromkeys(self.experiment.names(), turn)
+        joined = introduce(self.exchanges, self._assignments(), Member.introduced, turns)
+        for name in [name for name, member in joined.items() if not member.train]:
+            self.exchanges.reject(name, "has no training images; it is left out")
+            del joined[name], self.exchanges.nodes[name]
         self.need(len(joined))
-        self.image, self.classes = agreed(joined)
-        spans = {
-            name: Span(int(words["low"]), int(words["high"]), words["kind"])  # type: ignore[arg-type]
-            for name, words in joined.items()
-        }
-        if len(set(spans.values())) > 1:
-            raise RuntimeError(f"the owners' disguised images have different values: {spans}")
-        self.span = next(iter(spans.values()))
-        for name, words in joined.items():
-            self.recorder.met_key(f"{name}/{self.case}", str(words["key"]))
-            self.owners[name] = Member.introduced(words)
+        self.image, self.classes, self.span = agreed(joined)
+        for name, member in joined.items():
+            self.recorder.met_key(f"{name}/{self.case}", member.key)
+        self.owners = joined
+
+    def normalise(self) -> None:
+        """Learn from all owners together how images are normalised; once for all in a case.
+
+        Raises
+        ------
+        RuntimeError
+            An owner has another number of training images than the run was begun with.
+        """
+        task, kept = self.task("joined"), self.recorder.arrays
+        counts = {name: member.train for name, member in self.owners.items()}
+        if self.recorder.finished(task):
+            self._check_counts(self.recorder.result(task)["counts"], counts)
+            self.normalisation = kept[f"{task}/normalisation"].numpy()
+            return
         self.normalisation = self._pooled()
+        kept[f"{task}/normalisation"] = torch.from_numpy(self.normalisation)
+        self.recorder.finish(task, counts={name: counts[name] for name in self.owners})
+
+    def _check_counts(self, before: Mapping[str, int], now: Mapping[str, int]) -> None:
+        for name, count in now.items():
+            if before.get(name, count) != count:
+                raise RuntimeError(
+                    f"{name} has {count} training images, and this run was begun with "
+                    f"{before[name]}; give it the images that it had"
+                )
+
+    @property
+    def begun_with(self) -> dict[str, int]:
+        """How many training images each owner had that was there as the case was begun."""
+        counts: dict[str, int] = self.recorder.result(self.task("joined"))["counts"]
+        return counts
 
     def _assignments(self) -> dict[str, OwnerAssignment]:
         settings, data = self.settings, self.experiment.data
@@ -102,12 +137,19 @@ class Session(CaseSession):
                 training=settings.training,
                 local_epochs=settings.local_epochs,
                 keep_momentum=settings.keep_momentum,
+                measures=settings.measures,
+                examiner=self._examiner(),
                 seed=self.seed_of(own["partition"]),
             )
             for name, own in zip(
                 self.experiment.names(), told(self.experiment, self.run), strict=True
             )
         }
+
+    def _examiner(self) -> str | None:
+        """Return the name of the model that examines disguised images, if there is one."""
+        examining = self.experiment.dlmt.examining()
+        return self.experiment.dlmt.each_case()[examining].model if examining else None
 
     def seed_of(self, owner: int) -> int:
         """Return the seed of an owner's batches; the cloud trains by that of the first."""
@@ -124,15 +166,17 @@ class Session(CaseSession):
         means, deviations = np.stack([*replies.values()]).astype(np.float64).swapaxes(0, 1)
         shares = (weights / weights.sum())[:, None]
         mean = (shares * means).sum(0)
-        variance = (shares * (deviations**2 + (means - mean) ** 2)).sum(0)
-        return np.stack([mean, np.sqrt(variance)]).astype(np.float32)
+        deviation = np.sqrt((shares * (deviations**2 + (means - mean) ** 2)).sum(0))
+        # A channel that never changes must be divided by something.
+        return np.stack([mean, np.where(deviation > 0, deviation, 1)]).astype(np.float32)
 
     def _read_statistics(self, content: RecordDict) -> np.ndarray:
         values = protocol.arrays_of(content)["normalisation"]
-        if values.shape != (2, self.image[0]) or not np.isfinite(values).all():
-            raise ValueError(f"statistics of shape {values.shape}, or not finite")
-        if not (values[1] > 0).all():
-            raise ValueError("a deviation that is not above 0")
+        if values.shape != (2, self.image[0]) or values.dtype != np.float32:
+            raise ValueError(f"statistics of shape {values.shape} and type {values.dtype}")
+        # Of values that are scaled to [0, 1].
+        if not ((values >= 0) & (values <= 1)).all():
+            raise ValueError("mean or deviation outside 0 to 1")
         return values
 
     # ----------------------------------------------------------------------- messages
@@ -157,6 +201,12 @@ class Session(CaseSession):
                 raise ValueError(f"{name} with NaN or infinity")
             found[name] = values
         return found
+
+    def note_dropouts(self, stage: str, round_: int = 0) -> None:
+        """Log who dropped out of the exchanges since the last time."""
+        for name, count in self.exchanges.dropouts.items():
+            self.log(stage, "dropouts", count, node=name, round=round_)
+        self.exchanges.dropouts.clear()
 
     def need(self, answered: int) -> None:
         """Raise TooFewParticipants if fewer owners answered than the experiment needs."""

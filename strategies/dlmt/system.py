@@ -7,14 +7,14 @@ import torch
 from flwr.serverapp import Grid
 
 from clients.shields.disguises import parsed
-from clients.shields.disguises.breaks import factors, offsets, undone
+from clients.shields.disguises.breaks import factors, is_affine, offsets, undone
 from models.files import save_tensors
 from strategies.dlmt.central import Central, Collection, Received, file_of
 from strategies.dlmt.experiment import DlmtExperiment
 from strategies.dlmt.federated import Federated
-from strategies.dlmt.learning import Learning
+from strategies.dlmt.learning import TRAINING, Learning
 from strategies.dlmt.ledger import releases
-from strategies.dlmt.measures import keep_examiner, measure
+from strategies.dlmt.measures import MEASURES, keep_examiner, measure
 from strategies.dlmt.session import Session
 from strategies.exchange import Exchanges
 from strategies.joining import gather
@@ -58,7 +58,9 @@ class Case:
         """Train and measure, from wherever a run that was stopped had got to."""
         session, case = self.session, self.session.case
         with self.recorder.timed(f"join/{case}"):
-            session.join()
+            session.join(self._last_round())
+            keep(self.recorder, releases(session))
+            session.normalise()
         with self.recorder.timed(f"training/{case}"):
             learning = self._trained()
         model = learning.trained()
@@ -67,28 +69,48 @@ class Case:
         if self.settings.measures and self.settings.shield:
             with self.recorder.timed(f"measures/{case}"):
                 measure(session, model)
-        path = self.recorder.artefact(f"{case}/model.safetensors")
-        save_tensors(path, learning.model.state_dict(), {})
+            session.note_dropouts(MEASURES)
+        self._keep_model(learning)
         file_of(session).unlink(missing_ok=True)
         self.recorder.forget(learning.task)
         self.recorder.finish(f"case/{case}")
 
+    def _last_round(self) -> int:
+        """Return the round to which owners of a resumed run go back, -1 if it begins."""
+        task = self.session.task(TRAINING)
+        if self.recorder.finished(task):
+            return self.settings.rounds - 1
+        return int(self.recorder.position(task).get("done", 0)) - 1
+
     def _trained(self) -> Learning:
         """Return what has trained, now or before a kill."""
-        done = self.recorder.finished(self.session.task("training"))
+        done = self.recorder.finished(self.session.task(TRAINING))
         learning: Learning
         if self.settings.train == "federated":
             learning = Federated(self.session)
         else:
             nothing = Received(np.zeros((0, *self.session.image), np.uint8), np.zeros(0, np.int64))
             learning = Central(self.session, nothing if done else self._received())
-        weights = sum(parameter.numel() for parameter in learning.model.parameters())
-        keep(self.recorder, releases(self.session, weights))
         if done:
             learning.recall()
         else:
             learning.train()
         return learning
+
+    def _keep_model(self, learning: Learning) -> None:
+        """Put the model into a file, with all that is needed to use it but the key."""
+        session, settings = self.session, self.settings
+        note = {
+            "model": settings.model,
+            "classes": session.classes,
+            "image": session.image,
+            "disguise": settings.shield,
+            "values": [session.span.low, session.span.high],
+            "mean": session.normalisation[0].tolist(),
+            "std": session.normalisation[1].tolist(),
+        }
+        path = self.recorder.artefact(f"{session.case}/model.safetensors")
+        save_tensors(path, learning.model.state_dict(), note)
 
     def _received(self) -> Received:
         received = Collection(self.session).gather()
@@ -100,11 +122,10 @@ class Case:
         span = self.session.span
         first = received.images[:SHOWN].astype(np.float64)
         seen = {"received": torch.from_numpy((first - span.low) / (span.high - span.low)).float()}
-        steps = parsed(self.settings.shield) if self.settings.shield else ()
-        if steps and all(step.takes == "integers" for step in steps):
+        if self.settings.shield and is_affine(parsed(self.settings.shield)):
             # Of one owner, whose images are under one key.
-            owner = next(iter(self.session.owners.values()))
-            own = received.images[: min(SEEN, owner.train)].astype(np.int64)
+            count = next(iter(self.session.begun_with.values()))
+            own = received.images[: min(SEEN, count)].astype(np.int64)
             m = factors(own)
             shown = undone(own[:SHOWN], m, offsets(own, m, "mid-range"))
             seen["undone"] = torch.from_numpy(shown)

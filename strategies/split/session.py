@@ -14,8 +14,8 @@ from clients.protocol import batch_sizes
 from models.compute import Compute
 from models.randomness import derive
 from strategies.exchange import Exchanges
-from strategies.joining import agreed, introduce, told
-from strategies.session import CaseSession, Member
+from strategies.joining import introduce, told
+from strategies.session import CaseSession, Member, agreed
 from strategies.split.config import SplitConfig
 from strategies.split.costs import Costs
 from strategies.split.experiment import SplitExperiment
@@ -85,21 +85,21 @@ class Session(CaseSession):
         """
         self.exchanges.forgive()
         turns = {name: turn(name) for name in self.experiment.names()}
-        joined = introduce(self.exchanges, self._assignments(), turns)
+        joined = introduce(self.exchanges, self._assignments(), Member.introduced, turns)
         self.need(len(joined))
-        self.image, self.classes = agreed(joined)
-        for name, words in joined.items():
-            self._meet(name, words)
+        self.image, self.classes, _ = agreed(joined)
+        for name, member in joined.items():
+            self._meet(name, member)
         nodes = self.exchanges.nodes
         self.exchanges.nodes = {name: nodes[name] for name in self.devices}
         self.need(len(self.devices))
 
-    def _meet(self, name: str, words: dict[str, protocol.Scalar]) -> None:
-        if not int(words["train"]):
+    def _meet(self, name: str, member: Member) -> None:
+        if not member.train:
             self.exchanges.reject(name, "has no training data; it is left out")
             return
-        self.recorder.met_key(name, str(words["key"]))
-        self.devices[name] = Member.introduced(words)
+        self.recorder.met_key(name, member.key)
+        self.devices[name] = member
 
     def _assignments(self) -> dict[str, EdgeAssignment]:
         settings = self.settings

@@ -20,7 +20,7 @@ def join(organiser: Organiser) -> None:
     exchanges = organiser.exchanges
     names, minimum = organiser.experiment.names(), organiser.settings.min_participants
     exchanges.nodes = gather(exchanges, names, minimum)
-    for name, words in introduce(exchanges, _assignments(organiser)).items():
+    for name, words in introduce(exchanges, _assignments(organiser), dict).items():
         _check_data(organiser, name, words)
     exchanges.need(minimum, len(exchanges.nodes), protocol.JOIN)
 

@@ -113,6 +113,16 @@ def test_a_person_sees_all_three_tables_and_the_figures(run: Path) -> None:
     assert drawn == ["training.png", "measures.png"]  # nothing was seen: there are no images
 
 
+def test_a_run_without_a_plain_case_has_no_examiner_and_is_shown_all_the_same(run: Path) -> None:
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    kept = [row for row in rows if "view" not in row and row["metric"] != "misusability"]
+    (run / "metrics.jsonl").write_text("\n".join(map(json.dumps, kept)) + "\n")
+    table = analysis.dlmt_measures(run)
+    assert table[["VP", "VP_standardised", "MM"]].isna().all(axis=None)
+    assert "What disguises cost and hide" in analysis.tables(run)
+    assert len(analysis.plot(run)) == 2
+
+
 def test_settings_of_another_version_are_explained(run: Path) -> None:
     (run / "experiment.yaml").write_text("data: {name: mnist}\ndlmt: {shields: 3}\n")
     with pytest.raises(RequestError, match=r"dlmt\.shields"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +12,10 @@ import pytest
 import torch
 from competition_helpers import ListeningGrid
 from flwr.app import Message
-from flwr.serverapp.strategy import FedAdam
 from split_helpers import Interrupted, asked, measured, model_of, run
 
 import clients.app
+import models
 import strategies.recorder
 from clients import protocol
 from clients.assignments import parsed as assignment_of
@@ -22,8 +24,11 @@ from clients.owner import Owner
 from clients.shields.disguises import Disguise, Key, Span
 from clients.vault import Vault
 from models.errors import RequestError
-from models.packing import model_arrays
-from models.randomness import derive
+from models.files import load_tensors
+from models.randomness import SystemGenerator, derive
+from simulations.engines.inprocess import InProcessGrid
+from simulations.engines.local import run_config, server_context
+from strategies.app import app as server_app
 from strategies.dlmt.config import AggregationConfig
 from strategies.dlmt.experiment import DlmtExperiment
 from strategies.dlmt.federated import Average, Trained
@@ -116,11 +121,18 @@ def test_shared_keys_are_one_and_own_keys_differ(tmp_path: Path) -> None:
     assert keys["shared"] == {shared}
 
 
-def trained(value: float, examples: float, buffers: float = 0.0) -> Trained:
+def trained(value: float, examples: int, buffers: float = 0.0) -> Trained:
     model = {"weights": np.float32([value]), "buffers": np.float32([buffers])}
     return Trained(model, examples, loss=0.0)
 
 
+@pytest.fixture
+def at_the_server() -> None:
+    """Name this process to Flower, whose strategies take messages."""
+    server_context({})
+
+
+@pytest.mark.usefixtures("at_the_server")
 def test_averages_are_weighted_by_examples() -> None:
     now = {"weights": np.float32([0.0]), "buffers": np.float32([0.0])}
     replies = {1: trained(1.0, 30, 4.0), 2: trained(5.0, 10, 0.0)}
@@ -129,19 +141,42 @@ def test_averages_are_weighted_by_examples() -> None:
     assert found["buffers"].tolist() == [3.0]
 
 
-def test_fedopt_is_flowers_and_leaves_buffers_to_averaging() -> None:
-    now = {"weights": np.float32([0.0]), "buffers": np.float32([1.0])}
-    config = AggregationConfig(name="fedadam", learning_rate=0.1)
-    average, flower = Average(config), FedAdam(eta=0.1, tau=1e-3)
-    flower.current_arrays = {"weights": now["weights"]}
-    for number in range(3):
-        found = average(number, now, {1: trained(1.0, 1, 0.5), 2: trained(3.0, 1, 0.25)})
-        assert found["buffers"].tolist() == [0.375]
+def adaptive(name: str, rounds: int, change: float) -> list[float]:
+    """Return the weights of Algorithm 2 of Reddi et al. 2021, worked out round by round."""
+    beta_1, beta_2, tau, rate = (0.0 if name == "fedadagrad" else 0.9), 0.99, 1e-3, 0.1
+    x = m = v = 0.0
+    found = []
+    for number in range(1, rounds + 1):
+        m = beta_1 * m + (1 - beta_1) * change
+        if name == "fedadagrad":
+            v = v + change**2
+        elif name == "fedadam":
+            v = beta_2 * v + (1 - beta_2) * change**2
+        else:
+            v = v - (1 - beta_2) * change**2 * np.sign(v - change**2)
+        # Flower corrects Adam's bias as Kingma and Ba 2015 do, but as if it were a round later.
+        late = number + 1
+        corrected = (1 - beta_2**late) ** 0.5 / (1 - beta_1**late) if name == "fedadam" else 1
+        x = x + rate * corrected * m / (v**0.5 + tau)
+        found.append(x)
+    return found
+
+
+@pytest.mark.usefixtures("at_the_server")
+@pytest.mark.parametrize("name", ["fedadagrad", "fedadam", "fedyogi"])
+def test_fedopt_is_that_of_its_paper_over_a_stop_and_leaves_buffers_to_averaging(name: str) -> None:
+    config = AggregationConfig(name=name, learning_rate=0.1)  # type: ignore[arg-type]
+    average, now = Average(config), {"weights": np.float32([0.0]), "buffers": np.float32([1.0])}
+    found = []
+    for number in range(4):
+        here = float(now["weights"][0])
+        replies = {1: trained(here + 1, 1, 0.5), 2: trained(here + 3, 1, 0.25)}  # 2 on average
         again = Average(config)
         again.restore(average.tensors())
-        assert again.tensors().keys() == {"m_t", "v_t"}
-    # With a mean change of 2 in each round, by Reddi et al. 2021, Algorithm 2.
-    assert found["weights"][0] == pytest.approx(0.1 * 1, rel=0.2)
+        average, now = again, again(number, now, replies)
+        assert now["buffers"].tolist() == [0.375]
+        found.append(float(now["weights"][0]))
+    np.testing.assert_allclose(found, adaptive(name, 4, 2.0), rtol=1e-5)
 
 
 def test_the_strategy_remembers_its_moments_over_a_stop(
@@ -190,20 +225,48 @@ def test_augmentation_before_the_disguise_is_of_plain_pixels(tmp_path: Path) -> 
 # -------------------------------------------------------------------------- measures
 
 
-def test_a_model_that_says_one_class_has_the_rates_that_are_counted_by_hand(tmp_path: Path) -> None:
-    grid = run(tiny("dlmt.shield=MAT(256)"), tmp_path / "run")
+@pytest.mark.parametrize("shield", ["MAT(256)+MMT(10)", "Sharma(2)"])
+def test_vp_and_mm_are_those_worked_out_from_the_models_files(tmp_path: Path, shield: str) -> None:
+    """Without anything that the run measured them with: raw values, models, argmax, counting."""
+    settings = ("dlmt.measures=true", "data.limit=300", "dlmt.training.epochs=6")
+    cases = f'dlmt.cases={{plain: {{}}, hidden: {{shield: "{shield}"}}}}'
+    grid = run(tiny(*settings, cases), tmp_path / "run")
     (owner,) = owners_of(grid, tmp_path)
-    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.zero_()
-        model[1].bias[3] = 1.0
-    arrays = {name: torch.from_numpy(values) for name, values in model_arrays(model).items()}
-    arrays["normalisation"] = torch.tensor([[0.0], [1.0]])
-    labels = owner.plain("test").labels
-    for view in ("disguised", "plain", "standardised"):
-        found = owner.right("test", view, "softmax", arrays)
-        assert found == {"right": int((labels == 3).sum()), "num-examples": len(labels)}
+    plain, labels = owner.plain("test").plain(slice(None)), owner.plain("test").labels
+    assert owner.key is not None
+    disguised = Disguise(owner.key).protect(plain)
+    hidden, examiner = (
+        load_tensors(tmp_path / "run" / case / "model.safetensors") for case in ("hidden", "plain")
+    )
+
+    def right(kept: Any, values: torch.Tensor, like: Any) -> float:
+        """Return the accuracy of a model on values that are normalised as another's were."""
+        (low, high), mean, std = like[1]["values"], like[1]["mean"][0], like[1]["std"][0]
+        x = (values.double() - low - mean * (high - low)) / (std * (high - low))
+        model = models.build("cnn-tiny", num_classes=10, channels=1, image_size=8)
+        model.load_state_dict(kept[0])
+        return float((model.eval()(x.float()).argmax(1).numpy() == labels).mean())
+
+    rates = {
+        (row["metric"], row.get("view"), row["normalised"]): row["value"]
+        for row in measured(tmp_path / "run", stage="measures", case="hidden")
+        if "normalised" in row
+    }
+    own = owner.plain("train").plain(slice(None)).double()
+    as_plain = {
+        "values": (0, 255),
+        "mean": [own.mean() / 255],
+        "std": [own.std(correction=0) / 255],
+    }
+    wanted = {
+        ("misusability", None, "by-model"): right(hidden, plain, hidden),
+        ("misusability", None, "by-images"): right(hidden, plain, (None, as_plain)),
+        ("visual_privacy", "disguised", "by-model"): 1 - right(examiner, disguised, examiner),
+        ("visual_privacy", "disguised", "by-images"): 1 - right(examiner, disguised, hidden),
+    }
+    for rate, value in wanted.items():
+        assert rates[rate] == pytest.approx(value, abs=2 / len(labels)), rate
+    assert len({round(value, 3) for value in wanted.values()}) > 1
 
 
 def test_a_normalisation_is_the_same_in_units_of_another_span() -> None:
@@ -271,12 +334,21 @@ def test_an_owner_who_trains_gives_no_images_away(tmp_path: Path) -> None:
     assert not asked(grid, protocol.IMAGES)
     with pytest.raises(RuntimeError, match="gives no images away"):
         owners_of(grid, tmp_path)[0].images(0, 10)
-    sizes = {
-        array.size
-        for message in grid.replies
-        for array in protocol.arrays_of(message.content).values()
-    }
-    assert max(sizes) == sum(value.numel() for value in model_of(tmp_path / "run").values())
+    kinds = {name for m in grid.replies for name in protocol.arrays_of(m.content)}
+    assert kinds == {"normalisation", "weights", "buffers"}
+
+
+def test_the_ledger_counts_every_time_that_test_images_are_shown(tmp_path: Path) -> None:
+    cases = "dlmt.cases={plain: {}, hidden: {shield: MAT(9)}}"
+    grid = run(tiny("dlmt.measures=true", cases), tmp_path / "run")
+    shown = [protocol.words_of(message.content) for message in asked(grid, protocol.RIGHT)]
+    entries = json.loads((tmp_path / "run" / "releases.json").read_text())
+    for case in ("plain", "hidden"):
+        for records in ("test", "validation"):
+            times = sum(w["case"] == case and w["part"] == records for w in shown)
+            answers = [e for e in entries if e["what"] == "number of right answers"]
+            (entry,) = [e for e in answers if (e["case"], e["records"]) == (case, records)]
+            assert entry["count"] == times
 
 
 def test_the_ledger_says_that_nothing_holds(tmp_path: Path) -> None:
@@ -360,7 +432,8 @@ def test_the_cloud_does_not_train_on_some_owners_images_only(tmp_path: Path) -> 
         (protocol.ROUND, "weights", lambda a: a * np.nan, "weights with NaN"),
         (protocol.ROUND, "weights", lambda a: a[:-1], "of shape"),
         (protocol.ROUND, "weights", lambda a: a.astype(np.float64), "of float32 were asked for"),
-        (protocol.STATISTICS, "normalisation", lambda a: a * 0, "a deviation that is not above 0"),
+        (protocol.STATISTICS, "normalisation", lambda a: a + 1, "mean or deviation outside 0 to 1"),
+        (protocol.STATISTICS, "normalisation", lambda a: a * np.nan, "deviation outside 0 to 1"),
         (protocol.IMAGES, "images", lambda a: a + 600, "values outside 1 to 555"),
         (protocol.IMAGES, "images", lambda a: a[:, :, 1:], "of shape"),
         (protocol.IMAGES, "labels", lambda a: a + 90, "a label outside 0 to 9"),
@@ -383,6 +456,185 @@ def test_a_wrong_answer_is_a_dropout(
     assert why in (tmp_path / "run" / "events.log").read_text()
 
 
+@pytest.mark.parametrize(
+    ("word", "value"),
+    [("train", -5), ("train", 10**13), ("kind", "ghosts"), ("high", -1), ("shape", "8x8")],
+)
+def test_who_says_nonsense_of_its_data_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, word: str, value: Any
+) -> None:
+    introduced = Owner.introduced
+
+    def changed(owner: Owner) -> dict[str, int | str]:
+        second = owner.assignment.partition == 1
+        return introduced(owner) | ({word: value} if second else {})
+
+    monkeypatch.setattr(Owner, "introduced", changed)
+    grid = run(tiny(*FEDERATED), tmp_path / "run")
+    assert {grid.partition[m.metadata.dst_node_id] for m in asked(grid, protocol.ROUND)} == {0, 2}
+
+
+def test_nobody_counts_for_more_than_it_joined_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(tiny(*FEDERATED), tmp_path / "honest")
+    train = Owner.train
+
+    def boasting(owner: Owner, *arguments: Any) -> Any:
+        numbers, arrays = train(owner, *arguments)
+        return {**numbers, "num-examples": 1e12}, arrays
+
+    monkeypatch.setattr(Owner, "train", boasting)
+    run(tiny(*FEDERATED), tmp_path / "boasting")
+    assert same(model_of(tmp_path / "honest"), model_of(tmp_path / "boasting"))
+    monkeypatch.setattr(Owner, "right", lambda *_: {"right": 10**6})
+    with pytest.raises(RuntimeError, match=r"evaluate\.right: says that 1e\+06 of"):
+        run(tiny(*FEDERATED), tmp_path / "lying")
+
+
+def test_a_resumed_run_normalises_as_it_began(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(strategies.recorder, "CHECKPOINT_SECONDS", 0.0)
+    wanted = tiny(*FEDERATED, "dlmt.min_owners=2", "dlmt.partition={scheme: linear}")
+    with pytest.raises(Interrupted):
+        run(wanted, tmp_path / "run", stop=(protocol.ROUND, 4))
+    grid = run(wanted, tmp_path / "run", faults=[(protocol.JOIN, 2, 1)])
+    used = {
+        protocol.arrays_of(message.content)["normalisation"].tobytes()
+        for message in asked(grid, protocol.ROUND)
+    }
+    whole = run(wanted, tmp_path / "whole")
+    first = protocol.arrays_of(asked(whole, protocol.ROUND)[0].content)["normalisation"]
+    assert used == {first.tobytes()}
+
+
+def test_the_cloud_does_not_go_on_with_fewer_images_than_it_began_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(strategies.recorder, "CHECKPOINT_SECONDS", 0.0)
+    wanted = tiny("dlmt.owners=2")
+    with pytest.raises(Interrupted):
+        run(wanted, tmp_path / "run", stop=(protocol.RIGHT, 7))
+    with pytest.raises(RuntimeError, match="answered"):
+        run(wanted, tmp_path / "run", faults=[(protocol.JOIN, 1, 1)])
+    run(wanted, tmp_path / "run")
+    run(wanted, tmp_path / "whole")
+    assert same(model_of(tmp_path / "run"), model_of(tmp_path / "whole"))
+
+
+@pytest.mark.parametrize("stop", [(protocol.ROUND, 2), (protocol.ROUND, 5)])
+def test_kept_momentum_of_owners_that_take_turns_survives_a_stop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: tuple[str, int]
+) -> None:
+    monkeypatch.setattr(strategies.recorder, "CHECKPOINT_SECONDS", 0.0)
+    settings = ("dlmt.owners=4", "dlmt.train=federated", "dlmt.participation=0.5")
+    wanted = tiny(*settings, "dlmt.keep_momentum=true", "dlmt.training.epochs=5")
+    run(wanted, tmp_path / "whole")
+    with pytest.raises(Interrupted):
+        run(wanted, tmp_path / "stopped", stop=stop)
+    run(wanted, tmp_path / "stopped")
+    assert same(model_of(tmp_path / "whole"), model_of(tmp_path / "stopped"))
+
+
+def test_a_new_run_of_the_same_name_does_not_find_the_old_ones_momentum(tmp_path: Path) -> None:
+    settings = ("dlmt.owners=3", "dlmt.train=federated", "dlmt.keep_momentum=true")
+    run(tiny(*settings), tmp_path / "run")
+    for path in (tmp_path / "run").iterdir():
+        if path.name != "vault":
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    other = tiny(*settings, "dlmt.participation=0.34")
+    run(other, tmp_path / "run")
+    run(other, tmp_path / "fresh" / "run")
+    assert same(model_of(tmp_path / "run"), model_of(tmp_path / "fresh" / "run"))
+
+
+def test_a_disk_that_is_too_small_for_the_images_is_said_before_they_come(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = type(shutil.disk_usage(tmp_path))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10, 10, 10))
+    with pytest.raises(RequestError, match="free some space, and resume the run"):
+        run(tiny(), tmp_path / "run")
+
+
+def test_what_the_cloud_receives_is_for_its_own_eyes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(Interrupted):
+        run(tiny(), tmp_path / "run", stop=(protocol.RIGHT, 1))
+    for name in ("received.npy", "seen.safetensors"):
+        assert (tmp_path / "run" / "main" / name).stat().st_mode & 0o777 == 0o600
+    assert (tmp_path / "run" / "releases.json").exists()  # written before anything was asked for
+
+
+def test_more_owners_than_test_images_measure_what_they_have(tmp_path: Path) -> None:
+    settings = ("dlmt.owners=30", "data.limit=90", "dlmt.measures=true", "dlmt.shield=MAT(9)")
+    run(tiny(*settings, "dlmt.training.epochs=1"), tmp_path / "run")
+    assert not (tmp_path / "run" / "events.log").exists()
+    assert measured(tmp_path / "run", stage="breaks", node="owner-29")
+
+
+@pytest.mark.parametrize(
+    ("part", "view", "model", "why"),
+    [
+        ("train", "disguised", "cnn-tiny", "shows nobody its train images"),
+        ("test", "plain", "cnn-tiny", "shows nobody its test images, plain"),
+        ("test", "ghosts", "cnn-tiny", "shows nobody"),
+        ("test", "disguised", "resnet-8", "told of no model 'resnet-8'"),
+    ],
+)
+def test_an_owner_shows_models_no_more_than_it_was_told(
+    tmp_path: Path, part: Any, view: str, model: str, why: str
+) -> None:
+    (owner,) = owners_of(run(tiny("dlmt.shield=MAT(9)"), tmp_path / "run"), tmp_path)
+    with pytest.raises(RuntimeError, match=why):
+        owner.right(part, view, model, {})
+    with pytest.raises(RuntimeError, match="not told to measure"):
+        owner.audit()
+
+
+@pytest.mark.parametrize(
+    ("own", "settings", "why"),
+    [
+        ({"key": "MAT(9)"}, [], None),
+        ({"key": "MAT(10)"}, [], "is not for MAT"),
+        ({"key": "MAT(9)"}, ["dlmt.shield=null"], "is not for plain images"),
+        ({"train": "federated"}, [], "takes part in federated training, not in central"),
+    ],
+)
+def test_a_deployed_owner_insists_on_its_key_and_on_who_trains(
+    tmp_path: Path, own: dict[str, str], settings: list[str], why: str | None
+) -> None:
+    config = dict(own)
+    if "key" in own:
+        config["key"] = str(tmp_path / "own.key")
+        Key.new(own["key"], (1, 8, 8), SystemGenerator()).save(Path(config["key"]))
+    wanted = tiny("dlmt.shield=MAT(9)", *settings, "dlmt.training.epochs=1")
+    run_settings = run_config(wanted, tmp_path / "run", "inprocess")
+    grid = InProcessGrid(clients.app.app, 1, run_settings)
+    for context in grid._contexts.values():
+        context.node_config.update(config)
+    if why is None:
+        server_app(grid, server_context(run_settings))
+        used = json.loads((tmp_path / "run" / "run.json").read_text())["keys"]["owner-0/main"]
+        assert used == Key.load(Path(config["key"])).fingerprint
+        return
+    with pytest.raises(RuntimeError, match="participants answered"):
+        server_app(grid, server_context(run_settings))
+    assert why in (tmp_path / "run" / "events.log").read_text()
+
+
+def test_a_server_learns_nothing_of_files_that_it_names_as_keys(tmp_path: Path) -> None:
+    file = tmp_path / "key"
+    Key.seeded("MAT(9)", (1, 8, 8), 0).save(file)
+    wanted = tiny("dlmt.shield=MAT(9)", f"dlmt.key={file}")
+    file.chmod(0o644)
+    with pytest.raises(RuntimeError, match="the key's file can't be used") as caught:
+        run(wanted, tmp_path / "run")
+    assert "0644" not in str(caught.value)
+
+
 # -------------------------------------------------------------------------- bad input
 
 
@@ -399,6 +651,9 @@ def test_a_wrong_answer_is_a_dropout(
         (["dlmt.train=federated", "dlmt.local_epochs=2"], "no whole number of rounds"),
         (["dlmt.examiner=b", "dlmt.cases={a: {}, b: {shield: MAT(9)}}"], "there are: a"),
         (["dlmt.min_owners=2"], "min_owners: 2, but 1 of 1"),
+        (["dlmt.examiner=main"], "there are no cases"),
+        (["dlmt.cases={run.json: {}}"], "none of"),
+        ([f"dlmt.cases={{{'x' * 101}: {{}}}}"], "at most 100"),
         (["dlmt.owners=91"], "cannot divide 90 rows among 91 nodes"),
         (["dlmt.key=no.key", "dlmt.shield=MAT(9)"], "there is no key"),
         (["dlmt.cases={'a/b': {}}"], "a case's name is that of a folder"),

@@ -7,6 +7,7 @@ one disguised image could stem from, Eqs. (6) to (9); who sees several has m and
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import product
 from typing import Literal
@@ -17,19 +18,22 @@ from numpy.typing import NDArray
 
 from clients.shields.disguises.disguise import Disguise
 from clients.shields.disguises.matrix import Addition, Multiplication, Rise
+from clients.shields.disguises.steps import Step
 from models.errors import RequestError, unknown
 
 Whole = NDArray[np.int64]
 Real = NDArray[np.float64]
 Guess = Literal["minimum", "mid-range"]
 
+COMMON_DIVISOR, KNOWN_PAIR = "common divisor", "one known pair"
+ATTACKS = (COMMON_DIVISOR, "minimum", "mid-range", KNOWN_PAIR)
 SEARCHED = 50
 """Images whose search space is averaged."""
 
 
-def is_affine(disguise: Disguise) -> bool:
+def is_affine(steps: Iterable[Step]) -> bool:
     """Tell whether a disguise is made of MAT, MMT and Rise alone, which these attacks are for."""
-    return all(step.takes == "integers" for step in disguise.key.steps)
+    return all(step.takes == "integers" for step in steps)
 
 
 def affine(disguise: Disguise) -> tuple[Whole, Whole]:
@@ -40,7 +44,7 @@ def affine(disguise: Disguise) -> tuple[Whole, Whole]:
     RequestError
         If it is no composition of MAT, MMT and Rise.
     """
-    if not is_affine(disguise):
+    if not is_affine(disguise.key.steps):
         raise RequestError(
             f"{disguise.key.notation} is no composition of MAT, MMT and Rise, which these attacks "
             "are for"
@@ -176,7 +180,7 @@ def breaks(
     counts = {*for_factors, *for_offsets}
     seen = {n: factors(disguised[:n]) for n in counts if n <= len(plain)}
     found = [
-        Break("common divisor", n, _share(seen[n] == true_m, plain[:n]), *_NOTHING)
+        Break(COMMON_DIVISOR, n, _share(seen[n] == true_m, plain[:n]), *_NOTHING)
         for n in for_factors
         if n in seen
     ]
@@ -188,7 +192,7 @@ def breaks(
     m = factors(disguised)
     b = offsets_by_pair(plain[0].astype(np.int64), disguised[0], m)
     right, shown = (m == true_m) & (b == true_b), undone(disguised, m, b, constant=plain[0])
-    found.append(_judged("one known pair", plain, len(plain), right, shown))
+    found.append(_judged(KNOWN_PAIR, plain, len(plain), right, shown))
     return found
 
 

@@ -153,13 +153,29 @@ def test_what_was_stopped_goes_on_and_ends_the_same(
     disguise_set(request(plain), tmp_path / "out", lambda done, _: seen.append(done))
     assert seen[0] == min(stopped_after + 8, seen[-1])
     assert digests(tmp_path / "out") == digests(tmp_path / "whole")
-    assert {**digests(tmp_path / "out"), **begun}.keys() == digests(tmp_path / "whole").keys()
+    whole = {**digests(tmp_path / "out"), "disguise.json": begun["disguise.json"]}
+    assert begun.items() <= whole.items()  # what was whole is not written again
 
     restore_set(tmp_path / "out", Disguise(key()), tmp_path / "back", silent)
     with pytest.raises(KeyboardInterrupt):
         restore_set(tmp_path / "out", Disguise(key()), tmp_path / "again", stop)
     restore_set(tmp_path / "out", Disguise(key()), tmp_path / "again", silent)
     assert digests(tmp_path / "again") == digests(tmp_path / "back")
+
+
+@pytest.mark.usefixtures("small_parts")
+@pytest.mark.parametrize("write", [write_parquet, write_folders])
+def test_whichever_parts_are_missing_they_are_made_again_of_their_own_images(
+    tmp_path: Path, write: Callable[[Path], Path]
+) -> None:
+    plain, out = write(tmp_path / "plain"), tmp_path / "out"
+    disguise_set(request(plain), out, silent)
+    before = digests(out)
+    parts = sorted(out.glob("*.parquet"))
+    for lost in (parts[0], parts[-1]):
+        lost.unlink()
+    disguise_set(request(plain), out, silent)
+    assert digests(out) == before
 
 
 @pytest.mark.usefixtures("small_parts")
@@ -287,6 +303,62 @@ def test_a_file_that_was_changed_is_noticed(tmp_path: Path) -> None:
     file.unlink()
     with pytest.raises(DataError, match="not complete"):
         load(DataConfig(name="disguised", path=out), seed=0)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"rows_per_part": 0},
+        {"train": -1},
+        {"train": 0},
+        {"disguise": "Foo(3)"},
+        {"kind": "pixels"},
+        {"low": 9000},
+        {"shape": [3, 8, 0]},
+        {"surprise": 1},
+    ],
+)
+def test_a_manifest_that_makes_no_sense_is_damaged(
+    tmp_path: Path, change: dict[str, object]
+) -> None:
+    out = tmp_path / "out"
+    disguise_set(request(write_parquet(tmp_path / "plain")), out, silent)
+    told = json.loads((out / "disguise.json").read_text())
+    (out / "disguise.json").write_text(json.dumps(told | change))
+    with pytest.raises(DataError, match=r"disguise\.json is damaged"):
+        load(DataConfig(name="disguised", path=out), seed=0)
+    with pytest.raises(DataError, match=r"disguise\.json is damaged"):
+        restore_set(out, Disguise(key()), tmp_path / "back", silent)
+
+
+@pytest.mark.parametrize("label", ["..", ".", "a/b", "/etc", "x\0y", "n" * 300, "../x"])
+def test_a_label_leads_nowhere_else(tmp_path: Path, label: str) -> None:
+    out = tmp_path / "out"
+    disguise_set(request(write_folders(tmp_path / "plain")), out, silent)
+    (file,) = out.glob("*.parquet")
+    table = pq.read_table(file)
+    labels = pa.array([label] * len(table))
+    pq.write_table(table.set_column(1, "label", labels), file)
+    with pytest.raises(DataError, match="is no name of a class folder"):
+        restore_set(out, Disguise(key()), tmp_path / "back", silent)
+    assert not (tmp_path / "back").exists()
+
+
+def test_disguised_images_can_not_be_changed_as_if_they_were_plain(tmp_path: Path) -> None:
+    disguise_set(request(write_parquet(tmp_path / "plain")), tmp_path / "out", silent)
+    train = load(DataConfig(name="disguised", path=tmp_path / "out"), seed=0).train
+    with pytest.raises(DataError, match="set augment_first: false"):
+        train.batch(slice(0, 2), lambda x: x)
+
+
+@pytest.mark.parametrize("notation", ["MAT(300)", "MMT(9)", "Sharma(2)", "Noise(3)"])
+def test_black_is_as_near_to_zero_as_disguised_values_come(tmp_path: Path, notation: str) -> None:
+    plain, file = write_parquet(tmp_path / "plain"), tmp_path / "key"
+    key(notation).save(file)
+    train = load(DataConfig(name="parquet", path=plain, shield=notation, key=file), seed=0).train
+    nearest = min(max(0, train.span.low), train.span.high)
+    raw = train.denormalise(train.black) * (train.span.high - train.span.low) + train.span.low
+    np.testing.assert_allclose(raw, np.full((3, 1, 1), nearest), atol=1e-3)
 
 
 @pytest.mark.parametrize(
