@@ -13,9 +13,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from PIL import Image
 
-import clients.data.disguised as disguised
+import clients.data.disguised.writing as writing
 from clients.data import DataConfig, DataError, load
 from clients.data.disguised import Request, disguise_set, read_manifest, restore_set
 from clients.data.folders import image_folder
@@ -78,7 +79,7 @@ def silent(done: int, total: int) -> None:
 @pytest.fixture
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a file hold 8 images at most."""
-    monkeypatch.setattr(disguised, "PART_ROWS", 8)
+    monkeypatch.setattr(writing, "PART_ROWS", 8)
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -182,18 +183,18 @@ def test_whichever_parts_are_missing_they_are_made_again_of_their_own_images(
 def test_a_full_disk_stops_it_half_way_and_it_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain, written = write_parquet(tmp_path / "plain"), disguised.write_atomically
+    plain, written = write_parquet(tmp_path / "plain"), writing.write_atomically
 
     def full(path: Path, data: bytes) -> None:
         if path.name.startswith("train-00002"):
             raise OSError(errno.ENOSPC, "No space left on device")
         written(path, data)
 
-    monkeypatch.setattr(disguised, "write_atomically", full)
+    monkeypatch.setattr(writing, "write_atomically", full)
     with pytest.raises(OSError, match="No space left"):
         disguise_set(request(plain), tmp_path / "out", silent)
     assert len(list((tmp_path / "out").glob("*.parquet"))) == 2
-    monkeypatch.setattr(disguised, "write_atomically", written)
+    monkeypatch.setattr(writing, "write_atomically", written)
     assert disguise_set(request(plain), tmp_path / "out", silent).complete
 
 
@@ -230,7 +231,7 @@ def test_values_are_the_smallest_whole_numbers_that_hold_them(tmp_path: Path) ->
         table = pq.read_table(out / "test-00000-of-00001.parquet")
         row = np.frombuffer(table["image"][3].as_py(), dtype).reshape(SHAPE)
         image = pictures(9, 1)[3].transpose(2, 0, 1)[None]
-        wanted = Disguise(key(notation)).protect(disguised.torch.from_numpy(image.copy()))
+        wanted = Disguise(key(notation)).protect(torch.from_numpy(image.copy()))
         np.testing.assert_array_equal(row, wanted[0].numpy().astype(dtype))
 
 

@@ -1,0 +1,24 @@
+"""Data sets that are disguised on disk: written without loss, read as any other, undone by a key.
+
+A set is a folder of parquet files, each with some thousand images as raw bytes and their labels,
+and ``disguise.json``, which says what the bytes are. Nothing in it is secret but what the key would
+undo. Files are written one after the other and are whole or not there, so writing can stop and go
+on at any moment.
+"""
+
+from clients.data.disguised.manifest import MANIFEST, Manifest, read_manifest
+from clients.data.disguised.reading import copy_images, disguised, disguised_folder
+from clients.data.disguised.restoring import restore_set
+from clients.data.disguised.writing import Request, disguise_set
+
+__all__ = [
+    "MANIFEST",
+    "Manifest",
+    "Request",
+    "copy_images",
+    "disguise_set",
+    "disguised",
+    "disguised_folder",
+    "read_manifest",
+    "restore_set",
+]

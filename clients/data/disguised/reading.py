@@ -1,0 +1,108 @@
+"""Reading disguised images as any other data set."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from clients.data.decoding import allocate
+from clients.data.disguised.manifest import IMAGE, MANIFEST, Manifest, Part, read_manifest
+from clients.data.errors import DataError
+from clients.data.places import Place
+from clients.data.source import Content, Source
+
+
+def disguised_folder(place: Place) -> Path | None:
+    """Return the folder of a disguised set, if there is one."""
+    return next((path for path in place.candidates(".") if (path / MANIFEST).is_file()), None)
+
+
+def disguised(folder: Path) -> Source:
+    """Return the source in a folder that :func:`disguise_set` wrote.
+
+    Raises
+    ------
+    DataError
+        If it is not complete.
+    """
+    manifest = read_manifest(folder)
+    files = [folder / part.name for part in manifest.parts()]
+    if not manifest.complete or not all(file.is_file() for file in files):
+        raise DataError(f"{folder} is not complete: run `pudica disguise` again, it goes on")
+    opener = partial(_open, folder, manifest)
+    return Source("disguised", folder, (folder / MANIFEST, *files), opener)
+
+
+def _open(folder: Path, manifest: Manifest) -> Content:
+    labels = [_table(folder / part.name, manifest.labels, part.rows) for part in manifest.parts()]
+    joined = pa.concat_tables(labels)
+    return Content(
+        train=manifest.train,
+        test=manifest.test,
+        columns={name: joined[name] for name in manifest.labels},
+        segments=[(part.name, part.rows) for part in manifest.parts()],
+        images=(),
+        class_names=manifest.class_names,
+        disguised=manifest.model_dump(mode="json"),
+    )
+
+
+def copy_images(folder: Path, note: dict[str, object], file: Path) -> None:
+    """Write all images of a disguised set into a ``.npy`` file of shape (N, C, H, W).
+
+    Parameters
+    ----------
+    note : dict
+        The manifest, as in :class:`~clients.data.source.Content`.
+
+    Raises
+    ------
+    DataError
+        If a file does not hold what it should, or the array does not fit on the disk.
+    """
+    manifest = Manifest.model_validate(note)
+    shape = (manifest.train + manifest.test, *manifest.shape)
+    images = allocate(file, shape, manifest.dtype, hint="set PUDICA_CACHE")
+    for part, values in stored_parts(folder, manifest, manifest.parts()):
+        images[part.first : part.first + part.rows] = values
+    images.flush()
+
+
+def stored_parts(
+    folder: Path, manifest: Manifest, parts: Sequence[Part]
+) -> Iterator[tuple[Part, NDArray[np.generic]]]:
+    """Yield each part with its disguised images (N, C, H, W)."""
+    for part in parts:
+        file = folder / part.name
+        column = _table(file, [IMAGE], part.rows)[IMAGE].combine_chunks()
+        size = math.prod(manifest.shape) * np.dtype(manifest.dtype).itemsize
+        if column.type != pa.binary(size) or column.null_count:
+            raise DataError(f"{file}: images must be {size} bytes each, are {column.type}")
+        values = np.frombuffer(column.buffers()[1], manifest.dtype, offset=column.offset * size)
+        images = values[: part.rows * math.prod(manifest.shape)].reshape(-1, *manifest.shape)
+        if not np.isfinite(images).all():
+            raise DataError(f"{file}: values that are not finite")
+        whole = manifest.kind != "numbers"
+        if whole and not manifest.low <= images.min() <= images.max() <= manifest.high:
+            raise DataError(f"{file}: values outside {manifest.low} to {manifest.high}")
+        yield part, images
+
+
+def _table(file: Path, columns: list[str], rows: int) -> pa.Table:
+    try:
+        table = pq.read_table(file, columns=columns)
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"{file}: cannot be read as a parquet file: {error}") from error
+    if table.column_names != columns or len(table) != rows:
+        raise DataError(
+            f"{file}: must have {rows} rows of {', '.join(columns)}, has {len(table)} of "
+            f"{', '.join(table.column_names)}"
+        )
+    return table

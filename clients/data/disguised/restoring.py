@@ -1,0 +1,135 @@
+"""A disguised data set as it was, pixel by pixel."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from clients.data.disguised.manifest import (
+    IMAGE,
+    Manifest,
+    Part,
+    Told,
+    parquet_bytes,
+    read_manifest,
+)
+from clients.data.disguised.reading import disguised, stored_parts
+from clients.data.errors import DataError
+from clients.data.places import entries
+from clients.data.source import Content
+from clients.shields.disguises import Disguise
+from models.errors import RequestError
+from models.files import write_atomically
+
+BEGUN = ".restoring"
+LONGEST_NAME = 255
+
+
+def restore_set(folder: Path, disguise: Disguise, out: Path, told: Told) -> int:
+    """Write a disguised set as it was, pixel by pixel, or go on with it; return the images.
+
+    Image folders become image folders of PNG files, numbered, since names are not kept; parquet
+    files become parquet files of PNG images.
+
+    Parameters
+    ----------
+    folder : Path
+        Of the disguised set.
+    out : Path
+        A new or empty folder, or one in which the same was begun.
+
+    Raises
+    ------
+    DataError, RequestError
+        A wrong key, a disguise that loses, a folder that holds something else.
+    """
+    source = disguised(folder)
+    manifest = read_manifest(folder)
+    if disguise.key.fingerprint != manifest.key:
+        raise RequestError(
+            f"{folder} was disguised with the key {manifest.key}; the key that is given is "
+            f"{disguise.key.fingerprint}"
+        )
+    content = source.open()
+    if manifest.layout == "image-folder":
+        _check_names(folder, content.columns[manifest.labels[0]].unique().to_pylist())
+    _claim(out, f"{manifest.source} {manifest.key}")
+    write = _write_table if manifest.layout == "parquet" else _write_files
+    waiting = [
+        part for part in manifest.parts() if not _last(out, manifest, content, part).exists()
+    ]
+    total = manifest.train + manifest.test
+    told(waiting[0].first if waiting else total, total)
+    for part, images in stored_parts(folder, manifest, waiting):
+        plain = disguise.restore(torch.from_numpy(images.copy()).to(disguise.span.dtype)).numpy()
+        write(out, manifest, content, part, plain)
+        told(part.first + part.rows, total)
+    (out / BEGUN).unlink()
+    return total
+
+
+def _check_names(folder: Path, labels: Sequence[object]) -> None:
+    """Refuse labels that are no names of folders: a set may come from anybody."""
+    for label in map(str, labels):
+        wrong = label in (".", "..") or Path(label).name != label or "\0" in label
+        if wrong or len(label.encode()) > LONGEST_NAME:
+            raise DataError(f"{folder}: the label {label[:80]!r} is no name of a class folder")
+
+
+def _claim(out: Path, what: str) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    note = out / BEGUN
+    if entries(out) and (not note.exists() or note.read_text() != what):
+        raise DataError(f"{out} is not empty: name a new folder")
+    write_atomically(note, what.encode())
+
+
+def _last(out: Path, manifest: Manifest, content: Content, part: Part) -> Path:
+    """Return the file that is written last of a part."""
+    if manifest.layout == "parquet":
+        return out / part.name
+    return _place(out, manifest, content, part, part.rows - 1)
+
+
+def _place(out: Path, manifest: Manifest, content: Content, part: Part, row: int) -> Path:
+    label = str(content.columns[manifest.labels[0]][part.first + row].as_py())
+    base = out / part.split if manifest.test else out
+    return base / label / f"{part.first + row:07d}.png"
+
+
+def _write_files(
+    out: Path, manifest: Manifest, content: Content, part: Part, images: NDArray[np.uint8]
+) -> None:
+    for row, image in enumerate(images):
+        file = _place(out, manifest, content, part, row)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(file, _png(image))
+
+
+def _write_table(
+    out: Path, manifest: Manifest, content: Content, part: Part, images: NDArray[np.uint8]
+) -> None:
+    encoded = [{"bytes": _png(image), "path": None} for image in images]
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    columns = {IMAGE: pa.array(encoded, kind)}
+    features: dict[str, dict[str, object]] = {IMAGE: {"_type": "Image"}}
+    for name in manifest.labels:
+        columns[name] = content.columns[name].slice(part.first, part.rows)
+        if name in manifest.class_names:
+            features[name] = {"names": manifest.class_names[name], "_type": "ClassLabel"}
+    table = parquet_bytes(pa.table(columns), {"huggingface": {"info": {"features": features}}})
+    write_atomically(out / part.name, table)
+
+
+def _png(image: NDArray[np.uint8]) -> bytes:
+    pixels = image[0] if len(image) == 1 else image.transpose(1, 2, 0)
+    sink = BytesIO()
+    Image.fromarray(pixels).save(sink, "PNG", compress_level=1)
+    return sink.getvalue()

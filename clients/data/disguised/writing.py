@@ -1,0 +1,208 @@
+"""Disguising a data set, file by file."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain, islice
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+
+from clients.data.decoding import decoded
+from clients.data.disguised.manifest import (
+    IMAGE,
+    MANIFEST,
+    Manifest,
+    Part,
+    Told,
+    parquet_bytes,
+    read_manifest,
+    type_of,
+)
+from clients.data.errors import DataError
+from clients.data.pixels import Channels, layout_of
+from clients.data.places import entries
+from clients.data.source import Content, RawImage, Source, origin
+from clients.shields.disguises import Disguise
+from models.files import write_atomically
+
+PART_BYTES = 2**26
+PART_ROWS = 8192
+
+
+class Request(NamedTuple):
+    """What is to be disguised, and how.
+
+    Attributes
+    ----------
+    source : Source
+    fingerprint : str
+        Of the source's content.
+    disguise : Disguise
+    labels : list of str
+        Columns to keep; empty: the usual one.
+    size, channels : int or None
+        Resize images and drop colours; None: as they are.
+    """
+
+    source: Source
+    fingerprint: str
+    disguise: Disguise
+    labels: list[str]
+    size: int | None
+    channels: Channels | None
+
+
+def disguise_set(request: Request, out: Path, told: Told) -> Manifest:
+    """Write a data set disguised, or go on with it.
+
+    Parameters
+    ----------
+    out : Path
+        A new or empty folder, or one in which the same was begun.
+    told : callable
+
+    Raises
+    ------
+    DataError
+        An image or label that can't be had, images of another shape than the key's, a folder
+        that holds something else.
+    OSError
+        The disk is full, for example; what is whole stays.
+    """
+    content = request.source.open()
+    manifest = _manifest(request, content)
+    begun = _begun(out, manifest)
+    waiting = [part for part in manifest.parts() if not (out / part.name).exists()]
+    if begun and begun.complete and not waiting:
+        return begun
+    write_atomically(out / MANIFEST, _written(manifest))
+    total = manifest.train + manifest.test
+    done = waiting[0].first if waiting else total
+    told(done, total)
+    images = _decoded(request, content, manifest, waiting)
+    for part in waiting:
+        write_atomically(out / part.name, _encoded(request, content, manifest, part, images))
+        told(part.first + part.rows, total)
+    whole = manifest.model_copy(update={"complete": True})
+    write_atomically(out / MANIFEST, _written(whole))
+    return whole
+
+
+def _manifest(request: Request, content: Content) -> Manifest:
+    disguise = request.disguise
+    key, span = disguise.key, disguise.span
+    labels = request.labels or _usual_labels(content)
+    if missing := [name for name in labels if name not in content.columns]:
+        raise DataError(
+            f"{request.source.base} has no label column '{missing[0]}'; "
+            f"allowed: {', '.join(content.columns) or 'none'}"
+        )
+    bytes_each = math.prod(key.shape) * span.on_disk.itemsize
+    return Manifest(
+        disguise=key.notation,
+        key=key.fingerprint,
+        shape=key.shape,
+        dtype=type_of(span),  # type: ignore[arg-type]
+        low=span.low,
+        high=span.high,
+        kind=span.kind,
+        source=key.tag(request.fingerprint),
+        layout="parquet" if request.source.kind == "parquet" else "image-folder",
+        labels=labels,
+        class_names={n: c for n, c in content.class_names.items() if n in labels},
+        train=content.train,
+        test=content.test,
+        rows_per_part=max(1, min(PART_ROWS, PART_BYTES // bytes_each)),
+    )
+
+
+def _usual_labels(content: Content) -> list[str]:
+    columns = list(content.columns)
+    if "label" in columns or len(columns) == 1:
+        return ["label"] if "label" in columns else columns
+    raise DataError(
+        f"which column is the label? Only what is named is kept; name it by --label: "
+        f"{', '.join(columns) or 'there are none'}"
+    )
+
+
+def _begun(out: Path, manifest: Manifest) -> Manifest | None:
+    """Return the manifest of what was begun in a folder, None if it is empty."""
+    out.mkdir(parents=True, exist_ok=True)
+    if not entries(out):
+        return None
+    if not (out / MANIFEST).exists():
+        raise DataError(f"{out} is not empty: name a new folder")
+    begun = read_manifest(out)
+    if begun.model_copy(update={"complete": False}) != manifest:
+        raise DataError(
+            f"{out} holds images disguised by {begun.disguise} with the key {begun.key}, from "
+            f"other images or with other settings; wanted is {manifest.disguise} with the key "
+            f"{manifest.key}: name a new folder"
+        )
+    return begun
+
+
+def _decoded(
+    request: Request, content: Content, manifest: Manifest, parts: Sequence[Part]
+) -> Iterator[NDArray[np.uint8]]:
+    """Yield the images (C, H, W) of some parts, in order."""
+    stream, base = iter(content.images), request.source.base
+    first = next(stream, None)
+    if first is None and not manifest.train:
+        raise DataError(f"{base} holds no images")
+    try:
+        layout = layout_of(first, request.size, request.channels)
+    except DataError as error:
+        raise DataError(f"{origin(base, content.segments, 0)}: {error}") from error
+    shape = (layout.channels, layout.size, layout.size)
+    if shape != manifest.shape:
+        sizes = ["x".join(map(str, each)) for each in (shape, manifest.shape)]
+        raise DataError(
+            f"{base} holds images of {sizes[0]}, the key {manifest.key} is for {sizes[1]}; make a "
+            f"key for {sizes[0]}, or give --image-size {manifest.shape[1]} "
+            f"--channels {manifest.shape[0]}"
+        )
+
+    rows = chain.from_iterable(range(part.first, part.first + part.rows) for part in parts)
+    raw = _of_parts(chain([first], stream), parts)
+    for row, image in zip(rows, decoded(raw, layout), strict=True):
+        if isinstance(image, DataError):
+            raise DataError(f"{origin(base, content.segments, row)}: {image}") from image
+        yield image
+
+
+def _of_parts(
+    stream: Iterable[RawImage | None], parts: Sequence[Part]
+) -> Iterator[RawImage | None]:
+    iterator, place = iter(stream), 0
+    for part in parts:
+        yield from islice(iterator, part.first - place, part.first - place + part.rows)
+        place = part.first + part.rows
+
+
+def _encoded(
+    request: Request,
+    content: Content,
+    manifest: Manifest,
+    part: Part,
+    images: Iterator[NDArray[np.uint8]],
+) -> bytes:
+    plain = torch.from_numpy(np.stack([*islice(images, part.rows)]))
+    released = request.disguise.protect(plain).to(request.disguise.span.on_disk).numpy()
+    kind = pa.binary(released[0].nbytes)
+    buffers = [None, pa.py_buffer(np.ascontiguousarray(released).data)]
+    columns = {IMAGE: pa.FixedSizeBinaryArray.from_buffers(kind, part.rows, buffers)}
+    for name in manifest.labels:
+        columns[name] = content.columns[name].slice(part.first, part.rows)
+    return parquet_bytes(pa.table(columns), note={"pudica": {"shape": manifest.shape}})
+
+
+def _written(manifest: Manifest) -> bytes:
+    return manifest.model_dump_json(indent=1).encode()
