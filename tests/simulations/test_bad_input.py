@@ -39,7 +39,7 @@ SETTINGS = [
     ("themis.update=jiont", "themis.update = 'jiont': must be 'joint', 'sequential' or 'averaged'"),
     ("themis.order=rand", "themis.order = 'rand': must be 'listed', 'alphabetical', 'reverse' or"),
     ("themis.bystanders=[Nobody]", "themis.bystanders (case 'main'): no participant is called"),
-    ("system=themsi", "--set: unknown system 'themsi'. Did you mean 'themis'? Allowed: split"),
+    ("system=themsi", "--set: unknown system 'themsi'. Did you mean 'themis'? Allowed: dlmt, split"),
     # wrong types
     ("training.learning_rate=abc", "learning_rate = 'abc': must be a number, above 0 and at most"),
     ("training.epochs=2.5", "training.epochs = 2.5: must be a whole number, at least 1"),
@@ -64,7 +64,7 @@ SETTINGS = [
     ("themis.min_participants=9", "themis.min_participants (case 'main'): 9, but at most 5"),
     # names that become folders
     ("name=../x", "name = '../x': must be a name that can be a folder's"),
-    ("themis.cases={../x: {epochs: 1}}", "case '../x': a case's name is that of a folder: letters"),
+    ("themis.cases={../x: {epochs: 1}}", "case '../x': a case's name is that of a folder: at most"),
     ("participants=[{model: mlp, name: a/b}]", "participants.0.name = 'a/b': must be a name with"),
     # what only the data or the machine can tell
     ("participants.0.model=vgg-16", "participants.0 (VGG16): model 'vgg-16' needs images of at le"),
