@@ -39,7 +39,7 @@ SETTINGS = [
     ("themis.update=jiont", "themis.update = 'jiont': must be 'joint', 'sequential' or 'averaged'"),
     ("themis.order=rand", "themis.order = 'rand': must be 'listed', 'alphabetical', 'reverse' or"),
     ("themis.bystanders=[Nobody]", "themis.bystanders (case 'main'): no participant is called"),
-    ("system=themsi", "--set: unknown system 'themsi'. Did you mean 'themis'? Allowed: dlmt, split"),
+    ("system=themsi", "unknown system 'themsi'. Did you mean 'themis'? Allowed: dlmt, split"),
     # wrong types
     ("training.learning_rate=abc", "learning_rate = 'abc': must be a number, above 0 and at most"),
     ("training.epochs=2.5", "training.epochs = 2.5: must be a whole number, at least 1"),
