@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from clients.data.images import ImageSet
 from clients.data.partition import PartitionConfig, partition
@@ -35,4 +37,13 @@ def own_images(
         return images.subset(np.arange(number, len(images), nodes))
     if nodes == 1:
         return images
-    return images.subset(partition(images.labels, nodes, scheme or PartitionConfig(), seed)[number])
+    shares = _divided(images.labels.tobytes(), nodes, scheme or PartitionConfig(), seed)
+    return images.subset(shares[number])
+
+
+@lru_cache(maxsize=2)
+def _divided(
+    labels: bytes, nodes: int, scheme: PartitionConfig, seed: int
+) -> list[NDArray[np.int64]]:
+    """Return all nodes' shares, for those that live in one process: dividing takes a while."""
+    return partition(np.frombuffer(labels, np.int64), nodes, scheme, seed)

@@ -97,7 +97,7 @@ def disguise_set(request: Request, out: Path, told: Told) -> Manifest:
 def _manifest(request: Request, content: Content) -> Manifest:
     disguise = request.disguise
     key, span = disguise.key, disguise.span
-    labels = request.labels or _usual_labels(content)
+    labels = list(dict.fromkeys(request.labels)) or _usual_labels(content)
     if missing := [name for name in labels if name not in content.columns]:
         raise DataError(
             f"{request.source.base} has no label column '{missing[0]}'; "

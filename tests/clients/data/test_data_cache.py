@@ -176,7 +176,7 @@ def test_a_cache_folder_that_cannot_be_written(config, monkeypatch, make):
 def test_a_full_disk_is_noticed_before_writing(config, monkeypatch):
     usage = type("Usage", (), {"free": 100})
     monkeypatch.setattr(decoding_module.shutil, "disk_usage", lambda _: usage)
-    with pytest.raises(DataError, match=r"decoded images need .* GB .*PUDICA_CACHE"):
+    with pytest.raises(DataError, match=r"the images need .* GB .*PUDICA_CACHE"):
         load(config, seed=0)
 
 

@@ -207,7 +207,7 @@ def test_nothing_but_the_label_goes_along(tmp_path: Path) -> None:
     disguise_set(request(folders), tmp_path / "other", silent)
     for path in (tmp_path / "other").iterdir():
         assert b"secret name" not in path.read_bytes()
-    both = request(plain, labels=["label", "patient"])
+    both = request(plain, labels=["label", "patient", "label"])
     disguise_set(both, tmp_path / "both", silent)
     kept = pq.read_table(tmp_path / "both" / "train-00000-of-00001.parquet")
     assert kept.column_names == ["image", "label", "patient"]
