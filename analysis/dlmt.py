@@ -10,7 +10,8 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.runs import Run, RunPaths, open_runs
+from analysis.runs import Run, RunPaths, runs_of
+from clients.shields.disguises.breaks import COMMON_DIVISOR, KNOWN_PAIR
 from strategies.dlmt.config import DlmtConfig
 from strategies.dlmt.measures import BY_MODEL, DISGUISED, STANDARDISED
 from strategies.session import CLOUD
@@ -20,7 +21,7 @@ SETTINGS = ["run", "experiment", "case", "shield", "key", "train"]
 RATES = ("MA", "VP", "VP_standardised", "MM")
 LIKENESS = ("psnr", "ssim", "psnr_standardised", "ssim_standardised")
 ATTACKS = {
-    "m": ("common divisor", (5, 10, 20)),
+    "m": (COMMON_DIVISOR, (5, 10, 20)),
     "b_minimum": ("minimum", (20, 50, 100, 200, 400)),
     "b_mid_range": ("mid-range", (20, 50, 100, 200, 400)),
 }
@@ -56,7 +57,7 @@ def dlmt_accuracy(runs: RunPaths) -> pd.DataFrame:
     RequestError
         As of :func:`analysis.load`.
     """
-    rows = [row for run in _opened(runs) for row in _accuracies(run)]
+    rows = [row for run in runs_of("dlmt", runs) for row in _accuracies(run)]
     numbers = ["accuracy", "best", "published"]
     frame = pd.DataFrame(rows, columns=[*SETTINGS, *numbers])
     frame = frame.astype(dict.fromkeys(numbers, "float64"))
@@ -74,7 +75,7 @@ def dlmt_measures(runs: RunPaths) -> pd.DataFrame:
         z-score, with no key, and ``MM``; the first two and the last with ``_published``;
         ``psnr`` (dB) and ``ssim`` of disguised images, and after z-scores.
     """
-    rows = [row for run in _opened(runs) for row in _measures(run)]
+    rows = [row for run in runs_of("dlmt", runs) for row in _measures(run)]
     published = [f"{name}_published" for name in ("MA", "VP", "MM")]
     numbers = [*RATES, *published, *LIKENESS]
     frame = pd.DataFrame(rows, columns=[*SETTINGS, *numbers])
@@ -92,7 +93,7 @@ def dlmt_breaks(runs: RunPaths) -> pd.DataFrame:
         the key that is found exactly, in per cent: ``m_N`` by the greatest common divisor of N
         images, ``b_minimum_N`` and ``b_mid_range_N``, and ``known_pair`` from one known image.
     """
-    rows = [row for run in _opened(runs) for row in _breaks(run)]
+    rows = [row for run in runs_of("dlmt", runs) for row in _breaks(run)]
     found = [f"{name}_{n}" for name, (_, counts) in ATTACKS.items() for n in counts]
     numbers = ["search_space", *found, "known_pair"]
     frame = pd.DataFrame(rows, columns=[*SETTINGS, *numbers])
@@ -108,10 +109,6 @@ def settings_of(run: Run) -> dict[str, DlmtConfig]:
         It was written by a version of Pudica that had other settings.
     """
     return run.section("dlmt", DlmtConfig).each_case()
-
-
-def _opened(runs: RunPaths) -> list[Run]:
-    return [run for run in open_runs(runs) if run.info.get("system") == "dlmt"]
 
 
 def _cases(run: Run) -> Iterator[tuple[dict[str, Any], pd.DataFrame, DlmtConfig]]:
@@ -176,7 +173,7 @@ def _breaks(run: Run) -> Iterator[dict[str, Any]]:
         yield named | {
             "search_space": _value(every[every["metric"] == "search_space"]),
             **found,
-            "known_pair": _percent(rows[rows["attack"] == "one known pair"]),
+            "known_pair": _percent(rows[rows["attack"] == KNOWN_PAIR]),
         }
 
 

@@ -200,6 +200,11 @@ def open_runs(runs: RunPaths) -> list[Run]:
     return [_open(path, name) for path, name in zip(directories, names, strict=True)]
 
 
+def runs_of(system: str, runs: RunPaths) -> list[Run]:
+    """Return those of the runs that are meant which are of one system."""
+    return [run for run in open_runs(runs) if run.info.get("system") == system]
+
+
 def open_run(run: str | Path) -> Run:
     """Return the one run that is meant."""
     found = open_runs(run)

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from analysis.privacy import claims, verdict
-from analysis.runs import Run, RunPaths, open_runs
+from analysis.runs import Run, RunPaths, runs_of
 from strategies.session import CLOUD
 from strategies.split.config import SplitConfig
 
@@ -47,7 +47,7 @@ def split_accuracy(runs: RunPaths) -> pd.DataFrame:
     RequestError
         As of :func:`analysis.load`.
     """
-    rows = [row for run in _opened(runs) for row in _accuracies(run)]
+    rows = [row for run in runs_of("split", runs) for row in _accuracies(run)]
     columns = ["run", "experiment", "case", "shield", "epsilon", "batch_size", "front", "cut"]
     frame = pd.DataFrame(rows, columns=[*columns, *TESTS, "claimed", "holds", "published"])
     frame = frame.astype(dict.fromkeys(("epsilon", *TESTS, "published"), "float64"))
@@ -65,7 +65,7 @@ def split_costs(runs: RunPaths) -> pd.DataFrame:
         formula_down`` (the formula counts the loss alone; what has to come down is a gradient);
         milliseconds a batch: ``forward_ms, backward_ms``.
     """
-    rows = [row for run in _opened(runs) for row in _costs(run)]
+    rows = [row for run in runs_of("split", runs) for row in _costs(run)]
     columns = ["run", "case", "node", *COSTS, "forward_ms", "backward_ms"]
     return pd.DataFrame(rows, columns=columns)
 
@@ -85,10 +85,6 @@ def epsilon_of(settings: SplitConfig) -> float | None:
     """Return the ε that a shield is set to; None without noise."""
     budget = settings.budget
     return budget.epsilon if budget else getattr(settings.shield, "epsilon", None)
-
-
-def _opened(runs: RunPaths) -> list[Run]:
-    return [run for run in open_runs(runs) if run.info.get("system") == "split"]
 
 
 def _accuracies(run: Run) -> Iterator[dict[str, Any]]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import pandas as pd
 
 from analysis.dlmt import dlmt_accuracy, dlmt_breaks, dlmt_measures
-from analysis.runs import Run, RunPaths, open_runs
+from analysis.runs import Run, RunPaths, open_runs, runs_of
 from analysis.split import split_accuracy, split_costs
 from analysis.themis import board, competition, themis_protection, themis_table1, themis_table2
 
@@ -44,7 +44,7 @@ def tables(runs: RunPaths) -> dict[str, pd.DataFrame]:
         As of :func:`analysis.load`.
     """
     opened = open_runs(runs)
-    of = {name: [r for r in opened if r.info.get("system") == name] for name in SYSTEMS}
+    of = {name: runs_of(name, opened) for name in SYSTEMS}
     shown = [SYSTEMS[name](own) for name, own in of.items() if own]
     found = {
         **{title: frame for each in shown for title, frame in each.items()},

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 import models
-from analysis.runs import Run, RunPaths, open_runs
+from analysis.runs import Run, RunPaths, runs_of
 from clients.data.registry import lookup
 from models.errors import RequestError
 from strategies.leaderboard import agreement, leaderboard, ranks
@@ -226,7 +226,7 @@ def participant(name: str) -> str:
 
 def _opened(runs: RunPaths, case: str | None = None, M: float | None = None) -> list[Run]:
     """Return the THEMIS runs among those meant that have the case and the M asked for."""
-    found = [run for run in open_runs(runs) if run.info.get("system") == "themis"]
+    found = runs_of("themis", runs)
     if not found:
         raise RequestError("none of these runs is a THEMIS competition")
     found = _having(found, "case", case, lambda run: list(competition(run).each_case()))

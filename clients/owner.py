@@ -202,7 +202,7 @@ class Owner:
         if view == "plain":
             return self._normalised(self.plain(part), arrays)
         if view == "standardised":
-            return self._standardiser.of(self._normalised(self.own(part), arrays))
+            return Standardised(self._normalised(self.own(part), arrays), self._standardiser)
         return self._normalised(self.own(part), arrays)
 
     @cached_property
@@ -279,10 +279,6 @@ class Standardiser:
         """Return images in [0, 1] from disguised ones, (B, C, H, W)."""
         (mean, std), (plain_mean, plain_std) = self._seen, self._known
         return ((pixels - mean) / std * plain_std + plain_mean).clamp(0, 1)
-
-    def of(self, images: ImageSet) -> Standardised:
-        """Return images as they look after it."""
-        return Standardised(images, self)
 
 
 class Standardised:

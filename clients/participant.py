@@ -11,7 +11,7 @@ from torch import nn
 
 import models
 from clients.assignments import ParticipantAssignment
-from clients.data import ImageSet, Splits, load_once, partition
+from clients.data import ImageSet, Splits, divided, load_once
 from clients.vault import Vault
 from models.compute import Compute
 from models.generator import GeneratorTraining, NoiseGenerator
@@ -90,10 +90,9 @@ class Participant:
         scheme, everything = self.assignment.data.partition, self.data.train
         if scheme is None:
             return everything
-        parts = partition(
-            everything.labels, self.assignment.partitions, scheme, self.assignment.data_seed
-        )
-        return everything.subset(parts[self.assignment.partition])
+        a = self.assignment
+        shares = divided(everything.labels, a.partitions, scheme, a.data_seed)
+        return everything.subset(shares[a.partition])
 
     def introduced(self) -> dict[str, int | str]:
         """Return what the organiser is told of the data."""

@@ -159,6 +159,20 @@ def _decoded(array: Array) -> np.ndarray:
     return values.reshape(array.shape).copy()
 
 
+def check_labels(labels: np.ndarray, count: int, classes: int) -> None:
+    """See whether labels that came are so many, and of the classes that there are.
+
+    Raises
+    ------
+    ValueError
+        If they are not.
+    """
+    if labels.shape != (count,) or labels.dtype.kind not in "iu":
+        raise ValueError(f"labels of shape {labels.shape} and type {labels.dtype}")
+    if count and not 0 <= labels.min() <= labels.max() < classes:
+        raise ValueError(f"a label outside 0 to {classes - 1}: a class that the cloud has not")
+
+
 def batch_sizes(examples: int, size: int) -> list[int]:
     """Return the sizes of an epoch's batches, the same for device and cloud.
 

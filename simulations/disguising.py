@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
-from clients.data.disguised import MANIFEST, Request, disguise_set, read_manifest, restore_set
+from clients.data.disguised import MANIFEST, Request, disguise_set, restore_set
 from clients.data.errors import DataError
 from clients.data.fingerprints import fingerprint_of
 from clients.data.folders import image_folder
@@ -83,8 +83,8 @@ def restore(disguised: Path, out: Path, key: Path) -> list[str]:
     """
     own = Disguise(Key.load(key))
     with _writable(out):
-        count = _shown("restoring", lambda told: restore_set(disguised, own, out, told))
-    layout = read_manifest(disguised).layout
+        was = _shown("restoring", lambda told: restore_set(disguised, own, out, told))
+    count, layout = was.train + was.test, was.layout
     return [f"{count:,} images as they were in {out}, as {layout}: data.name={layout}"]
 
 

@@ -9,7 +9,7 @@ from typing import Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
-from clients.data import DataConfig, PartitionConfig, Splits, load, partition
+from clients.data import DataConfig, PartitionConfig, Splits, divided, load
 from models.compute import Compute, ComputeConfig
 from models.errors import RequestError
 from models.randomness import derive
@@ -106,7 +106,7 @@ class Experiment(BaseModel, ABC):
         if scheme := self.partition():
             seed, count = derive(self.seed, "data"), len(self.names())
             try:
-                partition(data.train.labels, count, scheme, seed)
+                divided(data.train.labels, count, scheme, seed)
             except RequestError as error:
                 raise RequestError(f"data.partition: {error}") from error
 

@@ -11,7 +11,7 @@ from clients.data.errors import DataError
 from clients.data.images import ImageSet
 from clients.data.partition import PartitionConfig, partition
 from clients.data.registry import DataEntry, catalogue, names
-from clients.data.shares import Part, own_images
+from clients.data.shares import Part, divided, own_images
 from clients.data.splits import Splits, load, load_once
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "PartitionConfig",
     "Splits",
     "catalogue",
+    "divided",
     "load",
     "load_once",
     "names",

@@ -37,13 +37,19 @@ def own_images(
         return images.subset(np.arange(number, len(images), nodes))
     if nodes == 1:
         return images
-    shares = _divided(images.labels.tobytes(), nodes, scheme or PartitionConfig(), seed)
+    shares = divided(images.labels, nodes, scheme or PartitionConfig(), seed)
     return images.subset(shares[number])
+
+
+def divided(
+    labels: NDArray[np.int64], nodes: int, scheme: PartitionConfig, seed: int
+) -> list[NDArray[np.int64]]:
+    """Return :func:`~clients.data.partition.partition`, worked out once for all in a process."""
+    return _divided(labels.tobytes(), nodes, scheme, seed)
 
 
 @lru_cache(maxsize=2)
 def _divided(
     labels: bytes, nodes: int, scheme: PartitionConfig, seed: int
 ) -> list[NDArray[np.int64]]:
-    """Return all nodes' shares, for those that live in one process: dividing takes a while."""
     return partition(np.frombuffer(labels, np.int64), nodes, scheme, seed)

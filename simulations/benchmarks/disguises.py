@@ -58,7 +58,6 @@ def _in_memory(name: str, repeats: int) -> Row:
     disguised = disguise.protect(plain).numpy()
     ours: list[float] = []
     rival: list[float] = []
-    disguise.protect(plain)
     for _ in range(repeats):
         ours.append(1000 * seconds(lambda: disguise.protect(plain)))
         rival.append(1000 * seconds(disguised.copy))

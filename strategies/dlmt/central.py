@@ -12,7 +12,6 @@ from flwr.app import RecordDict
 from clients import protocol
 from clients.data import ImageSet
 from clients.data.decoding import allocate
-from clients.shields.disguises import Span
 from models import optimizers
 from models.packing import all_finite, under
 from models.training import Training
@@ -52,7 +51,7 @@ class Collection:
         self.images = allocate(
             file_of(session),
             (int(starts[-1]), *session.image),
-            str(numpy_type(session.span)),
+            session.span.type_name,
             hint="free some space, and resume the run",
             mode=0o600,
         )
@@ -103,21 +102,13 @@ class Collection:
                 raise ValueError("images with NaN or infinity")
         elif not span.low <= images.min() <= images.max() <= span.high:
             raise ValueError(f"values outside {span.low} to {span.high}")
-        if labels.shape != (count,) or labels.dtype.kind not in "iu":
-            raise ValueError(f"labels of shape {labels.shape} and type {labels.dtype}")
-        if not 0 <= labels.min() <= labels.max() < self.session.classes:
-            raise ValueError(f"a label outside 0 to {self.session.classes - 1}")
+        protocol.check_labels(labels, count, self.session.classes)
         return images, labels
 
 
 def file_of(session: Session) -> Path:
     """Return where the images of a case lie while it trains."""
     return session.recorder.artefact(f"{session.case}/received.npy")
-
-
-def numpy_type(span: Span) -> np.dtype:
-    """Return the type in which images of some values travel."""
-    return torch.empty(0, dtype=span.on_disk).numpy().dtype
 
 
 class Central(Learning):

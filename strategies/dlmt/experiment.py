@@ -7,7 +7,7 @@ from typing import Literal, Self
 from pydantic import model_validator
 
 import models
-from clients.data import Splits, partition
+from clients.data import Splits, divided
 from clients.shields.disguises import Key
 from models.errors import RequestError
 from models.randomness import derive
@@ -56,7 +56,7 @@ class DlmtExperiment(Experiment):
                 if models.is_frozen(model):
                     raise RequestError("an exported program can't be trained")
                 seed = derive(self.seed, "data")
-                partition(data.train.labels, self.dlmt.owners, settings.partition, seed)
+                divided(data.train.labels, self.dlmt.owners, settings.partition, seed)
             except RequestError as error:
                 raise RequestError(f"dlmt{where}: {error}") from error
 

@@ -11,7 +11,7 @@ from torch import nn
 import models
 from models.packing import load_model_arrays, model_arrays, under
 from models.randomness import derive
-from strategies.dlmt.measures import count_right
+from strategies.dlmt.measures import DISGUISED, count_right
 from strategies.dlmt.session import Model, Session
 
 TRAINING = "training"
@@ -79,8 +79,9 @@ class Learning(ABC):
         load_model_arrays(self.model, under(f"{self.task}/model/", self.recorder.arrays))
 
     def _measure(self, done: int) -> None:
+        model = self.trained()
         for part in ("validation", "test"):
-            counted = count_right(self.session, self.trained(), part, "disguised")
+            counted = count_right(self.session, model, part, DISGUISED)
             counted.log(self.session, part, "accuracy", done)
 
     # --------------------------------------------------------------------- checkpoints

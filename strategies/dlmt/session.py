@@ -126,6 +126,7 @@ class Session(CaseSession):
         settings, data = self.settings, self.experiment.data
         # Each owner's images are normalised by what all owners together say.
         changes = {"normalize": "none", "partition": settings.partition}
+        examiner = self._examiner()
         return {
             name: OwnerAssignment(
                 **{**own, "data": data.model_copy(update=changes)},
@@ -138,7 +139,7 @@ class Session(CaseSession):
                 local_epochs=settings.local_epochs,
                 keep_momentum=settings.keep_momentum,
                 measures=settings.measures,
-                examiner=self._examiner(),
+                examiner=examiner,
                 seed=self.seed_of(own["partition"]),
             )
             for name, own in zip(

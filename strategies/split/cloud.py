@@ -61,13 +61,10 @@ def admitted(
             f"smashed data of shape {smashed.shape} and type {smashed.dtype}, "
             f"{(count, *shape)} of {wire} were asked for"
         )
-    if labels.shape != (count,) or labels.dtype.kind not in "iu":
-        raise ValueError(f"labels of shape {labels.shape} and type {labels.dtype}")
+    protocol.check_labels(labels, count, classes)
     values = torch.from_numpy(smashed).float()
     if not all_finite(values):
         raise ValueError("smashed data with NaN or infinity")
-    if count and not 0 <= labels.min() <= labels.max() < classes:
-        raise ValueError(f"a label outside 0 to {classes - 1}: a class that the cloud has not")
     return Chunk(
         values,
         torch.from_numpy(labels).long(),

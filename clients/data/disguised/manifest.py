@@ -77,7 +77,7 @@ class Manifest(BaseModel):
     @model_validator(mode="after")
     def _makes_sense(self) -> Self:
         parsed(self.disguise)
-        if self.low >= self.high or self.dtype != type_of(self.span):
+        if self.low >= self.high or self.dtype != self.span.type_name:
             raise ValueError(
                 f"no {self.kind} of type {self.dtype} lie in {self.low} to {self.high}"
             )
@@ -109,11 +109,6 @@ class Part(NamedTuple):
     first: int
     rows: int
     name: str
-
-
-def type_of(span: Span) -> str:
-    """Return the name of the type in which values are kept on disk."""
-    return str(span.on_disk).removeprefix("torch.")
 
 
 def read_manifest(folder: Path) -> Manifest:

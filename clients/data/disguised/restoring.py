@@ -32,8 +32,8 @@ BEGUN = ".restoring"
 LONGEST_NAME = 255
 
 
-def restore_set(folder: Path, disguise: Disguise, out: Path, told: Told) -> int:
-    """Write a disguised set as it was, pixel by pixel, or go on with it; return the images.
+def restore_set(folder: Path, disguise: Disguise, out: Path, told: Told) -> Manifest:
+    """Write a disguised set as it was, pixel by pixel, or go on with it; return what it is.
 
     Image folders become image folders of PNG files, numbered, since names are not kept; parquet
     files become parquet files of PNG images.
@@ -72,7 +72,7 @@ def restore_set(folder: Path, disguise: Disguise, out: Path, told: Told) -> int:
         write(out, manifest, content, part, plain)
         told(part.first + part.rows, total)
     (out / BEGUN).unlink()
-    return total
+    return manifest
 
 
 def _check_names(folder: Path, labels: Sequence[object]) -> None:

@@ -22,7 +22,6 @@ from clients.data.disguised.manifest import (
     Told,
     parquet_bytes,
     read_manifest,
-    type_of,
 )
 from clients.data.errors import DataError
 from clients.data.pixels import Channels, layout_of
@@ -108,7 +107,7 @@ def _manifest(request: Request, content: Content) -> Manifest:
         disguise=key.notation,
         key=key.fingerprint,
         shape=key.shape,
-        dtype=type_of(span),  # type: ignore[arg-type]
+        dtype=span.type_name,  # type: ignore[arg-type]
         low=span.low,
         high=span.high,
         kind=span.kind,

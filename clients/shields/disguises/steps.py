@@ -51,6 +51,11 @@ class Span:
         """The smallest type to keep or send them in."""
         return torch.int16 if self.kind == "integers" and self.high < 2**15 else self.dtype
 
+    @property
+    def type_name(self) -> str:
+        """The name of that type, in NumPy too."""
+        return str(self.on_disk).removeprefix("torch.")
+
 
 @dataclass(frozen=True)
 class Step(ABC):
