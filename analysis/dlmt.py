@@ -13,12 +13,12 @@ import pandas as pd
 from analysis.runs import Run, RunPaths, runs_of
 from clients.shields.disguises.breaks import COMMON_DIVISOR, KNOWN_PAIR
 from strategies.dlmt.config import DlmtConfig
-from strategies.dlmt.measures import BY_MODEL, DISGUISED, STANDARDISED
+from strategies.dlmt.measures import BY_IMAGES, BY_MODEL, DISGUISED, STANDARDISED
 from strategies.session import CLOUD
 
 TAGS = ("view", "normalised", "attack", "images")
 SETTINGS = ["run", "experiment", "case", "shield", "key", "train"]
-RATES = ("MA", "VP", "VP_standardised", "MM")
+RATES = ("MA", "VP", "VP_by_images", "VP_standardised", "VP_plain", "MM", "MM_by_images")
 LIKENESS = ("psnr", "ssim", "psnr_standardised", "ssim_standardised")
 ATTACKS = {
     "m": (COMMON_DIVISOR, (5, 10, 20)),
@@ -71,9 +71,12 @@ def dlmt_measures(runs: RunPaths) -> pd.DataFrame:
     -------
     DataFrame
         A row per run and case with a disguise: ``run, experiment, case, shield, key, train``; in
-        per cent ``MA``, ``VP`` as the paper has it, ``VP_standardised`` after each pixel's
-        z-score, with no key, and ``MM``; the first two and the last with ``_published``;
-        ``psnr`` (dB) and ``ssim`` of disguised images, and after z-scores.
+        per cent ``MA``, ``VP`` and ``MM`` as the paper has them, with ``_published``;
+        ``VP_by_images``, ``MM_by_images`` where strange images are normalised by statistics of
+        their own kind, see :mod:`strategies.dlmt.measures`; ``VP_standardised`` after each
+        pixel's z-score, with no key; ``VP_plain``: the examiner's errors on plain images, below
+        which no disguise can bring it; ``psnr`` (dB) and ``ssim`` of disguised images, and after
+        z-scores.
     """
     rows = [row for run in runs_of("dlmt", runs) for row in _measures(run)]
     published = [f"{name}_published" for name in ("MA", "VP", "MM")]
@@ -121,7 +124,7 @@ def _cases(run: Run) -> Iterator[tuple[dict[str, Any], pd.DataFrame, DlmtConfig]
             "run": run.name,
             "experiment": run.info.get("experiment", ""),
             "case": case,
-            "shield": settings.shield or "",
+            "shield": settings.shield or run.disguise,
             "key": settings.key if settings.shield else "",
             "train": settings.train,
         }
@@ -144,15 +147,19 @@ def _accuracies(run: Run) -> Iterator[dict[str, Any]]:
 
 def _measures(run: Run) -> Iterator[dict[str, Any]]:
     accuracy = {row["case"]: row["accuracy"] for row in _accuracies(run)}
+    examiner = accuracy.get(run.section("dlmt", DlmtConfig).examining() or "")
     for named, every, settings in _cases(run):
         rows = every[every["stage"] == "measures"]
         if rows.empty:
             continue
         yield named | {
             "MA": accuracy.get(named["case"]),
-            "VP": _rate(rows, "visual_privacy", view=DISGUISED),
-            "VP_standardised": _rate(rows, "visual_privacy", view=STANDARDISED),
-            "MM": _rate(rows, "misusability"),
+            "VP": _rate(rows, "visual_privacy", BY_MODEL, DISGUISED),
+            "VP_by_images": _rate(rows, "visual_privacy", BY_IMAGES, DISGUISED),
+            "VP_standardised": _rate(rows, "visual_privacy", BY_MODEL, STANDARDISED),
+            "VP_plain": None if examiner is None else 100 - examiner,
+            "MM": _rate(rows, "misusability", BY_MODEL),
+            "MM_by_images": _rate(rows, "misusability", BY_IMAGES),
             **{f"{name}_published": _published(run, settings, name) for name in ("MA", "VP", "MM")},
             **{name: _value(rows[rows["metric"] == name]) for name in LIKENESS},
         }
@@ -177,9 +184,9 @@ def _breaks(run: Run) -> Iterator[dict[str, Any]]:
         }
 
 
-def _rate(rows: pd.DataFrame, metric: str, view: str = "") -> float | None:
-    """Return a rate of Table III in per cent, normalised as the paper seems to."""
-    chosen = (rows["metric"] == metric) & (rows["normalised"] == BY_MODEL)
+def _rate(rows: pd.DataFrame, metric: str, normalised: str, view: str = "") -> float | None:
+    """Return a rate of Table III in per cent."""
+    chosen = (rows["metric"] == metric) & (rows["normalised"] == normalised)
     if view:
         chosen &= rows["view"] == view
     return _percent(rows[chosen])

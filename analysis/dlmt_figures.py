@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
+import pandas as pd
 from matplotlib.figure import Figure
 
 from analysis.dlmt import dlmt_accuracy, dlmt_measures, settings_of
 from analysis.drawing import draw_curves, draw_image_rows, new_figure
 from analysis.runs import Run
 from models.files import load_tensors
+from strategies.dlmt.config import DlmtConfig
 
 HALF = 4
 """Images of a case as they are received, and as many as they are undone."""
@@ -27,12 +29,30 @@ def figures(run: Run) -> Iterator[tuple[str, Figure]]:
 
 def draw_training(run: Run) -> Figure | None:
     """Draw training loss and accuracy on disguised test images, a line per case."""
+    cases = settings_of(run)
     panels = {
         "mean training loss": run.curves("training", "loss"),
         "accuracy on disguised\ntest images (%)": 100 * run.curves("test", "accuracy"),
     }
+    # A round may be several epochs, and cases may differ in that.
+    epochs = {case: _epochs_a_round(settings) for case, settings in cases.items()}
+    by_epoch = {label: _in_epochs(table, epochs) for label, table in panels.items()}
     title = f"Training on disguised images — {run.name}"
-    return draw_curves(panels, list(settings_of(run)), "epochs or rounds", title)
+    return draw_curves(by_epoch, list(cases), "epochs (of each owner)", title)
+
+
+def _epochs_a_round(settings: DlmtConfig) -> int:
+    return settings.local_epochs if settings.train == "federated" else 1
+
+
+def _in_epochs(table: pd.DataFrame, epochs: Mapping[str, int]) -> pd.DataFrame:
+    """Return curves by epochs, from those by rounds."""
+    curves = {
+        case: table[case].set_axis(table.index * each).dropna()
+        for case, each in epochs.items()
+        if case in table
+    }
+    return pd.DataFrame(curves)
 
 
 def draw_measures(run: Run) -> Figure | None:
@@ -44,7 +64,16 @@ def draw_measures(run: Run) -> Figure | None:
     axes = figure.subplots()
     places = np.arange(len(table))[::-1]
     for (column, label), (marker, colour) in zip(SHOWN.items(), MARKS, strict=True):
-        axes.plot(table[column], places, marker, color=colour, label=label, clip_on=False)
+        axes.plot(
+            table[column],
+            places,
+            marker,
+            color=colour,
+            label=label,
+            clip_on=False,
+            markerfacecolor="none",
+            markeredgewidth=1.6,
+        )
     accuracy = dlmt_accuracy([run])
     plain = accuracy[accuracy["shield"] == ""]["accuracy"].tolist()
     if plain:
@@ -63,7 +92,7 @@ SHOWN = {
     "VP_standardised": "VP after z-scores, no key",
     "MM": "MM: accuracy on plain images",
 }
-MARKS = (("o", "#0072B2"), ("s", "#009E73"), ("X", "#D55E00"), ("^", "#CC79A7"))
+MARKS = (("o", "#0072B2"), ("s", "#009E73"), ("x", "#D55E00"), ("^", "#CC79A7"))
 
 
 def draw_seen(run: Run) -> Figure | None:
@@ -71,8 +100,18 @@ def draw_seen(run: Run) -> Figure | None:
     rows = {case: seen for case in settings_of(run) if (seen := _seen(run, case)) is not None}
     if not rows:
         return None
-    title = "Left: what the cloud receives. Right: what it makes of that without a key"
-    return draw_image_rows(rows, title)
+    if all(len(images) == HALF for images in rows.values()):
+        return draw_image_rows(rows, f"What the cloud receives — {run.name}")
+    halves = "Left: what the cloud receives. Right: what it makes of that without a key"
+    note = "Rows without a right half: no matrix transformation, so nothing that is undone so."
+    title = f"{halves} — {run.name}"
+    full = all(len(images) > HALF for images in rows.values())
+    blank = np.ones_like(next(iter(rows.values()))[:HALF])
+    wide = {
+        case: images if len(images) > HALF else np.concatenate([images, blank])
+        for case, images in rows.items()
+    }
+    return draw_image_rows(wide, title if full else f"{title}\n{note}")
 
 
 def _seen(run: Run, case: str) -> np.ndarray | None:
@@ -82,5 +121,5 @@ def _seen(run: Run, case: str) -> np.ndarray | None:
     received = kept[0]["received"].numpy()[:HALF]
     low, high = (end(received, axis=(1, 2, 3), keepdims=True) for end in (np.min, np.max))
     shown = (received - low) / np.maximum(high - low, 1e-9)
-    undone = kept[0]["undone"].numpy()[:HALF] / 255 if "undone" in kept[0] else np.ones_like(shown)
+    undone = kept[0]["undone"].numpy()[:HALF] / 255 if "undone" in kept[0] else shown[:0]
     return np.concatenate([shown, undone])

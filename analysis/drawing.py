@@ -139,10 +139,13 @@ def draw_curves(
     looks = styles(names)
     column = figure.subplots(len(there), 1, sharex=True, squeeze=False)[:, 0]
     for axes, (label, table) in zip(column, there.items(), strict=True):
+        right = max(table.index.max(), 1)
         for name, values in table.items():
-            line = values.dropna()
-            axes.plot(line.index, line, **looks[str(name)], markersize=3.5, clip_on=False)
-        axes.set_xlim(0, max(table.index.max(), 1))
+            line, look = values.dropna(), looks[str(name)]
+            axes.plot(line.index, line, **look, markersize=3.5, clip_on=False)
+            # From where a shorter line ends to its name.
+            axes.hlines(line.iloc[-1], line.index[-1], right, look["color"], "dotted", linewidth=1)
+        axes.set_xlim(0, right)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_ylabel(label)
     column[-1].set_xlabel(across)

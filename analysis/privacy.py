@@ -183,7 +183,8 @@ def _added_up(release: Release, count: int, delta: float) -> dict[str, float | N
 
 
 def _reasons(release: Release) -> tuple[str, ...]:
-    found = list(release.held.reasons)
+    # What is public is not to be protected, so that it is in the clear says nothing.
+    found = [] if release.public else list(release.held.reasons)
     claims = release.claimed.reasons if release.claimed else ()
     found += [f"claimed: {reason}" for reason in claims if reason not in found]
     found += ["declared public"] if release.public else []

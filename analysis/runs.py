@@ -19,6 +19,7 @@ import pandas as pd
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from clients.data.registry import DISGUISED
 from models.errors import RequestError
 
 FILES = ("run.json", "experiment.yaml", "metrics.jsonl")
@@ -89,6 +90,14 @@ class Run:
         further = sorted(set(frame.columns) - set(COLUMNS))
         frame = frame.reindex(columns=[*COLUMNS, *further])
         return frame.astype({**dict.fromkeys(TEXTS, "str"), **NUMBERS})
+
+    @property
+    def disguise(self) -> str:
+        """How the run's images were disguised before its system saw them, empty if not."""
+        data = self.settings.get("data", {})
+        by = data.get("shield") or ("on disk" if data.get("name") == DISGUISED else "")
+        keys = dict.fromkeys(key for key in self.info.get("keys", {}).values() if key)
+        return f"{by}, key {', '.join(keys)}" if by and keys else by
 
     def curves(self, stage: str, metric: str, release: str = "") -> pd.DataFrame:
         """Return what the server measured of all nodes, a row per round and a column per case."""

@@ -48,6 +48,7 @@ def tables(runs: RunPaths) -> dict[str, pd.DataFrame]:
     shown = [SYSTEMS[name](own) for name, own in of.items() if own]
     found = {
         **{title: frame for each in shown for title, frame in each.items()},
+        "Images that were disguised beforehand": pd.DataFrame(_disguises(opened)),
         "Runs": pd.DataFrame([_overview(run) for run in opened]),
         "Exchanges": _per_run(opened, _exchanges, "exchange"),
         "Durations": _per_run(opened, _seconds, "stage"),
@@ -85,7 +86,9 @@ def _dlmt(runs: Sequence[Run]) -> dict[str, pd.DataFrame]:
     found = {
         "Accuracy on disguised test images": dlmt_accuracy(runs),
         "What disguises cost and hide": dlmt_measures(runs),
-        "Of the key, found without it (%), from so many images": _most_telling(dlmt_breaks(runs)),
+        "How much of the key attacks find (%), by how many images they see": _most_telling(
+            dlmt_breaks(runs)
+        ),
     }
     if found["Accuracy on disguised test images"]["published"].isna().all():
         found["Accuracy on disguised test images"] = found[
@@ -137,6 +140,11 @@ def _overview(run: Run) -> dict[str, object]:
         "bytes_sent": sum(total["bytes_sent"] for total in exchanges),
         "bytes_received": sum(total["bytes_received"] for total in exchanges),
     }
+
+
+def _disguises(runs: Sequence[Run]) -> list[dict[str, object]]:
+    """Return how images were disguised: what tables then call plain is not."""
+    return [{"run": run.name, "disguise": run.disguise} for run in runs if run.disguise]
 
 
 def _exchanges(run: Run) -> pd.DataFrame:

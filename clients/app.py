@@ -35,12 +35,23 @@ Arrays = dict[str, torch.Tensor]
 _nodes: dict[Path, Node] = {}
 
 
+ROLES: dict[type, Callable[[Vault, Any], Node]] = {
+    EdgeAssignment: Edge,
+    OwnerAssignment: Owner,
+    ParticipantAssignment: Participant,
+}
+
+
 def _made(vault: Vault, assignment: AnyAssignment) -> Node:
-    if isinstance(assignment, EdgeAssignment):
-        return Edge(vault, assignment)
-    if isinstance(assignment, OwnerAssignment):
-        return Owner(vault, assignment)
-    return Participant(vault, assignment)
+    """Return who an assignment makes of this node, on the images that it had from the first."""
+    node = ROLES[type(assignment)](vault, assignment)
+    # Noted here and not told: a hash would let others check what they guess of the data.
+    if not vault.pin("data", node.data.content):
+        raise RuntimeError(
+            "this node holds other images than when it joined this run: give it back those, or "
+            "start a new run"
+        )
+    return node
 
 
 def _node(config: Mapping[str, protocol.Scalar], context: Context) -> Node:

@@ -51,6 +51,13 @@ class Vault:
         path = self.root / name
         return path.read_bytes() if path.exists() else None
 
+    def pin(self, name: str, value: str) -> bool:
+        """Keep a value the first time; return whether it still is what was kept then."""
+        kept = self.read(name)
+        if kept is None:
+            self.write(name, value.encode())
+        return kept in (None, value.encode())
+
     def delete(self, name: str) -> None:
         """Remove what lies under ``name``."""
         (self.root / name).unlink(missing_ok=True)

@@ -14,6 +14,7 @@ from torch.nn.functional import cross_entropy
 
 from models.augmentation import AUGMENTATIONS
 from models.compute import Compute
+from models.errors import RequestError
 from models.generator import GeneratorTraining, NoiseGenerator
 from models.optimizers import set_rate
 from models.packing import under
@@ -168,7 +169,13 @@ class Training:
         self._remember(accuracy(self.model, validation, self.compute))
 
     def train_epoch(self, train: Images) -> None:
-        """Train one epoch."""
+        """Train one epoch.
+
+        Raises
+        ------
+        RequestError
+            If the loss is no number any more.
+        """
         set_rate(self.optimizer, self.config.rate(self.epoch))
         self.model.train()
         order = numpy_generator(self.seed, "order", self.epoch).permutation(len(train))
@@ -177,6 +184,11 @@ class Training:
         for start in range(0, len(order), self.config.batch_size):
             positions = order[start : start + self.config.batch_size]
             total += self._step(train, positions, randomness) * len(positions)
+        if not math.isfinite(total):
+            raise RequestError(
+                f"training diverged in epoch {self.epoch + 1}, the loss is {total}; lower the "
+                f"learning_rate, which is {self.config.learning_rate:g}"
+            )
         self.losses.append(total / len(train))
         self.epoch += 1
 

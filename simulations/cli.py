@@ -262,7 +262,9 @@ def privacy(
 
 @app.command()
 def disguise(
-    images: Annotated[Path, typer.Argument(help="Class folders of images, or parquet.")],
+    images: Annotated[
+        Path, typer.Argument(help="Class folders of images, parquet, or a data set's name.")
+    ],
     out: Annotated[Path, typer.Argument(help="A new folder, or one to go on with.")],
     key: Annotated[Path, typer.Option(help="A key file, of `pudica key new`.")],
     undo: Annotated[bool, typer.Option("--undo", help="Back, with the same key.")] = False,

@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
+from clients.data import names
 from clients.data.disguised import MANIFEST, Request, disguise_set, restore_set
 from clients.data.errors import DataError
 from clients.data.fingerprints import fingerprint_of
 from clients.data.folders import image_folder
 from clients.data.parquet import parquet, parquet_folder
 from clients.data.pixels import Channels
-from clients.data.places import Place, cache_root
+from clients.data.places import Place, cache_root, data_root
+from clients.data.registry import find, lookup
 from clients.data.source import Source
 from clients.shields.disguises import Disguise, Key
 from models.errors import RequestError
 from simulations.engines.local import DISK_FULL
+from simulations.keys import way_back
 from simulations.progress import display
 
 Result = TypeVar("Result")
 
 AGAIN = "what is written stays: free some space, and run the same command again"
+OPTIONS = {"data.image_size": "--image-size", "data.channels": "--channels"}
 
 
 def disguise(
@@ -38,7 +43,8 @@ def disguise(
     Parameters
     ----------
     images : Path
-        A folder of images in class folders, a parquet file, or a folder of those.
+        A folder of images in class folders, a parquet file, or a folder of those; or the name of
+        a data set that is here.
     out : Path
     key : Path
         A key file.
@@ -53,7 +59,11 @@ def disguise(
         Something is not there, does not fit, or can't be written.
     """
     own = Disguise(Key.load(key))
-    source = _source(images)
+    entry = lookup(str(images)) if _is_name(images) else None
+    source = find(entry, Place(data_root()), download=False) if entry else _source(images)
+    if entry:
+        size, channels = size or entry.image_size, channels or entry.channels
+        labels = labels or [entry.label]
     if out.absolute().is_relative_to(images.absolute()):
         raise RequestError(f"{out} is inside {images}, which would no longer be what it is")
     index = cache_root() / "index"
@@ -68,8 +78,9 @@ def disguise(
         f"fingerprint  {manifest.key}",
         f"labels       {', '.join(manifest.labels)}"
         + (f"; left out: {', '.join(left_out)}" if left_out else ""),
+        f"the way back {way_back(own)}",
         f"protects     {own.held().reasons[0]}",
-        f"use it by    --set data.name=disguised --set data.path={out}",
+        f"use it by    --set data.name=disguised --set {shlex.quote(f'data.path={out}')}",
     ]
 
 
@@ -85,14 +96,22 @@ def restore(disguised: Path, out: Path, key: Path) -> list[str]:
     with _writable(out):
         was = _shown("restoring", lambda told: restore_set(disguised, own, out, told))
     count, layout = was.train + was.test, was.layout
-    return [f"{count:,} images as they were in {out}, as {layout}: data.name={layout}"]
+    return [
+        f"{count:,} images, pixel by pixel what was disguised, in {out}",
+        f"use it by    --set data.name={layout} --set {shlex.quote(f'data.path={out}')}",
+    ]
+
+
+def _is_name(images: Path) -> bool:
+    """Tell whether a data set is meant, not a path."""
+    return not images.exists() and str(images) in names()
 
 
 def _source(images: Path) -> Source:
     """Return the images at a path, whatever they are."""
     place = Place(images.parent, images)
     if not images.exists():
-        raise DataError(f"there is no {images}")
+        raise DataError(f"there is no {images}, and no data set of that name in `pudica list`")
     if (images / MANIFEST).exists():
         raise RequestError(f"{images} is disguised already; --undo brings it back")
     if parquet_folder(place, (".",)):
@@ -114,6 +133,11 @@ def _shown(stage: str, work: Callable[[Callable[[int, int], None]], Result]) -> 
 def _writable(out: Path) -> Iterator[None]:
     try:
         yield
+    except DataError as error:
+        text = str(error)
+        for setting, option in OPTIONS.items():
+            text = text.replace(setting, option)
+        raise DataError(text) from error
     except OSError as error:
         full = error.errno in DISK_FULL
         raise RequestError(

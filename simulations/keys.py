@@ -46,17 +46,22 @@ def new(notation: str, shape: tuple[int, int, int], out: Path, seed: int | None)
 def described(key: Key) -> list[str]:
     """Return what may be shown of a key, line by line."""
     disguise = Disguise(key)
-    lost = disguise.lossy
     kinds = {"pixels": "pixels", "integers": "whole numbers", "numbers": "real numbers"}
     span = disguise.span
     values = f"{kinds[span.kind]} from {span.low:,} to {span.high:,}"
     return [
         f"disguise     {key.notation}",
         f"images       {'x'.join(map(str, key.shape))}, become {values}",
-        f"the way back {'none: ' + ', '.join(lost) + ' loses' if lost else 'with this key'}",
+        f"the way back {way_back(disguise)}",
         f"fingerprint  {key.fingerprint}",
         f"protects     {disguise.held().reasons[0]}",
     ]
+
+
+def way_back(disguise: Disguise) -> str:
+    """Say whether there is one, and how."""
+    lost = disguise.what_is_lost
+    return f"none: {lost}" if lost else "with this key"
 
 
 def images(data: str, settings: list[str], count: int) -> np.ndarray:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from analysis.privacy import privacy, verdict, verdict_of_all
-from analysis.runs import open_runs
+from analysis.runs import Run, open_runs
 from clients.shields import Guarantee
 
 
@@ -36,18 +36,21 @@ def reports(runs: Sequence[Path], delta: float) -> list[Report]:
     RequestError
         As :func:`analysis.privacy.privacy`.
     """
-    return [_report(run.name, run.directory, delta) for run in open_runs(list(runs))]
+    return [_report(run, delta) for run in open_runs(list(runs))]
 
 
-def _report(name: str, directory: Path, delta: float) -> Report:
+def _report(run: Run, delta: float) -> Report:
+    directory = run.directory
     frame = privacy(directory, delta)
     lines = list(_reasons(frame))
+    if run.disguise:
+        lines.insert(0, f"  images: disguised beforehand, {run.disguise}: no guarantee")
     for case, guarantee in verdict(directory, delta).items():
         lines += ["", *_verdict(case, frame[frame["case"] == case], guarantee)]
     if len(frame["case"].unique()) > 1:
         together = verdict_of_all(directory, delta)
         lines += ["", f"all cases together, for a training record: {_in_words(together)}"]
-    title = f"Releases of {name}, all of a record at δ = {delta:g}"
+    title = f"Releases of {run.name}, all of a record at δ = {delta:g}"
     return Report(title, _table(frame), lines)
 
 
@@ -56,6 +59,7 @@ def _table(frame: pd.DataFrame) -> pd.DataFrame:
     shown = frame[["case", "what", "records", "nodes", "count", "mechanism", "randomness"]].copy()
     single = zip(frame["record_epsilon"], frame["record_delta"], strict=True)
     shown["single"] = [_epsilon(epsilon, delta) for epsilon, delta in single]
+    shown = shown.rename(columns={"count": "at most"})
     shown["composed"] = frame["composed_epsilon"].map(_epsilon)
     shown["RDP"] = frame["composed_rdp"].map(_epsilon)
     return shown

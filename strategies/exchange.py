@@ -135,7 +135,7 @@ class Exchanges:
             last = f" (the last one said: {self._last_words})" if self._last_words else ""
             raise TooFewParticipants(
                 f"{kind}: {answered} participants answered, the experiment needs {minimum}{last}; "
-                "see events.log, and resume the run when they are back"
+                "see events.log; when that is mended, or they are back, resume the run"
             )
 
     def reject(self, name: str, why: str) -> None:

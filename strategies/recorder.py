@@ -142,14 +142,14 @@ class Recorder:
 
         Raises
         ------
-        RuntimeError
+        RequestError
             If the run was begun with another.
         """
         before = self.note["keys"].setdefault(node, fingerprint)
         if before != fingerprint:
-            raise RuntimeError(
+            raise RequestError(
                 f"{node} disguises its images with the key {fingerprint or '(none)'}, and this run "
-                f"was begun with {before or '(none)'}"
+                f"was begun with {before or '(none)'}: give it back that key, or start a new run"
             )
 
     def _claim(self) -> None:

@@ -101,7 +101,9 @@ class DataConfig(BaseModel):
     @model_validator(mode="after")
     def _key_used(self) -> DataConfig:
         if self.key is not None and self.shield is None:
-            raise DataError("key: there is no shield that it could be the key of")
+            raise DataError(
+                "key: there is no shield that it could be the key of; of dlmt.shield it is dlmt.key"
+            )
         return self
 
     @model_validator(mode="after")

@@ -138,9 +138,14 @@ def _features(schema: pa.Schema) -> dict[str, Any]:
 
 def _image_column(file: Path, schema: pa.Schema) -> str:
     declared = {name for name, kind in _features(schema).items() if kind.get("_type") == "Image"}
-    for column in schema:
-        if column.name in declared or _holds_bytes(column.type):
-            return str(column.name)
+    found = [c.name for c in schema if c.name in declared or _holds_bytes(c.type)]
+    if len(found) == 1 or "image" in found:
+        return "image" if "image" in found else str(found[0])
+    if found:
+        raise DataError(
+            f"{file} has several image columns, {', '.join(found)}: call the one that is meant "
+            "'image', or leave the others out"
+        )
     raise DataError(
         f"{file} has no image column (a struct of bytes and path, or binary); "
         f"it has: {', '.join(schema.names) or 'no columns'}"

@@ -14,6 +14,7 @@ from models.training import TrainingConfig
 from strategies.cases import each_case
 
 SHARED = {"owners", "examiner"}
+FEDERATED_ONLY = {"local_epochs", "participation", "keep_momentum", "aggregate"}
 SHARED_KEY, OWN_KEYS = "shared", "per-owner"
 
 
@@ -162,6 +163,14 @@ class DlmtConfig(BaseModel):
     def evaluates(self, done: int) -> bool:
         """Tell whether the model is measured after so many epochs or rounds."""
         return done % self.evaluate_every == 0 or done == self.rounds
+
+    def without_effect(self) -> set[str]:
+        """Return the settings that say something, and that no case does anything with."""
+        cases = self.each_case().values()
+        idle = set() if any(case.train == "federated" for case in cases) else set(FEDERATED_ONLY)
+        idle |= set() if any(case.shield for case in cases) else {"key"}
+        fields = type(self).model_fields
+        return {name for name in idle if getattr(self, name) != fields[name].default}
 
     @property
     def key_file(self) -> Path | None:

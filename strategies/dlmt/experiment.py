@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from difflib import get_close_matches
+from pathlib import Path
 from typing import Literal, Self
 
 from pydantic import model_validator
@@ -11,7 +13,7 @@ from clients.data import Splits, divided
 from clients.shields.disguises import Key
 from models.errors import RequestError
 from models.randomness import derive
-from strategies.dlmt.config import DlmtConfig
+from strategies.dlmt.config import OWN_KEYS, SHARED_KEY, DlmtConfig
 from strategies.experiment import Experiment
 
 
@@ -23,11 +25,14 @@ class DlmtExperiment(Experiment):
 
     @model_validator(mode="after")
     def _cases_say_it(self) -> Self:
-        for key in ("shield", "partition"):
+        for key in ("shield", "key", "partition"):
             if getattr(self.data, key) is not None:
                 raise ValueError(
                     f"data.{key}: in this system set dlmt.{key}, which cases may change"
                 )
+        for key in sorted(self.dlmt.without_effect()):
+            needed = "a shield" if key == "key" else "train: federated"
+            raise ValueError(f"dlmt.{key}: nothing comes of it without {needed}; leave it out")
         if self.dlmt.examiner is not None and not self.dlmt.cases:
             raise ValueError(
                 f"dlmt.examiner: '{self.dlmt.examiner}' is to be a case, and there are no cases"
@@ -66,6 +71,16 @@ class DlmtExperiment(Experiment):
         return absolute.model_copy(update={"dlmt": self.dlmt.with_absolute_paths()})
 
 
+def _check_spelling(key: str) -> None:
+    """Refuse what was probably to be one of the words, and is no file."""
+    name = Path(key).name
+    near = get_close_matches(name.lower(), (SHARED_KEY, OWN_KEYS), n=1)
+    if near and not Path(key).expanduser().exists():
+        raise RequestError(
+            f"key: '{name}' is no file; allowed: {SHARED_KEY}, {OWN_KEYS}, or a key file"
+        )
+
+
 def _check_disguise(settings: DlmtConfig, data: Splits) -> None:
     if settings.shield is None:
         return
@@ -74,6 +89,7 @@ def _check_disguise(settings: DlmtConfig, data: Splits) -> None:
             f"shield: these images are disguised already, with the key {data.key}; leave it out"
         )
     if settings.key_file:
+        _check_spelling(settings.key)
         Key.wanted(settings.key_file, settings.shield, data.shape)
     else:
         Key.seeded(settings.shield, data.shape, seed=0)

@@ -21,15 +21,22 @@ def releases(session: Session) -> list[Release]:
 def _of_training(session: Session) -> Iterator[Release]:
     settings = session.settings
     clear = in_the_clear(session.case, session.image, 1)
+    images = _images(session)
     yield dataclasses.replace(clear, what="numbers of examples", public=True)
     yield dataclasses.replace(clear, what="statistics of channels")
     if settings.train == "central":
-        disguised = f"images disguised by {settings.shield}" if settings.shield else "images"
-        yield dataclasses.replace(clear, what=disguised)
+        yield dataclasses.replace(clear, what=images)
         yield dataclasses.replace(clear, what="labels", public=True)
     else:
-        what = "models trained on " + ("disguised images" if settings.shield else "images")
-        yield dataclasses.replace(clear, what=what, shape=(), count=settings.rounds)
+        models = f"models trained on {images}"
+        yield dataclasses.replace(clear, what=models, shape=(), count=settings.rounds)
+
+
+def _images(session: Session) -> str:
+    if session.settings.shield:
+        return f"images disguised by {session.settings.shield}"
+    before = any(member.key for member in session.owners.values())
+    return "images disguised beforehand" if before else "images"
 
 
 def _of_measurements(session: Session) -> Iterator[Release]:

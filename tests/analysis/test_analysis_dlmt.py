@@ -84,6 +84,8 @@ def test_measures_are_those_that_the_paper_means_beside_its_own(run: Path) -> No
     assert list(table.index) == ["MAT(256)", "rival"]
     own = table.loc["MAT(256)"]
     assert own[["VP", "VP_standardised", "MM", "psnr"]].tolist() == pytest.approx([80, 5, 20, 11])
+    others = own[["VP_by_images", "VP_plain", "MM_by_images"]]
+    assert others.tolist() == pytest.approx([30, 5, 90])
     assert own[["MA_published", "VP_published", "MM_published"]].tolist() == [
         99.205,
         90.259,
@@ -107,7 +109,7 @@ def test_a_person_sees_all_three_tables_and_the_figures(run: Path) -> None:
     assert titles[:3] == [
         "Accuracy on disguised test images",
         "What disguises cost and hide",
-        "Of the key, found without it (%), from so many images",
+        "How much of the key attacks find (%), by how many images they see",
     ]
     drawn = [path.name for path in analysis.plot(run)]
     assert drawn == ["training.png", "measures.png"]  # nothing was seen: there are no images

@@ -30,7 +30,7 @@ def test_a_run_ends_with_its_tables_its_figures_and_its_directory(pudica: Comman
     for title in (
         "Accuracy on disguised test images",
         "What disguises cost and hide",
-        "Of the key, found without it (%), from so many images",
+        "How much of the key attacks find (%), by how many images they see",
     ):
         assert title in result.stdout
     drawn = {path.name for path in (directory / "plots").iterdir()}
@@ -44,5 +44,5 @@ def test_privacy_promises_nothing(pudica: Command) -> None:
     result = pudica("privacy", directory)
     assert result.exit_code == 0
     assert "images disguised by MAT(256)" in result.stdout
-    assert "models trained on disguised images" in result.stdout
+    assert "models trained on images disguised by MAT(256)" in result.stdout
     assert result.stdout.count("holds for a training record: no finite ε") == 4

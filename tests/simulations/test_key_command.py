@@ -157,7 +157,7 @@ def test_a_run_is_not_resumed_with_another_key(
     load_once.cache_clear()  # as in a new process
     (directory,) = Path("results").iterdir()
     result = pudica("run", "--resume", directory, "--engine", "inprocess")
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert Key.load(Path("my.key")).fingerprint in result.stderr
     assert before in result.stderr
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from competition_helpers import ListeningGrid
 from flwr.app import Message
+from PIL import Image
 from split_helpers import Interrupted, asked, measured, model_of, run
 
 import clients.app
@@ -19,7 +20,7 @@ import models
 import strategies.recorder
 from clients import protocol
 from clients.assignments import parsed as assignment_of
-from clients.data import own_images
+from clients.data import load_once, own_images
 from clients.owner import Owner
 from clients.shields.disguises import Disguise, Key, Span
 from clients.vault import Vault
@@ -69,9 +70,10 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 
 @pytest.mark.parametrize("shield", ["null", "MAT(256)+MMT(10)", "Sharma(2)"])
 def test_fedavg_with_one_owner_is_central_training(tmp_path: Path, shield: str) -> None:
-    common = (f"dlmt.shield={shield}", "dlmt.model=cnn-small", "dlmt.keep_momentum=true")
+    common = (f"dlmt.shield={shield}", "dlmt.model=cnn-small")
     run(tiny(*common), tmp_path / "central")
-    run(tiny(*common, "dlmt.train=federated"), tmp_path / "federated")
+    federated = ("dlmt.train=federated", "dlmt.keep_momentum=true")
+    run(tiny(*common, *federated), tmp_path / "federated")
     assert same(model_of(tmp_path / "central"), model_of(tmp_path / "federated"))
 
 
@@ -383,7 +385,7 @@ def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(
     settings = (
         f"dlmt.train={how}",
         "dlmt.owners=2",
-        "dlmt.keep_momentum=true",
+        f"dlmt.keep_momentum={'true' if how == 'federated' else 'false'}",
         "dlmt.measures=true",
         "dlmt.cases={plain: {}, hidden: {shield: MAT(9)}}",
     )
@@ -657,6 +659,10 @@ def test_a_server_learns_nothing_of_files_that_it_names_as_keys(tmp_path: Path) 
         (["dlmt.owners=91"], "cannot divide 90 rows among 91 nodes"),
         (["dlmt.key=no.key", "dlmt.shield=MAT(9)"], "there is no key"),
         (["dlmt.cases={'a/b': {}}"], "a case's name is that of a folder"),
+        (["dlmt.participation=0.5"], "nothing comes of it without train: federated"),
+        (["dlmt.key=per-owner"], "nothing comes of it without a shield"),
+        (["dlmt.key=Shared", "dlmt.shield=MAT(9)"], "allowed: shared, per-owner, or a key file"),
+        (["data.key=some.key"], "of dlmt.shield it is dlmt.key"),
     ],
 )
 def test_wrong_settings_are_explained(settings: list[str], why: str) -> None:
@@ -684,8 +690,43 @@ def test_another_key_does_not_go_on_with_a_run(
         run(experiment, tmp_path / "run", stop=(protocol.RIGHT, 5))
     file.unlink()
     after.save(file)
-    with pytest.raises(RuntimeError, match=f"{after.fingerprint}.*{before.fingerprint}"):
+    with pytest.raises(RequestError, match=f"{after.fingerprint}.*{before.fingerprint}"):
         run(experiment, tmp_path / "run")
+
+
+@pytest.mark.parametrize("settings", [("dlmt.owners=2",), FEDERATED])
+def test_other_images_of_the_same_shape_do_not_go_on_with_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: tuple[str, ...]
+) -> None:
+    monkeypatch.setattr(strategies.recorder, "CHECKPOINT_SECONDS", 0.0)
+    folder, rng = tmp_path / "photos", np.random.default_rng(0)
+    for number in range(120):
+        file = folder / f"class-{number % 2}" / f"{number}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (8, 8), dtype=np.uint8)).save(file)
+    data = f"data={{name: image-folder, path: {folder}, channels: 1}}"
+    experiment = tiny(*settings, data)
+    with pytest.raises(Interrupted):
+        run(experiment, tmp_path / "run", stop=(protocol.RIGHT, 5))
+    before = file.read_bytes()
+    Image.fromarray(rng.integers(0, 256, (8, 8), dtype=np.uint8)).save(file)
+    load_once.cache_clear()  # as in a new process
+    with pytest.raises(RuntimeError, match="holds other images than when it joined"):
+        run(experiment, tmp_path / "run")
+    file.write_bytes(before)
+    load_once.cache_clear()
+    run(experiment, tmp_path / "run")
+    run(experiment, tmp_path / "whole")
+    assert same(model_of(tmp_path / "run"), model_of(tmp_path / "whole"))
+
+
+@pytest.mark.parametrize("settings", [(), FEDERATED])
+def test_training_that_diverges_says_so(tmp_path: Path, settings: tuple[str, ...]) -> None:
+    # Each step makes the weights nine times as large.
+    wild = "dlmt.training={epochs: 30, batch_size: 16, learning_rate: 10, weight_decay: 1}"
+    with pytest.raises((RequestError, RuntimeError), match=r"diverged in epoch \d") as found:
+        run(tiny(*settings, wild), tmp_path / "run")
+    assert "lower the learning_rate, which is 10" in str(found.value)
 
 
 def test_owners_share_validation_and_test_images_evenly() -> None:

@@ -95,6 +95,17 @@ def stored_parts(
         yield part, images
 
 
+def is_whole(folder: Path, manifest: Manifest, part: Part) -> bool:
+    """Tell whether a part is there and says that it has all its rows."""
+    file = folder / part.name
+    try:
+        kept = pq.read_metadata(file)
+    except (OSError, pa.ArrowException):
+        return False
+    columns = [IMAGE, *manifest.labels]
+    return bool(kept.num_rows == part.rows and kept.schema.names == columns)
+
+
 def _table(file: Path, columns: list[str], rows: int) -> pa.Table:
     try:
         table = pq.read_table(file, columns=columns)

@@ -52,6 +52,7 @@ def restore_set(folder: Path, disguise: Disguise, out: Path, told: Told) -> Mani
     """
     source = disguised(folder)
     manifest = read_manifest(folder)
+    disguise.check_undone()
     if disguise.key.fingerprint != manifest.key:
         raise RequestError(
             f"{folder} was disguised with the key {manifest.key}; the key that is given is "

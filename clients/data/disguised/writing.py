@@ -23,6 +23,7 @@ from clients.data.disguised.manifest import (
     parquet_bytes,
     read_manifest,
 )
+from clients.data.disguised.reading import is_whole
 from clients.data.errors import DataError
 from clients.data.pixels import Channels, layout_of
 from clients.data.places import entries
@@ -77,16 +78,17 @@ def disguise_set(request: Request, out: Path, told: Told) -> Manifest:
     content = request.source.open()
     manifest = _manifest(request, content)
     begun = _begun(out, manifest)
-    waiting = [part for part in manifest.parts() if not (out / part.name).exists()]
+    waiting = [part for part in manifest.parts() if not is_whole(out, manifest, part)]
     if begun and begun.complete and not waiting:
         return begun
-    write_atomically(out / MANIFEST, _written(manifest))
     total = manifest.train + manifest.test
-    done = waiting[0].first if waiting else total
-    told(done, total)
+    told(waiting[0].first if waiting else total, total)
     images = _decoded(request, content, manifest, waiting)
     for part in waiting:
-        write_atomically(out / part.name, _encoded(request, content, manifest, part, images))
+        encoded = _encoded(request, content, manifest, part, images)
+        # Not before there is a part to write: a set that can't be read leaves nothing behind.
+        write_atomically(out / MANIFEST, _written(manifest))
+        write_atomically(out / part.name, encoded)
         told(part.first + part.rows, total)
     whole = manifest.model_copy(update={"complete": True})
     write_atomically(out / MANIFEST, _written(whole))
@@ -99,7 +101,7 @@ def _manifest(request: Request, content: Content) -> Manifest:
     labels = list(dict.fromkeys(request.labels)) or _usual_labels(content)
     if missing := [name for name in labels if name not in content.columns]:
         raise DataError(
-            f"{request.source.base} has no label column '{missing[0]}'; "
+            f"there is no label column '{missing[0]}' in {request.source.base}; "
             f"allowed: {', '.join(content.columns) or 'none'}"
         )
     bytes_each = math.prod(key.shape) * span.on_disk.itemsize
@@ -112,7 +114,7 @@ def _manifest(request: Request, content: Content) -> Manifest:
         high=span.high,
         kind=span.kind,
         source=key.tag(request.fingerprint),
-        layout="parquet" if request.source.kind == "parquet" else "image-folder",
+        layout="image-folder" if request.source.kind.startswith("image-folder") else "parquet",
         labels=labels,
         class_names={n: c for n, c in content.class_names.items() if n in labels},
         train=content.train,
@@ -132,20 +134,30 @@ def _usual_labels(content: Content) -> list[str]:
 
 
 def _begun(out: Path, manifest: Manifest) -> Manifest | None:
-    """Return the manifest of what was begun in a folder, None if it is empty."""
+    """Return the manifest of what was begun in a folder, None if there is nothing yet."""
     out.mkdir(parents=True, exist_ok=True)
-    if not entries(out):
+    if [path.name for path in entries(out)] in ([], [MANIFEST]):
         return None
     if not (out / MANIFEST).exists():
         raise DataError(f"{out} is not empty: name a new folder")
     begun = read_manifest(out)
     if begun.model_copy(update={"complete": False}) != manifest:
         raise DataError(
-            f"{out} holds images disguised by {begun.disguise} with the key {begun.key}, from "
-            f"other images or with other settings; wanted is {manifest.disguise} with the key "
-            f"{manifest.key}: name a new folder"
+            f"{out} holds images disguised by {begun.disguise}, {_differences(begun, manifest)}: "
+            "name a new folder"
         )
     return begun
+
+
+def _differences(begun: Manifest, wanted: Manifest) -> str:
+    """Say what was another when a folder was begun."""
+    if begun.key != wanted.key:
+        return f"with the key {begun.key}; the key that is given is {wanted.key}"
+    if begun.labels != wanted.labels:
+        return f"with the labels {', '.join(begun.labels)}; wanted are {', '.join(wanted.labels)}"
+    if begun.source != wanted.source:
+        return "of other images"
+    return "by another version of pudica"
 
 
 def _decoded(

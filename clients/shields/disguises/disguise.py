@@ -102,10 +102,7 @@ class Disguise:
             If a step can't be undone, the type or shape is another, or the images were disguised
             with another key. Of ``Kiya`` that can't be seen: any key gives some pixels.
         """
-        if self.lossy:
-            raise RequestError(
-                f"{self.key.notation} can't be undone: {', '.join(self.lossy)} loses"
-            )
+        self.check_undone()
         self._check(disguised, self.span.dtype)
         values = disguised.clone()
         try:
@@ -115,6 +112,17 @@ class Disguise:
                 f"these images were not disguised with the key {self.key.fingerprint}: undone with "
                 "it they are no pixels"
             ) from None
+
+    def check_undone(self) -> None:
+        """Raise RequestError if a step can't be undone."""
+        if self.lossy:
+            raise RequestError(f"{self.key.notation} can't be undone: {self.what_is_lost}")
+
+    @property
+    def what_is_lost(self) -> str:
+        """Which steps can't be undone, in words; empty if all can."""
+        keeps = "keeps" if len(self.lossy) == 1 else "keep"
+        return f"{' and '.join(self.lossy)} {keeps} less than there was" if self.lossy else ""
 
     def _restored(self, values: torch.Tensor) -> torch.Tensor:
         stages = list(zip(self._steps, self._spans[:-1], strict=True))

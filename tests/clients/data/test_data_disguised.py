@@ -263,8 +263,46 @@ def test_another_key_is_refused_by_both_fingerprints(tmp_path: Path) -> None:
 def test_what_loses_does_not_come_back(tmp_path: Path) -> None:
     blur = key("Blur(1)")
     disguise_set(request(write_parquet(tmp_path / "plain"), blur), tmp_path / "out", silent)
-    with pytest.raises(RequestError, match=r"Blur\(1\) loses"):
+    with pytest.raises(RequestError, match=r"Blur\(1\) keeps less"):
         restore_set(tmp_path / "out", Disguise(blur), tmp_path / "back", silent)
+    assert not (tmp_path / "back").exists()
+
+
+def test_what_could_not_be_begun_is_not_in_the_way_of_another_key(tmp_path: Path) -> None:
+    plain, out = write_parquet(tmp_path / "plain"), tmp_path / "out"
+    with pytest.raises(DataError, match="make a key for"):
+        disguise_set(request(plain, key(shape=(3, 16, 16))), out, silent)
+    assert not list(out.iterdir())
+    disguise_set(request(plain), out, silent)
+    assert load(DataConfig(name="disguised", path=out), seed=0).key == key().fingerprint
+
+
+@pytest.mark.usefixtures("small_parts")
+def test_a_part_that_was_cut_off_is_made_again(tmp_path: Path) -> None:
+    plain, out = write_parquet(tmp_path / "plain"), tmp_path / "out"
+    disguise_set(request(plain), out, silent)
+    whole = digests(out)
+    part = sorted(out.glob("train-*.parquet"))[1]
+    part.write_bytes(part.read_bytes()[:-100])
+    disguise_set(request(plain), out, silent)
+    assert digests(out) == whole
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"labels": ["label", "patient"]}, "with the labels label; wanted are label, patient"),
+        ({"fingerprint": "other"}, "of other images: name a new folder"),
+        ({"disguise": Disguise(key(seed=1))}, key(seed=1).fingerprint),
+    ],
+)
+def test_a_folder_that_was_begun_otherwise_says_in_what(
+    tmp_path: Path, changes: dict[str, object], why: str
+) -> None:
+    plain, out = write_parquet(tmp_path / "plain"), tmp_path / "out"
+    disguise_set(request(plain), out, silent)
+    with pytest.raises(DataError, match=why):
+        disguise_set(request(plain, **changes), out, silent)
 
 
 def test_images_of_another_shape_name_the_key_and_the_way_out(tmp_path: Path) -> None:
@@ -284,7 +322,7 @@ def test_images_of_unequal_size_name_the_first_that_differs(tmp_path: Path) -> N
 
 def test_a_label_that_is_not_there_lists_those_that_are(tmp_path: Path) -> None:
     plain = write_parquet(tmp_path / "plain")
-    with pytest.raises(DataError, match="no label column 'age'; allowed: label, patient"):
+    with pytest.raises(DataError, match=r"no label column 'age' in .*; allowed: label, patient"):
         disguise_set(request(plain, labels=["age"]), tmp_path / "out", silent)
 
 
