@@ -16,10 +16,12 @@ from clients import assignments, protocol
 from clients.assignments import (
     AnyAssignment,
     EdgeAssignment,
+    InferenceAssignment,
     OwnerAssignment,
     ParticipantAssignment,
 )
 from clients.edge import Edge
+from clients.inference import InferenceEdge
 from clients.owner import UNUSABLE, Owner
 from clients.participant import Participant, Schedule, attacked
 from clients.shields.disguises import Key
@@ -28,8 +30,8 @@ from models.errors import RequestError
 
 app = ClientApp()
 
-Node = Participant | Edge | Owner
-Role = TypeVar("Role", Participant, Edge, Owner)
+Node = Participant | Edge | Owner | InferenceEdge
+Role = TypeVar("Role", Participant, Edge, Owner, InferenceEdge)
 Arrays = dict[str, torch.Tensor]
 
 _nodes: dict[Path, Node] = {}
@@ -37,6 +39,7 @@ _nodes: dict[Path, Node] = {}
 
 ROLES: dict[type, Callable[[Vault, Any], Node]] = {
     EdgeAssignment: Edge,
+    InferenceAssignment: InferenceEdge,
     OwnerAssignment: Owner,
     ParticipantAssignment: Participant,
 }
@@ -338,3 +341,60 @@ def right(owner: Owner, config: dict, arrays: Arrays) -> RecordDict:
 def audit(owner: Owner, _: dict, __: Arrays) -> RecordDict:
     """Attack one's own disguise."""
     return protocol.reply(owner.audit())
+
+
+# ----------------------------------------------------------------------------- FaceMix
+
+
+@app.query("adopt")
+@_answering(InferenceEdge)
+def adopt(edge: InferenceEdge, _: dict, arrays: Arrays) -> RecordDict:
+    """Take the first and the last stage."""
+    edge.adopt(arrays)
+    return protocol.reply({"requests": edge.requests})
+
+
+@app.query("infer")
+@_answering(InferenceEdge)
+def infer(edge: InferenceEdge, config: dict, arrays: Arrays) -> RecordDict:
+    """Finish the last request with what the cloud made of it, and ask the next."""
+    number = config["number"]
+    if edge.alone:
+        edge.answer_alone()
+        return protocol.reply({"done": 1})
+    if "outputs" in arrays:
+        edge.answer(number - 1, arrays["outputs"])
+    if number == edge.requests:
+        return protocol.reply({"done": 1})
+    return protocol.reply({"done": 0}, mixtures=edge.ask(number))
+
+
+@app.evaluate("counts")
+@_answering(InferenceEdge)
+def counts(edge: InferenceEdge, _: dict, __: Arrays) -> RecordDict:
+    """Say how often which answer was right."""
+    return protocol.reply({}, counts=edge.counts())
+
+
+@app.train("mixtures")
+@_answering(InferenceEdge)
+def mixtures(edge: InferenceEdge, config: dict, arrays: Arrays) -> RecordDict:
+    """Compute a training batch as far as it leaves."""
+    return protocol.reply({}, mixtures=edge.mixtures(config["epoch"], config["number"], arrays))
+
+
+@app.train("outputs")
+@_answering(InferenceEdge)
+def outputs(edge: InferenceEdge, config: dict, arrays: Arrays) -> RecordDict:
+    """Return loss and gradient on what the cloud made of a batch."""
+    place = config["epoch"], config["number"], config["share"]
+    numbers, gradient = edge.loss(*place, arrays)
+    return protocol.reply(numbers, gradient=gradient)
+
+
+@app.train("ends")
+@_answering(InferenceEdge)
+def ends(edge: InferenceEdge, config: dict, arrays: Arrays) -> RecordDict:
+    """Return the gradients of the first and the last stage on a batch."""
+    place = config["epoch"], config["number"], config["share"]
+    return protocol.reply({}, **edge.gradients(*place, arrays))

@@ -195,7 +195,64 @@ class OwnerAssignment(Assignment):
     seed: int
 
 
-AnyAssignment = ParticipantAssignment | EdgeAssignment | OwnerAssignment
+class InferenceAssignment(Assignment):
+    """An edge of FaceMix.
+
+    Attributes
+    ----------
+    case : str
+        Of the experiment; what the vault keeps is kept by case.
+    model : str
+    stages : (str, str)
+        The layers after which ``pre`` and ``main`` end.
+    shield : ShieldConfig
+        Around ``main``.
+    keys : {"seeded", "secret"}
+        ``seeded``: from ``seed``, to be repeated. ``secret``: from a key in the vault.
+    seed : int
+        Of the order of batches, augmentation and seeded keys.
+    batch_size, request : int
+        Images of a training batch, and of a request.
+    augment : str
+    class_weights : {"none", "balanced"}
+        Of no and yes of each attribute, in training; by the edge's own images.
+    wire : {"float32", "float16"}
+    report : bool
+        Whether the edge says how often it was right.
+    """
+
+    system: Literal["facemix"] = "facemix"
+    case: CaseName
+    model: str
+    stages: tuple[str, str]
+    shield: SerializeAsAny[ShieldConfig]
+    keys: Literal["seeded", "secret"]
+    seed: int
+    batch_size: int
+    request: int
+    augment: Literal["none", "crop-flip", "handwriting"] = "none"
+    class_weights: Literal["none", "balanced"] = "none"
+    wire: Wire
+    report: bool
+
+    @property
+    def largest(self) -> int:
+        """The most examples that are protected together."""
+        return largest_batch(self.batch_size, self.request, self.shield)
+
+    @field_validator("shield", mode="before")
+    @classmethod
+    def _own_settings(cls, values: Any) -> Any:
+        return shields.configured(values)
+
+
+def largest_batch(batch_size: int, request: int, shield: ShieldConfig) -> int:
+    """Return the most examples that are protected together, decoys among them."""
+    group = getattr(shield, "group", 1)
+    return -(-max(batch_size, request) // group) * group
+
+
+AnyAssignment = ParticipantAssignment | EdgeAssignment | OwnerAssignment | InferenceAssignment
 _ANY: TypeAdapter[AnyAssignment] = TypeAdapter(
     Annotated[AnyAssignment, Field(discriminator="system")]
 )

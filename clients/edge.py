@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -345,7 +344,7 @@ class Edge:
         if a.noise == "seeded":
             return numpy_generator(a.seed, "noise", a.partition, *purpose)
         what = "/".join(map(str, (self.terms, *purpose))).encode()
-        return SecretGenerator(self._key(), self._identity() + what)
+        return SecretGenerator(self.vault.secret(KEY), self._identity() + what)
 
     def _identity(self) -> bytes:
         """Return what tells this front from others: while it learns, statistics do not count."""
@@ -354,13 +353,6 @@ class Edge:
         if not self._parameters:
             self._parameters = _digest(list(self.front.parameters()))
         return self._parameters
-
-    def _key(self) -> bytes:
-        key = self.vault.read(KEY)
-        if key is None:
-            key = os.urandom(32)
-            self.vault.write(KEY, key)
-        return key
 
     def _sent(self, outputs: Sequence[torch.Tensor]) -> np.ndarray:
         if not outputs:

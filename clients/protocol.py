@@ -41,6 +41,17 @@ DLMT. Images are in messages only where the cloud trains, and disguised as their
 ``evaluate.right``     model → how many it gets right here
 ``query.audit``        → how much the disguise shows, and how far attacks on it come
 =====================  =============================================================
+
+FaceMix. What is predicted is in no message; labels are in none.
+
+=====================  =============================================================
+``query.adopt``        first and last stage, normalisation →
+``query.infer``        what the cloud made of a request → the next request's mixtures
+``evaluate.counts``    → how often which answer was right, if the edge says so
+``train.mixtures``     first and last stage → a training batch's mixtures
+``train.outputs``      what the cloud made of them → loss, and gradient on it
+``train.ends``         gradient on the mixtures → gradients of first and last stage
+=====================  =============================================================
 """
 
 from __future__ import annotations
@@ -77,6 +88,13 @@ IMAGES = "query.images"
 ROUND = "train.round"
 RIGHT = "evaluate.right"
 AUDIT = "query.audit"
+
+ADOPT = "query.adopt"
+INFER = "query.infer"
+COUNTS = "evaluate.counts"
+MIXTURES = "train.mixtures"
+OUTPUTS = "train.outputs"
+ENDS = "train.ends"
 
 Scalar = int | float | str | bool
 

@@ -6,6 +6,7 @@ never in ``context.state``, which travels with every message of a Flower deploym
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,14 @@ class Vault:
         if kept is None:
             self.write(name, value.encode())
         return kept in (None, value.encode())
+
+    def secret(self, name: str) -> bytes:
+        """Return 32 random bytes, drawn the first time and kept."""
+        kept = self.read(name)
+        if kept is None:
+            kept = os.urandom(32)
+            self.write(name, kept)
+        return kept
 
     def delete(self, name: str) -> None:
         """Remove what lies under ``name``."""

@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from models.errors import RequestError, unknown
 
-INPUT = "input"
+INPUT, OUTPUT = "input", "output"
 
 
 @dataclass(frozen=True)
@@ -104,6 +104,33 @@ class Cutter:
         node = self._node(name)
         return self._front(node), self._back(node)
 
+    def stages(self, first: str, last: str) -> tuple[nn.Module, nn.Module, nn.Module]:
+        """Return pre, main and post: ``post(main(pre(x)))`` is ``model(x)``.
+
+        Parameters
+        ----------
+        first, last : str
+            The layers after which ``pre`` and ``main`` end, as of :meth:`cut`. ``first`` may be
+            ``"input"``, so that ``pre`` does nothing, ``last`` ``"output"``, so that ``post``
+            does nothing.
+
+        Raises
+        ------
+        RequestError
+            As :meth:`cut`; or the first is not before the last.
+        """
+        start = None if first == INPUT else self._node(first)
+        if last == OUTPUT:
+            return *self.cut(first), nn.Identity()
+        end = self._node(last)
+        if start is not None and self._nodes.index(start) >= self._nodes.index(end):
+            raise RequestError(
+                f"the stages do not meet: '{first}' must come before '{last}'; in their order: "
+                f"{', '.join(self._cuts)}"
+            )
+        pre = nn.Identity() if start is None else self._front(start)
+        return pre, self._between(start, end), self._back(end)
+
     def costs(self, shape: tuple[int, int, int], batch: int = 64) -> list[CutCost]:
         """Return what each cut costs. Shapes are followed, nothing is computed.
 
@@ -177,15 +204,36 @@ class Cutter:
         graph.output(copies[end])
         return _assembled(self.model, graph)
 
+    def _between(self, start: fx.Node | None, end: fx.Node) -> nn.Module:
+        if start is None:
+            return self._front(end)
+        graph = fx.Graph()
+        copies = self._arrived(graph, start)
+        first, last = self._nodes.index(start), self._nodes.index(end)
+        inside = [
+            node
+            for place, node in enumerate(self._nodes[: last + 1])
+            if place > first or node.op == "get_attr"
+        ]
+        for node in self._part(inside, end):
+            copies[node] = graph.node_copy(node, copies.__getitem__)
+        graph.output(copies[end])
+        return _assembled(self.model, graph)
+
     def _back(self, start: fx.Node) -> nn.Module:
         graph = fx.Graph()
-        # What arrives is a leaf that wants a gradient, which no layer may overwrite.
-        copies = {start: graph.call_method("clone", (graph.placeholder("smashed"),))}
+        copies = self._arrived(graph, start)
         position = self._nodes.index(start)
         late = [n for i, n in enumerate(self._nodes) if i > position or n.op == "get_attr"]
         for node in self._part(late, start):
             copies[node] = graph.node_copy(node, copies.__getitem__)
         return _assembled(self.model, graph)
+
+    @staticmethod
+    def _arrived(graph: fx.Graph, start: fx.Node) -> dict[fx.Node, fx.Node]:
+        """Begin a graph with what arrives in place of a node's value."""
+        # It is a leaf that wants a gradient, which no layer may overwrite.
+        return {start: graph.call_method("clone", (graph.placeholder("smashed"),))}
 
     @staticmethod
     def _part(nodes: list[fx.Node], end: fx.Node) -> list[fx.Node]:

@@ -14,6 +14,7 @@ from flwr.serverapp import Grid, ServerApp
 from models.compute import Compute
 from strategies.dlmt.system import learn_disguised
 from strategies.experiment import Experiment
+from strategies.facemix.system import infer_mixed
 from strategies.loading import load_experiment
 from strategies.recorder import Recorder
 from strategies.split.system import learn
@@ -21,6 +22,7 @@ from strategies.themis.competition import compete
 
 SYSTEMS: dict[str, Callable[[Grid, Any, Recorder], None]] = {
     "dlmt": learn_disguised,
+    "facemix": infer_mixed,
     "split": learn,
     "themis": compete,
 }

@@ -105,20 +105,40 @@ class Exchanges:
         answer : callable
             Called with a node's name and what it said; returns the next request to it, or None.
         """
+
+        def answers(said: Mapping[str, T]) -> dict[str, RecordDict]:
+            following = {name: answer(name, value) for name, value in said.items()}
+            return {name: content for name, content in following.items() if content is not None}
+
+        self.confer(kind, first, read, answers)
+
+    def confer(
+        self,
+        kind: str,
+        first: Mapping[str, RecordDict],
+        read: Callable[[RecordDict], T],
+        answers: Callable[[Mapping[str, T]], Mapping[str, RecordDict]],
+    ) -> None:
+        """Talk with all nodes at once, and answer together those whose words came together.
+
+        Parameters
+        ----------
+        first, read
+            As in :meth:`converse`.
+        answers : callable
+            Called with what some nodes said, by name; returns the next request to each of them
+            that there is more to say to.
+        """
         self._collect_late()
         flying: dict[str, _Sent] = {}
         self._push(kind, {n: c for n, c in first.items() if self._reachable(n)}, flying)
         while flying:
             looked = time.monotonic()
             arrived = list(self.grid.pull_messages(list(flying)))
-            following: dict[str, RecordDict] = {}
-            for message in arrived:
-                sent = flying.pop(message.metadata.reply_to_message_id)
-                said = self._said(kind, sent, message, read)
-                next_request = None if said is None else answer(sent.node, said)
-                if next_request is not None:
-                    following[sent.node] = next_request
-            self._push(kind, following, flying)
+            heard = [(flying.pop(m.metadata.reply_to_message_id), m) for m in arrived]
+            words = {sent.node: self._said(kind, sent, message, read) for sent, message in heard}
+            said = {name: value for name, value in words.items() if value is not None}
+            self._push(kind, answers(said) if said else {}, flying)
             self._expire(flying)
             if not arrived and flying:
                 # Grids that wait for a reply by themselves are not made to wait twice.

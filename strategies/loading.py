@@ -14,6 +14,7 @@ from models.errors import RequestError, unknown
 from strategies.dlmt.experiment import DlmtExperiment
 from strategies.experiment import Experiment
 from strategies.explain import explained, keys_of, misplaced_booleans, source_of
+from strategies.facemix.experiment import FacemixExperiment
 from strategies.split.experiment import SplitExperiment
 from strategies.themis.experiment import ThemisExperiment
 
@@ -21,6 +22,7 @@ from strategies.themis.experiment import ThemisExperiment
 SHIPPED = Path(__file__).parent.parent / "simulations" / "experiments"
 SYSTEMS: dict[str, type[Experiment]] = {
     "dlmt": DlmtExperiment,
+    "facemix": FacemixExperiment,
     "split": SplitExperiment,
     "themis": ThemisExperiment,
 }

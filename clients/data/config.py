@@ -30,6 +30,8 @@ class DataConfig(BaseModel):
         Whether to download the set through torchvision if it is not there.
     label : str or None
         Name of the label column; by default the set's usual one.
+    attributes : tuple of str
+        Binary attributes besides the label, as of :mod:`clients.data.attributes`.
     image_size : int or None
         Side of the square that images are resized to, in pixels; by default their own if they
         are square, 64 for ``celeba``, ``lfw`` and ``att-faces``.
@@ -66,6 +68,7 @@ class DataConfig(BaseModel):
     path: Path | None = None
     download: bool = False
     label: str | None = None
+    attributes: tuple[str, ...] = ()
     image_size: int | None = Field(None, ge=MIN_SIDE, le=1024)
     margin: int = Field(0, ge=0, le=64)
     channels: Channels | None = None

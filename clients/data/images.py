@@ -43,6 +43,8 @@ class ImageSet:
         What is done to images before anybody sees them, margin and all.
     stored : Span
         Where the values of ``images`` lie.
+    attributes : ndarray of int64, shape (n, A)
+        Which of these rows has which binary attribute.
     """
 
     images: NDArray[np.generic]
@@ -54,6 +56,7 @@ class ImageSet:
     margin: int = 0
     disguise: Disguise | None = None
     stored: Span = field(default_factory=Span)
+    attributes: NDArray[np.int64] = field(default_factory=lambda: np.zeros((0, 0), np.int64))
     _normalised: bool = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -166,7 +169,12 @@ class ImageSet:
 
     def subset(self, positions: Positions) -> ImageSet:
         """Return the part that holds only the images at ``positions``, without copying any."""
-        return replace(self, rows=self.rows[positions], labels=self.labels[positions])
+        return replace(
+            self,
+            rows=self.rows[positions],
+            labels=self.labels[positions],
+            attributes=self.attributes[positions] if self.attributes.size else self.attributes,
+        )
 
     def denormalise(self, x: Tensor) -> Tensor:
         """Return normalised images in units of [0, 1]; shape (…, C, H, W), on any device."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 import numpy as np
@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from clients.data.attributes import attributes_of
 from clients.data.cache import Stored, fetch
 from clients.data.config import DataConfig
 from clients.data.errors import DataError
@@ -51,6 +52,8 @@ class Splits:
         The fingerprint of that key, empty if images are plain.
     train, validation, test : ImageSet
         The parts.
+    attributes : list of str
+        Names of the binary attributes, none unless they are asked for.
     """
 
     name: str
@@ -63,6 +66,7 @@ class Splits:
     train: ImageSet
     validation: ImageSet
     test: ImageSet
+    attributes: list[str] = field(default_factory=list)
 
 
 def load(config: DataConfig, seed: int) -> Splits:
@@ -89,6 +93,7 @@ def load(config: DataConfig, seed: int) -> Splits:
     label = config.label or _usual_label(entry, stored)
     names = entry.class_names.get(label) or stored.class_names.get(label)
     labels, class_names = class_labels(stored, label, names)
+    attributes, attribute_names = _attributes(entry, stored, config)
     own = _keeps_own_test(config, stored)
     if own and names is None:
         _check_classes_known(labels, class_names, stored)
@@ -122,13 +127,14 @@ def load(config: DataConfig, seed: int) -> Splits:
             config.margin,
             disguise,
             before.span if before else Span(),
+            attributes[rows] if attribute_names else attributes,
         )
 
     plain = torch.zeros(channels, 1, 1), torch.ones(channels, 1, 1)
     mean, std = _normalisation(entry, config, channels) or plain
     if config.by_training:
         mean, std = part("train", *plain).statistics()
-    content = _digest(stored.fingerprint, stored.images.shape, label)
+    content = _digest(stored.fingerprint, stored.images.shape, label, *attribute_names)
     fingerprint = key.fingerprint if key else before.key if before else ""
     return Splits(
         name=config.name,
@@ -141,6 +147,7 @@ def load(config: DataConfig, seed: int) -> Splits:
         train=part("train", mean, std),
         validation=part("validation", mean, std),
         test=part("test", mean, std),
+        attributes=attribute_names,
     )
 
 
@@ -148,6 +155,15 @@ def load(config: DataConfig, seed: int) -> Splits:
 def load_once(config: str, seed: int) -> Splits:
     """Return a data set that all nodes of one process share; the settings as JSON."""
     return load(DataConfig.model_validate_json(config), seed)
+
+
+def _attributes(
+    entry: Entry, stored: Stored, config: DataConfig
+) -> tuple[NDArray[np.int64], list[str]]:
+    if not config.attributes:
+        return np.zeros((0, 0), np.int64), []
+    names = {**stored.class_names, **entry.class_names}
+    return attributes_of(stored, config.attributes, names)
 
 
 def _usual_label(entry: Entry, stored: Stored) -> str:

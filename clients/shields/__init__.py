@@ -25,6 +25,8 @@ from clients.shields.laplace import (
     PixelLaplace,
     PixelLaplaceConfig,
 )
+from clients.shields.mixing import Mixing, MixingConfig
+from clients.shields.obfuscation import LowResolution, LowResolutionConfig, Noise, NoiseConfig
 from clients.shields.plain import NoShield, NoShieldConfig
 from models.errors import RequestError, unknown
 
@@ -44,6 +46,9 @@ SHIELDS: dict[str, tuple[type[ShieldConfig], type[Shield]]] = {
     "batch-norm-laplace": (BatchNormLaplaceConfig, BatchNormLaplace),
     "clip-gaussian": (ClipGaussianConfig, ClipGaussian),
     "clip-laplace": (ClipLaplaceConfig, ClipLaplace),
+    "low-resolution": (LowResolutionConfig, LowResolution),
+    "mixing": (MixingConfig, Mixing),
+    "noise": (NoiseConfig, Noise),
     "none": (NoShieldConfig, NoShield),
     "norm-gaussian": (NormGaussianConfig, NormGaussian),
     "pixel-laplace": (PixelLaplaceConfig, PixelLaplace),

@@ -9,7 +9,8 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from clients.shields.disguises.steps import Shape, Span, Step, Tensors, ordered, shuffled
+from clients.shields.disguises.steps import Shape, Span, Step, Tensors, ordered
+from clients.shields.draws import shuffled
 from models.randomness import Randomness
 
 

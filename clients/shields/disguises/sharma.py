@@ -6,7 +6,6 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
 import torch
 
 from clients.shields.disguises.noise import NOISE_KEY, noise_key, noises
@@ -17,9 +16,9 @@ from clients.shields.disguises.steps import (
     Tensors,
     WrongKeyError,
     ordered,
-    shuffled,
     whole_number,
 )
+from clients.shields.draws import orthogonal, shuffled
 from models.errors import RequestError
 from models.randomness import Randomness
 
@@ -118,15 +117,6 @@ class Sharma(Step):
         if values.numel() and float((values - whole).abs().max()) > ROUNDING:
             raise WrongKeyError
         return whole
-
-
-def orthogonal(shape: tuple[int, ...], randomness: Randomness) -> torch.Tensor:
-    """Return matrices (…, b, b), uniform over all orthogonal ones, as float32."""
-    normal = randomness.standard_normal(shape, dtype=np.float64)
-    q, r = np.linalg.qr(normal)
-    # QR alone prefers some; the signs of r's diagonal make it uniform (Mezzadri 2007).
-    signs = np.sign(np.diagonal(r, axis1=-2, axis2=-1))[..., None, :]
-    return torch.from_numpy((q * signs).astype(np.float32))
 
 
 def cut(images: torch.Tensor, side: int) -> torch.Tensor:

@@ -139,12 +139,6 @@ def drawn(most: int, shape: tuple[int, ...], randomness: Randomness) -> torch.Te
     return torch.from_numpy((bits % np.uint64(most)).astype(np.int64).reshape(shape) + 1)
 
 
-def shuffled(shape: tuple[int, ...], randomness: Randomness) -> torch.Tensor:
-    """Return permutations of the last dimension, int64."""
-    bits = np.frombuffer(randomness.bytes(8 * math.prod(shape)), np.uint64).reshape(shape)
-    return torch.from_numpy(np.argsort(bits, axis=-1, kind="stable"))
-
-
 def ordered(orders: torch.Tensor) -> bool:
     """Tell whether the last dimension holds permutations."""
     return bool((orders.sort(-1).values == torch.arange(orders.shape[-1])).all())

@@ -1,0 +1,148 @@
+"""Binary attributes of images, such as a face's, from the columns of a data set.
+
+An attribute is written as a column that says yes or no (``Smiling``), as one value of a column
+(``race=Asian``), or as a range of whole numbers, both ends included (``age:20-39``). ``*`` stands
+for every column that says yes or no.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from clients.data.cache import Stored
+from clients.data.errors import DataError
+
+EVERY = "*"
+_WRITTEN = re.compile(r"(?P<column>[^=:]+)(?:=(?P<value>.+)|:(?P<low>\d+)-(?P<high>\d+))?")
+
+Attributes = NDArray[np.int64]
+
+
+def attributes_of(
+    stored: Stored, wanted: Sequence[str], names: Mapping[str, Sequence[str]]
+) -> tuple[Attributes, list[str]]:
+    """Return which image has which attribute, and their names.
+
+    Parameters
+    ----------
+    stored : Stored
+        The data set.
+    wanted : sequence of str
+        As above.
+    names : mapping of str to sequence of str
+        Of a column's classes 0, 1, 2, …, where they are known.
+
+    Returns
+    -------
+    attributes : ndarray of int64, shape (N, A)
+        0 or 1.
+    names : list of str
+
+    Raises
+    ------
+    DataError
+        If one makes no sense, its column is not there, has nulls or does not say yes or no; or
+        all images or none have it.
+    """
+    written = [name for each in wanted for name in (_binary(stored) if each == EVERY else [each])]
+    if repeated := {name for name in written if written.count(name) > 1}:
+        raise DataError(f"attributes: {', '.join(sorted(repeated))} is named twice")
+    columns = [_one(stored, name, names) for name in written]
+    for name, column in zip(written, columns, strict=True):
+        if column.min() == column.max():
+            holds = "every image has" if column.all() else "no image has"
+            raise DataError(f"attributes: {holds} '{name}' in {stored.base}; leave it out")
+    return np.stack(columns, axis=1), written
+
+
+def _one(stored: Stored, written: str, names: Mapping[str, Sequence[str]]) -> Attributes:
+    parts = _WRITTEN.fullmatch(written)
+    if parts is None:
+        raise DataError(
+            f"attributes: '{written}' makes no sense; allowed: COLUMN, COLUMN=VALUE, "
+            f"COLUMN:LOW-HIGH, or {EVERY}"
+        )
+    column = _column(stored, parts["column"])
+    if parts["value"] is not None:
+        return _equal(column, parts["column"], parts["value"], names.get(parts["column"]))
+    if parts["low"] is not None:
+        return _within(column, written, int(parts["low"]), int(parts["high"]))
+    if not _is_binary(column):
+        raise DataError(
+            f"attributes: column '{written}' does not say yes or no, it holds "
+            f"{_shown(column)}; write '{written}=VALUE'"
+            + (f" or '{written}:LOW-HIGH'" if pa.types.is_integer(column.type) else "")
+        )
+    return np.asarray(column.cast(pa.int64()))
+
+
+def _column(stored: Stored, name: str) -> pa.ChunkedArray:
+    if name not in stored.columns.column_names:
+        allowed = ", ".join(stored.columns.column_names) or "none"
+        raise DataError(
+            f"attributes: there is no column '{name}' in {stored.base}; have: {allowed}"
+        )
+    column = stored.columns[name]
+    if column.null_count:
+        row = int(np.flatnonzero(pc.is_null(column).to_numpy())[0])
+        raise DataError(
+            f"{stored.origin(row)}, column '{name}': is null ({column.null_count} such): fill in "
+            "or remove the row"
+        )
+    return column
+
+
+def _equal(
+    column: pa.ChunkedArray, name: str, value: str, names: Sequence[str] | None
+) -> Attributes:
+    if pa.types.is_boolean(column.type):
+        column = column.cast(pa.int64())
+    if pa.types.is_integer(column.type):
+        known = {known: str(number) for number, known in enumerate(names or ())}
+        value = known.get(value, value)
+    said = np.asarray([str(each) for each in column.to_pylist()])
+    if value not in said:
+        allowed = ", ".join(names) if names else _shown(column)
+        raise DataError(f"attributes: no image has {name}={value}; column '{name}' holds {allowed}")
+    same: Attributes = (said == value).astype(np.int64)
+    return same
+
+
+def _within(column: pa.ChunkedArray, written: str, low: int, high: int) -> Attributes:
+    if not pa.types.is_integer(column.type):
+        raise DataError(f"attributes: '{written}': the column holds {column.type}, not numbers")
+    values = np.asarray(column)
+    inside: Attributes = ((low <= values) & (values <= high)).astype(np.int64)
+    return inside
+
+
+def _binary(stored: Stored) -> list[str]:
+    columns = stored.columns
+    found = [
+        n for n in columns.column_names if not columns[n].null_count and _is_binary(columns[n])
+    ]
+    if not found:
+        raise DataError(
+            f"attributes: {EVERY}: no column of {stored.base} says yes or no; it has: "
+            f"{', '.join(columns.column_names) or 'none'}"
+        )
+    return found
+
+
+def _is_binary(column: pa.ChunkedArray) -> bool:
+    kind = column.type
+    if pa.types.is_boolean(kind):
+        return True
+    return bool(pa.types.is_integer(kind) and set(pc.unique(column).to_pylist()) <= {0, 1})
+
+
+def _shown(column: pa.ChunkedArray) -> str:
+    values = sorted(map(str, pc.unique(column).to_pylist()))
+    more = f" and {len(values) - 5} more" if len(values) > 5 else ""
+    return ", ".join(values[:5]) + more

@@ -1,0 +1,386 @@
+"""An edge of FaceMix: private images, the first and the last layers, keys that live for a request.
+
+What the cloud computes for it is mixed (see :mod:`clients.shields.mixing`); what it predicts stays
+in its vault.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, get_args
+
+import numpy as np
+import torch
+from torch import nn
+
+from clients import protocol
+from clients.assignments import InferenceAssignment
+from clients.data import ImageSet, Part, Splits, load_once, own_images
+from clients.shields.draws import shuffled
+from clients.shields.mixing import MixingConfig
+from clients.shields.stages import Staged, staged_once
+from clients.vault import Vault
+from models import packing
+from models.attributes import answered, attribute_loss, balancing, confusion
+from models.augmentation import AUGMENTATIONS
+from models.compute import Compute
+from models.cut import OUTPUT
+from models.randomness import Randomness, SecretGenerator, numpy_generator, torch_generator
+
+ENDS = "ends"
+Numbers = dict[str, int | float]
+Arrays = dict[str, np.ndarray]
+Tensors = Mapping[str, torch.Tensor]
+
+
+@dataclass
+class Asked:
+    """One request that waits for its answer.
+
+    Attributes
+    ----------
+    rows : ndarray of int64
+        Which of the own images it asks about, the decoys among them.
+    real : ndarray of bool
+        Which of these are no decoys.
+    secret : object
+        What the shield needs to restore the answer.
+    sent : Tensor
+        What left, with its graph in training.
+    """
+
+    rows: np.ndarray
+    real: np.ndarray
+    secret: Any = field(repr=False)
+    sent: torch.Tensor
+
+
+@dataclass
+class Step:
+    """One batch of split training, between its messages."""
+
+    number: tuple[int, int]
+    asked: Asked
+    attributes: torch.Tensor
+    gradient: np.ndarray | None = None
+
+
+class InferenceEdge:
+    """One edge's side of every exchange.
+
+    Parameters
+    ----------
+    vault : Vault
+        Where its stages, its key and its predictions lie.
+    assignment : InferenceAssignment
+    """
+
+    def __init__(self, vault: Vault, assignment: InferenceAssignment) -> None:
+        a = assignment
+        self.vault = vault
+        self.assignment = a
+        self.compute = Compute(a.compute)
+        self.data: Splits = load_once(a.data.model_dump_json(), a.data_seed)
+        built: Staged = staged_once(
+            a.model, len(self.data.attributes), self.data.shape, a.stages, a.shield, a.largest
+        )
+        self.shield = built.shield
+        # A copy: the model is shared with the other edges of this process.
+        self.ends: nn.ModuleList = self.compute.host(copy.deepcopy(built.ends))  # type: ignore[assignment]
+        self._shares: dict[Part, ImageSet] = {part: self._share(part) for part in get_args(Part)}
+        self._pending: dict[int, Asked] = {}
+        self._step: Step | None = None
+        self._adopted = False
+
+    def introduced(self) -> dict[str, int | str]:
+        """Return what the cloud is told of the data."""
+        return {
+            "classes": self.data.num_classes,
+            "key": self.data.key,
+            "shape": "x".join(map(str, self.data.shape)),
+            "attributes": len(self.data.attributes),
+            **{part: len(images) for part, images in self._shares.items()},
+        }
+
+    def roll_back(self, turn: int) -> None:  # noqa: ARG002
+        """Forget what waits for an answer: a run that goes back asks for all of a case again."""
+        self._pending.clear()
+
+    def _share(self, part: Part) -> ImageSet:
+        a = self.assignment
+        return own_images(self.data, part, a.partition, a.partitions, a.data.partition, a.data_seed)
+
+    # ------------------------------------------------------------------------- stages
+
+    def adopt(self, arrays: Tensors) -> None:
+        """Take the first and the last stage, and by what images are normalised, from the cloud.
+
+        Parameters
+        ----------
+        arrays : mapping of str to Tensor
+            ``weights`` and ``buffers``, as packed; ``normalisation``, (2, C).
+
+        Raises
+        ------
+        ValueError
+            If they do not fit the model.
+        """
+        self._load(arrays)
+        self.vault.save(f"{self.assignment.case}-{ENDS}", dict(arrays), {})
+        self._adopted = True
+
+    def _load(self, arrays: Tensors) -> None:
+        packing.load_model_arrays(self.ends, arrays)
+        if "normalisation" in arrays:
+            mean, std = arrays["normalisation"].float()[:, :, None, None]
+            self._shares = {
+                part: replace(images, mean=mean, std=std) for part, images in self._shares.items()
+            }
+
+    def _ready(self) -> None:
+        """Take the stages from the vault, in a process that has not met them."""
+        if self._adopted:
+            return
+        kept = self.vault.load(f"{self.assignment.case}-{ENDS}")
+        if kept is None:
+            raise RuntimeError("this edge has not been given its stages yet")
+        self._load(kept[0])
+        self._adopted = True
+
+    # ----------------------------------------------------------------------- requests
+
+    @property
+    def requests(self) -> int:
+        """How many requests its test images make."""
+        return -(-len(self._shares["test"]) // self.assignment.request)
+
+    def ask(self, number: int) -> np.ndarray:
+        """Return what leaves of one request: its images behind ``pre`` and the shield.
+
+        Raises
+        ------
+        ValueError
+            If there is no such request.
+        """
+        self._ready()
+        if not 0 <= number < self.requests:
+            raise ValueError(f"request {number} of {self.requests}")
+        asked = self._pending[number] = self._asked(number)
+        return protocol.on_wire(asked.sent, self.assignment.wire)
+
+    def _asked(self, number: int) -> Asked:
+        images, randomness = self._shares["test"], self._randomness("request", number)
+        rows, real = self._with_decoys(number, len(images), randomness)
+        x, _ = images.batch(rows)
+        with torch.no_grad():
+            features = self.compute.outputs(self.ends[0].eval(), self.compute.place(x))
+            sent, secret = self.shield.protect(features, randomness)
+        return Asked(rows, real, secret, sent)
+
+    def _with_decoys(
+        self, number: int, count: int, randomness: Randomness
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return a request's images and other own ones that fill its groups, in any order.
+
+        Copies of the same image would mix to that image: decoys are others, where there are any.
+        """
+        size = self.assignment.request
+        own = np.arange(number * size, min((number + 1) * size, count))
+        config = self.assignment.shield
+        missing = -len(own) % config.group if isinstance(config, MixingConfig) else 0
+        others = np.setdiff1d(np.arange(count), own)
+        others = others if len(others) else own
+        drawn = others[shuffled((len(others),), randomness).numpy()]
+        rows = np.concatenate([own, np.resize(drawn, missing)])
+        order = shuffled((len(rows),), randomness).numpy()
+        return rows[order], (np.arange(len(rows)) < len(own))[order]
+
+    def answer(self, number: int, outputs: torch.Tensor) -> None:
+        """Finish a request with what the cloud made of it, and keep what is predicted.
+
+        Raises
+        ------
+        ValueError
+            If the answer is none to this request: another shape, NaN or infinity.
+        """
+        self._ready()
+        # In a fresh process the key is drawn again, from the vault's secret.
+        asked = self._pending.get(number) or self._asked(number)
+        if len(outputs) != len(asked.sent) or not packing.all_finite(outputs):
+            raise ValueError(
+                f"request {number}: the answer has {len(outputs)} rows of {len(asked.sent)}, or "
+                "NaN or infinity"
+            )
+        with torch.no_grad():
+            restored = self.shield.restore(self.compute.place(outputs.float()), asked.secret)
+            logits = self.compute.outputs(self.ends[1].eval(), restored).cpu()
+        own = torch.from_numpy(asked.real)
+        kept = {
+            "rows": torch.from_numpy(asked.rows)[own],
+            "answers": answered(logits)[own].to(torch.uint8),
+        }
+        self.vault.save(self._answers(number), kept, {})
+        self._pending.pop(number, None)
+
+    def answer_alone(self) -> None:
+        """Answer all requests without anybody, where everything is computed here."""
+        self._ready()
+        for number in range(self.requests):
+            self.answer(number, self._asked(number).sent)
+
+    @property
+    def alone(self) -> bool:
+        """Whether nothing is computed elsewhere."""
+        return self.assignment.stages[0] == OUTPUT
+
+    def _answers(self, number: int) -> str:
+        return f"{self.assignment.case}-answers-{number:06d}"
+
+    def counts(self) -> np.ndarray:
+        """Return how often which answer was right, (A, 2, 2): truth, then answer.
+
+        Raises
+        ------
+        RuntimeError
+            If this edge reports nothing, or has not all answers.
+        """
+        if not self.assignment.report:
+            raise RuntimeError("this edge keeps to itself how often it was right")
+        truth = torch.from_numpy(self._shares["test"].attributes)
+        total = torch.zeros(truth.shape[1], 2, 2, dtype=torch.int64)
+        for number in range(self.requests):
+            kept = self.vault.load(self._answers(number))
+            if kept is None:
+                raise RuntimeError(f"request {number} of {self.requests} was not answered")
+            total += confusion(kept[0]["answers"].long(), truth[kept[0]["rows"]])
+        counted: np.ndarray = total.numpy()
+        return counted
+
+    # ----------------------------------------------------------------------- training
+
+    def mixtures(self, epoch: int, number: int, arrays: Tensors) -> np.ndarray:
+        """Return what leaves of one training batch.
+
+        Parameters
+        ----------
+        epoch, number : int
+            Which batch.
+        arrays : mapping of str to Tensor
+            The stages as they are now, as of :meth:`adopt`.
+        """
+        step = self._begun(epoch, number, arrays)
+        return protocol.on_wire(step.asked.sent.detach(), self.assignment.wire)
+
+    def loss(
+        self, epoch: int, number: int, share: float, arrays: Tensors
+    ) -> tuple[Numbers, np.ndarray]:
+        """Return loss, and gradient on what the cloud made of a batch.
+
+        Parameters
+        ----------
+        share : float
+            Of this edge's images in the whole batch.
+        arrays : mapping of str to Tensor
+            ``outputs``; and the stages, if another process may have made the mixtures.
+        """
+        step = self._at(epoch, number, arrays)
+        outputs = self.compute.place(arrays["outputs"].float()).requires_grad_()
+        restored = self.shield.restore(outputs, step.asked.secret)
+        logits = self.compute.outputs(self.ends[1], restored)
+        loss = attribute_loss(logits, step.attributes, self._class_weights)
+        (loss * share).backward()  # type: ignore[no-untyped-call]
+        assert outputs.grad is not None
+        step.gradient = protocol.on_wire(outputs.grad, "float32")
+        return {"loss": float(loss.detach()), "num-examples": len(logits)}, step.gradient
+
+    def gradients(self, epoch: int, number: int, share: float, arrays: Tensors) -> Arrays:
+        """Return the stages' gradients on a batch, and their buffers.
+
+        Parameters
+        ----------
+        arrays : mapping of str to Tensor
+            ``gradient`` on the mixtures; in a fresh process also as of :meth:`loss`.
+        """
+        step = self._at(epoch, number, arrays)
+        if step.gradient is None:
+            self.loss(epoch, number, share, arrays)
+        if step.asked.sent.requires_grad:
+            step.asked.sent.backward(self.compute.place(arrays["gradient"].float()))  # type: ignore[no-untyped-call]
+        found = [p.grad if p.grad is not None else torch.zeros_like(p) for p in self._parameters]
+        self._step = None
+        return {
+            "weights": packing.packed(found),
+            "buffers": packing.packed(list(self.ends.buffers())),
+        }
+
+    @cached_property
+    def _class_weights(self) -> torch.Tensor | None:
+        if self.assignment.class_weights == "none":
+            return None
+        return balancing(torch.from_numpy(self._shares["train"].attributes))
+
+    @property
+    def _parameters(self) -> list[nn.Parameter]:
+        return list(self.ends.parameters())
+
+    def _at(self, epoch: int, number: int, arrays: Tensors) -> Step:
+        if self._step is None or self._step.number != (epoch, number):
+            return self._begun(epoch, number, arrays)
+        return self._step
+
+    def _begun(self, epoch: int, number: int, arrays: Tensors) -> Step:
+        """Compute a batch as far as it leaves, with the stages that came along."""
+        a, images = self.assignment, self._shares["train"]
+        self._load(arrays)
+        self.ends.train().zero_grad()
+        rows = batch_rows(a.seed, a.partition, epoch, number, len(images), a.batch_size)
+        x, _ = images.batch(rows)
+        x = augmented(x, images.black, a.augment, a.seed, a.partition, epoch, number)
+        features = self.compute.outputs(self.ends[0], self.compute.place(x))
+        sent, secret = self.shield.protect(features, self._randomness("batch", epoch, number))
+        attributes = torch.from_numpy(images.attributes[rows]).to(self.compute.device)
+        everything = np.ones(len(rows), bool)
+        self._step = Step((epoch, number), Asked(rows, everything, secret, sent), attributes)
+        return self._step
+
+    # ---------------------------------------------------------------------------- keys
+
+    def _randomness(self, *purpose: str | int) -> Randomness:
+        """Return what the key of one request or batch is drawn from.
+
+        A secret one hangs on the stages too: asked again the edge says the same, and with other
+        stages it draws anew.
+        """
+        a = self.assignment
+        if a.keys == "seeded":
+            return numpy_generator(a.seed, "mixing", a.partition, *purpose)
+        digest = hashlib.blake2b(self.assignment.fingerprint().encode(), digest_size=16)
+        for values in packing.model_arrays(self.ends).values():
+            digest.update(values.tobytes())
+        what = "/".join(map(str, purpose)).encode()
+        return SecretGenerator(self.vault.secret("mixing.key"), digest.digest() + what)
+
+
+def batch_rows(
+    seed: int, partition: int, epoch: int, number: int, images: int, size: int
+) -> np.ndarray:
+    """Return which images make one batch of an epoch; all but the last are full."""
+    order = numpy_generator(seed, "order", partition, epoch).permutation(images)
+    sizes = protocol.batch_sizes(images, size)
+    if not 0 <= number < len(sizes):
+        raise ValueError(f"batch {number} of an epoch of {len(sizes)} was asked for")
+    start = sum(sizes[:number])
+    rows: np.ndarray = order[start : start + sizes[number]]
+    return rows
+
+
+def augmented(
+    x: torch.Tensor, black: torch.Tensor, name: str, seed: int, *place: int
+) -> torch.Tensor:
+    """Return a batch augmented by the draws of its own place: partition, epoch, number."""
+    augment = AUGMENTATIONS.get(name)
+    return augment(x, black, torch_generator(seed, "augment", *place)) if augment else x

@@ -1,0 +1,28 @@
+"""Random matrices and orders, from a seed's stream or from the system's randomness."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+
+from models.randomness import Randomness
+
+
+def orthogonal(shape: tuple[int, ...], randomness: Randomness) -> torch.Tensor:
+    """Return matrices (…, b, b), uniform over all orthogonal ones, as float32.
+
+    The same distribution as of ``scipy.stats.ortho_group``, which takes no secret randomness.
+    """
+    normal = randomness.standard_normal(shape, dtype=np.float64)
+    q, r = np.linalg.qr(normal)
+    # QR alone prefers some; the signs of r's diagonal make it uniform (Mezzadri 2007).
+    signs = np.sign(np.diagonal(r, axis1=-2, axis2=-1))[..., None, :]
+    return torch.from_numpy((q * signs).astype(np.float32))
+
+
+def shuffled(shape: tuple[int, ...], randomness: Randomness) -> torch.Tensor:
+    """Return permutations of the last dimension, int64."""
+    bits = np.frombuffer(randomness.bytes(8 * math.prod(shape)), np.uint64).reshape(shape)
+    return torch.from_numpy(np.argsort(bits, axis=-1, kind="stable"))

@@ -1,0 +1,172 @@
+"""FaceMix: groups of examples mixed by random orthogonal matrices, and shuffled (paper 003)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from pydantic import Field
+
+from clients.shields.base import Guarantee, Shield, ShieldConfig
+from clients.shields.draws import orthogonal, shuffled
+from models.randomness import Randomness
+
+AT_ONCE = 2**10
+"""Features that are worked on together where nothing is trained: what fits a core's cache."""
+
+SEPARABLE = (
+    "an obfuscation: examples of a group are mixed, not hidden; images are not independent "
+    "noise, so independent component analysis can take them apart",
+)
+
+
+class MixingConfig(ShieldConfig):
+    """How examples are mixed.
+
+    Attributes
+    ----------
+    group : int
+        Examples that are mixed with each other, S_G. 1: none are.
+    shuffle : bool
+        Whether the mixtures of all groups are put in another order.
+    pad : bool
+        Whether a last group that is not full is filled with examples of the others, which is
+        undone. Otherwise it is an error.
+    """
+
+    name: Literal["mixing"] = "mixing"
+    group: int = Field(default=8, ge=1, le=1024)
+    shuffle: bool = True
+    pad: bool = True
+
+
+@dataclass(frozen=True)
+class MixingKey:
+    """What undoes one request's mixing, and is used once: it never leaves the edge.
+
+    Attributes
+    ----------
+    matrices : Tensor of shape (groups, S_G, S_G)
+        Orthogonal.
+    order : int64 tensor of shape (groups · S_G,) or None
+        Which mixture stands at each place.
+    count : int
+        Of examples, without those that filled the last group.
+    """
+
+    matrices: torch.Tensor = field(repr=False)
+    order: torch.Tensor | None = field(repr=False)
+    count: int
+
+
+class Mixing(Shield):
+    """Eq. (4) of paper 003 in groups (§3.5), each with an orthogonal matrix of its own (§3.4).
+
+    Rows of a group become ``A x``; ``Aᵀ`` is the inverse of Eq. (6). What comes back is restored
+    exactly if it is linear in what was sent, and nearly so if a model was trained with mixing.
+    """
+
+    config: MixingConfig
+
+    def protect(
+        self, tensor: torch.Tensor, randomness: Randomness
+    ) -> tuple[torch.Tensor, MixingKey]:
+        """Return mixtures, (groups · S_G, *shape), and the key; see :meth:`Shield.protect`."""
+        rows = self._filled(self.checked(tensor), randomness)
+        size = self.config.group
+        key = MixingKey(
+            self._matrices(len(rows) // size, randomness).to(tensor.device),
+            shuffled((len(rows),), randomness).to(tensor.device) if self.config.shuffle else None,
+            len(tensor),
+        )
+        with torch.autocast(tensor.device.type, enabled=False):
+            return _mixed(rows, key), key
+
+    def restore(self, tensor: torch.Tensor, secret: MixingKey) -> torch.Tensor:
+        """Return what came back of each example, (B, …), from that of the mixtures.
+
+        Raises
+        ------
+        ValueError
+            If there are not as many rows as were sent.
+        """
+        groups, size, _ = secret.matrices.shape
+        if len(tensor) != groups * size:
+            raise ValueError(f"{len(tensor)} rows came back of {groups * size} that were sent")
+        with torch.autocast(tensor.device.type, enabled=False):
+            return _unmixed(tensor.float(), secret)[: secret.count]
+
+    def held(self) -> Guarantee:
+        """Return that there is none, and why."""
+        return Guarantee("record", None, reasons=SEPARABLE)
+
+    def _matrices(self, groups: int, randomness: Randomness) -> torch.Tensor:
+        size = self.config.group
+        if size == 1:
+            return torch.ones(groups, 1, 1)
+        return orthogonal((groups, size, size), randomness)
+
+    def _filled(self, tensor: torch.Tensor, randomness: Randomness) -> torch.Tensor:
+        count, size = len(tensor), self.config.group
+        missing = -count % size
+        if not missing:
+            return tensor
+        if not self.config.pad:
+            raise ValueError(
+                f"{count} examples are no whole groups of {size}; send a multiple of {size}, or "
+                "set pad: true"
+            )
+        # Others first, so that a group holds different examples where there are enough.
+        others = shuffled((count,), randomness).repeat(-(-missing // count))[:missing]
+        return torch.cat([tensor, tensor[others.to(tensor.device)]])
+
+
+def _mixed(rows: torch.Tensor, key: MixingKey) -> torch.Tensor:
+    """Return ``A x`` of each group, in the key's order."""
+    flat = _as_stored(rows).reshape(*key.matrices.shape[:2], -1)
+    if torch.is_grad_enabled() and rows.requires_grad:
+        mixed = torch.bmm(key.matrices, flat).reshape(len(rows), -1)
+        return _like(rows, mixed if key.order is None else mixed[key.order])
+    out = flat.new_empty(len(rows), flat.shape[2])
+    for part in _parts(flat.shape[2]):
+        mixed = torch.bmm(key.matrices, flat[:, :, part]).reshape(len(rows), -1)
+        out[:, part] = mixed if key.order is None else mixed.index_select(0, key.order)
+    return _like(rows, out)
+
+
+def _unmixed(rows: torch.Tensor, key: MixingKey) -> torch.Tensor:
+    """Return ``Aᵀ y`` of each group, from rows in the key's order."""
+    matrices = key.matrices.mT.contiguous()
+    groups, size, _ = matrices.shape
+    places = None if key.order is None else key.order.argsort()
+    flat = _as_stored(rows).reshape(len(rows), -1)
+    if torch.is_grad_enabled() and rows.requires_grad:
+        ordered = (flat if places is None else flat[places]).reshape(groups, size, -1)
+        return _like(rows, torch.bmm(matrices, ordered).reshape(len(rows), -1))
+    out = flat.new_empty(groups, size, flat.shape[1])
+    for part in _parts(flat.shape[1]):
+        ordered = flat[:, part] if places is None else flat[:, part].index_select(0, places)
+        out[:, :, part] = torch.bmm(matrices, ordered.reshape(groups, size, -1))
+    return _like(rows, out.reshape(len(rows), -1))
+
+
+def _channels_last(rows: torch.Tensor) -> bool:
+    return rows.ndim == 4 and rows.is_contiguous(memory_format=torch.channels_last)
+
+
+def _as_stored(rows: torch.Tensor) -> torch.Tensor:
+    """Return rows with their dimensions as they lie in memory: each is mixed as a whole."""
+    return rows.permute(0, 2, 3, 1) if _channels_last(rows) else rows
+
+
+def _like(rows: torch.Tensor, flat: torch.Tensor) -> torch.Tensor:
+    """Return what was made of rows in their shape and layout."""
+    if not _channels_last(rows):
+        return flat.reshape(rows.shape)
+    _, channels, height, width = rows.shape
+    return flat.reshape(-1, height, width, channels).permute(0, 3, 1, 2)
+
+
+def _parts(features: int) -> list[slice]:
+    return [slice(start, start + AT_ONCE) for start in range(0, features, AT_ONCE)]

@@ -1,0 +1,82 @@
+"""Noise and low resolution: obfuscations that paper 003 compares with."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch.nn.functional import adaptive_avg_pool2d, interpolate
+
+from clients.shields.base import Guarantee, Shape, Shield, ShieldConfig, draw
+from models.randomness import Randomness
+
+
+class NoiseConfig(ShieldConfig):
+    """Gaussian noise, anew for each value.
+
+    Attributes
+    ----------
+    variance : float
+        In units of what it is added to: of images, as they are normalised.
+    """
+
+    name: Literal["noise"] = "noise"
+    variance: float = Field(default=4.0, ge=0)
+
+
+class Noise(Shield):
+    """Adds N(0, variance). Without a bound of what it is added to, nothing is promised."""
+
+    config: NoiseConfig
+
+    def protect(self, tensor: torch.Tensor, randomness: Randomness) -> tuple[torch.Tensor, None]:
+        """Return the tensor with noise; see :meth:`Shield.protect`."""
+        tensor = self.checked(tensor)
+        noise = draw("gaussian", tuple(tensor.shape), self.config.variance**0.5, randomness)
+        return tensor + noise.to(tensor.device), None
+
+    def held(self) -> Guarantee:
+        """Return that there is none, and why."""
+        why = "an obfuscation: what noise is added to has no bound"
+        return Guarantee("record", None, reasons=(why,))
+
+
+class LowResolutionConfig(ShieldConfig):
+    """How few pixels are left.
+
+    Attributes
+    ----------
+    side : int
+        Of the image that is left, in pixels.
+    """
+
+    name: Literal["low-resolution"] = "low-resolution"
+    side: int = Field(default=16, ge=1)
+
+
+class LowResolution(Shield):
+    """Leaves the means of so many blocks a side, and shows them at the old size (bilinear)."""
+
+    config: LowResolutionConfig
+
+    def __init__(self, config: LowResolutionConfig, shape: Shape, batch: int) -> None:
+        super().__init__(config, shape, batch)
+        if len(shape) != 3 or config.side > min(shape[1:]):
+            raise ValueError(
+                f"{config.side}x{config.side} is no lower resolution of {'x'.join(map(str, shape))}"
+            )
+
+    def protect(
+        self,
+        tensor: torch.Tensor,
+        randomness: Randomness,  # noqa: ARG002
+    ) -> tuple[torch.Tensor, None]:
+        """Return the tensor with fewer details; see :meth:`Shield.protect`."""
+        left = adaptive_avg_pool2d(self.checked(tensor), self.config.side)
+        return interpolate(left, size=self.shape[1:], mode="bilinear", align_corners=False), None
+
+    def held(self) -> Guarantee:
+        """Return that there is none, and why."""
+        why = "an obfuscation: what it loses nobody gets back, what it leaves everybody can see"
+        return Guarantee("record", None, reasons=(why,))

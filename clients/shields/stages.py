@@ -1,0 +1,100 @@
+"""A model in three stages with a shield around the middle one: what paper 003 trains and serves."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+from torch import nn
+
+import models
+from clients.shields import ShieldConfig, build
+from clients.shields.base import Shape, Shield
+from clients.shields.front import activation_shape
+from models.attributes import LOGITS
+from models.cut import INPUT, OUTPUT, Cutter
+from models.randomness import Randomness
+
+
+class Staged(nn.Module):
+    """Eq. (2) of paper 003: the edge's ``pre`` and ``post``, and the cloud's ``main``.
+
+    Parameters
+    ----------
+    pre, main, post : Module
+    shield : Shield
+        Around ``main``.
+
+    Attributes
+    ----------
+    randomness : Generator or SystemGenerator or None
+        What the shield's next key is drawn from; None: there is no shield.
+    """
+
+    def __init__(self, pre: nn.Module, main: nn.Module, post: nn.Module, shield: Shield) -> None:
+        super().__init__()
+        self.pre, self.main, self.post = pre, main, post
+        self.shield = shield
+        self.randomness: Randomness | None = None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the logits of images (B, C, H, W); behind the shield, if there is randomness."""
+        features = self.pre(x)
+        if self.randomness is None:
+            return self.post(self.main(features))  # type: ignore[no-any-return]
+        sent, secret = self.shield.protect(features, self.randomness)
+        return self.post(self.shield.restore(self.main(sent), secret))  # type: ignore[no-any-return]
+
+    @property
+    def ends(self) -> nn.ModuleList:
+        """What the edge runs."""
+        return nn.ModuleList([self.pre, self.post])
+
+
+def staged(
+    model: str,
+    attributes: int,
+    image: Shape,
+    stages: tuple[str, str],
+    shield: ShieldConfig,
+    batch: int,
+    seed: int = 0,
+) -> Staged:
+    """Build a model, cut it into stages, and put a shield around the middle one.
+
+    Parameters
+    ----------
+    model : str
+        A name of the zoo, or a custom one.
+    attributes : int
+        Binary questions that it answers.
+    image : tuple of int
+        Channels, height and width.
+    stages : (str, str)
+        The layers after which ``pre`` and ``main`` end, as of :meth:`Cutter.stages`;
+        ``("output", "output")``: everything is ``pre``.
+    shield : ShieldConfig
+    batch : int
+        The most examples that are protected together.
+
+    Raises
+    ------
+    RequestError
+        If the model is unknown, can't be cut there, or the shield does not fit.
+    """
+    channels, side, _ = image
+    built = models.build(
+        model, num_classes=LOGITS * attributes, channels=channels, image_size=side, seed=seed
+    )
+    parts: tuple[nn.Module, nn.Module, nn.Module] = (built, nn.Identity(), nn.Identity())
+    if stages[0] != OUTPUT:
+        parts = Cutter(built).stages(*stages)
+    pre, main, post = parts
+    shape = activation_shape(pre, image) if stages[0] != INPUT else image
+    return Staged(pre, main, post, build(shield, shape, batch))
+
+
+@lru_cache(maxsize=2)
+def staged_once(*arguments: object) -> Staged:
+    """Return :func:`staged`, shared by the nodes of one process: weights come with messages."""
+    return staged(*arguments)  # type: ignore[arg-type]

@@ -1,0 +1,1 @@
+"""FaceMix: edge–cloud inference on mixed features (paper 003)."""

@@ -1,0 +1,160 @@
+"""The ``facemix`` section of an experiment."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, field_validator, model_validator
+
+from clients import shields
+from clients.shields import ShieldConfig
+from clients.shields.mixing import MixingConfig
+from models.cut import INPUT, OUTPUT
+from models.optimizers import OptimizerConfig
+from strategies.cases import each_case
+
+SHARED = {"edges"}
+
+
+class FacemixTraining(BaseModel):
+    """How the three stages are trained; the defaults are paper 003's, where it says them.
+
+    The optimiser, its weight decay and the epochs on CelebA are from the paper; learning rate,
+    its schedule and the batch are ours.
+
+    Attributes
+    ----------
+    epochs, batch_size : int
+    optimizer : OptimizerConfig
+    schedule : {"cosine", "step"}
+        Of the learning rate: half a cosine wave to 0, or as the optimiser's ``step_size`` says.
+    class_weights : {"none", "balanced"}
+        Whether no and yes of each attribute count the same, however many images have it.
+    augment : {"none", "crop-flip", "handwriting"}
+        As everywhere.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    epochs: int = Field(default=100, ge=1)
+    batch_size: int = Field(default=256, ge=1)
+    optimizer: OptimizerConfig = OptimizerConfig(name="adam", learning_rate=1e-3, weight_decay=1e-4)
+    schedule: Literal["cosine", "step"] = "cosine"
+    class_weights: Literal["none", "balanced"] = "none"
+    augment: Literal["none", "crop-flip", "handwriting"] = "none"
+
+    def rate(self, epoch: int) -> float:
+        """Return the learning rate of an epoch, counted from 0."""
+        if self.schedule == "cosine":
+            return self.optimizer.learning_rate * (1 + math.cos(math.pi * epoch / self.epochs)) / 2
+        return self.optimizer.rate(epoch)
+
+
+class FacemixConfig(BaseModel):
+    """A model in three stages, how it is trained, and how it is served.
+
+    Attributes
+    ----------
+    edges : int
+    model : str
+        A name of the zoo, or a custom one; it gets two logits for each attribute.
+    place : {"both", "cloud", "edge"}
+        Who computes: the edge the first and the last layers and the cloud those between; the
+        cloud everything, on images behind the shield; or the edge everything.
+    pre, post : str
+        ``both``: the layers after which the edge's first stage ends, and its last begins.
+    shield : ShieldConfig
+        Around what the cloud computes; by default ``mixing``, or none where the place is not
+        ``both``.
+    keys : {"seeded", "secret"}
+        Whether the edge draws matrices and orders from the run's seed, which is for experiments,
+        or from the system's randomness.
+    train : {"central", "split"}
+        ``central``: the cloud owns the model and trains it on its own images, as it will be used.
+        ``split``: edges hold images and labels, the cloud its stage.
+    training : FacemixTraining
+    request : int
+        Images of a request.
+    batch : int
+        The most images that the cloud computes at once, of all edges' requests.
+    wire : {"float32", "float16"}
+        Of what crosses.
+    report : bool
+        Whether edges say how often they were right; what they predict stays in their vaults.
+    evaluate_every : int
+        Measure on validation images after every so many epochs, and at the end.
+    min_edges : int
+        With fewer answers than this the run stops, to be resumed.
+    cases : dict of str to dict
+        Several settings on the same data; each names what differs from the above.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    edges: int = Field(default=2, ge=1, le=10_000)
+    model: str = "resnet-18"
+    place: Literal["both", "cloud", "edge"] = "both"
+    pre: str = "maxpool"
+    post: str = "flatten"
+    shield: SerializeAsAny[ShieldConfig] | None = None
+    keys: Literal["seeded", "secret"] = "seeded"
+    train: Literal["central", "split"] = "central"
+    training: FacemixTraining = FacemixTraining()
+    request: int = Field(default=64, ge=1, le=100_000)
+    batch: int = Field(default=256, ge=1, le=100_000)
+    wire: Literal["float32", "float16"] = "float32"
+    report: bool = True
+    evaluate_every: int = Field(default=1, ge=1)
+    min_edges: int = Field(default=1, ge=1)
+    cases: dict[str, dict[str, Any]] = {}
+
+    @field_validator("shield", mode="before")
+    @classmethod
+    def _own_settings(cls, values: Any) -> Any:
+        return None if values is None else shields.configured(values)
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.min_edges > self.edges:
+            raise ValueError(f"min_edges: {self.min_edges}, but there are {self.edges} edges")
+        if self.place == "edge" and self.shield is not None and self.shield.name != "none":
+            raise ValueError(
+                f"shield: nothing leaves the edge that '{self.shield.name}' could hide"
+            )
+        if self.train == "split" and self.place != "both":
+            raise ValueError(f"train: split has stages on both sides, and place is {self.place}")
+        own = self.around
+        if isinstance(own, MixingConfig) and not own.pad:
+            for name, count in {
+                "request": self.request,
+                "training.batch_size": self.training.batch_size,
+            }.items():
+                if count % own.group:
+                    raise ValueError(
+                        f"{name}: {count} are no whole groups of {own.group}, and shield.pad is off"
+                    )
+        self.each_case()
+        return self
+
+    @property
+    def around(self) -> ShieldConfig:
+        """The shield, as it is by default where none is named."""
+        if self.shield is not None:
+            return self.shield
+        return shields.configured({"name": "mixing" if self.place == "both" else "none"})
+
+    @property
+    def stages(self) -> tuple[str, str]:
+        """The layers after which ``pre`` and ``main`` end."""
+        if self.place == "both":
+            return self.pre, self.post
+        return (INPUT, OUTPUT) if self.place == "cloud" else (OUTPUT, OUTPUT)
+
+    def evaluates(self, done: int) -> bool:
+        """Tell whether the model is measured after so many epochs."""
+        return done % self.evaluate_every == 0 or done == self.training.epochs
+
+    def each_case(self) -> dict[str, FacemixConfig]:
+        """Return the full settings of each case by name; without ``cases``, of ``main``."""
+        return each_case(self, SHARED)

@@ -1,0 +1,70 @@
+"""An experiment with inference between edges and a cloud."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import model_validator
+
+import models
+from clients.assignments import largest_batch
+from clients.data import Splits
+from clients.shields.stages import Staged, staged
+from models.errors import RequestError
+from models.randomness import derive
+from strategies.experiment import Experiment
+from strategies.facemix.config import FacemixConfig
+
+
+class FacemixExperiment(Experiment):
+    """FaceMix: the edges, the model in three stages, and how it is trained and served."""
+
+    system: Literal["facemix"] = "facemix"
+    facemix: FacemixConfig = FacemixConfig()
+
+    @model_validator(mode="after")
+    def _data_have_attributes(self) -> Self:
+        if not self.data.attributes:
+            raise ValueError(
+                "data.attributes: there are none; name columns that say yes or no, COLUMN=VALUE or "
+                "COLUMN:LOW-HIGH, for example [gender=female, age:0-19]"
+            )
+        split = [case for case in self.facemix.each_case().values() if case.train == "split"]
+        if split and self.data.by_training:
+            raise ValueError(
+                "data.normalize: in split training nobody knows the statistics of all training "
+                "images; allowed: none, dataset"
+            )
+        return self
+
+    def names(self) -> list[str]:
+        """Return the edges' names, in the order of their partitions."""
+        return [f"edge-{number}" for number in range(self.facemix.edges)]
+
+    def check_models(self, data: Splits) -> None:
+        """Build each case's model in its stages; see :class:`Experiment`."""
+        for case, settings in self.facemix.each_case().items():
+            where = f" (case '{case}')" if self.facemix.cases else ""
+            try:
+                if models.is_frozen(self.built(settings, data).main):
+                    raise RequestError("an exported program can't be trained, nor cut")
+            except RequestError as error:
+                raise RequestError(f"facemix{where}: {error}") from error
+
+    def built(self, settings: FacemixConfig, data: Splits) -> Staged:
+        """Return the model of a case as training begins; all cases of a run begin the same.
+
+        Raises
+        ------
+        RequestError
+            As :func:`~clients.shields.stages.staged`.
+        """
+        return staged(
+            settings.model,
+            len(data.attributes),
+            data.shape,
+            settings.stages,
+            settings.around,
+            largest_batch(settings.training.batch_size, settings.request, settings.around),
+            derive(self.seed, "weights"),
+        )

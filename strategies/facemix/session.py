@@ -1,0 +1,131 @@
+"""One case of FaceMix as the cloud sees it: the edges, the settings, the messages."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from flwr.app import Array
+
+from clients import protocol
+from clients.assignments import InferenceAssignment
+from clients.data import Splits
+from clients.shields.stages import Staged
+from models.compute import Compute
+from models.packing import model_arrays
+from models.randomness import derive
+from strategies.exchange import Exchanges
+from strategies.facemix.config import FacemixConfig
+from strategies.facemix.experiment import FacemixExperiment
+from strategies.joining import introduce, told
+from strategies.session import CaseSession, Member, agreed
+
+# On these engines a node's process lives as long as the run.
+LASTING = ("inprocess", "ray", "benchmark")
+
+
+class Session(CaseSession):
+    """The edges of one case, and the model.
+
+    Parameters
+    ----------
+    exchanges : Exchanges
+    experiment : FacemixExperiment
+    case : str
+    settings : FacemixConfig
+        Of this case.
+    data : Splits
+        The cloud's own images; of ``split`` training only what the model is built for.
+
+    Attributes
+    ----------
+    model : Staged
+        All three stages.
+    edges : dict of str to Member
+        Who joined.
+    """
+
+    def __init__(
+        self,
+        exchanges: Exchanges,
+        experiment: FacemixExperiment,
+        case: str,
+        settings: FacemixConfig,
+        data: Splits,
+    ) -> None:
+        super().__init__(exchanges, case)
+        self.experiment = experiment
+        self.settings = settings
+        self.data = data
+        self.seed = derive(experiment.seed, "facemix", case)
+        self.compute = Compute(experiment.client)
+        self.model: Staged = self.compute.host(experiment.built(settings, data))  # type: ignore[assignment]
+        self.fresh = self.recorder.run["engine"] not in LASTING
+        self.edges: dict[str, Member] = {}
+
+    def join(self) -> None:
+        """Give every edge its part, and ask what images it has.
+
+        Raises
+        ------
+        RuntimeError
+            Edges with images of another shape than the model's, or too few of them.
+        """
+        self.exchanges.forgive()
+        self.exchanges.dropouts.clear()
+        joined = introduce(self.exchanges, self._assignments(), self._introduced)
+        self.need(len(joined))
+        image, _, _ = agreed(joined)
+        if image != self.data.shape:
+            sizes = ["x".join(map(str, shape)) for shape in (image, self.data.shape)]
+            raise RuntimeError(f"the edges hold images of {sizes[0]}, the model is for {sizes[1]}")
+        for name, member in joined.items():
+            self.recorder.met_key(name, member.key)
+        self.edges = joined
+
+    def _introduced(self, words: dict[str, protocol.Scalar]) -> Member:
+        if words["attributes"] != len(self.data.attributes):
+            raise ValueError(
+                f"has {words['attributes']} attributes, the model answers "
+                f"{len(self.data.attributes)}"
+            )
+        return Member.introduced(words)
+
+    def _assignments(self) -> dict[str, InferenceAssignment]:
+        settings = self.settings
+        return {
+            name: InferenceAssignment(
+                **own,
+                case=self.case,
+                model=settings.model,
+                stages=settings.stages,
+                shield=settings.around,
+                keys=settings.keys,
+                seed=self.seed,
+                batch_size=settings.training.batch_size,
+                request=settings.request,
+                augment=settings.training.augment,
+                class_weights=settings.training.class_weights,
+                wire=settings.wire,
+                report=settings.report,
+            )
+            for name, own in zip(
+                self.experiment.names(), told(self.experiment, self.run), strict=True
+            )
+        }
+
+    def ends(self) -> dict[str, Array]:
+        """Return what edges need of the model: the first and the last stage, and what normalises.
+
+        ``normalisation`` is (2, C): mean and deviation of the cloud's images; left out in split
+        training, where each edge normalises as its data say.
+        """
+        arrays = {name: Array(values) for name, values in model_arrays(self.model.ends).items()}
+        if self.settings.train == "central":
+            images = self.data.train
+            both = torch.stack([images.mean, images.std]).flatten(1)
+            arrays["normalisation"] = Array(both.numpy().astype(np.float32))
+        return arrays
+
+    def need(self, answered: int) -> None:
+        """Raise TooFewParticipants if fewer edges answered than the experiment needs."""
+        self.exchanges.need(self.settings.min_edges, answered, f"facemix ({self.case})")

@@ -1,0 +1,66 @@
+"""FaceMix from joining to the last answer, case after case."""
+
+from __future__ import annotations
+
+from flwr.serverapp import Grid
+
+from models.files import save_tensors
+from strategies.exchange import Exchanges
+from strategies.facemix.experiment import FacemixExperiment
+from strategies.facemix.ledger import releases
+from strategies.facemix.serving import Serving
+from strategies.facemix.session import Session
+from strategies.facemix.together import Together
+from strategies.facemix.training import Central
+from strategies.joining import gather
+from strategies.recorder import Recorder
+from strategies.releases import keep
+
+MODEL = "model.safetensors"
+
+
+def infer_mixed(grid: Grid, experiment: FacemixExperiment, recorder: Recorder) -> None:
+    """Run all cases: join, train behind the shield, serve."""
+    exchanges = Exchanges(grid, recorder, {}, experiment.client.timeout)
+    data = experiment.load_data()
+    with recorder.timed("join"):
+        nodes = gather(exchanges, experiment.names(), experiment.facemix.min_edges)
+    for case, settings in experiment.facemix.each_case().items():
+        if not recorder.finished(f"case/{case}"):
+            exchanges.nodes = dict(nodes)
+            _run(Session(exchanges, experiment, case, settings, data))
+
+
+def _run(session: Session) -> None:
+    """Run one case, from wherever a run that was stopped had got to."""
+    recorder, case = session.recorder, session.case
+    with recorder.timed(f"join/{case}"):
+        session.join()
+        keep(recorder, releases(session))
+    learning = (Central if session.settings.train == "central" else Together)(session)
+    with recorder.timed(f"training/{case}"):
+        if recorder.finished(learning.task):
+            learning.recall()
+        else:
+            learning.train()
+    with recorder.timed(f"serving/{case}"):
+        Serving(session).run()
+    _keep_model(session)
+    recorder.forget(learning.task)
+    recorder.finish(f"case/{case}")
+
+
+def _keep_model(session: Session) -> None:
+    """Put the model into a file, with all that is needed to use or attack it."""
+    settings, images = session.settings, session.data.train
+    note = {
+        "model": settings.model,
+        "stages": settings.stages,
+        "shield": session.model.shield.config.model_dump(mode="json"),
+        "attributes": session.data.attributes,
+        "image": session.data.shape,
+        "mean": images.mean.flatten().tolist(),
+        "std": images.std.flatten().tolist(),
+    }
+    path = session.recorder.artefact(f"{session.case}/{MODEL}")
+    save_tensors(path, session.model.state_dict(), note)

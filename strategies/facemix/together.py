@@ -1,0 +1,162 @@
+"""Split training: edges hold images, labels and the ends' graphs; the cloud its stage.
+
+Each batch takes three exchanges, after which the cloud makes one step with all three stages. With a
+single edge this is central training on its images to the last bit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from flwr.app import Array, RecordDict
+
+from clients import protocol
+from models.packing import all_finite, unpack
+from strategies.facemix.training import Learning
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Which batch the edges work on, and what share of it each has."""
+
+    epoch: int
+    number: int
+    shares: dict[str, float]
+
+
+class Together(Learning):
+    """Edges and cloud train together."""
+
+    def run_epoch(self, epoch: int) -> float:
+        """Train on every edge's images once; edges with fewer batches end earlier."""
+        size = self.training.batch_size
+        sizes = {
+            name: protocol.batch_sizes(member.train, size)
+            for name, member in self.session.edges.items()
+        }
+        total = count = 0.0
+        self.session.exchanges.forgive()
+        for number in range(max(map(len, sizes.values()))):
+            there = {name: own[number] for name, own in sizes.items() if number < len(own)}
+            loss, images = self._step(epoch, number, there)
+            total, count = total + loss * images, count + images
+        return total / count
+
+    def _step(self, epoch: int, number: int, sizes: dict[str, int]) -> tuple[float, int]:
+        self.model.train()
+        self.optimizer.zero_grad()
+        sent = self._mixtures(epoch, number, sizes)
+        self.session.need(len(sent))
+        images = sum(sizes[name] for name in sent)
+        batch = Batch(epoch, number, {name: sizes[name] / images for name in sent})
+        mixtures = torch.cat([*sent.values()]).requires_grad_()
+        outputs = self.session.compute.outputs(
+            self.model.main, self.session.compute.place(mixtures)
+        )
+        counts = [len(rows) for rows in sent.values()]
+        returned = dict(zip(sent, outputs.detach().cpu().split(counts), strict=True))
+        losses, gradients = self._losses(batch, returned)
+        self._need_all(batch, losses)
+        outputs.backward(torch.cat([*gradients.values()]).to(outputs.device))
+        assert mixtures.grad is not None
+        back = dict(zip(sent, mixtures.grad.split(counts), strict=True))
+        self._learn_ends(batch, returned, back)
+        self.optimizer.step()
+        return sum(losses[name] * batch.shares[name] for name in losses), images
+
+    def _need_all(self, batch: Batch, answers: dict[str, float]) -> None:
+        """Stop where an edge went away in the middle of a batch: half a step is none."""
+        self.session.exchanges.need(len(batch.shares), len(answers), "training")
+
+    # ---------------------------------------------------------------------- exchanges
+
+    def _mixtures(self, epoch: int, number: int, sizes: dict[str, int]) -> dict[str, torch.Tensor]:
+        content = self.session.request({"epoch": epoch, "number": number}, **self.session.ends())
+        shape, group = self.model.shield.shape, getattr(self.model.shield.config, "group", 1)
+
+        def read(content: RecordDict) -> torch.Tensor:
+            return admitted(content, "mixtures", shape, self.session.settings.wire)
+
+        replies = self.session.exchanges.ask(protocol.MIXTURES, dict.fromkeys(sizes, content), read)
+        for name in list(replies):
+            wanted = -(-sizes[name] // group) * group
+            if len(replies[name]) != wanted:
+                why = f"{len(replies.pop(name))} mixtures of {wanted}"
+                self.session.exchanges.reject(name, f"{protocol.MIXTURES}: {why}")
+        return replies
+
+    def _request(self, name: str, batch: Batch, **arrays: Array) -> RecordDict:
+        place = {"epoch": batch.epoch, "number": batch.number, "share": batch.shares[name]}
+        # A process that has not made the mixtures has to make them again.
+        ends = self.session.ends() if self.session.fresh else {}
+        return self.session.request(place, **arrays, **ends)
+
+    def _losses(
+        self, batch: Batch, outputs: dict[str, torch.Tensor]
+    ) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
+        requests = {
+            name: self._request(name, batch, outputs=Array(rows.numpy()))
+            for name, rows in outputs.items()
+        }
+
+        def read(content: RecordDict) -> tuple[float, torch.Tensor]:
+            gradient = admitted(content, "gradient", tuple(next(iter(outputs.values())).shape[1:]))
+            return protocol.numbers_of(content)["loss"], gradient
+
+        replies = self.session.exchanges.ask(protocol.OUTPUTS, requests, read)
+        return (
+            {name: loss for name, (loss, _) in replies.items()},
+            {name: gradient for name, (_, gradient) in replies.items()},
+        )
+
+    def _learn_ends(
+        self, batch: Batch, outputs: dict[str, torch.Tensor], back: dict[str, torch.Tensor]
+    ) -> None:
+        """Sum the edges' gradients of the ends, and average their buffers."""
+        requests = {}
+        for name, gradient in back.items():
+            arrays = {"gradient": Array(gradient.cpu().numpy())}
+            if self.session.fresh:
+                arrays["outputs"] = Array(outputs[name].numpy())
+            requests[name] = self._request(name, batch, **arrays)
+        replies = self.session.exchanges.ask(protocol.ENDS, requests, _vectors)
+        self._need_all(batch, dict.fromkeys(replies, 0.0))
+        ends = self.model.ends
+        gradients = [torch.zeros_like(p) for p in ends.parameters()]
+        unpack(sum(weights for weights, _ in replies.values()), gradients)  # type: ignore[arg-type]
+        for parameter, gradient in zip(ends.parameters(), gradients, strict=True):
+            parameter.grad = gradient
+        shared = sum(batch.shares[name] * buffers for name, (_, buffers) in replies.items())
+        unpack(shared, list(ends.buffers()))  # type: ignore[arg-type]
+
+
+def admitted(
+    content: RecordDict, name: str, shape: tuple[int, ...], wire: str = "float32"
+) -> torch.Tensor:
+    """Return rows that an edge sent, float32 of shape (n, *shape).
+
+    Raises
+    ------
+    KeyError, ValueError
+        They are missing, of another shape or type, or not finite.
+    """
+    values = protocol.arrays_of(content)[name]
+    if values.shape[1:] != tuple(shape) or values.dtype != np.dtype(wire) or not len(values):
+        raise ValueError(
+            f"{name} of shape {values.shape} and type {values.dtype}, rows of {tuple(shape)} and "
+            f"{wire} were asked for"
+        )
+    rows = torch.from_numpy(values).float()
+    if not all_finite(rows):
+        raise ValueError(f"{name} with NaN or infinity")
+    return rows
+
+
+def _vectors(content: RecordDict) -> tuple[torch.Tensor, torch.Tensor]:
+    arrays = {name: torch.from_numpy(v) for name, v in protocol.arrays_of(content).items()}
+    weights, buffers = arrays["weights"], arrays["buffers"]
+    if not (all_finite(weights) and all_finite(buffers)):
+        raise ValueError("gradients with NaN or infinity")
+    return weights, buffers

@@ -1,0 +1,161 @@
+"""Encryption-aware training (§3.4 of paper 003): the model learns behind its own shield."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+
+from clients.inference import augmented, batch_rows
+from clients.protocol import batch_sizes
+from models import optimizers
+from models.attributes import (
+    accuracies,
+    answered,
+    attribute_loss,
+    balanced_accuracies,
+    balancing,
+    confusion,
+)
+from models.errors import RequestError
+from models.packing import under
+from models.randomness import numpy_generator
+from strategies.facemix.session import Session
+
+TRAINING = "training"
+RATES = {"accuracy": accuracies, "balanced_accuracy": balanced_accuracies}
+
+
+def log_rates(session: Session, stage: str, counts: torch.Tensor, round_: int, **tags: str) -> None:
+    """Log accuracy and balanced accuracy of each attribute, and their means.
+
+    Parameters
+    ----------
+    counts : int64 tensor of shape (A, 2, 2)
+        As of :func:`models.attributes.confusion`.
+    """
+    for metric, rate in RATES.items():
+        each = rate(counts)
+        for name, value in zip(session.data.attributes, each.tolist(), strict=True):
+            if math.isfinite(value):
+                session.log(stage, metric, value, round=round_, attribute=name, **tags)
+        if torch.isfinite(each).any():
+            session.log(stage, metric, float(each.nanmean()), round=round_, **tags)
+
+
+class Learning(ABC):
+    """The training of one case, which can stop after any epoch and go on.
+
+    Parameters
+    ----------
+    session : Session
+    """
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self.model = session.model
+        self.training = session.settings.training
+        self.recorder = session.recorder
+        self.task = session.task(TRAINING)
+        balanced = self.training.class_weights == "balanced"
+        attributes = torch.from_numpy(session.data.train.attributes)
+        self._weights = balancing(attributes) if balanced else None
+        built = optimizers.build(self.training.optimizer, self.model.parameters())
+        assert built is not None
+        self.optimizer = built
+
+    def train(self) -> None:
+        """Train to the end, from wherever a run that was stopped had got to."""
+        done, epochs = self._restore(), self.training.epochs
+        while done < epochs:
+            optimizers.set_rate(self.optimizer, self.training.rate(done))
+            loss = self.run_epoch(done)
+            done += 1
+            if not math.isfinite(loss):
+                raise RequestError(
+                    f"training diverged in epoch {done}, the loss is {loss}; lower "
+                    f"training.optimizer.learning_rate"
+                )
+            self.session.log(TRAINING, "loss", loss, round=done)
+            if self.session.settings.evaluates(done):
+                self._validate(done)
+            self.recorder.progress(f"training ({self.session.case})", done, epochs, "epoch")
+            if self.recorder.due():
+                self.recorder.stand(self.task, self._tensors(optimizer=True), done=done)
+        self.recorder.arrays |= self._tensors(optimizer=False)
+        self.recorder.finish(self.task)
+
+    @abstractmethod
+    def run_epoch(self, epoch: int) -> float:
+        """Train for an epoch, counted from 0; return the mean loss."""
+
+    def recall(self) -> None:
+        """Take the model of training that is finished."""
+        self.model.load_state_dict(under(f"{self.task}/model/", self.recorder.arrays))
+
+    def _validate(self, done: int) -> None:
+        """Measure on the cloud's validation images, with the shield and without."""
+        if not len(self.session.data.validation):
+            return
+        for shielded in ("on", "off"):
+            counts = measured(self.session, shielded == "on")
+            log_rates(self.session, "validation", counts, done, shield=shielded)
+
+    def _tensors(self, optimizer: bool) -> dict[str, torch.Tensor]:
+        kept = {f"model/{key}": value for key, value in self.model.state_dict().items()}
+        state = optimizers.state_of(self.optimizer) if optimizer else {}
+        kept |= {f"optimizer/{key}": value for key, value in state.items()}
+        return {f"{self.task}/{key}": value for key, value in kept.items()}
+
+    def _restore(self) -> int:
+        position: dict[str, Any] = self.recorder.position(self.task)
+        if not position:
+            return 0
+        self.recall()
+        optimizers.restore(self.optimizer, under(f"{self.task}/optimizer/", self.recorder.arrays))
+        return int(position["done"])
+
+
+@torch.no_grad()
+def measured(session: Session, shielded: bool) -> torch.Tensor:
+    """Return how the model answers on the cloud's validation images, (A, 2, 2)."""
+    images, size = session.data.validation, session.settings.training.batch_size
+    model = session.model.eval()
+    counts = torch.zeros(len(session.data.attributes), 2, 2, dtype=torch.int64)
+    for number, start in enumerate(range(0, len(images), size)):
+        part = slice(start, start + size)
+        x, _ = images.batch(part)
+        key = numpy_generator(session.seed, "validation", number)
+        model.randomness = key if shielded else None
+        logits = session.compute.outputs(model, session.compute.place(x)).cpu()
+        counts += confusion(answered(logits), torch.from_numpy(images.attributes[part]))
+    return counts
+
+
+class Central(Learning):
+    """The model's owner trains all stages, on images of its own."""
+
+    def run_epoch(self, epoch: int) -> float:
+        """Train on all images once; each batch has keys of its own."""
+        images, total = self.session.data.train, 0.0
+        sizes = batch_sizes(len(images), self.training.batch_size)
+        self.model.train()
+        for number, size in enumerate(sizes):
+            total += self._step(epoch, number) * size
+        return total / len(images)
+
+    def _step(self, epoch: int, number: int) -> float:
+        session, images, seed = self.session, self.session.data.train, self.session.seed
+        rows = batch_rows(seed, 0, epoch, number, len(images), self.training.batch_size)
+        x, _ = images.batch(rows)
+        x = augmented(x, images.black, self.training.augment, seed, 0, epoch, number)
+        truth = torch.from_numpy(images.attributes[rows]).to(session.compute.device)
+        self.optimizer.zero_grad()
+        self.model.randomness = numpy_generator(seed, "mixing", 0, "batch", epoch, number)
+        logits = session.compute.outputs(self.model, session.compute.place(x))
+        loss = attribute_loss(logits, truth, self._weights)
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.optimizer.step()
+        return float(loss.detach())
