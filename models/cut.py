@@ -267,6 +267,22 @@ def cutting_cost(
     )
 
 
+def flops(module: nn.Module, shape: tuple[int, ...]) -> int:
+    """Return the operations of a forward pass on one example; nothing is computed.
+
+    A multiplication and an addition are two; only those of convolutions and matrix products count.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        Of one example.
+    """
+    ghost = copy.deepcopy(module).to("meta").eval()
+    with FlopCounterMode(display=False) as counter:
+        ghost(torch.empty(1, *shape, device="meta"))
+    return counter.get_total_flops()
+
+
 class _Meter(fx.Interpreter):
     """Runs a graph on the meta device and sums up what was needed until each cut.
 

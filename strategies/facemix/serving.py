@@ -95,7 +95,7 @@ class Serving:
         parts = rows.split(self.settings.batch)
         self.rows, self.batches = self.rows + len(rows), self.batches + len(parts)
         outputs = [compute.outputs(self.main, compute.place(part)).cpu() for part in parts]
-        return joined(outputs).split([len(own) for own in asked])
+        return list(joined(outputs).split([len(own) for own in asked]))
 
     def _log(self) -> None:
         served = {"rows": self.rows, "batches": self.batches, "seconds": self.seconds}

@@ -6,6 +6,7 @@ from flwr.serverapp import Grid
 
 from models.files import save_tensors
 from strategies.exchange import Exchanges
+from strategies.facemix.costs import log_costs
 from strategies.facemix.experiment import FacemixExperiment
 from strategies.facemix.ledger import releases
 from strategies.facemix.serving import Serving
@@ -34,15 +35,16 @@ def infer_mixed(grid: Grid, experiment: FacemixExperiment, recorder: Recorder) -
 def _run(session: Session) -> None:
     """Run one case, from wherever a run that was stopped had got to."""
     recorder, case = session.recorder, session.case
+    learning = (Central if session.settings.train == "central" else Together)(session)
     with recorder.timed(f"join/{case}"):
         session.join()
         keep(recorder, releases(session))
-    learning = (Central if session.settings.train == "central" else Together)(session)
     with recorder.timed(f"training/{case}"):
         if recorder.finished(learning.task):
             learning.recall()
         else:
             learning.train()
+    log_costs(session)
     with recorder.timed(f"serving/{case}"):
         Serving(session).run()
     _keep_model(session)
