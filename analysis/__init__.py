@@ -8,6 +8,12 @@ Examples
 """
 
 from analysis.dlmt import dlmt_accuracy, dlmt_breaks, dlmt_measures
+from analysis.facemix import (
+    facemix_accuracy,
+    facemix_attributes,
+    facemix_reconstructions,
+    facemix_transmission,
+)
 from analysis.plots import plot
 from analysis.runs import describe, find, load
 from analysis.split import split_accuracy, split_costs
@@ -24,6 +30,10 @@ __all__ = [
     "dlmt_accuracy",
     "dlmt_breaks",
     "dlmt_measures",
+    "facemix_accuracy",
+    "facemix_attributes",
+    "facemix_reconstructions",
+    "facemix_transmission",
     "find",
     "load",
     "plot",

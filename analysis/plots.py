@@ -7,12 +7,13 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from analysis import dlmt_figures, split_figures, themis_figures
+from analysis import dlmt_figures, facemix_figures, split_figures, themis_figures
 from analysis.drawing import own_look, save
 from analysis.runs import Run, open_run
 
 FIGURES: dict[str, Callable[[Run], Iterator[tuple[str, Figure]]]] = {
     "dlmt": dlmt_figures.figures,
+    "facemix": facemix_figures.figures,
     "split": split_figures.figures,
     "themis": themis_figures.figures,
 }
@@ -34,7 +35,8 @@ def plot(run: str | Path) -> list[Path]:
         ``CASE-plain-against-noisy.png`` (Figure 5) and ``CASE-sigma-mu.png``; for several
         cases together ``ranks.png``. Of split learning: ``training.png`` (Figures 5 to 7 of
         paper 004) and ``trade-off.png`` (Figures 3 and 4 of paper 002). Of DLMT:
-        ``training.png``, ``measures.png`` (Table III) and ``seen.png``.
+        ``training.png``, ``measures.png`` (Table III) and ``seen.png``. Of FaceMix:
+        ``training.png`` and ``trade-off.png`` (Figure 4 of paper 003).
 
     Raises
     ------

@@ -43,8 +43,12 @@ NEEDED = {"stage", "round", "node", "metric", "value"}
 STAGES = (
     *("local", "generator", "density", "evaluation", "protection", "leaderboard"),
     *("pretraining", "training", "validation", "test", "costs", "measures", "breaks"),
+    *("serving", "attack attributes", "attack identity"),
+    *("attack separation", "attack reconstruction"),
 )
 SERVERS = ("organiser", "cloud")
+ATTACKS = "*/attack-*.jsonl"
+"""What ``pudica attack`` measured, by case."""
 
 
 Section = TypeVar("Section", bound=BaseModel)
@@ -78,8 +82,9 @@ class Run:
 
     @cached_property
     def frame(self) -> pd.DataFrame:
-        """The run's measurements; columns as of :func:`load`."""
-        rows = sorted(_read_rows(self.directory / "metrics.jsonl"), key=self._place)
+        """The run's measurements, and those of attacks on it; columns as of :func:`load`."""
+        files = [self.directory / "metrics.jsonl", *sorted(self.directory.glob(ATTACKS))]
+        rows = sorted((row for file in files for row in _read_rows(file)), key=self._place)
         own = {
             **dict.fromkeys(TEXTS, ""),
             "run": self.name,

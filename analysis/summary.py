@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import pandas as pd
 
 from analysis.dlmt import dlmt_accuracy, dlmt_breaks, dlmt_measures
+from analysis.facemix import facemix_accuracy, facemix_reconstructions, facemix_transmission
 from analysis.runs import Run, RunPaths, open_runs, runs_of
 from analysis.split import split_accuracy, split_costs
 from analysis.themis import board, competition, themis_protection, themis_table1, themis_table2
@@ -96,6 +97,17 @@ def _dlmt(runs: Sequence[Run]) -> dict[str, pd.DataFrame]:
         ].drop(columns="difference")
     # A case is mostly called after its disguise.
     return _named({t: f.drop(columns=[*DISGUISE], errors="ignore") for t, f in found.items()}, runs)
+
+
+def _facemix(runs: Sequence[Run]) -> dict[str, pd.DataFrame]:
+    found = {
+        "Accuracy, what the edge pays, what attacks learn (%)": facemix_accuracy(runs).drop(
+            columns=["place", "shield", "pre"]
+        ),
+        "What crosses for one image, over 15 and 30 Mbit/s": facemix_transmission(runs),
+        "Images that attacks rebuilt": facemix_reconstructions(runs),
+    }
+    return _named(found, runs)
 
 
 def _most_telling(breaks: pd.DataFrame) -> pd.DataFrame:
@@ -205,6 +217,7 @@ def _printable(frame: pd.DataFrame) -> pd.DataFrame:
 
 SYSTEMS: Mapping[str, Callable[[Sequence[Run]], dict[str, pd.DataFrame]]] = {
     "dlmt": _dlmt,
+    "facemix": _facemix,
     "split": _split,
     "themis": _themis,
 }

@@ -280,7 +280,7 @@ def flops(module: nn.Module, shape: tuple[int, ...]) -> int:
     ghost = copy.deepcopy(module).to("meta").eval()
     with FlopCounterMode(display=False) as counter:
         ghost(torch.empty(1, *shape, device="meta"))
-    return counter.get_total_flops()
+    return int(counter.get_total_flops())
 
 
 class _Meter(fx.Interpreter):

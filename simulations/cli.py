@@ -261,6 +261,49 @@ def privacy(
 
 
 @app.command()
+def attack(
+    run: Annotated[Path, typer.Argument(help="A run of facemix that is done.")],
+    case: Annotated[list[str] | None, typer.Option(help="By default all; may be repeated.")] = None,
+    kind: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="attributes, identity, separation or reconstruction; by default all that fit."
+        ),
+    ] = None,
+    epochs: Annotated[int, typer.Option(min=1, help="Of networks that are trained.")] = 5,
+    images: Annotated[int, typer.Option(min=1, help="That are rebuilt.")] = 256,
+    requests: Annotated[int, typer.Option(min=1, help="That are taken apart.")] = 4,
+    data: Annotated[
+        str | None, typer.Option(help="Images of known people, for identity: a data set's name.")
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Of these data; may be repeated."),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+) -> None:
+    """Attack what the cloud saw in a run, as the cloud could; and show what it learns."""
+    import analysis
+    from models.errors import RequestError
+    from simulations import attacking
+    from simulations.display import print_frame
+
+    with _requests():
+        if set_ and not data:
+            raise RequestError("--set: is of --data, which is missing")
+        people = attacking.people(data, set_ or [], run) if data else None
+        effort = attacking.Effort(epochs, images, requests, seed)
+        attacking.attack(run, case or [], kind or [], effort, people, _say)
+        for title, frame in analysis.tables(run).items():
+            if "attack" in title:
+                print_frame(frame, title)
+    for picture in sorted((run / "plots").glob("*-separation.png")) + sorted(
+        (run / "plots").glob("*-reconstruction.png")
+    ):
+        typer.echo(_shown(picture.absolute()))
+
+
+@app.command()
 def disguise(
     images: Annotated[
         Path, typer.Argument(help="Class folders of images, parquet, or a data set's name.")

@@ -45,5 +45,3 @@ def costs(session: Session) -> dict[str, float]:
         "bytes_up": each * inside,
         "bytes_down": each * outside,
     }
-
-

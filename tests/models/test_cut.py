@@ -12,7 +12,7 @@ from torch.nn import functional
 from torch.profiler import ProfilerActivity, profile
 
 from models import RequestError, build
-from models.cut import Cutter, cutting_cost
+from models.cut import INPUT, OUTPUT, Cutter, cutting_cost, flops
 
 FAMILIES = (
     "lenet",
@@ -223,3 +223,55 @@ def test_the_cost_function_of_paper_004() -> None:
     expected = 3 + 0.25 - (1 - 2 / (math.exp(3) - 1))
     assert cutting_cost(3, 0.25) == pytest.approx(expected)
     assert cutting_cost(3, 0.25, (2, 4, 1)) == pytest.approx(expected + 3 + 0.75)
+
+
+# --------------------------------------------------------------------- three stages
+
+
+FACES = (3, 218, 178)
+
+
+@pytest.mark.parametrize(
+    ("first", "parameters", "gmacs"),
+    [("maxpool", 0.05, 0.09), ("layer1.0", 0.12, 0.27), ("layer1.1", 0.20, 0.46)],
+)
+def test_the_edges_share_of_resnet_18_is_paper_003s(
+    first: str, parameters: float, gmacs: float
+) -> None:
+    """Tables 2 and 3. The paper has 0.28 for the second: it counts batch norm and ReLU too."""
+    model = build("torchvision:resnet18", num_classes=80, channels=3, image_size=64)
+    pre, main, post = Cutter(model).stages(first, "flatten")
+    edge = sum(p.numel() for stage in (pre, post) for p in stage.parameters())
+    assert round(edge / 1e6, 2) == parameters
+    assert edge + sum(p.numel() for p in main.parameters()) == sum(
+        p.numel() for p in model.parameters()
+    )
+    macs = (flops(pre, FACES) + flops(post, (512,))) / 2
+    assert round(macs / 1e9, 2) == gmacs
+    share = macs / (flops(model, FACES) / 2)
+    assert share <= {"maxpool": 0.065, "layer1.0": 0.19, "layer1.1": 0.31}[first]
+
+
+@pytest.mark.parametrize("last", ["flatten", "layer2.0", OUTPUT])
+@pytest.mark.parametrize("first", [INPUT, "maxpool", "layer1.0"])
+def test_three_stages_are_the_model(first: str, last: str) -> None:
+    model = build("resnet-18", num_classes=4, channels=3, image_size=16).eval()
+    x = torch.randn(2, 3, 16, 16)
+    pre, main, post = (stage.eval() for stage in Cutter(model).stages(first, last))
+    torch.testing.assert_close(post(main(pre(x))), model(x))
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "why"),
+    [
+        ("layer2.0", "layer1.0", "'layer2.0' must come before 'layer1.0'"),
+        ("layer1.0", "layer1.0", "the stages do not meet"),
+        ("layer1.0.conv1", "flatten", "more than one value would cross"),
+        ("maxpool", "layer2.0.bn2", "more than one value would cross"),
+        ("nowhere", "flatten", "unknown cut 'nowhere'"),
+    ],
+)
+def test_stages_that_do_not_meet_say_why(first: str, last: str, why: str) -> None:
+    model = build("resnet-18", num_classes=4, channels=3, image_size=16)
+    with pytest.raises(RequestError, match=why):
+        Cutter(model).stages(first, last)

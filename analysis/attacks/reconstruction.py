@@ -1,0 +1,219 @@
+"""Images rebuilt from what the cloud sees: Pix2Pix with the Chamfer objective (§4, Figure 5).
+
+A mixture holds all images of its group in equal measure, so the generator draws all of them, in any
+order; drawn and true images are matched by the Hungarian algorithm to be compared.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import nn
+from torch.nn.functional import binary_cross_entropy_with_logits, interpolate
+
+from analysis.attacks.separation import Separated
+from analysis.attacks.view import Sight, View
+from clients.data import ImageSet
+from models.randomness import derive, seeded
+from models.similarity import psnr, ssim
+
+WIDTH = 32
+ADVERSARY = 0.01
+LEARNING_RATE = 2e-4
+BETAS = (0.5, 0.999)
+BATCH = 32
+
+
+@dataclass(frozen=True)
+class Rebuilt:
+    """Images that were rebuilt, beside the true ones they were matched to.
+
+    Attributes
+    ----------
+    true, drawn : Tensor of shape (N, C, H, W)
+        In [0, 1].
+    mean : Tensor of shape (C, H, W)
+        Of the attacker's own images: what it could draw without looking.
+    """
+
+    true: torch.Tensor
+    drawn: torch.Tensor
+    mean: torch.Tensor
+
+    def likeness(self) -> dict[str, float]:
+        """Return ``psnr`` (dB), ``ssim`` and ``mse``, and those of the mean image."""
+        blind = self.mean.expand_as(self.true)
+        return {
+            "psnr": float(psnr(self.drawn, self.true).mean()),
+            "ssim": float(ssim(self.drawn, self.true).mean()),
+            "mse": float((self.drawn - self.true).square().mean()),
+            "psnr_of_the_mean": float(psnr(blind, self.true).mean()),
+            "ssim_of_the_mean": float(ssim(blind, self.true).mean()),
+            "mse_of_the_mean": float((blind - self.true).square().mean()),
+        }
+
+
+def trained_drawer(view: View, epochs: int, seed: int) -> Generator:
+    """Train a generator to draw the training part's images from what the cloud sees of them."""
+    channels, (colours, size, _) = view.model.shield.shape[0], view.data.shape
+    with seeded(derive(seed, "pix2pix")):
+        drawer = Generator(channels, view.group, colours, size)
+        critic = Discriminator(channels, colours, size)
+    _train(view, drawer, critic, epochs, seed)
+    return drawer.eval()
+
+
+@torch.no_grad()
+def reconstruct(view: View, drawer: Generator, images: int, seed: int) -> Rebuilt:
+    """Let a generator draw images of the test part.
+
+    Parameters
+    ----------
+    drawer : Generator
+        As of :func:`trained_drawer` with the same view.
+    images : int
+        The most that are drawn, all of a row's group each time.
+    """
+    true: list[torch.Tensor] = []
+    drawn: list[torch.Tensor] = []
+    for sight in view.sights(view.data.test, seed, "pix2pix", "test"):
+        for row in range(len(sight.rows)):
+            if len(true) * view.group < images:
+                pair = _matched(view, drawer, sight, row)
+                true.append(pair[0])
+                drawn.append(pair[1])
+    return Rebuilt(torch.cat(true), torch.cat(drawn), _mean(view))
+
+
+@torch.no_grad()
+def redrawn(view: View, drawer: Generator, separated: Separated) -> Rebuilt:
+    """Draw images from feature maps that were taken apart.
+
+    Parameters
+    ----------
+    drawer : Generator
+        Trained on feature maps in the clear.
+    """
+    parts = [drawer(part)[:, 0] for part in separated.found.split(BATCH)]
+    return Rebuilt(view.data.test.pixels(separated.images), torch.cat(parts), _mean(view))
+
+
+def _mean(view: View) -> torch.Tensor:
+    return view.data.train.pixels(slice(0, 1000)).mean(0)
+
+
+class Generator(nn.Module):
+    """A U-Net from a feature map to the images of its group, (B, S, C, H, W) in [0, 1]."""
+
+    def __init__(self, channels: int, group: int, colours: int, size: int) -> None:
+        super().__init__()
+        self.shape = (group, colours, size, size)
+        self.first = _block(channels, WIDTH)
+        self.down = _block(WIDTH, 2 * WIDTH, stride=2)
+        self.bottom = _block(2 * WIDTH, 2 * WIDTH, stride=2)
+        self.up = _block(4 * WIDTH, WIDTH)
+        self.last = _block(2 * WIDTH, WIDTH)
+        self.fine = nn.Sequential(
+            _block(WIDTH, WIDTH), nn.Conv2d(WIDTH, group * colours, 3, padding=1)
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return drawn images."""
+        first = self.first(x)
+        down = self.down(first)
+        bottom = self.bottom(down)
+        up = self.up(torch.cat([_sized(bottom, down.shape[-1]), down], 1))
+        last = self.last(torch.cat([_sized(up, first.shape[-1]), first], 1))
+        return torch.sigmoid(self.fine(_sized(last, self.shape[-1]))).reshape(len(x), *self.shape)
+
+
+class Discriminator(nn.Module):
+    """A PatchGAN: whether each patch of an image is real, given the feature map."""
+
+    def __init__(self, channels: int, colours: int, size: int) -> None:
+        super().__init__()
+        self.size = size
+        self.layers = nn.Sequential(
+            _block(channels + colours, WIDTH, stride=2),
+            _block(WIDTH, 2 * WIDTH, stride=2),
+            nn.Conv2d(2 * WIDTH, 1, 3, padding=1),
+        )
+
+    def forward(self, x: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+        """Return logits of each image (B, S, C, H, W), B·S of them."""
+        given = _sized(x, self.size).repeat_interleave(images.shape[1], 0)
+        return self.layers(torch.cat([given, images.flatten(0, 1)], 1))  # type: ignore[no-any-return]
+
+
+def _block(inside: int, outside: int, stride: int = 1) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(inside, outside, 3, stride, 1, bias=False),
+        nn.BatchNorm2d(outside),
+        nn.LeakyReLU(0.2),
+    )
+
+
+def _sized(x: torch.Tensor, side: int) -> torch.Tensor:
+    return x if x.shape[-1] == side else interpolate(x, size=(side, side), mode="nearest")
+
+
+def chamfer(true: torch.Tensor, drawn: torch.Tensor) -> torch.Tensor:
+    """Return the Chamfer distance of sets of images, its mean over the batch.
+
+    ``Σ_k min_i |x_k − y_i|₁ + Σ_k min_i |y_k − x_i|₁``, with the mean over pixels in place of the
+    sum, and over the set.
+
+    Parameters
+    ----------
+    true, drawn : Tensor of shape (B, S, C, H, W)
+    """
+    apart = (true[:, :, None] - drawn[:, None]).abs().flatten(3).mean(3)
+    return apart.amin(2).mean() + apart.amin(1).mean()
+
+
+def _train(view: View, drawer: Generator, critic: Discriminator, epochs: int, seed: int) -> None:
+    ours, theirs = (
+        torch.optim.Adam(network.parameters(), LEARNING_RATE, BETAS) for network in (drawer, critic)
+    )
+    images = view.data.train
+    for epoch in range(epochs):
+        for sight in view.sights(images, seed, "pix2pix", epoch):
+            for start in range(0, len(sight.rows), BATCH):
+                part = slice(start, start + BATCH)
+                x, true = sight.rows[part], _true(images, sight.groups[part])
+                drawn = drawer(x)
+                _step(
+                    theirs,
+                    _judgement(critic(x, true), 1) + _judgement(critic(x, drawn.detach()), 0),
+                )
+                fooled = ADVERSARY * _judgement(critic(x, drawn), 1)
+                _step(ours, chamfer(true, drawn) + fooled)
+
+
+def _judgement(logits: torch.Tensor, truth: float) -> torch.Tensor:
+    return binary_cross_entropy_with_logits(logits, torch.full_like(logits, truth))
+
+
+def _step(optimizer: torch.optim.Optimizer, loss: torch.Tensor) -> None:
+    optimizer.zero_grad()
+    loss.backward()  # type: ignore[no-untyped-call]
+    optimizer.step()
+
+
+def _true(images: ImageSet, groups: np.ndarray) -> torch.Tensor:
+    """Return the images of each row's group, (B, S, C, H, W) in [0, 1]."""
+    return torch.stack([images.pixels(group) for group in groups])
+
+
+def _matched(
+    view: View, drawer: Generator, sight: Sight, row: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return a row's true images, and those that were drawn in the order that fits best."""
+    true = view.data.test.pixels(sight.groups[row])
+    drawn = drawer(sight.rows[row : row + 1])[0]
+    apart = (true[:, None] - drawn[None]).square().flatten(2).mean(2)
+    _, columns = linear_sum_assignment(apart.numpy())
+    return true, drawn[columns]

@@ -1,0 +1,153 @@
+"""What the cloud sees of images in one case of a run."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from analysis.runs import Run
+from clients.data import DataConfig, ImageSet, Splits, load
+from clients.shields.mixing import Mixing, MixingKey
+from clients.shields.stages import Staged, staged
+from models.errors import RequestError
+from models.files import load_tensors
+from models.randomness import Randomness, derive, numpy_generator
+from strategies.facemix.config import FacemixConfig
+from strategies.facemix.system import MODEL
+
+
+class Sight(NamedTuple):
+    """What the cloud sees of a few images at once.
+
+    Attributes
+    ----------
+    rows : Tensor of shape (n, *shape)
+        Of all of them together.
+    images : int64 ndarray of shape (n,)
+        Which image stands in each row: of mixtures, the one whose place it has.
+    groups : int64 ndarray of shape (n, S)
+        Which images are in each row.
+    """
+
+    rows: torch.Tensor
+    images: np.ndarray
+    groups: np.ndarray
+
+
+@dataclass(frozen=True)
+class View:
+    """A case as the cloud sees it, to be attacked.
+
+    Attributes
+    ----------
+    run : Run
+    case : str
+    model : Staged
+        Trained; its weights are known to the cloud.
+    data : Splits
+        Of the run, normalised as the model's owner does.
+    request : int
+        Images that cross together.
+    shielded : bool
+        Whether the shield stands between.
+    """
+
+    run: Run
+    case: str
+    model: Staged
+    data: Splits
+    request: int
+    shielded: bool = True
+
+    @classmethod
+    def of(cls, run: Run, case: str) -> View:
+        """Return what the cloud sees of a case that is done.
+
+        Raises
+        ------
+        RequestError
+            There is no such case, it is not done, or nothing leaves the edge in it.
+        """
+        cases = run.section("facemix", FacemixConfig).each_case()
+        if case not in cases:
+            raise RequestError(f"{run.name}: no case '{case}'; allowed: {', '.join(cases)}")
+        settings = cases[case]
+        if settings.place == "edge":
+            raise RequestError(f"{run.name}: case '{case}': nothing leaves the edge to be attacked")
+        kept = load_tensors(run.directory / case / MODEL)
+        if kept is None:
+            raise RequestError(f"{run.name}: case '{case}' is not done yet: it has no {MODEL}")
+        tensors, note = kept
+        data = load(run.section("data", DataConfig), derive(int(run.info["seed"]), "data"))
+        model = staged(
+            settings.model,
+            len(data.attributes),
+            data.shape,
+            settings.stages,
+            settings.around,
+            batch=10**6,
+        )
+        model.load_state_dict(tensors)
+        return cls(run, case, model.eval(), normalised(data, note), settings.request)
+
+    @property
+    def group(self) -> int:
+        """How many images are mixed with each other."""
+        mixes = self.shielded and isinstance(self.model.shield, Mixing)
+        return self.model.shield.config.group if mixes else 1
+
+    def in_the_clear(self) -> View:
+        """Return the same without the shield."""
+        return replace(self, shielded=False)
+
+    def sights(self, images: ImageSet, seed: int, *purpose: str | int) -> Iterator[Sight]:
+        """Yield what the cloud sees of images in random order, a request at a time.
+
+        Whole groups only: what does not fill one is left out.
+
+        Parameters
+        ----------
+        seed : int
+            Of order, keys and noise; ``purpose`` tells uses of it apart.
+        """
+        randomness = numpy_generator(seed, "attack", *purpose)
+        order = randomness.permutation(len(images))
+        size = max(self.group, self.request // self.group * self.group)
+        for start in range(0, len(order) // self.group * self.group, size):
+            chosen = order[start : start + size]
+            chosen = chosen[: len(chosen) // self.group * self.group]
+            if len(chosen):
+                yield self.sight(images, chosen, randomness)
+
+    @torch.no_grad()
+    def sight(self, images: ImageSet, chosen: np.ndarray, randomness: Randomness) -> Sight:
+        """Return what the cloud sees of some images that cross together."""
+        x, _ = images.batch(chosen)
+        features = self.model.pre(x)
+        if not self.shielded:
+            return Sight(features, chosen, chosen[:, None])
+        rows, secret = self.model.shield.protect(features, randomness)
+        groups = np.repeat(chosen.reshape(-1, self.group), self.group, axis=0)
+        if isinstance(secret, MixingKey) and secret.order is not None:
+            order = secret.order.numpy()
+            return Sight(rows, chosen[order], groups[order])
+        return Sight(rows, chosen, groups)
+
+    def classifier(self) -> torch.nn.Sequential:
+        """Return a copy of what the cloud has behind the cut, to be trained on."""
+        return torch.nn.Sequential(copy.deepcopy(self.model.main), copy.deepcopy(self.model.post))
+
+
+def normalised(data: Splits, note: dict[str, object]) -> Splits:
+    """Return data with images normalised as a model's file says."""
+    mean, std = (torch.tensor(note[name]).reshape(-1, 1, 1) for name in ("mean", "std"))
+    parts = {
+        part: replace(getattr(data, part), mean=mean, std=std)
+        for part in ("train", "validation", "test")
+    }
+    return replace(data, **parts)

@@ -1,0 +1,238 @@
+"""The tables of FaceMix from runs, beside the published ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+import pandas as pd
+
+from analysis.runs import Run, RunPaths, runs_of
+from clients.shields import ShieldConfig
+from clients.shields.mixing import MixingConfig
+from clients.shields.obfuscation import LowResolutionConfig, NoiseConfig
+from strategies.facemix.config import FacemixConfig
+from strategies.session import CLOUD
+
+SETTINGS = ["run", "experiment", "case", "place", "shield", "pre"]
+RATES = ("accuracy", "balanced_accuracy")
+COSTS = ("edge_parameters", "edge_macs", "macs", "bytes_up", "bytes_down")
+ATTACKS = ("attributes", "identity", "separation", "reconstruction")
+TABLES = {"celeba": "table2", "lfw": "table3"}
+BLOCKS = {"maxpool": 1, "layer1.0": 2, "layer1.1": 3}
+"""How many blocks of ResNet-18 the edge computes, by the layer after which it ends."""
+
+
+def facemix_accuracy(runs: RunPaths) -> pd.DataFrame:
+    """Return what each case costs, how good it is, and what attacks learn: Tables 2 and 3.
+
+    Parameters
+    ----------
+    runs : str, Path, or a sequence of these
+        As of :func:`analysis.load`.
+
+    Returns
+    -------
+    DataFrame
+        A row per run and case: ``run, experiment, case, place, shield, pre``;
+        ``edge_parameters_m`` and ``edge_mmacs``, multiplications of an image, in millions, and
+        ``edge_share`` of all
+        multiplications in per cent; ``accuracy`` and ``balanced_accuracy`` on test images, means
+        over attributes in per cent, and ``published``, the accuracy on LFWA, where the paper has
+        the setting; the attacks' balanced success in per cent, as far as they were tried
+        (``pudica attack``): ``attack_attributes``, ``attack_identity``, and
+        ``attack_separation``, what the model says of features that were taken apart.
+    """
+    rows = [row for run in runs_of("facemix", runs) for row in _accuracies(run)]
+    numbers = ["edge_parameters_m", "edge_mmacs", "edge_share", *RATES, "published"]
+    numbers += [f"attack_{name}" for name in ATTACKS[:3]]
+    frame = pd.DataFrame(rows, columns=[*SETTINGS, *numbers])
+    return frame.astype(dict.fromkeys(numbers, "float64"))
+
+
+def facemix_transmission(
+    runs: RunPaths, up: float = 15.0, down: float = 30.0, delay: float = 25.0
+) -> pd.DataFrame:
+    """Return what crosses for one image, and how long that takes: Table 1.
+
+    Parameters
+    ----------
+    up, down : float
+        Megabits a second; the paper's, of LTE.
+    delay : float
+        Milliseconds each way.
+
+    Returns
+    -------
+    DataFrame
+        A row per run and case: ``run, case``; ``bytes_up, bytes_down`` of one image;
+        ``milliseconds`` of both ways; whether the cloud gets ``input`` and ``output`` in the
+        clear, behind a shield, or not at all.
+    """
+    rows = [row for run in runs_of("facemix", runs) for row in _crossings(run, up, down, delay)]
+    columns = ["run", "case", "bytes_up", "bytes_down", "milliseconds", "input", "output"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def facemix_attributes(runs: RunPaths) -> pd.DataFrame:
+    """Return how good each case is at each attribute.
+
+    Returns
+    -------
+    DataFrame
+        A row per run, case and attribute: ``run, case, attribute``; ``accuracy`` and
+        ``balanced_accuracy`` on test images, in per cent.
+    """
+    rows = []
+    for run in runs_of("facemix", runs):
+        for case, named, measured in _cases(run):
+            tests = measured[(measured["stage"] == "test") & measured["attribute"].notna()]
+            for attribute, own in tests.groupby("attribute", sort=False):
+                rates = {rate: _percent(own, rate) for rate in RATES}
+                rows.append({"run": named["run"], "case": case, "attribute": attribute, **rates})
+    return pd.DataFrame(rows, columns=["run", "case", "attribute", *RATES])
+
+
+def facemix_reconstructions(runs: RunPaths) -> pd.DataFrame:
+    """Return how like the originals images are that attacks rebuilt.
+
+    Returns
+    -------
+    DataFrame
+        A row per run, case and attack that rebuilds images: ``run, case, attack``; ``psnr`` (dB),
+        ``ssim``, and ``mse`` of pixels in [0, 1]; of ``separation`` also ``correlation``, the
+        mean size of that between a true feature map and its best match.
+    """
+    rows = []
+    for run in runs_of("facemix", runs):
+        for case, named, measured in _cases(run):
+            for attack in ("separation", "reconstruction"):
+                own = measured[measured["stage"] == f"attack {attack}"]
+                if not own.empty:
+                    names = ("psnr", "ssim", "mse", "correlation")
+                    found = {name: _value(own, name) for name in names}
+                    rows.append({"run": named["run"], "case": case, "attack": attack, **found})
+    numbers = ["psnr", "ssim", "mse", "correlation"]
+    frame = pd.DataFrame(rows, columns=["run", "case", "attack", *numbers])
+    return frame.astype(dict.fromkeys(numbers, "float64"))
+
+
+def settings_of(run: Run) -> dict[str, FacemixConfig]:
+    """Return the settings of each case of a run.
+
+    Raises
+    ------
+    RequestError
+        It was written by a version of Pudica that had other settings.
+    """
+    return run.section("facemix", FacemixConfig).each_case()
+
+
+def in_words(shield: ShieldConfig) -> str:
+    """Return a shield's settings as short as a table needs them."""
+    match shield:
+        case MixingConfig(group=group):
+            return f"mixing of {group}"
+        case NoiseConfig(variance=variance):
+            return f"noise N(0,{variance:g})"
+        case LowResolutionConfig(side=side):
+            return f"{side}x{side} pixels"
+    return shield.name
+
+
+def _cases(run: Run) -> Iterator[tuple[str, dict[str, Any], pd.DataFrame]]:
+    """Yield of each case its name, what names its row, and what was measured over all edges."""
+    rows = run.frame[run.frame["node"] == CLOUD]
+    rows = rows.reindex(columns=[*rows.columns, *({"attribute", "shield"} - {*rows.columns})])
+    for case, settings in settings_of(run).items():
+        named = {
+            "run": run.name,
+            "experiment": run.info.get("experiment", ""),
+            "case": case,
+            "place": settings.place,
+            "shield": in_words(settings.around),
+            "pre": settings.pre if settings.place == "both" else "",
+        }
+        yield case, named, rows[rows["case"] == case]
+
+
+def _accuracies(run: Run) -> Iterator[dict[str, Any]]:
+    for case, named, measured in _cases(run):
+        means = measured[measured["attribute"].isna()]
+        tests = means[means["stage"] == "test"]
+        if tests.empty:  # it may be going on
+            continue
+        costs = {name: _value(means[means["stage"] == "costs"], name) or 0 for name in COSTS}
+        yield named | {
+            "edge_parameters_m": costs["edge_parameters"] / 1e6,
+            "edge_mmacs": costs["edge_macs"] / 1e6,
+            "edge_share": 100 * costs["edge_macs"] / costs["macs"] if costs["macs"] else None,
+            **{rate: _percent(tests, rate) for rate in RATES},
+            "published": _published(run, settings_of(run)[case]),
+            **{
+                f"attack_{name}": _percent(means[means["stage"] == f"attack {name}"], "success")
+                for name in ATTACKS[:3]
+            },
+        }
+
+
+def _crossings(run: Run, up: float, down: float, delay: float) -> Iterator[dict[str, Any]]:
+    for case, named, measured in _cases(run):
+        costs = measured[measured["stage"] == "costs"]
+        if costs.empty:
+            continue
+        settings = settings_of(run)[case]
+        sent, returned = (_value(costs, f"bytes_{way}") or 0 for way in ("up", "down"))
+        seconds = 8 * sent / (up * 1e6) + 8 * returned / (down * 1e6) + 2 * delay / 1e3
+        alone = settings.place == "edge"
+        hidden = "in the clear" if settings.around.name == "none" else "behind the shield"
+        back = hidden if settings.place == "both" else "in the clear"
+        yield {
+            "run": named["run"],
+            "case": case,
+            "bytes_up": int(sent),
+            "bytes_down": int(returned),
+            "milliseconds": 0.0 if alone else 1e3 * seconds,
+            "input": "none" if alone else hidden,
+            "output": "none" if alone else back,
+        }
+
+
+def _value(rows: pd.DataFrame, metric: str) -> float | None:
+    own = rows[rows["metric"] == metric]["value"]
+    return float(own.iloc[-1]) if len(own) else None
+
+
+def _percent(rows: pd.DataFrame, metric: str) -> float | None:
+    value = _value(rows, metric)
+    return None if value is None else 100 * value
+
+
+@cache
+def _paper(table: str) -> pd.DataFrame:
+    with (files("analysis") / "paper" / f"facemix_{table}.csv").open() as file:
+        return pd.read_csv(file).set_index("method")
+
+
+def _published(run: Run, settings: FacemixConfig) -> float | None:
+    """Return the paper's accuracy on test images for a case, if it has it."""
+    name, data = _as_printed(settings), run.settings["data"]["name"]
+    if data not in TABLES or name not in _paper(TABLES[data]).index:
+        return None
+    return float(_paper(TABLES[data])["test_accuracy"][name])
+
+
+def _as_printed(settings: FacemixConfig) -> str:
+    """Return a case as the paper's table writes it, empty if it has none such."""
+    if settings.place == "edge":
+        return "all on edge"
+    match settings.around:
+        case MixingConfig(group=group) if settings.place == "both" and settings.pre in BLOCKS:
+            return f"FaceMix S_G={group} N_pre={BLOCKS[settings.pre]}"
+        case NoiseConfig(variance=variance) if settings.place == "cloud":
+            return f"noise N(0,{variance:g})"
+        case LowResolutionConfig(side=side) if settings.place == "cloud":
+            return f"blur {side}x{side}"
+    return "all on cloud" if settings.place == "cloud" and settings.around.name == "none" else ""

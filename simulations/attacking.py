@@ -1,0 +1,245 @@
+"""``pudica attack``: what the cloud of a finished run could make of what it saw."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from analysis.attacks import (
+    View,
+    guess_attributes,
+    guess_identity,
+    reconstruct,
+    redrawn,
+    separate,
+    trained_drawer,
+)
+from analysis.attacks.reconstruction import Rebuilt
+from analysis.drawing import draw_image_rows, own_look, save
+from analysis.facemix import settings_of
+from analysis.runs import Run, open_run
+from clients.data import DataConfig, Splits, load
+from models.compute import Compute
+from models.errors import RequestError, unknown
+from models.files import write_atomically
+from models.randomness import derive
+from strategies.experiment import ClientConfig
+from strategies.loading import validated
+from strategies.session import CLOUD
+
+SHOWN = 8
+CLEAR = "_in_the_clear"
+
+
+class Effort(NamedTuple):
+    """How hard is tried.
+
+    Attributes
+    ----------
+    epochs : int
+        Of networks that are trained.
+    images : int
+        That are rebuilt.
+    requests : int
+        That are taken apart.
+    seed : int
+    """
+
+    epochs: int
+    images: int
+    requests: int
+    seed: int
+
+
+Found = dict[str, float]
+Pictures = Mapping[str, np.ndarray]
+
+
+def attack(
+    run: Path,
+    cases: Sequence[str],
+    kinds: Sequence[str],
+    effort: Effort,
+    people: Splits | None,
+    told: Callable[[str], None],
+) -> None:
+    """Attack cases of a run; numbers go into its tables, pictures beside its plots.
+
+    Parameters
+    ----------
+    cases : sequence of str
+        None: all in which something leaves the edge.
+    kinds : sequence of str
+        None: all; ``identity`` only where there are people.
+    people : Splits or None
+        Whose labels say who an image is of.
+    told : callable
+        Is told what is done.
+
+    Raises
+    ------
+    RequestError
+        As of :meth:`View.of`; an unknown attack; ``identity`` without people.
+    """
+    opened = open_run(run)
+    if opened.info.get("system") != "facemix":
+        raise RequestError(f"{run}: attacks are for runs of the system facemix")
+    for kind in kinds:
+        if kind not in ATTACKS:
+            raise unknown("attack", kind, ATTACKS)
+    if "identity" in kinds and people is None:
+        raise RequestError("identity: name images of known people with --data")
+    with Compute(opened.section("client", ClientConfig)).threads():
+        for case in cases or _open_cases(opened):
+            view = View.of(opened, case)
+            for kind in kinds or _fitting(view, people):
+                told(f"{case}: {kind}")
+                found, pictures = ATTACKS[kind](view, effort, people)
+                _keep(opened, case, kind, found)
+                if pictures:
+                    _draw(opened, case, kind, pictures)
+
+
+def people(name: str, settings: list[str], run: Path) -> Splits:
+    """Return images of known people, in the shape of a run's.
+
+    Parameters
+    ----------
+    name : str
+        Of the data set.
+    settings : list of str
+        ``KEY=VALUE``, of its ``data`` section.
+
+    Raises
+    ------
+    RequestError, DataError
+        They are not here, or of another shape.
+    """
+    opened = open_run(run)
+    own = opened.section("data", DataConfig)
+    config = validated(DataConfig, {"name": name, "split": "9:1"}, "data", settings)
+    seed = derive(int(opened.info["seed"]), "people")
+    found, shape = load(config, seed), load(own, seed).shape
+    if found.shape != shape:
+        sizes = ["x".join(map(str, each)) for each in (found.shape, shape)]
+        raise RequestError(
+            f"--data: images of {sizes[0]}, the model is for {sizes[1]}; "
+            f"--set channels={shape[0]} --set image_size={shape[1]}"
+        )
+    return found
+
+
+def _open_cases(run: Run) -> list[str]:
+    return [case for case, settings in settings_of(run).items() if settings.place != "edge"]
+
+
+def _fitting(view: View, known: Splits | None) -> list[str]:
+    """Return the attacks that there is something to be said by."""
+    without = {"identity"} if known is None else set()
+    without |= {"separation"} if view.group == 1 else set()
+    return [kind for kind in ATTACKS if kind not in without]
+
+
+def _attributes(view: View, effort: Effort, _: Splits | None) -> tuple[Found, Pictures]:
+    guess = guess_attributes(view, effort.epochs, effort.seed)
+    clear = guess_attributes(view.in_the_clear(), effort.epochs, effort.seed)
+    found = {"success": guess.success, f"success{CLEAR}": clear.success, "chance": guess.chance}
+    return found, {}
+
+
+def _identity(view: View, effort: Effort, known: Splits | None) -> tuple[Found, Pictures]:
+    if known is None:
+        raise RequestError("identity: name images of known people with --data")
+    mean, std = view.data.train.mean, view.data.train.std
+    # They are few: an epoch of theirs is short.
+    epochs = 4 * effort.epochs
+    ours, theirs = (replace(part, mean=mean, std=std) for part in (known.train, known.test))
+    guess, clear = (
+        guess_identity(sees, ours, theirs, epochs, effort.seed)
+        for sees in (view, view.in_the_clear())
+    )
+    found = {"success": guess.success, f"success{CLEAR}": clear.success, "chance": guess.chance}
+    return found, {}
+
+
+def _separation(view: View, effort: Effort, _: Splits | None) -> tuple[Found, Pictures]:
+    if view.group == 1:
+        raise RequestError(f"separation: in case '{view.case}' nothing is mixed")
+    drawer = trained_drawer(view.in_the_clear(), effort.epochs, effort.seed)
+    found: Found = {}
+    pictures: dict[str, np.ndarray] = {}
+    for suffix, known in {"": False, "_known_groups": True}.items():
+        apart = separate(view, effort.requests, known, effort.seed)
+        rebuilt = redrawn(view, drawer, apart)
+        found |= {
+            f"success{suffix}": apart.success,
+            f"correlation{suffix}": float(apart.correlations.mean()),
+            f"recognised{suffix}": apart.recognised,
+            **{f"{name}{suffix}": value for name, value in rebuilt.likeness().items()},
+        }
+        label = "groups known" if known else "groups unknown"
+        pictures |= {"original": _shown(rebuilt.true), label: _shown(rebuilt.drawn)}
+        pictures = _mixtures(view, apart.true, pictures) if not known else pictures
+    return found, pictures
+
+
+def _reconstruction(view: View, effort: Effort, _: Splits | None) -> tuple[Found, Pictures]:
+    found: Found = {}
+    pictures: dict[str, np.ndarray] = {}
+    for suffix, sees in {"": view, CLEAR: view.in_the_clear()}.items():
+        drawer = trained_drawer(sees, effort.epochs, effort.seed)
+        rebuilt = reconstruct(sees, drawer, effort.images, effort.seed)
+        found |= {f"{name}{suffix}": value for name, value in rebuilt.likeness().items()}
+        pictures |= _pair(rebuilt, " (in the clear)" if suffix else "")
+    return found, pictures
+
+
+ATTACKS: Mapping[str, Callable[[View, Effort, Splits | None], tuple[Found, Pictures]]] = {
+    "attributes": _attributes,
+    "identity": _identity,
+    "separation": _separation,
+    "reconstruction": _reconstruction,
+}
+
+
+def _pair(rebuilt: Rebuilt, what: str) -> dict[str, np.ndarray]:
+    return {f"original{what}": _shown(rebuilt.true), f"rebuilt{what}": _shown(rebuilt.drawn)}
+
+
+def _shown(images: torch.Tensor) -> np.ndarray:
+    shown: np.ndarray = images[:SHOWN].numpy()
+    return shown
+
+
+def _mixtures(
+    view: View, true: torch.Tensor, pictures: dict[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """Put beside the pictures how a feature map's mean over channels looks, mixed and not."""
+    rows, _ = view.model.shield.protect(true[:SHOWN], np.random.default_rng(0))
+    looks = {"feature maps": true[:SHOWN], "what the cloud sees": rows[:SHOWN]}
+    return {**pictures, **{name: _looks(maps) for name, maps in looks.items()}}
+
+
+def _looks(maps: torch.Tensor) -> np.ndarray:
+    mean = maps.mean(1, keepdim=True)
+    low, high = mean.amin((1, 2, 3), keepdim=True), mean.amax((1, 2, 3), keepdim=True)
+    shown: np.ndarray = ((mean - low) / (high - low).clamp_min(1e-9)).numpy()
+    return shown
+
+
+def _keep(run: Run, case: str, kind: str, found: Found) -> None:
+    row = {"stage": f"attack {kind}", "round": 0, "node": CLOUD, "case": case}
+    lines = [json.dumps({**row, "metric": name, "value": value}) for name, value in found.items()]
+    write_atomically(run.directory / case / f"attack-{kind}.jsonl", "\n".join(lines).encode())
+
+
+def _draw(run: Run, case: str, kind: str, pictures: Pictures) -> None:
+    with own_look():
+        figure = draw_image_rows(pictures, f"{kind}: {case} — {run.name}")
+        save(figure, run.directory / "plots" / f"{case}-{kind}.png")

@@ -1,0 +1,163 @@
+"""Attacks on what the cloud sees: they succeed where they must, and are judged rightly."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from analysis.attacks import (
+    View,
+    guess_attributes,
+    guess_identity,
+    reconstruct,
+    separate,
+    trained_drawer,
+)
+from analysis.attacks.reconstruction import Rebuilt, chamfer
+from analysis.attacks.separation import demixed, matched
+from analysis.runs import open_run
+from clients.app import app as client_app
+from clients.shields.draws import orthogonal
+from models.errors import RequestError
+from simulations.engines.inprocess import InProcessGrid
+from simulations.engines.local import run_config, server_context
+from strategies.app import app as server_app
+from strategies.loading import load_experiment
+
+SETTINGS = [
+    "data.limit=600",
+    "data.attributes=['label=3', 'label:5-9']",
+    "facemix.edges=1",
+    "facemix.request=32",
+    "facemix.training={epochs: 5, batch_size: 32, optimizer: {name: adam, learning_rate: 0.003}}",
+    "facemix.cases={mixed: {}, edge: {place: edge}, blurred: {place: cloud, shield: {name: "
+    "low-resolution, side: 8}}}",
+]
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Run an experiment once for all attacks."""
+    place = tmp_path_factory.mktemp("facemix") / "run"
+    experiment = load_experiment("facemix-digits", SETTINGS)
+    config = run_config(experiment, place, "inprocess")
+    server_app(InProcessGrid(client_app, 1, config), server_context(config))
+    return place
+
+
+@pytest.fixture
+def mixed(directory: Path) -> View:
+    """Return what the cloud sees of mixed features."""
+    return View.of(open_run(directory), "mixed")
+
+
+def test_rows_say_which_images_are_in_them(mixed: View) -> None:
+    images = mixed.data.test
+    for sight in mixed.sights(images, 0, "test"):
+        with torch.no_grad():
+            features = mixed.model.pre(images.batch(sight.images)[0])
+        for row, group in zip(sight.rows, sight.groups, strict=True):
+            members = [list(sight.images).index(image) for image in group]
+            base = features[members].flatten(1)
+            # A mixture is a sum of its group's features, and of no others.
+            weights = torch.linalg.lstsq(base.T.double(), row.flatten()[:, None].double()).solution
+            torch.testing.assert_close(
+                (base.T.double() @ weights)[:, 0], row.flatten().double(), atol=1e-4, rtol=0
+            )
+
+
+def test_networks_learn_what_is_in_the_clear_and_little_of_mixtures(mixed: View) -> None:
+    """Chance is 0.5; with 200 test images a rate is within 0.1 of it in 99 of 100 cases."""
+    clear = guess_attributes(mixed.in_the_clear(), 3, seed=0)
+    hidden = guess_attributes(mixed, 3, seed=0)
+    assert clear.success > 0.85
+    assert hidden.success < clear.success - 0.2
+    assert hidden.chance == 0.5
+
+
+def test_people_are_told_apart_where_features_are_in_the_clear(mixed: View) -> None:
+    """Digits stand for people: ten of them."""
+    parts = mixed.data.train, mixed.data.test
+    clear = guess_identity(mixed.in_the_clear(), *parts, epochs=4, seed=0)
+    hidden = guess_identity(mixed, *parts, epochs=4, seed=0)
+    assert clear.success > 0.8
+    assert clear.chance == 0.1
+    assert hidden.success < 0.5
+
+
+def sources(count: int, side: int, seed: int = 0) -> torch.Tensor:
+    """Return maps whose gradients are independent and have heavy tails."""
+    rng = np.random.default_rng(seed)
+    steps = rng.laplace(size=(count, 4, side, side)) ** 3
+    return torch.from_numpy(np.cumsum(steps, axis=3)).float()
+
+
+def test_independent_sources_of_a_known_group_are_found() -> None:
+    true = sources(8, 32)
+    matrix = orthogonal((8, 8), np.random.default_rng(1))
+    mixtures = torch.einsum("ij,jchw->ichw", matrix, true)
+    columns, correlations = matched(true.numpy(), demixed(mixtures, seed=0).numpy())
+    assert sorted(columns) == list(range(8))
+    assert correlations.min() > 0.95
+    assert matched(true.numpy(), mixtures.numpy())[1].mean() < 0.9
+
+
+def test_the_scale_and_sign_of_positive_sources_are_found() -> None:
+    true = sources(4, 32).abs()
+    matrix = orthogonal((4, 4), np.random.default_rng(1))
+    found = demixed(torch.einsum("ij,jchw->ichw", matrix, true), seed=0)
+    columns, correlations = matched(true.numpy(), found.numpy())
+    assert correlations.min() > 0.95
+    scales = found[columns].flatten(1).norm(dim=1) / true.flatten(1).norm(dim=1)
+    torch.testing.assert_close(scales, torch.ones(4), atol=0.1, rtol=0)
+    assert (found[columns].mean((1, 2, 3)) > 0).all()
+
+
+def test_what_is_taken_apart_is_judged_against_the_truth(mixed: View) -> None:
+    apart = separate(mixed, requests=1, known_groups=True, seed=0)
+    assert len(apart.images) == len(set(apart.images.tolist())) == 32
+    with torch.no_grad():
+        features = mixed.model.pre(mixed.data.test.batch(apart.images)[0])
+    torch.testing.assert_close(apart.true, features)
+    assert 0 <= apart.recognised <= 1
+    blind = separate(mixed, requests=1, known_groups=False, seed=0)
+    assert blind.correlations.mean() <= apart.correlations.mean() + 0.05
+
+
+def test_the_chamfer_distance_takes_the_nearest_each_way() -> None:
+    true = torch.tensor([0.0, 1.0]).reshape(1, 2, 1, 1, 1)
+    drawn = torch.tensor([0.1, 0.2]).reshape(1, 2, 1, 1, 1)
+    # Of 0 the nearest is 0.1, of 1 it is 0.2; of both drawn ones it is 0.
+    wanted = (0.1 + 0.8) / 2 + (0.1 + 0.2) / 2
+    assert float(chamfer(true, drawn)) == pytest.approx(wanted)
+    assert float(chamfer(true, true.flip(1))) == 0
+
+
+def test_images_are_rebuilt_from_what_is_in_the_clear(mixed: View) -> None:
+    clear = mixed.in_the_clear()
+    seen = reconstruct(clear, trained_drawer(clear, 6, seed=0), 64, seed=0).likeness()
+    assert seen["psnr"] > seen["psnr_of_the_mean"] + 3
+    hidden = reconstruct(mixed, trained_drawer(mixed, 2, seed=0), 64, seed=0)
+    assert hidden.true.shape == hidden.drawn.shape == (64, 1, 8, 8)
+    assert hidden.likeness()["psnr"] < seen["psnr"] - 3
+
+
+def test_likeness_is_beside_that_of_the_mean_image() -> None:
+    true = torch.zeros(3, 1, 8, 8)
+    found = Rebuilt(true, true + 0.1, torch.full((1, 8, 8), 0.2)).likeness()
+    assert found["mse"] == pytest.approx(0.01)
+    assert found["mse_of_the_mean"] == pytest.approx(0.04)
+    assert found["psnr"] == pytest.approx(20)
+
+
+def test_what_can_not_be_attacked_says_why(directory: Path, tmp_path: Path) -> None:
+    run = open_run(directory)
+    for case, why in {
+        "edge": "nothing leaves the edge",
+        "other": "no case 'other'; allowed: mixed, edge, blurred",
+    }.items():
+        with pytest.raises(RequestError, match=why):
+            View.of(run, case)

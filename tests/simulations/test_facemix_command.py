@@ -1,0 +1,87 @@
+"""FaceMix from the command line, as a user meets it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from cli_helpers import as_options
+from click.testing import Result
+
+import analysis
+
+Command = Callable[..., Result]
+
+TINY = {
+    "data.limit": "200",
+    "facemix.training.epochs": "2",
+    "facemix.cases": "{cloud: {place: cloud}, edge: {place: edge}, mixed: {}}",
+}
+
+
+@pytest.fixture
+def directory(pudica: Command) -> Path:
+    """Run the tests' experiment."""
+    options = ("--engine", "inprocess", "--out", "out", *as_options(TINY))
+    result = pudica("run", "facemix-digits", *options)
+    assert result.exit_code == 0, result.stderr
+    for title in (
+        "Accuracy, what the edge pays, what attacks learn (%)",
+        "What crosses for one image, over 15 and 30 Mbit/s",
+    ):
+        assert title in result.stdout
+    return Path(result.stdout.splitlines()[-1])
+
+
+def test_a_run_ends_with_its_tables_its_figures_and_its_directory(
+    pudica: Command, directory: Path
+) -> None:
+    assert json.loads((directory / "run.json").read_text())["status"] == "done"
+    drawn = {path.name for path in (directory / "plots").iterdir()}
+    assert drawn == {"training.png", "trade-off.png"}
+    table = analysis.facemix_accuracy(directory).set_index("case")
+    assert table["edge_share"].tolist()[:2] == [0, 100]
+    crossing = analysis.facemix_transmission(directory, up=8, down=8, delay=0).set_index("case")
+    each = crossing["bytes_up"] + crossing["bytes_down"]
+    assert crossing["milliseconds"].tolist() == pytest.approx((each / 1e3).tolist())
+    assert crossing["input"].tolist() == ["in the clear", "none", "behind the shield"]
+    assert len(analysis.facemix_attributes(directory)) == 3 * 5
+    told = pudica("privacy", directory)
+    assert "features, mixing" in told.stdout
+
+
+def test_attacks_go_into_the_runs_tables(pudica: Command, directory: Path) -> None:
+    options = ("--case", "mixed", "--epochs", "1", "--images", "16", "--requests", "1")
+    people = ("--data", "digits", "--set", "limit=200")
+    result = pudica("attack", directory, *options, *people)
+    assert result.exit_code == 0, result.stderr
+    table = analysis.facemix_accuracy(directory).set_index("case")
+    attacks = [f"attack_{name}" for name in ("attributes", "identity", "separation")]
+    assert table.loc["mixed", attacks].notna().all()
+    assert table.loc["cloud", attacks].isna().all()
+    assert len(analysis.facemix_reconstructions(directory)) == 2
+    drawn = {path.name for path in (directory / "plots").iterdir()}
+    assert {"mixed-separation.png", "mixed-reconstruction.png"} <= drawn
+    assert "mixed-separation.png" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (("--case", "edge"), "nothing leaves the edge"),
+        (("--case", "other"), "no case 'other'; allowed: cloud, edge, mixed"),
+        (("--kind", "magic"), "unknown attack 'magic'"),
+        (("--kind", "identity"), "name images of known people with --data"),
+        (("--case", "cloud", "--kind", "separation"), "nothing is mixed"),
+        (("--set", "limit=3"), "--set: is of --data"),
+        (("--data", "digits", "--set", "margin=2"), "the model is for 1x8x8"),
+    ],
+)
+def test_wrong_requests_are_explained(
+    pudica: Command, directory: Path, words: tuple[str, ...], why: str
+) -> None:
+    result = pudica("attack", directory, *words)
+    assert result.exit_code == 2
+    assert why in result.stderr

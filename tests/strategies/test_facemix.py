@@ -1,0 +1,461 @@
+"""FaceMix: what training behind mixing computes, what is sent, and what requests survive."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from competition_helpers import ListeningGrid
+from flwr.app import Message
+from split_helpers import Interrupted, asked, measured, model_of, run
+
+import clients.app
+import strategies.recorder
+from clients import protocol
+from clients.assignments import parsed as assignment_of
+from clients.inference import InferenceEdge
+from clients.vault import Vault
+from models.attributes import answered, confusion
+from models.errors import RequestError
+from strategies.exchange import Exchanges
+from strategies.facemix.experiment import FacemixExperiment
+from strategies.facemix.serving import Serving
+from strategies.facemix.session import Session
+from strategies.loading import load_experiment
+from strategies.recorder import Recorder
+
+TINY = [
+    "data.limit=120",
+    "data.attributes=['label=3', 'label:5-9']",
+    "facemix.cases={}",
+    "facemix.edges=2",
+    "facemix.model=cnn-tiny",
+    "facemix.pre='1'",
+    "facemix.post='4'",
+    "facemix.request=7",
+    "facemix.training={epochs: 2, batch_size: 16}",
+]
+SPLIT = ("facemix.train=split", "data.normalize=none")
+
+
+def tiny(*overrides: str) -> FacemixExperiment:
+    experiment = load_experiment("facemix-digits", [*TINY, *overrides])
+    assert isinstance(experiment, FacemixExperiment)
+    return experiment
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def edges_of(grid: ListeningGrid, place: Path) -> list[InferenceEdge]:
+    """Return the edges of a run, made anew with the stages that they were given."""
+    words = [protocol.words_of(message.content) for message in asked(grid, protocol.JOIN)]
+    assignments = [assignment_of(str(each["assignment"])) for each in words]
+    edges = [InferenceEdge(Vault(place / str(a.partition)), a) for a in assignments]  # type: ignore[arg-type]
+    arrays = protocol.arrays_of(asked(grid, protocol.ADOPT)[-1].content)
+    for edge in edges:
+        edge.adopt({name: torch.from_numpy(values) for name, values in arrays.items()})
+    return edges
+
+
+def counts_of(grid: ListeningGrid) -> np.ndarray:
+    """Return what all edges said in the end of how often they were right."""
+    said = [
+        protocol.arrays_of(message.content)["counts"]
+        for message in grid.replies
+        if message.metadata.message_type == protocol.COUNTS
+    ]
+    return np.sum(said, axis=0)
+
+
+# ------------------------------------------------------------------- what is computed
+
+
+def test_in_groups_of_one_it_is_the_plain_model(tmp_path: Path) -> None:
+    for name in ("mixing", "none"):
+        shield = "{name: mixing, group: 1, shuffle: false}" if name == "mixing" else "{name: none}"
+        run(tiny(f"facemix.shield={shield}"), tmp_path / name)
+    assert same(model_of(tmp_path / "mixing"), model_of(tmp_path / "none"))
+    rates = [measured(tmp_path / name, stage="test") for name in ("mixing", "none")]
+    assert rates[0] == rates[1]
+
+
+@pytest.mark.parametrize("weights", ["none", "balanced"])
+def test_split_training_with_one_edge_is_central_training(tmp_path: Path, weights: str) -> None:
+    common = ("facemix.edges=1", "data.normalize=none")
+    more = f"facemix.training={{epochs: 2, batch_size: 16, class_weights: {weights}}}"
+    run(tiny(*common, more), tmp_path / "central")
+    run(tiny(*common, more, "facemix.train=split"), tmp_path / "split")
+    assert same(model_of(tmp_path / "central"), model_of(tmp_path / "split"))
+
+
+def test_edges_that_train_together_use_all_their_images(tmp_path: Path) -> None:
+    grid = run(tiny(*SPLIT, "facemix.edges=3"), tmp_path / "run")
+    batches = [protocol.words_of(m.content) for m in asked(grid, protocol.MIXTURES)]
+    assert len(batches) == 2 * 3 * 3  # two epochs, three edges, 40 images in batches of 16
+    shares = [protocol.words_of(m.content)["share"] for m in asked(grid, protocol.ENDS)]
+    assert sum(map(float, shares)) == pytest.approx(2 * 3)
+    losses = [row["value"] for row in measured(tmp_path / "run", metric="loss")]
+    assert losses[-1] < losses[0]
+
+
+def test_what_edges_count_is_what_the_model_says_of_their_images(tmp_path: Path) -> None:
+    """Worked out from the run's model, with the edges' keys, and nothing of the serving."""
+    grid = run(tiny("facemix.request=24"), tmp_path / "run")
+    experiment = tiny("facemix.request=24")
+    data = experiment.load_data()
+    model = experiment.built(experiment.facemix, data).eval()
+    model.load_state_dict(model_of(tmp_path / "run"))
+    total = torch.zeros(2, 2, 2, dtype=torch.int64)
+    for edge in edges_of(grid, tmp_path / "again"):
+        images = edge._shares["test"]
+        for number in range(edge.requests):
+            waiting = edge._asked(number)
+            with torch.no_grad():
+                logits = model.post(edge.shield.restore(model.main(waiting.sent), waiting.secret))
+            own = torch.from_numpy(waiting.real)
+            truth = torch.from_numpy(images.attributes[waiting.rows])
+            total += confusion(answered(logits)[own], truth[own])
+    np.testing.assert_array_equal(counts_of(grid), total.numpy())
+    rows = measured(tmp_path / "run", stage="test", metric="accuracy")
+    (mean,) = [row["value"] for row in rows if "attribute" not in row]
+    right = total.diagonal(dim1=1, dim2=2).sum(1) / total.sum((1, 2))
+    assert mean == pytest.approx(float(right.mean()))
+
+
+def test_it_learns_behind_mixing_and_is_right_without_it_too(tmp_path: Path) -> None:
+    settings = (
+        "data.limit=1000",
+        "facemix.model=cnn-small",
+        "facemix.post='5'",
+        "facemix.training={epochs: 8, batch_size: 64, optimizer: {name: adam, learning_rate: "
+        "0.003}}",
+    )
+    run(tiny(*settings), tmp_path / "run")
+    rows = measured(tmp_path / "run", stage="validation", metric="balanced_accuracy", round=8)
+    rates = {row["shield"]: row["value"] for row in rows if "attribute" not in row}
+    assert rates["on"] > 0.75
+    assert rates["off"] > 0.75
+
+
+def serving(tmp_path: Path, grid: ListeningGrid, *overrides: str) -> Serving:
+    experiment = tiny(*overrides)
+    recorder = Recorder(tmp_path / "serving", experiment, "inprocess")
+    exchanges = Exchanges(grid, recorder, {}, None)
+    session = Session(exchanges, experiment, "main", experiment.facemix, experiment.load_data())
+    return Serving(session)
+
+
+def test_requests_that_are_computed_together_do_not_meet(tmp_path: Path) -> None:
+    grid = run(tiny(), tmp_path / "run")
+    served = serving(tmp_path, grid, "facemix.batch=20")
+    shape = served.session.model.shield.shape
+    asked_for = [torch.randn(count, *shape) for count in (8, 16, 24)]
+    together = served._computed(asked_for)
+    assert served.batches == 3
+    for rows, outputs in zip(asked_for, together, strict=True):
+        torch.testing.assert_close(served._computed([rows])[0], outputs)
+
+
+def test_a_place_has_its_stages(tmp_path: Path) -> None:
+    settings = "facemix.cases={cloud: {place: cloud}, edge: {place: edge}, both: {}}"
+    grid = run(tiny(settings), tmp_path / "run")
+    sent: dict[str, set[tuple[int, ...]]] = {}
+    pairs = zip(grid.requests, grid.replies, strict=True)
+    for request, reply in pairs:
+        if request.metadata.message_type == protocol.INFER:
+            arrays = protocol.arrays_of(reply.content)
+            case = str(protocol.words_of(request.content)["case"])
+            sent.setdefault(case, set()).update(a.shape[1:] for a in arrays.values())
+    assert sent == {"cloud": {(1, 8, 8)}, "edge": set(), "both": {(8, 8, 8)}}
+    costs = {
+        (row["case"], row["metric"]): row["value"]
+        for row in measured(tmp_path / "run", stage="costs")
+    }
+    assert costs["cloud", "edge_macs"] == costs["edge", "bytes_up"] == 0
+    assert costs["edge", "edge_macs"] == costs["cloud", "macs"] == costs["both", "macs"]
+    assert 0 < costs["both", "edge_macs"] < costs["both", "macs"]
+    assert costs["both", "bytes_up"] == 4 * 8 * 8 * 8
+
+
+# ------------------------------------------------------------------ what is given away
+
+
+def _bytes_of(message: Message) -> bytes:
+    records = [*message.content.array_records.values()]
+    arrays = [array.data for record in records for array in record.values()]
+    return b"".join(arrays) + repr(message.content.config_records).encode()
+
+
+@pytest.mark.parametrize("keys", ["seeded", "secret"])
+def test_no_key_is_in_any_message_or_result(tmp_path: Path, keys: str) -> None:
+    settings = (f"facemix.keys={keys}", "facemix.request=24")
+    grid = run(tiny(*settings), tmp_path / "run")
+    payloads = [_bytes_of(message) for message in [*grid.requests, *grid.replies]]
+    files = [
+        path.read_bytes()
+        for path in (tmp_path / "run").rglob("*")
+        if path.is_file() and "vault" not in path.parts
+    ]
+    vaults = sorted((tmp_path / "run" / "vault").rglob("mixing.key"))
+    assert len(vaults) == (2 if keys == "secret" else 0)
+    secrets = [path.read_bytes() for path in vaults]
+    if keys == "seeded":
+        for edge in edges_of(grid, tmp_path / "again"):
+            for number in range(edge.requests):
+                key = edge._asked(number).secret
+                secrets += [matrix.numpy().tobytes() for matrix in key.matrices]
+    assert secrets
+    for secret in secrets:
+        assert not any(secret in content for content in [*payloads, *files])
+
+
+@pytest.mark.parametrize("settings", [(), SPLIT])
+def test_no_label_and_no_prediction_is_in_any_message(
+    tmp_path: Path, settings: tuple[str, ...]
+) -> None:
+    grid = run(tiny(*settings), tmp_path / "run")
+    arrays = {
+        (message.metadata.message_type, name)
+        for message in grid.replies
+        for name in protocol.arrays_of(message.content)
+    }
+    allowed = {
+        (protocol.INFER, "mixtures"),
+        (protocol.COUNTS, "counts"),
+        (protocol.MIXTURES, "mixtures"),
+        (protocol.OUTPUTS, "gradient"),
+        (protocol.ENDS, "weights"),
+        (protocol.ENDS, "buffers"),
+    }
+    assert arrays <= allowed
+
+
+def test_who_reports_nothing_is_not_asked_and_says_nothing(tmp_path: Path) -> None:
+    grid = run(tiny("facemix.report=false"), tmp_path / "run")
+    assert not asked(grid, protocol.COUNTS)
+    assert not measured(tmp_path / "run", stage="test")
+    (edge, _) = edges_of(grid, tmp_path / "again")
+    with pytest.raises(RuntimeError, match="keeps to itself"):
+        edge.counts()
+
+
+def test_groups_of_a_request_hold_different_images(tmp_path: Path) -> None:
+    grid = run(tiny("facemix.request=3"), tmp_path / "run")
+    for edge in edges_of(grid, tmp_path / "again"):
+        waiting = edge._asked(0)
+        assert len(waiting.rows) == 8
+        assert len(set(waiting.rows.tolist())) == 8
+        assert waiting.real.sum() == 3
+        assert set(waiting.rows[waiting.real]) == {0, 1, 2}
+        assert not waiting.real[:3].all()
+
+
+def test_a_secret_key_is_never_drawn_twice(tmp_path: Path) -> None:
+    grids = [run(tiny("facemix.keys=secret"), tmp_path / name) for name in ("a", "b")]
+    sent = [
+        [
+            protocol.arrays_of(m.content)["mixtures"].tobytes()
+            for m in grid.replies
+            if m.metadata.message_type == protocol.INFER and m.content.array_records
+        ]
+        for grid in grids
+    ]
+    assert sent[0]
+    assert not set(sent[0]) & set(sent[1])
+
+
+def test_the_ledger_promises_nothing(tmp_path: Path) -> None:
+    from analysis.privacy import privacy, verdict
+
+    run(tiny(*SPLIT), tmp_path / "split")
+    run(tiny(), tmp_path / "central")
+    assert verdict(tmp_path / "split")["main"].epsilon is None
+    frame = privacy(tmp_path / "central")
+    (mixed,) = [row for row in frame.to_dict("records") if row["what"] == "features"]
+    assert (mixed["mechanism"], mixed["records"], mixed["claimed"]) == ("mixing", "test", "nothing")
+    assert any("independent component analysis" in reason for reason in mixed["reasons"])
+
+
+# ---------------------------------------------------------------- stops and wrong answers
+
+
+@pytest.mark.parametrize(
+    ("settings", "stop"),
+    [
+        ((), (protocol.ADOPT, 1)),
+        ((), (protocol.INFER, 3)),
+        ((), (protocol.COUNTS, 1)),
+        (SPLIT, (protocol.OUTPUTS, 5)),
+        (SPLIT, (protocol.ENDS, 11)),
+    ],
+)
+@pytest.mark.parametrize("seconds", [0.0, 1e9])
+def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    settings: tuple[str, ...],
+    stop: tuple[str, int],
+    seconds: float,
+) -> None:
+    monkeypatch.setattr(strategies.recorder, "CHECKPOINT_SECONDS", seconds)
+    run(tiny(*settings), tmp_path / "whole")
+    with pytest.raises(Interrupted):
+        run(tiny(*settings), tmp_path / "stopped", stop=stop)
+    run(tiny(*settings), tmp_path / "stopped")
+    assert same(model_of(tmp_path / "whole"), model_of(tmp_path / "stopped"))
+    rows = [
+        [row for row in measured(tmp_path / name) if row["metric"] != "seconds"]
+        for name in ("whole", "stopped")
+    ]
+    assert rows[0] == rows[1]
+
+
+@pytest.mark.parametrize("settings", [("facemix.keys=secret",), SPLIT])
+def test_an_edge_in_a_fresh_process_for_each_message_does_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: tuple[str, ...]
+) -> None:
+    run(tiny(*settings), tmp_path / "kept")
+    node = clients.app._node
+
+    def forgetful(config: Any, context: Any) -> Any:
+        clients.app._nodes.clear()
+        return node(config, context)
+
+    monkeypatch.setattr(clients.app, "_node", forgetful)
+    monkeypatch.setattr("strategies.facemix.session.LASTING", ())
+    run(tiny(*settings), tmp_path / "fresh")
+    assert same(model_of(tmp_path / "kept"), model_of(tmp_path / "fresh"))
+    if settings == SPLIT:  # secret keys are others, and so is what is lost by not being linear
+        rates = [measured(tmp_path / name, stage="test") for name in ("kept", "fresh")]
+        assert rates[0] == rates[1]
+    else:
+        assert measured(tmp_path / "fresh", stage="test")
+
+
+def test_an_edge_that_goes_away_is_forgotten_and_the_others_are_served(tmp_path: Path) -> None:
+    faults = [(protocol.INFER, 1, n) for n in range(2, 9)]
+    grid = run(tiny("facemix.edges=3"), tmp_path / "run", faults=faults)
+    (said,) = {len(asked(grid, protocol.COUNTS))}
+    assert said == 2
+    assert "dropout: edge-1" in (tmp_path / "run" / "events.log").read_text()
+    assert measured(tmp_path / "run", stage="test")
+
+
+def test_no_step_is_made_with_half_a_batch(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="training: 1 participants answered"):
+        run(tiny(*SPLIT), tmp_path / "run", faults=[(protocol.OUTPUTS, 1, 2)])
+    run(tiny(*SPLIT), tmp_path / "run")
+    run(tiny(*SPLIT), tmp_path / "whole")
+    assert same(model_of(tmp_path / "run"), model_of(tmp_path / "whole"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "array", "change", "why"),
+    [
+        (protocol.INFER, "mixtures", lambda a: a * np.nan, "mixtures with NaN"),
+        (protocol.INFER, "mixtures", lambda a: a[:, 1:], "of shape"),
+        (protocol.INFER, "mixtures", lambda a: a[:0], "of shape"),
+        (protocol.INFER, "mixtures", lambda a: a.astype(np.float64), "float32 were asked for"),
+        (protocol.COUNTS, "counts", lambda a: a + 1, "other numbers of test images"),
+        (protocol.COUNTS, "counts", lambda a: a[:1], "counts of shape"),
+    ],
+)
+def test_a_wrong_answer_of_an_edge_is_a_dropout(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+    array: str,
+    change: Any,
+    why: str,
+) -> None:
+    reply = protocol.reply
+
+    def hostile(metrics: Any, **arrays: np.ndarray) -> Any:
+        if array in arrays:
+            arrays = {**arrays, array: change(arrays[array])}
+        return reply(metrics, **arrays)
+
+    monkeypatch.setattr(protocol, "reply", hostile)
+    directory = tmp_path / "run"
+    if kind == protocol.INFER:
+        with pytest.raises(RuntimeError, match=r"0 participants answered"):
+            run(tiny(), directory)
+    else:
+        run(tiny(), directory)
+        assert not measured(directory, stage="test")
+    assert why in (directory / "events.log").read_text()
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (lambda x: x[:-1], "7 rows of 8"),
+        (lambda x: x * float("nan"), "NaN or infinity"),
+        (lambda x: torch.cat([x, x]), "16 rows of 8"),
+    ],
+)
+def test_an_edge_refuses_what_is_no_answer_to_its_request(
+    tmp_path: Path, change: Any, why: str
+) -> None:
+    grid = run(tiny(), tmp_path / "run")
+    (edge, _) = edges_of(grid, tmp_path / "again")
+    model = tiny().built(tiny().facemix, edge.data).eval()
+    outputs = model.main(torch.from_numpy(edge.ask(0))).detach()
+    with pytest.raises(ValueError, match=why):
+        edge.answer(0, change(outputs))
+    edge.answer(0, outputs)
+    with pytest.raises(ValueError, match="request 99 of"):
+        edge.ask(99)
+
+
+def test_an_edge_that_was_given_no_stages_says_so(tmp_path: Path) -> None:
+    grid = run(tiny(), tmp_path / "run")
+    words = protocol.words_of(asked(grid, protocol.JOIN)[0].content)
+    edge = InferenceEdge(Vault(tmp_path / "new"), assignment_of(str(words["assignment"])))  # type: ignore[arg-type]
+    with pytest.raises(RuntimeError, match="has not been given its stages"):
+        edge.ask(0)
+
+
+def test_a_model_file_says_all_that_is_needed_to_use_it(tmp_path: Path) -> None:
+    from models.files import load_tensors
+
+    run(tiny(), tmp_path / "run")
+    kept = load_tensors(tmp_path / "run" / "main" / "model.safetensors")
+    assert kept is not None
+    assert kept[1]["attributes"] == ["label=3", "label:5-9"]
+    assert kept[1]["stages"] == ["1", "4"]
+    assert json.dumps(kept[1]["shield"])
+
+
+# ------------------------------------------------------------------------ bad requests
+
+
+@pytest.mark.parametrize(
+    ("settings", "why"),
+    [
+        (["facemix.shield={name: mixing, group: 0}"], "must be at least 1"),
+        (["facemix.shield={name: mixing, pad: false}"], "request: 7 are no whole groups of 8"),
+        (["facemix.shield={name: fog}"], "unknown shield 'fog'"),
+        (["facemix.pre='3'", "facemix.post='1'"], "'3' must come before '1'"),
+        (["facemix.pre=nowhere"], "unknown cut 'nowhere'"),
+        (["facemix.model=resnet-8", "facemix.pre=1.0.0.convolution"], "unknown cut"),
+        (["data.attributes=[]"], "data.attributes: there are none"),
+        (["data.attributes=['label']"], "does not say yes or no"),
+        (["data.attributes=['beard']"], "no column 'beard'"),
+        (["facemix.place=edge", "facemix.shield={name: mixing}"], "could hide"),
+        (["facemix.train=split", "facemix.place=cloud"], "has stages on both sides"),
+        (["facemix.train=split"], "nobody knows the statistics of all training images"),
+        (["facemix.min_edges=3"], "min_edges: 3, but there are 2 edges"),
+        (["facemix.cases={'a/b': {}}"], "a case's name is that of a folder"),
+    ],
+)
+def test_wrong_settings_are_explained(settings: list[str], why: str) -> None:
+    with pytest.raises(RequestError) as caught:
+        tiny(*settings).check()
+    assert why in str(caught.value)
