@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from clients.data import catalogue
-from simulations.benchmarks import disguises, exchange, federated, generator, memory, split
+from simulations.benchmarks import disguises, exchange, facemix, federated, generator, memory, split
 from simulations.benchmarks.measure import Row, table
 from simulations.display import print_frame
 from simulations.engines.ray import connected
@@ -24,6 +24,7 @@ MEASURED: dict[Callable[[int], list[Row]], set[str]] = {
     memory.rows: {"mnist"},
     disguises.rows: {"mnist", "cifar10"},
     federated.rows: {"mnist"},
+    facemix.rows: {"utkface"},
 }
 """What needs which data sets."""
 

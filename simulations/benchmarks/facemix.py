@@ -1,0 +1,133 @@
+"""FaceMix: mixing against a copy, training and serving against the model without it."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+import models
+from clients.app import app
+from clients.shields import build, configured
+from clients.shields.stages import staged
+from models.attributes import attribute_loss
+from models.compute import Compute
+from simulations.benchmarks.measure import Row, compared, seconds
+from simulations.engines.inprocess import InProcessGrid
+from simulations.engines.local import run_config, server_context
+from strategies.exchange import Exchanges
+from strategies.facemix.experiment import FacemixExperiment
+from strategies.facemix.serving import Serving
+from strategies.facemix.session import Session
+from strategies.joining import gather
+from strategies.loading import load_experiment
+from strategies.recorder import Recorder
+
+STEM = (64, 64, 64)
+"""What leaves the stem of the zoo's ResNet-18 of an image of 64 pixels a side."""
+MAPS, BATCH, ATTRIBUTES = 256, 64, 11
+FACES = (3, 64, 64)
+STEPS = 6
+MODEL = "torchvision:resnet18"
+STAGES = ("maxpool", "flatten")
+
+
+def rows(repeats: int) -> list[Row]:
+    """Measure; UTKFace must be here."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(os.cpu_count() or 1)
+    try:
+        found = [_mixing(repeats)]
+    finally:
+        torch.set_num_threads(before)
+    torch.set_num_threads(1)
+    try:
+        return [*found, _step(repeats), _serving(repeats)]
+    finally:
+        torch.set_num_threads(before)
+
+
+def _mixing(repeats: int) -> Row:
+    shield = build(configured({"name": "mixing"}), STEM, MAPS)
+    maps = torch.from_numpy(
+        np.random.default_rng(0).standard_normal((MAPS, *STEM), dtype=np.float32)
+    )
+
+    def there_and_back() -> None:
+        sent, key = shield.protect(maps, np.random.default_rng(0))
+        shield.restore(sent, key)
+
+    what = f"mixing and unmixing {MAPS} feature maps of a stem, groups of 8 / a copy of them"
+    return _both(what, 3.0, repeats, there_and_back, maps.clone)
+
+
+def _step(repeats: int) -> Row:
+    plain = models.build(MODEL, num_classes=2 * ATTRIBUTES, channels=3, image_size=64)
+    shield = configured({"name": "mixing"})
+    mixed = staged(MODEL, ATTRIBUTES, FACES, STAGES, shield, BATCH)
+    rng = np.random.default_rng(0)
+    x = torch.from_numpy(rng.standard_normal((BATCH, *FACES), dtype=np.float32))
+    truth = torch.from_numpy(rng.integers(0, 2, (BATCH, ATTRIBUTES)))
+    mixed.randomness = rng
+
+    def steps(model: nn.Module) -> Callable[[], None]:
+        optimizer = torch.optim.Adam(model.parameters())
+
+        def several() -> None:
+            for _ in range(STEPS):
+                optimizer.zero_grad()
+                attribute_loss(model(x), truth).backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
+
+        return several
+
+    what = f"{STEPS} encryption-aware training steps of ResNet-18 on 64 faces / plain steps"
+    return _both(what, 1.10, repeats, steps(mixed), steps(plain))
+
+
+def _serving(repeats: int) -> Row:
+    overrides = ["data.limit=2000", "facemix.cases={}", "facemix.report=false"]
+    experiment = load_experiment("facemix-utkface", overrides)
+    assert isinstance(experiment, FacemixExperiment)
+    with tempfile.TemporaryDirectory() as folder:
+        config = run_config(experiment, Path(folder) / "run", "benchmark")
+        server_context(config)
+        grid = InProcessGrid(app, experiment.facemix.edges, config)
+        recorder = Recorder(Path(folder) / "run", experiment, "benchmark")
+        exchanges = Exchanges(grid, recorder, {}, None)
+        exchanges.nodes = gather(exchanges, experiment.names(), 1)
+        session = Session(exchanges, experiment, "main", experiment.facemix, experiment.load_data())
+        session.join()
+        images = session.data.test
+        model = session.model.eval()
+        model.randomness = None
+        compute = Compute(experiment.client)
+
+        @torch.no_grad()
+        def plain() -> None:
+            for size in [len(images) // 2, len(images) - len(images) // 2]:
+                for start in range(0, size, experiment.facemix.request):
+                    x, _ = images.batch(slice(start, start + experiment.facemix.request))
+                    compute.outputs(model, x).argmax(1)
+
+        what = f"serving {len(images)} faces mixed, in process / inference of the whole model"
+        return _both(what, 1 / 0.85, repeats, lambda: Serving(session).run(), plain)
+
+
+def _both(
+    what: str,
+    bar: float,
+    repeats: int,
+    ours: Callable[[], object],
+    rival: Callable[[], object],
+) -> Row:
+    """Return the row of two pieces of work, each done once before it is timed."""
+    ours()
+    rival()
+    pairs = [(1000 * seconds(ours), 1000 * seconds(rival)) for _ in range(repeats)]
+    return compared(what, "ms", bar, *zip(*pairs, strict=True))
