@@ -10,6 +10,7 @@ Examples
 from analysis.dlmt import dlmt_accuracy, dlmt_breaks, dlmt_measures
 from analysis.facemix import (
     facemix_accuracy,
+    facemix_attacks,
     facemix_attributes,
     facemix_reconstructions,
     facemix_transmission,
@@ -31,6 +32,7 @@ __all__ = [
     "dlmt_breaks",
     "dlmt_measures",
     "facemix_accuracy",
+    "facemix_attacks",
     "facemix_attributes",
     "facemix_reconstructions",
     "facemix_transmission",

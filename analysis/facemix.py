@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -95,6 +95,32 @@ def facemix_attributes(runs: RunPaths) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["run", "case", "attribute", *RATES])
 
 
+def facemix_attacks(runs: RunPaths) -> pd.DataFrame:
+    """Return how often attackers are right, beside what proves that they are any good.
+
+    Returns
+    -------
+    DataFrame
+        A row per run, case and attack: ``run, case, attack``; in per cent, means over classes:
+        ``success``; ``in_the_clear``, the same attack without the shield; ``known_groups``, of
+        ``separation``, if it is known which mixtures belong together, as without shuffling;
+        ``chance``, of somebody who guesses blindly.
+    """
+    names = {
+        "success": "success",
+        "in_the_clear": "success_in_the_clear",
+        "known_groups": "success_known_groups",
+        "chance": "chance",
+    }
+    rows = [
+        {**of, **{column: _percent(own, metric) for column, metric in names.items()}}
+        for run in runs_of("facemix", runs)
+        for of, own in _attacked(run, ATTACKS[:3])
+    ]
+    frame = pd.DataFrame(rows, columns=["run", "case", "attack", *names])
+    return frame.astype(dict.fromkeys(names, "float64"))
+
+
 def facemix_reconstructions(runs: RunPaths) -> pd.DataFrame:
     """Return how like the originals images are that attacks rebuilt.
 
@@ -102,21 +128,31 @@ def facemix_reconstructions(runs: RunPaths) -> pd.DataFrame:
     -------
     DataFrame
         A row per run, case and attack that rebuilds images: ``run, case, attack``; ``psnr`` (dB),
-        ``ssim``, and ``mse`` of pixels in [0, 1]; of ``separation`` also ``correlation``, the
-        mean size of that between a true feature map and its best match.
+        ``ssim``, and ``mse`` of pixels in [0, 1]; ``psnr_of_the_mean``, of the mean image, which
+        needs no attack; ``psnr_in_the_clear``, without the shield; of ``separation``
+        ``psnr_known_groups``, and ``correlation``, the mean size of that between a true feature
+        map and its best match, also with ``correlation_known_groups``.
     """
-    rows = []
-    for run in runs_of("facemix", runs):
-        for case, named, measured in _cases(run):
-            for attack in ("separation", "reconstruction"):
-                own = measured[measured["stage"] == f"attack {attack}"]
-                if not own.empty:
-                    names = ("psnr", "ssim", "mse", "correlation")
-                    found = {name: _value(own, name) for name in names}
-                    rows.append({"run": named["run"], "case": case, "attack": attack, **found})
-    numbers = ["psnr", "ssim", "mse", "correlation"]
-    frame = pd.DataFrame(rows, columns=["run", "case", "attack", *numbers])
-    return frame.astype(dict.fromkeys(numbers, "float64"))
+    names = [
+        *("psnr", "ssim", "mse", "psnr_of_the_mean", "psnr_in_the_clear", "psnr_known_groups"),
+        *("correlation", "correlation_known_groups"),
+    ]
+    rows = [
+        {**of, **{name: _value(own, name) for name in names}}
+        for run in runs_of("facemix", runs)
+        for of, own in _attacked(run, ATTACKS[2:])
+    ]
+    frame = pd.DataFrame(rows, columns=["run", "case", "attack", *names])
+    return frame.astype(dict.fromkeys(names, "float64"))
+
+
+def _attacked(run: Run, attacks: Sequence[str]) -> Iterator[tuple[dict[str, str], pd.DataFrame]]:
+    """Yield what names a row of each case and attack that was tried, and its measurements."""
+    for case, named, measured in _cases(run):
+        for attack in attacks:
+            own = measured[measured["stage"] == f"attack {attack}"]
+            if not own.empty:
+                yield {"run": named["run"], "case": case, "attack": attack}, own
 
 
 def settings_of(run: Run) -> dict[str, FacemixConfig]:

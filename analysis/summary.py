@@ -7,7 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 import pandas as pd
 
 from analysis.dlmt import dlmt_accuracy, dlmt_breaks, dlmt_measures
-from analysis.facemix import facemix_accuracy, facemix_reconstructions, facemix_transmission
+from analysis.facemix import (
+    facemix_accuracy,
+    facemix_attacks,
+    facemix_reconstructions,
+    facemix_transmission,
+)
 from analysis.runs import Run, RunPaths, open_runs, runs_of
 from analysis.split import split_accuracy, split_costs
 from analysis.themis import board, competition, themis_protection, themis_table1, themis_table2
@@ -105,6 +110,7 @@ def _facemix(runs: Sequence[Run]) -> dict[str, pd.DataFrame]:
             columns=["place", "shield", "pre"]
         ),
         "What crosses for one image, over 15 and 30 Mbit/s": facemix_transmission(runs),
+        "How often attackers are right, mean over classes (%)": facemix_attacks(runs),
         "Images that attacks rebuilt": facemix_reconstructions(runs),
     }
     return _named(found, runs)

@@ -100,8 +100,9 @@ class Release:
         """What is true of a record in one release, of a front that tells nothing."""
         if self.protection is None:
             return IN_THE_CLEAR
-        noisy = isinstance(self.protection, Mechanism) and self.randomness != "none"
-        return self.protection.held() if noisy else NO_NOISE
+        if isinstance(self.protection, Mechanism) and self.randomness == "none":
+            return NO_NOISE
+        return self.protection.held()
 
 
 def in_the_clear(case: str, shape: tuple[int, ...], batch: int, **values: Any) -> Release:

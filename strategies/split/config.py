@@ -18,6 +18,7 @@ from clients import shields
 from clients.assignments import Fronts, Wire
 from clients.data import DataConfig
 from clients.shields import ShieldConfig
+from clients.shields.mixing import MixingConfig
 from clients.shields.plain import NoShieldConfig
 from models.optimizers import OptimizerConfig
 from models.training import TrainingConfig
@@ -168,6 +169,10 @@ class SplitConfig(BaseModel):
     def _fits_together(self) -> Self:
         self._check_front()
         self._check_numbers()
+        if isinstance(self.shield, MixingConfig):
+            raise ValueError(
+                "shield: 'mixing' leaves no label that would be that of a row; it is for facemix"
+            )
         if self.weights == PRETRAINED and not self.pretraining:
             raise ValueError("weights: 'pretrained' needs a section pretraining")
         if self.plain_to_cloud and self.budget:

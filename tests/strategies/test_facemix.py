@@ -414,6 +414,12 @@ def test_an_edge_refuses_what_is_no_answer_to_its_request(
         edge.ask(99)
 
 
+def test_split_learning_refuses_mixing() -> None:
+    """Its cloud trains on rows with labels, and a mixture has none."""
+    with pytest.raises(RequestError, match="leaves no label that would be that of a row"):
+        load_experiment("split-digits", ["split.shield={name: mixing}"])
+
+
 def test_an_edge_that_was_given_no_stages_says_so(tmp_path: Path) -> None:
     grid = run(tiny(), tmp_path / "run")
     words = protocol.words_of(asked(grid, protocol.JOIN)[0].content)
