@@ -188,7 +188,7 @@ def _cases(run: Run) -> Iterator[tuple[str, dict[str, Any], pd.DataFrame]]:
             "experiment": run.info.get("experiment", ""),
             "case": case,
             "place": settings.place,
-            "shield": in_words(settings.around),
+            "shield": "anonymiser" if settings.anonymiser else in_words(settings.around),
             "pre": settings.pre if settings.place == "both" else "",
         }
         yield case, named, rows[rows["case"] == case]
@@ -224,6 +224,7 @@ def _crossings(run: Run, up: float, down: float, delay: float) -> Iterator[dict[
         seconds = 8 * sent / (up * 1e6) + 8 * returned / (down * 1e6) + 2 * delay / 1e3
         alone = settings.place == "edge"
         hidden = "in the clear" if settings.around.name == "none" else "behind the shield"
+        hidden = "anonymised" if settings.anonymiser else hidden
         back = hidden if settings.place == "both" else "in the clear"
         yield {
             "run": named["run"],
@@ -262,8 +263,8 @@ def _published(run: Run, settings: FacemixConfig) -> float | None:
 
 def _as_printed(settings: FacemixConfig) -> str:
     """Return a case as the paper's table writes it, empty if it has none such."""
-    if settings.place == "edge":
-        return "all on edge"
+    if settings.place == "edge" or settings.anonymiser:
+        return "face anonymizer" if settings.anonymiser else "all on edge"
     match settings.around:
         case MixingConfig(group=group) if settings.place == "both" and settings.pre in BLOCKS:
             return f"FaceMix S_G={group} N_pre={BLOCKS[settings.pre]}"

@@ -34,7 +34,9 @@ def run(
     schema, _ = SHIELDS[name]
     shield = build(validated(schema, {"name": name}, name, settings), shape, batch)
     if not isinstance(shield, Mechanism) or shield.noiseless:
-        raise RequestError(f"shield '{name}' adds no noise, there is nothing to audit")
+        raise RequestError(
+            f"shield '{name}' has no noise with a guarantee, there is nothing to audit"
+        )
     return audit(shield, samples, seed=seed)
 
 

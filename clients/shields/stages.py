@@ -11,9 +11,13 @@ import models
 from clients.shields import ShieldConfig, build
 from clients.shields.base import Shape, Shield
 from clients.shields.front import activation_shape
+from models.anonymiser import Anonymiser
 from models.attributes import LOGITS
 from models.cut import INPUT, OUTPUT, Cutter
-from models.randomness import Randomness
+from models.randomness import Randomness, seeded
+
+ANONYMISER = "anonymiser"
+"""In place of a layer: the first stage is one, and no part of the model."""
 
 
 class Staged(nn.Module):
@@ -72,7 +76,8 @@ def staged(
         Channels, height and width.
     stages : (str, str)
         The layers after which ``pre`` and ``main`` end, as of :meth:`Cutter.stages`;
-        ``("output", "output")``: everything is ``pre``.
+        ``("output", "output")``: everything is ``pre``; ``("anonymiser", "output")``: an
+        anonymiser is, and the model ``main``.
     shield : ShieldConfig
     batch : int
         The most examples that are protected together.
@@ -87,7 +92,10 @@ def staged(
         model, num_classes=LOGITS * attributes, channels=channels, image_size=side, seed=seed
     )
     parts: tuple[nn.Module, nn.Module, nn.Module] = (built, nn.Identity(), nn.Identity())
-    if stages[0] != OUTPUT:
+    if stages[0] == ANONYMISER:
+        with seeded(seed):
+            parts = (Anonymiser(channels), built, nn.Identity())
+    elif stages[0] != OUTPUT:
         parts = Cutter(built).stages(*stages)
     pre, main, post = parts
     shape = activation_shape(pre, image) if stages[0] != INPUT else image

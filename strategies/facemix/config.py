@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, field_validat
 from clients import shields
 from clients.shields import ShieldConfig
 from clients.shields.mixing import MixingConfig
+from clients.shields.stages import ANONYMISER
 from models.cut import INPUT, OUTPUT
 from models.optimizers import OptimizerConfig
 from strategies.cases import each_case
@@ -51,6 +52,23 @@ class FacemixTraining(BaseModel):
         return self.optimizer.rate(epoch)
 
 
+class AnonymiserConfig(BaseModel):
+    """What an anonymiser is trained for, besides the attributes.
+
+    Attributes
+    ----------
+    weight : float
+        Of what the adversary knows.
+    likeness : float
+        Of what is changed, the mean distance of normalised images.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    weight: float = Field(default=1.0, ge=0)
+    likeness: float = Field(default=1.0, ge=0)
+
+
 class FacemixConfig(BaseModel):
     """A model in three stages, how it is trained, and how it is served.
 
@@ -67,6 +85,9 @@ class FacemixConfig(BaseModel):
     shield : ShieldConfig
         Around what the cloud computes; by default ``mixing``, or none where the place is not
         ``both``.
+    anonymiser : AnonymiserConfig or None
+        ``cloud``: a network on the edge redraws images before they leave, so that nobody tells
+        the classes of ``data.label`` apart; trained against somebody who tries.
     keys : {"seeded", "secret"}
         Whether the edge draws matrices and orders from the run's seed, which is for experiments,
         or from the system's randomness.
@@ -98,6 +119,7 @@ class FacemixConfig(BaseModel):
     pre: str = "maxpool"
     post: str = "flatten"
     shield: SerializeAsAny[ShieldConfig] | None = None
+    anonymiser: AnonymiserConfig | None = None
     keys: Literal["seeded", "secret"] = "seeded"
     train: Literal["central", "split"] = "central"
     training: FacemixTraining = FacemixTraining()
@@ -124,6 +146,11 @@ class FacemixConfig(BaseModel):
             )
         if self.train == "split" and self.place != "both":
             raise ValueError(f"train: split has stages on both sides, and place is {self.place}")
+        if self.anonymiser and (self.place, self.around.name) != ("cloud", "none"):
+            raise ValueError(
+                "anonymiser: is in front of a cloud that computes everything; allowed with "
+                "place: cloud, and no shield"
+            )
         own = self.around
         if isinstance(own, MixingConfig) and not own.pad:
             for name, count in {
@@ -149,7 +176,9 @@ class FacemixConfig(BaseModel):
         """The layers after which ``pre`` and ``main`` end."""
         if self.place == "both":
             return self.pre, self.post
-        return (INPUT, OUTPUT) if self.place == "cloud" else (OUTPUT, OUTPUT)
+        if self.place == "edge":
+            return OUTPUT, OUTPUT
+        return (ANONYMISER if self.anonymiser else INPUT), OUTPUT
 
     def evaluates(self, done: int) -> bool:
         """Tell whether the model is measured after so many epochs."""

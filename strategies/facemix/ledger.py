@@ -33,7 +33,8 @@ def _of_training(session: Session) -> Iterator[Release]:
 def _of_requests(session: Session) -> Iterator[Release]:
     settings = session.settings
     if settings.place != "edge":
-        what = "features" if settings.place == "both" else "images"
+        images = "anonymised images" if settings.anonymiser else "images"
+        what = "features" if settings.place == "both" else images
         yield _crossing(session, settings.request, what=what, records="test")
     if settings.place == "cloud":
         answers = in_the_clear(session.case, (), 1, what="predictions", records="test")

@@ -6,13 +6,14 @@ from flwr.serverapp import Grid
 
 from models.files import save_tensors
 from strategies.exchange import Exchanges
+from strategies.facemix.anonymising import Anonymising
 from strategies.facemix.costs import log_costs
 from strategies.facemix.experiment import FacemixExperiment
 from strategies.facemix.ledger import releases
 from strategies.facemix.serving import Serving
 from strategies.facemix.session import Session
 from strategies.facemix.together import Together
-from strategies.facemix.training import Central
+from strategies.facemix.training import Central, Learning
 from strategies.joining import gather
 from strategies.recorder import Recorder
 from strategies.releases import keep
@@ -35,7 +36,7 @@ def infer_mixed(grid: Grid, experiment: FacemixExperiment, recorder: Recorder) -
 def _run(session: Session) -> None:
     """Run one case, from wherever a run that was stopped had got to."""
     recorder, case = session.recorder, session.case
-    learning = (Central if session.settings.train == "central" else Together)(session)
+    learning = _learning(session)
     with recorder.timed(f"join/{case}"):
         session.join()
         keep(recorder, releases(session))
@@ -50,6 +51,12 @@ def _run(session: Session) -> None:
     _keep_model(session)
     recorder.forget(learning.task)
     recorder.finish(f"case/{case}")
+
+
+def _learning(session: Session) -> Learning:
+    if session.settings.train == "split":
+        return Together(session)
+    return Anonymising(session) if session.settings.anonymiser else Central(session)
 
 
 def _keep_model(session: Session) -> None:

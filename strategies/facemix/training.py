@@ -149,13 +149,24 @@ class Central(Learning):
     def _step(self, epoch: int, number: int) -> float:
         session, images, seed = self.session, self.session.data.train, self.session.seed
         rows = batch_rows(seed, 0, epoch, number, len(images), self.training.batch_size)
-        x, _ = images.batch(rows)
+        x, labels = images.batch(rows)
         x = augmented(x, images.black, self.training.augment, seed, 0, epoch, number)
-        truth = torch.from_numpy(images.attributes[rows]).to(session.compute.device)
-        self.optimizer.zero_grad()
+        device = session.compute.device
+        truth = torch.from_numpy(images.attributes[rows]).to(device)
         self.model.randomness = numpy_generator(seed, "mixing", 0, "batch", epoch, number)
-        logits = session.compute.outputs(self.model, session.compute.place(x))
-        loss = attribute_loss(logits, truth, self._weights)
+        self.optimizer.zero_grad()
+        loss = self.loss(session.compute.place(x), truth, labels.to(device))
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
         return float(loss.detach())
+
+    def loss(
+        self,
+        x: torch.Tensor,
+        attributes: torch.Tensor,
+        labels: torch.Tensor,  # noqa: ARG002
+    ) -> torch.Tensor:
+        """Return the loss of one batch; labels are for who knows what to do with them."""
+        return attribute_loss(
+            self.session.compute.outputs(self.model, x), attributes, self._weights
+        )

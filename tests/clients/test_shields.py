@@ -18,12 +18,14 @@ from clients.shields.gaussian import SENSITIVITY, NormGaussian
 from models.errors import RequestError
 from models.randomness import Randomness, SystemGenerator, numpy_generator
 
-MECHANISMS = {name: {"epsilon": 2.0} for name in SHIELDS if name != "none"}
+MECHANISMS = {
+    name: {"epsilon": 2.0} for name, (_, kind) in SHIELDS.items() if issubclass(kind, Mechanism)
+}
 
 
 def shield(name: str, shape: tuple[int, ...] = (6, 4, 4), batch: int = 8, **settings) -> Shield:
     schema, _ = SHIELDS[name]
-    values = MECHANISMS.get(name, {}) | settings
+    values = (MECHANISMS | {"low-resolution": {"side": 2}}).get(name, {}) | settings
     return build(schema.model_validate(values), shape, batch)
 
 
@@ -112,7 +114,7 @@ def test_the_systems_noise_is_never_the_same() -> None:
     )
 
 
-@pytest.mark.parametrize("name", SHIELDS)
+@pytest.mark.parametrize("name", [*MECHANISMS, "none", "noise"])
 def test_gradients_pass_as_if_there_were_no_noise(name: str) -> None:
     made = shield(name)
     batch = (torch.rand(8, 6, 4, 4) * 0.9).requires_grad_()
@@ -295,7 +297,14 @@ def test_running_statistics_bound_nothing() -> None:
     assert "running statistics" in made.held().reasons[0]
 
 
-@pytest.mark.parametrize("name", SHIELDS)
+@pytest.mark.parametrize("name", ["mixing", "noise", "low-resolution"])
+def test_an_obfuscation_promises_nothing_and_says_why(name: str) -> None:
+    made = shield(name)
+    assert made.held().epsilon is None
+    assert made.held().reasons[0].startswith("an obfuscation: ")
+
+
+@pytest.mark.parametrize("name", [*MECHANISMS, "none"])
 def test_without_noise_there_is_no_guarantee(name: str) -> None:
     bare = shield(name, epsilon=None) if name in MECHANISMS else shield(name)
     for guarantee in (bare.claimed(), bare.held()):

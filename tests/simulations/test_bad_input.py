@@ -26,7 +26,10 @@ Command = Callable[..., Result]
 
 SETTINGS = [
     # wrong keys
-    ("data.nam=mnist", "data: unknown key 'nam'. Did you mean 'name'? Allowed: channels, "),
+    (
+        "data.nam=mnist",
+        "data: unknown key 'nam'. Did you mean 'name'? Allowed: attributes, channels, ",
+    ),
     ("themis.epoch=3", "themis: unknown key 'epoch'. Did you mean 'epochs'? Allowed: M, "),
     ("them.epochs=3", "unknown key 'them'. Did you mean 'themis'? Allowed: client, data"),
     ("participants=[{mode: mlp}]", "participants.0: unknown key 'mode'. Did you mean 'model'?"),
@@ -39,7 +42,10 @@ SETTINGS = [
     ("themis.update=jiont", "themis.update = 'jiont': must be 'joint', 'sequential' or 'averaged'"),
     ("themis.order=rand", "themis.order = 'rand': must be 'listed', 'alphabetical', 'reverse' or"),
     ("themis.bystanders=[Nobody]", "themis.bystanders (case 'main'): no participant is called"),
-    ("system=themsi", "unknown system 'themsi'. Did you mean 'themis'? Allowed: dlmt, split"),
+    (
+        "system=themsi",
+        "unknown system 'themsi'. Did you mean 'themis'? Allowed: dlmt, facemix, split",
+    ),
     # wrong types
     ("training.learning_rate=abc", "learning_rate = 'abc': must be a number, above 0 and at most"),
     ("training.epochs=2.5", "training.epochs = 2.5: must be a whole number, at least 1"),
