@@ -67,7 +67,8 @@ def facemix_transmission(
     Returns
     -------
     DataFrame
-        A row per run and case: ``run, case``; ``bytes_up, bytes_down`` of one image;
+        A row per run and case: ``run, case``; ``bytes_up, bytes_down`` of one image, with its
+        share of decoys;
         ``milliseconds`` of both ways; whether the cloud gets ``input`` and ``output`` in the
         clear, behind a shield, or not at all.
     """
@@ -104,12 +105,14 @@ def facemix_attacks(runs: RunPaths) -> pd.DataFrame:
         A row per run, case and attack: ``run, case, attack``; in per cent, means over classes:
         ``success``; ``in_the_clear``, the same attack without the shield; ``known_groups``, of
         ``separation``, if it is known which mixtures belong together, as without shuffling;
-        ``chance``, of somebody who guesses blindly.
+        ``of_the_mixtures``, if they are left as they are; ``chance``, of somebody who guesses
+        blindly.
     """
     names = {
         "success": "success",
         "in_the_clear": "success_in_the_clear",
         "known_groups": "success_known_groups",
+        "of_the_mixtures": "success_of_the_mixtures",
         "chance": "chance",
     }
     rows = [
@@ -131,11 +134,11 @@ def facemix_reconstructions(runs: RunPaths) -> pd.DataFrame:
         ``ssim``, and ``mse`` of pixels in [0, 1]; ``psnr_of_the_mean``, of the mean image, which
         needs no attack; ``psnr_in_the_clear``, without the shield; of ``separation``
         ``psnr_known_groups``, and ``correlation``, the mean size of that between a true feature
-        map and its best match, also with ``correlation_known_groups``.
+        map and its best match, with ``_known_groups``, and ``_of_the_mixtures`` as they are.
     """
     names = [
         *("psnr", "ssim", "mse", "psnr_of_the_mean", "psnr_in_the_clear", "psnr_known_groups"),
-        *("correlation", "correlation_known_groups"),
+        *("correlation", "correlation_known_groups", "correlation_of_the_mixtures"),
     ]
     rows = [
         {**of, **{name: _value(own, name) for name in names}}
@@ -229,8 +232,8 @@ def _crossings(run: Run, up: float, down: float, delay: float) -> Iterator[dict[
         yield {
             "run": named["run"],
             "case": case,
-            "bytes_up": int(sent),
-            "bytes_down": int(returned),
+            "bytes_up": round(sent),
+            "bytes_down": round(returned),
             "milliseconds": 0.0 if alone else 1e3 * seconds,
             "input": "none" if alone else hidden,
             "output": "none" if alone else back,

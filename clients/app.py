@@ -25,6 +25,7 @@ from clients.inference import InferenceEdge
 from clients.owner import UNUSABLE, Owner
 from clients.participant import Participant, Schedule, attacked
 from clients.shields.disguises import Key
+from clients.shields.mixing import MixingConfig
 from clients.vault import Vault, vault_path
 from models.errors import RequestError
 
@@ -155,7 +156,21 @@ def _own_choice(assignment: AnyAssignment, context: Context) -> AnyAssignment:
                 "its images in no other way"
             )
         changes["key"] = str(key)
+    if isinstance(assignment, InferenceAssignment):
+        changes |= _own_terms(assignment, context)
     return type(assignment).model_validate({**assignment.model_dump(), **changes})
+
+
+def _own_terms(assignment: InferenceAssignment, context: Context) -> dict[str, Any]:
+    """Let an edge of FaceMix insist on ``mixing``, the least group, and on ``report=false``."""
+    least = int(context.node_config.get("mixing", 0))
+    shield = assignment.shield
+    group = shield.group if isinstance(shield, MixingConfig) else 0
+    if least and (group < least or assignment.keys != "secret" or assignment.train == "split"):
+        raise RuntimeError(
+            f"this edge sends mixtures of at least {least} under secret keys, and does not train"
+        )
+    return {} if context.node_config.get("report", True) else {"report": False}
 
 
 def _own_key(path: str) -> Key:
@@ -358,15 +373,15 @@ def adopt(edge: InferenceEdge, _: dict, arrays: Arrays) -> RecordDict:
 @_answering(InferenceEdge)
 def infer(edge: InferenceEdge, config: dict, arrays: Arrays) -> RecordDict:
     """Finish the last request with what the cloud made of it, and ask the next."""
-    number = config["number"]
     if edge.alone:
         edge.answer_alone()
         return protocol.reply({"done": 1})
     if "outputs" in arrays:
-        edge.answer(number - 1, arrays["outputs"])
-    if number == edge.requests:
+        edge.answer(config["number"], arrays["outputs"])
+    number = edge.next_request()
+    if number is None:
         return protocol.reply({"done": 1})
-    return protocol.reply({"done": 0}, mixtures=edge.ask(number))
+    return protocol.reply({"done": 0, "number": number}, mixtures=edge.ask(number))
 
 
 @app.evaluate("counts")

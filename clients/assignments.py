@@ -209,6 +209,8 @@ class InferenceAssignment(Assignment):
         Around ``main``.
     keys : {"seeded", "secret"}
         ``seeded``: from ``seed``, to be repeated. ``secret``: from a key in the vault.
+    train : {"central", "split"}
+        Whether the edge takes part in training.
     seed : int
         Of the order of batches, augmentation and seeded keys.
     batch_size, request : int
@@ -227,6 +229,7 @@ class InferenceAssignment(Assignment):
     stages: tuple[str, str]
     shield: SerializeAsAny[ShieldConfig]
     keys: Literal["seeded", "secret"]
+    train: Literal["central", "split"]
     seed: int
     batch_size: int
     request: int

@@ -21,7 +21,8 @@ from clients import protocol
 from clients.assignments import InferenceAssignment
 from clients.data import ImageSet, Part, Splits, load_once, own_images
 from clients.shields.draws import shuffled
-from clients.shields.mixing import MixingConfig
+from clients.shields.front import activation_shape
+from clients.shields.mixing import MixingConfig, combinations
 from clients.shields.stages import Staged, staged_once
 from clients.vault import Vault
 from models import packing
@@ -32,6 +33,8 @@ from models.cut import OUTPUT
 from models.randomness import Randomness, SecretGenerator, numpy_generator, torch_generator
 
 ENDS = "ends"
+DECOYS_OF = 4
+"""Of so many groups' images decoys are made."""
 Numbers = dict[str, int | float]
 Arrays = dict[str, np.ndarray]
 Tensors = Mapping[str, torch.Tensor]
@@ -44,9 +47,9 @@ class Asked:
     Attributes
     ----------
     rows : ndarray of int64
-        Which of the own images it asks about, the decoys among them.
-    real : ndarray of bool
-        Which of these are no decoys.
+        Which of the own images it asks about.
+    places : ndarray of int64
+        Where they stand among what is protected, decoys between them.
     secret : object
         What the shield needs to restore the answer.
     sent : Tensor
@@ -54,7 +57,7 @@ class Asked:
     """
 
     rows: np.ndarray
-    real: np.ndarray
+    places: np.ndarray
     secret: Any = field(repr=False)
     sent: torch.Tensor
 
@@ -89,10 +92,12 @@ class InferenceEdge:
             a.model, len(self.data.attributes), self.data.shape, a.stages, a.shield, a.largest
         )
         self.shield = built.shield
+        self.returned = activation_shape(built.main, built.shield.shape)
         # A copy: the model is shared with the other edges of this process.
         self.ends: nn.ModuleList = self.compute.host(copy.deepcopy(built.ends))  # type: ignore[assignment]
         self._shares: dict[Part, ImageSet] = {part: self._share(part) for part in get_args(Part)}
         self._pending: dict[int, Asked] = {}
+        self._first = 0
         self._step: Step | None = None
         self._adopted = False
 
@@ -128,7 +133,14 @@ class InferenceEdge:
         ------
         ValueError
             If they do not fit the model.
+        RuntimeError
+            If this case was served under others: the same images behind other keys show which
+            mixtures belong together.
         """
+        values = (arrays[name].numpy().tobytes() for name in sorted(arrays))
+        digest = hashlib.blake2b(b"".join(values), digest_size=16).hexdigest()
+        if not self.vault.pin(f"{self.assignment.case}-stages", digest):
+            raise RuntimeError("this edge was served under other stages, and asks nothing again")
         self._load(arrays)
         self.vault.save(f"{self.assignment.case}-{ENDS}", dict(arrays), {})
         self._adopted = True
@@ -137,6 +149,8 @@ class InferenceEdge:
         packing.load_model_arrays(self.ends, arrays)
         if "normalisation" in arrays:
             mean, std = arrays["normalisation"].float()[:, :, None, None]
+            if not packing.all_finite(arrays["normalisation"]) or float(std.min()) <= 0:
+                raise ValueError("normalisation with NaN, infinity or no deviation")
             self._shares = {
                 part: replace(images, mean=mean, std=std) for part, images in self._shares.items()
             }
@@ -158,6 +172,19 @@ class InferenceEdge:
         """How many requests its test images make."""
         return -(-len(self._shares["test"]) // self.assignment.request)
 
+    def next_request(self) -> int | None:
+        """Return the first request that has no answer yet, None if all have.
+
+        An answer stands, and no request is asked again once it is there. With the last answer the
+        secret is forgotten that keys were drawn from.
+        """
+        while self._first < self.requests and self.vault.load(self._answers(self._first)):
+            self._first += 1
+        if self._first == self.requests:
+            self.vault.delete(self._secret)
+            return None
+        return self._first
+
     def ask(self, number: int) -> np.ndarray:
         """Return what leaves of one request: its images behind ``pre`` and the shield.
 
@@ -167,40 +194,47 @@ class InferenceEdge:
             If there is no such request.
         """
         self._ready()
-        if not 0 <= number < self.requests:
-            raise ValueError(f"request {number} of {self.requests}")
         asked = self._pending[number] = self._asked(number)
         return protocol.on_wire(asked.sent, self.assignment.wire)
 
     def _asked(self, number: int) -> Asked:
-        images, randomness = self._shares["test"], self._randomness("request", number)
-        rows, real = self._with_decoys(number, len(images), randomness)
-        x, _ = images.batch(rows)
+        images, size = self._shares["test"], self.assignment.request
+        if not 0 <= number < self.requests:
+            raise ValueError(f"request {number} of {self.requests}")
+        own = np.arange(number * size, min((number + 1) * size, len(images)))
+        randomness = self._randomness("request", number)
         with torch.no_grad():
-            features = self.compute.outputs(self.ends[0].eval(), self.compute.place(x))
-            sent, secret = self.shield.protect(features, randomness)
-        return Asked(rows, real, secret, sent)
+            features = self._features(images, own)
+            decoys = self._decoys(images, own, randomness)
+            order = shuffled((len(own) + len(decoys),), randomness)
+            rows = torch.cat([features, decoys.to(features)])[order.to(features.device)]
+            sent, secret = self.shield.protect(rows, randomness)
+        places = order.argsort()[: len(own)].numpy()
+        return Asked(own, places, secret, sent)
 
-    def _with_decoys(
-        self, number: int, count: int, randomness: Randomness
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Return a request's images and other own ones that fill its groups, in any order.
+    def _features(self, images: ImageSet, rows: np.ndarray) -> torch.Tensor:
+        x, _ = images.batch(rows)
+        return self.compute.outputs(self.ends[0].eval(), self.compute.place(x))
 
-        Copies of the same image would mix to that image: decoys are others, where there are any.
+    def _decoys(self, images: ImageSet, own: np.ndarray, randomness: Randomness) -> torch.Tensor:
+        """Return what fills a request's groups: combinations of other own images, if there are any.
+
+        No image itself crosses twice.
         """
-        size = self.assignment.request
-        own = np.arange(number * size, min((number + 1) * size, count))
         config = self.assignment.shield
-        missing = -len(own) % config.group if isinstance(config, MixingConfig) else 0
-        others = np.setdiff1d(np.arange(count), own)
+        group = config.group if isinstance(config, MixingConfig) else 1
+        missing = -len(own) % group
+        others = np.setdiff1d(np.arange(len(images)), own)
         others = others if len(others) else own
-        drawn = others[shuffled((len(others),), randomness).numpy()]
-        rows = np.concatenate([own, np.resize(drawn, missing)])
-        order = shuffled((len(rows),), randomness).numpy()
-        return rows[order], (np.arange(len(rows)) < len(own))[order]
+        drawn = others[shuffled((len(others),), randomness).numpy()][: DECOYS_OF * group]
+        if not missing:
+            return torch.empty(0, *self.shield.shape)
+        return combinations(self._features(images, drawn), missing, randomness)
 
     def answer(self, number: int, outputs: torch.Tensor) -> None:
         """Finish a request with what the cloud made of it, and keep what is predicted.
+
+        The first answer to a request stands: a cloud can't try others, and count again.
 
         Raises
         ------
@@ -210,27 +244,29 @@ class InferenceEdge:
         self._ready()
         # In a fresh process the key is drawn again, from the vault's secret.
         asked = self._pending.get(number) or self._asked(number)
-        if len(outputs) != len(asked.sent) or not packing.all_finite(outputs):
+        wanted = (len(asked.sent), *self.returned)
+        if tuple(outputs.shape) != wanted or not packing.all_finite(outputs):
             raise ValueError(
-                f"request {number}: the answer has {len(outputs)} rows of {len(asked.sent)}, or "
-                "NaN or infinity"
+                f"request {number}: an answer of shape {tuple(outputs.shape)}, {wanted} was asked "
+                "for, or with NaN or infinity"
             )
+        self._pending.pop(number, None)
+        if self.vault.load(self._answers(number)) is not None:
+            return
         with torch.no_grad():
             restored = self.shield.restore(self.compute.place(outputs.float()), asked.secret)
             logits = self.compute.outputs(self.ends[1].eval(), restored).cpu()
-        own = torch.from_numpy(asked.real)
         kept = {
-            "rows": torch.from_numpy(asked.rows)[own],
-            "answers": answered(logits)[own].to(torch.uint8),
+            "rows": torch.from_numpy(asked.rows),
+            "answers": answered(logits)[asked.places].to(torch.uint8),
         }
         self.vault.save(self._answers(number), kept, {})
-        self._pending.pop(number, None)
 
     def answer_alone(self) -> None:
         """Answer all requests without anybody, where everything is computed here."""
         self._ready()
         for number in range(self.requests):
-            self.answer(number, self._asked(number).sent)
+            self.answer(number, self._asked(number).sent.cpu())
 
     @property
     def alone(self) -> bool:
@@ -335,19 +371,27 @@ class InferenceEdge:
     def _begun(self, epoch: int, number: int, arrays: Tensors) -> Step:
         """Compute a batch as far as it leaves, with the stages that came along."""
         a, images = self.assignment, self._shares["train"]
-        self._load(arrays)
+        if a.train != "split":
+            raise RuntimeError("this edge takes part in no training")
+        packing.load_model_arrays(self.ends, arrays)
         self.ends.train().zero_grad()
         rows = batch_rows(a.seed, a.partition, epoch, number, len(images), a.batch_size)
         x, _ = images.batch(rows)
         x = augmented(x, images.black, a.augment, a.seed, a.partition, epoch, number)
+        # Before the stages' statistics move: a fresh process has to draw the same.
+        randomness = self._randomness("batch", epoch, number)
         features = self.compute.outputs(self.ends[0], self.compute.place(x))
-        sent, secret = self.shield.protect(features, self._randomness("batch", epoch, number))
+        sent, secret = self.shield.protect(features, randomness)
         attributes = torch.from_numpy(images.attributes[rows]).to(self.compute.device)
-        everything = np.ones(len(rows), bool)
-        self._step = Step((epoch, number), Asked(rows, everything, secret, sent), attributes)
+        asked = Asked(rows, np.arange(len(rows)), secret, sent)
+        self._step = Step((epoch, number), asked, attributes)
         return self._step
 
     # ---------------------------------------------------------------------------- keys
+
+    @property
+    def _secret(self) -> str:
+        return f"{self.assignment.case}-mixing.key"
 
     def _randomness(self, *purpose: str | int) -> Randomness:
         """Return what the key of one request or batch is drawn from.
@@ -359,10 +403,11 @@ class InferenceEdge:
         if a.keys == "seeded":
             return numpy_generator(a.seed, "mixing", a.partition, *purpose)
         digest = hashlib.blake2b(self.assignment.fingerprint().encode(), digest_size=16)
-        for values in packing.model_arrays(self.ends).values():
-            digest.update(values.tobytes())
+        images = self._shares["test"]
+        tensors = [*packing.state(self.ends), images.mean, images.std]
+        digest.update(packing.packed(tensors).tobytes())
         what = "/".join(map(str, purpose)).encode()
-        return SecretGenerator(self.vault.secret("mixing.key"), digest.digest() + what)
+        return SecretGenerator(self.vault.secret(self._secret), digest.digest() + what)
 
 
 def batch_rows(

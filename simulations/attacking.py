@@ -15,12 +15,14 @@ from analysis.attacks import (
     View,
     guess_attributes,
     guess_identity,
+    left_mixed,
     reconstruct,
     redrawn,
     separate,
     trained_drawer,
 )
 from analysis.attacks.reconstruction import Rebuilt
+from analysis.attacks.separation import clear_success
 from analysis.drawing import draw_image_rows, own_look, save
 from analysis.facemix import settings_of
 from analysis.runs import Run, open_run
@@ -186,6 +188,12 @@ def _separation(view: View, effort: Effort, _: Splits | None) -> tuple[Found, Pi
         label = "groups known" if known else "groups unknown"
         pictures |= {"original": _shown(rebuilt.true), label: _shown(rebuilt.drawn)}
         pictures = _mixtures(view, apart.true, pictures) if not known else pictures
+    mixed = left_mixed(view, effort.requests, effort.seed)
+    found |= {
+        "success_of_the_mixtures": mixed.success,
+        "correlation_of_the_mixtures": float(mixed.correlations.mean()),
+        f"success{CLEAR}": clear_success(view),
+    }
     return found, pictures
 
 

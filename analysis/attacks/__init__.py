@@ -8,7 +8,7 @@ succeed there proves nothing.
 
 from analysis.attacks.guessing import Guess, guess_attributes, guess_identity
 from analysis.attacks.reconstruction import Rebuilt, reconstruct, redrawn, trained_drawer
-from analysis.attacks.separation import Separated, separate
+from analysis.attacks.separation import Separated, left_mixed, separate
 from analysis.attacks.view import View
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "View",
     "guess_attributes",
     "guess_identity",
+    "left_mixed",
     "reconstruct",
     "redrawn",
     "separate",

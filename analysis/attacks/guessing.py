@@ -14,7 +14,13 @@ from torch.nn.functional import cross_entropy
 from analysis.attacks.view import View
 from clients.data import ImageSet
 from clients.shields.front import activation_shape
-from models.attributes import answered, attribute_loss, balanced_accuracies, confusion
+from models.attributes import (
+    answered,
+    attribute_loss,
+    balanced_accuracies,
+    balancing,
+    confusion,
+)
 from models.randomness import derive, seeded
 
 LEARNING_RATE = 1e-3
@@ -49,12 +55,14 @@ def guess_attributes(view: View, epochs: int, seed: int) -> Guess:
     epochs : int
         Over the training part, each time behind new keys.
     """
-    attributes = view.data.train.attributes
+    attributes = torch.from_numpy(view.known.attributes)
+    # It is judged by classes: a rare answer is to count as much as a common one.
+    weights = balancing(attributes)
 
     def loss(logits: torch.Tensor, images: np.ndarray) -> torch.Tensor:
-        return attribute_loss(logits, torch.from_numpy(attributes[images]))
+        return attribute_loss(logits, attributes[images], weights)
 
-    network = _trained(view, view.classifier(), view.data.train, loss, epochs, seed)
+    network = _trained(view, view.classifier(), view.known, loss, epochs, seed)
     truth = view.data.test.attributes
     counts = torch.zeros(truth.shape[1], 2, 2, dtype=torch.int64)
     for logits, images in _seen(view, network, view.data.test, seed):

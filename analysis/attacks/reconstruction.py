@@ -102,7 +102,7 @@ def redrawn(view: View, drawer: Generator, separated: Separated) -> Rebuilt:
 
 
 def _mean(view: View) -> torch.Tensor:
-    return view.data.train.pixels(slice(0, 1000)).mean(0)
+    return view.known.pixels(slice(0, 1000)).mean(0)
 
 
 class Generator(nn.Module):
@@ -178,7 +178,7 @@ def _train(view: View, drawer: Generator, critic: Discriminator, epochs: int, se
     ours, theirs = (
         torch.optim.Adam(network.parameters(), LEARNING_RATE, BETAS) for network in (drawer, critic)
     )
-    images = view.data.train
+    images = view.known
     for epoch in range(epochs):
         for sight in view.sights(images, seed, "pix2pix", epoch):
             for start in range(0, len(sight.rows), BATCH):

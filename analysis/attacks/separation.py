@@ -9,7 +9,9 @@ mixing.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import torch
@@ -18,11 +20,12 @@ from scipy.optimize import linear_sum_assignment
 from sklearn.decomposition import FastICA
 from sklearn.exceptions import ConvergenceWarning
 
-from analysis.attacks.view import View
+from analysis.attacks.view import Sight, View
 from models.attributes import answered, balanced_accuracies, confusion
 from models.randomness import derive, numpy_generator
 
 ITERATIONS = 500
+COMMON = 1000
 RECOGNISED = 0.9
 
 Rows = NDArray[np.float32]
@@ -35,7 +38,8 @@ class Separated:
     Attributes
     ----------
     correlations : ndarray of shape (n,)
-        The size of the correlation of each true feature map with what was matched to it.
+        The size of the correlation of each true feature map with what was matched to it, both
+        without the mean feature map of other images.
     success : float
         Balanced accuracy of the model's own answers on what was taken apart; mean over
         attributes, 0 to 1.
@@ -67,15 +71,35 @@ def separate(view: View, requests: int, known_groups: bool, seed: int) -> Separa
     known_groups : bool
         Whether the attacker knows which mixtures belong together, as without shuffling.
     """
-    images, parts = view.data.test, []
-    sights = view.sights(images, seed, "separation")
-    for number, sight in zip(range(requests), sights, strict=False):
+    parts = []
+    for number, sight in enumerate(_tried(view, requests, seed)):
         kinds = sight.groups[:, 0] if known_groups else np.zeros(len(sight.rows))
         for kind in np.unique(kinds):
             chosen = np.flatnonzero(kinds == kind)
             found = demixed(sight.rows[chosen], derive(seed, "ica", number, int(kind)))
             parts.append((found, sight.images[chosen]))
     return _judged(view, parts)
+
+
+def left_mixed(view: View, requests: int, seed: int) -> Separated:
+    """Judge mixtures as they are, matched in the same way: what :func:`separate` has to beat."""
+    tried = _tried(view, requests, seed)
+    return _judged(view, [(sight.rows, sight.images) for sight in tried])
+
+
+def clear_success(view: View) -> float:
+    """Return the balanced accuracy of the model's answers on test images without the shield."""
+    data = view.data.test
+    counts = torch.zeros(data.attributes.shape[1], 2, 2, dtype=torch.int64)
+    for sight in view.in_the_clear().sights(data, 0, "clear"):
+        with torch.no_grad():
+            answers = answered(view.model.post(view.model.main(sight.rows)))
+        counts += confusion(answers, torch.from_numpy(data.attributes[sight.images]))
+    return float(balanced_accuracies(counts).nanmean())
+
+
+def _tried(view: View, requests: int, seed: int) -> Iterator[Sight]:
+    return islice(view.sights(view.data.test, seed, "separation"), requests)
 
 
 def demixed(mixtures: torch.Tensor, seed: int) -> torch.Tensor:
@@ -119,10 +143,13 @@ def _judged(view: View, parts: list[tuple[torch.Tensor, np.ndarray]]) -> Separat
     data = view.data.test
     counts = torch.zeros(data.attributes.shape[1], 2, 2, dtype=torch.int64)
     correlations, trues, founds = [], [], []
+    # What all feature maps have in common is no success.
+    with torch.no_grad():
+        common = view.model.pre(view.known.batch(slice(0, COMMON))[0]).mean(0, keepdim=True)
     for found, images in parts:
         with torch.no_grad():
             true = view.model.pre(data.batch(images)[0])
-            columns, sizes = matched(true.numpy(), found.numpy())
+            columns, sizes = matched((true - common).numpy(), (found - common).numpy())
             ordered = found[columns]
             answers = answered(view.model.post(view.model.main(ordered)))
         counts += confusion(answers, torch.from_numpy(data.attributes[images]))

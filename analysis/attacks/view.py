@@ -53,6 +53,9 @@ class View:
         Of the run, normalised as the model's owner does.
     request : int
         Images that cross together.
+    known : ImageSet
+        The cloud's own images, to learn from: what it trained on, or, where edges hold that, the
+        validation part.
     shielded : bool
         Whether the shield stands between.
     """
@@ -62,6 +65,7 @@ class View:
     model: Staged
     data: Splits
     request: int
+    known: ImageSet
     shielded: bool = True
 
     @classmethod
@@ -93,7 +97,9 @@ class View:
             batch=10**6,
         )
         model.load_state_dict(tensors)
-        return cls(run, case, model.eval(), normalised(data, note), settings.request)
+        own = normalised(data, note)
+        known = own.train if settings.train == "central" else own.validation
+        return cls(run, case, model.eval(), own, settings.request, known)
 
     @property
     def group(self) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+import numpy as np
 import torch
 from pydantic import Field
 
@@ -18,6 +19,8 @@ AT_ONCE = 2**10
 SEPARABLE = (
     "an obfuscation: examples of a group are mixed, not hidden; images are not independent "
     "noise, so independent component analysis can take them apart",
+    "at most against a cloud that handed out honestly trained stages: others can be made to show "
+    "the matrices",
 )
 
 
@@ -31,8 +34,8 @@ class MixingConfig(ShieldConfig):
     shuffle : bool
         Whether the mixtures of all groups are put in another order.
     pad : bool
-        Whether a last group that is not full is filled with examples of the others, which is
-        undone. Otherwise it is an error.
+        Whether a last group that is not full is filled with random combinations of the examples,
+        which is undone. Otherwise it is an error.
     """
 
     name: Literal["mixing"] = "mixing"
@@ -117,9 +120,19 @@ class Mixing(Shield):
                 f"{count} examples are no whole groups of {size}; send a multiple of {size}, or "
                 "set pad: true"
             )
-        # Others first, so that a group holds different examples where there are enough.
-        others = shuffled((count,), randomness).repeat(-(-missing // count))[:missing]
-        return torch.cat([tensor, tensor[others.to(tensor.device)]])
+        return torch.cat([tensor, combinations(tensor, missing, randomness)])
+
+
+def combinations(rows: torch.Tensor, count: int, randomness: Randomness) -> torch.Tensor:
+    """Return random combinations of rows, each with coefficients of length 1.
+
+    They fill groups. Copies would not do: what stands in two groups, or two requests, is what
+    their spans have in common, and is found without a key.
+    """
+    drawn = randomness.standard_normal((count, len(rows)), dtype=np.float32)
+    coefficients = torch.from_numpy(drawn / np.linalg.norm(drawn, axis=1, keepdims=True))
+    combined: torch.Tensor = torch.tensordot(coefficients.to(rows.device), rows, 1)
+    return combined
 
 
 def _mixed(rows: torch.Tensor, key: MixingKey) -> torch.Tensor:

@@ -36,12 +36,14 @@ def costs(session: Session) -> dict[str, float]:
     ends = flops(model.pre, image) + flops(model.post, returned)
     group = model.shield.config.group if isinstance(model.shield.config, MixingConfig) else 1
     mixing = group * (inside + outside) if group > 1 else 0
+    # Decoys fill a request's last group.
+    filled = -(-settings.request // group) * group / settings.request
     crosses = settings.place != "edge"
     each = WIRE_BYTES[settings.wire] if crosses else 0
     return {
         "edge_parameters": sum(p.numel() for p in model.ends.parameters()),
         "edge_macs": ends / 2 + mixing,
-        "macs": (ends + flops(model.main, sent)) / 2,
-        "bytes_up": each * inside,
-        "bytes_down": each * outside,
+        "macs": (ends + flops(model.main, sent)) / 2 + mixing,
+        "bytes_up": each * inside * filled,
+        "bytes_down": each * outside * filled,
     }

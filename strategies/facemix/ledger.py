@@ -26,7 +26,10 @@ def _of_training(session: Session) -> Iterator[Release]:
     epochs = settings.training.epochs
     batch = settings.training.batch_size
     yield _crossing(session, batch, what="features", count=epochs, trained_front=True)
-    for what in ("losses and their gradients", "gradients and statistics of the edge's stages"):
+    for what in (
+        "losses, and gradients from which labels can be computed",
+        "gradients and statistics of the edge's stages",
+    ):
         yield dataclasses.replace(clear, what=what, batch=batch, count=epochs, trained_front=True)
 
 
@@ -40,7 +43,8 @@ def _of_requests(session: Session) -> Iterator[Release]:
         answers = in_the_clear(session.case, (), 1, what="predictions", records="test")
         yield answers
     if settings.report:
-        counts = in_the_clear(session.case, (), 1, what="numbers of right answers", public=True)
+        what = "how many images have each attribute, and how often answers were right"
+        counts = in_the_clear(session.case, (), 1, what=what)
         yield dataclasses.replace(counts, records="test")
 
 

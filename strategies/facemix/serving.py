@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,6 +21,13 @@ from strategies.facemix.together import admitted
 from strategies.facemix.training import log_rates
 
 SERVING = "serving"
+
+
+class Asked(NamedTuple):
+    """What an edge asks: the request's number, and its mixtures; none if it is done."""
+
+    number: int
+    rows: torch.Tensor
 
 
 class Serving:
@@ -44,7 +52,7 @@ class Serving:
         """Give edges their stages, answer all requests, and ask what edges say of it."""
         began = time.perf_counter()
         self._hand_over()
-        first = {name: self._request(name, None) for name in self.totals}
+        first = dict.fromkeys(self.totals, self.session.request({}))
         self.session.exchanges.confer(protocol.INFER, first, self._read, self._answers)
         finished = [name for name, total in self.totals.items() if self.numbers[name] == total]
         self.session.need(len(finished))
@@ -56,33 +64,38 @@ class Serving:
     def _hand_over(self) -> None:
         content = self.session.request({}, **self.session.ends())
         names = list(self.session.exchanges.nodes)
-        self.totals = self.session.exchanges.ask(
-            protocol.ADOPT,
-            dict.fromkeys(names, content),
-            lambda c: int(protocol.numbers_of(c)["requests"]),
+        adopted = self.session.exchanges.ask(
+            protocol.ADOPT, dict.fromkeys(names, content), lambda _: True
         )
+        size, edges = self.settings.request, self.session.edges
+        self.totals = {name: -(-edges[name].test // size) for name in adopted}
         self.session.need(len(self.totals))
 
-    def _request(self, name: str, outputs: np.ndarray | None) -> RecordDict:
-        arrays = {} if outputs is None else {"outputs": Array(outputs)}
-        return self.session.request({"number": self.numbers[name]}, **arrays)
+    def _read(self, content: RecordDict) -> Asked:
+        """Return an edge's mixtures, of which request; none once it has no more to ask."""
+        shield, numbers = self.session.model.shield, protocol.numbers_of(content)
+        if numbers["done"]:
+            return Asked(-1, torch.empty(0, *shield.shape))
+        rows = admitted(content, "mixtures", shield.shape, self.settings.wire)
+        if len(rows) > shield.batch:
+            raise ValueError(f"{len(rows)} mixtures in a request of {self.settings.request}")
+        return Asked(int(numbers["number"]), rows)
 
-    def _read(self, content: RecordDict) -> torch.Tensor:
-        """Return an edge's mixtures; none once it has no more to ask."""
-        shape = self.session.model.shield.shape
-        if protocol.numbers_of(content)["done"]:
-            return torch.empty(0, *shape)
-        return admitted(content, "mixtures", shape, self.settings.wire)
-
-    def _answers(self, asked: Mapping[str, torch.Tensor]) -> dict[str, RecordDict]:
+    def _answers(self, asked: Mapping[str, Asked]) -> dict[str, RecordDict]:
         """Compute what arrived together, and return each edge's answer."""
-        waiting = {name: rows for name, rows in asked.items() if len(rows)}
-        outputs = self._computed([*waiting.values()]) if waiting else []
+        waiting = {name: request for name, request in asked.items() if len(request.rows)}
+        for name in list(waiting):
+            if not self.numbers[name] <= waiting[name].number < self.totals[name]:
+                number = waiting.pop(name).number
+                why = f"asks request {number} after {self.numbers[name]} of {self.totals[name]}"
+                self.session.exchanges.reject(name, f"{protocol.INFER}: {why}")
+        outputs = self._computed([each.rows for each in waiting.values()]) if waiting else []
         answers: dict[str, RecordDict] = {}
-        for name, rows in zip(waiting, outputs, strict=True):
-            self.numbers[name] += 1
-            answers[name] = self._request(name, protocol.on_wire(rows, self.settings.wire))
-        for name in asked.keys() - waiting.keys():
+        for (name, request), rows in zip(waiting.items(), outputs, strict=True):
+            self.numbers[name] = request.number + 1
+            array = Array(protocol.on_wire(rows, self.settings.wire))
+            answers[name] = self.session.request({"number": request.number}, outputs=array)
+        for name in [name for name, request in asked.items() if not len(request.rows)]:
             self.numbers[name] = self.totals[name]
         done, total = sum(self.numbers.values()), sum(self.totals.values())
         self.session.recorder.progress(f"serving ({self.session.case})", done, total, "request")

@@ -100,6 +100,7 @@ class Session(CaseSession):
                 stages=settings.stages,
                 shield=settings.around,
                 keys=settings.keys,
+                train=settings.train,
                 seed=self.seed,
                 batch_size=settings.training.batch_size,
                 request=settings.request,

@@ -59,9 +59,6 @@ class Learning(ABC):
         self.training = session.settings.training
         self.recorder = session.recorder
         self.task = session.task(TRAINING)
-        balanced = self.training.class_weights == "balanced"
-        attributes = torch.from_numpy(session.data.train.attributes)
-        self._weights = balancing(attributes) if balanced else None
         built = optimizers.build(self.training.optimizer, self.model.parameters())
         assert built is not None
         self.optimizer = built
@@ -80,7 +77,7 @@ class Learning(ABC):
                 )
             self.session.log(TRAINING, "loss", loss, round=done)
             if self.session.settings.evaluates(done):
-                self._validate(done)
+                self.validate(done)
             self.recorder.progress(f"training ({self.session.case})", done, epochs, "epoch")
             if self.recorder.due():
                 self.recorder.stand(self.task, self._tensors(optimizer=True), done=done)
@@ -95,13 +92,9 @@ class Learning(ABC):
         """Take the model of training that is finished."""
         self.model.load_state_dict(under(f"{self.task}/model/", self.recorder.arrays))
 
-    def _validate(self, done: int) -> None:
-        """Measure on the cloud's validation images, with the shield and without."""
-        if not len(self.session.data.validation):
-            return
-        for shielded in ("on", "off"):
-            counts = measured(self.session, shielded == "on")
-            log_rates(self.session, "validation", counts, done, shield=shielded)
+    @abstractmethod
+    def validate(self, done: int) -> None:
+        """Measure after so many epochs, if there is something to measure with."""
 
     def _tensors(self, optimizer: bool) -> dict[str, torch.Tensor]:
         kept = {f"model/{key}": value for key, value in self.model.state_dict().items()}
@@ -136,6 +129,20 @@ def measured(session: Session, shielded: bool) -> torch.Tensor:
 
 class Central(Learning):
     """The model's owner trains all stages, on images of its own."""
+
+    def __init__(self, session: Session) -> None:
+        super().__init__(session)
+        balanced = self.training.class_weights == "balanced"
+        attributes = torch.from_numpy(session.data.train.attributes)
+        self._weights = balancing(attributes) if balanced else None
+
+    def validate(self, done: int) -> None:
+        """Measure on the cloud's validation images, with the shield and without."""
+        if not len(self.session.data.validation):
+            return
+        for shielded in ("on", "off"):
+            counts = measured(self.session, shielded == "on")
+            log_rates(self.session, "validation", counts, done, shield=shielded)
 
     def run_epoch(self, epoch: int) -> float:
         """Train on all images once; each batch has keys of its own."""

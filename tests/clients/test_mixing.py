@@ -118,6 +118,14 @@ def test_keys_differ_in_each_group_and_request() -> None:
     assert len(set(orders)) == 4
 
 
+def test_what_fills_a_group_is_no_copy() -> None:
+    """A row that stands twice in a group leaves seven that are different."""
+    for seed in range(20):
+        sent, key = mixing(shape=(64,), shuffle=False).protect(features(9, shape=(64,)), rng(seed))
+        assert key.order is None
+        assert [int(torch.linalg.matrix_rank(part.double())) for part in sent.split(8)] == [8, 8]
+
+
 def test_a_key_is_not_printed() -> None:
     _, key = mixing().protect(features(8), rng())
     assert "tensor" not in repr(key)

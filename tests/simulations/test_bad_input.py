@@ -444,7 +444,7 @@ def test_a_node_that_comes_back_takes_part_again(
         (("audit", "clip-gaussian", "--set", "epsilon=true"), "must be a number"),
         (("audit", "clip-gaussian", "--set", "epsilon=.inf"), "must be a finite number"),
         (("audit", "clip-gaussian", "--set", "epsilon"), "must be key=value"),
-        (("audit", "none"), "adds no noise"),
+        (("audit", "none"), "has no noise with a guarantee"),
         (("audit", "clip-laplace", "--set", "epsilon=1", "--shape", "4x"), "'4x' is no shape"),
         (
             ("audit", "batch-norm-laplace", "--set", "epsilon=1", "--batch", "1"),

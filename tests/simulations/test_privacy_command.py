@@ -75,4 +75,7 @@ def test_runs_without_a_ledger(pudica: Command, tmp_path: Path, system: str, mes
 def test_there_is_nothing_to_audit_without_noise(pudica: Command, shield: str) -> None:
     result = pudica("audit", shield, "--set", "epsilon=null")
     assert result.exit_code == 2
-    assert f"shield '{shield}' adds no noise, there is nothing to audit" in result.stderr
+    assert (
+        f"shield '{shield}' has no noise with a guarantee, there is nothing to audit"
+        in result.stderr
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from flwr.app import Message
 from split_helpers import Interrupted, asked, measured, model_of, run
 
 import clients.app
+import clients.shields.mixing
 import strategies.recorder
 from clients import protocol
 from clients.assignments import parsed as assignment_of
@@ -118,9 +120,8 @@ def test_what_edges_count_is_what_the_model_says_of_their_images(tmp_path: Path)
             waiting = edge._asked(number)
             with torch.no_grad():
                 logits = model.post(edge.shield.restore(model.main(waiting.sent), waiting.secret))
-            own = torch.from_numpy(waiting.real)
             truth = torch.from_numpy(images.attributes[waiting.rows])
-            total += confusion(answered(logits)[own], truth[own])
+            total += confusion(answered(logits)[waiting.places], truth)
     np.testing.assert_array_equal(counts_of(grid), total.numpy())
     rows = measured(tmp_path / "run", stage="test", metric="accuracy")
     (mean,) = [row["value"] for row in rows if "attribute" not in row]
@@ -200,9 +201,9 @@ def test_a_place_has_its_stages(tmp_path: Path) -> None:
         for row in measured(tmp_path / "run", stage="costs")
     }
     assert costs["cloud", "edge_macs"] == costs["edge", "bytes_up"] == 0
-    assert costs["edge", "edge_macs"] == costs["cloud", "macs"] == costs["both", "macs"]
+    assert costs["edge", "edge_macs"] == costs["cloud", "macs"] < costs["both", "macs"]
     assert 0 < costs["both", "edge_macs"] < costs["both", "macs"]
-    assert costs["both", "bytes_up"] == 4 * 8 * 8 * 8
+    assert costs["both", "bytes_up"] == 4 * 8 * 8 * 8 * 8 / 7  # a decoy to seven images
 
 
 # ------------------------------------------------------------------ what is given away
@@ -215,7 +216,18 @@ def _bytes_of(message: Message) -> bytes:
 
 
 @pytest.mark.parametrize("keys", ["seeded", "secret"])
-def test_no_key_is_in_any_message_or_result(tmp_path: Path, keys: str) -> None:
+def test_no_key_is_in_any_message_or_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keys: str
+) -> None:
+    drawn: list[np.ndarray] = []
+    orthogonal = clients.shields.mixing.orthogonal
+
+    def noted(*arguments: Any) -> torch.Tensor:
+        matrices = orthogonal(*arguments)
+        drawn.extend(matrix.numpy() for matrix in matrices)
+        return matrices
+
+    monkeypatch.setattr(clients.shields.mixing, "orthogonal", noted)
     settings = (f"facemix.keys={keys}", "facemix.request=24")
     grid = run(tiny(*settings), tmp_path / "run")
     payloads = [_bytes_of(message) for message in [*grid.requests, *grid.replies]]
@@ -224,14 +236,7 @@ def test_no_key_is_in_any_message_or_result(tmp_path: Path, keys: str) -> None:
         for path in (tmp_path / "run").rglob("*")
         if path.is_file() and "vault" not in path.parts
     ]
-    vaults = sorted((tmp_path / "run" / "vault").rglob("mixing.key"))
-    assert len(vaults) == (2 if keys == "secret" else 0)
-    secrets = [path.read_bytes() for path in vaults]
-    if keys == "seeded":
-        for edge in edges_of(grid, tmp_path / "again"):
-            for number in range(edge.requests):
-                key = edge._asked(number).secret
-                secrets += [matrix.numpy().tobytes() for matrix in key.matrices]
+    secrets = [matrix.tobytes() for matrix in drawn]
     assert secrets
     for secret in secrets:
         assert not any(secret in content for content in [*payloads, *files])
@@ -267,15 +272,93 @@ def test_who_reports_nothing_is_not_asked_and_says_nothing(tmp_path: Path) -> No
         edge.counts()
 
 
-def test_groups_of_a_request_hold_different_images(tmp_path: Path) -> None:
+def test_no_image_crosses_twice(tmp_path: Path) -> None:
+    """What two requests have in common, their spans show without a key."""
     grid = run(tiny("facemix.request=3"), tmp_path / "run")
     for edge in edges_of(grid, tmp_path / "again"):
-        waiting = edge._asked(0)
-        assert len(waiting.rows) == 8
-        assert len(set(waiting.rows.tolist())) == 8
-        assert waiting.real.sum() == 3
-        assert set(waiting.rows[waiting.real]) == {0, 1, 2}
-        assert not waiting.real[:3].all()
+        asked_for = [edge._asked(number) for number in range(2)]
+        assert [waiting.rows.tolist() for waiting in asked_for] == [[0, 1, 2], [3, 4, 5]]
+        assert [len(waiting.sent) for waiting in asked_for] == [8, 8]
+        own = edge._features(edge._shares["test"], np.arange(3)).detach()
+        distances = [outside(own, waiting.sent) for waiting in asked_for]
+        assert float(distances[0].max()) < 1e-4
+        assert float(distances[1].min()) > 1e-2
+
+
+def outside(features: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """Return how much of each feature map lies outside of the span of some rows, 0 to 1."""
+    basis = torch.linalg.qr(rows.flatten(1).T.double())[0]
+    flat = features.flatten(1).T.double()
+    flat = flat / flat.norm(dim=0)
+    return (flat - basis @ (basis.T @ flat)).norm(dim=0)
+
+
+def test_an_edge_is_served_under_one_set_of_stages(tmp_path: Path) -> None:
+    """The same images behind other keys show which mixtures belong together."""
+    grid = run(tiny(), tmp_path / "run")
+    (edge, _) = edges_of(grid, tmp_path / "again")
+    arrays = protocol.arrays_of(asked(grid, protocol.ADOPT)[-1].content)
+    tensors = {name: torch.from_numpy(values) for name, values in arrays.items()}
+    edge.adopt(tensors)
+    for name in ("weights", "normalisation"):
+        with pytest.raises(RuntimeError, match="was served under other stages"):
+            edge.adopt({**tensors, name: tensors[name] + 1})
+
+
+def test_the_first_answer_stands_and_the_secret_goes_with_the_last(tmp_path: Path) -> None:
+    grid = run(tiny("facemix.keys=secret"), tmp_path / "run")
+    assert not list((tmp_path / "run" / "vault").rglob("*mixing.key"))
+    (edge, _) = edges_of(grid, tmp_path / "again")
+    for number in range(edge.requests):
+        assert edge.next_request() == number
+        sent = torch.from_numpy(edge.ask(number))
+        edge.answer(number, torch.zeros(len(sent), *edge.returned))
+        before = edge.vault.load(edge._answers(number))
+        edge.answer(number, torch.ones(len(sent), *edge.returned))
+        after = edge.vault.load(edge._answers(number))
+        assert before is not None
+        assert after is not None
+        assert torch.equal(before[0]["answers"], after[0]["answers"])
+    assert edge.vault.read("main-mixing.key") is not None
+    assert edge.next_request() is None
+    assert edge.vault.read("main-mixing.key") is None
+
+
+def test_an_edge_trains_with_nobody_unless_it_was_told(tmp_path: Path) -> None:
+    grid = run(tiny(), tmp_path / "run")
+    (edge, _) = edges_of(grid, tmp_path / "again")
+    with pytest.raises(RuntimeError, match="takes part in no training"):
+        edge.mixtures(0, 0, {})
+
+
+@pytest.mark.parametrize(
+    ("settings", "allowed"),
+    [
+        (("facemix.keys=secret",), True),
+        ((), False),
+        (("facemix.keys=secret", "facemix.shield={name: mixing, group: 4}"), False),
+        (("facemix.keys=secret", "facemix.place=cloud"), False),
+        (("facemix.keys=secret", *SPLIT), False),
+    ],
+)
+def test_a_deployed_edge_insists_on_mixing(
+    tmp_path: Path, settings: tuple[str, ...], allowed: bool
+) -> None:
+    grid = run(tiny(*settings, "facemix.report=true"), tmp_path / "run")
+    words = protocol.words_of(asked(grid, protocol.JOIN)[0].content)
+    assignment = assignment_of(str(words["assignment"]))
+    context: Any = SimpleNamespace(node_config={"mixing": 8, "report": False})
+    if allowed:
+        assert clients.app._own_choice(assignment, context).report is False  # type: ignore[union-attr]
+    else:
+        with pytest.raises(RuntimeError, match="mixtures of at least 8 under secret keys"):
+            clients.app._own_choice(assignment, context)
+
+
+def test_edges_with_fewer_batches_end_an_epoch_earlier(tmp_path: Path) -> None:
+    settings = ("facemix.min_edges=2", "data.limit=33", "data.partition={scheme: linear}")
+    run(tiny(*SPLIT, *settings), tmp_path / "run")
+    assert measured(tmp_path / "run", stage="test")
 
 
 def test_a_secret_key_is_never_drawn_twice(tmp_path: Path) -> None:
@@ -333,7 +416,7 @@ def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(
     run(tiny(*settings), tmp_path / "stopped")
     assert same(model_of(tmp_path / "whole"), model_of(tmp_path / "stopped"))
     rows = [
-        [row for row in measured(tmp_path / name) if row["metric"] != "seconds"]
+        [row for row in measured(tmp_path / name) if row["stage"] != "serving"]
         for name in ("whole", "stopped")
     ]
     assert rows[0] == rows[1]
@@ -362,7 +445,7 @@ def test_an_edge_in_a_fresh_process_for_each_message_does_the_same(
 
 
 def test_an_edge_that_goes_away_is_forgotten_and_the_others_are_served(tmp_path: Path) -> None:
-    faults = [(protocol.INFER, 1, n) for n in range(2, 9)]
+    faults = [(protocol.INFER, 1, 2)]
     grid = run(tiny("facemix.edges=3"), tmp_path / "run", faults=faults)
     (said,) = {len(asked(grid, protocol.COUNTS))}
     assert said == 2
@@ -418,9 +501,10 @@ def test_a_wrong_answer_of_an_edge_is_a_dropout(
 @pytest.mark.parametrize(
     ("change", "why"),
     [
-        (lambda x: x[:-1], "7 rows of 8"),
+        (lambda x: x[:-1], r"an answer of shape \(7, "),
+        (lambda x: x[:, 1:], r"an answer of shape \(8, "),
         (lambda x: x * float("nan"), "NaN or infinity"),
-        (lambda x: torch.cat([x, x]), "16 rows of 8"),
+        (lambda x: torch.cat([x, x]), r"an answer of shape \(16, "),
     ],
 )
 def test_an_edge_refuses_what_is_no_answer_to_its_request(
@@ -433,8 +517,11 @@ def test_an_edge_refuses_what_is_no_answer_to_its_request(
     with pytest.raises(ValueError, match=why):
         edge.answer(0, change(outputs))
     edge.answer(0, outputs)
-    with pytest.raises(ValueError, match="request 99 of"):
-        edge.ask(99)
+    for number in (99, -1):
+        with pytest.raises(ValueError, match=f"request {number} of"):
+            edge.ask(number)
+        with pytest.raises(ValueError, match=f"request {number} of"):
+            edge.answer(number, outputs)
 
 
 def test_split_learning_refuses_mixing() -> None:
