@@ -37,7 +37,7 @@ def facemix_accuracy(runs: RunPaths) -> pd.DataFrame:
     -------
     DataFrame
         A row per run and case: ``run, experiment, case, place, shield, pre``;
-        ``edge_parameters_m`` and ``edge_mmacs``, multiplications of an image, in millions, and
+        ``edge_parameters``; ``edge_mmacs``, multiplications of an image in millions, and
         ``edge_share`` of all
         multiplications in per cent; ``accuracy`` and ``balanced_accuracy`` on test images, means
         over attributes in per cent, and ``published``, the accuracy on LFWA, where the paper has
@@ -46,10 +46,10 @@ def facemix_accuracy(runs: RunPaths) -> pd.DataFrame:
         ``attack_separation``, what the model says of features that were taken apart.
     """
     rows = [row for run in runs_of("facemix", runs) for row in _accuracies(run)]
-    numbers = ["edge_parameters_m", "edge_mmacs", "edge_share", *RATES, "published"]
+    numbers = ["edge_parameters", "edge_mmacs", "edge_share", *RATES, "published"]
     numbers += [f"attack_{name}" for name in ATTACKS[:3]]
     frame = pd.DataFrame(rows, columns=[*SETTINGS, *numbers])
-    return frame.astype(dict.fromkeys(numbers, "float64"))
+    return frame.astype({**dict.fromkeys(numbers, "float64"), "edge_parameters": "int64"})
 
 
 def facemix_transmission(
@@ -205,7 +205,7 @@ def _accuracies(run: Run) -> Iterator[dict[str, Any]]:
             continue
         costs = {name: _value(means[means["stage"] == "costs"], name) or 0 for name in COSTS}
         yield named | {
-            "edge_parameters_m": costs["edge_parameters"] / 1e6,
+            "edge_parameters": costs["edge_parameters"],
             "edge_mmacs": costs["edge_macs"] / 1e6,
             "edge_share": 100 * costs["edge_macs"] / costs["macs"] if costs["macs"] else None,
             **{rate: _percent(tests, rate) for rate in RATES},
@@ -226,7 +226,7 @@ def _crossings(run: Run, up: float, down: float, delay: float) -> Iterator[dict[
         sent, returned = (_value(costs, f"bytes_{way}") or 0 for way in ("up", "down"))
         seconds = 8 * sent / (up * 1e6) + 8 * returned / (down * 1e6) + 2 * delay / 1e3
         alone = settings.place == "edge"
-        hidden = "in the clear" if settings.around.name == "none" else "behind the shield"
+        hidden = "in the clear" if _hides_nothing(settings) else "behind the shield"
         hidden = "anonymised" if settings.anonymiser else hidden
         back = hidden if settings.place == "both" else "in the clear"
         yield {
@@ -238,6 +238,11 @@ def _crossings(run: Run, up: float, down: float, delay: float) -> Iterator[dict[
             "input": "none" if alone else hidden,
             "output": "none" if alone else back,
         }
+
+
+def _hides_nothing(settings: FacemixConfig) -> bool:
+    own = settings.around
+    return own.name == "none" or (isinstance(own, MixingConfig) and own.group == 1)
 
 
 def _value(rows: pd.DataFrame, metric: str) -> float | None:

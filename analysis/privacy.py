@@ -24,8 +24,10 @@ TRAINED = (
     "the front was trained on the private data without differential privacy: each record moves "
     "the activations of all others through the front"
 )
-SEEDED = "the noise is seeded: the cloud knows the seed and can subtract it"
+SEEDED = "it is drawn from the run's seed: who knows that draws it again, and undoes it"
 STATISTICS = "are normalised by statistics of training records, without noise"
+COUNTED = ("training", "served")
+"""Whose records a verdict is about."""
 FACTS = ("case", "what", "records", "nodes", "count", "mechanism", "randomness", "claimed")
 NUMBERS = ("record_epsilon", "record_delta", "composed_epsilon", "composed_rdp")
 
@@ -80,7 +82,7 @@ def privacy(run: str | Path, delta: float = DELTA) -> pd.DataFrame:
 
 
 def verdict(run: str | Path, delta: float = DELTA) -> dict[str, Guarantee]:
-    """Return for each case what holds for a training record, as if the case were all.
+    """Return for each case what holds for a training or a served record, as if it were all.
 
     A record belongs to one node, so nodes do not add up: the worst one counts. What is declared
     public is not counted, but named among the reasons. Cases of a run release the same records:
@@ -199,7 +201,7 @@ def _reasons(release: Release) -> tuple[str, ...]:
 
 def _verdict(entries: list[Release], delta: float) -> Guarantee:
     private = [entry for entry in entries if not entry.public]
-    own = [entry for entry in private if entry.records == "training"]
+    own = [entry for entry in private if entry.records in COUNTED]
     # A trained front tells of its training data in whatever it computes, of test images too.
     flaws = [flaw for entry in own for flaw in _flaws(entry)]
     flaws += [TRAINED for entry in private if entry.trained_front]
@@ -207,7 +209,7 @@ def _verdict(entries: list[Release], delta: float) -> Guarantee:
     if flaws:
         return Guarantee("record", None, reasons=_distinct(flaws))
     worst = _worst(own, delta)
-    public = [f"{e.what} are public" for e in entries if e.public and e.records == "training"]
+    public = [f"{e.what} are public" for e in entries if e.public and e.records in COUNTED]
     if any(entry.randomness == "seeded" for entry in own):
         otherwise = f"with secret noise: {worst}"
         return Guarantee("record", None, reasons=(SEEDED, otherwise, *worst.reasons))
@@ -218,7 +220,7 @@ def _uses_statistics(release: Release) -> bool:
     """Tell whether a release is normalised by what training examples left: images, or a shield."""
     mechanism = release.protection
     remembers = isinstance(mechanism, Mechanism) and any(True for _ in mechanism.buffers())
-    by_shield = remembers and release.mode == "eval" and release.records != "training"
+    by_shield = remembers and release.mode == "eval" and release.records not in COUNTED
     return release.statistics or by_shield
 
 

@@ -95,7 +95,9 @@ class InferenceEdge:
         self.returned = activation_shape(built.main, built.shield.shape)
         # A copy: the model is shared with the other edges of this process.
         self.ends: nn.ModuleList = self.compute.host(copy.deepcopy(built.ends))  # type: ignore[assignment]
-        self._shares: dict[Part, ImageSet] = {part: self._share(part) for part in get_args(Part)}
+        # Where the cloud trains, training images are its own.
+        parts: tuple[Part, ...] = ("test",) if a.train == "central" else get_args(Part)
+        self._shares: dict[Part, ImageSet] = {part: self._share(part) for part in parts}
         self._pending: dict[int, Asked] = {}
         self._first = 0
         self._step: Step | None = None
@@ -108,7 +110,7 @@ class InferenceEdge:
             "key": self.data.key,
             "shape": "x".join(map(str, self.data.shape)),
             "attributes": len(self.data.attributes),
-            **{part: len(images) for part, images in self._shares.items()},
+            **{part: len(self._shares.get(part, ())) for part in get_args(Part)},
         }
 
     def roll_back(self, turn: int) -> None:  # noqa: ARG002
@@ -370,9 +372,9 @@ class InferenceEdge:
 
     def _begun(self, epoch: int, number: int, arrays: Tensors) -> Step:
         """Compute a batch as far as it leaves, with the stages that came along."""
-        a, images = self.assignment, self._shares["train"]
-        if a.train != "split":
+        if self.assignment.train != "split":
             raise RuntimeError("this edge takes part in no training")
+        a, images = self.assignment, self._shares["train"]
         packing.load_model_arrays(self.ends, arrays)
         self.ends.train().zero_grad()
         rows = batch_rows(a.seed, a.partition, epoch, number, len(images), a.batch_size)

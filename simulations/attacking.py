@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -32,6 +33,7 @@ from models.errors import RequestError, unknown
 from models.files import write_atomically
 from models.randomness import derive
 from strategies.experiment import ClientConfig
+from strategies.facemix.system import MODEL
 from strategies.loading import validated
 from strategies.session import CLOUD
 
@@ -100,10 +102,14 @@ def attack(
     with Compute(opened.section("client", ClientConfig)).threads():
         for case in cases or _open_cases(opened):
             view = View.of(opened, case)
+            if "separation" in kinds and view.group == 1:
+                raise RequestError(f"separation: in case '{case}' nothing is mixed")
             for kind in kinds or _fitting(view, people):
-                told(f"{case}: {kind}")
+                told(f"{case}: {kind} …")
+                began = time.perf_counter()
                 found, pictures = ATTACKS[kind](view, effort, people)
-                _keep(opened, case, kind, found)
+                _keep(opened, case, kind, found | dict(effort._asdict()))
+                told(f"{case}: {kind}: {time.perf_counter() - began:.1f} s")
                 if pictures:
                     _draw(opened, case, kind, pictures)
 
@@ -138,7 +144,13 @@ def people(name: str, settings: list[str], run: Path) -> Splits:
 
 
 def _open_cases(run: Run) -> list[str]:
-    return [case for case, settings in settings_of(run).items() if settings.place != "edge"]
+    """Return the cases that are done, and in which something leaves the edge."""
+    cases = settings_of(run).items()
+    open_ = [case for case, settings in cases if settings.place != "edge"]
+    done = [case for case in open_ if (run.directory / case / MODEL).is_file()]
+    if not done:
+        raise RequestError(f"{run.name}: no case is done yet in which something leaves the edge")
+    return done
 
 
 def _fitting(view: View, known: Splits | None) -> list[str]:
@@ -171,10 +183,8 @@ def _identity(view: View, effort: Effort, known: Splits | None) -> tuple[Found, 
 
 
 def _separation(view: View, effort: Effort, _: Splits | None) -> tuple[Found, Pictures]:
-    if view.group == 1:
-        raise RequestError(f"separation: in case '{view.case}' nothing is mixed")
     drawer = trained_drawer(view.in_the_clear(), effort.epochs, effort.seed)
-    found: Found = {}
+    found: Found = {"chance": 0.5}
     pictures: dict[str, np.ndarray] = {}
     for suffix, known in {"": False, "_known_groups": True}.items():
         apart = separate(view, effort.requests, known, effort.seed)
@@ -185,9 +195,12 @@ def _separation(view: View, effort: Effort, _: Splits | None) -> tuple[Found, Pi
             f"recognised{suffix}": apart.recognised,
             **{f"{name}{suffix}": value for name, value in rebuilt.likeness().items()},
         }
-        label = "groups known" if known else "groups unknown"
-        pictures |= {"original": _shown(rebuilt.true), label: _shown(rebuilt.drawn)}
-        pictures = _mixtures(view, apart.true, pictures) if not known else pictures
+        label = "recovered, groups known" if known else "recovered, groups unknown"
+        if not known:
+            pictures = {"original": _shown(rebuilt.true), **_mixtures(view, apart.true)}
+            first = apart.images[:SHOWN]
+        if not known or (apart.images[:SHOWN] == first).all():
+            pictures[label] = _shown(rebuilt.drawn)
     mixed = left_mixed(view, effort.requests, effort.seed)
     found |= {
         "success_of_the_mixtures": mixed.success,
@@ -225,13 +238,11 @@ def _shown(images: torch.Tensor) -> np.ndarray:
     return shown
 
 
-def _mixtures(
-    view: View, true: torch.Tensor, pictures: dict[str, np.ndarray]
-) -> dict[str, np.ndarray]:
-    """Put beside the pictures how a feature map's mean over channels looks, mixed and not."""
+def _mixtures(view: View, true: torch.Tensor) -> dict[str, np.ndarray]:
+    """Return how feature maps look, by their mean over channels, and mixed with each other."""
     rows, _ = view.model.shield.protect(true[:SHOWN], np.random.default_rng(0))
-    looks = {"feature maps": true[:SHOWN], "what the cloud sees": rows[:SHOWN]}
-    return {**pictures, **{name: _looks(maps) for name, maps in looks.items()}}
+    looks = {"true feature maps, mean": true[:SHOWN], "mixed, mean": rows[:SHOWN]}
+    return {name: _looks(maps) for name, maps in looks.items()}
 
 
 def _looks(maps: torch.Tensor) -> np.ndarray:

@@ -28,6 +28,7 @@ key_app = typer.Typer(no_args_is_help=True, help="Make and look at keys of image
 app.add_typer(key_app, name="key")
 
 FAILED, WRONG, INTERRUPTED = 1, 2, 130
+ENGINE = "ray"
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS, errno.EPERM)
 DISK_ERROR = re.compile(r"(?:OSError|PermissionError)\)?: \[Errno (\d+)\]")
 
@@ -84,7 +85,7 @@ def run(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Override a setting; may be repeated."),
     ] = None,
-    engine: Annotated[str, typer.Option(help="inprocess, ray or flower.")] = "ray",
+    engine: Annotated[str, typer.Option(help="inprocess, ray or flower.")] = ENGINE,
     out: Annotated[Path, typer.Option(help="The run's directory is made in here.")] = Path(
         "results"
     ),
@@ -106,7 +107,7 @@ def run(
             if not quiet:
                 _say(f"{_shown(directory)} is done already; these are its results")
         else:
-            with _ends_of(directory):
+            with _ends_of(directory, engine=engine):
                 runner.execute(prepared, directory, engine, quiet)
     with _ends_of(directory, "the run is done, but can't be shown"):
         _report(directory, quiet)
@@ -114,11 +115,12 @@ def run(
 
 
 @contextmanager
-def _ends_of(directory: Path, what: str = "the run failed") -> Iterator[None]:
+def _ends_of(directory: Path, what: str = "the run failed", engine: str = ENGINE) -> Iterator[None]:
     """Explain how a run ended that did not end well."""
     from models.errors import RequestError
 
     again = f"pudica run --resume {shlex.quote(str(_shown(directory)))}"
+    again += f" --engine {engine}" if engine != ENGINE else ""
     try:
         yield
     except RequestError:
@@ -297,9 +299,8 @@ def attack(
         for title, frame in analysis.tables(run).items():
             if "attack" in title:
                 print_frame(frame, title)
-    for picture in sorted((run / "plots").glob("*-separation.png")) + sorted(
-        (run / "plots").glob("*-reconstruction.png")
-    ):
+    analysis.plot(run)
+    for picture in sorted((run / "plots").glob("*.png")):
         typer.echo(_shown(picture.absolute()))
 
 

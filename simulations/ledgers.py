@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from analysis.privacy import privacy, verdict, verdict_of_all
+from analysis.privacy import COUNTED, privacy, verdict, verdict_of_all
 from analysis.runs import Run, open_runs
 from clients.shields import Guarantee
 
@@ -49,7 +49,7 @@ def _report(run: Run, delta: float) -> Report:
         lines += ["", *_verdict(case, frame[frame["case"] == case], guarantee)]
     if len(frame["case"].unique()) > 1:
         together = verdict_of_all(directory, delta)
-        lines += ["", f"all cases together, for a training record: {_in_words(together)}"]
+        lines += ["", f"all cases together, for one record: {_in_words(together)}"]
     title = f"Releases of {run.name}, all of a record at δ = {delta:g}"
     return Report(title, _table(frame), lines)
 
@@ -86,11 +86,12 @@ def _by(mechanism: str) -> str:
 def _verdict(case: str, rows: pd.DataFrame, guarantee: Guarantee) -> Iterator[str]:
     """Yield what is claimed of a case, what holds, and why."""
     yield case
-    own = rows[(rows["records"] == "training") & (rows["claimed"] != "nothing")]
+    own = rows[rows["records"].isin(COUNTED) & (rows["claimed"] != "nothing")]
     named = zip(own["claimed"], own["what"], strict=True)
     claims = [f"{claim} ({what}, one release)" for claim, what in named]
     yield from (f"  claimed: {claim}" for claim in dict.fromkeys(claims or ["nothing"]))
-    yield f"  holds for a training record: {_in_words(guarantee)}"
+    whose = "a served image" if (rows["records"] == "served").any() else "a training record"
+    yield f"  holds for {whose}: {_in_words(guarantee)}"
     yield from (f"    {reason}" for reason in guarantee.reasons)
 
 

@@ -17,7 +17,7 @@ from models.files import write_atomically
 from strategies.recorder import Recorder
 
 FILE = "releases.json"
-Records = Literal["training", "test", "validation"]
+Records = Literal["training", "test", "validation", "served"]
 IN_THE_CLEAR = Guarantee("record", None, reasons=("released in the clear",))
 
 
@@ -30,8 +30,8 @@ class Release:
     case, node : str
     what : str
         For people: ``"smashed data"``.
-    records : {"training", "test", "validation"}
-        Whose it is of.
+    records : {"training", "test", "validation", "served"}
+        Whose it is of; served: an edge asked a cloud about it.
     shape : tuple of int
         Of one example.
     batch : int

@@ -117,6 +117,8 @@ def _equal(
 def _within(column: pa.ChunkedArray, written: str, low: int, high: int) -> Attributes:
     if not pa.types.is_integer(column.type):
         raise DataError(f"attributes: '{written}': the column holds {column.type}, not numbers")
+    if low > high:
+        raise DataError(f"attributes: '{written}': {low} is more than {high}")
     values = np.asarray(column)
     inside: Attributes = ((low <= values) & (values <= high)).astype(np.int64)
     return inside

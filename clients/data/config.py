@@ -79,6 +79,11 @@ class DataConfig(BaseModel):
     shield: str | None = None
     key: Path | None = None
 
+    @field_validator("attributes", mode="before")
+    @classmethod
+    def _several(cls, attributes: object) -> object:
+        return (attributes,) if isinstance(attributes, str) else attributes
+
     @field_validator("name")
     @classmethod
     def _known(cls, name: str) -> str:

@@ -102,7 +102,8 @@ class Mixing(Shield):
 
     def held(self) -> Guarantee:
         """Return that there is none, and why."""
-        return Guarantee("record", None, reasons=SEPARABLE)
+        alone = ("an obfuscation: groups of one are not mixed, only shuffled",)
+        return Guarantee("record", None, reasons=alone if self.config.group == 1 else SEPARABLE)
 
     def _matrices(self, groups: int, randomness: Randomness) -> torch.Tensor:
         size = self.config.group

@@ -43,6 +43,10 @@ class FacemixExperiment(Experiment):
 
     def check_models(self, data: Splits) -> None:
         """Build each case's model in its stages; see :class:`Experiment`."""
+        if self.facemix.edges > len(data.test):
+            raise RequestError(
+                f"facemix.edges: {self.facemix.edges}, but there are {len(data.test)} test images"
+            )
         for case, settings in self.facemix.each_case().items():
             where = f" (case '{case}')" if self.facemix.cases else ""
             try:

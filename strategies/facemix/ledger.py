@@ -19,33 +19,38 @@ def releases(session: Session) -> list[Release]:
 
 def _of_training(session: Session) -> Iterator[Release]:
     settings = session.settings
-    clear = in_the_clear(session.case, (), 1)
-    yield dataclasses.replace(clear, what="numbers of examples", public=True)
     if settings.train != "split":
         return
-    epochs = settings.training.epochs
-    batch = settings.training.batch_size
+    epochs, batch = settings.training.epochs, settings.training.batch_size
+    clear = in_the_clear(session.case, (), batch, count=epochs, trained_front=True)
+    yield in_the_clear(session.case, (), 1, what="numbers of examples", public=True)
     yield _crossing(session, batch, what="features", count=epochs, trained_front=True)
     for what in (
         "losses, and gradients from which labels can be computed",
         "gradients and statistics of the edge's stages",
     ):
-        yield dataclasses.replace(clear, what=what, batch=batch, count=epochs, trained_front=True)
+        yield dataclasses.replace(clear, what=what)
 
 
 def _of_requests(session: Session) -> Iterator[Release]:
     settings = session.settings
+    clear = in_the_clear(session.case, (), 1, records="served")
+    yield dataclasses.replace(clear, what="numbers of images", public=True)
     if settings.place != "edge":
-        images = "anonymised images" if settings.anonymiser else "images"
-        what = "features" if settings.place == "both" else images
-        yield _crossing(session, settings.request, what=what, records="test")
+        what = "features" if settings.place == "both" else _images(session)
+        yield _crossing(session, settings.request, what=what, records="served")
     if settings.place == "cloud":
-        answers = in_the_clear(session.case, (), 1, what="predictions", records="test")
-        yield answers
+        yield dataclasses.replace(clear, what="predictions")
     if settings.report:
         what = "how many images have each attribute, and how often answers were right"
-        counts = in_the_clear(session.case, (), 1, what=what)
-        yield dataclasses.replace(counts, records="test")
+        yield dataclasses.replace(clear, what=what)
+
+
+def _images(session: Session) -> str:
+    if session.settings.anonymiser:
+        return "anonymised images"
+    before = any(member.key for member in session.edges.values())
+    return "images disguised beforehand" if before else "images"
 
 
 def _crossing(session: Session, batch: int, **values: Any) -> Release:
@@ -53,11 +58,11 @@ def _crossing(session: Session, batch: int, **values: Any) -> Release:
     config = session.model.shield.config
     settings: dict[str, Any] = json.loads(config.model_dump_json())
     group = settings.get("group", 1)
+    drawn = config.name not in ("none", "low-resolution")
     own = {
         "shape": session.model.shield.shape,
         "batch": -(-batch // group) * group,
         "shield": None if config.name == "none" else settings,
-        "randomness": "none" if config.name == "none" else session.settings.keys,
-        "statistics": session.experiment.data.by_training,
+        "randomness": session.settings.keys if drawn else "none",
     }
     return dataclasses.replace(in_the_clear(session.case, (), 1), **{**own, **values})

@@ -78,8 +78,12 @@ class Session(CaseSession):
         if image != self.data.shape:
             sizes = ["x".join(map(str, shape)) for shape in (image, self.data.shape)]
             raise RuntimeError(f"the edges hold images of {sizes[0]}, the model is for {sizes[1]}")
+        group = getattr(self.model.shield.config, "group", 1)
         for name, member in joined.items():
             self.recorder.met_key(name, member.key)
+            if member.test < group:
+                few = f"{member.test} images, fewer than a group of {group}"
+                self.recorder.event(f"{name} asks about {few}: its mixtures hide less")
         self.edges = joined
 
     def _introduced(self, words: dict[str, protocol.Scalar]) -> Member:

@@ -28,7 +28,7 @@ def directory(pudica: Command) -> Path:
     result = pudica("run", "facemix-digits", *options)
     assert result.exit_code == 0, result.stderr
     for title in (
-        "Accuracy, what the edge pays, what attacks learn (%)",
+        "Accuracy on test images, and what the edge pays",
         "What crosses for one image, over 15 and 30 Mbit/s",
     ):
         assert title in result.stdout

@@ -95,6 +95,7 @@ def test_parts_of_parts_keep_their_attributes() -> None:
         (("age:x",), "makes no sense; allowed: COLUMN, COLUMN=VALUE"),
         (("smiling", "smiling"), "smiling is named twice"),
         (("age:100-200",), "no image has 'age:100-200'"),
+        (("age:20-10",), "20 is more than 10"),
         (("always",), "every image has 'always'"),
         (("gaps",), "'gaps': is null"),
         (("score",), "no column 'score'"),
