@@ -198,9 +198,9 @@ def _separation(view: View, effort: Effort, _: Splits | None) -> tuple[Found, Pi
         label = "recovered, groups known" if known else "recovered, groups unknown"
         if not known:
             pictures = {"original": _shown(rebuilt.true), **_mixtures(view, apart.true)}
-            first = apart.images[:SHOWN]
-        if not known or (apart.images[:SHOWN] == first).all():
-            pictures[label] = _shown(rebuilt.drawn)
+            shown = apart.images[:SHOWN]
+        places = [int(np.flatnonzero(apart.images == image)[0]) for image in shown]
+        pictures[label] = _shown(rebuilt.drawn[places])
     mixed = left_mixed(view, effort.requests, effort.seed)
     found |= {
         "success_of_the_mixtures": mixed.success,
