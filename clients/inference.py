@@ -241,9 +241,15 @@ class InferenceEdge:
         Raises
         ------
         ValueError
-            If the answer is none to this request: another shape, NaN or infinity.
+            If the answer is none to the request that waits for one: another number or shape, NaN
+            or infinity.
         """
         self._ready()
+        waiting = self.next_request()
+        if waiting is None or 0 <= number < waiting:
+            return
+        if number != waiting:
+            raise ValueError(f"an answer to request {number}, {waiting} waits for one")
         # In a fresh process the key is drawn again, from the vault's secret.
         asked = self._pending.get(number) or self._asked(number)
         wanted = (len(asked.sent), *self.returned)
@@ -253,8 +259,6 @@ class InferenceEdge:
                 "for, or with NaN or infinity"
             )
         self._pending.pop(number, None)
-        if self.vault.load(self._answers(number)) is not None:
-            return
         with torch.no_grad():
             restored = self.shield.restore(self.compute.place(outputs.float()), asked.secret)
             logits = self.compute.outputs(self.ends[1].eval(), restored).cpu()

@@ -312,6 +312,7 @@ def test_the_first_answer_stands_and_the_secret_goes_with_the_last(tmp_path: Pat
     for number in range(edge.requests):
         assert edge.next_request() == number
         sent = torch.from_numpy(edge.ask(number))
+        assert edge.vault.read("main-mixing.key") is not None
         edge.answer(number, torch.zeros(len(sent), *edge.returned))
         before = edge.vault.load(edge._answers(number))
         edge.answer(number, torch.ones(len(sent), *edge.returned))
@@ -319,7 +320,6 @@ def test_the_first_answer_stands_and_the_secret_goes_with_the_last(tmp_path: Pat
         assert before is not None
         assert after is not None
         assert torch.equal(before[0]["answers"], after[0]["answers"])
-    assert edge.vault.read("main-mixing.key") is not None
     assert edge.next_request() is None
     assert edge.vault.read("main-mixing.key") is None
 
@@ -521,7 +521,7 @@ def test_an_edge_refuses_what_is_no_answer_to_its_request(
     for number in (99, -1):
         with pytest.raises(ValueError, match=f"request {number} of"):
             edge.ask(number)
-        with pytest.raises(ValueError, match=f"request {number} of"):
+        with pytest.raises(ValueError, match=f"an answer to request {number}, 1 waits for one"):
             edge.answer(number, outputs)
 
 
