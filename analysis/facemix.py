@@ -38,12 +38,11 @@ def facemix_accuracy(runs: RunPaths) -> pd.DataFrame:
     DataFrame
         A row per run and case: ``run, experiment, case, place, shield, pre``;
         ``edge_parameters``; ``edge_mmacs``, multiplications of an image in millions, and
-        ``edge_share`` of all
-        multiplications in per cent; ``accuracy`` and ``balanced_accuracy`` on test images, means
-        over attributes in per cent, and ``published``, the accuracy on LFWA, where the paper has
-        the setting; the attacks' balanced success in per cent, as far as they were tried
-        (``pudica attack``): ``attack_attributes``, ``attack_identity``, and
-        ``attack_separation``, what the model says of features that were taken apart.
+        ``edge_share`` of all multiplications in per cent; ``accuracy`` and ``balanced_accuracy``
+        on test images, means over attributes in per cent, and ``published``, the paper's accuracy
+        where it has the setting on these data (CelebA, LFWA); the attacks' balanced success in per
+        cent, as far as they were tried (``pudica attack``): ``attack_attributes``,
+        ``attack_identity``, and ``attack_separation``, what the model says of features that were taken apart.
     """
     rows = [row for run in runs_of("facemix", runs) for row in _accuracies(run)]
     numbers = ["edge_parameters", "edge_mmacs", "edge_share", *RATES, "published"]
@@ -68,9 +67,8 @@ def facemix_transmission(
     -------
     DataFrame
         A row per run and case: ``run, case``; ``bytes_up, bytes_down`` of one image, with its
-        share of decoys;
-        ``milliseconds`` of both ways; whether the cloud gets ``input`` and ``output`` in the
-        clear, behind a shield, or not at all.
+        share of decoys; ``milliseconds`` of both ways; whether the cloud gets ``input`` and
+        ``output`` in the clear, behind a shield, or not at all.
     """
     rows = [row for run in runs_of("facemix", runs) for row in _crossings(run, up, down, delay)]
     columns = ["run", "case", "bytes_up", "bytes_down", "milliseconds", "input", "output"]

@@ -165,8 +165,8 @@ def _own_terms(assignment: InferenceAssignment, context: Context) -> dict[str, A
     """Let an edge of FaceMix insist on ``mixing``, the least group, and on ``report=false``."""
     least = int(context.node_config.get("mixing", 0))
     shield = assignment.shield
-    group = shield.group if isinstance(shield, MixingConfig) else 0
-    if least and (group < least or assignment.keys != "secret" or assignment.train == "split"):
+    mixes = isinstance(shield, MixingConfig) and shield.group >= least
+    if least and (not mixes or assignment.keys != "secret" or assignment.train == "split"):
         raise RuntimeError(
             f"this edge sends mixtures of at least {least} under secret keys, and does not train"
         )

@@ -17,8 +17,9 @@ from pydantic import (
 
 import models
 from clients import shields
-from clients.data import DataConfig
+from clients.data import DataConfig, ImageSet, Part, Splits, own_images
 from clients.shields import ShieldConfig
+from clients.shields.mixing import whole_groups
 from models.compute import ComputeConfig
 from models.optimizers import OptimizerConfig
 from models.training import TrainingConfig
@@ -51,6 +52,11 @@ class Assignment(BaseModel):
     partition: int
     partitions: int
     compute: ComputeConfig
+
+    def share(self, data: Splits, part: Part) -> ImageSet:
+        """Return this node's images of one part."""
+        scheme = self.data.partition
+        return own_images(data, part, self.partition, self.partitions, scheme, self.data_seed)
 
     def fingerprint(self) -> str:
         """Return a hash of everything here that decides what the node computes."""
@@ -240,19 +246,13 @@ class InferenceAssignment(Assignment):
 
     @property
     def largest(self) -> int:
-        """The most examples that are protected together."""
-        return largest_batch(self.batch_size, self.request, self.shield)
+        """The most examples that are protected together, decoys among them."""
+        return whole_groups(max(self.batch_size, self.request), self.shield)
 
     @field_validator("shield", mode="before")
     @classmethod
     def _own_settings(cls, values: Any) -> Any:
         return shields.configured(values)
-
-
-def largest_batch(batch_size: int, request: int, shield: ShieldConfig) -> int:
-    """Return the most examples that are protected together, decoys among them."""
-    group = getattr(shield, "group", 1)
-    return -(-max(batch_size, request) // group) * group
 
 
 AnyAssignment = ParticipantAssignment | EdgeAssignment | OwnerAssignment | InferenceAssignment

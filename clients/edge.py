@@ -18,7 +18,7 @@ import models
 from clients import protocol, shields
 from clients.assignments import EdgeAssignment
 from clients.budget import Budget
-from clients.data import ImageSet, Part, Splits, load_once, own_images
+from clients.data import ImageSet, Part, Splits, load_once
 from clients.shields.front import Front, activation_shape
 from clients.snapshots import Snapshots
 from clients.vault import Vault
@@ -113,8 +113,7 @@ class Edge:
 
     def _own(self, part: Part) -> ImageSet:
         """Return this device's share of the training, validation or test images."""
-        a = self.assignment
-        return own_images(self.data, part, a.partition, a.partitions, a.data.partition, a.data_seed)
+        return self.assignment.share(self.data, part)
 
     def _built(self) -> Front:
         a = self.assignment

@@ -19,10 +19,10 @@ from torch import nn
 
 from clients import protocol
 from clients.assignments import InferenceAssignment
-from clients.data import ImageSet, Part, Splits, load_once, own_images
+from clients.data import ImageSet, Part, Splits, load_once
 from clients.shields.draws import shuffled
 from clients.shields.front import activation_shape
-from clients.shields.mixing import MixingConfig, combinations
+from clients.shields.mixing import combinations, group_of, whole_groups
 from clients.shields.stages import Staged, staged_once
 from clients.vault import Vault
 from models import packing
@@ -118,8 +118,7 @@ class InferenceEdge:
         self._pending.clear()
 
     def _share(self, part: Part) -> ImageSet:
-        a = self.assignment
-        return own_images(self.data, part, a.partition, a.partitions, a.data.partition, a.data_seed)
+        return self.assignment.share(self.data, part)
 
     # ------------------------------------------------------------------------- stages
 
@@ -224,11 +223,10 @@ class InferenceEdge:
         No image itself crosses twice.
         """
         config = self.assignment.shield
-        group = config.group if isinstance(config, MixingConfig) else 1
-        missing = -len(own) % group
+        missing = whole_groups(len(own), config) - len(own)
         others = np.setdiff1d(np.arange(len(images)), own)
         others = others if len(others) else own
-        drawn = others[shuffled((len(others),), randomness).numpy()][: DECOYS_OF * group]
+        drawn = others[shuffled((len(others),), randomness).numpy()][: DECOYS_OF * group_of(config)]
         if not missing:
             return torch.empty(0, *self.shield.shape)
         return combinations(self._features(images, drawn), missing, randomness)

@@ -14,7 +14,7 @@ from torch import nn
 
 import models
 from clients.assignments import OwnerAssignment
-from clients.data import ImageSet, Part, Splits, load_once, own_images
+from clients.data import ImageSet, Part, Splits, load_once
 from clients.shields.disguises import Disguise, Key
 from clients.shields.disguises.breaks import KNOWN_PAIR, breaks, is_affine, search_space_of
 from clients.snapshots import Snapshots
@@ -99,8 +99,7 @@ class Owner:
         return replace(self.plain(part), disguise=self.disguise)
 
     def _share(self, part: Part) -> ImageSet:
-        a = self.assignment
-        return own_images(self.data, part, a.partition, a.partitions, a.data.partition, a.data_seed)
+        return self.assignment.share(self.data, part)
 
     # -------------------------------------------------------------------- what it sends
 

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from analysis.attacks import (
+    Guess,
     View,
     guess_attributes,
     guess_identity,
@@ -78,9 +79,9 @@ def attack(
     Parameters
     ----------
     cases : sequence of str
-        None: all in which something leaves the edge.
+        None named: all that are done and in which something leaves the edge.
     kinds : sequence of str
-        None: all; ``identity`` only where there are people.
+        None named: all that fit; ``identity`` only where there are people.
     people : Splits or None
         Whose labels say who an image is of.
     told : callable
@@ -161,10 +162,7 @@ def _fitting(view: View, known: Splits | None) -> list[str]:
 
 
 def _attributes(view: View, effort: Effort, _: Splits | None) -> tuple[Found, Pictures]:
-    guess = guess_attributes(view, effort.epochs, effort.seed)
-    clear = guess_attributes(view.in_the_clear(), effort.epochs, effort.seed)
-    found = {"success": guess.success, f"success{CLEAR}": clear.success, "chance": guess.chance}
-    return found, {}
+    return _guessed(lambda sees: guess_attributes(sees, effort.epochs, effort.seed), view)
 
 
 def _identity(view: View, effort: Effort, known: Splits | None) -> tuple[Found, Pictures]:
@@ -174,12 +172,13 @@ def _identity(view: View, effort: Effort, known: Splits | None) -> tuple[Found, 
     # They are few: an epoch of theirs is short.
     epochs = 4 * effort.epochs
     ours, theirs = (replace(part, mean=mean, std=std) for part in (known.train, known.test))
-    guess, clear = (
-        guess_identity(sees, ours, theirs, epochs, effort.seed)
-        for sees in (view, view.in_the_clear())
-    )
-    found = {"success": guess.success, f"success{CLEAR}": clear.success, "chance": guess.chance}
-    return found, {}
+    return _guessed(lambda sees: guess_identity(sees, ours, theirs, epochs, effort.seed), view)
+
+
+def _guessed(guess: Callable[[View], Guess], view: View) -> tuple[Found, Pictures]:
+    """Let somebody guess what the cloud sees, and what it would see without the shield."""
+    made, clear = guess(view), guess(view.in_the_clear())
+    return {"success": made.success, f"success{CLEAR}": clear.success, "chance": made.chance}, {}
 
 
 def _separation(view: View, effort: Effort, _: Splits | None) -> tuple[Found, Pictures]:

@@ -80,18 +80,18 @@ def _check_code(code: str) -> None:
         )
 
 
-def told(experiment: Experiment, run: str) -> list[dict[str, Any]]:
-    """Return for each node what every assignment says."""
+def told(experiment: Experiment, run: str) -> dict[str, dict[str, Any]]:
+    """Return by name what the assignment of each node says, whatever the system."""
     compute = experiment.client.model_dump(include=set(ComputeConfig.model_fields))
-    count = len(experiment.names())
+    names = experiment.names()
     common = {
         "run": run,
         "data": experiment.data,
         "data_seed": derive(experiment.seed, "data"),
-        "partitions": count,
+        "partitions": len(names),
         "compute": ComputeConfig(**compute),
     }
-    return [{**common, "partition": number} for number in range(count)]
+    return {name: {**common, "partition": number} for number, name in enumerate(names)}
 
 
 def introduce(

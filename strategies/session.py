@@ -16,6 +16,9 @@ from strategies.recorder import Recorder
 
 CLOUD = "cloud"
 MOST_IMAGES = 10**9
+# On these engines a node's process lives as long as the run; elsewhere each message may reach
+# a fresh one, and what a node has to remember must be in its vault, or come with the message.
+LASTING = ("inprocess", "ray", "benchmark")
 
 Words = Mapping[str, protocol.Scalar]
 Shape = tuple[int, int, int]
@@ -100,12 +103,18 @@ class CaseSession:
     ----------
     exchanges : Exchanges
     case : str
+
+    Attributes
+    ----------
+    fresh : bool
+        Whether each message may reach a new process of its node.
     """
 
     def __init__(self, exchanges: Exchanges, case: str) -> None:
         self.exchanges = exchanges
         self.recorder: Recorder = exchanges.recorder
         self.case = case
+        self.fresh = self.recorder.run["engine"] not in LASTING
 
     @property
     def run(self) -> str:

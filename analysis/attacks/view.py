@@ -10,14 +10,14 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from analysis.facemix import settings_of
 from analysis.runs import Run
 from clients.data import DataConfig, ImageSet, Splits, load
-from clients.shields.mixing import Mixing, MixingKey
+from clients.shields.mixing import MixingKey, group_of
 from clients.shields.stages import Staged, staged
 from models.errors import RequestError
 from models.files import load_tensors
 from models.randomness import Randomness, derive, numpy_generator
-from strategies.facemix.config import FacemixConfig
 from strategies.facemix.system import MODEL
 
 
@@ -77,7 +77,7 @@ class View:
         RequestError
             There is no such case, it is not done, or nothing leaves the edge in it.
         """
-        cases = run.section("facemix", FacemixConfig).each_case()
+        cases = settings_of(run)
         if case not in cases:
             raise RequestError(f"{run.name}: no case '{case}'; allowed: {', '.join(cases)}")
         settings = cases[case]
@@ -104,8 +104,7 @@ class View:
     @property
     def group(self) -> int:
         """How many images are mixed with each other."""
-        mixes = self.shielded and isinstance(self.model.shield, Mixing)
-        return self.model.shield.config.group if mixes else 1
+        return group_of(self.model.shield.config) if self.shielded else 1
 
     def in_the_clear(self) -> View:
         """Return the same without the shield."""

@@ -44,6 +44,17 @@ class MixingConfig(ShieldConfig):
     pad: bool = True
 
 
+def group_of(config: ShieldConfig) -> int:
+    """Return how many examples a shield mixes with each other; 1: it does not mix."""
+    return config.group if isinstance(config, MixingConfig) else 1
+
+
+def whole_groups(count: int, config: ShieldConfig) -> int:
+    """Return how many examples cross in place of so many, once the last group is full."""
+    group = group_of(config)
+    return -(-count // group) * group
+
+
 @dataclass(frozen=True)
 class MixingKey:
     """What undoes one request's mixing, and is used once: it never leaves the edge.

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import cast
 
@@ -16,7 +14,7 @@ from clients.data.disguised import Request, disguise_set
 from clients.data.places import Place, data_root
 from clients.data.registry import find, lookup
 from clients.shields.disguises import Disguise, Key, Span
-from simulations.benchmarks.measure import Row, compared, seconds
+from simulations.benchmarks.measure import Row, compared, seconds, threads
 
 DISGUISE = "MAT(256)+MMT(10)"
 SETS = {"mnist": (1, 28, 28), "cifar10": (3, 32, 32)}
@@ -36,19 +34,9 @@ class Nothing:
 
 def rows(repeats: int) -> list[Row]:
     """Measure in memory and on disk; MNIST and CIFAR-10 must be here."""
-    with _all_cores():
+    with threads(os.cpu_count() or 1):
         found = [_in_memory(name, repeats) for name in SETS]
     return [*found, _on_disk(repeats)]
-
-
-@contextmanager
-def _all_cores() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(os.cpu_count() or 1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _in_memory(name: str, repeats: int) -> Row:

@@ -17,7 +17,7 @@ from clients.shields import build, configured
 from clients.shields.stages import staged
 from models.attributes import attribute_loss
 from models.compute import Compute
-from simulations.benchmarks.measure import Row, compared, seconds
+from simulations.benchmarks.measure import Row, compared, seconds, threads
 from simulations.engines.inprocess import InProcessGrid
 from simulations.engines.local import run_config, server_context
 from strategies.exchange import Exchanges
@@ -39,17 +39,10 @@ STAGES = ("maxpool", "flatten")
 
 def rows(repeats: int) -> list[Row]:
     """Measure; UTKFace must be here."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(os.cpu_count() or 1)
-    try:
+    with threads(os.cpu_count() or 1):
         found = [_mixing(repeats)]
-    finally:
-        torch.set_num_threads(before)
-    torch.set_num_threads(1)
-    try:
+    with threads(1):
         return [*found, _step(repeats), _serving(repeats)]
-    finally:
-        torch.set_num_threads(before)
 
 
 def _mixing(repeats: int) -> Row:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from statistics import median
 
 import pandas as pd
+
+from models.compute import Compute, ComputeConfig
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,11 @@ def seconds(work: Callable[[], object]) -> float:
     start = time.perf_counter()
     work()
     return time.perf_counter() - start
+
+
+def threads(count: int) -> AbstractContextManager[None]:
+    """Let PyTorch use so many threads inside."""
+    return Compute(ComputeConfig(device="cpu", threads=count)).threads()
 
 
 def compared(

@@ -142,9 +142,7 @@ class Session(CaseSession):
                 examiner=examiner,
                 seed=self.seed_of(own["partition"]),
             )
-            for name, own in zip(
-                self.experiment.names(), told(self.experiment, self.run), strict=True
-            )
+            for name, own in told(self.experiment, self.run).items()
         }
 
     def _examiner(self) -> str | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from clients.shields.front import activation_shape
-from clients.shields.mixing import MixingConfig
+from clients.shields.mixing import group_of, whole_groups
 from models.cut import flops
 from strategies.facemix.session import Session
 
@@ -34,10 +34,10 @@ def costs(session: Session) -> dict[str, float]:
     returned = activation_shape(model.main, sent)
     inside, outside = math.prod(sent), math.prod(returned)
     ends = flops(model.pre, image) + flops(model.post, returned)
-    group = model.shield.config.group if isinstance(model.shield.config, MixingConfig) else 1
+    group = group_of(settings.around)
     mixing = group * (inside + outside) if group > 1 else 0
     # Decoys fill a request's last group.
-    filled = -(-settings.request // group) * group / settings.request
+    filled = whole_groups(settings.request, settings.around) / settings.request
     crosses = settings.place != "edge"
     each = WIRE_BYTES[settings.wire] if crosses else 0
     return {

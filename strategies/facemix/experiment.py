@@ -7,8 +7,8 @@ from typing import Literal, Self
 from pydantic import model_validator
 
 import models
-from clients.assignments import largest_batch
 from clients.data import Splits
+from clients.shields.mixing import whole_groups
 from clients.shields.stages import Staged, staged
 from models.errors import RequestError
 from models.randomness import derive
@@ -69,6 +69,6 @@ class FacemixExperiment(Experiment):
             data.shape,
             settings.stages,
             settings.around,
-            largest_batch(settings.training.batch_size, settings.request, settings.around),
+            whole_groups(max(settings.training.batch_size, settings.request), settings.around),
             derive(self.seed, "weights"),
         )

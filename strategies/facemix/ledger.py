@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+from clients.shields.mixing import whole_groups
 from strategies.facemix.session import Session
 from strategies.releases import Release, in_the_clear
 
@@ -57,11 +58,10 @@ def _crossing(session: Session, batch: int, **values: Any) -> Release:
     """Return the release of what crosses to the cloud, behind the shield."""
     config = session.model.shield.config
     settings: dict[str, Any] = json.loads(config.model_dump_json())
-    group = settings.get("group", 1)
     drawn = config.name not in ("none", "low-resolution")
     own = {
         "shape": session.model.shield.shape,
-        "batch": -(-batch // group) * group,
+        "batch": whole_groups(batch, config),
         "shield": None if config.name == "none" else settings,
         "randomness": session.settings.keys if drawn else "none",
     }

@@ -9,6 +9,7 @@ from flwr.app import Array
 from clients import protocol
 from clients.assignments import InferenceAssignment
 from clients.data import Splits
+from clients.shields.mixing import group_of
 from clients.shields.stages import Staged
 from models.compute import Compute
 from models.packing import model_arrays
@@ -18,9 +19,6 @@ from strategies.facemix.config import FacemixConfig
 from strategies.facemix.experiment import FacemixExperiment
 from strategies.joining import introduce, told
 from strategies.session import CaseSession, Member, agreed
-
-# On these engines a node's process lives as long as the run.
-LASTING = ("inprocess", "ray", "benchmark")
 
 
 class Session(CaseSession):
@@ -59,7 +57,6 @@ class Session(CaseSession):
         self.seed = derive(experiment.seed, "facemix", case)
         self.compute = Compute(experiment.client)
         self.model: Staged = self.compute.host(experiment.built(settings, data))  # type: ignore[assignment]
-        self.fresh = self.recorder.run["engine"] not in LASTING
         self.edges: dict[str, Member] = {}
 
     def join(self) -> None:
@@ -78,7 +75,7 @@ class Session(CaseSession):
         if image != self.data.shape:
             sizes = ["x".join(map(str, shape)) for shape in (image, self.data.shape)]
             raise RuntimeError(f"the edges hold images of {sizes[0]}, the model is for {sizes[1]}")
-        group = getattr(self.model.shield.config, "group", 1)
+        group = group_of(self.settings.around)
         for name, member in joined.items():
             self.recorder.met_key(name, member.key)
             if member.test < group:
@@ -113,9 +110,7 @@ class Session(CaseSession):
                 wire=settings.wire,
                 report=settings.report,
             )
-            for name, own in zip(
-                self.experiment.names(), told(self.experiment, self.run), strict=True
-            )
+            for name, own in told(self.experiment, self.run).items()
         }
 
     def ends(self) -> dict[str, Array]:

@@ -13,6 +13,7 @@ import torch
 from flwr.app import Array, RecordDict
 
 from clients import protocol
+from clients.shields.mixing import whole_groups
 from models.packing import all_finite, unpack
 from strategies.facemix.training import Learning
 
@@ -79,14 +80,14 @@ class Together(Learning):
 
     def _mixtures(self, epoch: int, number: int, sizes: dict[str, int]) -> dict[str, torch.Tensor]:
         content = self.session.request({"epoch": epoch, "number": number}, **self.session.ends())
-        shape, group = self.model.shield.shape, getattr(self.model.shield.config, "group", 1)
+        shield = self.model.shield
 
         def read(content: RecordDict) -> torch.Tensor:
-            return admitted(content, "mixtures", shape, self.session.settings.wire)
+            return admitted(content, "mixtures", shield.shape, self.session.settings.wire)
 
         replies = self.session.exchanges.ask(protocol.MIXTURES, dict.fromkeys(sizes, content), read)
         for name in list(replies):
-            wanted = -(-sizes[name] // group) * group
+            wanted = whole_groups(sizes[name], shield.config)
             if len(replies[name]) != wanted:
                 why = f"{len(replies.pop(name))} mixtures of {wanted}"
                 self.session.exchanges.reject(name, f"{protocol.MIXTURES}: {why}")

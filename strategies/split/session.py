@@ -21,9 +21,6 @@ from strategies.split.costs import Costs
 from strategies.split.experiment import SplitExperiment
 from strategies.split.model import guarded
 
-# On these engines a node's process lives as long as the run; elsewhere each message may reach
-# a fresh one, and what a device has to remember must be in its vault.
-LASTING = ("inprocess", "ray", "benchmark")
 # Of float16, half of what it can hold: gradients are scaled up to it.
 ROOM = 2.0**14
 
@@ -60,7 +57,6 @@ class Session(CaseSession):
         self.seed = derive(experiment.seed, "split", case)
         threads = settings.threads or experiment.client.threads
         self.compute = Compute(experiment.client.model_copy(update={"threads": threads}))
-        self.fresh = self.recorder.run["engine"] not in LASTING
         self.devices: dict[str, Member] = {}
         self.shield = guarded(settings)
         self.costs = Costs(exchanges)
@@ -103,7 +99,6 @@ class Session(CaseSession):
 
     def _assignments(self) -> dict[str, EdgeAssignment]:
         settings = self.settings
-        common = told(self.experiment, self.run)
         return {
             name: EdgeAssignment(
                 **own,
@@ -120,7 +115,7 @@ class Session(CaseSession):
                 release_limit=self._allowed(),
                 plain_to_cloud=settings.plain_to_cloud,
             )
-            for name, own in zip(self.experiment.names(), common, strict=True)
+            for name, own in told(self.experiment, self.run).items()
         }
 
     def _allowed(self) -> int | None:

@@ -30,12 +30,12 @@ def _assignments(organiser: Organiser) -> dict[str, ParticipantAssignment]:
     common = told(experiment, organiser.run)
     return {
         participant.name: ParticipantAssignment(
-            **own,
+            **common[participant.name],
             participant=participant,
             training=experiment.training,
             training_seed=derive(experiment.seed, "participant", participant.name),
         )
-        for own, participant in zip(common, experiment.participants, strict=True)
+        for participant in experiment.participants
     }
 
 

@@ -99,3 +99,15 @@ def measured(directory: Path, **wanted: Any) -> list[dict[str, Any]]:
 def asked(grid: ListeningGrid, kind: str) -> list[Message]:
     """Return the requests of one kind."""
     return [message for message in grid.requests if message.metadata.message_type == kind]
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    """Tell whether tensors are equal, to the last bit."""
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def bytes_of(message: Message) -> bytes:
+    """Return all that a message says."""
+    records = [*message.content.array_records.values()]
+    arrays = [array.data for record in records for array in record.values()]
+    return b"".join(arrays) + repr(message.content.config_records).encode()

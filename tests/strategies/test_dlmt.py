@@ -11,9 +11,8 @@ import numpy as np
 import pytest
 import torch
 from competition_helpers import ListeningGrid
-from flwr.app import Message
 from PIL import Image
-from split_helpers import Interrupted, asked, measured, model_of, run
+from split_helpers import Interrupted, asked, bytes_of, measured, model_of, run, same
 
 import clients.app
 import models
@@ -59,10 +58,6 @@ def owners_of(grid: ListeningGrid, place: Path) -> list[Owner]:
     assignments = [assignment_of(str(each["assignment"])) for each in words]
     last = {assignment.partition: assignment for assignment in assignments}
     return [Owner(Vault(place / str(n)), last[n]) for n in sorted(last)]  # type: ignore[arg-type]
-
-
-def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
 # ------------------------------------------------------------------- what is computed
@@ -314,7 +309,7 @@ def test_no_key_is_in_any_message_log_or_result(tmp_path: Path, how: str, key: s
     settings = (f"dlmt.train={how}", "dlmt.owners=2", "dlmt.shield=MAT(300)+MMT(20)")
     named = str(file) if key == "file" else key
     grid = run(tiny(*settings, f"dlmt.key={named}", "dlmt.measures=true"), tmp_path / "run")
-    payloads = [_bytes_of(message) for message in [*grid.requests, *grid.replies]]
+    payloads = [bytes_of(message) for message in [*grid.requests, *grid.replies]]
     files = [path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()]
     for owner in owners_of(grid, tmp_path / "again"):
         assert owner.key is not None
@@ -323,12 +318,6 @@ def test_no_key_is_in_any_message_log_or_result(tmp_path: Path, how: str, key: s
             for kind in (np.int64, np.int32, np.int16, np.float32, np.float64):
                 needle = secret.numpy().astype(kind).tobytes()
                 assert not any(needle in content for content in [*payloads, *files])
-
-
-def _bytes_of(message: Message) -> bytes:
-    records = [*message.content.array_records.values()]
-    arrays = [array.data for record in records for array in record.values()]
-    return b"".join(arrays) + repr(message.content.config_records).encode()
 
 
 def test_an_owner_who_trains_gives_no_images_away(tmp_path: Path) -> None:

@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 import torch
 from competition_helpers import ListeningGrid
-from flwr.app import Message
-from split_helpers import Interrupted, asked, measured, model_of, run
+from split_helpers import Interrupted, asked, bytes_of, measured, model_of, run, same
 
 import clients.app
 import clients.shields.mixing
@@ -48,10 +47,6 @@ def tiny(*overrides: str) -> FacemixExperiment:
     experiment = load_experiment("facemix-digits", [*TINY, *overrides])
     assert isinstance(experiment, FacemixExperiment)
     return experiment
-
-
-def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
 def edges_of(grid: ListeningGrid, place: Path) -> list[InferenceEdge]:
@@ -209,12 +204,6 @@ def test_a_place_has_its_stages(tmp_path: Path) -> None:
 # ------------------------------------------------------------------ what is given away
 
 
-def _bytes_of(message: Message) -> bytes:
-    records = [*message.content.array_records.values()]
-    arrays = [array.data for record in records for array in record.values()]
-    return b"".join(arrays) + repr(message.content.config_records).encode()
-
-
 @pytest.mark.parametrize("keys", ["seeded", "secret"])
 def test_no_key_is_in_any_message_or_result(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keys: str
@@ -230,7 +219,7 @@ def test_no_key_is_in_any_message_or_result(
     monkeypatch.setattr(clients.shields.mixing, "orthogonal", noted)
     settings = (f"facemix.keys={keys}", "facemix.request=24")
     grid = run(tiny(*settings), tmp_path / "run")
-    payloads = [_bytes_of(message) for message in [*grid.requests, *grid.replies]]
+    payloads = [bytes_of(message) for message in [*grid.requests, *grid.replies]]
     files = [
         path.read_bytes()
         for path in (tmp_path / "run").rglob("*")
@@ -435,7 +424,7 @@ def test_an_edge_in_a_fresh_process_for_each_message_does_the_same(
         return node(config, context)
 
     monkeypatch.setattr(clients.app, "_node", forgetful)
-    monkeypatch.setattr("strategies.facemix.session.LASTING", ())
+    monkeypatch.setattr("strategies.session.LASTING", ())
     run(tiny(*settings), tmp_path / "fresh")
     assert same(model_of(tmp_path / "kept"), model_of(tmp_path / "fresh"))
     if settings == SPLIT:  # secret keys are others, and so is what is lost by not being linear

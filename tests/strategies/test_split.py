@@ -763,7 +763,7 @@ def test_a_device_in_a_fresh_process_for_each_message_does_the_same(
         experiment = tiny(f"split.front={front}", "split.optimizer={momentum: 0.9}")
         run(experiment, tmp_path / front / "lasting")
         with monkeypatch.context() as patch:
-            patch.setattr("strategies.split.session.LASTING", ())
+            patch.setattr("strategies.session.LASTING", ())
             original = clients.app._node
 
             def fresh(*arguments: object, original: object = original) -> object:
