@@ -42,7 +42,8 @@ def facemix_accuracy(runs: RunPaths) -> pd.DataFrame:
         on test images, means over attributes in per cent, and ``published``, the paper's accuracy
         where it has the setting on these data (CelebA, LFWA); the attacks' balanced success in per
         cent, as far as they were tried (``pudica attack``): ``attack_attributes``,
-        ``attack_identity``, and ``attack_separation``, what the model says of features that were taken apart.
+        ``attack_identity``, and ``attack_separation``, what the model says of features that were
+        taken apart.
     """
     rows = [row for run in runs_of("facemix", runs) for row in _accuracies(run)]
     numbers = ["edge_parameters", "edge_mmacs", "edge_share", *RATES, "published"]
