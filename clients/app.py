@@ -22,12 +22,10 @@ from clients.assignments import (
 )
 from clients.edge import Edge
 from clients.inference import InferenceEdge
-from clients.owner import UNUSABLE, Owner
+from clients.node import NodeConfig
+from clients.owner import Owner
 from clients.participant import Participant, Schedule, attacked
-from clients.shields.disguises import Key
-from clients.shields.mixing import MixingConfig
 from clients.vault import Vault, vault_path
-from models.errors import RequestError
 
 app = ClientApp()
 
@@ -122,62 +120,15 @@ def hello(message: Message, context: Context) -> Message:
 def join(message: Message, context: Context) -> Message:
     """Keep the assignment in the vault and describe the data as seen from here."""
     words = protocol.words_of(message.content)
-    assignment = _own_choice(assignments.parsed(str(words["assignment"])), context)
+    assignment = assignments.parsed(str(words["assignment"]))
+    if node := NodeConfig.of(context):
+        assignment = node.agreed(assignment)
     vault = Vault(vault_path(context, assignment.run))
     vault.write("assignment.json", assignment.model_dump_json().encode())
-    node = _nodes[vault.root] = _made(vault, assignment)
-    if not isinstance(node, Participant):
-        node.roll_back(int(words["turn"]))
-    return Message(protocol.statement(node.introduced()), reply_to=message)
-
-
-def _own_choice(assignment: AnyAssignment, context: Context) -> AnyAssignment:
-    """Let a deployed node's own ``model``, ``key`` and data ``root`` win over the server's.
-
-    Raises
-    ------
-    RuntimeError
-        The server wants another disguise than the node's own key is for, or none; or that the
-        node trains, or does not, against its own ``train``.
-    """
-    model, root, key = (context.node_config.get(name) for name in ("model", "data-root", "key"))
-    own = context.node_config.get("train")
-    if isinstance(assignment, OwnerAssignment) and own not in (None, assignment.train):
-        raise RuntimeError(f"this owner takes part in {own} training, not in {assignment.train}")
-    changes: dict[str, Any] = {}
-    if root:
-        changes["data"] = assignment.data.model_copy(update={"root": root})
-    if model and isinstance(assignment, ParticipantAssignment):
-        changes["participant"] = assignment.participant.model_copy(update={"model": model})
-    if key and isinstance(assignment, OwnerAssignment):
-        if _own_key(str(key)).notation != assignment.shield:
-            raise RuntimeError(
-                f"this owner's key is not for {assignment.shield or 'plain images'}, and it shows "
-                "its images in no other way"
-            )
-        changes["key"] = str(key)
-    if isinstance(assignment, InferenceAssignment):
-        changes |= _own_terms(assignment, context)
-    return type(assignment).model_validate({**assignment.model_dump(), **changes})
-
-
-def _own_terms(assignment: InferenceAssignment, context: Context) -> dict[str, Any]:
-    """Let an edge of FaceMix insist on ``mixing``, the least group, and on ``report=false``."""
-    least = int(context.node_config.get("mixing", 0))
-    shield = assignment.shield
-    mixes = isinstance(shield, MixingConfig) and shield.group >= least
-    if least and (not mixes or assignment.keys != "secret" or assignment.train == "split"):
-        raise RuntimeError(
-            f"this edge sends mixtures of at least {least} under secret keys, and does not train"
-        )
-    return {} if context.node_config.get("report", True) else {"report": False}
-
-
-def _own_key(path: str) -> Key:
-    try:
-        return Key.load(Path(path).expanduser())
-    except RequestError as error:
-        raise RuntimeError(UNUSABLE) from error
+    role = _nodes[vault.root] = _made(vault, assignment)
+    if not isinstance(role, Participant):
+        role.roll_back(int(words["turn"]))
+    return Message(protocol.statement(role.introduced()), reply_to=message)
 
 
 # ------------------------------------------------------------------------------ THEMIS
@@ -187,7 +138,8 @@ def _own_key(path: str) -> Key:
 @_answering(Participant)
 def local(participant: Participant, config: dict, _: dict[str, torch.Tensor]) -> RecordDict:
     """Train the private model on."""
-    return protocol.reply(participant.train_local(config["epoch"], config["variant"]))
+    numbers, arrays = participant.train_local(config["since"], config["epoch"], config["variant"])
+    return protocol.reply(numbers, **arrays)
 
 
 @app.train("gradient")

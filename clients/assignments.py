@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -27,6 +28,8 @@ from models.training import TrainingConfig
 Attack = Literal["nan", "huge", "sign-flip", "wrong-shape", "wrong-key", "empty"]
 Fronts = Literal["average", "handoff", "private", "frozen"]
 Wire = Literal["float32", "float16"]
+OWN = "own"
+"""The model of a participant that brings one the organiser does not know."""
 # It is part of files' names in the vault.
 CaseName = Annotated[str, Field(max_length=100, pattern=r"^\w[\w .=()+,-]*$")]
 
@@ -42,6 +45,8 @@ class Assignment(BaseModel):
         Derived from the run's seed, which itself is not sent.
     partition, partitions : int
         This node's number, and how many there are.
+    whole : bool
+        Whether the images are this node's own, of which nobody else has a share.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -52,11 +57,12 @@ class Assignment(BaseModel):
     partition: int
     partitions: int
     compute: ComputeConfig
+    whole: bool = False
 
     def share(self, data: Splits, part: Part) -> ImageSet:
         """Return this node's images of one part."""
-        scheme = self.data.partition
-        return own_images(data, part, self.partition, self.partitions, scheme, self.data_seed)
+        number, nodes = (0, 1) if self.whole else (self.partition, self.partitions)
+        return own_images(data, part, number, nodes, self.data.partition, self.data_seed)
 
     def fingerprint(self) -> str:
         """Return a hash of everything here that decides what the node computes."""
@@ -70,7 +76,10 @@ class ParticipantConfig(BaseModel):
     Attributes
     ----------
     model : str
-        A name of the zoo, ``custom:module:callable`` or a ``.pt2`` file.
+        A name of the zoo, ``custom:module:callable`` or a ``.pt2`` file; ``own`` where only the
+        participant knows it.
+    weights : Path or None
+        Safetensors of a model that is trained already, and is not trained on.
     name : str
         On the leaderboard; the model's published name if left out.
     training : TrainingConfig or None
@@ -80,6 +89,7 @@ class ParticipantConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     model: str
+    weights: Path | None = None
     name: str = Field(
         default="", max_length=80, pattern=r"^[^/\\]*$", description="a name without / and \\"
     )
@@ -89,7 +99,8 @@ class ParticipantConfig(BaseModel):
     @classmethod
     def _name_by_model(cls, values: object) -> object:
         if isinstance(values, dict) and isinstance(values.get("model"), str):
-            return {**values, "name": values.get("name") or models.display_name(values["model"])}
+            name = values.get("name") or models.display_name(values["model"])
+            return {**values, "name": name}
         return values
 
 

@@ -15,7 +15,7 @@ from torch import nn
 import models
 from clients.assignments import OwnerAssignment
 from clients.data import ImageSet, Part, Splits, load_once
-from clients.shields.disguises import Disguise, Key
+from clients.shields.disguises import UNUSABLE, Disguise, Key
 from clients.shields.disguises.breaks import KNOWN_PAIR, breaks, is_affine, search_space_of
 from clients.snapshots import Snapshots
 from clients.vault import Vault
@@ -25,7 +25,6 @@ from models.errors import RequestError
 from models.similarity import psnr, ssim
 from models.training import Images, Training, right
 
-UNUSABLE = "the key's file can't be used; this node's log says why"
 SAMPLE = 1000
 """Images that a disguise is audited with."""
 

@@ -11,14 +11,16 @@ from torch import nn
 
 import models
 from clients.assignments import ParticipantAssignment
-from clients.data import ImageSet, Splits, divided, load_once
+from clients.data import ImageSet, Splits, load_once
 from clients.vault import Vault
 from models.compute import Compute
+from models.files import load_into
 from models.generator import GeneratorTraining, NoiseGenerator
 from models.randomness import derive, numpy_generator, torch_generator
 from models.training import Training, accuracy, predict
 
 Update = tuple[np.ndarray, dict[str, int | float]]
+Measured = tuple[dict[str, int | float], dict[str, np.ndarray]]
 
 HONEST, CHEATING = "honest", "cheating"
 CHEAT_BOUND = 1.0
@@ -87,12 +89,9 @@ class Participant:
     @cached_property
     def own_train(self) -> ImageSet:
         """The training images it trains its model on: its partition, or all of them."""
-        scheme, everything = self.assignment.data.partition, self.data.train
-        if scheme is None:
-            return everything
-        a = self.assignment
-        shares = divided(everything.labels, a.partitions, scheme, a.data_seed)
-        return everything.subset(shares[a.partition])
+        if self.assignment.data.partition is None:
+            return self.data.train
+        return self.assignment.share(self.data, "train")
 
     def introduced(self) -> dict[str, int | str]:
         """Return what the organiser is told of the data."""
@@ -106,15 +105,21 @@ class Participant:
 
     # ------------------------------------------------------------------ local training
 
-    def train_local(self, epoch: int, variant: str) -> dict[str, int | float]:
-        """Bring training to ``epoch`` epochs and return that epoch's measurements.
+    def train_local(self, since: int, epoch: int, variant: str) -> Measured:
+        """Bring training to ``epoch`` epochs and return those measurements that came ``since``.
 
-        Asked again for an epoch that is done, it answers from the vault: a resumed run or a
+        Asked again for epochs that are done, it answers from the vault: a resumed run or a
         replaced worker sees what an undisturbed one saw.
+
+        Returns
+        -------
+        (dict, dict)
+            Numbers, and ``losses`` and ``accuracies``, one of each for an epoch. A model that is
+            trained already has an accuracy alone.
         """
         model = self._new_model()
-        if models.is_frozen(model):
-            return self._delivered(model, variant)
+        if self._is_trained(model):
+            return self._delivered(variant)
         training = self._training(model, variant)
         kept = self.vault.load(f"training-{variant}")
         # A vault may have been left by another run of the same name.
@@ -124,23 +129,31 @@ class Participant:
             training.run_epoch(self.own_train, self.data.validation)
             self._keep(training, variant)
         last = min(epoch, training.epoch)
-        return {
-            "loss": training.losses[last - 1],
-            "accuracy": training.accuracies[last - 1],
+        numbers: dict[str, int | float] = {
             "best": max(training.accuracies[:last]),
             "finished": int(training.finished and last == training.epoch),
             "num-examples": len(self.own_train),
         }
+        return numbers, {
+            "losses": np.array(training.losses[since:last]),
+            "accuracies": np.array(training.accuracies[since:last]),
+        }
 
     def _new_model(self) -> nn.Module:
         channels, side, _ = self.data.shape
-        return models.build(
+        model = models.build(
             self.assignment.participant.model,
             num_classes=self.data.num_classes,
             channels=channels,
             image_size=side,
             seed=derive(self.assignment.training_seed, "weights"),
         )
+        if weights := self.assignment.participant.weights:
+            load_into(model, weights)
+        return model
+
+    def _is_trained(self, model: nn.Module) -> bool:
+        return models.is_frozen(model) or self.assignment.participant.weights is not None
 
     def _training(self, model: nn.Module, variant: str) -> Training:
         seed = self.assignment.training_seed
@@ -163,10 +176,10 @@ class Participant:
             self._frozen.pop(variant, None)
         self.vault.save(f"training-{variant}", training.tensors(), note)
 
-    def _delivered(self, model: nn.Module, variant: str) -> dict[str, int | float]:
-        self._frozen[variant] = self.compute.host(model)
-        right = accuracy(model, self.data.validation, self.compute)
-        return {"accuracy": right, "best": right, "finished": 1, "num-examples": 0}
+    def _delivered(self, variant: str) -> Measured:
+        right = accuracy(self.model(variant), self.data.validation, self.compute)
+        numbers: dict[str, int | float] = {"best": right, "finished": 1, "num-examples": 0}
+        return numbers, {"losses": np.zeros(0), "accuracies": np.array([right])}
 
     def model(self, variant: str) -> nn.Module:
         """Return the trained model, frozen and in evaluation mode.
@@ -178,13 +191,14 @@ class Participant:
         """
         if variant not in self._frozen:
             model = self._new_model()
-            if not models.is_frozen(model):
+            if not self._is_trained(model):
                 kept = self.vault.load(f"model-{variant}")
                 if kept is None or kept[1]["of"] != self.assignment.fingerprint():
                     raise RuntimeError(
                         f"{self.assignment.participant.name} has no trained model ({variant})"
                     )
                 model.load_state_dict(kept[0])
+            if not models.is_frozen(model):
                 model = models.freeze(self.assignment.participant.model, model)
             self._frozen[variant] = self.compute.host(model)
         return self._frozen[variant]

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from flwr.app import Context
 
+from clients.node import NodeConfig
 from models.errors import RequestError
 from models.files import load_tensors, save_tensors, write_atomically
 
@@ -83,12 +84,14 @@ class Vault:
 def vault_path(context: Context, run: str) -> Path:
     """Return where the vault of the node that a message reached is.
 
-    Its place is ``vault`` of the node's own configuration (a deployed node), else ``vault``
-    of the run's configuration (a simulation), else ``~/.local/share/pudica/vault``; in there
-    one directory per run and partition.
+    Its place is ``vault`` of a deployed node's ``node.yaml``, in a simulation ``vault`` of the
+    run's configuration, else ``~/.local/share/pudica/vault``; in there one directory per run and
+    node.
     """
-    place = context.node_config.get("vault") or context.run_config.get("vault")
-    root = Path(str(place)) if place else Path.home() / ".local/share/pudica/vault"
     if Path(run).name != run or run in ("", ".", ".."):
         raise ValueError(f"'{run}' is no name of a run")
+    if node := NodeConfig.of(context):
+        return node.vault / run / node.name
+    place = context.run_config.get("vault")
+    root = Path(str(place)) if place else Path.home() / ".local/share/pudica/vault"
     return root / run / f"node-{context.node_config.get('partition-id', context.node_id)}"

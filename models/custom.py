@@ -12,18 +12,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from models import published
 from models.architectures import ImageTask
 from models.errors import RequestError
 from models.frozen import FrozenProgram
 
 PREFIX = "custom:"
+TORCHVISION = "torchvision:"
 SUFFIX = ".pt2"
 
 
 def is_custom(name: str) -> bool:
     """Tell whether a model's name is an import path, torchvision's, or a program's path."""
-    return name.startswith((PREFIX, published.PREFIX)) or name.endswith(SUFFIX)
+    return name.startswith((PREFIX, TORCHVISION)) or name.endswith(SUFFIX)
 
 
 def is_frozen(model: nn.Module) -> bool:
@@ -58,7 +58,9 @@ def build(name: str, task: ImageTask) -> nn.Module:
         from models.exported import load_program
 
         return load_program(Path(name), task)
-    if name.startswith(published.PREFIX):
+    if name.startswith(TORCHVISION):
+        from models import published  # slow to import
+
         model = published.build(name, task)
     else:
         model = _call(name, _import(name), task)
@@ -68,14 +70,14 @@ def build(name: str, task: ImageTask) -> nn.Module:
 
 def display_name(name: str) -> str:
     """Return the import path or torchvision's name, or the file's name without its ending."""
-    if name.startswith((PREFIX, published.PREFIX)):
+    if name.startswith((PREFIX, TORCHVISION)):
         return name.partition(":")[2]
     return Path(name).stem
 
 
 def describe(name: str) -> str:
     """Return one line on where the model comes from."""
-    kinds = {PREFIX: "the participant's own model", published.PREFIX: "of torchvision"}
+    kinds = {PREFIX: "the participant's own model", TORCHVISION: "of torchvision"}
     own = (kind for prefix, kind in kinds.items() if name.startswith(prefix))
     kind = next(own, "exported program, frozen")
     return f"{display_name(name)}: {kind}"

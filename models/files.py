@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
+from torch import nn
 
 from models.errors import RequestError
 
@@ -69,3 +70,24 @@ def load_weights(path: Path) -> dict[str, torch.Tensor]:
             f"weights: {path} is no safetensors file ({error}); a PyTorch checkpoint is converted "
             "by safetensors.torch.save_file(torch.load(FILE, weights_only=True), NEW)"
         ) from error
+
+
+def load_into(model: nn.Module, path: Path) -> None:
+    """Put the weights of a safetensors file into a model that they are all of.
+
+    Raises
+    ------
+    RequestError
+        As :func:`load_weights`; or they are of another model.
+    """
+    weights, own = load_weights(path), model.state_dict()
+    for name in [*weights, *own]:
+        theirs, ours = (
+            tuple(each[name].shape) if name in each else None for each in (weights, own)
+        )
+        if theirs != ours:
+            raise RequestError(
+                f"weights: {path} is of another model: '{name}' is "
+                f"{theirs or 'missing'} there, and {ours or 'missing'} in the model"
+            )
+    model.load_state_dict(weights)

@@ -12,9 +12,8 @@ import torchvision
 from torch import nn
 
 from models.architectures import ImageTask
+from models.custom import TORCHVISION
 from models.errors import RequestError, unknown
-
-PREFIX = "torchvision:"
 
 
 def build(name: str, task: ImageTask) -> nn.Module:
@@ -49,9 +48,9 @@ def load_weights(name: str) -> dict[str, torch.Tensor]:
     RequestError
         If it is no model of torchvision's, or they can't be downloaded.
     """
-    if not name.startswith(PREFIX):
+    if not name.startswith(TORCHVISION):
         raise RequestError(
-            f"weights: torchvision has none for '{name}'; allowed with model: {PREFIX}NAME"
+            f"weights: torchvision has none for '{name}'; allowed with model: {TORCHVISION}NAME"
         )
     weights: Any = torchvision.models.get_model_weights(_known(name)).DEFAULT  # type: ignore[attr-defined]
     try:
@@ -68,7 +67,10 @@ def load_weights(name: str) -> dict[str, torch.Tensor]:
 
 
 def _known(name: str) -> str:
-    wanted, names = name.removeprefix(PREFIX), torchvision.models.list_models(torchvision.models)
+    wanted, names = (
+        name.removeprefix(TORCHVISION),
+        torchvision.models.list_models(torchvision.models),
+    )
     if wanted not in names:
         raise unknown("model of torchvision", wanted, names)
     return wanted

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from torchmetrics.functional.image import structural_similarity_index_measure
 
 WINDOW = 11
 
@@ -26,6 +25,9 @@ def psnr(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 def ssim(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """Return the structural similarity of each pair of images; arguments as of :func:`psnr`."""
+    # Slow to import, and few measure this.
+    from torchmetrics.functional.image import structural_similarity_index_measure
+
     # The usual window does not fit into small images such as 8x8 digits.
     side = min(a.shape[-1], WINDOW)
     window = side if side % 2 else side - 1

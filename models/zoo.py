@@ -4,21 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from importlib import import_module
 
 import torch
 from torch import nn
-from torch.fx.experimental.optimization import fuse
 
 from models import custom
-from models.architectures import ImageTask, small
-from models.architectures.alexnet import alexnet
-from models.architectures.densenet import densenet, densenet_small
-from models.architectures.googlenet import googlenet
-from models.architectures.lenet import lenet
-from models.architectures.residual import preresnet, resnet, resnet_18, se_resnet
-from models.architectures.resnext import resnext_29
-from models.architectures.vgg import vgg, vgg_small
+from models.architectures import ImageTask
 from models.errors import RequestError, unknown
 from models.randomness import seeded
 
@@ -102,6 +94,8 @@ def freeze(name: str, model: nn.Module) -> nn.Module:
     model : Module
         Put into evaluation mode, without gradients; what is returned may be a copy.
     """
+    from torch.fx.experimental.optimization import fuse  # slow to import
+
     model.requires_grad_(False).eval()
     return model if custom.is_custom(name) else fuse(model)
 
@@ -193,6 +187,21 @@ def _square(side: int) -> str:
     return f"{side}x{side}"
 
 
+def _of(family: str, constructor: str, **settings: int) -> Callable[[ImageTask], nn.Module]:
+    """Return a constructor, of a family that is imported when something is built.
+
+    Some are torchvision's, which takes as long to import as PyTorch; a deployed node would wait
+    for it at each message.
+    """
+
+    def make(task: ImageTask) -> nn.Module:
+        found = getattr(import_module(f"models.architectures.{family}"), constructor)
+        built: nn.Module = found(task, **settings)
+        return built
+
+    return make
+
+
 _RESNET = "residual network, He et al. 2016, §4.2"
 _PRERESNET = "residual network with pre-activation, He et al. 2016"
 _SE_RESNET = "residual network with squeeze and excitation, Hu et al. 2018"
@@ -200,52 +209,76 @@ _VGG = "batch norm and one linear layer, Simonyan and Zisserman 2015"
 _DENSENET = "densely connected, Huang et al. 2017"
 
 _ZOO: dict[str, Architecture] = {
-    "softmax": Architecture("Softmax", "linear model on the pixels", 1, small.softmax),
-    "mlp": Architecture("MLP", "perceptron with two hidden layers", 1, small.mlp),
-    "cnn-tiny": Architecture("CNN-tiny", "two narrow convolutions", 2, small.cnn_tiny),
-    "cnn-small": Architecture("CNN-small", "two convolutions with batch norm", 4, small.cnn_small),
-    "cnn-wide": Architecture("CNN-wide", "two wide convolutions", 3, small.cnn_wide),
-    "cnn-five": Architecture("CNN-five", "five convolutions with batch norm", 4, small.cnn_five),
-    "cnn-iot": Architecture("CNN-IoT", "Jiang et al. 2019, Figure 2", 16, small.cnn_iot),
+    "softmax": Architecture("Softmax", "linear model on the pixels", 1, _of("small", "softmax")),
+    "mlp": Architecture("MLP", "perceptron with two hidden layers", 1, _of("small", "mlp")),
+    "cnn-tiny": Architecture("CNN-tiny", "two narrow convolutions", 2, _of("small", "cnn_tiny")),
+    "cnn-small": Architecture(
+        "CNN-small", "two convolutions with batch norm", 4, _of("small", "cnn_small")
+    ),
+    "cnn-wide": Architecture("CNN-wide", "two wide convolutions", 3, _of("small", "cnn_wide")),
+    "cnn-five": Architecture(
+        "CNN-five", "five convolutions with batch norm", 4, _of("small", "cnn_five")
+    ),
+    "cnn-iot": Architecture("CNN-IoT", "Jiang et al. 2019, Figure 2", 16, _of("small", "cnn_iot")),
     "cnn-embedding": Architecture(
-        "CNN-embedding", "two convolutions to 32 features of length 1", 12, small.cnn_embedding
+        "CNN-embedding",
+        "two convolutions to 32 features of length 1",
+        12,
+        _of("small", "cnn_embedding"),
     ),
     "cnn-separable": Architecture(
-        "CNN-separable", "depthwise separable, after Howard et al. 2017", 1, small.cnn_separable
+        "CNN-separable",
+        "depthwise separable, after Howard et al. 2017",
+        1,
+        _of("small", "cnn_separable"),
     ),
-    "vgg-small": Architecture("VGG-small", "six narrow convolutions in pairs", 4, vgg_small),
-    "densenet-small": Architecture("DenseNet-small", _DENSENET, 4, densenet_small),
-    "lenet": Architecture("LeNet", "LeCun et al. 1998, with ReLU", 16, lenet),
-    "alexnet": Architecture("AlexNet", "Krizhevsky 2014, one linear layer", 29, alexnet),
+    "vgg-small": Architecture(
+        "VGG-small", "six narrow convolutions in pairs", 4, _of("vgg", "vgg_small")
+    ),
+    "densenet-small": Architecture(
+        "DenseNet-small", _DENSENET, 4, _of("densenet", "densenet_small")
+    ),
+    "lenet": Architecture("LeNet", "LeCun et al. 1998, with ReLU", 16, _of("lenet", "lenet")),
+    "alexnet": Architecture(
+        "AlexNet", "Krizhevsky 2014, one linear layer", 29, _of("alexnet", "alexnet")
+    ),
     **{
-        f"vgg-{depth}": Architecture(f"VGG{depth}", _VGG, 32, partial(vgg, depth=depth))
+        f"vgg-{depth}": Architecture(f"VGG{depth}", _VGG, 32, _of("vgg", "vgg", depth=depth))
         for depth in (11, 13, 16, 19)
     },
     **{
-        f"resnet-{depth}": Architecture(f"ResNet-{depth}", _RESNET, 1, partial(resnet, depth=depth))
+        f"resnet-{depth}": Architecture(
+            f"ResNet-{depth}", _RESNET, 1, _of("residual", "resnet", depth=depth)
+        )
         for depth in (8, 20, 32, 44, 56, 110)
     },
-    "resnet-18": Architecture("ResNet-18", "He et al. 2016, Table 1", 1, resnet_18),
+    "resnet-18": Architecture(
+        "ResNet-18", "He et al. 2016, Table 1", 1, _of("residual", "resnet_18")
+    ),
     **{
         f"preresnet-{depth}": Architecture(
-            f"PreResNet-{depth}", _PRERESNET, 1, partial(preresnet, depth=depth)
+            f"PreResNet-{depth}", _PRERESNET, 1, _of("residual", "preresnet", depth=depth)
         )
         for depth in (8, 20, 32, 44, 56, 110)
     },
     **{
         f"se-resnet-{depth}": Architecture(
-            f"SE-ResNet-{depth}", _SE_RESNET, 1, partial(se_resnet, depth=depth)
+            f"SE-ResNet-{depth}", _SE_RESNET, 1, _of("residual", "se_resnet", depth=depth)
         )
         for depth in (20, 56)
     },
-    "resnext-29": Architecture("ResNeXt-29", "8x64d, Xie et al. 2017, §5.3", 1, resnext_29),
+    "resnext-29": Architecture(
+        "ResNeXt-29", "8x64d, Xie et al. 2017, §5.3", 1, _of("resnext", "resnext_29")
+    ),
     **{
         f"densenet-{depth}": Architecture(
-            f"DenseNet-{depth}", _DENSENET, 8, partial(densenet, depth=depth)
+            f"DenseNet-{depth}", _DENSENET, 8, _of("densenet", "densenet", depth=depth)
         )
         for depth in (121, 161, 169, 201)
     },
-    "googlenet": Architecture("GoogLeNet", "Szegedy et al. 2015, Table 1", 1, googlenet),
+    "googlenet": Architecture(
+        "GoogLeNet", "Szegedy et al. 2015, Table 1", 1, _of("googlenet", "googlenet")
+    ),
 }
 
 _SPELLINGS = {_squash(name): name for name in _ZOO}

@@ -17,6 +17,7 @@ from strategies.experiment import Experiment
 from strategies.facemix.system import infer_mixed
 from strategies.loading import load_experiment
 from strategies.recorder import Recorder
+from strategies.roster import home, placed
 from strategies.split.system import learn
 from strategies.themis.competition import compete
 
@@ -33,9 +34,10 @@ app = ServerApp()
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Run the experiment that ``run_config`` names, on whatever engine the grid is of."""
-    config = context.run_config
-    experiment = load_experiment(str(config["experiment"]), shlex.split(str(config["set"])))
-    out = str(config["out"])
+    config, folder = context.run_config, home()
+    source = placed(folder, str(config["experiment"]))
+    experiment = load_experiment(source, shlex.split(str(config["set"])))
+    out = placed(folder, str(config["out"]))
     directory = Path(out) if out else new_directory(Path("results"), experiment)
     run(grid, experiment, Recorder(directory, experiment, str(config.get("engine", "flower"))))
 

@@ -68,6 +68,13 @@ class Experiment(BaseModel, ABC):
     ray: RayConfig = RayConfig()
 
     @abstractmethod
+    def deployed(self, nodes: list[str]) -> list[str]:
+        """Return what is set otherwise where these nodes are real, as ``key=value``.
+
+        An exchange takes seconds there, however small, and nobody may guess what is secret.
+        """
+
+    @abstractmethod
     def names(self) -> list[str]:
         """Return the nodes' names, that of partition 0 first."""
 

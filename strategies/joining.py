@@ -14,6 +14,7 @@ from models.compute import ComputeConfig
 from models.randomness import derive
 from strategies.exchange import Exchanges
 from strategies.experiment import Experiment
+from strategies.roster import home, registered
 
 Words = dict[str, protocol.Scalar]
 T = TypeVar("T")
@@ -24,13 +25,14 @@ JOIN_SECONDS = 120.0
 def gather(exchanges: Exchanges, names: list[str], minimum: int) -> dict[str, int]:
     """Wait for the nodes, check their code, and return the node id of each name.
 
-    Partition i plays the i-th name.
+    Partition i plays the i-th name; in a deployment, the node that was registered as the i-th.
 
     Raises
     ------
     RuntimeError
         Too few nodes, or a node with other code than the server.
     """
+    places = {entry.node: place for place, entry in enumerate(registered(home()))}
     nodes = _wait_for_nodes(exchanges, len(names), minimum)
     everyone = Exchanges(exchanges.grid, exchanges.recorder, nodes, exchanges.timeout)
     hello = protocol.request({"run": exchanges.recorder.directory.name})
@@ -39,6 +41,8 @@ def gather(exchanges: Exchanges, names: list[str], minimum: int) -> dict[str, in
     greetings = everyone.ask(protocol.HELLO, dict.fromkeys(nodes, hello), _greeting)
     for node, (partition, code) in greetings.items():
         _check_code(code)
+        # A registered node's place is its key's; what it says itself does not count.
+        partition = places.get(nodes[node], -1) if places else partition
         if not 0 <= partition < len(names):
             event(f"node {node} has partition {partition}, which nobody plays")
         elif names[partition] in placed:
@@ -84,9 +88,11 @@ def told(experiment: Experiment, run: str) -> dict[str, dict[str, Any]]:
     """Return by name what the assignment of each node says, whatever the system."""
     compute = experiment.client.model_dump(include=set(ComputeConfig.model_fields))
     names = experiment.names()
+    # Where the organiser's own files lie is nobody's business, and of no use elsewhere.
+    here = {"root": None, "path": None, "key": None} if home() else {}
     common = {
         "run": run,
-        "data": experiment.data,
+        "data": experiment.data.model_copy(update=here),
         "data_seed": derive(experiment.seed, "data"),
         "partitions": len(names),
         "compute": ComputeConfig(**compute),

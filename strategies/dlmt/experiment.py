@@ -44,6 +44,10 @@ class DlmtExperiment(Experiment):
             )
         return self
 
+    def deployed(self, nodes: list[str]) -> list[str]:
+        """Return settings for real owners."""
+        return [f"dlmt.owners={len(nodes)}"]
+
     def names(self) -> list[str]:
         """Return the owners' names, in the order of their partitions."""
         return [f"owner-{number}" for number in range(self.dlmt.owners)]

@@ -37,6 +37,10 @@ class FacemixExperiment(Experiment):
             )
         return self
 
+    def deployed(self, nodes: list[str]) -> list[str]:
+        """Return settings for real edges: large requests, which are harder to take apart too."""
+        return [f"facemix.edges={len(nodes)}", "facemix.request=4096", "facemix.keys=secret"]
+
     def names(self) -> list[str]:
         """Return the edges' names, in the order of their partitions."""
         return [f"edge-{number}" for number in range(self.facemix.edges)]

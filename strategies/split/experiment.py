@@ -25,6 +25,14 @@ class SplitExperiment(Experiment):
     system: Literal["split"] = "split"
     split: SplitConfig = SplitConfig()
 
+    def deployed(self, nodes: list[str]) -> list[str]:
+        """Return settings for real devices: an epoch's batches in one message."""
+        return [
+            f"split.devices={len(nodes)}",
+            "split.batches_per_message=100000",
+            "split.noise=secret",
+        ]
+
     def names(self) -> list[str]:
         """Return the devices' names, in the order of their partitions."""
         return [f"device-{number}" for number in range(self.split.devices)]

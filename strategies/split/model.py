@@ -11,7 +11,6 @@ from torch import nn
 import models
 from clients.shields import ShieldConfig
 from clients.shields.accounting import calibrated
-from models import published
 from models.errors import RequestError
 from models.files import load_weights
 from models.randomness import derive
@@ -42,6 +41,8 @@ def built(settings: SplitConfig, classes: int, shape: tuple[int, int, int], seed
         seed=derive(seed, "weights"),
     )
     if settings.weights == TORCHVISION:
+        from models import published  # slow to import
+
         start_from(model, published.load_weights(settings.model), TORCHVISION)
     elif settings.weights and settings.weights != PRETRAINED:
         start_from(model, load_weights(Path(settings.weights)), settings.weights)

@@ -11,7 +11,7 @@ from models.errors import RequestError
 from models.training import TrainingConfig
 from strategies.cases import each_case
 
-SHARED = {"release", "examiner", "M"}
+SHARED = {"release", "examiner", "M", "epochs_per_message"}
 
 
 class ReleaseConfig(BaseModel):
@@ -78,6 +78,8 @@ class ThemisConfig(BaseModel):
     steps_per_visit : int
         Batches per message. ``sequential``, ``averaged``: local steps. ``joint``: batches
         whose gradients are averaged into one step.
+    epochs_per_message : int
+        The most epochs that a participant trains its own model before it answers.
     noise : {"per-image", "per-batch"}
         One noise map for a whole batch is what the authors' code draws; averaging a batch
         removes it.
@@ -118,6 +120,7 @@ class ThemisConfig(BaseModel):
     epochs: int = Field(default=20, ge=0)
     update: Literal["joint", "sequential", "averaged"] = "joint"
     steps_per_visit: int = Field(default=1, ge=1)
+    epochs_per_message: int = Field(default=1, ge=1)
     noise: Literal["per-image", "per-batch"] = "per-image"
     aggregate: Literal["mean", "median", "trimmed-mean", "krum"] = "mean"
     clip: float | None = Field(default=1.5, ge=1)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
 import models
-from clients.assignments import ParticipantConfig
+from clients.assignments import OWN, ParticipantConfig
 from clients.data import Splits
 from models.custom import SUFFIX
 from models.errors import RequestError
@@ -37,6 +38,26 @@ class ThemisExperiment(Experiment):
         self.themis.check(names)
         return self
 
+    def deployed(self, nodes: list[str]) -> list[str]:
+        """Return settings for real participants.
+
+        One that the experiment does not name brings a model of its own. Each epoch of the noise
+        generator is one visit; the test set leaves in no other way than behind secret noise.
+        """
+        known = {p.name: p.model_dump(mode="json", exclude_none=True) for p in self.participants}
+        playing = [known.get(name, {"model": OWN, "name": name}) for name in nodes]
+        return [
+            f"participants={json.dumps(playing)}",
+            "themis.update=averaged",
+            "themis.steps_per_visit=100000",
+            "themis.epochs_per_message=1000",
+            f"themis.validate_every={max(1, self.themis.epochs)}",
+            "themis.release.images_per_message=100000",
+            "themis.release.compare=false",
+            "themis.release.secret=true",
+            "themis.release.draws=1",
+        ]
+
     def names(self) -> list[str]:
         """Return the participants' names, in order."""
         return [participant.name for participant in self.participants]
@@ -55,6 +76,8 @@ class ThemisExperiment(Experiment):
         ]
         wanted += [("themis.examiner", examiner.model)] if examiner else []
         for where, model in wanted:
+            if model == OWN:
+                continue
             try:
                 models.build(
                     model,

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
+from itertools import zip_longest
+from typing import NamedTuple
+
+import numpy as np
 from flwr.app import RecordDict
 
 from clients import protocol
@@ -19,8 +24,47 @@ def train_models(organiser: Organiser) -> None:
     exchanges.need(organiser.settings.min_participants, len(exchanges.nodes), protocol.LOCAL)
 
 
+class Trained(NamedTuple):
+    """What a participant says of some epochs.
+
+    Attributes
+    ----------
+    losses, accuracies : list of float
+        Of each epoch. A model that was trained elsewhere has an accuracy alone.
+    best : float
+        The best accuracy so far.
+    finished : bool
+    """
+
+    losses: list[float]
+    accuracies: list[float]
+    best: float
+    finished: bool
+
+    @classmethod
+    def read(cls, content: RecordDict, most: int) -> Trained:
+        """Return what a reply says.
+
+        Raises
+        ------
+        KeyError, ValueError
+            If it makes no sense, or is of more epochs than it was asked for.
+        """
+        numbers, arrays = protocol.numbers_of(content), protocol.arrays_of(content)
+        losses, accuracies = arrays["losses"], arrays["accuracies"]
+        for name, values in arrays.items():
+            if values.ndim != 1 or len(values) > most or not np.isfinite(values).all():
+                raise ValueError(f"{name} of shape {values.shape}, or not finite")
+        if not len(accuracies) or len(losses) not in (0, len(accuracies)):
+            raise ValueError(f"{len(losses)} losses and {len(accuracies)} accuracies")
+        best, finished = numbers["best"], bool(numbers["finished"])
+        if not len(losses) and not finished:
+            raise ValueError("no losses, and not finished")
+        return cls(losses.tolist(), accuracies.tolist(), best, finished)
+
+
 class LocalTraining:
-    """The training of all models of one variant, an epoch per message.
+    """The training of all models of one variant, some epochs per message.
 
     Parameters
     ----------
@@ -41,31 +85,37 @@ class LocalTraining:
         }
 
     def run(self) -> None:
-        """Ask for epoch after epoch until every participant says that it is finished."""
+        """Ask for epochs until every participant says that it is finished."""
         left = [n for n, name in self.names.items() if not self.recorder.finished(f"local/{name}")]
-        first = {node: self._next_epoch(node) for node in left}
-        self.organiser.exchanges.converse(protocol.LOCAL, first, _measured, self._note)
+        first = {node: self._next_epochs(node) for node in left}
+        most = self.organiser.settings.epochs_per_message
+        self.organiser.exchanges.converse(
+            protocol.LOCAL, first, partial(Trained.read, most=most), self._note
+        )
 
-    def _next_epoch(self, node: str) -> RecordDict:
-        return self.organiser.request(self.variant, epoch=self.epochs[node] + 1)
+    def _next_epochs(self, node: str) -> RecordDict:
+        since = self.epochs[node]
+        most = since + self.organiser.settings.epochs_per_message
+        return self.organiser.request(
+            self.variant, since=since, epoch=min(most, self.schedule[node].epochs)
+        )
 
-    def _note(self, node: str, metrics: dict[str, float]) -> RecordDict | None:
-        """Record an epoch and return the request for the next one, if there is one."""
+    def _note(self, node: str, trained: Trained) -> RecordDict | None:
+        """Record epochs and return the request for the next ones, if there are any."""
         name = self.names[node]
-        self.epochs[node] += 1
-        finished = bool(metrics["finished"]) or self.epochs[node] >= self.schedule[node].epochs
-        for metric in ("loss", "accuracy"):
-            if metric in metrics:
-                self.recorder.log(
-                    "local", metric, metrics[metric], node=name, round=self.epochs[node]
-                )
+        for loss, accuracy in zip_longest(trained.losses, trained.accuracies):
+            self.epochs[node] += 1
+            for metric, value in (("loss", loss), ("accuracy", accuracy)):
+                if value is not None:
+                    self.recorder.log("local", metric, value, node=name, round=self.epochs[node])
+        finished = trained.finished or self.epochs[node] >= self.schedule[node].epochs
         if finished:
-            self.recorder.log("local", "validation_accuracy", metrics["best"], node=name)
+            self.recorder.log("local", "validation_accuracy", trained.best, node=name)
             self.recorder.finish(f"local/{name}")
         else:
             self.recorder.stand(f"local/{name}", {}, epoch=self.epochs[node])
         self._show()
-        return None if finished else self._next_epoch(node)
+        return None if finished else self._next_epochs(node)
 
     def _show(self) -> None:
         total = sum(self.schedule[node].epochs for node in self.names)
@@ -77,9 +127,3 @@ class LocalTraining:
         )
         suffix = "" if self.variant == "honest" else f" ({self.variant})"
         self.recorder.progress(f"local training{suffix}", done, total, "epoch")
-
-
-def _measured(content: RecordDict) -> dict[str, float]:
-    """Return what a participant says of an epoch."""
-    metrics = protocol.numbers_of(content)
-    return {"finished": metrics["finished"], "best": metrics["best"], **metrics}

@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -87,8 +88,8 @@ def run_with_deaths(wanted: Experiment, directory: Path, at: tuple[int, ...]) ->
 
     def deadly(message_ids: Any) -> Any:
         if next(pulls) in at:
-            victim = ray.get(grid.workers[0].process.remote())
-            os.kill(victim, signal.SIGKILL)
+            with suppress(ray.exceptions.RayActorError):  # it has died by itself
+                os.kill(ray.get(grid.workers[0].process.remote()), signal.SIGKILL)
         return pull(message_ids)
 
     grid.pull_messages = deadly  # type: ignore[method-assign]

@@ -15,12 +15,13 @@ import pytest
 import torch
 from competition_helpers import ListeningGrid, rows_of, tiny
 from flwr.app import Message, RecordDict
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch.nn.functional import cross_entropy
 
 import clients.app
+import models
 from clients import protocol
-from clients.participant import Participant, epoch_order
+from clients.participant import Measured, Participant, epoch_order
 from models import GeneratorTraining, NoiseGenerator
 from models.randomness import derive, torch_generator
 from strategies.exchange import TooFewParticipants
@@ -185,7 +186,7 @@ def test_no_message_carries_a_test_label_and_only_predictions_come_back(
     assert kinds == {
         protocol.HELLO: [],
         protocol.JOIN: [],
-        protocol.LOCAL: [],
+        protocol.LOCAL: [(1,), (1,)],
         protocol.GRADIENT: [(2, 1, 8, 8)],
         protocol.NOISY: [],
         protocol.DENSITY: [],
@@ -394,10 +395,10 @@ def test_a_participant_without_a_model_is_out_and_the_others_compete(
 ) -> None:
     honest = Participant.train_local
 
-    def train_local(self: Participant, epoch: int, variant: str) -> dict[str, int | float]:
+    def train_local(self: Participant, *request: Any) -> Measured:
         if self.assignment.participant.name == "MLP":
             raise RuntimeError("out of GPU memory")
-        return honest(self, epoch, variant)
+        return honest(self, *request)
 
     monkeypatch.setattr(Participant, "train_local", train_local)
     compete()
@@ -470,13 +471,35 @@ def test_a_participant_that_never_says_it_is_finished_is_not_asked_for_ever(
 ) -> None:
     honest = Participant.train_local
 
-    def train_local(self: Participant, epoch: int, variant: str) -> dict[str, int | float]:
-        return {**honest(self, epoch, variant), "finished": 0}
+    def train_local(self: Participant, *request: Any) -> Measured:
+        numbers, arrays = honest(self, *request)
+        return {**numbers, "finished": 0}, arrays
 
     monkeypatch.setattr(Participant, "train_local", train_local)
     grid = compete()
     asked_for = [m for m in grid.requests if m.metadata.message_type == protocol.LOCAL]
     assert len(asked_for) == 3 * 2
+
+
+def test_epochs_in_one_message_are_those_in_many(compete: Compete, tmp_path: Path) -> None:
+    compete()
+    grid = compete("themis.epochs_per_message=2", name="together")
+    asked_for = [m for m in grid.requests if m.metadata.message_type == protocol.LOCAL]
+    assert len(asked_for) == 3
+    assert rows_of(tmp_path / "together") == rows_of(tmp_path / "run")
+
+
+def test_weights_that_are_brought_are_not_trained_on(compete: Compete, tmp_path: Path) -> None:
+    model = models.build("softmax", num_classes=10, channels=1, image_size=8, seed=7)
+    save_file(model.state_dict(), tmp_path / "own.safetensors")
+    brought = f"participants.0.weights={tmp_path / 'own.safetensors'}"
+    grid = compete(brought, name="brought")
+    asked_for = [m for m in grid.requests if m.metadata.message_type == protocol.LOCAL]
+    assert len(asked_for) == 2 * 2 + 1
+    rows = [json.loads(row) for row in rows_of(tmp_path / "brought")]
+    told = [row["value"] for row in rows if row["metric"] == "validation_accuracy"][0]
+    images = tiny().load_data().validation
+    assert told == models.accuracy(model, images, models.Compute(models.ComputeConfig()))
 
 
 def test_a_vault_left_by_another_run_of_the_same_name_is_not_used(

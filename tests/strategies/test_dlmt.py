@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from competition_helpers import ListeningGrid
+from node_files import node_file
 from PIL import Image
 from split_helpers import Interrupted, asked, bytes_of, measured, model_of, run, same
 
@@ -592,24 +593,26 @@ def test_an_owner_shows_models_no_more_than_it_was_told(
         ({"key": "MAT(10)"}, [], "is not for MAT"),
         ({"key": "MAT(9)"}, ["dlmt.shield=null"], "is not for plain images"),
         ({"train": "federated"}, [], "takes part in federated training, not in central"),
+        ({}, [], "has not said how its images are protected: set key"),
+        ({"systems": ["themis"]}, [], "takes part in themis, not in dlmt"),
     ],
 )
 def test_a_deployed_owner_insists_on_its_key_and_on_who_trains(
-    tmp_path: Path, own: dict[str, str], settings: list[str], why: str | None
+    tmp_path: Path, own: dict[str, object], settings: list[str], why: str | None
 ) -> None:
-    config = dict(own)
+    config: dict[str, object] = {"systems": ["dlmt"], **own}
     if "key" in own:
-        config["key"] = str(tmp_path / "own.key")
-        Key.new(own["key"], (1, 8, 8), SystemGenerator()).save(Path(config["key"]))
+        config["key"] = "own.key"
+        Key.new(str(own["key"]), (1, 8, 8), SystemGenerator()).save(tmp_path / "own.key")
     wanted = tiny("dlmt.shield=MAT(9)", *settings, "dlmt.training.epochs=1")
     run_settings = run_config(wanted, tmp_path / "run", "inprocess")
     grid = InProcessGrid(clients.app.app, 1, run_settings)
     for context in grid._contexts.values():
-        context.node_config.update(config)
+        context.node_config.update({"node": str(node_file(tmp_path / "node.yaml", **config))})
     if why is None:
         server_app(grid, server_context(run_settings))
         used = json.loads((tmp_path / "run" / "run.json").read_text())["keys"]["owner-0/main"]
-        assert used == Key.load(Path(config["key"])).fingerprint
+        assert used == Key.load(tmp_path / "own.key").fingerprint
         return
     with pytest.raises(RuntimeError, match="participants answered"):
         server_app(grid, server_context(run_settings))

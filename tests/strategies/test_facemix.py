@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from competition_helpers import ListeningGrid
+from node_files import node_file
 from split_helpers import Interrupted, asked, bytes_of, measured, model_of, run, same
 
 import clients.app
@@ -19,6 +19,7 @@ import strategies.recorder
 from clients import protocol
 from clients.assignments import parsed as assignment_of
 from clients.inference import InferenceEdge
+from clients.node import NodeConfig
 from clients.vault import Vault
 from models.attributes import answered, confusion
 from models.errors import RequestError
@@ -336,12 +337,13 @@ def test_a_deployed_edge_insists_on_mixing(
     grid = run(tiny(*settings, "facemix.report=true"), tmp_path / "run")
     words = protocol.words_of(asked(grid, protocol.JOIN)[0].content)
     assignment = assignment_of(str(words["assignment"]))
-    context: Any = SimpleNamespace(node_config={"mixing": 8, "report": False})
+    own = {"systems": ["facemix"], "mixing": 8, "report": False}
+    node = NodeConfig.read(node_file(tmp_path / "node.yaml", **own))
     if allowed:
-        assert clients.app._own_choice(assignment, context).report is False  # type: ignore[union-attr]
+        assert node.agreed(assignment).report is False  # type: ignore[union-attr]
     else:
         with pytest.raises(RuntimeError, match="mixtures of at least 8 under secret keys"):
-            clients.app._own_choice(assignment, context)
+            node.agreed(assignment)
 
 
 def test_edges_with_fewer_batches_end_an_epoch_earlier(tmp_path: Path) -> None:

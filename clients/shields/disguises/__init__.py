@@ -7,8 +7,8 @@ Examples
 """
 
 from clients.shields.disguises.disguise import Disguise
-from clients.shields.disguises.key import Key
+from clients.shields.disguises.key import UNUSABLE, Key
 from clients.shields.disguises.notation import STEPS, parsed, written
 from clients.shields.disguises.steps import Span, Step
 
-__all__ = ["STEPS", "Disguise", "Key", "Span", "Step", "parsed", "written"]
+__all__ = ["STEPS", "UNUSABLE", "Disguise", "Key", "Span", "Step", "parsed", "written"]

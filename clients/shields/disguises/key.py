@@ -20,6 +20,8 @@ from models.files import load_tensors, save_tensors
 from models.randomness import Randomness, numpy_generator
 
 FORMAT = "pudica-key-1"
+UNUSABLE = "the key's file can't be used; this node's log says why"
+"""What others are told: not what lies where."""
 MOST_VALUES = 2**24
 
 

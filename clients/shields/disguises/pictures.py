@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torchvision.transforms import functional
 
 from clients.shields.disguises.noise import NOISE_KEY, noise_key, noises
 from clients.shields.disguises.steps import Shape, Span, Step, Tensors
@@ -78,6 +77,8 @@ class Blur(_Picture):
 
     def apply(self, images: torch.Tensor, key: Tensors) -> torch.Tensor:  # noqa: ARG002
         """Blur."""
+        from torchvision.transforms import functional  # slow to import
+
         size = 2 * math.ceil(3 * self.sigma) + 1
         blurred: torch.Tensor = functional.gaussian_blur(
             images, [size, size], [self.sigma, self.sigma]

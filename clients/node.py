@@ -1,0 +1,270 @@
+"""What a deployed node decides for itself, whatever the organiser says: its ``node.yaml``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from flwr.app import Context
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from clients.assignments import (
+    OWN,
+    AnyAssignment,
+    Assignment,
+    EdgeAssignment,
+    InferenceAssignment,
+    OwnerAssignment,
+    ParticipantAssignment,
+)
+from clients.data import DataConfig
+from clients.shields.disguises import UNUSABLE, Key
+from clients.shields.mixing import group_of
+from models.compute import ComputeConfig
+from models.custom import SUFFIX
+from models.errors import RequestError
+from models.files import absolute
+
+NODE = "node"
+"""The key of Flower's node configuration that names the file."""
+
+System = Literal["themis", "split", "dlmt", "facemix"]
+Name = Annotated[str, Field(max_length=80, pattern=r"^\w[\w .()-]*$")]
+
+
+class OwnData(BaseModel):
+    """Where this node's images are.
+
+    Attributes
+    ----------
+    name : str or None
+        A data set's name: its own images, of which it holds nobody else's share. Left out: the
+        organiser's set, of which the node takes its share where a system divides it.
+    root, path, label, split
+        As in an experiment's ``data``.
+    attributes : tuple of str
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str | None = None
+    root: Path | None = None
+    path: Path | None = None
+    label: str | None = None
+    split: Literal["own", "train-test", "4:1:1", "9:1"] | None = None
+    attributes: tuple[str, ...] = ()
+
+    def applied(self, config: DataConfig) -> DataConfig:
+        """Return the organiser's settings with this node's own in their place.
+
+        Raises
+        ------
+        RequestError
+            If they do not go together.
+        """
+        own = {key: value for key, value in self.model_dump().items() if value}
+        try:
+            return DataConfig.model_validate({**config.model_dump(), **own})
+        except ValidationError as error:
+            raise RequestError(f"data: {_in_words(error)}") from error
+
+
+class NodeConfig(BaseModel):
+    """A node of a deployment.
+
+    Attributes
+    ----------
+    name : str
+        By which the organiser registered it.
+    server : str
+        ``HOST:PORT`` of the organiser.
+    certificate : Path
+        Of the authority by which the organiser's server shows who it is.
+    private_key : Path
+        By which this node shows who it is.
+    vault : Path
+        What the node keeps to itself.
+    systems : tuple of str
+        In what it takes part; anything else is refused.
+    data : OwnData
+    model : str or None
+        THEMIS: its own, a name of the zoo, ``custom:module:callable`` or a ``.pt2`` file.
+    weights : Path or None
+        THEMIS: safetensors of a model that is trained already.
+    key : Path or None
+        DLMT: by which its images are disguised, and in no other way.
+    train : {"central", "federated"} or None
+        DLMT: the only way in which it takes part.
+    shield : dict or None
+        Split learning: settings that the shield at the cut must have.
+    mixing : int or None
+        FaceMix: the least group; keys are secret then, and the edge does not train.
+    report : bool
+        FaceMix: whether it says how often it was right.
+    trust_organiser : bool
+        Whether the organiser alone may say how images are protected, where the above does not.
+    device : {"auto", "cpu", "cuda"} or None
+    threads : int or None
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: Name
+    server: str = Field(pattern=r"^[^\s:/]+:\d+$", description="HOST:PORT")
+    certificate: Path
+    private_key: Path
+    vault: Path
+    systems: tuple[System, ...] = Field(min_length=1)
+    data: OwnData = OwnData()
+    model: str | None = None
+    weights: Path | None = None
+    key: Path | None = None
+    train: Literal["central", "federated"] | None = None
+    shield: dict[str, Any] | None = None
+    mixing: int | None = Field(default=None, ge=2)
+    report: bool = True
+    trust_organiser: bool = False
+    device: Literal["auto", "cpu", "cuda"] | None = None
+    threads: int | None = Field(default=None, ge=1, le=1024)
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Return the settings of a file; paths in it are relative to its folder.
+
+        Raises
+        ------
+        RequestError
+            It is not there, or something in it is not allowed.
+        """
+        try:
+            values = yaml.safe_load(path.read_text(encoding="utf-8"))
+            config = cls.model_validate(values)
+        except OSError as error:
+            raise RequestError(f"can't read {path}: {error.strerror}") from error
+        except yaml.YAMLError as error:
+            raise RequestError(f"{path.name}: not valid YAML: {error}") from error
+        except ValidationError as error:
+            raise RequestError(f"{path.name}: {_in_words(error)}") from error
+        return config._from(path.parent)
+
+    def _from(self, folder: Path) -> Self:
+        def placed(path: Path | None) -> Path | None:
+            return None if path is None else absolute(folder / path.expanduser())
+
+        own = ("certificate", "private_key", "vault", "weights", "key")
+        places = {name: placed(getattr(self, name)) for name in own}
+        data = {name: placed(getattr(self.data, name)) for name in ("root", "path")}
+        model = self.model
+        if model and model.endswith(SUFFIX):
+            model = str(placed(Path(model)))
+        return self.model_copy(
+            update={**places, "data": self.data.model_copy(update=data), "model": model}
+        )
+
+    @classmethod
+    def of(cls, context: Context) -> Self | None:
+        """Return the settings of the node that a message reached; None in a simulation."""
+        place = context.node_config.get(NODE)
+        return cls.read(Path(str(place))) if place else None
+
+    def agreed(self, assignment: AnyAssignment) -> AnyAssignment:
+        """Return what the organiser asks for, with this node's own choices in it.
+
+        Raises
+        ------
+        RuntimeError
+            It asks for what the node does not do.
+        """
+        if assignment.system not in self.systems:
+            raise RuntimeError(
+                f"this node takes part in {', '.join(self.systems)}, not in {assignment.system}"
+            )
+        changes: dict[str, Any] = {
+            "data": self.data.applied(assignment.data),
+            "compute": self.computes(assignment.compute),
+            "whole": self.data.name is not None,
+            **self._own(assignment),
+        }
+        return type(assignment).model_validate({**assignment.model_dump(), **changes})
+
+    def computes(self, compute: ComputeConfig) -> ComputeConfig:
+        """Return how it computes."""
+        own = {"device": self.device, "threads": self.threads}
+        return compute.model_copy(update={k: v for k, v in own.items() if v is not None})
+
+    def _own(self, assignment: Assignment) -> dict[str, Any]:
+        if isinstance(assignment, ParticipantAssignment):
+            return self._as_participant(assignment)
+        if isinstance(assignment, OwnerAssignment):
+            return self._as_owner(assignment)
+        if isinstance(assignment, EdgeAssignment):
+            self._check_shield(assignment)
+        if isinstance(assignment, InferenceAssignment):
+            return self._as_inference_edge(assignment)
+        return {}
+
+    def _as_participant(self, assignment: ParticipantAssignment) -> dict[str, Any]:
+        own = {"model": self.model, "weights": self.weights}
+        changes = {key: value for key, value in own.items() if value is not None}
+        participant = assignment.participant.model_copy(update=changes)
+        if participant.model == OWN:
+            raise RuntimeError("this competition is between own models: name one, model: …")
+        return {"participant": participant}
+
+    def _as_owner(self, assignment: OwnerAssignment) -> dict[str, Any]:
+        if self.train not in (None, assignment.train):
+            raise RuntimeError(
+                f"this owner takes part in {self.train} training, not in {assignment.train}"
+            )
+        if self.key is None:
+            self._trusting("key")
+            return {}
+        try:
+            key = Key.load(self.key)
+        except RequestError as error:
+            raise RuntimeError(UNUSABLE) from error
+        if key.notation != assignment.shield:
+            raise RuntimeError(
+                f"this owner's key is not for {assignment.shield or 'plain images'}, and it shows "
+                "its images in no other way"
+            )
+        return {"key": str(self.key)}
+
+    def _check_shield(self, assignment: EdgeAssignment) -> None:
+        if self.shield is None:
+            self._trusting("shield")
+            return
+        theirs = assignment.shield.model_dump()
+        for name, value in self.shield.items():
+            if theirs.get(name) != value:
+                raise RuntimeError(
+                    f"this device sends nothing but behind {self.shield}; the organiser wants "
+                    f"{name}: {theirs.get(name)}"
+                )
+
+    def _as_inference_edge(self, assignment: InferenceAssignment) -> dict[str, Any]:
+        if self.mixing is None:
+            self._trusting("mixing")
+        else:
+            mixes = group_of(assignment.shield) >= self.mixing
+            if not mixes or assignment.keys != "secret" or assignment.train == "split":
+                raise RuntimeError(
+                    f"this edge sends mixtures of at least {self.mixing} under secret keys, and "
+                    "does not train"
+                )
+        return {} if self.report else {"report": False}
+
+    def _trusting(self, setting: str) -> None:
+        if not self.trust_organiser:
+            raise RuntimeError(
+                f"this node's owner has not said how its images are protected: set {setting} in "
+                "node.yaml, or trust_organiser: true"
+            )
+
+
+def _in_words(error: ValidationError) -> str:
+    """Return the first thing that is wrong."""
+    first = error.errors(include_url=False)[0]
+    where = ".".join(map(str, first["loc"]))
+    return f"{where}: {first['msg']}" if where else str(first["msg"])
