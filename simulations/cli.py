@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import errno
 import os
-import re
-import shlex
 import sys
-import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from simulations.console import ENGINE, INTERRUPTED, ends_of, refusals, report, say, shown
+from simulations.deployment.commands import deploy_app, node_app
 
 # Heavy imports (torch, ray, flwr, pandas) stay inside the commands: `pudica --help` is instant.
 
@@ -26,29 +23,10 @@ app = typer.Typer(
 
 key_app = typer.Typer(no_args_is_help=True, help="Make and look at keys of image disguises.")
 app.add_typer(key_app, name="key")
-
-FAILED, WRONG, INTERRUPTED = 1, 2, 130
-ENGINE = "ray"
-DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS, errno.EPERM)
-DISK_ERROR = re.compile(r"(?:OSError|PermissionError)\)?: \[Errno (\d+)\]")
+app.add_typer(deploy_app, name="deploy")
+app.add_typer(node_app, name="node")
 
 RunPaths = Annotated[list[Path], typer.Argument(help="Run directories.")]
-
-
-@contextmanager
-def _requests() -> Iterator[None]:
-    """Turn a wrong request into its message and exit code 2."""
-    from models.errors import RequestError
-
-    try:
-        yield
-    except RequestError as error:
-        _say(f"error: {error}")
-        raise typer.Exit(WRONG) from None
-
-
-def _say(text: str) -> None:
-    typer.echo(text, err=True)
 
 
 @app.command("list")
@@ -64,7 +42,7 @@ def list_() -> None:
     for name, path in shipped().items():
         typer.echo(f"  {name:24} {yaml.safe_load(path.read_text())['description']}")
     typer.echo("\nData sets (--set data.name=NAME)")
-    with _requests():
+    with refusals():
         for entry in catalogue():
             typer.echo(f"  {'✓' if entry.present else '·'} {entry.name:22} {entry.description}")
             typer.echo(f"    {'':22} {entry.where}")
@@ -99,80 +77,23 @@ def run(
     from models.errors import unknown
     from simulations import runner
 
-    with _requests():
+    with refusals():
         if engine not in runner.ENGINES:
             raise unknown("engine", engine, runner.ENGINES)
         prepared, directory = runner.prepare(experiment, set_ or [], out, resume)
         if resume and runner.is_done(directory):
             if not quiet:
-                _say(f"{_shown(directory)} is done already; these are its results")
+                say(f"{shown(directory)} is done already; these are its results")
         else:
-            with _ends_of(directory, engine=engine):
+            with ends_of(directory, _command(engine)):
                 runner.execute(prepared, directory, engine, quiet)
-    with _ends_of(directory, "the run is done, but can't be shown"):
-        _report(directory, quiet)
+    with ends_of(directory, _command(engine), "the run is done, but can't be shown"):
+        report(directory, quiet)
     typer.echo(directory)
 
 
-@contextmanager
-def _ends_of(directory: Path, what: str = "the run failed", engine: str = ENGINE) -> Iterator[None]:
-    """Explain how a run ended that did not end well."""
-    from models.errors import RequestError
-
-    again = f"pudica run --resume {shlex.quote(str(_shown(directory)))}"
-    again += f" --engine {engine}" if engine != ENGINE else ""
-    try:
-        yield
-    except RequestError:
-        raise
-    except KeyboardInterrupt:
-        _say(f"\nstopped; go on with: {again}")
-        raise typer.Exit(INTERRUPTED) from None
-    except Exception as error:
-        if "PUDICA_TRACEBACK" in os.environ:
-            traceback.print_exc()
-        if problem := _disk_problem(error):
-            _say(f"error: --out: can't write in {_shown(directory)}: {problem}")
-            _say(f"nothing that was kept is lost: free some space, then go on with: {again}")
-            raise typer.Exit(WRONG) from None
-        _say(f"error: {what}: {type(error).__name__}: {error}")
-        _say(f"go on with: {again}   (PUDICA_TRACEBACK=1 shows where it failed)")
-        raise typer.Exit(FAILED) from None
-
-
-def _disk_problem(error: Exception) -> str:
-    """Return what is wrong with the disk, if that is why; another process's error is a text."""
-    told = DISK_ERROR.search(f"{type(error).__name__}: {error}")
-    return os.strerror(int(told[1])) if told and int(told[1]) in DISK_ERRORS else ""
-
-
-def _report(directory: Path, quiet: bool) -> None:
-    """Print the tables and draw the plots of a run that is done."""
-    import analysis
-    from simulations.display import print_frame
-
-    figures = analysis.plot(directory)
-    if quiet:
-        return
-    for title, frame in analysis.tables(directory).items():
-        print_frame(frame, title)
-    if (dropouts := _dropouts(directory)) > 0:
-        _say(f"{dropouts} dropouts: {_shown(directory / 'events.log')} says whose and why")
-    typer.echo("Plots")
-    for figure in figures:
-        typer.echo(f"  {_shown(figure)}")
-    typer.echo("\nRun")
-
-
-def _dropouts(directory: Path) -> int:
-    log = directory / "events.log"
-    return log.read_text().count(" dropout: ") if log.exists() else 0
-
-
-def _shown(path: Path) -> Path:
-    """Return the path as short as it can be typed from here."""
-    here = Path.cwd()
-    return path.relative_to(here) if path.is_relative_to(here) else path
+def _command(engine: str) -> str:
+    return "pudica run" + (f" --engine {engine}" if engine != ENGINE else "")
 
 
 @app.command()
@@ -181,7 +102,7 @@ def show(runs: RunPaths) -> None:
     import analysis
     from simulations.display import print_frame
 
-    with _requests():
+    with refusals():
         for title, frame in analysis.tables(runs).items():
             print_frame(frame, title)
 
@@ -191,10 +112,10 @@ def plot(runs: RunPaths) -> None:
     """Draw the figures of one or several runs and print their paths."""
     import analysis
 
-    with _requests():
+    with refusals():
         for one in runs:
             for figure in analysis.plot(one):
-                typer.echo(_shown(figure.absolute()))
+                typer.echo(shown(figure.absolute()))
 
 
 @app.command()
@@ -211,7 +132,7 @@ def cuts(
     from simulations.cuts import best, table
     from simulations.display import print_frame
 
-    with _requests():
+    with refusals():
         shape, importance = arguments.image_shape(input_), arguments.weights(weights)
         frame = table(model, shape, classes, batch, epsilon, importance)
     print_frame(frame, f"Cuts of {model}")
@@ -239,7 +160,7 @@ def audit(
     from simulations import arguments, audits
     from simulations.display import print_frame
 
-    with _requests():
+    with refusals():
         result = audits.run(shield, set_ or [], arguments.shape(shape), batch, samples, seed)
     print_frame(audits.table(result), f"Audit of {shield}")
     typer.echo("\n".join(audits.reasons(result)) + "\n")
@@ -255,11 +176,11 @@ def privacy(
     from simulations import ledgers
     from simulations.display import print_frame
 
-    with _requests():
+    with refusals():
         reports = ledgers.reports(runs, delta)
-    for report in reports:
-        print_frame(report.table, report.title)
-        typer.echo("\n".join(report.lines) + "\n")
+    for one in reports:
+        print_frame(one.table, one.title)
+        typer.echo("\n".join(one.lines) + "\n")
 
 
 @app.command()
@@ -290,18 +211,18 @@ def attack(
     from simulations import attacking
     from simulations.display import print_frame
 
-    with _requests():
+    with refusals():
         if set_ and not data:
             raise RequestError("--set: is of --data, which is missing")
         people = attacking.people(data, set_ or [], run) if data else None
         effort = attacking.Effort(epochs, images, requests, seed)
-        attacking.attack(run, case or [], kind or [], effort, people, _say)
+        attacking.attack(run, case or [], kind or [], effort, people, say)
         for title, frame in analysis.tables(run).items():
             if "attack" in title:
                 print_frame(frame, title)
     analysis.plot(run)
     for picture in sorted((run / "plots").glob("*.png")):
-        typer.echo(_shown(picture.absolute()))
+        typer.echo(shown(picture.absolute()))
 
 
 @app.command()
@@ -323,7 +244,7 @@ def disguise(
     from models.errors import RequestError
     from simulations import disguising
 
-    with _requests():
+    with refusals():
         if channels not in (None, 1, 3):
             raise RequestError(f"--channels: {channels}; allowed: 1 (grey), 3 (colour)")
         if undo and (label or image_size or channels):
@@ -348,7 +269,7 @@ def new_key(
     """Draw a key into a file that only its owner reads, and show its fingerprint."""
     from simulations import arguments, keys
 
-    with _requests():
+    with refusals():
         key = keys.new(shield, arguments.picture(shape), out, seed)
     typer.echo("\n".join(keys.described(key)))
 
@@ -359,7 +280,7 @@ def show_key(key: Annotated[Path, typer.Argument(help="A key file.")]) -> None:
     from clients.shields.disguises import Key
     from simulations import keys
 
-    with _requests():
+    with refusals():
         found = Key.load(key)
     typer.echo("\n".join(keys.described(found)))
 
@@ -381,7 +302,7 @@ def attack_key(
     from simulations import keys
     from simulations.display import print_frame
 
-    with _requests():
+    with refusals():
         if picture and picture.suffix != ".png":
             raise RequestError(f"--picture: {picture} must end in .png")
         found = Key.load(key)
@@ -390,7 +311,7 @@ def attack_key(
     print_frame(frame, f"{found.notation}, key {found.fingerprint}, without it")
     typer.echo(told)
     if picture:
-        with _requests():
+        with refusals():
             typer.echo(keys.drawn(found, plain, picture))
 
 

@@ -15,50 +15,39 @@ run's directory is written there by the ServerApp itself.
 
 from __future__ import annotations
 
-import http.client
 import json
 import os
-import shutil
-import socket
 import subprocess
 import sys
-import sysconfig
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
 import tomli_w
 
-import clients
-import models
-import strategies
-from clients.data.places import cache_root, data_root
 from models.errors import RequestError
 from models.files import write_atomically
 from simulations.engines.local import run_config
+from simulations.programs.bundle import stage
+from simulations.programs.calling import (
+    CONNECTION,
+    LOOPBACK,
+    SUPERLINK,
+    environment_of,
+    free_port,
+    healthy,
+)
+from simulations.programs.submission import FlowerRunFailed, Submission, record
 from strategies.experiment import ClientConfig, Experiment
-from strategies.loading import SHIPPED
 
-PACKAGES: tuple[ModuleType, ...] = (models, clients, strategies)
-TRAVELLING = {".py", ".yaml", ".toml", ".json"}
-CONNECTION = "pudica"
 START_SECONDS = 60.0
 END_SECONDS = 20.0
-POLL_SECONDS = 0.5
-# After its ServerApp has failed, Flower still brings Ray up, to end it again; that is not
-# waited for. In these seconds the traceback comes into the log where Ray is up already.
-FAREWELL_SECONDS = 5.0
-LOG_LINES = 15
 # Ray's sockets lie some 70 characters below; a socket's path has room for 103 on macOS.
 LONGEST_PARENT = 16
 
-SUPERLINK = ("-c", "from flwr.superlink.cli import flower_superlink as main; main()")
-FLWR = ("-c", "from flwr.cli.app import app as main; main()")
 # Clears a run's home away once its standard input closes: when the run is over, and just as
 # well when we were killed. Only the working directory tells all processes of the run: Flower
 # and Ray start new sessions, Ray's workers outlive their parents and overwrite their command
@@ -84,10 +73,6 @@ while found := [process for process in psutil.process_iter() if works_in(home, p
     time.sleep(0.1)
 shutil.rmtree(home, ignore_errors=True)
 """
-
-
-class FlowerRunFailed(RuntimeError):
-    """Flower's simulation did not complete; says why."""
 
 
 def run(experiment: Experiment, directory: Path) -> None:
@@ -126,34 +111,6 @@ def run(experiment: Experiment, directory: Path) -> None:
 
 
 # ------------------------------------------------------------------------- what is run
-
-
-def stage(app: Path, config: dict[str, str]) -> None:
-    """Write the app's folder: our packages, wherever they are installed, and the experiment.
-
-    The experiment is the configuration's default and not a ``--run-config``: Flower splits
-    that at quotation marks.
-    """
-    for package in PACKAGES:
-        _copy_sources(Path(str(package.__file__)).parent, app / package.__name__)
-    _copy_sources(SHIPPED, app / "simulations" / "experiments")
-    components = {"serverapp": "strategies.app:app", "clientapp": "clients.app:app"}
-    pyproject = {
-        "project": {"name": "pudica", "version": "0.0.0", "description": "One run of Pudica"},
-        "tool": {
-            "flwr": {"app": {"publisher": "pudica", "components": components, "config": config}}
-        },
-    }
-    (app / "pyproject.toml").write_text(tomli_w.dumps(pyproject), encoding="utf-8")
-
-
-def _copy_sources(source: Path, target: Path) -> None:
-    """Copy what a bundle can carry; compiled and other files stay behind."""
-    for file in source.rglob("*"):
-        if file.suffix in TRAVELLING and file.is_file():
-            copy = target / file.relative_to(source)
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(file, copy)
 
 
 def available_cpus() -> int:
@@ -266,46 +223,6 @@ def temporary_home() -> Iterator[Home]:
             process.wait()
 
 
-def environment_of(home: Path) -> dict[str, str]:
-    """Return the environment of the run's processes.
-
-    The user's own, but for Flower's settings, with which they might meet another SuperLink,
-    and with every path absolute.
-    """
-    inherited = {key: value for key, value in os.environ.items() if not key.startswith("FLWR_")}
-    search = [str(Path(p).absolute()) for p in os.environ.get("PYTHONPATH", "").split(os.pathsep)]
-    executables = (str(Path(sys.executable).parent), sysconfig.get_path("scripts"))
-    own = {
-        "FLWR_HOME": str(home),
-        "FLWR_TELEMETRY_ENABLED": "0",
-        "FLWR_DISABLE_UPDATE_CHECK": "1",
-        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-        "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",
-        # `local` keeps Ray from joining a cluster that runs on this machine.
-        "RAY_ADDRESS": "local",
-        "RAY_TMPDIR": str(home),
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-        "PUDICA_DATA": str(data_root().absolute()),
-        "PUDICA_CACHE": str(cache_root().absolute()),
-        # Flower's processes start one another by name, activated environment or not.
-        "PATH": os.pathsep.join([*executables, os.environ.get("PATH", os.defpath)]),
-        "PYTHONUNBUFFERED": "1",
-        "PYTHONIOENCODING": "utf-8",
-    }
-    if os.environ.get("PYTHONPATH"):
-        own["PYTHONPATH"] = os.pathsep.join(search)
-    for name in ("no_proxy", "NO_PROXY"):
-        own[name] = ",".join(filter(None, [os.environ.get(name), "127.0.0.1", "localhost"]))
-    return inherited | own
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
-
-
 # ------------------------------------------------------------------------- how it runs
 
 
@@ -322,11 +239,9 @@ class Simulation:
 
     def __init__(self, home: Home, directory: Path) -> None:
         self.home = home
-        self.directory = directory
-        self.log = directory / "flower.log"
+        self._submission = Submission(home.start, self._check_superlink, home.app, directory)
         self._superlink_log = home.path / "superlink.log"
         self._superlink: subprocess.Popen[bytes]
-        self._before = _record(directory)
 
     def run(self, federation_config: str) -> None:
         """Run to the end.
@@ -337,29 +252,18 @@ class Simulation:
             If it does not complete.
         """
         self._start_superlink()
-        self._stream(federation_config)
-        status = self._final_status()
-        if status["status"] != "finished:completed":
-            details = status["status-details"]
-            reason = self._log_end() if details in ("", "N/A") else details
-            raise FlowerRunFailed(f"{reason} (status {status['status']}; see {self.log})")
-
-    def _own_reason(self) -> str:
-        """Return why the ServerApp failed, by its own record of this run; else nothing."""
-        record = _record(self.directory)
-        failed = record != self._before and record.get("status") == "failed"
-        return str(record["reason"]) if failed else ""
+        self._submission.run("--federation-config", federation_config)
 
     def _start_superlink(self) -> None:
-        port = _free_port()
-        connection = {"address": f"127.0.0.1:{port}", "insecure": True}
+        port = free_port()
+        connection = {"address": f"{LOOPBACK}:{port}", "insecure": True}
         settings = {"superlink": {"default": CONNECTION, CONNECTION: connection}}
         (self.home.path / "config.toml").write_text(tomli_w.dumps(settings), encoding="utf-8")
-        place = ("--host", "127.0.0.1", "--port", str(port))
+        place = ("--host", LOOPBACK, "--port", str(port))
         isolation = ("--insecure", "--simulation", "--isolation", "subprocess")
         self._superlink = self.home.start(self._superlink_log, *SUPERLINK, *isolation, *place)
         deadline = time.monotonic() + START_SECONDS
-        while not _healthy(port):
+        while not healthy(port):
             self._check_superlink()
             if time.monotonic() > deadline:
                 self._fail(f"Flower's SuperLink did not answer within {START_SECONDS:g} s")
@@ -370,76 +274,18 @@ class Simulation:
             self._fail(f"Flower's SuperLink ended with code {self._superlink.returncode}")
 
     def _fail(self, what: str) -> None:
-        with self.log.open("ab") as log:
+        with self._submission.log.open("ab") as log:
             log.write(self._superlink_log.read_bytes())
-        raise FlowerRunFailed(f"{what}:\n{self._log_end()}")
-
-    def _log_end(self) -> str:
-        lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()
-        return "\n".join([line for line in lines if line.strip()][-LOG_LINES:])
-
-    def _stream(self, federation_config: str) -> None:
-        """Submit the run, and keep its log until it ends."""
-        command = ("run", str(self.home.app), CONNECTION, "--stream")
-        submitted = self.home.start(
-            self.log, *FLWR, *command, "--federation-config", federation_config
-        )
-        while submitted.poll() is None and not self._own_reason():
-            self._check_superlink()
-            with suppress(subprocess.TimeoutExpired):
-                submitted.wait(POLL_SECONDS)
-        if reason := self._own_reason():
-            with suppress(subprocess.TimeoutExpired):
-                submitted.wait(FAREWELL_SECONDS)
-            raise FlowerRunFailed(reason)
-        if submitted.returncode:
-            raise FlowerRunFailed(f"`flwr run` failed:\n{self._log_end()}")
-
-    def _final_status(self) -> dict[str, str]:
-        """Return the run as the SuperLink sees it; `flwr run --stream` ends well in any case."""
-        while True:
-            self._check_superlink()
-            found = self._listed()
-            if found["status"].startswith("finished"):
-                return found
-            time.sleep(POLL_SECONDS)
-
-    def _listed(self) -> dict[str, str]:
-        """Return what `flwr ls` says of the only run of our SuperLink."""
-        listing = self.home.path / "runs.json"
-        listing.unlink(missing_ok=True)
-        command = ("ls", CONNECTION, "--format", "json")
-        code = self.home.start(self.log, *FLWR, *command, output=listing).wait()
-        text = listing.read_text(encoding="utf-8")
-        if code or not (runs := json.loads(text).get("runs")):
-            raise FlowerRunFailed(f"`flwr ls` failed: {text}\n{self._log_end()}")
-        return runs[0]  # type: ignore[no-any-return]
-
-
-def _healthy(port: int) -> bool:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=1)
-    try:
-        connection.request("GET", "/health")
-        return connection.getresponse().status < 300
-    except (OSError, http.client.HTTPException):
-        return False
-    finally:
-        connection.close()
+        raise FlowerRunFailed(f"{what}:\n{self._submission.log_end()}")
 
 
 # ---------------------------------------------------------------------------- the record
 
 
-def _record(directory: Path) -> dict[str, Any]:
-    """Return the run's ``run.json``, empty if there is none yet."""
-    path = directory / "run.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-
-
 def _close_record(directory: Path, status: str, reason: str) -> None:
     """Say how the run ended where its ServerApp can't any more."""
-    record = _record(directory)
-    if record.get("status") == "running":
-        ended = datetime.now(UTC).isoformat(timespec="seconds")
-        record |= {"status": status, "reason": reason, "ended": ended}
-        write_atomically(directory / "run.json", json.dumps(record, indent=2).encode())
+    ended = record(directory)
+    if ended.get("status") == "running":
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        ended |= {"status": status, "reason": reason, "ended": now}
+        write_atomically(directory / "run.json", json.dumps(ended, indent=2).encode())

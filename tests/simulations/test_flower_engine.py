@@ -13,10 +13,12 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torchvision  # noqa: F401 - importing it makes a folder among the temporary ones
 
 from clients.protocol import code_fingerprint
 from models.errors import RequestError
 from simulations.engines import flower, inprocess
+from simulations.programs import bundle, submission
 from strategies.experiment import Experiment
 from strategies.loading import load_experiment
 
@@ -110,7 +112,7 @@ def test_same_results_as_in_process_and_nothing_left(
 def test_failed_run_says_why(tmp_path: Path, temporary: Path, elsewhere: Path) -> None:
     experiment = short_experiment("data.name=mnist", "data.root=nowhere")
 
-    with pytest.raises(flower.FlowerRunFailed, match=str(elsewhere / "nowhere")):
+    with pytest.raises(submission.FlowerRunFailed, match=str(elsewhere / "nowhere")):
         flower.run(experiment, tmp_path / "run")
 
     assert record(tmp_path / "run")["status"] == "failed"
@@ -168,9 +170,9 @@ def test_workers_are_as_many_as_fit_and_are_needed() -> None:
 
 
 def test_bundle_holds_every_source_file_and_the_experiment(tmp_path: Path) -> None:
-    flower.stage(tmp_path, {"experiment": short_experiment().model_dump_json(by_alias=True)})
+    bundle.stage(tmp_path, {"experiment": short_experiment().model_dump_json(by_alias=True)})
 
-    for package in flower.PACKAGES:
+    for package in bundle.PACKAGES:
         source = Path(str(package.__file__)).parent
         files = {file.relative_to(source.parent) for file in source.rglob("*.py")}
         assert files

@@ -497,7 +497,7 @@ def test_weights_that_are_brought_are_not_trained_on(compete: Compete, tmp_path:
     asked_for = [m for m in grid.requests if m.metadata.message_type == protocol.LOCAL]
     assert len(asked_for) == 2 * 2 + 1
     rows = [json.loads(row) for row in rows_of(tmp_path / "brought")]
-    told = [row["value"] for row in rows if row["metric"] == "validation_accuracy"][0]
+    told = next(row["value"] for row in rows if row["metric"] == "validation_accuracy")
     images = tiny().load_data().validation
     assert told == models.accuracy(model, images, models.Compute(models.ComputeConfig()))
 

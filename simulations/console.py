@@ -1,0 +1,108 @@
+"""What all commands share: how a request is refused, how a run ends, where files are."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import shlex
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import typer
+
+FAILED, WRONG, INTERRUPTED = 1, 2, 130
+ENGINE = "ray"
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS, errno.EPERM)
+DISK_ERROR = re.compile(r"(?:OSError|PermissionError)\)?: \[Errno (\d+)\]")
+
+
+@contextmanager
+def refusals() -> Iterator[None]:
+    """Turn a wrong request into its message and exit code 2."""
+    from models.errors import RequestError
+
+    try:
+        yield
+    except RequestError as error:
+        say(f"error: {error}")
+        raise typer.Exit(WRONG) from None
+
+
+def say(text: str) -> None:
+    """Print on standard error."""
+    typer.echo(text, err=True)
+
+
+@contextmanager
+def ends_of(
+    directory: Path, command: str = "pudica run", what: str = "the run failed"
+) -> Iterator[None]:
+    """Explain how a run ended that did not end well.
+
+    Parameters
+    ----------
+    directory : Path
+        Of the run.
+    command : str
+        By which it can go on, with ``--resume``.
+    what : str
+        Happened.
+    """
+    from models.errors import RequestError
+
+    again = f"{command} --resume {shlex.quote(str(shown(directory)))}"
+    try:
+        yield
+    except RequestError:
+        raise
+    except KeyboardInterrupt:
+        say(f"\nstopped; go on with: {again}")
+        raise typer.Exit(INTERRUPTED) from None
+    except Exception as error:
+        if "PUDICA_TRACEBACK" in os.environ:
+            traceback.print_exc()
+        if problem := _disk_problem(error):
+            say(f"error: --out: can't write in {shown(directory)}: {problem}")
+            say(f"nothing that was kept is lost: free some space, then go on with: {again}")
+            raise typer.Exit(WRONG) from None
+        say(f"error: {what}: {type(error).__name__}: {error}")
+        say(f"go on with: {again}   (PUDICA_TRACEBACK=1 shows where it failed)")
+        raise typer.Exit(FAILED) from None
+
+
+def _disk_problem(error: Exception) -> str:
+    """Return what is wrong with the disk, if that is why; another process's error is a text."""
+    told = DISK_ERROR.search(f"{type(error).__name__}: {error}")
+    return os.strerror(int(told[1])) if told and int(told[1]) in DISK_ERRORS else ""
+
+
+def report(directory: Path, quiet: bool) -> None:
+    """Print the tables and draw the plots of a run that is done."""
+    import analysis
+    from simulations.display import print_frame
+
+    figures = analysis.plot(directory)
+    if quiet:
+        return
+    for title, frame in analysis.tables(directory).items():
+        print_frame(frame, title)
+    if (dropouts := _dropouts(directory)) > 0:
+        say(f"{dropouts} dropouts: {shown(directory / 'events.log')} says whose and why")
+    typer.echo("Plots")
+    for figure in figures:
+        typer.echo(f"  {shown(figure)}")
+    typer.echo("\nRun")
+
+
+def _dropouts(directory: Path) -> int:
+    log = directory / "events.log"
+    return log.read_text().count(" dropout: ") if log.exists() else 0
+
+
+def shown(path: Path) -> Path:
+    """Return the path as short as it can be typed from here."""
+    here = Path.cwd()
+    return path.relative_to(here) if path.is_relative_to(here) else path

@@ -1,0 +1,161 @@
+"""Certificates and keys: how an organiser's server and participants' nodes know each other."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric.ec import (
+    SECP384R1,
+    EllipticCurvePrivateKey,
+    EllipticCurvePublicKey,
+    generate_private_key,
+)
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+    load_pem_private_key,
+    load_ssh_public_key,
+)
+from cryptography.x509.oid import NameOID
+
+from models.errors import RequestError
+from models.files import write_atomically
+from simulations.programs.calling import LOOPBACK
+
+AUTHORITY_DAYS, SERVER_DAYS = 3650, 365
+SECRET = 0o600
+
+
+def new_authority(certificate: Path, key: Path) -> None:
+    """Make an authority of the organiser's own; its key is for the organiser alone."""
+    own = generate_private_key(SECP384R1())
+    name = _named("Pudica organiser")
+    made = _certificate(name, name, own.public_key(), AUTHORITY_DAYS)
+    made = made.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+    write_atomically(key, _pem(own), SECRET)
+    write_atomically(certificate, made.sign(own, hashes.SHA384()).public_bytes(Encoding.PEM))
+
+
+def new_server(
+    certificate: Path, key: Path, host: str, authority: Path, authority_key: Path
+) -> None:
+    """Certify a server that is reached at ``host``, and from this machine."""
+    issuer = x509.load_pem_x509_certificate(authority.read_bytes())
+    signer = load_pem_private_key(authority_key.read_bytes(), None)
+    assert isinstance(signer, EllipticCurvePrivateKey)
+    own = generate_private_key(SECP384R1())
+    names = dict.fromkeys([host, "localhost", LOOPBACK])
+    made = _certificate(_named(host), issuer.subject, own.public_key(), SERVER_DAYS)
+    made = made.add_extension(
+        x509.SubjectAlternativeName([_reached(name) for name in names]), critical=False
+    )
+    write_atomically(key, _pem(own), SECRET)
+    write_atomically(certificate, made.sign(signer, hashes.SHA384()).public_bytes(Encoding.PEM))
+
+
+def check_certificate(path: Path) -> None:
+    """See that a certificate can be read, and holds today.
+
+    Raises
+    ------
+    RequestError
+        If not.
+    """
+    try:
+        found = x509.load_pem_x509_certificate(path.read_bytes())
+    except OSError as error:
+        raise RequestError(f"certificate: can't read {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise RequestError(f"certificate: {path} is none (PEM)") from error
+    begins, ends = found.not_valid_before_utc, found.not_valid_after_utc
+    if not begins <= datetime.now(UTC) <= ends:
+        raise RequestError(
+            f"certificate: {path} holds from {begins:%Y-%m-%d %H:%M} to {ends:%Y-%m-%d %H:%M} UTC, "
+            f"and this machine's clock says {datetime.now(UTC):%Y-%m-%d %H:%M}; set the clock, or "
+            "ask the organiser for a new invitation"
+        )
+
+
+def new_node_key(key: Path, public: Path, comment: str) -> None:
+    """Make the key by which a node shows who it is, and its public half."""
+    own = generate_private_key(SECP384R1())
+    private = own.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption())
+    write_atomically(key, private, SECRET)
+    half = own.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH)
+    write_atomically(public, half + f" {comment}\n".encode())
+
+
+def fingerprint(public: Path) -> str:
+    """Return a node's public key as a short text.
+
+    Raises
+    ------
+    RequestError
+        If there is no such file, or it holds no public key of a node.
+    """
+    try:
+        key = load_ssh_public_key(public.read_bytes())
+    except OSError as error:
+        raise RequestError(f"can't read {public}: {error.strerror}") from error
+    except ValueError as error:
+        raise RequestError(f"{public} holds no public key (OpenSSH)") from error
+    if not isinstance(key, EllipticCurvePublicKey):
+        raise RequestError(f"{public} is of another kind than `pudica deploy node` makes")
+    return fingerprint_of(key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
+
+
+def fingerprint_of(public_key: bytes) -> str:
+    """Return a public key, as Flower's messages carry it, as a short text."""
+    return hashlib.sha256(public_key).hexdigest()[:32]
+
+
+def check_secret(path: Path) -> None:
+    """See that nobody else can read a secret.
+
+    Raises
+    ------
+    RequestError
+        It is not there, or others may read it.
+    """
+    if not path.is_file():
+        raise RequestError(f"there is no file {path}")
+    if os.name == "posix" and path.stat().st_mode & 0o077:
+        raise RequestError(f"{path} may be read by others: chmod 600 {path}")
+
+
+def _named(name: str) -> x509.Name:
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name[:64])])
+
+
+def _reached(name: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ip_address(name))
+    except ValueError:
+        return x509.DNSName(name)
+
+
+def _certificate(
+    subject: x509.Name, issuer: x509.Name, key: EllipticCurvePublicKey, days: int
+) -> x509.CertificateBuilder:
+    now = datetime.now(UTC)
+    return (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer)
+        .public_key(key)
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(minutes=5))
+        .not_valid_after(now + timedelta(days=days))
+    )
+
+
+def _pem(key: EllipticCurvePrivateKey) -> bytes:
+    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())

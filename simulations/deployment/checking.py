@@ -1,0 +1,206 @@
+"""``pudica node check``: all that can be seen before a competition begins."""
+
+from __future__ import annotations
+
+import http.client
+import shutil
+import ssl
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from typing import NamedTuple
+
+import psutil
+import torch
+
+import models
+from clients.assignments import OWN
+from clients.data import DataConfig, Splits, load
+from clients.node import NodeConfig
+from clients.shields.disguises import Key
+from models.compute import Compute, ComputeConfig
+from models.errors import RequestError
+from models.files import load_into
+from simulations.deployment import authority
+from simulations.deployment.invitation import Invitation
+
+SAMPLE = 64
+CLOCK_SECONDS = 60.0
+FREE_BYTES = 2**30
+
+
+class Finding(NamedTuple):
+    """What was found of one thing.
+
+    Attributes
+    ----------
+    what : str
+    fine : bool
+    told : str
+    """
+
+    what: str
+    fine: bool
+    told: str
+
+
+def check(path: Path) -> list[Finding]:
+    """Return what is found of a node; everything is looked at, whatever is wrong.
+
+    Raises
+    ------
+    RequestError
+        Its settings can't be read.
+    """
+    config = NodeConfig.read(path)
+    return [
+        _found("settings", lambda: _settings(config)),
+        _found("certificate", lambda: _certificate(config)),
+        _found("key of this node", lambda: _private_key(config)),
+        _found("server", lambda: _server(config)),
+        _found("versions", lambda: _versions(path.parent)),
+        _found("vault", lambda: _vault(config)),
+        _found("device", lambda: _device(config)),
+        _found("data", lambda: _data(config)),
+        _found("model", lambda: _model(config)),
+        _found("image key", lambda: _image_key(config)),
+    ]
+
+
+def _found(what: str, look: Callable[[], str]) -> Finding:
+    try:
+        return Finding(what, True, look())
+    except RequestError as error:
+        return Finding(what, False, str(error))
+
+
+def _settings(config: NodeConfig) -> str:
+    protects = {"split": config.shield, "dlmt": config.key, "facemix": config.mixing}
+    open_ = [s for s in config.systems if s in protects and protects[s] is None]
+    if open_ and not config.trust_organiser:
+        raise RequestError(
+            f"systems: {', '.join(open_)}, and nothing says how images are protected there; set "
+            "shield (split), key (dlmt) or mixing (facemix), or trust_organiser: true"
+        )
+    trust = f"; the organiser says how images are protected in {', '.join(open_)}" if open_ else ""
+    return f"'{config.name}', takes part in {', '.join(config.systems)}{trust}"
+
+
+def _certificate(config: NodeConfig) -> str:
+    authority.check_certificate(config.certificate)
+    return "holds today"
+
+
+def _private_key(config: NodeConfig) -> str:
+    authority.check_secret(config.private_key)
+    return "only you can read it"
+
+
+def _server(config: NodeConfig) -> str:
+    host, _, port = config.server.rpartition(":")
+    try:
+        trust = ssl.create_default_context(cafile=config.certificate)
+        connection = http.client.HTTPSConnection(host, int(port), timeout=10, context=trust)
+        connection.request("GET", "/health")
+        answer = connection.getresponse()
+    except ssl.SSLCertVerificationError as error:
+        raise RequestError(
+            f"{config.server} is not the organiser's, by its certificate ({error.verify_message}); "
+            "ask the organiser for a new invitation"
+        ) from error
+    except OSError as error:
+        raise RequestError(
+            f"{config.server} does not answer ({error}); is the organiser's server up?"
+        ) from error
+    if answer.status >= 300:
+        raise RequestError(f"{config.server} answers with {answer.status}; ask the organiser")
+    theirs = parsedate_to_datetime(str(answer.headers["date"]))
+    ahead = (datetime.now(UTC) - theirs).total_seconds()
+    if abs(ahead) > CLOCK_SECONDS:
+        raise RequestError(
+            f"this machine's clock is {ahead:+.0f} s off the organiser's; set the clock, or it "
+            "will be refused"
+        )
+    return f"{config.server} answers, clocks agree"
+
+
+def _versions(folder: Path) -> str:
+    invitation = folder / "invitation.yaml"
+    if not invitation.is_file():
+        raise RequestError(f"there is no {invitation}; put the organiser's there")
+    if different := Invitation.read(invitation).differences():
+        raise RequestError("; ".join(different) + "; install the same, results depend on it")
+    return "as the organiser's"
+
+
+def _vault(config: NodeConfig) -> str:
+    try:
+        config.vault.mkdir(mode=0o700, parents=True, exist_ok=True)
+        probe = config.vault / ".probe"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise RequestError(f"{config.vault} can't be written: {error.strerror}") from error
+    free = shutil.disk_usage(config.vault).free
+    if free < FREE_BYTES:
+        raise RequestError(f"{config.vault}: only {free / 2**20:.0f} MiB are free; make it 1 GiB")
+    return f"{config.vault}, {free / 2**30:.0f} GiB free"
+
+
+def _device(config: NodeConfig) -> str:
+    compute = Compute(config.computes(ComputeConfig()))
+    memory = psutil.virtual_memory().available / 2**30
+    return f"{compute.device.type}, {compute.config.threads} thread(s), {memory:.1f} GiB free"
+
+
+def _own_data(config: NodeConfig) -> Splits | None:
+    if config.data.name is None:
+        return None
+    return load(config.data.applied(DataConfig(name=config.data.name)), 0)
+
+
+def _data(config: NodeConfig) -> str:
+    data = _own_data(config)
+    if data is None:
+        return "the organiser's; seen when it joins"
+    sizes = f"{len(data.train)} + {len(data.validation)} + {len(data.test)}"
+    return (
+        f"{data.name}: {sizes} images of {'x'.join(map(str, data.shape))} in {data.num_classes} "
+        f"classes: {', '.join(data.class_names[:12])}"
+    )
+
+
+def _model(config: NodeConfig) -> str:
+    if config.model in (None, OWN):
+        return "none of its own"
+    assert config.model is not None
+    data = _own_data(config)
+    channels, side, _ = data.shape if data else (3, 32, 32)
+    classes = data.num_classes if data else 10
+    model = models.build(config.model, num_classes=classes, channels=channels, image_size=side)
+    if config.weights:
+        load_into(model, config.weights)
+    compute = Compute(config.computes(ComputeConfig()))
+    model = compute.host(model).eval()
+    images = compute.place(torch.rand(SAMPLE, channels, side, side))
+    before, began = psutil.Process().memory_info().rss, time.perf_counter()
+    with compute.threads(), torch.no_grad():
+        logits = compute.outputs(model, images)
+    seconds = time.perf_counter() - began
+    used = max(0, psutil.Process().memory_info().rss - before) / 2**20
+    if logits.shape != (SAMPLE, classes) or not torch.isfinite(logits).all():
+        raise RequestError(
+            f"{config.model} answers with {tuple(logits.shape)} for {SAMPLE} images; "
+            f"({SAMPLE}, {classes}) finite numbers are wanted"
+        )
+    supposed = "" if data else ", on images of 3x32x32 in 10 classes, as nothing is known of yours"
+    return f"{config.model}: {1000 * seconds / SAMPLE:.2f} ms an image, {used:.0f} MiB{supposed}"
+
+
+def _image_key(config: NodeConfig) -> str:
+    if config.key is None:
+        return "none"
+    key = Key.load(config.key)
+    return f"{key.notation}, {key.fingerprint}"

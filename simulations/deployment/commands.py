@@ -1,0 +1,190 @@
+"""``pudica deploy`` and ``pudica node``."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from simulations.console import WRONG, ends_of, refusals, report, say, shown
+
+if TYPE_CHECKING:
+    from simulations.deployment.kit import Kit
+    from simulations.deployment.organiser import Organiser
+
+# Heavy imports stay inside the commands: `pudica --help` is instant.
+
+deploy_app = typer.Typer(
+    no_args_is_help=True,
+    help="Work with real participants: an organiser's server and participants' nodes.",
+)
+node_app = typer.Typer(no_args_is_help=True, help="Look after a participant's node.")
+
+Folder = Annotated[Path, typer.Option("--folder", help="The organiser's, or a node's.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a setting; may be repeated."),
+]
+HERE = Path()
+
+
+@deploy_app.command("init")
+def init(
+    folder: Annotated[Path, typer.Argument(help="A new folder, for the organiser alone.")],
+    host: Annotated[str, typer.Option(help="By which participants reach this machine.")],
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 8100,
+) -> None:
+    """Make an organiser's folder: certificates, settings, and an invitation to send."""
+    with refusals():
+        from simulations.deployment.organiser import Organiser
+
+        made = Organiser.init(folder, host, port)
+    typer.echo(f"{shown(made.folder / 'invitation.yaml')}  send this to participants, unchanged")
+    typer.echo(f"{shown(made.folder / 'ca.key')}  the key of your authority: keep it to yourself")
+    typer.echo(f"next: pudica deploy up --folder {shlex.quote(str(shown(made.folder)))}")
+
+
+@deploy_app.command("node")
+def node(
+    name: Annotated[str, typer.Argument(help="By which others will know it.")],
+    invitation: Annotated[Path, typer.Option(help="The organiser's invitation.yaml.")],
+    folder: Annotated[Path | None, typer.Option(help="A new one; by default NAME.")] = None,
+    system: Annotated[str, typer.Option(help="themis, split, dlmt or facemix.")] = "themis",
+) -> None:
+    """Make a participant's kit: a node's key, its public half to send, and node.yaml."""
+    with refusals():
+        from simulations.deployment.invitation import Invitation
+        from simulations.deployment.kit import Kit
+
+        kit = Kit.make(folder or Path(name), name, Invitation.read(invitation), system)
+    place = shlex.quote(str(shown(kit.folder / "node.yaml")))
+    typer.echo(f"{shown(kit.public)}  send this to the organiser")
+    typer.echo(f"{place}  say here what your node does, then: pudica node check {place}")
+
+
+@deploy_app.command("register")
+def register(
+    public_key: Annotated[Path, typer.Argument(help="NAME.pub, as the participant sent it.")],
+    name: Annotated[str | None, typer.Option(help="By default the file's name.")] = None,
+    folder: Folder = HERE,
+) -> None:
+    """Let a participant's node take part."""
+    with refusals():
+        from simulations.deployment.organiser import Organiser
+
+        entry = Organiser(folder, say).register(public_key, name or public_key.stem)
+    typer.echo(f"'{entry.name}' may take part, with the key {entry.fingerprint}")
+
+
+@deploy_app.command("up")
+def up(folder: Folder = HERE) -> None:
+    """Start the organiser's server, or a node: what the folder is of."""
+    with refusals():
+        place = _opened(folder)
+        place.up()
+        for name in place.PROGRAMS:
+            process = place.programs.process(name)
+            log = shown(place.programs.log(name))
+            typer.echo(f"{name}: process {process.pid if process else '?'}, log {log}")
+
+
+@deploy_app.command("down")
+def down(folder: Folder = HERE) -> None:
+    """End what `up` started in this folder; nothing that was kept is lost."""
+    with refusals():
+        ended = _opened(folder).down()
+    typer.echo(f"ended: {', '.join(ended)}" if ended else "nothing was running here")
+
+
+@deploy_app.command("status")
+def status(folder: Folder = HERE) -> None:
+    """Show which programs run, who is registered, and who is online."""
+    with refusals():
+        from simulations.deployment.organiser import Organiser
+
+        place = _opened(folder)
+        for name in place.PROGRAMS:
+            process = place.programs.process(name)
+            typer.echo(f"{name}: {f'process {process.pid}' if process else 'not running'}")
+        if not isinstance(place, Organiser):
+            return
+        online = place.online() if place.is_up() else {}
+        for entry in place.nodes:
+            typer.echo(
+                f"  {entry.name:24} {online.get(entry.name, '?'):12} key {entry.fingerprint}  "
+                f"since {entry.since}"
+            )
+
+
+@deploy_app.command("run")
+def run(
+    experiment: Annotated[
+        str | None, typer.Argument(help="A name from `pudica list`, or a YAML file.")
+    ] = None,
+    set_: Overrides = None,
+    folder: Folder = HERE,
+    resume: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="Go on with a run that was stopped.")
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print only the run's directory.")] = False,
+) -> None:
+    """Run an experiment with the registered nodes."""
+    with refusals():
+        from simulations.deployment.organiser import Organiser
+        from simulations.progress import Watcher
+
+        organiser = Organiser(folder, (lambda _: None) if quiet else say)
+        prepared, directory, settings = organiser.prepare(experiment, set_ or [], resume)
+        if settings and not quiet:
+            say("set for a deployment: " + ", ".join(settings))
+        command = f"pudica deploy run --folder {shlex.quote(str(folder))}"
+        with ends_of(directory, command), Watcher(directory, quiet):
+            organiser.run(prepared, directory)
+    report(directory, quiet)
+    typer.echo(directory)
+
+
+@deploy_app.command("try")
+def attempt(
+    experiment: Annotated[str, typer.Argument(help="A name from `pudica list`, or a YAML file.")],
+    nodes: Annotated[int, typer.Option(min=1, help="The experiment's first so many.")] = 3,
+    set_: Overrides = None,
+    out: Annotated[Path, typer.Option(help="A new folder for all of it.")] = Path("trial"),
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print only the run's directory.")] = False,
+) -> None:
+    """Do all of it on this machine, over loopback: server, gate, nodes, and a run."""
+    with refusals():
+        from simulations.deployment import trial
+
+        told = (lambda _: None) if quiet else say
+        with ends_of(out, "pudica deploy try"):
+            directory = trial.attempt(experiment, set_ or [], nodes, out.absolute(), told)
+    report(directory, quiet)
+    typer.echo(directory)
+
+
+@node_app.command("check")
+def check(
+    settings: Annotated[Path, typer.Argument(help="node.yaml")] = Path("node.yaml"),
+) -> None:
+    """See that everything is right before a competition begins."""
+    with refusals():
+        from simulations.deployment import checking
+
+        findings = checking.check(settings.absolute())
+    for finding in findings:
+        typer.echo(f"{'✓' if finding.fine else '✗'} {finding.what:17} {finding.told}")
+    if not all(finding.fine for finding in findings):
+        sys.exit(WRONG)
+
+
+def _opened(folder: Path) -> Organiser | Kit:
+    """Return what a folder is: an organiser's or a node's."""
+    from simulations.deployment import kit, organiser
+
+    if (folder / kit.SETTINGS).is_file():
+        return kit.Kit(folder, say)
+    return organiser.Organiser(folder, say)

@@ -1,0 +1,149 @@
+"""A participant's side: a folder with a key, the settings of a node, and its vault."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from clients.node import NODE, NodeConfig
+from models.errors import RequestError
+from models.files import write_atomically
+from simulations.deployment import authority
+from simulations.deployment.invitation import Invitation
+from simulations.deployment.processes import Programs
+from simulations.programs.calling import LOOPBACK, SUPERNODE, environment_of, free_port
+
+SETTINGS = "node.yaml"
+START_SECONDS = 60.0
+READY = "Starting Flower SuperNode"
+
+TEMPLATE = """\
+# A node of Pudica. What is said here wins over what the organiser asks for.
+name: {name}
+server: {server}
+certificate: ca.crt         # by which the organiser's server shows who it is
+private_key: node.key       # by which this node shows who it is: keep it to yourself
+vault: vault                # models, keys, predictions: what this node keeps to itself
+
+# In what it takes part; all else is refused: themis, split, dlmt, facemix.
+systems: [{systems}]
+
+# Where its images are. With a name they are its own, and of nobody else; without, they are the
+# organiser's data set, which lies below `root` here, and of which a node may take a share.
+data: {{}}
+#  name: image-folder       # or parquet, disguised, or a set of `pudica list`
+#  path: /path/to/images
+#  label: label             # the column of the classes
+
+# THEMIS: the model that competes. A name of the zoo, custom:package.module:callable, or FILE.pt2.
+# With `weights` (safetensors) it is not trained any more.
+# model: resnet-20
+# weights: trained.safetensors
+
+# How images are protected, whatever the organiser asks for:
+# key: own.key              # DLMT: they are disguised by this key, or not at all sent
+# train: federated          # DLMT: or central
+# shield: {{name: batch-norm-laplace, epsilon: 5}}   # split learning: at the cut
+# mixing: 8                 # FaceMix: the least group, under secret keys
+# report: false             # FaceMix: keep to yourself how often the model is right
+# Without these, a node takes part in none of the three, unless it leaves that to the organiser:
+trust_organiser: {trust}
+
+# device: auto              # or cpu, cuda
+# threads: 1
+"""
+
+
+class Kit:
+    """A participant's folder.
+
+    Parameters
+    ----------
+    folder : Path
+    told : callable
+        Is told each command of Flower's that is run.
+
+    Raises
+    ------
+    RequestError
+        If it is none, or ``node.yaml`` does not hold.
+    """
+
+    PROGRAMS = ("supernode",)
+
+    def __init__(self, folder: Path, told: Callable[[str], None] = lambda _: None) -> None:
+        self.folder = folder.absolute()
+        if not (self.folder / SETTINGS).is_file():
+            raise RequestError(
+                f"{folder} is no node's folder; make one with `pudica deploy node NAME`"
+            )
+        self.config = NodeConfig.read(self.folder / SETTINGS)
+        self.flower = self.folder / "flower"
+        self.programs = Programs(self.flower / "work", environment_of(self.flower), told)
+
+    @classmethod
+    def make(
+        cls,
+        folder: Path,
+        name: str,
+        invitation: Invitation,
+        systems: str = "themis",
+        trust: bool = False,
+        told: Callable[[str], None] = lambda _: None,
+    ) -> Kit:
+        """Make a node's folder: its key, the public half to send, and its settings.
+
+        Raises
+        ------
+        RequestError
+            There is something already.
+        """
+        folder = folder.absolute()
+        if folder.exists() and any(folder.iterdir()):
+            raise RequestError(f"{folder} is not empty; choose another name or --folder")
+        (folder / "flower" / "work").mkdir(parents=True, mode=0o700)
+        folder.chmod(0o700)
+        text = TEMPLATE.format(
+            name=name,
+            server=invitation.server,
+            systems=systems,
+            trust=str(trust).lower(),
+        )
+        write_atomically(folder / "ca.crt", invitation.certificate.encode())
+        invitation.write(folder / "invitation.yaml")
+        write_atomically(folder / SETTINGS, text.encode())
+        authority.new_node_key(folder / "node.key", folder / f"{name}.pub", name)
+        return cls(folder, told)
+
+    @property
+    def public(self) -> Path:
+        """The public half of its key, which the organiser needs."""
+        return self.folder / f"{self.config.name}.pub"
+
+    def up(self) -> None:
+        """Start the SuperNode.
+
+        Raises
+        ------
+        RequestError
+            A certificate does not hold, the key may be read by others, or it does not come up.
+        """
+        authority.check_certificate(self.config.certificate)
+        authority.check_secret(self.config.private_key)
+        self.programs.start("supernode", [*SUPERNODE, *self.arguments()])
+        self.programs.wait("supernode", READY, START_SECONDS)
+
+    def arguments(self) -> list[str]:
+        """Return how `flower-supernode` is called."""
+        own = self.config
+        return [
+            *("--root-certificates", str(own.certificate)),
+            *("--auth-supernode-private-key", str(own.private_key)),
+            *("--superlink", own.server),
+            *("--host", LOOPBACK, "--port", str(free_port())),
+            *("--node-config", f'{NODE}="{self.folder / SETTINGS}"'),
+        ]
+
+    def down(self) -> list[str]:
+        """End it; return what there was."""
+        return [name for name in self.PROGRAMS if self.programs.stop(name)]

@@ -1,0 +1,1 @@
+"""Flower's own programs, and what they are given."""

@@ -1,0 +1,97 @@
+"""Flower's own programs: how they are called, in which environment, and whether they answer."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import shlex
+import socket
+import ssl
+import sys
+import sysconfig
+from collections.abc import Sequence
+from pathlib import Path
+
+from clients.data.places import cache_root, data_root
+
+SUPERLINK = ("-c", "from flwr.superlink.cli import flower_superlink as main; main()")
+SUPERNODE = ("-c", "from flwr.supernode.cli import flower_supernode as main; main()")
+FLWR = ("-c", "from flwr.cli.app import app as main; main()")
+GATE = ("-c", "from simulations.deployment.gate import main; main()")
+SPELLED = {
+    SUPERLINK[1]: "flower-superlink",
+    SUPERNODE[1]: "flower-supernode",
+    FLWR[1]: "flwr",
+    GATE[1]: "pudica-gate",
+}
+CONNECTION = "pudica"
+LOOPBACK = "127.0.0.1"
+
+
+def spelled(arguments: Sequence[str]) -> str:
+    """Return Python's arguments as somebody would type the command."""
+    return shlex.join([SPELLED[arguments[1]], *arguments[2:]])
+
+
+def environment_of(home: Path) -> dict[str, str]:
+    """Return the environment of the run's processes.
+
+    The user's own, but for Flower's settings, with which they might meet another SuperLink,
+    and with every path absolute.
+    """
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith("FLWR_")}
+    search = [str(Path(p).absolute()) for p in os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    executables = (str(Path(sys.executable).parent), sysconfig.get_path("scripts"))
+    own = {
+        "FLWR_HOME": str(home),
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+        "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",
+        # `local` keeps Ray from joining a cluster that runs on this machine.
+        "RAY_ADDRESS": "local",
+        "RAY_TMPDIR": str(home),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        "PUDICA_DATA": str(data_root().absolute()),
+        "PUDICA_CACHE": str(cache_root().absolute()),
+        # Flower's processes start one another by name, activated environment or not.
+        "PATH": os.pathsep.join([*executables, os.environ.get("PATH", os.defpath)]),
+        "PYTHONUNBUFFERED": "1",
+        "PYTHONIOENCODING": "utf-8",
+    }
+    if os.environ.get("PYTHONPATH"):
+        own["PYTHONPATH"] = os.pathsep.join(search)
+    for name in ("no_proxy", "NO_PROXY"):
+        own[name] = ",".join(filter(None, [os.environ.get(name), "127.0.0.1", "localhost"]))
+    return inherited | own
+
+
+def free_port() -> int:
+    """Return a port of this machine that nobody listens at."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def healthy(port: int, certificate: Path | None = None) -> bool:
+    """Tell whether a server of this machine says that it is well.
+
+    Parameters
+    ----------
+    certificate : Path or None
+        Of the authority that certified it; None: it speaks without TLS.
+    """
+    connection: http.client.HTTPConnection
+    if certificate:
+        trust = ssl.create_default_context(cafile=certificate)
+        connection = http.client.HTTPSConnection(LOOPBACK, port, timeout=1, context=trust)
+    else:
+        connection = http.client.HTTPConnection(LOOPBACK, port, timeout=1)
+    try:
+        connection.request("GET", "/health")
+        return connection.getresponse().status < 300
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
