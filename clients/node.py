@@ -52,7 +52,7 @@ class OwnData(BaseModel):
     root: Path | None = None
     path: Path | None = None
     label: str | None = None
-    split: Literal["own", "train-test", "4:1:1", "9:1"] | None = None
+    split: Literal["own", "public", "train-test", "4:1:1", "9:1"] | None = None
     attributes: tuple[str, ...] = ()
 
     def applied(self, config: DataConfig) -> DataConfig:

@@ -43,12 +43,14 @@ class DataConfig(BaseModel):
         Pixels in [0, 1], or normalised by a mean and standard deviation of each channel: the
         set's published ones, or those of this training part. By default ``"training"`` where
         images are disguised, ``"dataset"`` for CIFAR in colour, else ``"none"``.
-    split : {"own", "train-test", "4:1:1", "9:1"} or None
+    split : {"own", "public", "train-test", "4:1:1", "9:1"} or None
         ``"own"`` keeps the set's test split and divides the rest 4:1 into training and
-        validation. ``"train-test"`` keeps it too and trains on all the rest, with nothing left
-        for validation. ``"4:1:1"`` pools all rows and divides them by the seed into training,
-        validation and test. ``"9:1"`` divides each class into training and test, a tenth but
-        at least one image for test, and leaves nothing for validation. By default ``"own"``
+        validation. ``"public"`` does the same and looks at no test image, so that the test
+        split need not be there. ``"train-test"`` keeps it too and trains on all the rest, with
+        nothing left for validation. ``"4:1:1"`` pools all rows and divides them by the seed
+        into training, validation and test. ``"9:1"`` divides each class into training and test,
+        a tenth but at least one image for test, and leaves nothing for validation. By default
+        ``"own"``
         where the set has a test split, else ``"4:1:1"``.
     limit : int or None
         Most rows for training; validation and test shrink in proportion.
@@ -73,7 +75,7 @@ class DataConfig(BaseModel):
     margin: int = Field(0, ge=0, le=64)
     channels: Channels | None = None
     normalize: Literal["none", "dataset", "training"] | None = None
-    split: Literal["own", "train-test", "4:1:1", "9:1"] | None = None
+    split: Literal["own", "public", "train-test", "4:1:1", "9:1"] | None = None
     limit: int | None = Field(None, gt=0)
     partition: PartitionConfig | None = None
     shield: str | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ Rows = NDArray[np.int64]
 
 #: The fewest rows that can be divided 4:1:1.
 MIN_ROWS = 6
+HASHED_AT_ONCE = 1024
 
 
 @dataclass(frozen=True)
@@ -46,14 +47,14 @@ class Splits:
         Of one image: channels, height, width.
     content : str
         Hexadecimal; the same exactly where files, image shape and label are.
-    fingerprint : str
-        The same exactly where the content is, and the key it is disguised with.
     key : str
         The fingerprint of that key, empty if images are plain.
     train, validation, test : ImageSet
         The parts.
     attributes : list of str
         Names of the binary attributes, none unless they are asked for.
+    own_test : bool
+        Whether the test part is the set's own, which can be kept from others.
     """
 
     name: str
@@ -61,12 +62,26 @@ class Splits:
     num_classes: int
     shape: tuple[int, int, int]
     content: str
-    fingerprint: str
     key: str
     train: ImageSet
     validation: ImageSet
     test: ImageSet
     attributes: list[str] = field(default_factory=list)
+    own_test: bool = False
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hexadecimal; the same exactly where training and validation images are, and the key.
+
+        Test images do not count: who takes part in a competition has none.
+        """
+        digest = hashlib.blake2b(digest_size=16)
+        for part in (self.train, self.validation):
+            for start in range(0, len(part), HASHED_AT_ONCE):
+                rows = part.rows[start : start + HASHED_AT_ONCE]
+                digest.update(part.images[rows].tobytes())
+            digest.update(part.labels.tobytes())
+        return _digest(digest.hexdigest(), self.shape, *self.class_names, self.key)
 
 
 def load(config: DataConfig, seed: int) -> Splits:
@@ -99,7 +114,7 @@ def load(config: DataConfig, seed: int) -> Splits:
         _check_classes_known(labels, class_names, stored)
     generator = numpy_generator(seed, "split")
     if own:
-        divided = _own(stored, generator, held_out=config.split != "train-test")
+        divided = _own(stored, generator, config.split)
     elif config.split == "9:1":
         divided = _nine_one(stored, labels, generator)
     else:
@@ -142,12 +157,12 @@ def load(config: DataConfig, seed: int) -> Splits:
         num_classes=len(class_names),
         shape=shape,
         content=content,
-        fingerprint=_digest(content, key.fingerprint) if key else content,
         key=fingerprint,
         train=part("train", mean, std),
         validation=part("validation", mean, std),
         test=part("test", mean, std),
         attributes=attribute_names,
+        own_test=own and len(parts["test"]) > 0,
     )
 
 
@@ -204,12 +219,16 @@ def _keeps_own_test(config: DataConfig, stored: Stored) -> bool:
         raise DataError(
             f"'{config.name}' has no test split of its own; allowed: split: '4:1:1' (the default)"
         )
-    return config.split in (None, "own", "train-test") and stored.test > 0
+    return config.split == "public" or (
+        config.split in (None, "own", "train-test") and stored.test > 0
+    )
 
 
-def _own(stored: Stored, generator: np.random.Generator, held_out: bool) -> Mapping[str, Rows]:
+def _own(stored: Stored, generator: np.random.Generator, split: str | None) -> Mapping[str, Rows]:
     test = np.arange(stored.train, stored.train + stored.test)
-    if not held_out:
+    if split == "public":
+        test = test[:0]
+    if split == "train-test":
         train = generator.permutation(stored.train)
         return {"train": train, "validation": train[:0], "test": test}
     if stored.train < 2:

@@ -27,7 +27,10 @@ def join(organiser: Organiser) -> None:
 
 def _assignments(organiser: Organiser) -> dict[str, ParticipantAssignment]:
     experiment = organiser.experiment
-    common = told(experiment, organiser.run)
+    # Where the test set can be kept from participants, they look at no image of it.
+    kept_back = {"split": "public"} if organiser.data.own_test else {}
+    shown = experiment.data.model_copy(update=kept_back)
+    common = told(experiment.model_copy(update={"data": shown}), organiser.run)
     return {
         participant.name: ParticipantAssignment(
             **common[participant.name],

@@ -15,7 +15,10 @@ import pytest
 import torch
 from competition_helpers import ListeningGrid, rows_of, tiny
 from flwr.app import Message, RecordDict
+from node_files import node_file
+from PIL import Image
 from safetensors.torch import load_file, save_file
+from sklearn.datasets import load_digits
 from torch.nn.functional import cross_entropy
 
 import clients.app
@@ -24,6 +27,9 @@ from clients import protocol
 from clients.participant import Measured, Participant, epoch_order
 from models import GeneratorTraining, NoiseGenerator
 from models.randomness import derive, torch_generator
+from simulations.engines.inprocess import InProcessGrid
+from simulations.engines.local import run_config, server_context
+from strategies.app import app as server_app
 from strategies.exchange import TooFewParticipants
 
 Compete = Callable[..., ListeningGrid]
@@ -500,6 +506,34 @@ def test_weights_that_are_brought_are_not_trained_on(compete: Compete, tmp_path:
     told = next(row["value"] for row in rows if row["metric"] == "validation_accuracy")
     images = tiny().load_data().validation
     assert told == models.accuracy(model, images, models.Compute(models.ComputeConfig()))
+
+
+def as_images(folder: Path, rows: range) -> None:
+    digits = load_digits()
+    for row in rows:
+        file = folder / str(digits.target[row]) / f"{row:04}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray((digits.images[row] * 15).astype(np.uint8)).save(file)
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_participants_need_the_public_part_alone_and_the_same(tmp_path: Path, first: int) -> None:
+    as_images(tmp_path / "organiser" / "train", range(200))
+    as_images(tmp_path / "organiser" / "test", range(200, 260))
+    as_images(tmp_path / "participant" / "train", range(first, 200 + first))
+    own = {"data": {"name": "image-folder", "path": "participant"}}
+    wanted = tiny("data.name=image-folder", f"data.path={tmp_path / 'organiser'}", "data.limit=")
+    config = run_config(wanted, tmp_path / "run", "inprocess")
+    grid = InProcessGrid(clients.app.app, 3, config)
+    for number, context in enumerate(grid._contexts.values()):
+        file = tmp_path / f"node{number}.yaml"
+        context.node_config["node"] = str(node_file(file, **own, name=f"node {number}"))
+    if first:
+        with pytest.raises(RuntimeError, match="holds other data than the organiser"):
+            server_app(grid, server_context(config))
+    else:
+        server_app(grid, server_context(config))
+        assert len(pd.read_csv(tmp_path / "run" / "main" / "leaderboard.csv")) == 3
 
 
 def test_a_vault_left_by_another_run_of_the_same_name_is_not_used(

@@ -35,7 +35,7 @@ def test_same_seed_same_split_and_other_seed_other():
     for part in PARTS:
         assert np.array_equal(getattr(first, part).rows, getattr(again, part).rows)
         assert not np.array_equal(getattr(first, part).rows, getattr(other, part).rows)
-    assert first.fingerprint == again.fingerprint == other.fingerprint
+    assert first.content == again.content == other.content
 
 
 def test_own_test_split_is_kept_apart_and_in_order(make):
@@ -44,6 +44,27 @@ def test_own_test_split_is_kept_apart_and_in_order(make):
     assert splits.test.rows.tolist() == list(range(20, 27))
     assert train | validation == set(range(20))
     assert (len(train), len(validation)) == (16, 4)
+
+
+def test_who_has_the_public_part_alone_has_the_same_fingerprint(make):
+    """By it an organiser sees that participants hold what it holds, but for the test set."""
+    for folder in ("whole", "public"):
+        make.parquet(f"{folder}/train.parquet", range(12))
+    make.parquet("whole/test.parquet", range(12, 18))
+    theirs = load(DataConfig(name="parquet", path=make.root / "whole"), seed=0)
+    ours, same = (
+        load(DataConfig(name="parquet", path=make.root / folder, split="public"), seed=0)
+        for folder in ("public", "whole")
+    )
+    assert theirs.own_test
+    assert (len(theirs.test), len(ours.test), len(same.test)) == (6, 0, 0)
+    assert theirs.fingerprint == ours.fingerprint == same.fingerprint
+    assert rows(theirs)[:2] == rows(ours)[:2]
+
+    make.parquet("other/train.parquet", [*range(11), 40])
+    other = load(DataConfig(name="parquet", path=make.root / "other", split="public"), seed=0)
+    limited = load(DataConfig(name="parquet", path=make.root / "public", limit=3), seed=0)
+    assert len({p.fingerprint for p in (ours, other, limited)}) == 3
 
 
 def test_four_one_one_pools_the_own_test_split(make):
@@ -79,7 +100,7 @@ def test_the_split_does_not_depend_on_the_label(make):
         for label in ("gender", "race")
     )
     assert np.array_equal(gender.train.rows, race.train.rows)
-    assert gender.fingerprint != race.fingerprint
+    assert gender.content != race.content
 
 
 def test_own_split_asked_for_where_there_is_none():

@@ -1,0 +1,397 @@
+"""Organisers, nodes, and what they check before anything starts."""
+
+from __future__ import annotations
+
+import json
+import ssl
+import stat
+import subprocess
+import sys
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+import yaml
+from click.testing import Result
+from cryptography import x509
+from node_files import node_file
+
+import analysis
+from clients import protocol
+from clients.assignments import EdgeAssignment, ParticipantAssignment, ParticipantConfig
+from clients.data import DataConfig
+from clients.node import NodeConfig
+from clients.shields import configured
+from models.compute import ComputeConfig
+from models.errors import RequestError
+from models.optimizers import OptimizerConfig
+from models.training import TrainingConfig
+from simulations.deployment import authority, checking
+from simulations.deployment import organiser as organisers
+from simulations.deployment.invitation import Invitation
+from simulations.deployment.kit import Kit
+from simulations.deployment.organiser import Organiser
+from simulations.deployment.processes import Programs
+from simulations.engines import inprocess
+from simulations.programs.calling import LOOPBACK, free_port
+from strategies.loading import load_experiment
+from strategies.roster import ROSTER, Registered
+
+
+@pytest.fixture
+def organiser(tmp_path: Path) -> Organiser:
+    return Organiser.init(tmp_path / "organiser", LOOPBACK, free_port())
+
+
+@pytest.fixture
+def invitation(organiser: Organiser) -> Invitation:
+    return Invitation.read(organiser.folder / "invitation.yaml")
+
+
+@pytest.fixture
+def kit(tmp_path: Path, invitation: Invitation) -> Kit:
+    return Kit.make(tmp_path / "ann", "ann", invitation)
+
+
+# ---------------------------------------------------------------------------- secrets
+
+
+def test_secrets_are_for_their_owner_alone(organiser: Organiser, kit: Kit) -> None:
+    for folder in (organiser.folder, kit.folder):
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+        for file in (path for path in folder.rglob("*") if path.is_file()):
+            if b"PRIVATE KEY" in file.read_bytes():
+                assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    keys = [path.name for path in kit.folder.iterdir() if b"PRIVATE" in _bytes(path)]
+    assert keys == ["node.key"]
+    assert "PRIVATE" not in (organiser.folder / "invitation.yaml").read_text()
+
+
+def _bytes(path: Path) -> bytes:
+    return path.read_bytes() if path.is_file() else b""
+
+
+def test_a_key_that_others_may_read_is_refused(kit: Kit) -> None:
+    (kit.folder / "node.key").chmod(0o644)
+    with pytest.raises(RequestError, match="may be read by others: chmod 600"):
+        kit.up()
+    assert kit.programs.process("supernode") is None
+
+
+def test_nothing_that_nodes_may_not_know_is_in_the_bundle(
+    organiser: Organiser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not the seed, from which noise may come; not where the organiser's files are."""
+    monkeypatch.setattr(organisers.Submission, "run", lambda self: None)
+    wanted = load_experiment("themis-digits", ["seed=4711", "description=hidden"])
+    organiser.run(wanted, organiser.folder / "results" / "one")
+    app = organiser.flower / "app"
+    config = tomllib.loads((app / "pyproject.toml").read_text())["tool"]["flwr"]["app"]["config"]
+    assert set(config) == {"experiment", "out", "set", "vault", "engine"}
+    for file in app.rglob("*"):
+        assert b"4711" not in _bytes(file)
+        assert str(organiser.folder).encode() not in _bytes(file)
+    assert "4711" in (organiser.folder / config["experiment"]).read_text()
+
+
+def test_a_server_is_known_by_its_authority_alone(organiser: Organiser, tmp_path: Path) -> None:
+    other = Organiser.init(tmp_path / "other", LOOPBACK, free_port())
+    certificate = x509.load_pem_x509_certificate((organiser.folder / "server.crt").read_bytes())
+    for folder, known in ((organiser.folder, True), (other.folder, False)):
+        issuer = x509.load_pem_x509_certificate((folder / "ca.crt").read_bytes())
+        try:
+            certificate.verify_directly_issued_by(issuer)
+        except Exception:
+            assert not known
+        else:
+            assert known
+
+
+# ------------------------------------------------------------------------ registering
+
+
+def test_each_name_and_each_key_once(
+    organiser: Organiser, kit: Kit, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(Organiser, "is_up", lambda self: True)
+    monkeypatch.setattr(Organiser, "_flwr", lambda self, *_: {"success": True, "node-id": "7"})
+    assert organiser.register(kit.public, "ann").node == 7
+    with pytest.raises(RequestError, match="a node 'ann' is registered already"):
+        organiser.register(kit.public, "ann")
+    with pytest.raises(RequestError, match="this key is registered already, as 'ann'"):
+        organiser.register(kit.public, "bob")
+    with pytest.raises(RequestError, match=r"--name '\.\./x'"):
+        organiser.register(kit.public, "../x")
+    (tmp_path / "no.pub").write_text("ssh-rsa nonsense")
+    with pytest.raises(RequestError, match="holds no public key"):
+        organiser.register(tmp_path / "no.pub", "bob")
+    assert [entry.name for entry in organiser.nodes] == ["ann"]
+
+
+@pytest.mark.parametrize(
+    ("command", "why"),
+    [
+        (("run", "themis-digits"), "the server is not up"),
+        (("register", "nobody.pub"), "can't read nobody.pub"),
+        (("up", "--folder", "nowhere"), "is no organiser's folder"),
+        (("node", "ann", "--invitation", "nothing.yaml"), "can't read the invitation"),
+        (("try", "themis-digits", "--nodes", "9"), "--nodes 9: themis-digits has 5"),
+    ],
+)
+def test_wrong_requests_say_what_to_do(
+    organiser: Organiser,
+    pudica: Callable[..., Result],
+    monkeypatch: pytest.MonkeyPatch,
+    command: tuple[str, ...],
+    why: str,
+) -> None:
+    monkeypatch.chdir(organiser.folder)
+    result = pudica("deploy", *command)
+    assert result.exit_code == 2
+    assert why in result.stderr
+
+
+def test_a_folder_that_is_in_use_is_left_alone(organiser: Organiser, kit: Kit) -> None:
+    with pytest.raises(RequestError, match="is not empty"):
+        Organiser.init(organiser.folder, LOOPBACK, 8100)
+    with pytest.raises(RequestError, match="is not empty"):
+        Kit.make(kit.folder, "ann", Invitation.read(kit.folder / "invitation.yaml"))
+
+
+# ---------------------------------------------------------------- what a node agrees to
+
+
+def told(**settings: Any) -> dict[str, Any]:
+    return {
+        "run": "run",
+        "data": DataConfig(root=Path("theirs")),
+        "data_seed": 1,
+        "partition": 1,
+        "partitions": 3,
+        "compute": ComputeConfig(),
+        **settings,
+    }
+
+
+def participant(model: str = "own") -> ParticipantAssignment:
+    return ParticipantAssignment(
+        **told(),
+        participant=ParticipantConfig(model=model, name="ann"),
+        training=TrainingConfig(),
+        training_seed=2,
+    )
+
+
+def edge(**shield: Any) -> EdgeAssignment:
+    return EdgeAssignment(
+        **told(),
+        case="main",
+        model="cnn-tiny",
+        cut="2",
+        fronts="average",
+        shield=configured(shield),
+        noise="secret",
+        seed=1,
+        batch_size=8,
+        wire="float32",
+        optimizer=OptimizerConfig(),
+    )
+
+
+def node(tmp_path: Path, **settings: Any) -> NodeConfig:
+    return NodeConfig.read(node_file(tmp_path / "node.yaml", **settings))
+
+
+def test_an_own_model_wins_and_one_must_be_named(tmp_path: Path) -> None:
+    agreed = node(tmp_path, model="mlp", device="cpu", threads=2).agreed(participant("softmax"))
+    assert isinstance(agreed, ParticipantAssignment)
+    assert agreed.participant.model == "mlp"
+    assert agreed.compute.threads == 2
+    with pytest.raises(RuntimeError, match="between own models: name one"):
+        node(tmp_path).agreed(participant())
+
+
+def test_own_images_are_wholly_ones_own(tmp_path: Path) -> None:
+    own = node(tmp_path, data={"name": "image-folder", "path": "mine"}, model="mlp")
+    agreed = own.agreed(participant())
+    assert (agreed.whole, agreed.data.path) == (True, tmp_path / "mine")
+    elsewhere = node(tmp_path, data={"root": "mine"}, model="mlp").agreed(participant())
+    assert (elsewhere.whole, elsewhere.data.root) == (False, tmp_path / "mine")
+
+
+def test_a_device_sends_nothing_but_behind_the_shield_it_names(tmp_path: Path) -> None:
+    laplace = {"name": "batch-norm-laplace", "epsilon": 5.0, "sensitivity": "experiments"}
+    own = node(tmp_path, systems=["split"], shield={"name": laplace["name"], "epsilon": 5.0})
+    assert own.agreed(edge(**laplace))
+    for weaker in ({**laplace, "epsilon": 50.0}, {"name": "none"}):
+        with pytest.raises(RuntimeError, match="sends nothing but behind"):
+            own.agreed(edge(**weaker))
+    with pytest.raises(RuntimeError, match="set shield in node"):
+        node(tmp_path, systems=["split"]).agreed(edge(**laplace))
+    assert node(tmp_path, systems=["split"], trust_organiser=True).agreed(edge(name="none"))
+    with pytest.raises(RuntimeError, match="takes part in themis, not in split"):
+        node(tmp_path).agreed(edge(name="none"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "why"),
+    [
+        ({"systems": []}, "systems"),
+        ({"systems": ["faces"]}, "systems"),
+        ({"server": "somewhere"}, "server"),
+        ({"name": "../x"}, "name"),
+        ({"mixing": 1}, "mixing"),
+        ({"modle": "mlp"}, "modle"),
+    ],
+)
+def test_settings_that_make_no_sense_are_named(
+    tmp_path: Path, settings: dict[str, Any], why: str
+) -> None:
+    with pytest.raises(RequestError, match=f"node.yaml: {why}"):
+        node(tmp_path, **settings)
+
+
+# ----------------------------------------------------------------------------- checking
+
+
+def findings(kit: Kit, **settings: Any) -> dict[str, checking.Finding]:
+    path = kit.folder / "node.yaml"
+    values = yaml.safe_load(path.read_text())
+    path.write_text(yaml.safe_dump({**values, **settings}))
+    return {finding.what: finding for finding in checking.check(path)}
+
+
+def test_a_check_looks_at_everything_and_says_what_is_wrong(
+    kit: Kit, pudica: Callable[..., Result], tmp_path: Path
+) -> None:
+    own = {"data": {"name": "digits"}, "model": "cnn-tiny"}
+    fine = findings(kit, **own)
+    assert {what for what, finding in fine.items() if not finding.fine} == {"server"}
+    assert "does not answer" in fine["server"].told
+    assert "1x8x8 in 10 classes" in fine["data"].told
+    assert "ms an image" in fine["model"].told
+
+    (kit.folder / "node.key").chmod(0o640)
+    invitation = Invitation.read(kit.folder / "invitation.yaml")
+    older = invitation.model_copy(update={"versions": {"torch": "1.0"}, "code": "another"})
+    older.write(kit.folder / "invitation.yaml")
+    wrong = findings(kit, systems=["split"], data={"name": "parquet"}, model="lenet-7")
+    assert "nothing says how images are protected" in wrong["settings"].told
+    assert "may be read by others" in wrong["key of this node"].told
+    assert "another version of pudica's code" in wrong["versions"].told
+    assert "1.0 at the organiser's" in wrong["versions"].told
+    assert "was not found" in wrong["data"].told
+    assert not wrong["model"].fine
+    result = pudica("node", "check", str(kit.folder / "node.yaml"))
+    assert result.exit_code == 2
+    assert "✗ server" in result.stdout
+
+
+def test_a_certificate_that_has_expired_is_named(kit: Kit, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(authority, "AUTHORITY_DAYS", 0)
+    authority.new_authority(kit.folder / "ca.crt", kit.folder / "ca.key")
+    found = findings(kit)["certificate"]
+    assert not found.fine
+    assert "this machine's clock says" in found.told
+    with pytest.raises(RequestError, match="ask the organiser for a new invitation"):
+        kit.up()
+
+
+# ----------------------------------------------------------------------------- programs
+
+
+SLEEPS = ("-c", "import time; print('ready', flush=True); time.sleep(60)")
+
+
+def test_programs_outlive_who_started_them_and_are_found_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("simulations.deployment.processes.spelled", " ".join)
+    programs = Programs(tmp_path, {}, lambda _: None)
+    programs.start("sleeper", SLEEPS)
+    programs.wait("sleeper", "ready", 60)
+    again = Programs(tmp_path, {}, lambda _: None)
+    found = again.process("sleeper")
+    assert found is not None
+    with pytest.raises(RequestError, match=f"sleeper runs already, process {found.pid}"):
+        again.start("sleeper", SLEEPS)
+    assert again.stop("sleeper")
+    assert not psutil.pid_exists(found.pid) or found.status() == psutil.STATUS_ZOMBIE
+    assert not again.stop("sleeper")
+
+
+def test_another_process_of_the_same_number_is_left_alone(tmp_path: Path) -> None:
+    programs = Programs(tmp_path, {}, lambda _: None)
+    stranger = subprocess.Popen([sys.executable, *SLEEPS], stdout=subprocess.DEVNULL)
+    try:
+        created = psutil.Process(stranger.pid).create_time() - 100
+        (tmp_path / "gate.pid").write_text(json.dumps({"pid": stranger.pid, "created": created}))
+        assert programs.process("gate") is None
+        assert not programs.stop("gate")
+        assert stranger.poll() is None
+    finally:
+        stranger.kill()
+        stranger.wait()
+
+
+def test_a_port_that_is_taken_is_named(organiser: Organiser) -> None:
+    (organiser.flower / "work" / "superlink.log").write_text("[Errno 98] address already in use")
+    organiser.programs.process = lambda _: None  # type: ignore[method-assign, assignment]
+    with pytest.raises(RequestError, match=f"port {organiser.config.superlink} is taken"):
+        organiser._wait("superlink", organiser.config.superlink)
+
+
+# ------------------------------------------------------------------------ all of it
+
+
+SHORT = (
+    *("training.epochs=2", "themis.epochs=1", "themis.examiner=null"),
+    *("themis.release.secret=false", "themis.release.draws=2"),
+)
+
+
+@pytest.mark.slow_engine
+def test_three_nodes_over_tls_make_the_table_that_one_process_makes(tmp_path: Path) -> None:
+    """And nobody who is not registered gets at the server while it is up."""
+    names = load_experiment("themis-digits", []).names()[:3]
+    organiser = Organiser.init(tmp_path / "organiser", LOOPBACK, free_port())
+    kits: list[Kit] = []
+    try:
+        organiser.up()
+        invitation = Invitation.read(organiser.folder / "invitation.yaml")
+        for name in names:
+            kits.append(Kit.make(tmp_path / name, name, invitation))
+            organiser.register(kits[-1].public, name)
+            kits[-1].up()
+        trust = ssl.create_default_context(cafile=organiser.folder / "ca.crt")
+        outside = httpx.Client(
+            base_url=f"https://{LOOPBACK}:{organiser.config.port}", verify=trust, trust_env=False
+        )
+        for path in ("/v1/control/start-run", "/v1/control/register-node"):
+            assert outside.post(path).status_code == 404
+        assert outside.post("/v1/fleet/pull-messages").status_code == 401
+
+        experiment, directory, _ = organiser.prepare("themis-digits", list(SHORT), None)
+        organiser.run(experiment, directory)
+    finally:
+        for ended in (*kits, organiser):
+            ended.down()
+    assert not any(kit.programs.process("supernode") for kit in kits)
+    inprocess.run(experiment, tmp_path / "here" / directory.name)
+    deployed, here = (
+        analysis.load(run).drop(columns="run")
+        for run in (directory, tmp_path / "here" / directory.name)
+    )
+    assert deployed.equals(here)
+    for kit in kits:
+        vault = kit.folder / "vault" / directory.name / kit.config.name
+        assert (vault / "model-honest.safetensors").is_file()
+    assert json.loads((directory / "run.json").read_text())["engine"] == "deployment"
+    assert [Registered(**e).name for e in json.loads((organiser.folder / ROSTER).read_text())] == (
+        names
+    )
+    assert protocol.code_fingerprint() == invitation.code
