@@ -64,8 +64,14 @@ def _node(config: Mapping[str, protocol.Scalar], context: Context) -> Node:
         kept = vault.read("assignment.json")
         if kept is None:
             raise RuntimeError("this node has not joined the run, or its vault was emptied")
-        _nodes[place] = _made(vault, assignments.parsed(kept))
+        _nodes[place] = _made(vault, _agreed(assignments.parsed(kept), context))
     return _nodes[place]
+
+
+def _agreed(assignment: AnyAssignment, context: Context) -> AnyAssignment:
+    """Return what a node does of what it is asked for: a deployed one has terms of its own."""
+    node = NodeConfig.of(context)
+    return node.agreed(assignment) if node else assignment
 
 
 def _is_current(node: Node, config: Mapping[str, protocol.Scalar]) -> bool:
@@ -120,9 +126,7 @@ def hello(message: Message, context: Context) -> Message:
 def join(message: Message, context: Context) -> Message:
     """Keep the assignment in the vault and describe the data as seen from here."""
     words = protocol.words_of(message.content)
-    assignment = assignments.parsed(str(words["assignment"]))
-    if node := NodeConfig.of(context):
-        assignment = node.agreed(assignment)
+    assignment = _agreed(assignments.parsed(str(words["assignment"])), context)
     vault = Vault(vault_path(context, assignment.run))
     vault.write("assignment.json", assignment.model_dump_json().encode())
     role = _nodes[vault.root] = _made(vault, assignment)

@@ -7,13 +7,15 @@ from typing import Annotated, Any, Literal, Self
 
 import yaml
 from flwr.app import Context
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
 
+from clients import shields
 from clients.assignments import (
     OWN,
     AnyAssignment,
     Assignment,
     EdgeAssignment,
+    Fronts,
     InferenceAssignment,
     OwnerAssignment,
     ParticipantAssignment,
@@ -30,6 +32,7 @@ NODE = "node"
 """The key of Flower's node configuration that names the file."""
 
 System = Literal["themis", "split", "dlmt", "facemix"]
+Server = Annotated[str, Field(pattern=r"^[^\s:/]+:\d+$", description="HOST:PORT")]
 Name = Annotated[str, Field(max_length=80, pattern=r"^\w[\w .()-]*$")]
 
 
@@ -64,8 +67,12 @@ class OwnData(BaseModel):
             If they do not go together.
         """
         own = {key: value for key, value in self.model_dump().items() if value}
+        # Nobody else says which files are read here, nor which column of one's own data counts.
+        foreign = {"root", "path", "key", "download"}
+        foreign |= {"label", "attributes"} if self.name else set()
+        theirs = {k: v for k, v in config.model_dump().items() if k not in foreign}
         try:
-            return DataConfig.model_validate({**config.model_dump(), **own})
+            return DataConfig.model_validate({**theirs, **own})
         except ValidationError as error:
             raise RequestError(f"data: {_in_words(error)}") from error
 
@@ -96,8 +103,18 @@ class NodeConfig(BaseModel):
         DLMT: by which its images are disguised, and in no other way.
     train : {"central", "federated"} or None
         DLMT: the only way in which it takes part.
+    measures : bool
+        DLMT, with a key: whether it says what others' models make of its plain images.
     shield : dict or None
-        Split learning: settings that the shield at the cut must have.
+        Split learning: settings that the shield at the cut must have. Noise is secret then, and
+        nothing is sent without it.
+    fronts : tuple of str
+        Split learning, with a shield: how fronts may be kept; ``average`` and ``handoff`` send
+        gradients and weights in the clear.
+    cut : str or None
+        Split learning: the only layer after which the model may be cut.
+    releases : int or None
+        Split learning: how often an image's activations may leave, at most.
     mixing : int or None
         FaceMix: the least group; keys are secret then, and the edge does not train.
     report : bool
@@ -111,7 +128,7 @@ class NodeConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: Name
-    server: str = Field(pattern=r"^[^\s:/]+:\d+$", description="HOST:PORT")
+    server: Server
     certificate: Path
     private_key: Path
     vault: Path
@@ -121,12 +138,23 @@ class NodeConfig(BaseModel):
     weights: Path | None = None
     key: Path | None = None
     train: Literal["central", "federated"] | None = None
+    measures: bool = False
     shield: dict[str, Any] | None = None
+    fronts: tuple[Fronts, ...] = ("frozen", "private")
+    cut: str | None = None
+    releases: int | None = Field(default=None, ge=1)
     mixing: int | None = Field(default=None, ge=2)
     report: bool = True
     trust_organiser: bool = False
     device: Literal["auto", "cpu", "cuda"] | None = None
     threads: int | None = Field(default=None, ge=1, le=1024)
+
+    @field_validator("shield")
+    @classmethod
+    def _known(cls, settings: dict[str, Any] | None) -> dict[str, Any] | None:
+        if settings is not None:
+            shields.check_settings(settings)
+        return settings
 
     @classmethod
     def read(cls, path: Path) -> Self:
@@ -200,17 +228,17 @@ class NodeConfig(BaseModel):
             return self._as_owner(assignment)
         if isinstance(assignment, EdgeAssignment):
             self._check_shield(assignment)
+            return self._within(assignment)
         if isinstance(assignment, InferenceAssignment):
             return self._as_inference_edge(assignment)
         return {}
 
     def _as_participant(self, assignment: ParticipantAssignment) -> dict[str, Any]:
-        own = {"model": self.model, "weights": self.weights}
-        changes = {key: value for key, value in own.items() if value is not None}
-        participant = assignment.participant.model_copy(update=changes)
-        if participant.model == OWN:
+        model = self.model or assignment.participant.model
+        if model == OWN:
             raise RuntimeError("this competition is between own models: name one, model: …")
-        return {"participant": participant}
+        changes = {"model": model, "weights": self.weights}
+        return {"participant": assignment.participant.model_copy(update=changes)}
 
     def _as_owner(self, assignment: OwnerAssignment) -> dict[str, Any]:
         if self.train not in (None, assignment.train):
@@ -229,6 +257,10 @@ class NodeConfig(BaseModel):
                 f"this owner's key is not for {assignment.shield or 'plain images'}, and it shows "
                 "its images in no other way"
             )
+        if assignment.measures and not self.measures:
+            raise RuntimeError(
+                "this owner does not say what models make of its plain images: dlmt.measures=false"
+            )
         return {"key": str(self.key)}
 
     def _check_shield(self, assignment: EdgeAssignment) -> None:
@@ -236,12 +268,25 @@ class NodeConfig(BaseModel):
             self._trusting("shield")
             return
         theirs = assignment.shield.model_dump()
-        for name, value in self.shield.items():
-            if theirs.get(name) != value:
+        wanted: dict[str, tuple[Any, list[Any]]] = {
+            name: (theirs.get(name), [value]) for name, value in self.shield.items()
+        }
+        wanted["noise"] = (assignment.noise, ["secret"])
+        wanted["plain_to_cloud"] = (assignment.plain_to_cloud, [False])
+        wanted["front"] = (assignment.fronts, list(self.fronts))
+        if self.cut is not None:
+            wanted["cut"] = (assignment.cut, [self.cut])
+        for name, (value, allowed) in wanted.items():
+            if value not in allowed:
                 raise RuntimeError(
                     f"this device sends nothing but behind {self.shield}; the organiser wants "
-                    f"{name}: {theirs.get(name)}"
+                    f"{name}: {value}, allowed: {', '.join(map(str, allowed))}"
                 )
+
+    def _within(self, assignment: EdgeAssignment) -> dict[str, Any]:
+        """Return the lower of both sides' limits."""
+        limits = [n for n in (self.releases, assignment.release_limit) if n is not None]
+        return {"release_limit": min(limits)} if limits else {}
 
     def _as_inference_edge(self, assignment: InferenceAssignment) -> dict[str, Any]:
         if self.mixing is None:
@@ -261,6 +306,22 @@ class NodeConfig(BaseModel):
                 f"this node's owner has not said how its images are protected: set {setting} in "
                 "node.yaml, or trust_organiser: true"
             )
+
+
+def check_name(name: str) -> None:
+    """See whether a node can be called so.
+
+    Raises
+    ------
+    RequestError
+        If not.
+    """
+    try:
+        TypeAdapter(Name).validate_python(name)
+    except ValidationError as error:
+        raise RequestError(
+            f"the name '{name}': letters, digits, spaces, . ( ) - and _, at most 80"
+        ) from error
 
 
 def _in_words(error: ValidationError) -> str:

@@ -6,6 +6,8 @@ never in ``context.state``, which travels with every message of a Flower deploym
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +18,7 @@ from flwr.app import Context
 
 from clients.node import NodeConfig
 from models.errors import RequestError
-from models.files import load_tensors, save_tensors, write_atomically
+from models.files import as_file, load_tensors, write_atomically
 
 
 class Vault:
@@ -46,12 +48,33 @@ class Vault:
 
     def write(self, name: str, data: bytes) -> None:
         """Put ``data`` under ``name``."""
+        new, old = _digest(data), self._seals(name)
+        if len(old) > 1:  # of a write that was cut off
+            path = self.root / name
+            old = [_digest(path.read_bytes())] if path.exists() else []
+        # First a seal of both: a kill leaves the old file or the new one, and it fits.
+        self._put_seals(name, [new, *old])
         write_atomically(self.root / name, data, mode=0o600)
+        self._put_seals(name, [new])
 
     def read(self, name: str) -> bytes | None:
-        """Return what lies under ``name``, or None."""
+        """Return what lies under ``name``, or None.
+
+        Raises
+        ------
+        RuntimeError
+            It is not what was put there.
+        """
         path = self.root / name
-        return path.read_bytes() if path.exists() else None
+        if not path.exists():
+            return None
+        data = path.read_bytes()
+        if _digest(data) not in self._seals(name):
+            raise RuntimeError(
+                f"'{name}' in this node's vault is damaged; give it back as it was, or delete it "
+                "and lose what is in it"
+            )
+        return data
 
     def pin(self, name: str, value: str) -> bool:
         """Keep a value the first time; return whether it still is what was kept then."""
@@ -71,14 +94,32 @@ class Vault:
     def delete(self, name: str) -> None:
         """Remove what lies under ``name``."""
         (self.root / name).unlink(missing_ok=True)
+        self._seal(name).unlink(missing_ok=True)
+
+    def _seal(self, name: str) -> Path:
+        return self.root / f".{name}.seal"
+
+    def _put_seals(self, name: str, seals: list[str]) -> None:
+        write_atomically(self._seal(name), json.dumps(seals).encode(), mode=0o600)
+
+    def _seals(self, name: str) -> list[str]:
+        """Return the digests of what may lie under ``name``."""
+        path = self._seal(name)
+        return list(json.loads(path.read_bytes())) if path.exists() else []
 
     def save(self, name: str, tensors: dict[str, torch.Tensor], note: Mapping[str, Any]) -> None:
         """Put tensors and a JSON note under ``name``."""
-        save_tensors(self.root / f"{name}.safetensors", tensors, note)
+        self.write(f"{name}.safetensors", as_file(tensors, note))
 
     def load(self, name: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
-        """Return tensors and note, or None if there are none."""
+        """Return tensors and note, or None if there are none; see :meth:`read`."""
+        if self.read(f"{name}.safetensors") is None:
+            return None
         return load_tensors(self.root / f"{name}.safetensors")
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
 def vault_path(context: Context, run: str) -> Path:

@@ -40,8 +40,13 @@ def save_tensors(
     path: Path, tensors: Mapping[str, torch.Tensor], note: Mapping[str, Any], mode: int = 0o600
 ) -> None:
     """Put tensors and a JSON note into one safetensors file, atomically."""
+    write_atomically(path, as_file(tensors, note), mode)
+
+
+def as_file(tensors: Mapping[str, torch.Tensor], note: Mapping[str, Any]) -> bytes:
+    """Return what :func:`save_tensors` puts into a file."""
     owned = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
-    write_atomically(path, save(owned, {"note": json.dumps(note)}), mode)
+    return save(owned, {"note": json.dumps(note)})
 
 
 def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:

@@ -38,7 +38,7 @@ def prepare(
         The request is wrong; nothing was started, and nothing is left behind.
     """
     if resume:
-        return _resumed(source, overrides, resume)
+        return resumed(source, overrides, resume)
     if source is None:
         raise RequestError("say which experiment: pudica run NAME (see `pudica list`)")
     experiment = load_experiment(source, overrides)
@@ -74,7 +74,14 @@ def _made_directory(out: Path, experiment: Experiment) -> Path:
         return directory
 
 
-def _resumed(source: str | None, overrides: list[str], run: Path) -> tuple[Experiment, Path]:
+def resumed(source: str | None, overrides: list[str], run: Path) -> tuple[Experiment, Path]:
+    """Return a run's experiment and its directory, to go on with.
+
+    Raises
+    ------
+    RequestError
+        There is none, it is of another experiment, or another process runs it.
+    """
     kept = run / "experiment.yaml"
     if not kept.is_file():
         raise RequestError(f"--resume: {run} holds no run (there is no experiment.yaml in it)")

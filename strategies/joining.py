@@ -26,11 +26,12 @@ def gather(exchanges: Exchanges, names: list[str], minimum: int) -> dict[str, in
     """Wait for the nodes, check their code, and return the node id of each name.
 
     Partition i plays the i-th name; in a deployment, the node that was registered as the i-th.
+    A node that runs other code than the server is left out.
 
     Raises
     ------
     RuntimeError
-        Too few nodes, or a node with other code than the server.
+        Too few nodes.
     """
     places = {entry.node: place for place, entry in enumerate(registered(home()))}
     nodes = _wait_for_nodes(exchanges, len(names), minimum)
@@ -40,10 +41,12 @@ def gather(exchanges: Exchanges, names: list[str], minimum: int) -> dict[str, in
     event = exchanges.recorder.event
     greetings = everyone.ask(protocol.HELLO, dict.fromkeys(nodes, hello), _greeting)
     for node, (partition, code) in greetings.items():
-        _check_code(code)
         # A registered node's place is its key's; what it says itself does not count.
         partition = places.get(nodes[node], -1) if places else partition
-        if not 0 <= partition < len(names):
+        if code != protocol.code_fingerprint():
+            known = 0 <= partition < len(names)
+            exchanges.reject(names[partition] if known else f"node {node}", _other_code(code))
+        elif not 0 <= partition < len(names):
             event(f"node {node} has partition {partition}, which nobody plays")
         elif names[partition] in placed:
             event(f"node {node} says it has partition {partition} too; ignored")
@@ -74,14 +77,12 @@ def _greeting(content: RecordDict) -> tuple[int, str]:
     return int(words["partition"]), str(words["code"])
 
 
-def _check_code(code: str) -> None:
-    own = protocol.code_fingerprint()
-    if code != own:
-        raise RuntimeError(
-            f"a node runs other code (fingerprint {code}) than the server ({own}): install the "
-            "same version of pudica on both, and start `flwr run` from a directory that holds no "
-            "folders called models or clients"
-        )
+def _other_code(code: str) -> str:
+    return (
+        f"it runs other code (fingerprint {code[:32]}) than the server "
+        f"({protocol.code_fingerprint()}): install the same version of pudica on both, and start "
+        "`flwr run` from a directory that holds no folders called models or clients"
+    )
 
 
 def told(experiment: Experiment, run: str) -> dict[str, dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Self, get_args
@@ -11,6 +12,7 @@ from flwr.app import Array, RecordDict
 from clients import protocol
 from clients.shields.disguises import Span
 from clients.shields.disguises.steps import Kind
+from models.errors import RequestError
 from strategies.exchange import Exchanges
 from strategies.recorder import Recorder
 
@@ -71,26 +73,11 @@ class Member:
         return cls((channels, height, width), classes, str(words["key"]), span, **counts)
 
 
-def agreed(members: Mapping[str, Member]) -> tuple[Shape, int, Span]:
-    """Return shape of an image, number of classes, and where values lie, the same for all nodes.
-
-    Raises
-    ------
-    RuntimeError
-        If they are not.
-    """
-    said = {name: (m.shape, m.classes, m.span) for name, m in members.items()}
-    (first, wanted), *others = said.items()
-    for name, own in others:
-        if own != wanted:
-            raise RuntimeError(
-                f"{name} holds {_described(own)}, {first} {_described(wanted)}; give all the same "
-                "data set, and the same disguise"
-            )
-    return wanted
+Images = tuple[Shape, int, Span]
+"""Shape of an image, number of classes, and where values lie: the same for all of a case."""
 
 
-def _described(said: tuple[Shape, int, Span]) -> str:
+def _described(said: Images) -> str:
     shape, classes, span = said
     sizes = "x".join(map(str, shape))
     return f"images of {sizes} in {classes} classes, {span.kind} from {span.low} to {span.high}"
@@ -115,6 +102,45 @@ class CaseSession:
         self.recorder: Recorder = exchanges.recorder
         self.case = case
         self.fresh = self.recorder.run["engine"] not in LASTING
+
+    def met(self, joined: dict[str, Member], suffix: str = "") -> None:
+        """Note the nodes' keys; leave out who comes back with another.
+
+        Parameters
+        ----------
+        suffix : str
+            Of the names that keys are noted under.
+
+        Raises
+        ------
+        RequestError
+            All do.
+        """
+        others: dict[str, RequestError] = {}
+        for name, member in joined.items():
+            try:
+                self.recorder.met_key(f"{name}{suffix}", member.key)
+            except RequestError as error:
+                others[name] = error
+        if others and len(others) == len(joined):
+            raise next(iter(others.values()))
+        for name, problem in others.items():
+            self.exchanges.reject(name, str(problem))
+            del joined[name], self.exchanges.nodes[name]
+
+    def settled(self, joined: dict[str, Member]) -> Images:
+        """Return what kind of images most nodes hold; leave out those that hold others."""
+        said = {name: (m.shape, m.classes, m.span) for name, m in joined.items()}
+        wanted, _ = Counter(said.values()).most_common(1)[0]
+        for name, own in said.items():
+            if own != wanted:
+                self.exchanges.reject(
+                    name,
+                    f"it holds {_described(own)}, most {_described(wanted)}; give all the same "
+                    "data set, and the same disguise",
+                )
+                del joined[name], self.exchanges.nodes[name]
+        return wanted
 
     @property
     def run(self) -> str:

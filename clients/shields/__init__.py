@@ -74,6 +74,23 @@ def configured(values: Any) -> ShieldConfig:
     return SHIELDS[name][0].model_validate(dict(values))
 
 
+def check_settings(values: Mapping[str, Any]) -> None:
+    """See whether there is a shield with these settings, of which some may be missing.
+
+    Raises
+    ------
+    ValueError
+        If there is none.
+    """
+    name = values.get("name")
+    if name not in SHIELDS:
+        raise unknown("shield", str(name), SHIELDS)
+    schema = SHIELDS[name][0]
+    for key in values:
+        if key not in schema.model_fields:
+            raise ValueError(f"'{name}' has no {key}; allowed: {', '.join(schema.model_fields)}")
+
+
 def without_noise(shield: Shield, tensor: torch.Tensor) -> torch.Tensor:
     """Return what :meth:`Shield.protect` would, but for the noise; to measure what noise costs."""
     return shield.bounded(shield.checked(tensor)) if isinstance(shield, Mechanism) else tensor

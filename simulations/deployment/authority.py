@@ -32,6 +32,17 @@ from simulations.programs.calling import LOOPBACK
 
 AUTHORITY_DAYS, SERVER_DAYS = 3650, 365
 SECRET = 0o600
+_SIGNS = x509.KeyUsage(
+    digital_signature=True,
+    key_cert_sign=True,
+    crl_sign=True,
+    content_commitment=False,
+    key_encipherment=False,
+    data_encipherment=False,
+    key_agreement=False,
+    encipher_only=False,
+    decipher_only=False,
+)
 
 
 def new_authority(certificate: Path, key: Path) -> None:
@@ -40,6 +51,7 @@ def new_authority(certificate: Path, key: Path) -> None:
     name = _named("Pudica organiser")
     made = _certificate(name, name, own.public_key(), AUTHORITY_DAYS)
     made = made.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+    made = made.add_extension(_SIGNS, critical=True)
     write_atomically(key, _pem(own), SECRET)
     write_atomically(certificate, made.sign(own, hashes.SHA384()).public_bytes(Encoding.PEM))
 
@@ -56,6 +68,8 @@ def new_server(
     made = _certificate(_named(host), issuer.subject, own.public_key(), SERVER_DAYS)
     made = made.add_extension(
         x509.SubjectAlternativeName([_reached(name) for name in names]), critical=False
+    ).add_extension(
+        x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), critical=False
     )
     write_atomically(key, _pem(own), SECRET)
     write_atomically(certificate, made.sign(signer, hashes.SHA384()).public_bytes(Encoding.PEM))
@@ -154,6 +168,7 @@ def _certificate(
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - timedelta(minutes=5))
         .not_valid_after(now + timedelta(days=days))
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
     )
 
 

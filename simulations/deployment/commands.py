@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from simulations.console import WRONG, ends_of, refusals, report, say, shown
+from simulations.console import FAILED, WRONG, ends_of, refusals, report, say, shown
 
 if TYPE_CHECKING:
     from simulations.deployment.kit import Kit
@@ -56,12 +56,14 @@ def node(
 ) -> None:
     """Make a participant's kit: a node's key, its public half to send, and node.yaml."""
     with refusals():
+        from simulations.deployment.authority import fingerprint
         from simulations.deployment.invitation import Invitation
         from simulations.deployment.kit import Kit
 
         kit = Kit.make(folder or Path(name), name, Invitation.read(invitation), system)
     place = shlex.quote(str(shown(kit.folder / "node.yaml")))
-    typer.echo(f"{shown(kit.public)}  send this to the organiser")
+    print_ = fingerprint(kit.public)
+    typer.echo(f"{shown(kit.public)}  send this to the organiser; its fingerprint: {print_}")
     typer.echo(f"{place}  say here what your node does, then: pudica node check {place}")
 
 
@@ -158,10 +160,14 @@ def attempt(
     """Do all of it on this machine, over loopback: server, gate, nodes, and a run."""
     with refusals():
         from simulations.deployment import trial
+        from simulations.programs.submission import FlowerRunFailed
 
         told = (lambda _: None) if quiet else say
-        with ends_of(out, "pudica deploy try"):
+        try:
             directory = trial.attempt(experiment, set_ or [], nodes, out.absolute(), told)
+        except FlowerRunFailed as error:
+            say(f"error: {error}\nlogs are in {shown(out.absolute())}, in flower/work of each")
+            raise typer.Exit(FAILED) from None
     report(directory, quiet)
     typer.echo(directory)
 

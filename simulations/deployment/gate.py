@@ -8,46 +8,69 @@ this gate, which lets nothing through but what registered nodes need.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import ssl
 import sys
 import time
 from base64 import b64decode
-from collections import defaultdict
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from collections import OrderedDict, defaultdict
+from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import httpx
 import uvicorn
-from flwr.common.constant import TIMESTAMP_HEADER, TIMESTAMP_TOLERANCE
+from flwr.common.constant import (
+    SYSTEM_TIME_TOLERANCE,
+    TIMESTAMP_HEADER,
+    TIMESTAMP_TOLERANCE,
+)
+from flwr.proto.fleet_pb2 import PullMessagesResponse, PushMessagesRequest
+from flwr.proto.message_pb2 import (
+    ConfirmMessageReceivedRequest,
+    ObjectTree,
+    PullObjectRequest,
+)
 from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER, FLEET_HTTP_SIGNATURE_HEADER
 from flwr.supercore.primitives.asymmetric import bytes_to_public_key, verify_signature
+from google.protobuf.message import DecodeError
 
 from simulations.deployment.authority import fingerprint_of
 from simulations.programs.calling import LOOPBACK
-from strategies.roster import ROSTER, registered
+from strategies.roster import ROSTER, Registered, registered
 
+PULL, PUSH = "/v1/fleet/pull-messages", "/v1/fleet/push-messages"
+PULL_OBJECT, CONFIRM = "/v1/fleet/pull-object", "/v1/fleet/confirm-message-received"
 OPEN = frozenset(
-    f"/v1/fleet/{name}"
-    for name in (
-        "activate-node",
-        "deactivate-node",
-        "send-node-heartbeat",
-        "pull-messages",
-        "push-messages",
-        "get-run",
-        "get-fab",
-        "push-object",
-        "pull-object",
-        "confirm-message-received",
-    )
+    {
+        *(PULL, PUSH, PULL_OBJECT, CONFIRM),
+        "/v1/fleet/activate-node",
+        "/v1/fleet/deactivate-node",
+        "/v1/fleet/send-node-heartbeat",
+        "/v1/fleet/get-run",
+        "/v1/fleet/get-fab",
+        "/v1/fleet/push-object",
+    }
 )
-HOP = frozenset({"connection", "host", "content-length", "transfer-encoding", "accept-encoding"})
-TIMEOUT_SECONDS = 120.0
+# SuperNodes wait a moment after this one and ask again; most others end them.
+TRY_LATER = 503
+PASSED = frozenset({"content-type", "accept", "user-agent"})
+RETURNED = frozenset({"content-type"})
+AUTHENTICATION = (
+    FLEET_HTTP_PUBLIC_KEY_HEADER,
+    TIMESTAMP_HEADER,
+    FLEET_HTTP_SIGNATURE_HEADER,
+)
+ANSWER_SECONDS = 120.0
+BODY_SECONDS = 60.0
 WINDOW_SECONDS = 60.0
+LINES_A_WINDOW = 200
+CONNECTIONS = 500
+REMEMBERED = 200_000
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -64,11 +87,14 @@ class Limits(NamedTuple):
     request_bytes : int
         In one request; Flower cuts messages into pieces of 5 MiB.
     bytes_a_minute, requests_a_minute : int
+    open_requests : int
+        At once.
     """
 
-    request_bytes: int = 2**26
+    request_bytes: int = 2**23
     bytes_a_minute: int = 2**32
     requests_a_minute: int = 6000
+    open_requests: int = 16
 
 
 class Refused(Exception):
@@ -87,7 +113,7 @@ class Refused(Exception):
 
 
 class Allowance:
-    """What nodes have sent in the last minute.
+    """What nodes have sent in the last minute, and ask at this moment.
 
     Parameters
     ----------
@@ -99,6 +125,25 @@ class Allowance:
         self._since = time.monotonic()
         self._requests: defaultdict[str, int] = defaultdict(int)
         self._bytes: defaultdict[str, int] = defaultdict(int)
+        self._open: defaultdict[str, int] = defaultdict(int)
+
+    @contextmanager
+    def request(self, node: str) -> Iterator[None]:
+        """Count a request for as long as it is open.
+
+        Raises
+        ------
+        Refused
+            There are too many.
+        """
+        self.spend(node, 0, requests=1)
+        if self._open[node] >= self.limits.open_requests:
+            raise Refused(503, f"'{node}' has {self._open[node]} requests open")
+        self._open[node] += 1
+        try:
+            yield
+        finally:
+            self._open[node] -= 1
 
     def spend(self, node: str, size: int, requests: int = 0) -> None:
         """Count what a node sends.
@@ -115,9 +160,51 @@ class Allowance:
         self._requests[node] += requests
         self._bytes[node] += size
         if self._requests[node] > self.limits.requests_a_minute:
-            raise Refused(429, f"more than {self.limits.requests_a_minute} requests a minute")
+            most = f"{self.limits.requests_a_minute} requests"
+            raise Refused(TRY_LATER, f"'{node}' sends more than {most} a minute")
         if self._bytes[node] > self.limits.bytes_a_minute:
-            raise Refused(429, f"more than {self.limits.bytes_a_minute} bytes a minute")
+            most = f"{self.limits.bytes_a_minute} bytes"
+            raise Refused(TRY_LATER, f"'{node}' sends more than {most} a minute")
+
+
+class Owners:
+    """Which nodes messages, and what belongs to them, were given to.
+
+    Flower asks who a node is, not whether a message is its own; who knows a message's number could
+    read or remove it. What the gate has not seen (it was started again) is let through.
+    """
+
+    def __init__(self) -> None:
+        self._of: OrderedDict[str, set[str]] = OrderedDict()
+
+    def note(self, node: str, answer: PullMessagesResponse) -> None:
+        """Note what a node is given."""
+        for message in answer.messages_list:
+            self._add(node, message.metadata.message_id)
+        for tree in answer.message_object_trees:
+            self._add_tree(node, tree)
+
+    def check(self, node: str, thing: str) -> None:
+        """See whether something is a node's own.
+
+        Raises
+        ------
+        Refused
+            It was given to others.
+        """
+        if node not in self._of.get(thing, {node}):
+            raise Refused(403, f"'{node}' asks for what was given to others")
+
+    def _add_tree(self, node: str, tree: ObjectTree) -> None:
+        self._add(node, tree.object_id)
+        for child in tree.children:
+            self._add_tree(node, child)
+
+    def _add(self, node: str, thing: str) -> None:
+        self._of.setdefault(thing, set()).add(node)
+        self._of.move_to_end(thing)
+        if len(self._of) > REMEMBERED:
+            self._of.popitem(last=False)
 
 
 class Gate:
@@ -136,8 +223,10 @@ class Gate:
         self.folder = folder
         self.client = client
         self.allowance = Allowance(limits)
-        self._known: dict[str, str] = {}
+        self.owners = Owners()
+        self._known: dict[str, Registered] = {}
         self._read_at = -1.0
+        self._lines, self._lines_since = 0, time.monotonic()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -145,18 +234,28 @@ class Gate:
             return
         try:
             if (scope["method"], scope["path"]) == ("GET", "/health"):
-                answer = await self.client.get("/health")
-            else:
-                answer = await self._passed(scope, receive)
+                await _answered(send, 200, {}, b"")
+                return
+            answer = await self._passed(scope, receive)
         except Refused as error:
             caller = scope.get("client") or ("?", 0)
-            log.warning("refused %s from %s: %s", scope["path"][:100], caller[0], error)
+            self._say("refused %r from %s: %s", scope["path"][:100], caller[0], error)
             await _answered(send, error.status, {}, json.dumps({"detail": str(error)}).encode())
         except httpx.HTTPError as error:
-            log.warning("the SuperLink did not answer: %r", error)
-            await _answered(send, 503, {}, b"")
+            self._say("the SuperLink did not answer: %r", error)
+            await _answered(send, TRY_LATER, {}, b"")
         else:
             await _answered(send, answer.status_code, answer.headers, answer.content)
+
+    def _say(self, text: str, *values: object) -> None:
+        """Write a line; not so many that they fill the disk."""
+        if time.monotonic() - self._lines_since > WINDOW_SECONDS:
+            self._lines, self._lines_since = 0, time.monotonic()
+        self._lines += 1
+        if self._lines <= LINES_A_WINDOW:
+            log.warning(text, *values)
+        elif self._lines == LINES_A_WINDOW + 1:
+            log.warning("more lines than %d a minute are left out", LINES_A_WINDOW)
 
     async def _passed(self, scope: Scope, receive: Receive) -> httpx.Response:
         path = scope["path"]
@@ -166,13 +265,39 @@ class Gate:
             key.decode("latin-1"): value.decode("latin-1") for key, value in scope["headers"]
         }
         node = self._authenticated(headers)
-        self.allowance.spend(node, 0, requests=1)
-        body = await self._body(node, receive)
-        passed = {key: value for key, value in headers.items() if key not in HOP}
-        return await self.client.post(path, content=body, headers=passed)
+        with self.allowance.request(node.name):
+            try:
+                body = await asyncio.wait_for(self._body(node.name, receive), BODY_SECONDS)
+            except TimeoutError:
+                raise Refused(408, f"'{node.name}' was silent in mid-request") from None
+            self._check(node, path, body)
+            kept = {k: v for k, v in headers.items() if _is_passed(k)}
+            answer = await self.client.post(path, content=body, headers=kept)
+        if path == PULL and answer.status_code == 200:
+            self.owners.note(node.name, PullMessagesResponse.FromString(answer.content))
+        return answer
 
-    def _authenticated(self, headers: Mapping[str, str]) -> str:
-        """Return the name of the node that signed a request.
+    def _check(self, node: Registered, path: str, body: bytes) -> None:
+        """See that a node speaks for itself, answers what it was asked, and takes what is its own.
+
+        Raises
+        ------
+        Refused
+            If not.
+        """
+        try:
+            if path == PUSH:
+                _check_answer(node, PushMessagesRequest.FromString(body))
+            elif path == CONFIRM:
+                asked = ConfirmMessageReceivedRequest.FromString(body)
+                self.owners.check(node.name, asked.message_object_id)
+            elif path == PULL_OBJECT:
+                self.owners.check(node.name, PullObjectRequest.FromString(body).object_id)
+        except DecodeError as error:
+            raise Refused(400, f"'{node.name}' sends what is no request") from error
+
+    def _authenticated(self, headers: Mapping[str, str]) -> Registered:
+        """Return the node that signed a request.
 
         Raises
         ------
@@ -180,28 +305,38 @@ class Gate:
             Nobody did who is registered.
         """
         try:
-            key = b64decode(headers[FLEET_HTTP_PUBLIC_KEY_HEADER], validate=True)
-            signature = b64decode(headers[FLEET_HTTP_SIGNATURE_HEADER], validate=True)
-            stamp = headers[TIMESTAMP_HEADER]
+            key, stamp, signature = (headers[name] for name in AUTHENTICATION)
+            public = b64decode(key, validate=True)
+            node = self._registered().get(fingerprint_of(public))
+            if node is None:
+                raise Refused(
+                    401, "this node is not registered; send its public key to the organiser"
+                )
             age = (datetime.now(UTC) - datetime.fromisoformat(stamp)).total_seconds()
-            signed = verify_signature(bytes_to_public_key(key), stamp.encode("ascii"), signature)
+            signed = verify_signature(
+                bytes_to_public_key(public),
+                stamp.encode("ascii"),
+                b64decode(signature, validate=True),
+            )
         except (KeyError, ValueError, TypeError) as error:
             raise Refused(401, "not signed by a node") from error
-        name = self._registered().get(fingerprint_of(key))
-        if not signed or name is None:
-            raise Refused(401, "this node is not registered; send its public key to the organiser")
-        if abs(age) > TIMESTAMP_TOLERANCE:
+        if not signed:
+            raise Refused(401, "not signed by a node")
+        # The SuperLink's own bounds, which it keeps without a word.
+        if not -SYSTEM_TIME_TOLERANCE < age < TIMESTAMP_TOLERANCE:
+            way = "ahead of" if age < 0 else "behind"
             raise Refused(
-                401, f"the clock of '{name}' is {age:+.0f} s off the organiser's; set the clock"
+                401,
+                f"the clock of '{node.name}' is {abs(age):.0f} s {way} the organiser's; set it",
             )
-        return name
+        return node
 
-    def _registered(self) -> Mapping[str, str]:
-        """Return the registered nodes' names by fingerprint, as the roster has them now."""
+    def _registered(self) -> Mapping[str, Registered]:
+        """Return the registered nodes by fingerprint, as the roster has them now."""
         path = self.folder / ROSTER
         changed = path.stat().st_mtime if path.exists() else 0.0
         if changed != self._read_at:
-            self._known = {entry.fingerprint: entry.name for entry in registered(self.folder)}
+            self._known = {entry.fingerprint: entry for entry in registered(self.folder)}
             self._read_at = changed
         return self._known
 
@@ -223,10 +358,26 @@ class Gate:
                 return b"".join(parts)
 
 
+def _is_passed(header: str) -> bool:
+    return header in PASSED or header.startswith("flwr-")
+
+
+def _check_answer(node: Registered, pushed: PushMessagesRequest) -> None:
+    """See that what a node sends is an answer, and in its own name.
+
+    Without this, one node could send others what looks like the organiser's.
+    """
+    for message in pushed.messages_list:
+        if not message.metadata.reply_to_message_id:
+            raise Refused(403, f"'{node.name}' sends what is no answer")
+        if message.metadata.src_node_id != node.node:
+            raise Refused(403, f"'{node.name}' speaks for another")
+    if pushed.node.node_id != node.node:
+        raise Refused(403, f"'{node.name}' speaks for another")
+
+
 async def _answered(send: Send, status: int, headers: Mapping[str, str], body: bytes) -> None:
-    # The body is as the client has decoded it.
-    dropped = {*HOP, "content-encoding", "date", "server"}
-    kept = [(k.encode(), v.encode()) for k, v in headers.items() if k.lower() not in dropped]
+    kept = [(k.encode(), v.encode()) for k, v in headers.items() if k.lower() in RETURNED]
     kept.append((b"content-length", str(len(body)).encode()))
     await send({"type": "http.response.start", "status": status, "headers": kept})
     await send({"type": "http.response.body", "body": body})
@@ -242,7 +393,8 @@ def main() -> None:
     client = httpx.AsyncClient(
         base_url=f"https://{LOOPBACK}:{settings['superlink']}",
         verify=trust,
-        timeout=TIMEOUT_SECONDS,
+        timeout=ANSWER_SECONDS,
+        limits=httpx.Limits(max_connections=CONNECTIONS),
         trust_env=False,
     )
     uvicorn.run(
@@ -254,4 +406,8 @@ def main() -> None:
         log_level="warning",
         access_log=False,
         lifespan="off",
+        # With bounds on headers, and without what nodes do not need.
+        http="h11",
+        ws="none",
+        limit_concurrency=CONNECTIONS,
     )

@@ -9,6 +9,7 @@ from typing import Self
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from clients.node import Server
 from clients.protocol import code_fingerprint
 from models.errors import RequestError
 from models.files import write_atomically
@@ -32,7 +33,7 @@ class Invitation(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    server: str
+    server: Server
     certificate: str
     code: str
     versions: dict[str, str]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
-from clients.node import NODE, NodeConfig
-from models.errors import RequestError
+from clients.node import NODE, NodeConfig, System, check_name
+from models.errors import RequestError, unknown
 from models.files import write_atomically
 from simulations.deployment import authority
 from simulations.deployment.invitation import Invitation
@@ -15,7 +16,7 @@ from simulations.programs.calling import LOOPBACK, SUPERNODE, environment_of, fr
 
 SETTINGS = "node.yaml"
 START_SECONDS = 60.0
-READY = "Starting Flower SuperNode"
+READY = "SuperNode ID:"
 
 TEMPLATE = """\
 # A node of Pudica. What is said here wins over what the organiser asks for.
@@ -98,6 +99,9 @@ class Kit:
         RequestError
             There is something already.
         """
+        check_name(name)
+        if systems not in get_args(System):
+            raise unknown("system", systems, get_args(System))
         folder = folder.absolute()
         if folder.exists() and any(folder.iterdir()):
             raise RequestError(f"{folder} is not empty; choose another name or --folder")
@@ -131,7 +135,14 @@ class Kit:
         authority.check_certificate(self.config.certificate)
         authority.check_secret(self.config.private_key)
         self.programs.start("supernode", [*SUPERNODE, *self.arguments()])
-        self.programs.wait("supernode", READY, START_SECONDS)
+        try:
+            self.programs.wait("supernode", READY, START_SECONDS)
+        except RequestError as error:
+            self.down()
+            raise RequestError(
+                f"{error}\nIs this node registered, and the organiser's server up? "
+                "`pudica node check node.yaml` says more"
+            ) from error
 
     def arguments(self) -> list[str]:
         """Return how `flower-supernode` is called."""

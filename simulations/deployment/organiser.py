@@ -13,7 +13,7 @@ import tomli_w
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from clients.node import Name
+from clients.node import check_name
 from models.errors import RequestError
 from models.files import write_atomically
 from simulations.deployment import authority
@@ -30,7 +30,8 @@ from simulations.programs.calling import (
     free_port,
     healthy,
 )
-from simulations.programs.submission import Submission
+from simulations.programs.submission import FlowerRunFailed, Submission, close_record
+from simulations.runner import resumed
 from strategies.app import new_directory
 from strategies.experiment import Experiment
 from strategies.loading import load_experiment
@@ -61,10 +62,6 @@ class OrganiserConfig(BaseModel):
     port: int = Field(ge=1, le=65535)
     superlink: int = Field(ge=1, le=65535)
     limits: dict[str, int] = {}
-
-
-class _Named(BaseModel):
-    name: Name
 
 
 class Organiser:
@@ -139,8 +136,7 @@ class Organiser:
             A port is taken, a certificate does not hold, or they do not come up.
         """
         authority.check_certificate(self.folder / "server.crt")
-        for secret in ("ca.key", "server.key"):
-            authority.check_secret(self.folder / secret)
+        authority.check_secret(self.folder / "server.key")
         self._connect()
         self.programs.start("superlink", [*SUPERLINK, *self.superlink_arguments()])
         self._wait("superlink", self.config.superlink)
@@ -239,12 +235,7 @@ class Organiser:
         RequestError
             The key is none, or known already; so is the name; or the SuperLink is not up.
         """
-        try:
-            _Named(name=name)
-        except ValidationError as error:
-            raise RequestError(
-                f"--name '{name}': letters, digits, spaces, . ( ) - and _, at most 80"
-            ) from error
+        check_name(name)
         fingerprint = authority.fingerprint(public)
         for known in self.nodes:
             if known.name == name:
@@ -288,8 +279,10 @@ class Organiser:
         if not names:
             raise RequestError("no node is registered; `pudica deploy register PUBLIC_KEY`")
         if resume:
-            experiment = load_experiment(str((resume / "experiment.yaml").absolute()), [])
-            return experiment, resume.absolute(), []
+            experiment, directory = resumed(source, overrides, resume)
+            if not directory.is_relative_to(self.folder):
+                raise RequestError(f"--resume: {resume} is no run of {self.folder}")
+            return experiment, directory, []
         if source is None:
             raise RequestError("say which experiment: pudica deploy run NAME")
         settings = load_experiment(source, []).deployed(names)
@@ -298,6 +291,7 @@ class Organiser:
         if "client.timeout" not in given:
             settings.append(f"client.timeout={ANSWER_SECONDS}")
         experiment = load_experiment(source, [*settings, *overrides])
+        _check_cases(experiment, settings)
         experiment.check()
         return experiment, new_directory(self.folder / "results", experiment), settings
 
@@ -323,8 +317,39 @@ class Organiser:
         }
         app = self.flower / "app"
         stage(app, config)
-        Submission(self.programs.run, self._still_up, app, directory).run()
+        submission = Submission(self.programs.run, self._still_up, app, directory)
+        try:
+            submission.run()
+        except KeyboardInterrupt:
+            submission.stop()
+            close_record(directory, "interrupted", "stopped from the keyboard")
+            raise
+        except FlowerRunFailed as error:
+            close_record(directory, "failed", str(error))
+            raise
 
     def _still_up(self) -> None:
         for name in self.PROGRAMS:
             self.programs.check(name)
+
+
+def _check_cases(experiment: Experiment, settings: list[str]) -> None:
+    """See that no case undoes what a deployment sets.
+
+    Raises
+    ------
+    RequestError
+        One does.
+    """
+    section = getattr(experiment, experiment.system)
+    for case, changes in getattr(section, "cases", {}).items():
+        for key in changes:
+            full = f"{experiment.system}.{key}"
+            for setting in settings:
+                name = setting.partition("=")[0]
+                if full == name or full.startswith(f"{name}.") or name.startswith(f"{full}."):
+                    raise RequestError(
+                        f"case '{case}' sets {key}, which a deployment sets to "
+                        f"{setting.partition('=')[2]}; leave it out of the case, or give "
+                        f"--set {name}=… yourself"
+                    )

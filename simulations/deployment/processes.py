@@ -54,6 +54,7 @@ class Programs:
         """
         if (running := self.process(name)) is not None:
             raise RequestError(f"{name} runs already, process {running.pid}; `pudica deploy down`")
+        self.log(name).unlink(missing_ok=True)  # that of the last start
         started = self.run(self.log(name), *arguments)
         created = psutil.Process(started.pid).create_time()
         known = json.dumps({"pid": started.pid, "created": created})
@@ -103,7 +104,9 @@ class Programs:
         """End a program and what it has started; return whether it was there."""
         process = self.process(name)
         if process is not None:
-            family = [process, *process.children(recursive=True)]
+            family = [process]
+            with suppress(psutil.NoSuchProcess):
+                family += process.children(recursive=True)
             for signalled in ("terminate", "kill"):
                 for member in family:
                     with suppress(psutil.NoSuchProcess):

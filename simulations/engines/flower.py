@@ -15,7 +15,6 @@ run's directory is written there by the ServerApp itself.
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -23,13 +22,11 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 
 import tomli_w
 
 from models.errors import RequestError
-from models.files import write_atomically
 from simulations.engines.local import run_config
 from simulations.programs.bundle import stage
 from simulations.programs.calling import (
@@ -40,7 +37,7 @@ from simulations.programs.calling import (
     free_port,
     healthy,
 )
-from simulations.programs.submission import FlowerRunFailed, Submission, record
+from simulations.programs.submission import FlowerRunFailed, Submission, close_record
 from strategies.experiment import ClientConfig, Experiment
 
 START_SECONDS = 60.0
@@ -103,10 +100,10 @@ def run(experiment: Experiment, directory: Path) -> None:
             stage(home.app, run_config(experiment, directory, "flower"))
             Simulation(home, directory).run(shares)
     except KeyboardInterrupt:
-        _close_record(directory, "interrupted", "stopped from the keyboard")
+        close_record(directory, "interrupted", "stopped from the keyboard")
         raise
     except FlowerRunFailed as error:
-        _close_record(directory, "failed", str(error))
+        close_record(directory, "failed", str(error))
         raise
 
 
@@ -277,15 +274,3 @@ class Simulation:
         with self._submission.log.open("ab") as log:
             log.write(self._superlink_log.read_bytes())
         raise FlowerRunFailed(f"{what}:\n{self._submission.log_end()}")
-
-
-# ---------------------------------------------------------------------------- the record
-
-
-def _close_record(directory: Path, status: str, reason: str) -> None:
-    """Say how the run ended where its ServerApp can't any more."""
-    ended = record(directory)
-    if ended.get("status") == "running":
-        now = datetime.now(UTC).isoformat(timespec="seconds")
-        ended |= {"status": status, "reason": reason, "ended": now}
-        write_atomically(directory / "run.json", json.dumps(ended, indent=2).encode())

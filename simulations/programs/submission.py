@@ -7,9 +7,11 @@ import subprocess
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from models.files import write_atomically
 from simulations.programs.calling import CONNECTION, FLWR
 
 POLL_SECONDS = 0.5
@@ -51,6 +53,7 @@ class Submission:
         self._start = start
         self._check = check
         self._before = record(directory)
+        self._submitted: subprocess.Popen[bytes] | None = None
 
     def run(self, *options: str) -> None:
         """Run to the end.
@@ -72,6 +75,15 @@ class Submission:
             reason = self.log_end() if details in ("", "N/A") else details
             raise FlowerRunFailed(f"{reason} (status {status['status']}; see {self.log})")
 
+    def stop(self) -> None:
+        """Stop the run on the SuperLink, whoever else still waits for it."""
+        if self._submitted is not None:
+            self._submitted.terminate()
+            self._submitted.wait()
+        found = self._listed()
+        if not found["status"].startswith("finished"):
+            self._start(self.log, *FLWR, "stop", found["run-id"], CONNECTION).wait()
+
     def log_end(self) -> str:
         """Return the last lines of Flower's log."""
         lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()
@@ -86,7 +98,7 @@ class Submission:
     def _stream(self, options: tuple[str, ...]) -> None:
         """Submit the run, and keep its log until it ends."""
         command = ("run", str(self.app), CONNECTION, "--stream")
-        submitted = self._start(self.log, *FLWR, *command, *options)
+        submitted = self._submitted = self._start(self.log, *FLWR, *command, *options)
         while submitted.poll() is None and not self._own_reason():
             self._check()
             with suppress(subprocess.TimeoutExpired):
@@ -123,3 +135,12 @@ def record(directory: Path) -> dict[str, Any]:
     """Return the run's ``run.json``, empty if there is none yet."""
     path = directory / "run.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def close_record(directory: Path, status: str, reason: str) -> None:
+    """Say how the run ended where its ServerApp can't any more."""
+    ended = record(directory)
+    if ended.get("status") == "running":
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        ended |= {"status": status, "reason": reason, "ended": now}
+        write_atomically(directory / "run.json", json.dumps(ended, indent=2).encode())

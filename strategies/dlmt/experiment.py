@@ -46,7 +46,7 @@ class DlmtExperiment(Experiment):
 
     def deployed(self, nodes: list[str]) -> list[str]:
         """Return settings for real owners."""
-        return [f"dlmt.owners={len(nodes)}"]
+        return [f"dlmt.owners={len(nodes)}", "dlmt.measures=false"]
 
     def names(self) -> list[str]:
         """Return the owners' names, in the order of their partitions."""

@@ -18,7 +18,7 @@ from strategies.dlmt.config import DlmtConfig
 from strategies.dlmt.experiment import DlmtExperiment
 from strategies.exchange import Exchanges
 from strategies.joining import introduce, told
-from strategies.session import CaseSession, Member, Shape, agreed
+from strategies.session import CaseSession, Member, Shape
 
 Model = dict[str, np.ndarray]
 """A model as it travels, with what images are normalised by."""
@@ -85,9 +85,9 @@ class Session(CaseSession):
             self.exchanges.reject(name, "has no training images; it is left out")
             del joined[name], self.exchanges.nodes[name]
         self.need(len(joined))
-        self.image, self.classes, self.span = agreed(joined)
-        for name, member in joined.items():
-            self.recorder.met_key(f"{name}/{self.case}", member.key)
+        self.image, self.classes, self.span = self.settled(joined)
+        self.need(len(joined))
+        self.met(joined, f"/{self.case}")
         self.owners = joined
 
     def normalise(self) -> None:
@@ -123,13 +123,13 @@ class Session(CaseSession):
         return counts
 
     def _assignments(self) -> dict[str, OwnerAssignment]:
-        settings, data = self.settings, self.experiment.data
+        settings = self.settings
         # Each owner's images are normalised by what all owners together say.
         changes = {"normalize": "none", "partition": settings.partition}
         examiner = self._examiner()
         return {
             name: OwnerAssignment(
-                **{**own, "data": data.model_copy(update=changes)},
+                **{**own, "data": own["data"].model_copy(update=changes)},
                 case=self.case,
                 shield=settings.shield,
                 key=settings.key,

@@ -18,7 +18,7 @@ from strategies.exchange import Exchanges
 from strategies.facemix.config import FacemixConfig
 from strategies.facemix.experiment import FacemixExperiment
 from strategies.joining import introduce, told
-from strategies.session import CaseSession, Member, agreed
+from strategies.session import CaseSession, Member
 
 
 class Session(CaseSession):
@@ -65,19 +65,15 @@ class Session(CaseSession):
         Raises
         ------
         RuntimeError
-            Edges with images of another shape than the model's, or too few of them.
+            Too few edges with images that the model is for.
         """
         self.exchanges.forgive()
         self.exchanges.dropouts.clear()
         joined = introduce(self.exchanges, self._assignments(), self._introduced)
         self.need(len(joined))
-        image, _, _ = agreed(joined)
-        if image != self.data.shape:
-            sizes = ["x".join(map(str, shape)) for shape in (image, self.data.shape)]
-            raise RuntimeError(f"the edges hold images of {sizes[0]}, the model is for {sizes[1]}")
+        self.met(joined)
         group = group_of(self.settings.around)
         for name, member in joined.items():
-            self.recorder.met_key(name, member.key)
             if member.test < group:
                 few = f"{member.test} images, fewer than a group of {group}"
                 self.recorder.event(f"{name} asks about {few}: its mixtures hide less")
@@ -89,7 +85,11 @@ class Session(CaseSession):
                 f"has {words['attributes']} attributes, the model answers "
                 f"{len(self.data.attributes)}"
             )
-        return Member.introduced(words)
+        member = Member.introduced(words)
+        if member.shape != self.data.shape:
+            sizes = ["x".join(map(str, shape)) for shape in (member.shape, self.data.shape)]
+            raise ValueError(f"holds images of {sizes[0]}, the model is for {sizes[1]}")
+        return member
 
     def _assignments(self) -> dict[str, InferenceAssignment]:
         settings = self.settings

@@ -15,7 +15,7 @@ from models.compute import Compute
 from models.randomness import derive
 from strategies.exchange import Exchanges
 from strategies.joining import introduce, told
-from strategies.session import CaseSession, Member, agreed
+from strategies.session import CaseSession, Member
 from strategies.split.config import SplitConfig
 from strategies.split.costs import Costs
 from strategies.split.experiment import SplitExperiment
@@ -83,7 +83,9 @@ class Session(CaseSession):
         turns = {name: turn(name) for name in self.experiment.names()}
         joined = introduce(self.exchanges, self._assignments(), Member.introduced, turns)
         self.need(len(joined))
-        self.image, self.classes, _ = agreed(joined)
+        self.image, self.classes, _ = self.settled(joined)
+        self.need(len(joined))
+        self.met(joined)
         for name, member in joined.items():
             self._meet(name, member)
         nodes = self.exchanges.nodes
@@ -94,7 +96,6 @@ class Session(CaseSession):
         if not member.train:
             self.exchanges.reject(name, "has no training data; it is left out")
             return
-        self.recorder.met_key(name, member.key)
         self.devices[name] = member
 
     def _assignments(self) -> dict[str, EdgeAssignment]:

@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 import models
 from clients.assignments import OWN, ParticipantConfig
 from clients.data import Splits
-from models.custom import SUFFIX
+from models.custom import PREFIX, SUFFIX
 from models.errors import RequestError
 from models.files import absolute
 from models.training import TrainingConfig
@@ -44,7 +44,11 @@ class ThemisExperiment(Experiment):
         One that the experiment does not name brings a model of its own. Each epoch of the noise
         generator is one visit; the test set leaves in no other way than behind secret noise.
         """
-        known = {p.name: p.model_dump(mode="json", exclude_none=True) for p in self.participants}
+        known = {
+            p.name: p.model_dump(mode="json", exclude_none=True)
+            for p in self.participants
+            if not p.weights and not p.model.startswith(PREFIX) and not p.model.endswith(SUFFIX)
+        }
         playing = [known.get(name, {"model": OWN, "name": name}) for name in nodes]
         return [
             f"participants={json.dumps(playing)}",

@@ -6,22 +6,32 @@ from clients import protocol
 from clients.assignments import ParticipantAssignment
 from models.randomness import derive
 from strategies.joining import gather, introduce, told
+from strategies.roster import home
 from strategies.themis.organiser import Organiser
 
 
 def join(organiser: Organiser) -> None:
-    """Wait for the nodes, check their code, give each its participant, check their data.
+    """Wait for the nodes, give each its participant, leave out who has other code or data.
 
     Raises
     ------
     RuntimeError
-        Too few nodes, or a node with other code or other data than the organiser.
+        Too few nodes.
     """
     exchanges = organiser.exchanges
     names, minimum = organiser.experiment.names(), organiser.settings.min_participants
+    if home() and not organiser.data.own_test:
+        organiser.recorder.event(
+            "a rehearsal: the test set is no split of its own (data.split: own), so participants "
+            "hold its images and labels too"
+        )
     exchanges.nodes = gather(exchanges, names, minimum)
     for name, words in introduce(exchanges, _assignments(organiser), dict).items():
-        _check_data(organiser, name, words)
+        if problem := _other_data(organiser, words):
+            exchanges.reject(name, problem)
+            del exchanges.nodes[name]
+        else:
+            organiser.recorder.met_key(name, organiser.data.key)
     exchanges.need(minimum, len(exchanges.nodes), protocol.JOIN)
 
 
@@ -42,17 +52,18 @@ def _assignments(organiser: Organiser) -> dict[str, ParticipantAssignment]:
     }
 
 
-def _check_data(organiser: Organiser, name: str, words: dict[str, protocol.Scalar]) -> None:
+def _other_data(organiser: Organiser, words: dict[str, protocol.Scalar]) -> str:
+    """Return in which way a participant's data are others than the organiser's, if they are."""
     own = organiser.data
     if words.get("key") != own.key:
-        raise RuntimeError(
-            f"{name} disguises its images with the key {words.get('key') or '(none)'}, the "
-            f"organiser with {own.key or '(none)'}; give both the same"
+        return (
+            f"it disguises its images with the key {words.get('key') or '(none)'}, the organiser "
+            f"with {own.key or '(none)'}; give both the same"
         )
-    organiser.recorder.met_key(name, own.key)
     if words.get("fingerprint") != own.fingerprint:
-        raise RuntimeError(
-            f"{name} holds other data than the organiser: {words.get('classes')} classes of shape "
+        return (
+            f"it holds other data than the organiser: {words.get('classes')} classes of shape "
             f"{words.get('shape')} against {own.num_classes} of shape "
             f"{'x'.join(map(str, own.shape))}; give both the same data set"
         )
+    return ""

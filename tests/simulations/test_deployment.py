@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import ssl
 import stat
@@ -98,6 +99,36 @@ def test_nothing_that_nodes_may_not_know_is_in_the_bundle(
     assert "4711" in (organiser.folder / config["experiment"]).read_text()
 
 
+def test_certificates_hold_by_the_strictest_rules(organiser: Organiser) -> None:
+    """Those of Python 3.13, and those of a server that is reached by number or name."""
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    server.load_cert_chain(organiser.folder / "server.crt", organiser.folder / "server.key")
+    trust = ssl.create_default_context(cafile=organiser.folder / "ca.crt")
+    trust.verify_flags |= ssl.VERIFY_X509_STRICT | ssl.VERIFY_X509_PARTIAL_CHAIN
+    for name in (LOOPBACK, "localhost"):
+        ways = [ssl.MemoryBIO() for _ in "1234"]
+        there = trust.wrap_bio(ways[0], ways[1], server_hostname=name)
+        here = server.wrap_bio(ways[2], ways[3], server_side=True)
+        for _ in range(4):
+            for end, out, to in ((there, ways[1], ways[2]), (here, ways[3], ways[0])):
+                with contextlib.suppress(ssl.SSLWantReadError):
+                    end.do_handshake()
+                to.write(out.read())
+        assert there.version() == "TLSv1.3"
+        assert there.getpeercert()
+
+
+def test_cases_may_not_undo_what_a_deployment_sets(
+    organiser: Organiser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Organiser, "is_up", lambda self: True)
+    monkeypatch.setattr(Organiser, "nodes", [Registered("ann", 1, "", "")])
+    weak = ["split.cases={weak: {noise: seeded}}"]
+    with pytest.raises(RequestError, match="case 'weak' sets noise, which a deployment sets to"):
+        organiser.prepare("split-digits", weak, None)
+    assert organiser.prepare("split-digits", [*weak, "split.noise=secret"], None)
+
+
 def test_a_server_is_known_by_its_authority_alone(organiser: Organiser, tmp_path: Path) -> None:
     other = Organiser.init(tmp_path / "other", LOOPBACK, free_port())
     certificate = x509.load_pem_x509_certificate((organiser.folder / "server.crt").read_bytes())
@@ -124,7 +155,7 @@ def test_each_name_and_each_key_once(
         organiser.register(kit.public, "ann")
     with pytest.raises(RequestError, match="this key is registered already, as 'ann'"):
         organiser.register(kit.public, "bob")
-    with pytest.raises(RequestError, match=r"--name '\.\./x'"):
+    with pytest.raises(RequestError, match=r"the name '\.\./x'"):
         organiser.register(kit.public, "../x")
     (tmp_path / "no.pub").write_text("ssh-rsa nonsense")
     with pytest.raises(RequestError, match="holds no public key"):
@@ -186,20 +217,19 @@ def participant(model: str = "own") -> ParticipantAssignment:
     )
 
 
-def edge(**shield: Any) -> EdgeAssignment:
-    return EdgeAssignment(
-        **told(),
-        case="main",
-        model="cnn-tiny",
-        cut="2",
-        fronts="average",
-        shield=configured(shield),
-        noise="secret",
-        seed=1,
-        batch_size=8,
-        wire="float32",
-        optimizer=OptimizerConfig(),
-    )
+def edge(shield: dict[str, Any], **settings: Any) -> EdgeAssignment:
+    asked = {
+        "case": "main",
+        "model": "cnn-tiny",
+        "cut": "2",
+        "fronts": "private",
+        "seed": 1,
+        "noise": "secret",
+        "batch_size": 8,
+        "wire": "float32",
+        "optimizer": OptimizerConfig(),
+    }
+    return EdgeAssignment(**told(), **{**asked, **settings}, shield=configured(shield))
 
 
 def node(tmp_path: Path, **settings: Any) -> NodeConfig:
@@ -215,6 +245,20 @@ def test_an_own_model_wins_and_one_must_be_named(tmp_path: Path) -> None:
         node(tmp_path).agreed(participant())
 
 
+def test_the_organiser_says_neither_which_files_are_read_nor_which_column_counts(
+    tmp_path: Path,
+) -> None:
+    theirs = DataConfig(name="parquet", path=Path("/home/ann"), label="income", download=True)
+    asked = participant("mlp").model_copy(update={"data": theirs})
+    open_ = node(tmp_path).agreed(asked).data
+    assert (open_.path, open_.download, open_.label) == (None, False, "income")
+    own = {"name": "parquet", "path": "mine"}
+    assert node(tmp_path, data=own).agreed(asked).data.label is None
+    brought = ParticipantConfig(model="mlp", name="ann", weights=Path("/theirs"))
+    asked = asked.model_copy(update={"participant": brought})
+    assert node(tmp_path).agreed(asked).participant.weights is None  # type: ignore[union-attr]
+
+
 def test_own_images_are_wholly_ones_own(tmp_path: Path) -> None:
     own = node(tmp_path, data={"name": "image-folder", "path": "mine"}, model="mlp")
     agreed = own.agreed(participant())
@@ -226,15 +270,30 @@ def test_own_images_are_wholly_ones_own(tmp_path: Path) -> None:
 def test_a_device_sends_nothing_but_behind_the_shield_it_names(tmp_path: Path) -> None:
     laplace = {"name": "batch-norm-laplace", "epsilon": 5.0, "sensitivity": "experiments"}
     own = node(tmp_path, systems=["split"], shield={"name": laplace["name"], "epsilon": 5.0})
-    assert own.agreed(edge(**laplace))
+    assert own.agreed(edge(laplace))
     for weaker in ({**laplace, "epsilon": 50.0}, {"name": "none"}):
         with pytest.raises(RuntimeError, match="sends nothing but behind"):
-            own.agreed(edge(**weaker))
+            own.agreed(edge(weaker))
+    for key, value in {"noise": "seeded", "plain_to_cloud": True, "fronts": "average"}.items():
+        with pytest.raises(RuntimeError, match=f"wants {key.removesuffix('s')}"):
+            own.agreed(edge(laplace, **{key: value}))
+    more = node(
+        tmp_path,
+        systems=["split"],
+        shield={"name": laplace["name"]},
+        releases=3,
+        cut="2",
+        fronts=["average"],
+    )
+    limited = more.agreed(edge(laplace, fronts="average", release_limit=9))
+    assert limited.release_limit == 3  # type: ignore[union-attr]
+    with pytest.raises(RuntimeError, match="wants cut: 0"):
+        more.agreed(edge(laplace, fronts="average", cut="0"))
     with pytest.raises(RuntimeError, match="set shield in node"):
-        node(tmp_path, systems=["split"]).agreed(edge(**laplace))
-    assert node(tmp_path, systems=["split"], trust_organiser=True).agreed(edge(name="none"))
+        node(tmp_path, systems=["split"]).agreed(edge(laplace))
+    assert node(tmp_path, systems=["split"], trust_organiser=True).agreed(edge({"name": "none"}))
     with pytest.raises(RuntimeError, match="takes part in themis, not in split"):
-        node(tmp_path).agreed(edge(name="none"))
+        node(tmp_path).agreed(edge({"name": "none"}))
 
 
 @pytest.mark.parametrize(
@@ -245,6 +304,8 @@ def test_a_device_sends_nothing_but_behind_the_shield_it_names(tmp_path: Path) -
         ({"server": "somewhere"}, "server"),
         ({"name": "../x"}, "name"),
         ({"mixing": 1}, "mixing"),
+        ({"shield": {"name": "clipped-gaussian"}}, "shield"),
+        ({"shield": {"name": "batch-norm-laplace", "sigma": 1}}, "shield"),
         ({"modle": "mlp"}, "modle"),
     ],
 )
@@ -348,6 +409,12 @@ def test_a_port_that_is_taken_is_named(organiser: Organiser) -> None:
 # ------------------------------------------------------------------------ all of it
 
 
+def _family(*folders: Organiser | Kit) -> list[psutil.Process]:
+    started = [folder.programs.process(name) for folder in folders for name in folder.PROGRAMS]
+    assert all(started)
+    return [p for one in started if one for p in (one, *one.children(recursive=True))]
+
+
 SHORT = (
     *("training.epochs=2", "themis.epochs=1", "themis.examiner=null"),
     *("themis.release.secret=false", "themis.release.draws=2"),
@@ -367,6 +434,7 @@ def test_three_nodes_over_tls_make_the_table_that_one_process_makes(tmp_path: Pa
             kits.append(Kit.make(tmp_path / name, name, invitation))
             organiser.register(kits[-1].public, name)
             kits[-1].up()
+        processes = _family(organiser, *kits)
         trust = ssl.create_default_context(cafile=organiser.folder / "ca.crt")
         outside = httpx.Client(
             base_url=f"https://{LOOPBACK}:{organiser.config.port}", verify=trust, trust_env=False
@@ -380,7 +448,7 @@ def test_three_nodes_over_tls_make_the_table_that_one_process_makes(tmp_path: Pa
     finally:
         for ended in (*kits, organiser):
             ended.down()
-    assert not any(kit.programs.process("supernode") for kit in kits)
+    assert not any(process.is_running() for process in processes)
     inprocess.run(experiment, tmp_path / "here" / directory.name)
     deployed, here = (
         analysis.load(run).drop(columns="run")
