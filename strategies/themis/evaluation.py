@@ -113,10 +113,9 @@ class Evaluation:
         for variant in VARIANTS:
             names = of_variant(contestants, variant)
             requests = dict.fromkeys(names, self.organiser.request(variant, seed=seed))
-            replies = self.organiser.exchanges.ask(protocol.DENSITY, requests, protocol.numbers_of)
-            for node, metrics in replies.items():
-                for key in ("mean", "variance"):
-                    value = metrics.get(key, float("nan"))
+            replies = self.organiser.exchanges.ask(protocol.DENSITY, requests, _density)
+            for node, density in replies.items():
+                for key, value in density.items():
                     self.recorder.log("density", key, value, node=names[node])
         self.recorder.finish("densities")
 
@@ -185,3 +184,9 @@ def right_predictions(content: RecordDict, labels: np.ndarray) -> int:
     if predictions.shape != labels.shape:
         raise ValueError(f"predictions of shape {predictions.shape} for {len(labels)} images")
     return int((predictions == labels).sum())
+
+
+def _density(content: RecordDict) -> dict[str, float]:
+    """Return what a participant says that its model has in mind."""
+    numbers = protocol.numbers_of(content)
+    return {key: numbers[key] for key in ("mean", "variance")}
