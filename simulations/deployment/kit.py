@@ -15,7 +15,7 @@ from simulations.deployment.processes import Programs
 from simulations.programs.calling import LOOPBACK, SUPERNODE, environment_of, free_port
 
 SETTINGS = "node.yaml"
-START_SECONDS = 60.0
+START_SECONDS = 20.0
 READY = "SuperNode ID:"
 
 TEMPLATE = """\
@@ -136,13 +136,16 @@ class Kit:
         authority.check_secret(self.config.private_key)
         self.programs.start("supernode", [*SUPERNODE, *self.arguments()])
         try:
-            self.programs.wait("supernode", READY, START_SECONDS)
+            ready = self.programs.wait("supernode", READY, START_SECONDS)
         except RequestError as error:
-            self.down()
             raise RequestError(
-                f"{error}\nIs this node registered, and the organiser's server up? "
-                "`pudica node check node.yaml` says more"
+                f"{error}\nIs this node registered? `pudica node check node.yaml` says more"
             ) from error
+        if not ready:
+            self.programs.told(
+                f"{self.config.server} does not answer yet; the node goes on trying until "
+                "`pudica deploy down`"
+            )
 
     def arguments(self) -> list[str]:
         """Return how `flower-supernode` is called."""

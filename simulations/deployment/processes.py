@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -14,7 +13,7 @@ import psutil
 
 from models.errors import RequestError
 from models.files import write_atomically
-from simulations.programs.calling import spelled
+from simulations.programs.calling import begun, spelled
 
 END_SECONDS = 15.0
 
@@ -63,27 +62,9 @@ class Programs:
     def run(
         self, log: Path, *arguments: str, output: Path | None = None
     ) -> subprocess.Popen[bytes]:
-        """Start a program, out of reach of the terminal's Ctrl-C.
-
-        Parameters
-        ----------
-        log : Path
-        *arguments : str
-            Of Python.
-        output : Path or None
-            Where its standard output goes instead.
-        """
+        """Start a program that ends by itself; see :func:`begun`."""
         self.told(spelled(arguments))
-        with log.open("ab") as errors, (output or log).open("ab") as standard:
-            return subprocess.Popen(
-                [sys.executable, "-P", *arguments],
-                cwd=self.folder,
-                env=self.environment,
-                stdin=subprocess.DEVNULL,
-                stdout=standard,
-                stderr=errors,
-                start_new_session=True,
-            )
+        return begun(arguments, self.folder, self.environment, log, output)
 
     def log(self, name: str) -> Path:
         """Return where a program writes to."""
@@ -120,20 +101,21 @@ class Programs:
         text = self.log(name).read_text(encoding="utf-8", errors="replace")
         return "\n".join([line for line in text.splitlines() if line.strip()][-lines:])
 
-    def wait(self, name: str, ready: str, seconds: float) -> None:
-        """Wait until a program has written a word.
+    def wait(self, name: str, ready: str, seconds: float) -> bool:
+        """Wait until a program has written a word; return whether it has.
 
         Raises
         ------
         RequestError
-            It has ended, or did not write it in time; with its last lines.
+            It has ended; with its last lines.
         """
         deadline = time.monotonic() + seconds
         while ready not in self.log(name).read_text(encoding="utf-8", errors="replace"):
             self.check(name)
             if time.monotonic() > deadline:
-                raise RequestError(f"{name} is not ready after {seconds:g} s:\n{self.end_of(name)}")
+                return False
             time.sleep(0.1)
+        return True
 
     def check(self, name: str) -> None:
         """See that a program is there.

@@ -33,6 +33,7 @@ from simulations.programs.calling import (
     CONNECTION,
     LOOPBACK,
     SUPERLINK,
+    begun,
     environment_of,
     free_port,
     healthy,
@@ -168,27 +169,8 @@ class Home:
     def start(
         self, log: Path, *command: str, output: Path | None = None
     ) -> subprocess.Popen[bytes]:
-        """Start one of Flower's commands, out of reach of the terminal's Ctrl-C.
-
-        Parameters
-        ----------
-        log : Path
-            Where it writes to.
-        *command : str
-            Python's arguments.
-        output : Path or None
-            Where its standard output goes instead.
-        """
-        with log.open("ab") as errors, (output or log).open("ab") as standard:
-            process = subprocess.Popen(
-                [sys.executable, "-P", *command],
-                cwd=self.work,
-                env=self._environment,
-                stdin=subprocess.DEVNULL,
-                stdout=standard,
-                stderr=errors,
-                start_new_session=True,
-            )
+        """Start one of Flower's commands; see :func:`begun`."""
+        process = begun(command, self.work, self._environment, log, output)
         self.processes.append(process)
         return process
 

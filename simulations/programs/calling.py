@@ -7,9 +7,10 @@ import os
 import shlex
 import socket
 import ssl
+import subprocess
 import sys
 import sysconfig
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from clients.data.places import cache_root, data_root
@@ -31,6 +32,39 @@ LOOPBACK = "127.0.0.1"
 def spelled(arguments: Sequence[str]) -> str:
     """Return Python's arguments as somebody would type the command."""
     return shlex.join([SPELLED[arguments[1]], *arguments[2:]])
+
+
+def begun(
+    arguments: Sequence[str],
+    folder: Path,
+    environment: Mapping[str, str],
+    log: Path,
+    output: Path | None = None,
+) -> subprocess.Popen[bytes]:
+    """Start a program, out of reach of the terminal's Ctrl-C.
+
+    Parameters
+    ----------
+    arguments : sequence of str
+        Of Python.
+    folder : Path
+        Where it works. No package found there wins over those that are installed.
+    environment : mapping of str to str
+    log : Path
+        Where it writes to.
+    output : Path or None
+        Where its standard output goes instead.
+    """
+    with log.open("ab") as errors, (output or log).open("ab") as standard:
+        return subprocess.Popen(
+            [sys.executable, "-P", *arguments],
+            cwd=folder,
+            env=dict(environment),
+            stdin=subprocess.DEVNULL,
+            stdout=standard,
+            stderr=errors,
+            start_new_session=True,
+        )
 
 
 def environment_of(home: Path) -> dict[str, str]:

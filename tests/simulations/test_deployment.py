@@ -374,7 +374,8 @@ def test_programs_outlive_who_started_them_and_are_found_again(
     monkeypatch.setattr("simulations.deployment.processes.spelled", " ".join)
     programs = Programs(tmp_path, {}, lambda _: None)
     programs.start("sleeper", SLEEPS)
-    programs.wait("sleeper", "ready", 60)
+    assert programs.wait("sleeper", "ready", 60)
+    assert not programs.wait("sleeper", "never", 0.2)
     again = Programs(tmp_path, {}, lambda _: None)
     found = again.process("sleeper")
     assert found is not None
@@ -383,6 +384,8 @@ def test_programs_outlive_who_started_them_and_are_found_again(
     assert again.stop("sleeper")
     assert not psutil.pid_exists(found.pid) or found.status() == psutil.STATUS_ZOMBIE
     assert not again.stop("sleeper")
+    with pytest.raises(RequestError, match="sleeper has ended; the end of its log:\nready"):
+        again.wait("sleeper", "never", 1)
 
 
 def test_another_process_of_the_same_number_is_left_alone(tmp_path: Path) -> None:
