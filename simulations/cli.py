@@ -85,15 +85,11 @@ def run(
             if not quiet:
                 say(f"{shown(directory)} is done already; these are its results")
         else:
-            with ends_of(directory, _command(engine)):
+            with ends_of(directory, options=f"--engine {engine}" if engine != ENGINE else ""):
                 runner.execute(prepared, directory, engine, quiet)
-    with ends_of(directory, _command(engine), "the run is done, but can't be shown"):
+    with ends_of(directory, what="the run is done, but can't be shown"):
         report(directory, quiet)
     typer.echo(directory)
-
-
-def _command(engine: str) -> str:
-    return "pudica run" + (f" --engine {engine}" if engine != ENGINE else "")
 
 
 @app.command()

@@ -38,7 +38,10 @@ def say(text: str) -> None:
 
 @contextmanager
 def ends_of(
-    directory: Path, command: str = "pudica run", what: str = "the run failed"
+    directory: Path,
+    command: str = "pudica run",
+    options: str = "",
+    what: str = "the run failed",
 ) -> Iterator[None]:
     """Explain how a run ended that did not end well.
 
@@ -48,12 +51,14 @@ def ends_of(
         Of the run.
     command : str
         By which it can go on, with ``--resume``.
+    options : str
+        Of the command, after that.
     what : str
         Happened.
     """
     from models.errors import RequestError
 
-    again = f"{command} --resume {shlex.quote(str(shown(directory)))}"
+    again = f"{command} --resume {shlex.quote(str(shown(directory)))} {options}".rstrip()
     try:
         yield
     except RequestError:

@@ -142,8 +142,8 @@ def run(
         prepared, directory, settings = organiser.prepare(experiment, set_ or [], resume)
         if settings and not quiet:
             say("set for a deployment: " + ", ".join(settings))
-        command = f"pudica deploy run --folder {shlex.quote(str(folder))}"
-        with ends_of(directory, command), Watcher(directory, quiet):
+        options = f"--folder {shlex.quote(str(folder))}" if folder != HERE else ""
+        with ends_of(directory, "pudica deploy run", options), Watcher(directory, quiet):
             organiser.run(prepared, directory)
     report(directory, quiet)
     typer.echo(directory)

@@ -29,6 +29,7 @@ from models import GeneratorTraining, NoiseGenerator
 from models.randomness import derive, torch_generator
 from simulations.engines.inprocess import InProcessGrid
 from simulations.engines.local import run_config, server_context
+from strategies import joining
 from strategies.app import app as server_app
 from strategies.exchange import TooFewParticipants
 
@@ -419,13 +420,25 @@ def test_a_participant_without_a_model_is_out_and_the_others_compete(
     assert "needs 3" in status["reason"]
 
 
-def test_a_node_with_other_code_stops_the_run(
-    compete: Compete, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("others", [{1}, {0, 1, 2}])
+def test_a_node_with_other_code_is_left_out(
+    compete: Compete, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, others: set[int]
 ) -> None:
-    codes = iter(["organiser", "organiser", "other", "organiser"])
-    monkeypatch.setattr(protocol, "code_fingerprint", lambda: next(codes, "organiser"))
-    with pytest.raises(RuntimeError, match="runs other code"):
+    honest = joining._greeting
+
+    def greeting(content: RecordDict) -> tuple[int, str]:
+        partition, code = honest(content)
+        return partition, "other" if partition in others else code
+
+    monkeypatch.setattr(joining, "_greeting", greeting)
+    if len(others) == 3:
+        with pytest.raises(TooFewParticipants, match="runs other code"):
+            compete()
+    else:
         compete()
+        board = pd.read_csv(tmp_path / "run" / "main" / "leaderboard.csv")
+        assert set(board["model"]) == {"Softmax", "CNN-tiny"}
+        assert "MLP: it runs other code" in (tmp_path / "run" / "events.log").read_text()
 
 
 @pytest.mark.parametrize("nonsense", ["short", "letters", "objects", "absent"])

@@ -37,7 +37,7 @@ def test_a_data_error_is_a_request_error():
         ({"image_size": 0}, "image_size"),
         ({"image_size": 4}, "greater than or equal to 8"),
         ({"channels": 2}, "1 or 3"),
-        ({"split": "5:1"}, "'own', 'train-test', '4:1:1' or '9:1'"),
+        ({"split": "5:1"}, "'own', 'public', 'train-test', '4:1:1' or '9:1'"),
         ({"normalize": "imagenet"}, "'none', 'dataset' or 'training'"),
         ({"lable": "x"}, "Extra inputs are not permitted"),
         ({"path": "/somewhere"}, "image-folder or parquet"),
