@@ -1,10 +1,10 @@
-# demo · test · check · bench. Everything runs in .venv, which is made when it is needed.
+# demo · test · test-deploy · check · bench. Everything runs in .venv, which is made when it is needed.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 export FLWR_TELEMETRY_ENABLED = 0
 
-.PHONY: demo test check bench install clean
+.PHONY: demo test test-deploy check bench install clean
 
 install: $(VENV)/.installed
 
@@ -19,6 +19,9 @@ demo: install
 
 test: install
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+test-deploy: install
+	$(BIN)/python -m pytest -m deployment
 
 check: install
 	$(BIN)/ruff check .
