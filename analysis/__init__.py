@@ -15,6 +15,7 @@ from analysis.facemix import (
     facemix_reconstructions,
     facemix_transmission,
 )
+from analysis.page import publish
 from analysis.plots import plot
 from analysis.runs import describe, find, load
 from analysis.split import split_accuracy, split_costs
@@ -39,6 +40,7 @@ __all__ = [
     "find",
     "load",
     "plot",
+    "publish",
     "split_accuracy",
     "split_costs",
     "tables",
