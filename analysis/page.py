@@ -77,6 +77,8 @@ def publish(run: Path, folder: Path) -> list[Path]:
         found = board(opened, case, settings.release_bounds[0])
         if found is None:
             continue
+        if settings.release.draws == 1:
+            found = found.drop(columns="trained_std")
         found["dropouts"] = [_dropouts(opened, case, name) for name in found["model"]]
         suffix = "" if case == "main" else f"-{case}"
         table = folder / f"leaderboard{suffix}.csv"

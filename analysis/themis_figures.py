@@ -77,7 +77,8 @@ def draw_images(run: Run, case: str) -> Figure | None:
     quality = themis_protection([run])
     own = quality[quality["case"] == case]
     labelled = {_row_label(name, own): images for name, images in rows.items()}
-    return draw_image_rows(labelled, _heading(run, case, "Test images before and after noise"))
+    compared = "Test images before and after noise" if "plain" in rows else "Test images, noisy"
+    return draw_image_rows(labelled, _heading(run, case, compared))
 
 
 def _row_label(name: str, quality: pd.DataFrame) -> str:
