@@ -13,7 +13,7 @@ from clients.assignments import OWN, ParticipantConfig
 from clients.data import Splits
 from models.custom import PREFIX, SUFFIX
 from models.errors import RequestError
-from models.files import absolute
+from models.files import absolute, load_into
 from models.training import TrainingConfig
 from strategies.experiment import Experiment
 from strategies.themis.config import ThemisConfig
@@ -75,29 +75,34 @@ class ThemisExperiment(Experiment):
             )
         examiner = self.themis.examiner
         wanted = [
-            (f"participants.{number} ({p.name})", p.model)
+            (f"participants.{number} ({p.name})", p.model, p.weights)
             for number, p in enumerate(self.participants)
         ]
-        wanted += [("themis.examiner", examiner.model)] if examiner else []
-        for where, model in wanted:
+        wanted += [("themis.examiner", examiner.model, None)] if examiner else []
+        for where, model, weights in wanted:
             if model == OWN:
                 continue
             try:
-                models.build(
+                built = models.build(
                     model,
                     num_classes=data.num_classes,
                     channels=data.shape[0],
                     image_size=data.shape[1],
                 )
+                if weights:
+                    load_into(built, weights)
             except RequestError as error:
                 raise RequestError(f"{where}: {error}") from error
 
     def with_absolute_paths(self) -> Self:
         """Return the experiment with its files named in a way that holds in any directory."""
         participants = [
-            p.model_copy(update={"model": str(absolute(Path(p.model)))})
-            if p.model.endswith(SUFFIX)
-            else p
+            p.model_copy(
+                update={
+                    "model": str(absolute(Path(p.model))) if p.model.endswith(SUFFIX) else p.model,
+                    "weights": absolute(p.weights) if p.weights else None,
+                }
+            )
             for p in self.participants
         ]
         return super().with_absolute_paths().model_copy(update={"participants": participants})

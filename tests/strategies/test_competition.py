@@ -26,6 +26,7 @@ import models
 from clients import protocol
 from clients.participant import Measured, Participant, epoch_order
 from models import GeneratorTraining, NoiseGenerator
+from models.errors import RequestError
 from models.randomness import derive, torch_generator
 from simulations.engines.inprocess import InProcessGrid
 from simulations.engines.local import run_config, server_context
@@ -519,6 +520,14 @@ def test_weights_that_are_brought_are_not_trained_on(compete: Compete, tmp_path:
     told = next(row["value"] for row in rows if row["metric"] == "validation_accuracy")
     images = tiny().load_data().validation
     assert told == models.accuracy(model, images, models.Compute(models.ComputeConfig()))
+
+
+def test_weights_of_another_model_are_refused_before_anything_starts(tmp_path: Path) -> None:
+    other = models.build("mlp", num_classes=10, channels=1, image_size=8)
+    save_file(other.state_dict(), tmp_path / "mlp.safetensors")
+    for file, why in (("mlp.safetensors", "is of another model"), ("none", "there is no file")):
+        with pytest.raises(RequestError, match=rf"participants\.0 \(Softmax\): weights: .*{why}"):
+            tiny(f"participants.0.weights={tmp_path / file}").check()
 
 
 def as_images(folder: Path, rows: range) -> None:
