@@ -12,12 +12,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from models.architectures import ImageTask
+from models.architectures import TORCHVISION, ImageTask
 from models.errors import RequestError
 from models.frozen import FrozenProgram
 
 PREFIX = "custom:"
-TORCHVISION = "torchvision:"
 SUFFIX = ".pt2"
 
 

@@ -11,8 +11,7 @@ import torch
 import torchvision
 from torch import nn
 
-from models.architectures import ImageTask
-from models.custom import TORCHVISION
+from models.architectures import TORCHVISION, ImageTask
 from models.errors import RequestError, unknown
 
 

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+TORCHVISION = "torchvision:"
+"""How the names of torchvision's classifiers begin."""
+
 
 class ImageTask(NamedTuple):
     """What a classifier must fit.
