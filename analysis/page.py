@@ -15,6 +15,7 @@ from analysis.themis import board, competition, themis_protection
 from analysis.themis_figures import draw_images
 from models.errors import RequestError
 from models.files import write_atomically
+from strategies.themis.orders import states
 
 HEADINGS = {
     "rank": "rank",
@@ -44,7 +45,9 @@ footer { margin-top: 3rem; opacity: .7; font-size: .85rem; }
 
 
 def publish(run: Path, folder: Path) -> list[Path]:
-    """Write a finished competition's page: ``index.html``, ``leaderboard.csv``, pictures.
+    """Write a competition's page as it stands: ``index.html``, ``leaderboard.csv``, pictures.
+
+    Before there is a leaderboard, the page has the stages and who takes part.
 
     Parameters
     ----------
@@ -62,16 +65,16 @@ def publish(run: Path, folder: Path) -> list[Path]:
     Raises
     ------
     RequestError
-        It is no competition, or not done.
+        It is no competition, or no stage of it is over.
     """
     opened = open_run(run)
     if opened.info.get("system") != "themis":
         raise RequestError(f"{run}: a page is for competitions (system themis)")
-    if opened.info.get("status") != "done":
-        raise RequestError(
-            f"{run}: the competition is not done yet, so there is nothing to publish"
-        )
+    stages = states(opened.directory)
+    if opened.info.get("status") != "done" and not any("closed" in s for s in stages.values()):
+        raise RequestError(f"{run}: no stage of it is over yet, so there is nothing to publish")
     folder.mkdir(parents=True, exist_ok=True)
+    quality = themis_protection([opened])
     written, parts = [], []
     for case, settings in competition(opened).each_case().items():
         found = board(opened, case, settings.release_bounds[0])
@@ -86,10 +89,30 @@ def publish(run: Path, folder: Path) -> list[Path]:
         written.append(table)
         picture = _picture(opened, case, folder / f"images{suffix}.png")
         written += [picture] if picture else []
-        parts.append(_part(opened, case, found, table, picture))
+        own = quality[(quality["case"] == case) & (quality["release"] == "trained")]
+        parts.append(_part(case, found, own, table, picture))
+    parts.append(_participants(opened))
+    if stages:
+        parts.append(_stages(stages))
     page = folder / "index.html"
     write_atomically(page, _page(opened, parts).encode())
     return [page, *written]
+
+
+def _participants(run: Run) -> str:
+    """Return who takes part, and how good their models are on public images, as they say."""
+    rows = run.frame
+    own = rows[(rows["stage"] == "local") & (rows["metric"] == "validation_accuracy")]
+    values = {str(row["node"]): f"{100 * row['value']:.2f} %" for _, row in own.iterrows()}
+    return f"<h3>Accuracy on public images, as participants say</h3>{_facts(values)}"
+
+
+def _stages(stages: Mapping[str, Mapping[str, str]]) -> str:
+    values = {
+        name: " to ".join(filter(None, [stage.get("opened"), stage.get("closed", "…")]))
+        for name, stage in stages.items()
+    }
+    return f"<h3>Stages</h3>{_facts(values)}"
 
 
 def _dropouts(run: Run, case: str, name: str) -> int:
@@ -106,11 +129,11 @@ def _picture(run: Run, case: str, path: Path) -> Path | None:
         return save(figure, path) if figure else None
 
 
-def _part(run: Run, case: str, found: pd.DataFrame, table: Path, picture: Path | None) -> str:
+def _part(
+    case: str, found: pd.DataFrame, quality: pd.DataFrame, table: Path, picture: Path | None
+) -> str:
     heading = "" if case == "main" else f"<h2>{escape(case)}</h2>"
-    quality = themis_protection([run])
-    own = quality[(quality["case"] == case) & (quality["release"] == "trained")]
-    facts = {} if own.empty else own.iloc[0].to_dict()
+    facts = {} if quality.empty else quality.iloc[0].to_dict()
     shown = (
         f'<h3>What participants saw</h3><img src="{escape(picture.name)}" alt="noisy test images">'
         if picture
@@ -150,14 +173,15 @@ def _cell(value: Any) -> str:
 
 def _shown_plain(run: Run) -> str:
     if competition(run).release.compare:
-        return "A rehearsal: they were given the plain images too, to compare with."
-    return "They were not given the images without it."
+        return "A rehearsal: they are given the plain images too, to compare with."
+    return "They are not given the images without it."
 
 
 def _page(run: Run, parts: list[str]) -> str:
     title = escape(str(run.info["experiment"]))
     description = escape(str(run.settings.get("description", "")))
-    ended = escape(str(run.info.get("ended", "")))
+    ended = run.info.get("ended")
+    stand = f"Ended {escape(str(ended))}." if ended else "Not over yet."
     return f"""<!doctype html>
 <html lang="en">
 <head>
@@ -172,8 +196,8 @@ def _page(run: Run, parts: list[str]) -> str:
 <h1>{title}</h1>
 <p>{description}</p>
 {"".join(parts)}
-<footer>Ended {ended}. Participants predicted classes of test images under noise that was trained
-together with their models (THEMIS). {_shown_plain(run)}</footer>
+<footer>{stand} Participants predict classes of test images under noise that is trained together
+with their models (THEMIS). {_shown_plain(run)}</footer>
 </body>
 </html>
 """

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from flwr.app import Context, Message, RecordDict
+from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from clients import assignments, protocol
@@ -23,6 +23,7 @@ from clients.assignments import (
 from clients.edge import Edge
 from clients.inference import InferenceEdge
 from clients.node import NodeConfig
+from clients.once import answered_once
 from clients.owner import Owner
 from clients.participant import Participant, Schedule, attacked
 from clients.vault import Vault, vault_path
@@ -89,17 +90,32 @@ def _answering(
     ) -> Callable[[Message, Context], Message]:
         @wraps(handler)
         def answer(message: Message, context: Context) -> Message:
-            config = protocol.words_of(message.content)
-            node = _node(config, context)
-            if not isinstance(node, role):
-                raise RuntimeError(f"this node is no {role.__name__.lower()} in this run")
-            arrays = protocol.arrays_of(message.content)
-            tensors = {key: torch.from_numpy(array) for key, array in arrays.items()}
-            return Message(_computed(node, handler, config, tensors), reply_to=message)
+            exchange = message.metadata.group_id
+            config = {**protocol.words_of(message.content), "exchange": exchange}
+
+            def content() -> RecordDict:
+                node = _node(config, context)
+                if not isinstance(node, role):
+                    raise RuntimeError(f"this node is no {role.__name__.lower()} in this run")
+                arrays = protocol.arrays_of(message.content)
+                tensors = {key: torch.from_numpy(array) for key, array in arrays.items()}
+                return _computed(node, handler, config, tensors)
+
+            return _reply(message, context, str(config["run"]), content)
 
         return answer
 
     return decorate
+
+
+def _reply(
+    message: Message, context: Context, run: str, content: Callable[[], RecordDict]
+) -> Message:
+    """Return the reply to a message; in a simulation, nobody asks twice."""
+    if exchange := message.metadata.group_id:
+        vault = Vault(vault_path(context, run))
+        return Message(answered_once(vault, exchange, content), reply_to=message)
+    return Message(content(), reply_to=message)
 
 
 def _computed(node: Any, handler: Callable, config: dict, tensors: Arrays) -> RecordDict:
@@ -127,12 +143,16 @@ def join(message: Message, context: Context) -> Message:
     """Keep the assignment in the vault and describe the data as seen from here."""
     words = protocol.words_of(message.content)
     assignment = _agreed(assignments.parsed(str(words["assignment"])), context)
-    vault = Vault(vault_path(context, assignment.run))
-    vault.write("assignment.json", assignment.model_dump_json().encode())
-    role = _nodes[vault.root] = _made(vault, assignment)
-    if not isinstance(role, Participant):
-        role.roll_back(int(words["turn"]))
-    return Message(protocol.statement(role.introduced()), reply_to=message)
+
+    def content() -> RecordDict:
+        vault = Vault(vault_path(context, assignment.run))
+        vault.write("assignment.json", assignment.model_dump_json().encode())
+        role = _nodes[vault.root] = _made(vault, assignment)
+        if not isinstance(role, Participant):
+            role.roll_back(int(words["turn"]))
+        return protocol.statement(role.introduced())
+
+    return _reply(message, context, assignment.run, content)
 
 
 # ------------------------------------------------------------------------------ THEMIS
@@ -206,7 +226,10 @@ def density(participant: Participant, config: dict, _: dict[str, torch.Tensor]) 
 def predict(participant: Participant, config: dict, arrays: dict[str, torch.Tensor]) -> RecordDict:
     """Predict the classes of released images."""
     predictions = participant.predict(arrays["images"], config["variant"])
-    return protocol.reply({"num-examples": len(predictions)}, predictions=predictions)
+    reply = protocol.reply({"num-examples": len(predictions)}, predictions=predictions)
+    if signature := participant.submitted(arrays["images"], predictions):
+        reply["config"] = ConfigRecord(dict(signature))
+    return reply
 
 
 # --------------------------------------------------------------------- split learning
@@ -217,7 +240,7 @@ def _of_edge(handler: Callable[[Edge, dict, Arrays], RecordDict]) -> Callable:
 
     @wraps(handler)
     def prepared(edge: Edge, config: dict, arrays: Arrays) -> RecordDict:
-        edge.catch_up()
+        edge.begin(config["exchange"])
         if "front" in arrays:
             edge.adopt(arrays)
         return handler(edge, config, arrays)

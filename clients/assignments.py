@@ -66,8 +66,12 @@ class Assignment(BaseModel):
 
     def fingerprint(self) -> str:
         """Return a hash of everything here that decides what the node computes."""
-        values = self.model_dump_json(exclude={"run", "compute"})
+        values = self.model_dump_json(exclude=self._immaterial())
         return hashlib.blake2b(values.encode(), digest_size=16).hexdigest()
+
+    def _immaterial(self) -> set[str]:
+        """Return what decides nothing of what is computed."""
+        return {"run", "compute"}
 
 
 class ParticipantConfig(BaseModel):
@@ -111,12 +115,21 @@ class ParticipantAssignment(Assignment):
     ----------
     training_seed : int
         Of weights and batches. The run's seed is not sent: the test set's noise comes from it.
+    private_key : Path or None
+        By which a deployed node signs what it submits; its own settings say which.
     """
 
     system: Literal["themis"] = "themis"
     participant: ParticipantConfig
     training: TrainingConfig
     training_seed: int
+    private_key: Path | None = None
+
+    def _immaterial(self) -> set[str]:
+        divided = self.data.partition is not None
+        # Without a share of the data it does not matter who else takes part.
+        others = set() if divided else {"partition", "partitions"}
+        return super()._immaterial() | {"private_key"} | others
 
 
 class EdgeAssignment(Assignment):

@@ -89,6 +89,7 @@ class Edge:
         self.train = self._own("train")
         self.front = self._built()
         self.turn = -1
+        self.exchange = ""
         self._ready = False
         self.pending: Sent | None = None
         self.optimizer = optimizers.build(assignment.optimizer, self.front.parameters())
@@ -464,8 +465,26 @@ class Edge:
         tensors = {f"front/{k}": v for k, v in self.front.state_dict().items()}
         tensors |= {f"optimizer/{k}": v for k, v in optimizers.state_of(self.optimizer).items()}
         pending = self.pending.note() if self.pending else None
-        self.snapshots.keep(turn, needed, tensors, {"pending": pending})
+        note = {"pending": pending, "exchange": self.exchange}
+        self.snapshots.keep(turn, needed, tensors, note)
         self.turn = turn
+
+    def begin(self, exchange: str) -> None:
+        """Be up to date, and as before an exchange that is repeated.
+
+        A device that was killed after it had kept a turn, and before it had kept its answer, is
+        asked for that turn again: with the front as it was, it says the same.
+
+        Parameters
+        ----------
+        exchange : str
+            By which a repetition is known; empty where there are none.
+        """
+        newest, self.exchange = self.snapshots.newest(), exchange
+        kept = self.snapshots.load(newest) if exchange else None
+        if kept and kept[1].get("exchange") == exchange:
+            self.snapshots.drop_after(newest - 1)
+        self.catch_up()
 
     def catch_up(self) -> None:
         """Go on where another process left off, if one has answered for this device since."""

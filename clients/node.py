@@ -26,6 +26,7 @@ from clients.shields.mixing import group_of
 from models.compute import ComputeConfig
 from models.custom import SUFFIX
 from models.errors import RequestError
+from models.explain import explained
 from models.files import absolute
 
 NODE = "node"
@@ -74,7 +75,7 @@ class OwnData(BaseModel):
         try:
             return DataConfig.model_validate({**theirs, **own})
         except ValidationError as error:
-            raise RequestError(f"data: {_in_words(error)}") from error
+            raise RequestError("; ".join(explained(error, DataConfig, "data"))) from error
 
 
 class NodeConfig(BaseModel):
@@ -173,7 +174,7 @@ class NodeConfig(BaseModel):
         except yaml.YAMLError as error:
             raise RequestError(f"{path.name}: not valid YAML: {error}") from error
         except ValidationError as error:
-            raise RequestError(f"{path.name}: {_in_words(error)}") from error
+            raise RequestError("\n".join(explained(error, cls, path.name))) from error
         return config._from(path.parent)
 
     def _from(self, folder: Path) -> Self:
@@ -238,7 +239,10 @@ class NodeConfig(BaseModel):
         if model == OWN:
             raise RuntimeError("this competition is between own models: name one, model: …")
         changes = {"model": model, "weights": self.weights}
-        return {"participant": assignment.participant.model_copy(update=changes)}
+        return {
+            "participant": assignment.participant.model_copy(update=changes),
+            "private_key": self.private_key,
+        }
 
     def _as_owner(self, assignment: OwnerAssignment) -> dict[str, Any]:
         if self.train not in (None, assignment.train):
@@ -322,10 +326,3 @@ def check_name(name: str) -> None:
         raise RequestError(
             f"the name '{name}': letters, digits, spaces, . ( ) - and _, at most 80"
         ) from error
-
-
-def _in_words(error: ValidationError) -> str:
-    """Return the first thing that is wrong."""
-    first = error.errors(include_url=False)[0]
-    where = ".".join(map(str, first["loc"]))
-    return f"{where}: {first['msg']}" if where else str(first["msg"])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from functools import cached_property, lru_cache
 
 import numpy as np
@@ -10,6 +12,7 @@ import torch
 from torch import nn
 
 import models
+from clients import submissions
 from clients.assignments import ParticipantAssignment
 from clients.data import ImageSet, Splits, load_once
 from clients.vault import Vault
@@ -22,6 +25,7 @@ from models.training import Training, accuracy, predict
 Update = tuple[np.ndarray, dict[str, int | float]]
 Measured = tuple[dict[str, int | float], dict[str, np.ndarray]]
 
+SUBMITTED = "submitted.json"
 HONEST, CHEATING = "honest", "cheating"
 CHEAT_BOUND = 1.0
 
@@ -283,6 +287,18 @@ class Participant:
     def predict(self, images: torch.Tensor, variant: str) -> np.ndarray:
         """Return the predicted class of each image (N, C, H, W) as int64 (N,)."""
         return predict(self.model(variant), images, self.compute)
+
+    def submitted(self, images: torch.Tensor, predictions: np.ndarray) -> dict[str, str]:
+        """Return a signature under predictions that leave, and note them; empty in a simulation."""
+        key = self.assignment.private_key
+        if key is None:
+            return {}
+        given, said = submissions.digest(images.numpy()), submissions.digest(predictions)
+        text = submissions.statement(self.assignment.run, given, said, len(predictions))
+        before = json.loads(self.vault.read(SUBMITTED) or b"[]")
+        note = {**json.loads(text), "at": datetime.now(UTC).isoformat(timespec="seconds")}
+        self.vault.write(SUBMITTED, json.dumps([*before, note], indent=2).encode())
+        return submissions.signed(key, text)
 
     def density(self, seed: int, variant: str, sample: int = 512) -> dict[str, int | float]:
         """Return mean and variance of the Gaussian that best fits what the model implies.

@@ -52,6 +52,9 @@ FaceMix. What is predicted is in no message; labels are in none.
 ``train.outputs``      what the cloud made of them → loss, and gradient on it
 ``train.ends``         gradient on the mixtures → gradients of first and last stage
 =====================  =============================================================
+
+A deployed node answers anything with ``busy`` while another process of it is at work. Messages
+carry the exchange's name as their group, by which one that comes twice is known again.
 """
 
 from __future__ import annotations
@@ -96,6 +99,8 @@ MIXTURES = "train.mixtures"
 OUTPUTS = "train.outputs"
 ENDS = "train.ends"
 
+BUSY = "busy"
+
 Scalar = int | float | str | bool
 
 
@@ -113,6 +118,16 @@ def reply(metrics: Mapping[str, int | float], **arrays: np.ndarray) -> RecordDic
 def statement(config: Mapping[str, Scalar]) -> RecordDict:
     """Return the content of a reply that has words in it."""
     return RecordDict({"config": ConfigRecord(dict(config))})
+
+
+def busy() -> RecordDict:
+    """Return the reply of a node that is still at work on what it was asked before."""
+    return statement({BUSY: True})
+
+
+def is_busy(content: RecordDict) -> bool:
+    """Tell whether a reply says that, and nothing else."""
+    return len(content) == 1 and words_of(content) == {BUSY: True}
 
 
 def _content(

@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from flwr.app import Context
 
 from clients.node import NodeConfig
 from models.errors import RequestError
-from models.files import as_file, load_tensors, write_atomically
+from models.files import DISK_FULL, as_file, load_tensors, locked, write_atomically
 
 
 class Vault:
@@ -46,8 +47,35 @@ class Vault:
                 f"vault: can't make the directory {root}: {error.strerror}"
             ) from error
 
+    @contextmanager
+    def alone(self) -> Iterator[bool]:
+        """Keep other processes of this node out; tell whether there are none.
+
+        The lock is the process's, and gone with it.
+        """
+        with (self.root / ".lock").open("a") as file:
+            yield locked(file)
+
     def write(self, name: str, data: bytes) -> None:
-        """Put ``data`` under ``name``."""
+        """Put ``data`` under ``name``.
+
+        Raises
+        ------
+        OSError
+            If there is no room for it. What was there before is there still.
+        """
+        try:
+            self._write(name, data)
+        except OSError as error:
+            if error.errno not in DISK_FULL:
+                raise
+            raise OSError(
+                error.errno,
+                f"no room on this node's disk for '{name}' in its vault "
+                f"({os.strerror(error.errno)}); nothing that was kept is lost: make room",
+            ) from error
+
+    def _write(self, name: str, data: bytes) -> None:
         new, old = _digest(data), self._seals(name)
         if len(old) > 1:  # of a write that was cut off
             path = self.root / name
@@ -122,6 +150,19 @@ def _digest(data: bytes) -> str:
     return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
+def check_run(run: str) -> str:
+    """Return the name of a run, which is that of a folder.
+
+    Raises
+    ------
+    ValueError
+        If it is none, and might lead elsewhere.
+    """
+    if Path(run).name != run or run in ("", ".", ".."):
+        raise ValueError(f"'{run}' is no name of a run")
+    return run
+
+
 def vault_path(context: Context, run: str) -> Path:
     """Return where the vault of the node that a message reached is.
 
@@ -129,8 +170,7 @@ def vault_path(context: Context, run: str) -> Path:
     run's configuration, else ``~/.local/share/pudica/vault``; in there one directory per run and
     node.
     """
-    if Path(run).name != run or run in ("", ".", ".."):
-        raise ValueError(f"'{run}' is no name of a run")
+    check_run(run)
     if node := NodeConfig.of(context):
         return node.vault / run / node.name
     place = context.run_config.get("vault")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -14,6 +16,8 @@ from safetensors.torch import load_file, save
 from torch import nn
 
 from models.errors import RequestError
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def absolute(path: Path) -> Path:
@@ -34,6 +38,23 @@ def write_atomically(path: Path, data: bytes, mode: int = 0o644) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def locked(file: IO[str]) -> bool:
+    """Lock a file for this process, as long as it is open; False if another process has it.
+
+    Some network file systems know no locks; there nobody is kept out.
+    """
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno not in (errno.EACCES, errno.EAGAIN)
+    return True
+
+
+def others_may_read(path: Path) -> bool:
+    """Tell whether a file's mode lets others than its owner at it."""
+    return os.name == "posix" and bool(path.stat().st_mode & 0o077)
 
 
 def save_tensors(

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from simulations.competition import competition_app
 from simulations.console import ENGINE, INTERRUPTED, ends_of, refusals, report, say, shown
 from simulations.deployment.commands import deploy_app, node_app
 
@@ -23,7 +24,6 @@ app = typer.Typer(
 
 key_app = typer.Typer(no_args_is_help=True, help="Make and look at keys of image disguises.")
 app.add_typer(key_app, name="key")
-competition_app = typer.Typer(no_args_is_help=True, help="What the public sees of a competition.")
 app.add_typer(competition_app, name="competition")
 app.add_typer(deploy_app, name="deploy")
 app.add_typer(node_app, name="node")
@@ -311,19 +311,6 @@ def attack_key(
     if picture:
         with refusals():
             typer.echo(keys.drawn(found, plain, picture))
-
-
-@competition_app.command("publish")
-def publish(
-    run: Annotated[Path, typer.Argument(help="A competition that is done.")],
-    out: Annotated[Path, typer.Option(help="A folder to be served, or opened.")] = Path("public"),
-) -> None:
-    """Write the leaderboard as a page: HTML, CSV, and pictures of what was released."""
-    import analysis
-
-    with refusals():
-        for path in analysis.publish(run, out):
-            typer.echo(shown(path.absolute()))
 
 
 def main() -> None:

@@ -20,7 +20,7 @@ from clients.data.registry import find, lookup
 from clients.data.source import Source
 from clients.shields.disguises import Disguise, Key
 from models.errors import RequestError
-from simulations.engines.local import DISK_FULL
+from models.files import DISK_FULL
 from simulations.keys import way_back
 from simulations.progress import display
 

@@ -11,8 +11,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, Group
+from rich.live import Live
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+Nodes = dict[str, dict[str, Any]]
 
 LOOK_SECONDS = 0.2
 LINE_SECONDS = 10.0
@@ -34,6 +38,7 @@ class Watcher:
 
     def __init__(self, directory: Path, quiet: bool = False) -> None:
         self._file = directory / "progress.json"
+        self._nodes = directory / "nodes.json"
         self._quiet = quiet
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
@@ -41,7 +46,8 @@ class Watcher:
 
     def __enter__(self) -> Watcher:
         if not self._quiet:
-            self._file.unlink(missing_ok=True)  # of a run that is resumed
+            for left in (self._file, self._nodes):  # by a run that is resumed
+                left.unlink(missing_ok=True)
             self._show = _chosen()
             self._thread.start()
         return self
@@ -60,6 +66,8 @@ class Watcher:
     def _look(self) -> None:
         with suppress(FileNotFoundError):  # nothing to say yet
             self._show.update(json.loads(self._file.read_text()))
+        with suppress(FileNotFoundError):  # nobody is waited for
+            self._show.nodes(json.loads(self._nodes.read_text()))
 
 
 def _chosen() -> Bars | Lines:
@@ -77,7 +85,7 @@ def display() -> Iterator[Bars | Lines]:
 
 
 class Bars:
-    """A rich progress bar per stage."""
+    """A rich progress bar per stage, and below them a line per node that is real."""
 
     def __init__(self) -> None:
         self._progress = Progress(
@@ -86,11 +94,13 @@ class Bars:
             MofNCompleteColumn(),
             TextColumn("{task.fields[rate]}"),
             TimeRemainingColumn(),
-            console=Console(stderr=True),
         )
+        self._people = Progress(TextColumn("  {task.description}"))
         self._tasks: dict[str, Any] = {}
+        self._lines: dict[str, Any] = {}
         self._rates: dict[str, Rate] = {}
-        self._progress.start()
+        self._live = Live(Group(self._progress, self._people), console=Console(stderr=True))
+        self._live.start()
 
     def update(self, state: dict[str, Any]) -> None:
         """Move the stage's bar."""
@@ -104,9 +114,16 @@ class Bars:
         rate = self._rates[stage].text(done, state["unit"])
         self._progress.update(self._tasks[stage], completed=done, total=total, rate=rate)
 
+    def nodes(self, states: Nodes) -> None:
+        """Say how it stands with each node."""
+        for name, text in _told(states).items():
+            if name not in self._lines:
+                self._lines[name] = self._people.add_task("")
+            self._people.update(self._lines[name], description=escape(f"{name}: {text}"))
+
     def close(self) -> None:
         """Leave the bars as they are."""
-        self._progress.stop()
+        self._live.stop()
 
 
 class Lines:
@@ -115,6 +132,7 @@ class Lines:
     def __init__(self) -> None:
         self._state: dict[str, Any] = {"stage": ""}
         self._printed = 0.0
+        self._listed, self._states = 0.0, dict[str, str]()
         self._said = -1
         self._rate = Rate(0)
 
@@ -129,6 +147,17 @@ class Lines:
         if due and state["done"] != self._said:
             self._say(state["done"])
 
+    def nodes(self, states: Nodes) -> None:
+        """Say how it stands with those of whom there is something new, not all the time."""
+        now = {name: state["state"] for name, state in states.items()}
+        if now == self._states or time.monotonic() - self._listed < LINE_SECONDS:
+            return
+        self._listed = time.monotonic()
+        for name, text in _told(states).items():
+            if now[name] != self._states.get(name):
+                print(f"  {name}: {text}", file=sys.stderr, flush=True)
+        self._states = now
+
     def _end(self) -> None:
         """Say that the stage before is over, if its last report was missed."""
         if self._state["stage"] and self._said != self._state["total"]:
@@ -142,6 +171,16 @@ class Lines:
 
     def close(self) -> None:
         """Nothing to close."""
+
+
+def _told(states: Nodes) -> dict[str, str]:
+    """Return how it stands with each node in words: since when, too, where that matters."""
+    return {
+        name: state["state"]
+        if state["state"] == "answered"
+        else f"{state['state']} for {max(0.0, time.time() - state['since']):.0f} s"
+        for name, state in states.items()
+    }
 
 
 class Rate:

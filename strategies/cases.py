@@ -8,14 +8,15 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from strategies.explain import explained
+from models.explain import explained
 
 CASE_NAME = re.compile(r"\w[\w .=()+,-]{0,99}")
 # Of a run's directory, where each case has a folder of its own.
 OWN_NAMES = (
     *("plots", "vault", "experiment.yaml", "run.json", "metrics.jsonl", "events.log"),
     *("progress.json", "checkpoint.safetensors", "examiner.safetensors", "releases.json"),
-    "flower.log",
+    *("nodes.json", "stages.json", "orders.json", "manifest.json", "submissions.safetensors"),
+    *("flower.log", "page"),
 )
 MAIN = "main"
 

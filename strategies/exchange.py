@@ -2,19 +2,43 @@
 
 from __future__ import annotations
 
+import re
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import TypeVar
 
+import httpx
 from flwr.app import Message, RecordDict
+from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
-from clients.protocol import payload_bytes
+from clients.protocol import is_busy, payload_bytes
+from strategies.experiment import ClientConfig
 from strategies.recorder import Recorder
 
 POLL_SECONDS = 0.02
 GIVE_UP_AFTER = 3
+REPEAT_SECONDS, SELDOM_SECONDS = 180.0, 600.0
+LOOK_SECONDS = 2.0
+BUSY_SECONDS = 30.0
+STUMBLES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
+# How a ClientApp says what it raised.
+RAISED = re.compile(r"^<class '(?:\w+\.)*(\w+)'>:<'(.*)'>$", re.DOTALL)
+# What Flower says of messages whose answer will not come, though the node may well give one.
+LOST = frozenset(
+    {
+        ErrorCode.MESSAGE_UNAVAILABLE,
+        ErrorCode.REPLY_MESSAGE_UNAVAILABLE,
+        ErrorCode.NODE_UNAVAILABLE,
+        ErrorCode.CLIENT_APP_CRASHED,
+    }
+)
+
+CLOSED = "no answer before the stage was closed"
+DEFAULT = ClientConfig()
 
 T = TypeVar("T")
 
@@ -24,18 +48,52 @@ class TooFewParticipants(RuntimeError):
 
 
 @dataclass
-class _Sent:
+class _Asked:
+    """What a node was asked, as often as it was.
+
+    Attributes
+    ----------
+    exchange : str
+        By which the node knows a repetition; empty if it is not to.
+    open : list of str
+        The messages to which an answer may come.
+    again, pause, busy : float
+        When it is repeated, how long after that the next time, and how long after the node has
+        said that it is at work.
+    rest : float
+        How long it is left in peace once more, when it has failed or begun anew.
+    crashes : int
+        How often it was killed at work.
+    since : str
+        When the node was started: what it was asked before that, it does not know.
+    away : float or None
+        Since when the node is away.
+    """
+
     node: str
     content: RecordDict
+    exchange: str
     deadline: float
+    again: float
+    pause: float
+    since: str
+    busy: float = BUSY_SECONDS
+    rest: float = LOOK_SECONDS
+    crashes: int = 0
+    open: list[str] = field(default_factory=list)
+    away: float | None = None
 
 
 class Exchanges:
     """Exchanges with named nodes over any Flower grid.
 
     A node that answers with an error, too late or not at all has dropped out of that
-    exchange: it is logged and counted, and the others go on. A node never has two messages
+    exchange: it is logged and counted, and the others go on. A node is never asked two things
     at a time.
+
+    Where nodes may be killed and come back (``client.patience``), one that is silent is asked
+    the same again, under the same exchange's name: it does once what it is asked, and says it
+    twice. Each time it is left in peace for longer.
 
     Parameters
     ----------
@@ -43,8 +101,8 @@ class Exchanges:
     recorder : Recorder
     nodes : dict of str to int
         Node id by name. Replies are handed on in this order, not in that of arrival.
-    timeout : float or None
-        Seconds until a node counts as dropped out.
+    client : ClientConfig
+        How long nodes may take, and may be away.
 
     Attributes
     ----------
@@ -55,18 +113,26 @@ class Exchanges:
     """
 
     def __init__(
-        self, grid: Grid, recorder: Recorder, nodes: dict[str, int], timeout: float | None
+        self,
+        grid: Grid,
+        recorder: Recorder,
+        nodes: dict[str, int],
+        client: ClientConfig = DEFAULT,
     ) -> None:
         self.grid = grid
         self.recorder = recorder
         self.nodes = nodes
-        self.timeout = timeout
+        self.client = client
         self.dropouts: dict[str, int] = {}
         self.traffic: dict[str, list[int]] = {}
         self._failures: dict[str, int] = {}
         self._late: dict[str, str] = {}
+        self._away: set[str] = set()
+        self._over: Callable[[], bool] | None = None
+        self._endless = False
         self._told: set[tuple[str, str]] = set()
         self._last_words = ""
+        self._looked = 0.0
 
     def ask(
         self, kind: str, requests: Mapping[str, RecordDict], read: Callable[[RecordDict], T]
@@ -93,6 +159,7 @@ class Exchanges:
         first: Mapping[str, RecordDict],
         read: Callable[[RecordDict], T],
         answer: Callable[[str, T], RecordDict | None],
+        more: Callable[[], Mapping[str, RecordDict]] = dict,
     ) -> None:
         """Talk with all nodes at once, each at its own pace.
 
@@ -104,13 +171,15 @@ class Exchanges:
             As in :meth:`ask`.
         answer : callable
             Called with a node's name and what it said; returns the next request to it, or None.
+        more : callable
+            Called now and then; returns the first request to nodes that are new.
         """
 
         def answers(said: Mapping[str, T]) -> dict[str, RecordDict]:
             following = {name: answer(name, value) for name, value in said.items()}
             return {name: content for name, content in following.items() if content is not None}
 
-        self.confer(kind, first, read, answers)
+        self.confer(kind, first, read, answers, more)
 
     def confer(
         self,
@@ -118,6 +187,7 @@ class Exchanges:
         first: Mapping[str, RecordDict],
         read: Callable[[RecordDict], T],
         answers: Callable[[Mapping[str, T]], Mapping[str, RecordDict]],
+        more: Callable[[], Mapping[str, RecordDict]] = dict,
     ) -> None:
         """Talk with all nodes at once, and answer together those whose words came together.
 
@@ -128,21 +198,41 @@ class Exchanges:
         answers : callable
             Called with what some nodes said, by name; returns the next request to each of them
             that there is more to say to.
+        more
+            As in :meth:`converse`.
         """
         self._collect_late()
-        flying: dict[str, _Sent] = {}
-        self._push(kind, {n: c for n, c in first.items() if self._reachable(n)}, flying)
+        self._collect_returned()
+        flying: dict[str, _Asked] = {}
+        self._ask(kind, {n: c for n, c in first.items() if self._reachable(n)}, flying)
         while flying:
             looked = time.monotonic()
-            arrived = list(self.grid.pull_messages(list(flying)))
-            heard = [(flying.pop(m.metadata.reply_to_message_id), m) for m in arrived]
-            words = {sent.node: self._said(kind, sent, message, read) for sent, message in heard}
+            heard = self._heard(flying)
+            words = {asked.node: self._said(kind, asked, message, read) for asked, message in heard}
             said = {name: value for name, value in words.items() if value is not None}
-            self._push(kind, answers(said) if said else {}, flying)
+            self._ask(kind, answers(said) if said else {}, flying)
             self._expire(flying)
-            if not arrived and flying:
+            self._repeat(kind, flying)
+            self._ask(kind, more(), flying)
+            if not heard and flying:
                 # Grids that wait for a reply by themselves are not made to wait twice.
                 time.sleep(max(0.0, looked + POLL_SECONDS - time.monotonic()))
+
+    @contextmanager
+    def until(self, over: Callable[[], bool], endless: bool = False) -> Iterator[None]:
+        """End exchanges when something is over.
+
+        Parameters
+        ----------
+        over : callable
+        endless : bool
+            Wait until then for every node, however long it takes, is away, or fails.
+        """
+        self._over, self._endless = over, endless
+        try:
+            yield
+        finally:
+            self._over, self._endless = None, False
 
     def forgive(self) -> None:
         """Give nodes that were given up one more chance, as an epoch begins."""
@@ -150,8 +240,11 @@ class Exchanges:
         self._failures = {n: min(f, GIVE_UP_AFTER - 1) for n, f in self._failures.items()}
 
     def need(self, minimum: int, answered: int, kind: str) -> None:
-        """Raise TooFewParticipants if fewer than ``minimum`` answered."""
-        if answered < minimum:
+        """Raise TooFewParticipants if fewer than ``minimum`` answered.
+
+        What came until something was over counts, however little it is.
+        """
+        if answered < minimum and not self._is_over():
             last = f" (the last one said: {self._last_words})" if self._last_words else ""
             raise TooFewParticipants(
                 f"{kind}: {answered} participants answered, the experiment needs {minimum}{last}; "
@@ -162,28 +255,153 @@ class Exchanges:
         """Count a node as dropped out of an exchange, and say why, once an epoch."""
         self.dropouts[name] = self.dropouts.get(name, 0) + 1
         self._last_words = f"{name}: {why}"
-        if (name, why) not in self._told:
-            self._told.add((name, why))
-            self.recorder.event(f"dropout: {name}: {why}")
+        self._tell(name, f"dropout: {name}: {why}")
 
     # ---------------------------------------------------------------------- internals
 
-    def _push(
-        self, kind: str, requests: Mapping[str, RecordDict], flying: dict[str, _Sent]
+    def _tell(self, name: str, what: str) -> None:
+        """Note what happened to a node, once an epoch."""
+        if (name, what) not in self._told:
+            self._told.add((name, what))
+            self.recorder.event(what)
+
+    def _ask(
+        self, kind: str, requests: Mapping[str, RecordDict], flying: dict[str, _Asked]
     ) -> None:
         if not requests:
             return
-        messages = [Message(c, self.nodes[n], kind) for n, c in requests.items()]
-        deadline = time.monotonic() + self.timeout if self.timeout else float("inf")
-        identifiers = self.grid.push_messages(messages)
-        for identifier, (name, content) in zip(identifiers, requests.items(), strict=True):
-            flying[identifier] = _Sent(name, content, deadline)
+        now, repeats = time.monotonic(), self.client.patience is not None
+        limit = None if self._endless else self.client.timeout
+        deadline = now + (limit or float("inf"))
+        pause = REPEAT_SECONDS if repeats else float("inf")
+        begun = self._begun() if repeats else {}
+        asked = [
+            _Asked(
+                name,
+                content,
+                uuid.uuid4().hex if repeats else "",
+                deadline,
+                now + pause,
+                pause,
+                begun.get(self.nodes[name], ""),
+            )
+            for name, content in requests.items()
+        ]
+        self._push(kind, asked)
+        flying.update({one.node: one for one in asked})
+        self._stand(requests, f"at work ({kind})")
+
+    def _push(self, kind: str, asked: list[_Asked]) -> None:
+        if not asked:
+            return
+
+        def pushed() -> list[str]:
+            # Anew each time: Flower takes no message twice, nodes take an exchange for what it is.
+            messages = [
+                Message(one.content, self.nodes[one.node], kind, group_id=one.exchange)
+                for one in asked
+            ]
+            return list(self.grid.push_messages(messages))
+
+        for one, identifier in zip(asked, self._surely(pushed), strict=True):
+            one.open.append(identifier)
+
+    def _surely(self, call: Callable[[], T]) -> T:
+        """Return what a call of a deployed server gives, though it may stumble now and then.
+
+        Under load Flower's database is locked for longer than Flower waits for it.
+        """
+        for pause in STUMBLES if self.client.patience is not None else ():
+            try:
+                return call()
+            except httpx.HTTPStatusError as error:
+                if error.response.status_code < 500:
+                    raise
+                what = str(error).partition("\n")[0]
+                self.recorder.event(f"the server stumbled, and is asked again: {what}")
+                time.sleep(pause)
+        return call()
+
+    def _heard(self, flying: dict[str, _Asked]) -> list[tuple[_Asked, Message]]:
+        """Return what has come of answers; who has none to give yet is asked again later."""
+        owners = {identifier: asked for asked in flying.values() for identifier in asked.open}
+        heard = []
+        for message in self._surely(lambda: self._pulled(owners)):
+            identifier = message.metadata.reply_to_message_id
+            asked = owners[identifier]
+            asked.open.remove(identifier)
+            if asked.exchange and self._is_no_answer(asked, message):
+                if not asked.open:
+                    asked.again = min(asked.again, time.monotonic() + _rest(asked, message))
+            elif flying.pop(asked.node, None):
+                heard.append((asked, message))
+        self._stand((asked.node for asked, _ in heard), "answered")
+        return heard
+
+    def _is_no_answer(self, asked: _Asked, message: Message) -> bool:
+        """Tell whether a reply says no more than that its answer is lost, or is still to come."""
+        if not message.has_error():
+            return is_busy(message.content)
+        code = message.error.code
+        if code == ErrorCode.CLIENT_APP_CRASHED:
+            asked.crashes += 1
+        if self._endless:
+            self._tell(asked.node, f"{asked.node} failed, and is asked again: {_why(message)}")
+            return True
+        return code in LOST and asked.crashes < GIVE_UP_AFTER
+
+    def _pulled(self, identifiers: Iterable[str]) -> list[Message]:
+        wanted = list(identifiers)
+        return list(self.grid.pull_messages(wanted)) if wanted else []
+
+    def _repeat(self, kind: str, flying: dict[str, _Asked]) -> None:
+        """Ask again those who are silent for long, or were started anew since they were asked.
+
+        Those who are away are waited for, but not for ever. A node that is still at work says so,
+        and is left in peace for longer and longer.
+        """
+        now = time.monotonic()
+        if self.client.patience is None or now < self._looked + LOOK_SECONDS:
+            return
+        self._looked, begun = now, self._begun()
+        for asked in list(flying.values()):
+            since = begun.get(self.nodes[asked.node])
+            if since is None:
+                self._miss(asked, flying)
+            elif since != asked.since:
+                asked.away, asked.since = None, since
+                asked.again = min(asked.again, now + _doubled(asked))
+            elif asked.again <= now:
+                asked.away, asked.again = None, now + asked.pause
+                asked.pause = min(2 * asked.pause, SELDOM_SECONDS)
+                self.recorder.event(f"{kind} asked again: {asked.node}")
+                self._push(kind, [asked])
+                self._stand([asked.node], f"at work ({kind})")
+            else:
+                asked.away = None
+
+    def _begun(self) -> dict[int, str]:
+        """Return when each node that is there was started, by its id; Flower knows of real ones."""
+        nodes = self._surely(lambda: list(self.grid.get_nodes()))
+        return {node.node_id: node.last_activated_at for node in nodes}
+
+    def _miss(self, asked: _Asked, flying: dict[str, _Asked]) -> None:
+        """Note that a node is away, and for how long."""
+        now, patience = time.monotonic(), self.client.patience or 0.0
+        if asked.away is None:
+            asked.away = now
+            self.recorder.event(f"{asked.node} is away; waiting for it")
+            self._stand([asked.node], "away")
+        elif now - asked.away > patience and not self._endless:
+            del flying[asked.node]
+            self._away.add(asked.node)
+            self._failed(asked.node, f"away for more than {patience:g} s")
 
     def _said(
-        self, kind: str, sent: _Sent, message: Message, read: Callable[[RecordDict], T]
+        self, kind: str, sent: _Asked, message: Message, read: Callable[[RecordDict], T]
     ) -> T | None:
         if message.has_error():
-            self._failed(sent.node, message.error.reason or f"error {message.error.code}")
+            self._failed(sent.node, _why(message))
             return None
         self._failures.pop(sent.node, None)
         self._count(kind, sent.node, payload_bytes(sent.content), payload_bytes(message.content))
@@ -201,20 +419,37 @@ class Exchanges:
         total[1] += received
 
     def _failed(self, name: str, why: str) -> None:
+        self._stand([name], "dropped out")
         self._failures[name] = self._failures.get(name, 0) + 1
         self.reject(name, why.strip().splitlines()[-1] if why.strip() else "no reason given")
         if self._failures[name] == GIVE_UP_AFTER:
             self.recorder.event(f"{name} failed {GIVE_UP_AFTER} times in a row; not asked for now")
 
-    def _reachable(self, name: str) -> bool:
-        return self._failures.get(name, 0) < GIVE_UP_AFTER and name not in self._late
+    def _stand(self, names: Iterable[str], state: str) -> None:
+        """Say how it stands with nodes, where they are real: in a simulation all is quick."""
+        if self.client.patience is not None:
+            for name in names:
+                self.recorder.stands(name, state)
 
-    def _expire(self, flying: dict[str, _Sent]) -> None:
-        now = time.monotonic()
-        for identifier in [i for i, sent in flying.items() if sent.deadline < now]:
-            name = flying.pop(identifier).node
-            self._late[name] = identifier
-            self._failed(name, f"no answer within {self.timeout:g} s")
+    def _is_over(self) -> bool:
+        return self._over is not None and self._over()
+
+    def _reachable(self, name: str) -> bool:
+        if self._is_over():
+            self.reject(name, CLOSED)
+            return False
+        given_up = self._failures.get(name, 0) >= GIVE_UP_AFTER
+        away = name in self._away and not self._endless
+        return not given_up and name not in self._late and not away
+
+    def _expire(self, flying: dict[str, _Asked]) -> None:
+        now, over = time.monotonic(), self._is_over()
+        for name in [name for name, asked in flying.items() if over or asked.deadline < now]:
+            asked = flying.pop(name)
+            # Who knows a repetition says itself that it is still at work.
+            if not asked.exchange:
+                self._late[name] = asked.open[0]
+            self._failed(name, CLOSED if over else f"no answer within {self.client.timeout:g} s")
 
     def _collect_late(self) -> None:
         """Let nodes whose late answer has come in take part again; the answer is not used."""
@@ -225,3 +460,28 @@ class Exchanges:
             for m in self.grid.pull_messages(list(self._late.values()))
         }
         self._late = {n: i for n, i in self._late.items() if i not in arrived}
+
+    def _collect_returned(self) -> None:
+        """Let nodes that were away and are back take part again."""
+        if self._away:
+            here = set(self.grid.get_node_ids())
+            self._away = {name for name in self._away if self.nodes.get(name) not in here}
+
+
+def _doubled(asked: _Asked) -> float:
+    """Return for how long a node is left in peace, twice as long the next time."""
+    rest, asked.rest = asked.rest, min(2 * asked.rest, SELDOM_SECONDS)
+    return rest
+
+
+def _rest(asked: _Asked, message: Message) -> float:
+    """Return for how long a node that gave no answer is left in peace."""
+    if message.has_error():
+        return _doubled(asked)
+    rest, asked.busy = asked.busy, min(2 * asked.busy, SELDOM_SECONDS)
+    return rest
+
+
+def _why(message: Message) -> str:
+    """Return why a node failed, as it says."""
+    return RAISED.sub(r"\1: \2", message.error.reason or f"error {message.error.code}")

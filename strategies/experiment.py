@@ -24,11 +24,15 @@ class ClientConfig(ComputeConfig):
         Ray's share per worker; fractions let several share a GPU.
     timeout : float or None
         Seconds after which a node that has not answered counts as dropped out.
+    patience : float or None
+        Seconds for which a node may be away; meanwhile, and while it is silent, it is asked again.
+        None, as in simulations: nobody is asked twice.
     """
 
     num_cpus: float = Field(default=1.0, gt=0)
     num_gpus: float = Field(default=0.0, ge=0)
     timeout: float | None = Field(default=None, gt=0)
+    patience: float | None = Field(default=None, gt=0)
 
 
 class RayConfig(BaseModel):

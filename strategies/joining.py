@@ -33,9 +33,20 @@ def gather(exchanges: Exchanges, names: list[str], minimum: int) -> dict[str, in
     RuntimeError
         Too few nodes.
     """
-    places = {entry.node: place for place, entry in enumerate(registered(home()))}
-    nodes = _wait_for_nodes(exchanges, len(names), minimum)
-    everyone = Exchanges(exchanges.grid, exchanges.recorder, nodes, exchanges.timeout)
+    return greeted(exchanges, names, _wait_for_nodes(exchanges, len(names), minimum))
+
+
+def greeted(exchanges: Exchanges, names: list[str], nodes: dict[str, int]) -> dict[str, int]:
+    """Return the node id of each name that one of some nodes plays; as of :func:`gather`."""
+    entries = registered(home())
+    # A competition's participants have the names they were registered by; devices, owners and
+    # edges are numbered in that order.
+    by_name = set(names) <= {entry.name for entry in entries}
+    places = {
+        entry.node: (names.index(entry.name) if entry.name in names else -1) if by_name else place
+        for place, entry in enumerate(entries)
+    }
+    everyone = Exchanges(exchanges.grid, exchanges.recorder, nodes, exchanges.client)
     hello = protocol.request({"run": exchanges.recorder.directory.name})
     placed: dict[str, int] = {}
     event = exchanges.recorder.event

@@ -11,9 +11,9 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from models.errors import RequestError, unknown
+from models.explain import explained, keys_of, misplaced_booleans, source_of
 from strategies.dlmt.experiment import DlmtExperiment
 from strategies.experiment import Experiment
-from strategies.explain import explained, keys_of, misplaced_booleans, source_of
 from strategies.facemix.experiment import FacemixExperiment
 from strategies.split.experiment import SplitExperiment
 from strategies.themis.experiment import ThemisExperiment
@@ -108,17 +108,32 @@ def _read(source: str) -> tuple[dict[str, Any], str]:
         except ValueError as error:
             raise RequestError(f"experiment: not valid JSON: {error}") from error
     path = _file(source)
-    try:
-        values = _parsed(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RequestError(f"{path.name}: not valid YAML: {_in_one_line(error)}") from error
-    except OSError as error:
-        raise RequestError(f"can't read the experiment file {source}: {error.strerror}") from error
+    values = _values(path)
     if not isinstance(values, dict):
         raise RequestError(
             f"{path.name}: holds no sections; allowed: {', '.join(keys_of(ThemisExperiment))}"
         )
     return {"name": path.stem, **values}, path.name
+
+
+def read_settings(schema: type[Settings], path: Path) -> Settings:
+    """Return the settings of a YAML file.
+
+    Raises
+    ------
+    RequestError
+        Names file, key, value and what is allowed.
+    """
+    return _validated(schema, _values(path), path.name, [])
+
+
+def _values(path: Path) -> Any:
+    try:
+        return _parsed(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RequestError(f"{path.name}: not valid YAML: {_in_one_line(error)}") from error
+    except OSError as error:
+        raise RequestError(f"can't read {path}: {error.strerror}") from error
 
 
 def _file(source: str) -> Path:

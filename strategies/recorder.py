@@ -7,6 +7,7 @@ A run is one directory::
     metrics.jsonl            one row per measurement, append-only
     events.log               what happened, in words
     progress.json            where the run is now
+    nodes.json               how it stands with each node, where they are real
     checkpoint.safetensors   from which a killed run goes on
     .lock                    held while a process runs it
     …                        artefacts: leaderboards, images, plots
@@ -17,8 +18,6 @@ Whatever was measured after the last checkpoint is measured again by a resumed r
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import json
 import os
 import platform
@@ -35,7 +34,7 @@ import torch
 
 from clients.protocol import code_fingerprint
 from models.errors import RequestError
-from models.files import load_tensors, save_tensors, write_atomically
+from models.files import load_tensors, locked, save_tensors, write_atomically
 from strategies.experiment import Experiment
 
 PROGRESS_SECONDS = 0.25
@@ -53,7 +52,12 @@ def lock(directory: Path) -> IO[str]:
     """
     file = (directory / ".lock").open("a+", encoding="utf-8")
     try:
-        _lock(file, directory)
+        if not locked(file):
+            file.seek(0)
+            raise RequestError(
+                f"{directory} is being run by another process ({file.read().strip()}); "
+                "wait until it has ended, or stop it"
+            )
         file.truncate(0)
         file.write(f"process {os.getpid()} on {platform.node()}\n")
         file.flush()
@@ -61,19 +65,6 @@ def lock(directory: Path) -> IO[str]:
         _abandon(file)
         raise
     return file
-
-
-def _lock(file: IO[str], directory: Path) -> None:
-    try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        # Some network file systems know no locks; a run there has to do without.
-        if error.errno in (errno.EACCES, errno.EAGAIN):
-            file.seek(0)
-            raise RequestError(
-                f"{directory} is being run by another process ({file.read().strip()}); "
-                "wait until it has ended, or stop it"
-            ) from None
 
 
 def _abandon(file: IO[str]) -> None:
@@ -106,6 +97,7 @@ class Recorder:
         self.rows: list[dict[str, Any]] = []
         self.arrays: dict[str, torch.Tensor] = {}
         self.note: dict[str, Any] = {"finished": {}, "position": {}, "exchanges": {}, "seconds": {}}
+        self._nodes: dict[str, dict[str, Any]] = {}
         self._last_progress = self._last_checkpoint = time.monotonic()
         self._open(engine)
 
@@ -216,13 +208,18 @@ class Recorder:
             seconds[stage] = round(seconds.get(stage, 0.0) + time.monotonic() - start, 3)
 
     def progress(self, stage: str, done: int, total: int, unit: str) -> None:
-        """Say how far a stage is; written at most four times a second."""
+        """Say how far a stage is; between begin and end at most four times a second."""
         now = time.monotonic()
-        if done < total and now - self._last_progress < PROGRESS_SECONDS:
+        if 0 < done < total and now - self._last_progress < PROGRESS_SECONDS:
             return
         self._last_progress = now
         state = {"stage": stage, "done": done, "total": total, "unit": unit}
         write_atomically(self.directory / "progress.json", json.dumps(state).encode())
+
+    def stands(self, node: str, state: str) -> None:
+        """Say how it stands with a node, for those who wait for it."""
+        self._nodes[node] = {"state": state, "since": time.time()}
+        write_atomically(self.directory / "nodes.json", json.dumps(self._nodes).encode())
 
     # --------------------------------------------------------------------- checkpoints
 

@@ -6,6 +6,7 @@ where the organiser's folder is, the ServerApp is told by an environment variabl
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -34,6 +35,11 @@ class Registered(NamedTuple):
     node: int
     fingerprint: str
     since: str
+
+
+def fingerprint_of(public_key: bytes) -> str:
+    """Return a public key, PEM as Flower's messages carry it, as a short text."""
+    return hashlib.sha256(public_key).hexdigest()[:32]
 
 
 def home() -> Path | None:

@@ -92,7 +92,7 @@ def _serving(repeats: int) -> Row:
         server_context(config)
         grid = InProcessGrid(app, experiment.facemix.edges, config)
         recorder = Recorder(Path(folder) / "run", experiment, "benchmark")
-        exchanges = Exchanges(grid, recorder, {}, None)
+        exchanges = Exchanges(grid, recorder, {})
         exchanges.nodes = gather(exchanges, experiment.names(), 1)
         session = Session(exchanges, experiment, "main", experiment.facemix, experiment.load_data())
         session.join()

@@ -53,7 +53,7 @@ class Rounds:
 
     def __init__(self, experiment: DlmtExperiment, grid: Grid, directory: Path) -> None:
         recorder = Recorder(directory, experiment, "benchmark")
-        exchanges = Exchanges(grid, recorder, {}, None)
+        exchanges = Exchanges(grid, recorder, {})
         exchanges.nodes = gather(exchanges, experiment.names(), len(experiment.names()))
         self.session = Session(exchanges, experiment, "main", experiment.dlmt)
         self.session.join(turn=-1)

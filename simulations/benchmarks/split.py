@@ -101,7 +101,7 @@ class Plain:
 def ready(experiment: SplitExperiment, grid: Grid, directory: Path) -> Training:
     """Let the devices join; return the training whose epochs are timed."""
     recorder = Recorder(directory, experiment, "benchmark")
-    exchanges = Exchanges(grid, recorder, {}, None)
+    exchanges = Exchanges(grid, recorder, {})
     exchanges.nodes = gather(exchanges, experiment.names(), 1)
     case = Case(Session(exchanges, experiment, "main", experiment.split))
     return cast(Training, case.prepare())

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
 from pathlib import Path
@@ -25,10 +23,12 @@ from cryptography.hazmat.primitives.serialization import (
     load_ssh_public_key,
 )
 from cryptography.x509.oid import NameOID
+from flwr.supercore.primitives.asymmetric import sign_message, verify_signature
 
 from models.errors import RequestError
-from models.files import write_atomically
+from models.files import others_may_read, write_atomically
 from simulations.programs.calling import LOOPBACK
+from strategies.roster import fingerprint_of
 
 AUTHORITY_DAYS, SERVER_DAYS = 3650, 365
 SECRET = 0o600
@@ -73,6 +73,26 @@ def new_server(
     )
     write_atomically(key, _pem(own), SECRET)
     write_atomically(certificate, made.sign(signer, hashes.SHA384()).public_bytes(Encoding.PEM))
+
+
+def signature(key: Path, text: bytes) -> bytes:
+    """Return an authority's signature, ECDSA with SHA-256 as ``openssl dgst`` has it."""
+    signer = load_pem_private_key(key.read_bytes(), None)
+    assert isinstance(signer, EllipticCurvePrivateKey)
+    return sign_message(signer, text)
+
+
+def is_signature(certificate: Path, text: bytes, said: bytes) -> bool:
+    """Tell whether a text was signed by the authority of a certificate.
+
+    Raises
+    ------
+    RequestError
+        The certificate can't be read, or does not hold.
+    """
+    check_certificate(certificate)
+    key = x509.load_pem_x509_certificate(certificate.read_bytes()).public_key()
+    return isinstance(key, EllipticCurvePublicKey) and verify_signature(key, text, said)
 
 
 def check_certificate(path: Path) -> None:
@@ -126,11 +146,6 @@ def fingerprint(public: Path) -> str:
     return fingerprint_of(key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
 
 
-def fingerprint_of(public_key: bytes) -> str:
-    """Return a public key, as Flower's messages carry it, as a short text."""
-    return hashlib.sha256(public_key).hexdigest()[:32]
-
-
 def check_secret(path: Path) -> None:
     """See that nobody else can read a secret.
 
@@ -141,7 +156,7 @@ def check_secret(path: Path) -> None:
     """
     if not path.is_file():
         raise RequestError(f"there is no file {path}")
-    if os.name == "posix" and path.stat().st_mode & 0o077:
+    if others_may_read(path):
         raise RequestError(f"{path} may be read by others: chmod 600 {path}")
 
 

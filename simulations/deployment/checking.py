@@ -7,6 +7,7 @@ import shutil
 import ssl
 import time
 from collections.abc import Callable
+from contextlib import closing
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -56,20 +57,22 @@ def check(path: Path) -> list[Finding]:
     """
     config = NodeConfig.read(path)
     return [
-        _found("settings", lambda: _settings(config)),
-        _found("certificate", lambda: _certificate(config)),
-        _found("key of this node", lambda: _private_key(config)),
-        _found("server", lambda: _server(config)),
-        _found("versions", lambda: _versions(path.parent)),
-        _found("vault", lambda: _vault(config)),
-        _found("device", lambda: _device(config)),
-        _found("data", lambda: _data(config)),
-        _found("model", lambda: _model(config)),
-        _found("image key", lambda: _image_key(config)),
+        found("settings", lambda: _settings(config)),
+        found("certificate", lambda: _certificate(config)),
+        found("key of this node", lambda: _private_key(config)),
+        found("server", lambda: _server(config)),
+        found("versions", lambda: _versions(path.parent)),
+        found("vault", lambda: _vault(config)),
+        found("device", lambda: _device(config)),
+        found("data", lambda: _data(config)),
+        found("test labels", lambda: _test_labels(config)),
+        found("model", lambda: _model(config)),
+        found("image key", lambda: _image_key(config)),
     ]
 
 
-def _found(what: str, look: Callable[[], str]) -> Finding:
+def found(what: str, look: Callable[[], str]) -> Finding:
+    """Return what a look at something finds, also where it fails."""
     try:
         return Finding(what, True, look())
     except RequestError as error:
@@ -105,8 +108,10 @@ def _server(config: NodeConfig) -> str:
     try:
         trust = ssl.create_default_context(cafile=config.certificate)
         connection = http.client.HTTPSConnection(host, int(port), timeout=10, context=trust)
-        connection.request("GET", "/health")
-        answer = connection.getresponse()
+        with closing(connection):
+            connection.request("GET", "/health")
+            with connection.getresponse() as answer:
+                status, date = answer.status, str(answer.headers["date"])
     except ssl.SSLCertVerificationError as error:
         raise RequestError(
             f"{config.server} is not the organiser's, by its certificate ({error.verify_message}); "
@@ -116,9 +121,9 @@ def _server(config: NodeConfig) -> str:
         raise RequestError(
             f"{config.server} does not answer ({error}); is the organiser's server up?"
         ) from error
-    if answer.status >= 300:
-        raise RequestError(f"{config.server} answers with {answer.status}; ask the organiser")
-    theirs = parsedate_to_datetime(str(answer.headers["date"]))
+    if status >= 300:
+        raise RequestError(f"{config.server} answers with {status}; ask the organiser")
+    theirs = parsedate_to_datetime(date)
     ahead = (datetime.now(UTC) - theirs).total_seconds()
     # The server's date has no fractions of a second.
     if not -BEHIND_SECONDS < ahead < AHEAD_SECONDS + 1:
@@ -173,6 +178,18 @@ def _data(config: NodeConfig) -> str:
         f"{data.name}: {sizes} images of {'x'.join(map(str, data.shape))} in {data.num_classes} "
         f"classes: {', '.join(data.class_names[:12])}"
     )
+
+
+def _test_labels(config: NodeConfig) -> str:
+    """See that a participant of a competition reads no test set: it is the organiser's alone."""
+    data = _own_data(config) if "themis" in config.systems else None
+    if data is not None and data.own_test and len(data.test):
+        raise RequestError(
+            f"{data.name} has {len(data.test)} labelled test images, which a participant of a "
+            "competition is not to hold: take them away, or set data: {split: public}, and they "
+            "are not looked at"
+        )
+    return "none are read"
 
 
 def _model(config: NodeConfig) -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from simulations.competition import Drafts
 from simulations.console import FAILED, WRONG, ends_of, refusals, report, say, shown
 
 if TYPE_CHECKING:
@@ -139,11 +140,10 @@ def run(
         from simulations.progress import Watcher
 
         organiser = Organiser(folder, (lambda _: None) if quiet else say)
-        prepared, directory, settings = organiser.prepare(experiment, set_ or [], resume)
-        if settings and not quiet:
-            say("set for a deployment: " + ", ".join(settings))
+        prepared, directory = organiser.prepare(experiment, set_ or [], resume)
         options = f"--folder {shlex.quote(str(folder))}" if folder != HERE else ""
-        with ends_of(directory, "pudica deploy run", options), Watcher(directory, quiet):
+        watched = Watcher(directory, quiet), Drafts(directory)
+        with ends_of(directory, "pudica deploy run", options), watched[0], watched[1]:
             organiser.run(prepared, directory)
     report(directory, quiet)
     typer.echo(directory)

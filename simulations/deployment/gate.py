@@ -29,7 +29,11 @@ from flwr.common.constant import (
     TIMESTAMP_HEADER,
     TIMESTAMP_TOLERANCE,
 )
-from flwr.proto.fleet_pb2 import PullMessagesResponse, PushMessagesRequest
+from flwr.proto.fleet_pb2 import (
+    DeactivateNodeRequest,
+    PullMessagesResponse,
+    PushMessagesRequest,
+)
 from flwr.proto.message_pb2 import (
     ConfirmMessageReceivedRequest,
     ObjectTree,
@@ -39,25 +43,26 @@ from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER, FLEET_HTTP_SIG
 from flwr.supercore.primitives.asymmetric import bytes_to_public_key, verify_signature
 from google.protobuf.message import DecodeError
 
-from simulations.deployment.authority import fingerprint_of
 from simulations.programs.calling import LOOPBACK
-from strategies.roster import ROSTER, Registered, registered
+from strategies.roster import ROSTER, Registered, fingerprint_of, registered
 
 PULL, PUSH = "/v1/fleet/pull-messages", "/v1/fleet/push-messages"
+PUSH_OBJECT = "/v1/fleet/push-object"
 PULL_OBJECT, CONFIRM = "/v1/fleet/pull-object", "/v1/fleet/confirm-message-received"
+ACTIVATE, DEACTIVATE = "/v1/fleet/activate-node", "/v1/fleet/deactivate-node"
 OPEN = frozenset(
     {
-        *(PULL, PUSH, PULL_OBJECT, CONFIRM),
-        "/v1/fleet/activate-node",
-        "/v1/fleet/deactivate-node",
+        *(PULL, PUSH, PULL_OBJECT, PUSH_OBJECT, CONFIRM, ACTIVATE, DEACTIVATE),
         "/v1/fleet/send-node-heartbeat",
         "/v1/fleet/get-run",
         "/v1/fleet/get-fab",
-        "/v1/fleet/push-object",
     }
 )
-# SuperNodes wait a moment after this one and ask again; most others end them.
+# SuperNodes wait a moment after this one and ask again; most others end them. So would what a
+# SuperLink says whose database is locked for a moment, as it is under load.
 TRY_LATER = 503
+# What a SuperLink says to a node that wants to begin, and is there as far as it knows.
+THERE_ALREADY = 412
 PASSED = frozenset({"content-type", "accept", "user-agent"})
 RETURNED = frozenset({"content-type"})
 AUTHENTICATION = (
@@ -68,7 +73,7 @@ AUTHENTICATION = (
 ANSWER_SECONDS = 120.0
 BODY_SECONDS = 60.0
 WINDOW_SECONDS = 60.0
-LINES_A_WINDOW = 200
+LINES_A_MINUTE = 200
 CONNECTIONS = 500
 REMEMBERED = 200_000
 
@@ -86,12 +91,15 @@ class Limits(NamedTuple):
     ----------
     request_bytes : int
         In one request; Flower cuts messages into pieces of 5 MiB.
+    message_bytes : int
+        Between two messages that it is given: in answer to one.
     bytes_a_minute, requests_a_minute : int
     open_requests : int
         At once.
     """
 
     request_bytes: int = 2**23
+    message_bytes: int = 2**30
     bytes_a_minute: int = 2**32
     requests_a_minute: int = 6000
     open_requests: int = 16
@@ -112,6 +120,22 @@ class Refused(Exception):
         self.status = status
 
 
+class PerMinute:
+    """Counts that begin again each minute."""
+
+    def __init__(self) -> None:
+        self._since = time.monotonic()
+        self._counts: defaultdict[str, int] = defaultdict(int)
+
+    def add(self, of: str, more: int) -> int:
+        """Count, and return what this minute has."""
+        if time.monotonic() - self._since > WINDOW_SECONDS:
+            self._since = time.monotonic()
+            self._counts.clear()
+        self._counts[of] += more
+        return self._counts[of]
+
+
 class Allowance:
     """What nodes have sent in the last minute, and ask at this moment.
 
@@ -122,10 +146,10 @@ class Allowance:
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
-        self._since = time.monotonic()
-        self._requests: defaultdict[str, int] = defaultdict(int)
-        self._bytes: defaultdict[str, int] = defaultdict(int)
+        self._requests = PerMinute()
+        self._bytes = PerMinute()
         self._open: defaultdict[str, int] = defaultdict(int)
+        self._answer: defaultdict[str, int] = defaultdict(int)
 
     @contextmanager
     def request(self, node: str) -> Iterator[None]:
@@ -136,35 +160,51 @@ class Allowance:
         Refused
             There are too many.
         """
-        self.spend(node, 0, requests=1)
+        most = self.limits.requests_a_minute
+        if self._requests.add(node, 1) > most:
+            raise Refused(TRY_LATER, f"'{node}' sends more than {most} requests a minute")
         if self._open[node] >= self.limits.open_requests:
-            raise Refused(503, f"'{node}' has {self._open[node]} requests open")
+            raise Refused(TRY_LATER, f"'{node}' has {self._open[node]} requests open")
         self._open[node] += 1
         try:
             yield
         finally:
             self._open[node] -= 1
 
-    def spend(self, node: str, size: int, requests: int = 0) -> None:
-        """Count what a node sends.
+    def spend(self, node: str, size: int) -> None:
+        """Count the bytes that a node sends.
 
         Raises
         ------
         Refused
             It is more than it may.
         """
-        if time.monotonic() - self._since > WINDOW_SECONDS:
-            self._since = time.monotonic()
-            self._requests.clear()
-            self._bytes.clear()
-        self._requests[node] += requests
-        self._bytes[node] += size
-        if self._requests[node] > self.limits.requests_a_minute:
-            most = f"{self.limits.requests_a_minute} requests"
-            raise Refused(TRY_LATER, f"'{node}' sends more than {most} a minute")
-        if self._bytes[node] > self.limits.bytes_a_minute:
-            most = f"{self.limits.bytes_a_minute} bytes"
-            raise Refused(TRY_LATER, f"'{node}' sends more than {most} a minute")
+        most = self.limits.bytes_a_minute
+        if self._bytes.add(node, size) > most:
+            raise Refused(TRY_LATER, f"'{node}' sends more than {most} bytes a minute")
+
+    def answered(self, node: str, size: int) -> None:
+        """Count the bytes of an answer that got through."""
+        self._answer[node] += size
+
+    def check_answer(self, node: str, size: int) -> None:
+        """See whether an answer may have so many bytes more.
+
+        Raises
+        ------
+        Refused
+            It may not.
+        """
+        if self._answer[node] + size > self.limits.message_bytes:
+            raise Refused(
+                413,
+                f"'{node}' answers one message with more than {self.limits.message_bytes} bytes; "
+                "where that is right, set limits: {message_bytes: …} in organiser.yaml",
+            )
+
+    def given(self, node: str) -> None:
+        """Begin to count anew: the node was given a message."""
+        self._answer[node] = 0
 
 
 class Owners:
@@ -226,7 +266,7 @@ class Gate:
         self.owners = Owners()
         self._known: dict[str, Registered] = {}
         self._read_at = -1.0
-        self._lines, self._lines_since = 0, time.monotonic()
+        self._lines = PerMinute()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -249,13 +289,11 @@ class Gate:
 
     def _say(self, text: str, *values: object) -> None:
         """Write a line; not so many that they fill the disk."""
-        if time.monotonic() - self._lines_since > WINDOW_SECONDS:
-            self._lines, self._lines_since = 0, time.monotonic()
-        self._lines += 1
-        if self._lines <= LINES_A_WINDOW:
+        lines = self._lines.add("", 1)
+        if lines <= LINES_A_MINUTE:
             log.warning(text, *values)
-        elif self._lines == LINES_A_WINDOW + 1:
-            log.warning("more lines than %d a minute are left out", LINES_A_WINDOW)
+        elif lines == LINES_A_MINUTE + 1:
+            log.warning("more lines than %d a minute are left out", LINES_A_MINUTE)
 
     async def _passed(self, scope: Scope, receive: Receive) -> httpx.Response:
         path = scope["path"]
@@ -270,12 +308,36 @@ class Gate:
                 body = await asyncio.wait_for(self._body(node.name, receive), BODY_SECONDS)
             except TimeoutError:
                 raise Refused(408, f"'{node.name}' was silent in mid-request") from None
+            pushes = path in (PUSH, PUSH_OBJECT)
+            if pushes:
+                self.allowance.check_answer(node.name, len(body))
             self._check(node, path, body)
             kept = {k: v for k, v in headers.items() if _is_passed(k)}
             answer = await self.client.post(path, content=body, headers=kept)
+            if path == ACTIVATE and answer.status_code == THERE_ALREADY:
+                answer = await self._activated_anew(node, body, kept)
+        if answer.status_code >= 500:
+            raise Refused(TRY_LATER, f"the SuperLink stumbled over it: {answer.status_code}")
+        if pushes and answer.status_code == 200:
+            self.allowance.answered(node.name, len(body))
         if path == PULL and answer.status_code == 200:
-            self.owners.note(node.name, PullMessagesResponse.FromString(answer.content))
+            pulled = PullMessagesResponse.FromString(answer.content)
+            self.owners.note(node.name, pulled)
+            if pulled.messages_list:
+                self.allowance.given(node.name)
         return answer
+
+    async def _activated_anew(
+        self, node: Registered, body: bytes, headers: Mapping[str, str]
+    ) -> httpx.Response:
+        """Let a node that was killed take its own place.
+
+        For a minute Flower takes it for being there, and would refuse it for good.
+        """
+        gone = DeactivateNodeRequest(node_id=node.node).SerializeToString()
+        await self.client.post(DEACTIVATE, content=gone, headers=headers)
+        self._say("'%s' begins anew", node.name)
+        return await self.client.post(ACTIVATE, content=body, headers=headers)
 
     def _check(self, node: Registered, path: str, body: bytes) -> None:
         """See that a node speaks for itself, answers what it was asked, and takes what is its own.

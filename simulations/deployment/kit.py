@@ -11,8 +11,8 @@ from models.errors import RequestError, unknown
 from models.files import write_atomically
 from simulations.deployment import authority
 from simulations.deployment.invitation import Invitation
-from simulations.deployment.processes import Programs
-from simulations.programs.calling import LOOPBACK, SUPERNODE, environment_of, free_port
+from simulations.deployment.place import Place, make_folder
+from simulations.programs.calling import LOOPBACK, SUPERNODE, free_port
 
 SETTINGS = "node.yaml"
 START_SECONDS = 20.0
@@ -55,7 +55,7 @@ trust_organiser: {trust}
 """
 
 
-class Kit:
+class Kit(Place):
     """A participant's folder.
 
     Parameters
@@ -73,14 +73,12 @@ class Kit:
     PROGRAMS = ("supernode",)
 
     def __init__(self, folder: Path, told: Callable[[str], None] = lambda _: None) -> None:
-        self.folder = folder.absolute()
-        if not (self.folder / SETTINGS).is_file():
+        if not (folder / SETTINGS).is_file():
             raise RequestError(
                 f"{folder} is no node's folder; make one with `pudica deploy node NAME`"
             )
+        super().__init__(folder.absolute(), told)
         self.config = NodeConfig.read(self.folder / SETTINGS)
-        self.flower = self.folder / "flower"
-        self.programs = Programs(self.flower / "work", environment_of(self.flower), told)
 
     @classmethod
     def make(
@@ -102,11 +100,7 @@ class Kit:
         check_name(name)
         if systems not in get_args(System):
             raise unknown("system", systems, get_args(System))
-        folder = folder.absolute()
-        if folder.exists() and any(folder.iterdir()):
-            raise RequestError(f"{folder} is not empty; choose another name or --folder")
-        (folder / "flower" / "work").mkdir(parents=True, mode=0o700)
-        folder.chmod(0o700)
+        folder = make_folder(folder)
         text = TEMPLATE.format(
             name=name,
             server=invitation.server,
@@ -136,7 +130,7 @@ class Kit:
         authority.check_secret(self.config.private_key)
         self.programs.start("supernode", [*SUPERNODE, *self.arguments()])
         try:
-            ready = self.programs.wait("supernode", READY, START_SECONDS)
+            ready = self.programs.wait("supernode", self._is_ready, START_SECONDS)
         except RequestError as error:
             raise RequestError(
                 f"{error}\nIs this node registered? `pudica node check node.yaml` says more"
@@ -146,6 +140,9 @@ class Kit:
                 f"{self.config.server} does not answer yet; the node goes on trying until "
                 "`pudica deploy down`"
             )
+
+    def _is_ready(self) -> bool:
+        return READY in self.programs.log("supernode").read_text(encoding="utf-8", errors="replace")
 
     def arguments(self) -> list[str]:
         """Return how `flower-supernode` is called."""
@@ -157,7 +154,3 @@ class Kit:
             *("--host", LOOPBACK, "--port", str(free_port())),
             *("--node-config", f'{NODE}="{self.folder / SETTINGS}"'),
         ]
-
-    def down(self) -> list[str]:
-        """End it; return what there was."""
-        return [name for name in self.PROGRAMS if self.programs.stop(name)]

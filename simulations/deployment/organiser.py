@@ -3,43 +3,42 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import psutil
 import tomli_w
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from clients.node import check_name
 from models.errors import RequestError
 from models.files import write_atomically
 from simulations.deployment import authority
 from simulations.deployment.invitation import Invitation
-from simulations.deployment.processes import Programs
+from simulations.deployment.place import Place, make_folder
 from simulations.programs.bundle import stage
 from simulations.programs.calling import (
     CONNECTION,
-    FLWR,
     GATE,
     LOOPBACK,
     SUPERLINK,
-    environment_of,
     free_port,
     healthy,
 )
-from simulations.programs.submission import FlowerRunFailed, Submission, close_record
+from simulations.programs.submission import FlowerRunFailed, Submission, asked, recorded
 from simulations.runner import resumed
 from strategies.app import new_directory
 from strategies.experiment import Experiment
-from strategies.loading import load_experiment
+from strategies.loading import load_experiment, read_settings
 from strategies.roster import HOME, ROSTER, Registered, registered
 
 SETTINGS = "organiser.yaml"
 START_SECONDS = 60.0
-ANSWER_SECONDS = 1800
+ANSWER_SECONDS, AWAY_SECONDS = 1800, 180
 
 
 class OrganiserConfig(BaseModel):
@@ -64,7 +63,7 @@ class OrganiserConfig(BaseModel):
     limits: dict[str, int] = {}
 
 
-class Organiser:
+class Organiser(Place):
     """An organiser's folder.
 
     Parameters
@@ -82,18 +81,14 @@ class Organiser:
     PROGRAMS = ("superlink", "gate")
 
     def __init__(self, folder: Path, told: Callable[[str], None] = lambda _: None) -> None:
-        self.folder = folder.absolute()
-        path = self.folder / SETTINGS
-        try:
-            self.config = OrganiserConfig.model_validate(yaml.safe_load(path.read_text()))
-        except OSError as error:
+        if not (folder / SETTINGS).is_file():
             raise RequestError(
                 f"{folder} is no organiser's folder; make one with `pudica deploy init {folder}`"
-            ) from error
-        except (yaml.YAMLError, ValidationError) as error:
-            raise RequestError(f"{path}: {error}") from error
-        self.flower = self.folder / "flower"
-        self.programs = Programs(self.flower / "work", self._environment(), told)
+            )
+        folder = folder.absolute()
+        super().__init__(folder, told, **{HOME: str(folder)})
+        self.config = read_settings(OrganiserConfig, folder / SETTINGS)
+        self._was_open = True
 
     @classmethod
     def init(
@@ -106,11 +101,7 @@ class Organiser:
         RequestError
             There is one already.
         """
-        folder = folder.absolute()
-        if folder.exists() and any(folder.iterdir()):
-            raise RequestError(f"{folder} is not empty; name a new folder")
-        (folder / "flower" / "work").mkdir(parents=True, mode=0o700)
-        folder.chmod(0o700)
+        folder = make_folder(folder)
         settings = OrganiserConfig(host=host, port=port, superlink=free_port())
         ca = folder / "ca.crt", folder / "ca.key"
         authority.new_authority(*ca)
@@ -128,20 +119,33 @@ class Organiser:
     # ------------------------------------------------------------------------- programs
 
     def up(self) -> None:
-        """Start the SuperLink and the gate before it.
+        """Start the SuperLink and the gate before it, or the one of them that is not there.
 
         Raises
         ------
         RequestError
-            A port is taken, a certificate does not hold, or they do not come up.
+            Both are there, a port is taken, a certificate does not hold, or they do not come up.
         """
         authority.check_certificate(self.folder / "server.crt")
         authority.check_secret(self.folder / "server.key")
         self._connect()
-        self.programs.start("superlink", [*SUPERLINK, *self.superlink_arguments()])
-        self._wait("superlink", self.config.superlink)
-        self.programs.start("gate", [*GATE, json.dumps(self._gate_settings())])
-        self._wait("gate", self.config.port)
+        missing = [name for name in self.PROGRAMS if self.programs.process(name) is None]
+        try:
+            for name in missing or self.PROGRAMS:
+                self._start(name)
+        except RequestError:
+            for name in reversed(missing):
+                self.programs.stop(name)
+            raise
+
+    def _start(self, name: str) -> None:
+        """Start one of the programs, and wait until it answers."""
+        arguments, port = {
+            "superlink": ([*SUPERLINK, *self.superlink_arguments()], self.config.superlink),
+            "gate": ([*GATE, json.dumps(self._gate_settings())], self.config.port),
+        }[name]
+        self.programs.start(name, arguments)
+        self._wait(name, port)
 
     def superlink_arguments(self) -> list[str]:
         """Return how `flower-superlink` is called."""
@@ -158,10 +162,6 @@ class Organiser:
             *("--database", str(self.flower / "state.db")),
         ]
 
-    def down(self) -> list[str]:
-        """End them; return which there were."""
-        return [name for name in reversed(self.PROGRAMS) if self.programs.stop(name)]
-
     def is_up(self) -> bool:
         """Tell whether both are there and answer."""
         ports = {"superlink": self.config.superlink, "gate": self.config.port}
@@ -171,18 +171,14 @@ class Organiser:
         )
 
     def _wait(self, name: str, port: int) -> None:
-        deadline = time.monotonic() + START_SECONDS
-        while not healthy(port, self.folder / "ca.crt"):
-            if self.programs.process(name) is None:
-                end = self.programs.end_of(name)
-                self.down()
-                taken = "address already in use" in end.lower()
-                hint = f"port {port} is taken: change it in {SETTINGS}\n" if taken else ""
-                raise RequestError(f"{name} did not start: {hint}{end}")
-            if time.monotonic() > deadline:
-                self.down()
+        try:
+            answers = partial(healthy, port, self.folder / "ca.crt")
+            if not self.programs.wait(name, answers, START_SECONDS):
                 raise RequestError(f"{name} did not answer within {START_SECONDS:g} s")
-            time.sleep(0.1)
+        except RequestError as error:
+            taken = "address already in use" in str(error).lower()
+            hint = f"port {port} is taken: change it in {SETTINGS}\n" if taken else ""
+            raise RequestError(f"{name} did not start: {hint}{error}") from error
 
     def _gate_settings(self) -> dict[str, Any]:
         local = self.config.host in ("localhost", LOOPBACK)
@@ -193,9 +189,6 @@ class Organiser:
             "superlink": self.config.superlink,
             "limits": self.config.limits,
         }
-
-    def _environment(self) -> dict[str, str]:
-        return {**environment_of(self.flower), HOME: str(self.folder)}
 
     def _at(self, file: str) -> str:
         return str(self.folder / file)
@@ -211,17 +204,10 @@ class Organiser:
 
     def _flwr(self, *arguments: str) -> dict[str, Any]:
         """Return what one of Flower's commands says as JSON."""
-        said = self.flower / "said.json"
-        said.unlink(missing_ok=True)
         log = self.programs.log("flwr")
-        self.programs.run(log, *FLWR, *arguments, "--format", "json", output=said).wait()
-        text = said.read_text(encoding="utf-8")
-        try:
-            answer: dict[str, Any] = json.loads(text)
-        except ValueError:
-            answer = {}
+        answer = asked(self.programs.run, log, *arguments)
         if not answer.get("success"):
-            why = answer.get("error-message") or text or self.programs.end_of("flwr")
+            why = answer.get("error-message") or self.programs.end_of("flwr")
             raise RequestError(f"flwr {' '.join(arguments)}: {why}")
         return answer
 
@@ -266,8 +252,10 @@ class Organiser:
 
     def prepare(
         self, source: str | None, overrides: list[str], resume: Path | None
-    ) -> tuple[Experiment, Path, list[str]]:
-        """Return the experiment with the registered nodes in it, its directory, what was set.
+    ) -> tuple[Experiment, Path]:
+        """Return the experiment with the registered nodes in it, and its directory.
+
+        What a deployment sets in it is told.
 
         Raises
         ------
@@ -282,18 +270,19 @@ class Organiser:
             experiment, directory = resumed(source, overrides, resume)
             if not directory.is_relative_to(self.folder):
                 raise RequestError(f"--resume: {resume} is no run of {self.folder}")
-            return experiment, directory, []
+            return experiment, directory
         if source is None:
             raise RequestError("say which experiment: pudica deploy run NAME")
         settings = load_experiment(source, []).deployed(names)
         given = {override.partition("=")[0] for override in overrides}
         settings = [s for s in settings if s.partition("=")[0] not in given]
-        if "client.timeout" not in given:
-            settings.append(f"client.timeout={ANSWER_SECONDS}")
+        patience = {"client.timeout": ANSWER_SECONDS, "client.patience": AWAY_SECONDS}
+        settings += [f"{key}={value}" for key, value in patience.items() if key not in given]
         experiment = load_experiment(source, [*settings, *overrides])
         _check_cases(experiment, settings)
         experiment.check()
-        return experiment, new_directory(self.folder / "results", experiment), settings
+        self.programs.told("set for a deployment: " + ", ".join(settings))
+        return experiment, new_directory(self.folder / "results", experiment)
 
     def run(self, experiment: Experiment, directory: Path) -> None:
         """Run an experiment with the registered nodes, to the end.
@@ -317,20 +306,37 @@ class Organiser:
         }
         app = self.flower / "app"
         stage(app, config)
-        submission = Submission(self.programs.run, self._still_up, app, directory)
-        try:
-            submission.run()
-        except KeyboardInterrupt:
-            submission.stop()
-            close_record(directory, "interrupted", "stopped from the keyboard")
-            raise
-        except FlowerRunFailed as error:
-            close_record(directory, "failed", str(error))
-            raise
+        server = self.programs.process("superlink")
+        still_up = partial(self._still_up, server)
+        submission = Submission(self.programs.run, still_up, app, directory)
+        with recorded(directory):
+            try:
+                submission.run()
+            except KeyboardInterrupt:
+                submission.stop()
+                raise
 
-    def _still_up(self) -> None:
-        for name in self.PROGRAMS:
-            self.programs.check(name)
+    def _still_up(self, server: psutil.Process | None) -> None:
+        """See that a run's SuperLink is there; for the gate, nodes and run can wait.
+
+        Raises
+        ------
+        FlowerRunFailed
+            It is not, or another is in its place.
+        """
+        if server is None or self.programs.process("superlink") != server:
+            raise FlowerRunFailed(
+                "the server (superlink) ended while the run was on; start it again with "
+                "`pudica deploy up`, and resume the run; the end of its log:\n"
+                + self.programs.end_of("superlink", lines=3)
+            )
+        is_open = self.programs.process("gate") is not None
+        if self._was_open and not is_open:
+            self.programs.told(
+                "the gate has ended, and no node gets through; `pudica deploy up` starts it again, "
+                "the run waits"
+            )
+        self._was_open = is_open
 
 
 def _check_cases(experiment: Experiment, settings: list[str]) -> None:

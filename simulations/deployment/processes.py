@@ -101,8 +101,8 @@ class Programs:
         text = self.log(name).read_text(encoding="utf-8", errors="replace")
         return "\n".join([line for line in text.splitlines() if line.strip()][-lines:])
 
-    def wait(self, name: str, ready: str, seconds: float) -> bool:
-        """Wait until a program has written a word; return whether it has.
+    def wait(self, name: str, ready: Callable[[], bool], seconds: float) -> bool:
+        """Wait until a program is ready; return whether it is.
 
         Raises
         ------
@@ -110,7 +110,7 @@ class Programs:
             It has ended; with its last lines.
         """
         deadline = time.monotonic() + seconds
-        while ready not in self.log(name).read_text(encoding="utf-8", errors="replace"):
+        while not ready():
             self.check(name)
             if time.monotonic() > deadline:
                 return False

@@ -38,7 +38,7 @@ from simulations.programs.calling import (
     free_port,
     healthy,
 )
-from simulations.programs.submission import FlowerRunFailed, Submission, close_record
+from simulations.programs.submission import FlowerRunFailed, Submission, recorded
 from strategies.experiment import ClientConfig, Experiment
 
 START_SECONDS = 60.0
@@ -96,16 +96,9 @@ def run(experiment: Experiment, directory: Path) -> None:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RequestError(f"--out: can't make {directory}: {error.strerror}") from error
-    try:
-        with temporary_home() as home:
-            stage(home.app, run_config(experiment, directory, "flower"))
-            Simulation(home, directory).run(shares)
-    except KeyboardInterrupt:
-        close_record(directory, "interrupted", "stopped from the keyboard")
-        raise
-    except FlowerRunFailed as error:
-        close_record(directory, "failed", str(error))
-        raise
+    with recorded(directory), temporary_home() as home:
+        stage(home.app, run_config(experiment, directory, "flower"))
+        Simulation(home, directory).run(shares)
 
 
 # ------------------------------------------------------------------------- what is run

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import itertools
 import time
 from abc import abstractmethod
@@ -18,13 +17,14 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
+from models.files import DISK_FULL
+
 if TYPE_CHECKING:
     from strategies.experiment import Experiment
 
 RUN_ID = 1
 SERVER = 1
 PULL_SECONDS = 0.05
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def run_config(experiment: Experiment, directory: Path, engine: str) -> dict[str, str]:

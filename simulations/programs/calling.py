@@ -27,6 +27,7 @@ SPELLED = {
 }
 CONNECTION = "pudica"
 LOOPBACK = "127.0.0.1"
+HEALTH_SECONDS = 5.0
 
 
 def spelled(arguments: Sequence[str]) -> str:
@@ -119,12 +120,15 @@ def healthy(port: int, certificate: Path | None = None) -> bool:
     connection: http.client.HTTPConnection
     if certificate:
         trust = ssl.create_default_context(cafile=certificate)
-        connection = http.client.HTTPSConnection(LOOPBACK, port, timeout=1, context=trust)
+        connection = http.client.HTTPSConnection(
+            LOOPBACK, port, timeout=HEALTH_SECONDS, context=trust
+        )
     else:
-        connection = http.client.HTTPConnection(LOOPBACK, port, timeout=1)
+        connection = http.client.HTTPConnection(LOOPBACK, port, timeout=HEALTH_SECONDS)
     try:
         connection.request("GET", "/health")
-        return connection.getresponse().status < 300
+        with connection.getresponse() as answer:
+            return answer.status < 300
     except (OSError, http.client.HTTPException):
         return False
     finally:

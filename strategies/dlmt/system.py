@@ -27,7 +27,7 @@ SHOWN, SEEN = 8, 400
 
 def learn_disguised(grid: Grid, experiment: DlmtExperiment, recorder: Recorder) -> None:
     """Run all cases: join, train on disguised images, measure; the examiner's case first."""
-    exchanges = Exchanges(grid, recorder, {}, experiment.client.timeout)
+    exchanges = Exchanges(grid, recorder, {}, experiment.client)
     with recorder.timed("join"):
         nodes = gather(exchanges, experiment.names(), experiment.dlmt.min_owners)
     cases, examining = experiment.dlmt.each_case(), experiment.dlmt.examining()

@@ -23,7 +23,7 @@ MODEL = "model.safetensors"
 
 def infer_mixed(grid: Grid, experiment: FacemixExperiment, recorder: Recorder) -> None:
     """Run all cases: join, train behind the shield, serve."""
-    exchanges = Exchanges(grid, recorder, {}, experiment.client.timeout)
+    exchanges = Exchanges(grid, recorder, {}, experiment.client)
     data = experiment.load_data()
     with recorder.timed("join"):
         nodes = gather(exchanges, experiment.names(), experiment.facemix.min_edges)

@@ -20,10 +20,10 @@ from clients.data import DataConfig
 from clients.shields import ShieldConfig
 from clients.shields.mixing import MixingConfig
 from clients.shields.plain import NoShieldConfig
+from models.explain import explained
 from models.optimizers import OptimizerConfig
 from models.training import TrainingConfig
 from strategies.cases import each_case
-from strategies.explain import explained
 
 SHARED = {"devices", "pretraining"}
 PRETRAINED, TORCHVISION = "pretrained", "torchvision"

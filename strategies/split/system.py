@@ -29,7 +29,7 @@ from strategies.split.training import Training, start_turn
 def learn(grid: Grid, experiment: SplitExperiment, recorder: Recorder) -> None:
     """Run all cases: join, train across the cut, evaluate."""
     pretrain(experiment, recorder)
-    exchanges = Exchanges(grid, recorder, {}, experiment.client.timeout)
+    exchanges = Exchanges(grid, recorder, {}, experiment.client)
     with recorder.timed("join"):
         nodes = gather(exchanges, experiment.names(), experiment.split.min_devices)
     for case, settings in experiment.split.each_case().items():

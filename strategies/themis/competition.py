@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from flwr.serverapp import Grid
 
@@ -12,34 +15,44 @@ from strategies.themis.evaluation import Evaluation
 from strategies.themis.experiment import ThemisExperiment
 from strategies.themis.generator import GeneratorStage
 from strategies.themis.joining import join
-from strategies.themis.local import train_models
+from strategies.themis.local import need_models, train_models
 from strategies.themis.organiser import Organiser
 from strategies.themis.publication import Publication
+from strategies.themis.stages import Stages
 
 
 def compete(grid: Grid, experiment: ThemisExperiment, recorder: Recorder) -> None:
     """Run the whole competition: join, local training, noise generator, evaluation."""
     organiser = Organiser(grid, experiment, recorder)
-    evaluation = Evaluation(organiser)
-    with recorder.timed("join"):
-        join(organiser)
-    with recorder.timed("local training"):
-        train_models(organiser)
+    evaluation, stages = Evaluation(organiser), Stages(organiser)
+    with stages.during("join"):
+        with recorder.timed("join"):
+            if stages.closes_later("join") and not stages.is_closed("join"):
+                stages.keep_the_door("join")
+            else:
+                join(organiser)
+        with recorder.timed("local training"), stages.accepting("join"):
+            train_models(organiser)
+    need_models(organiser)
     with recorder.timed("evaluation"):
         evaluation.shared()
     for case, settings in experiment.themis.each_case().items():
-        with recorder.timed(f"noise generator/{case}"):
-            generator = train_generator(organiser, case, settings)
-        with recorder.timed(f"evaluation/{case}"):
-            evaluation.case(case, generator)
+        with stages.during("noise"), recorder.timed(f"noise generator/{case}"):
+            over = partial(stages.is_closed, "noise")
+            generator = train_generator(organiser, case, settings, over)
+        with stages.during("test"), recorder.timed(f"evaluation/{case}"):
+            with stages.accepting("test"):
+                evaluation.case(case, generator)
             Publication(organiser, evaluation, case, generator).publish()
 
 
-def train_generator(organiser: Organiser, case: str, settings: ThemisConfig) -> NoiseGenerator:
+def train_generator(
+    organiser: Organiser, case: str, settings: ThemisConfig, over: Callable[[], bool]
+) -> NoiseGenerator:
     """Train one case's generator, or return it if that was done before a kill."""
     task, recorder = f"generator/{case}", organiser.recorder
     if not recorder.finished(task):
-        generator = GeneratorStage(organiser, case, settings).train()
+        generator = GeneratorStage(organiser, case, settings, over).train()
         recorder.arrays[task] = torch.from_numpy(generator.packed())
         recorder.finish(task)
     return NoiseGenerator(recorder.arrays[task][:2], settings.M)

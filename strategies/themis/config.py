@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from clients.assignments import Attack
 from models.errors import RequestError
 from models.training import TrainingConfig
 from strategies.cases import each_case
 
-SHARED = {"release", "examiner", "M", "epochs_per_message"}
+SHARED = {"release", "examiner", "M", "epochs_per_message", "stages"}
+STAGES = ("join", "noise", "test")
+
+When = AwareDatetime | Literal["command"] | None
 
 
 class ReleaseConfig(BaseModel):
@@ -58,6 +62,56 @@ class ExaminerConfig(BaseModel):
 
     model: str = "resnet-8"
     training: TrainingConfig = TrainingConfig(epochs=10, step_size=4)
+
+
+class StageConfig(BaseModel):
+    """When a stage of a competition is open.
+
+    Attributes
+    ----------
+    opens : datetime with time zone, "command" or None
+        None: as soon as the stage before is closed.
+    closes : datetime with time zone, "command" or None
+        None: as soon as everybody is through.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    opens: When = None
+    closes: When = None
+
+
+class StagesConfig(BaseModel):
+    """The stages of a competition; between them participants may come and go.
+
+    Attributes
+    ----------
+    join : StageConfig
+        Participants come, and train their models.
+    noise : StageConfig
+        The noise generator is trained. Closing it takes what is trained by then.
+    test : StageConfig
+        The noisy test set is released. Predictions are accepted until it closes.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    join: StageConfig = StageConfig()
+    noise: StageConfig = StageConfig()
+    test: StageConfig = StageConfig()
+
+    @model_validator(mode="after")
+    def _in_order(self) -> StagesConfig:
+        latest: tuple[str, datetime] | None = None
+        for name in STAGES:
+            for what in ("opens", "closes"):
+                when = getattr(getattr(self, name), what)
+                if not isinstance(when, datetime):
+                    continue
+                if latest and when < latest[1]:
+                    raise ValueError(f"{name}.{what} is before {latest[0]}, which comes first")
+                latest = f"{name}.{what}", when
+        return self
 
 
 class ThemisConfig(BaseModel):
@@ -107,6 +161,8 @@ class ThemisConfig(BaseModel):
         Train their model together with a noise generator of their own.
     hostile : dict of str to str
         Attack on the generator's training.
+    stages : StagesConfig
+        When they open and close; for a competition of one case.
     cases : dict of str to dict
         Several settings on the same trained models; each names what differs from the above.
     """
@@ -135,11 +191,19 @@ class ThemisConfig(BaseModel):
     hostile: dict[str, Attack] = {}
     release: ReleaseConfig = ReleaseConfig()
     examiner: ExaminerConfig | None = ExaminerConfig()
+    stages: StagesConfig = StagesConfig()
     cases: dict[str, dict[str, Any]] = {}
 
     @model_validator(mode="after")
     def _cases_hold(self) -> ThemisConfig:
-        self.each_case()
+        if len(self.each_case()) > 1 and self.stages != StagesConfig():
+            raise ValueError("stages: a competition with stages has one case")
+        once = self.release.draws == len(self.release_bounds) == 1 and not self.cheaters
+        if self.stages.test.closes is not None and not once:
+            raise ValueError(
+                "stages: a test that closes has one release, for which all wait: set "
+                "release.draws=1 and one release.M, and no cheaters"
+            )
         return self
 
     def each_case(self) -> dict[str, ThemisConfig]:

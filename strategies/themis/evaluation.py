@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -11,10 +12,32 @@ from flwr.app import Array, RecordDict
 
 from clients import protocol
 from clients.data import ImageSet
+from clients.submissions import digest
 from models.generator import NoiseGenerator
 from models.randomness import derive
 from strategies.themis.organiser import SHARED, VARIANTS, Contestants, Organiser, of_variant
 from strategies.themis.protection import Examiner, Seed, hiding, noisy_chunks
+from strategies.themis.submissions import Submission, Submissions
+
+
+class Sheet(NamedTuple):
+    """Some released images, as one message has them.
+
+    Attributes
+    ----------
+    images : Array
+    labels : ndarray of shape (N,)
+        The organiser's alone.
+    digest : str
+        Of the images, where participants sign what they predict.
+    of : dict
+        Which release they are of, and which images are the first.
+    """
+
+    images: Array
+    labels: np.ndarray
+    digest: str
+    of: dict[str, str | float]
 
 
 class Evaluation:
@@ -30,6 +53,7 @@ class Evaluation:
         self.settings = organiser.settings
         self.recorder = organiser.recorder
         self.test = organiser.data.test
+        self.submissions = Submissions(self.recorder)
         self._examiner: Examiner | None = None
 
     def shared(self) -> None:
@@ -67,7 +91,8 @@ class Evaluation:
         for draw in range(draws):
             task = f"evaluation/{case}/{release}/{bound!r}/{draw}"
             if not self.recorder.finished(task):
-                right = self._right(contestants, noise, self.seed(release, case, bound, draw))
+                drawn = self.seed(release, case, bound, draw)
+                right = self._right(contestants, noise, drawn, **tags, draw=draw)
                 for name, count in right.items():
                     share = count / len(self.test)
                     self.recorder.log("evaluation", "accuracy", share, node=name, draw=draw, **tags)
@@ -75,35 +100,62 @@ class Evaluation:
             self.recorder.progress(stage, draw + 1, draws, "draw")
 
     def _right(
-        self, contestants: Contestants, noise: NoiseGenerator | None, seed: Seed
+        self,
+        contestants: Contestants,
+        noise: NoiseGenerator | None,
+        seed: Seed,
+        **of: str | float,
     ) -> dict[str, int]:
-        """Return how many released test images each contestant classifies rightly."""
+        """Return how many released test images each contestant classifies rightly.
+
+        ``of``: which release it is, for the record of submissions.
+        """
         right, answered = dict.fromkeys(contestants, 0), set[str]()
-        for images, labels in self._released(noise, seed):
-
-            def score(content: RecordDict, labels: np.ndarray = labels) -> int:
-                return right_predictions(content, labels)
-
+        for sheet in self._released(noise, seed, of):
             for variant in VARIANTS:
                 names = of_variant(contestants, variant)
-                config = {"run": self.organiser.run, "variant": variant}
-                requests = dict.fromkeys(names, protocol.request(config, images=images))
-                replies = self.organiser.exchanges.ask(protocol.PREDICT, requests, score)
-                for node, count in replies.items():
+                counts = self._answers(sheet, variant, list(names))
+                for node, count in counts.items():
                     right[names[node]] += count
-                answered.update(replies)
+                answered.update(counts)
         self.organiser.exchanges.need(
             self.settings.min_participants, len(answered), protocol.PREDICT
         )
         return right
 
+    def _answers(self, sheet: Sheet, variant: str, nodes: list[str]) -> dict[str, int]:
+        """Return how many of some released images each node's model gets right.
+
+        Who has answered already, before the run was stopped, is not asked again.
+        """
+        exchanges, of = self.organiser.exchanges, {**sheet.of, "variant": variant}
+        before = self.submissions.kept(of)
+        counts = {node: before[node] for node in nodes if node in before}
+
+        def keep(node: str, said: Submission) -> None:
+            if problem := self.submissions.problem(node, sheet.digest, said):
+                exchanges.reject(node, problem)
+                return
+            counts[node] = int((said.predictions == sheet.labels).sum())
+            self.submissions.keep(node, sheet.digest, said, counts[node], of)
+
+        config = {"run": self.organiser.run, "variant": variant}
+        request = protocol.request(config, images=sheet.images)
+        left = [node for node in nodes if node not in counts and node in exchanges.nodes]
+        read = partial(Submission.read, count=len(sheet.labels))
+        exchanges.converse(protocol.PREDICT, dict.fromkeys(left, request), read, keep)
+        return counts
+
     def _released(
-        self, noise: NoiseGenerator | None, seed: Seed
-    ) -> Iterator[tuple[Array, np.ndarray]]:
+        self, noise: NoiseGenerator | None, seed: Seed, of: Mapping[str, str | float]
+    ) -> Iterator[Sheet]:
         none = NoiseGenerator(torch.zeros(2, *self.organiser.data.shape), 0.0)
-        size = self.settings.release.images_per_message
+        size, first = self.settings.release.images_per_message, 0
         for x, noisy, labels in noisy_chunks(self.test, noise or none, seed, size):
-            yield Array((noisy if noise else x).numpy()), labels.numpy()
+            images = (noisy if noise else x).numpy()
+            seen = digest(images) if self.submissions.wanted else ""
+            yield Sheet(Array(images), labels.numpy(), seen, {**of, "first": first})
+            first += len(labels)
 
     def _densities(self, contestants: Contestants) -> None:
         """Ask for the density each model implies, which Eq. (1) needs."""
@@ -170,20 +222,6 @@ class Evaluation:
                     self.recorder,
                 )
         return self._examiner
-
-
-def right_predictions(content: RecordDict, labels: np.ndarray) -> int:
-    """Count the right ones among a reply's predictions.
-
-    Raises
-    ------
-    KeyError, ValueError
-        A reply that is not one class per image; it scores nothing.
-    """
-    predictions = protocol.arrays_of(content)["predictions"]
-    if predictions.shape != labels.shape:
-        raise ValueError(f"predictions of shape {predictions.shape} for {len(labels)} images")
-    return int((predictions == labels).sum())
 
 
 def _density(content: RecordDict) -> dict[str, float]:

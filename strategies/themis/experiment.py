@@ -73,6 +73,13 @@ class ThemisExperiment(Experiment):
                 f"data.split: '{self.data.split}' leaves no validation images, which a competition "
                 "needs; allowed: own, 4:1:1"
             )
+        if self.themis.stages.test.closes and (
+            self.themis.release.images_per_message < len(data.test)
+        ):
+            raise RequestError(
+                f"themis.release.images_per_message: a test that closes is released at once; must "
+                f"be at least {len(data.test)}"
+            )
         examiner = self.themis.examiner
         wanted = [
             (f"participants.{number} ({p.name})", p.model, p.weights)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,9 +37,18 @@ class GeneratorStage:
     case : str
     settings : ThemisConfig
         Of this case.
+    over : callable
+        Tells whether to stop before the last epoch, with what is trained by then.
     """
 
-    def __init__(self, organiser: Organiser, case: str, settings: ThemisConfig) -> None:
+    def __init__(
+        self,
+        organiser: Organiser,
+        case: str,
+        settings: ThemisConfig,
+        over: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self.over = over
         self.organiser = organiser
         self.case = case
         self.settings = settings
@@ -58,6 +67,9 @@ class GeneratorStage:
         """Train all epochs, from the last checkpoint on, and return the generator."""
         first, done = self._restore()
         for epoch in range(first, self.settings.epochs):
+            if self.over():
+                self.recorder.event(f"the noise is trained for {epoch} epochs, not more")
+                break
             self.run_epoch(epoch, done if epoch == first else 0)
             self._end_epoch(epoch)
             self._stand(epoch + 1, 0)
@@ -73,6 +85,8 @@ class GeneratorStage:
             unit = "visit"
         for number, turn in enumerate(turns[done:], start=done + 1):
             self._take(turn)
+            if self.over():
+                break
             if self.recorder.due():
                 self._stand(epoch, number)
             total = len(turns) * self.settings.epochs
@@ -230,7 +244,8 @@ class GeneratorStage:
         self.recorder.log("generator", "clipped", self.clipped, **log)
         for name, count in self.exchanges.dropouts.items():
             self.recorder.log("generator", "dropouts", count, node=name, **log)
-        if (epoch + 1) % self.settings.validate_every == 0 or epoch + 1 == self.settings.epochs:
+        last = epoch + 1 == self.settings.epochs or self.over()
+        if (epoch + 1) % self.settings.validate_every == 0 or last:
             self.validate(epoch + 1)
 
     def _log_sigma(self, epoch: int) -> None:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import time
+
 from clients import protocol
 from clients.assignments import ParticipantAssignment
 from models.randomness import derive
-from strategies.joining import gather, introduce, told
+from strategies.exchange import Exchanges
+from strategies.joining import gather, greeted, introduce, told
 from strategies.roster import home
 from strategies.themis.organiser import Organiser
+
+REFUSED_SECONDS, DOOR_SECONDS = 60.0, 60.0
 
 
 def join(organiser: Organiser) -> None:
@@ -18,21 +23,60 @@ def join(organiser: Organiser) -> None:
     RuntimeError
         Too few nodes.
     """
-    exchanges = organiser.exchanges
-    names, minimum = organiser.experiment.names(), organiser.settings.min_participants
+    exchanges, minimum = organiser.exchanges, organiser.settings.min_participants
+    recorder = organiser.recorder
+    # Newcomers come in by the door between stages; those who did are back after a resume.
+    names = [
+        name
+        for name in organiser.experiment.names()
+        if name in recorder.experiment.names() or recorder.finished(f"local/{name}")
+    ]
     if home() and not organiser.data.own_test:
         organiser.recorder.event(
             "a rehearsal: the test set is no split of its own (data.split: own), so participants "
             "hold its images and labels too"
         )
     exchanges.nodes = gather(exchanges, names, minimum)
+    _introduce(organiser, exchanges)
+    exchanges.need(minimum, len(exchanges.nodes), protocol.JOIN)
+
+
+def admit(organiser: Organiser) -> list[str]:
+    """Let in who is there by now, and was not before; return their names.
+
+    Whoever does not get in is looked at again later and later: the door is not to be blocked.
+    """
+    exchanges, now = organiser.exchanges, time.monotonic()
+    known = set(exchanges.nodes.values())
+    known |= {node for node, (until, _) in organiser.refused.items() if now < until}
+    there = {str(node): node for node in sorted(exchanges.grid.get_node_ids()) if node not in known}
+    if not there:
+        return []
+    for node in there.values():
+        _, pause = organiser.refused.get(node, (0.0, REFUSED_SECONDS))
+        organiser.refused[node] = now + pause, 2 * pause
+    organiser.meet_newcomers()
+    names = organiser.experiment.names()
+    soon = exchanges.client.model_copy(update={"timeout": DOOR_SECONDS})
+    door = Exchanges(exchanges.grid, exchanges.recorder, {}, soon)
+    door.nodes = greeted(door, names, there)
+    _introduce(organiser, door)
+    for name in door.nodes:
+        organiser.recorder.event(f"{name} joins")
+        organiser.refused.pop(door.nodes[name], None)
+    nodes = {**exchanges.nodes, **door.nodes}
+    exchanges.nodes = {name: nodes[name] for name in names if name in nodes}
+    return list(door.nodes)
+
+
+def _introduce(organiser: Organiser, exchanges: Exchanges) -> None:
+    """Give nodes their participants; leave out those who hold other data."""
     for name, words in introduce(exchanges, _assignments(organiser), dict).items():
         if problem := _other_data(organiser, words):
             exchanges.reject(name, problem)
             del exchanges.nodes[name]
         else:
             organiser.recorder.met_key(name, organiser.data.key)
-    exchanges.need(minimum, len(exchanges.nodes), protocol.JOIN)
 
 
 def _assignments(organiser: Organiser) -> dict[str, ParticipantAssignment]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from itertools import zip_longest
 from typing import NamedTuple
@@ -10,17 +11,35 @@ import numpy as np
 from flwr.app import RecordDict
 
 from clients import protocol
+from models.training import TrainingConfig
 from strategies.themis.organiser import VARIANTS, Organiser, of_variant
 
 
-def train_models(organiser: Organiser) -> None:
-    """Train all models of all cases; a participant that fails is out of the competition."""
+def train_models(organiser: Organiser, door: Callable[[], object] | None = None) -> None:
+    """Train all models of all cases; a participant that fails is out of the competition.
+
+    Parameters
+    ----------
+    door : callable, optional
+        Lets others in meanwhile, whose models are then trained too.
+    """
     for variant in VARIANTS:
-        LocalTraining(organiser, variant).run()
+        LocalTraining(organiser, variant).run(door)
     exchanges, recorder = organiser.exchanges, organiser.recorder
     exchanges.nodes = {
         name: node for name, node in exchanges.nodes.items() if recorder.finished(f"local/{name}")
     }
+
+
+def need_models(organiser: Organiser) -> None:
+    """See that enough participants have a trained model.
+
+    Raises
+    ------
+    TooFewParticipants
+        If not.
+    """
+    exchanges = organiser.exchanges
     exchanges.need(organiser.settings.min_participants, len(exchanges.nodes), protocol.LOCAL)
 
 
@@ -76,21 +95,32 @@ class LocalTraining:
         self.organiser = organiser
         self.recorder = organiser.recorder
         self.variant = variant
-        self.names = of_variant(organiser.contestants(), variant)
-        experiment = organiser.experiment
-        self.schedule = {p.name: p.training or experiment.training for p in experiment.participants}
-        self.epochs = {
-            node: self.recorder.position(f"local/{name}").get("epoch", 0)
-            for node, name in self.names.items()
-        }
+        self.names: dict[str, str] = {}
+        self.schedule: dict[str, TrainingConfig] = {}
+        self.epochs: dict[str, int] = {}
 
-    def run(self) -> None:
+    def _left(self) -> dict[str, RecordDict]:
+        """Return the requests to those who are new, and whose model is not trained yet."""
+        experiment = self.organiser.experiment
+        names = of_variant(self.organiser.contestants(), self.variant)
+        new = {node: name for node, name in names.items() if node not in self.names}
+        self.names |= new
+        self.schedule = {p.name: p.training or experiment.training for p in experiment.participants}
+        for node, name in new.items():
+            self.epochs[node] = self.recorder.position(f"local/{name}").get("epoch", 0)
+        left = [node for node, name in new.items() if not self.recorder.finished(f"local/{name}")]
+        return {node: self._next_epochs(node) for node in left}
+
+    def run(self, door: Callable[[], object] | None = None) -> None:
         """Ask for epochs until every participant says that it is finished."""
-        left = [n for n, name in self.names.items() if not self.recorder.finished(f"local/{name}")]
-        first = {node: self._next_epochs(node) for node in left}
+        first = self._left()
+
+        def more() -> dict[str, RecordDict]:
+            return self._left() if door and door() else {}
+
         most = self.organiser.settings.epochs_per_message
         self.organiser.exchanges.converse(
-            protocol.LOCAL, first, partial(Trained.read, most=most), self._note
+            protocol.LOCAL, first, partial(Trained.read, most=most), self._note, more
         )
 
     def _next_epochs(self, node: str) -> RecordDict:

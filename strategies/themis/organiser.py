@@ -8,11 +8,14 @@ from flwr.app import RecordDict
 from flwr.serverapp import Grid
 
 from clients import protocol
+from clients.assignments import OWN, ParticipantConfig
 from models.compute import Compute
 from models.generator import NoiseGenerator
 from models.randomness import derive, torch_generator
 from strategies.exchange import Exchanges
 from strategies.recorder import Recorder
+from strategies.roster import home, registered
+from strategies.themis.config import StagesConfig
 from strategies.themis.experiment import ThemisExperiment
 
 VARIANTS = ("honest", "cheating")
@@ -42,7 +45,9 @@ class Organiser:
         self.compute = Compute(experiment.client)
         self.data = experiment.load_data()
         experiment.check_models(self.data)
-        self.exchanges = Exchanges(grid, recorder, {}, experiment.client.timeout)
+        self.refused: dict[int, tuple[float, float]] = {}
+        self.meet_newcomers()
+        self.exchanges = Exchanges(grid, recorder, {}, experiment.client)
         self.secret = self._secret()
 
     def _secret(self) -> int:
@@ -55,13 +60,33 @@ class Organiser:
             )
         return int(note["secret"])
 
+    def meet_newcomers(self) -> None:
+        """Let those compete, too, who were registered after a competition in stages had begun."""
+        if self.settings.stages == StagesConfig() or self.experiment.data.partition:
+            return
+        begun, playing = self.recorder.note["started"], self.experiment.names()
+        fresh = [
+            entry.name
+            for entry in registered(home())
+            if entry.since >= begun and entry.name not in playing
+        ]
+        everyone = [
+            *self.experiment.participants,
+            *(ParticipantConfig(model=OWN, name=name) for name in fresh),
+        ]
+        self.experiment = self.experiment.model_copy(update={"participants": everyone})
+        self.recorder.run["nodes"] = self.experiment.names()
+
     def request(self, variant: str, **config: protocol.Scalar) -> RecordDict:
         """Return a request without arrays to participants with a model of this variant."""
         return protocol.request({"run": self.run, "variant": variant, **config})
 
     def contestants(self) -> Contestants:
         """Return every model that is trained for any case."""
-        names = list(self.exchanges.nodes)
+        # Who has submitted something counts, even where it is not there after a resume.
+        submitted = {entry["participant"] for entry in self.recorder.note.get("submissions", [])}
+        playing = submitted | set(self.exchanges.nodes)
+        names = [name for name in self.experiment.names() if name in playing]
         cheaters = {n for case in self.settings.each_case().values() for n in case.cheaters}
         honest = {name: (name, "honest") for name in names}
         cheating = {f"{n} (cheating)": (n, "cheating") for n in names if n in cheaters}

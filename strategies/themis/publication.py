@@ -54,6 +54,8 @@ class Publication:
             self.recorder.log("leaderboard", "rank", int(rank), node=name, case=self.case)
         self._keep_generator()
         self._keep_samples()
+        images, draws = len(self.organiser.data.test), self.organiser.settings.release.draws
+        self.evaluation.submissions.publish(images, draws)
         self.recorder.finish(f"published/{self.case}")
 
     def _accuracies(self, release: str, case: str, bound: float) -> dict[str, list[float]]:

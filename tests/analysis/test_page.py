@@ -71,9 +71,14 @@ def test_plain_test_images_are_not_published(runs: dict[str, Path], tmp_path: Pa
     assert "A rehearsal" in (tmp_path / "index.html").read_text()
 
 
-def test_only_competitions_that_are_done_have_a_page(runs: dict[str, Path], tmp_path: Path) -> None:
+def test_only_competitions_of_which_a_stage_is_over_have_a_page(
+    runs: dict[str, Path], tmp_path: Path
+) -> None:
     info = json.loads((runs["real"] / "run.json").read_text())
-    for change, why in (({"status": "running"}, "is not done"), ({"system": "split"}, "is for")):
+    for change, why in (
+        ({"status": "running"}, "no stage of it is over"),
+        ({"system": "split"}, "is for"),
+    ):
         copy = tmp_path / str(next(iter(change)))
         copy.mkdir()
         for file in ("experiment.yaml", "metrics.jsonl"):

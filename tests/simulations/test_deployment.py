@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import ssl
 import stat
 import subprocess
@@ -14,12 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pandas as pd
 import psutil
 import pytest
 import yaml
 from click.testing import Result
 from cryptography import x509
 from node_files import node_file
+from PIL import Image
 
 import analysis
 from clients import protocol
@@ -33,6 +36,7 @@ from models.optimizers import OptimizerConfig
 from models.training import TrainingConfig
 from simulations.deployment import authority, checking
 from simulations.deployment import organiser as organisers
+from simulations.deployment.auditing import publish_manifest, verify
 from simulations.deployment.invitation import Invitation
 from simulations.deployment.kit import Kit
 from simulations.deployment.organiser import Organiser
@@ -306,13 +310,13 @@ def test_a_device_sends_nothing_but_behind_the_shield_it_names(tmp_path: Path) -
         ({"mixing": 1}, "mixing"),
         ({"shield": {"name": "clipped-gaussian"}}, "shield"),
         ({"shield": {"name": "batch-norm-laplace", "sigma": 1}}, "shield"),
-        ({"modle": "mlp"}, "modle"),
+        ({"modle": "mlp"}, "unknown key 'modle'. Did you mean 'model'?"),
     ],
 )
 def test_settings_that_make_no_sense_are_named(
     tmp_path: Path, settings: dict[str, Any], why: str
 ) -> None:
-    with pytest.raises(RequestError, match=f"node.yaml: {why}"):
+    with pytest.raises(RequestError, match=re.escape(f"node.yaml: {why}")):
         node(tmp_path, **settings)
 
 
@@ -335,6 +339,19 @@ def test_a_check_looks_at_everything_and_says_what_is_wrong(
     assert "does not answer" in fine["server"].told
     assert "1x8x8 in 10 classes" in fine["data"].told
     assert "ms an image" in fine["model"].told
+
+    folder = tmp_path / "pictures"
+    for part in ("train", "test"):
+        for name in ("cats", "dogs"):
+            (folder / part / name).mkdir(parents=True)
+            for number in range(8):
+                picture = Image.new("RGB", (8, 8), (number, len(part), len(name)))
+                picture.save(folder / part / name / f"{number}.png")
+    shown = {"name": "image-folder", "path": str(folder)}
+    told = findings(kit, data={**shown, "split": "own"})["test labels"]
+    assert not told.fine
+    assert "16 labelled test images" in told.told
+    assert findings(kit, data={**shown, "split": "public"})["test labels"].fine
 
     (kit.folder / "node.key").chmod(0o640)
     invitation = Invitation.read(kit.folder / "invitation.yaml")
@@ -374,8 +391,8 @@ def test_programs_outlive_who_started_them_and_are_found_again(
     monkeypatch.setattr("simulations.deployment.processes.spelled", " ".join)
     programs = Programs(tmp_path, {}, lambda _: None)
     programs.start("sleeper", SLEEPS)
-    assert programs.wait("sleeper", "ready", 60)
-    assert not programs.wait("sleeper", "never", 0.2)
+    assert programs.wait("sleeper", lambda: programs.end_of("sleeper") == "ready", 60)
+    assert not programs.wait("sleeper", lambda: False, 0.2)
     again = Programs(tmp_path, {}, lambda _: None)
     found = again.process("sleeper")
     assert found is not None
@@ -385,7 +402,7 @@ def test_programs_outlive_who_started_them_and_are_found_again(
     assert not psutil.pid_exists(found.pid) or found.status() == psutil.STATUS_ZOMBIE
     assert not again.stop("sleeper")
     with pytest.raises(RequestError, match="sleeper has ended; the end of its log:\nready"):
-        again.wait("sleeper", "never", 1)
+        again.wait("sleeper", lambda: False, 1)
 
 
 def test_another_process_of_the_same_number_is_left_alone(tmp_path: Path) -> None:
@@ -446,7 +463,7 @@ def test_three_nodes_over_tls_make_the_table_that_one_process_makes(tmp_path: Pa
             assert outside.post(path).status_code == 404
         assert outside.post("/v1/fleet/pull-messages").status_code == 401
 
-        experiment, directory, _ = organiser.prepare("themis-digits", list(SHORT), None)
+        experiment, directory = organiser.prepare("themis-digits", list(SHORT), None)
         organiser.run(experiment, directory)
     finally:
         for ended in (*kits, organiser):
@@ -466,3 +483,51 @@ def test_three_nodes_over_tls_make_the_table_that_one_process_makes(tmp_path: Pa
         names
     )
     assert protocol.code_fingerprint() == invitation.code
+    _check_audit(directory, kits[0], organiser.folder / "ca.crt", tmp_path / "public")
+
+
+def _check_audit(run: Path, kit: Kit, certificate: Path, public: Path) -> None:
+    """See that what was published can be verified, and that nothing of it can be changed."""
+
+    def wrong() -> list[str]:
+        found = verify(public, certificate, kit.folder / "node.yaml", run)
+        return [finding.what for finding in found if not finding.fine]
+
+    published = analysis.publish(run, public)
+    assert publish_manifest(run, public, published)
+    assert wrong() == []
+    pub, sig, text = (public.parent / "pub"), public / "manifest.json.sig", public / "manifest.json"
+    openssl = ["openssl", "x509", "-in", str(certificate), "-pubkey", "-noout", "-out", str(pub)]
+    subprocess.run(openssl, check=True)
+    subprocess.run(
+        ["openssl", "dgst", "-sha256", "-verify", pub, "-signature", sig, text], check=True
+    )
+
+    kept = {path: path.read_bytes() for path in (text, public / "leaderboard.csv")}
+    manifest = json.loads(kept[text])
+    entry = next(e for e in manifest["submissions"] if e["participant"] == kit.config.name)
+    changes = {
+        "predictions": ["organiser", "participants", "own submissions", "predictions"],
+        "right": ["organiser", "leaderboard", "predictions"],
+        "signature": ["organiser", "participants"],
+    }
+    for key, noticed in changes.items():
+        before = entry[key]
+        entry[key] = before - 1 if key == "right" else before[::-1]
+        text.write_text(json.dumps(manifest))
+        assert wrong() == noticed
+        entry[key] = before
+    entries = manifest["submissions"]
+    manifest["submissions"] = [*entries, entry]
+    text.write_text(json.dumps(manifest))
+    assert "participants" in wrong()
+    manifest["submissions"] = [e for e in entries if e is not entry]
+    text.write_text(json.dumps(manifest))
+    assert {"leaderboard", "own submissions"} <= set(wrong())
+    text.write_bytes(kept[text])
+    board = pd.read_csv(public / "leaderboard.csv")
+    board["trained_accuracy"] = board["trained_accuracy"] + 1
+    board.to_csv(public / "leaderboard.csv", index=False)
+    assert wrong() == ["files", "leaderboard"]
+    (public / "leaderboard.csv").write_bytes(kept[public / "leaderboard.csv"])
+    assert wrong() == []

@@ -14,7 +14,11 @@ import httpx
 import pytest
 from cryptography.hazmat.primitives.serialization import load_ssh_private_key
 from flwr.common.constant import TIMESTAMP_HEADER
-from flwr.proto.fleet_pb2 import PullMessagesResponse, PushMessagesRequest
+from flwr.proto.fleet_pb2 import (
+    DeactivateNodeRequest,
+    PullMessagesResponse,
+    PushMessagesRequest,
+)
 from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, PullObjectRequest
 from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER, FLEET_HTTP_SIGNATURE_HEADER
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes, sign_message
@@ -34,13 +38,18 @@ class SuperLink:
     def __init__(self) -> None:
         self.asked: list[httpx.Request] = []
         self.there = True
+        self.there_already = False
+        self.status = 200
         self.answer = b""
 
     def __call__(self, request: httpx.Request) -> httpx.Response:
         if not self.there:
             raise httpx.ConnectError("nobody listens")
         self.asked.append(request)
-        return httpx.Response(200, content=self.answer, headers={"content-type": "x/y"})
+        if request.url.path.endswith("/deactivate-node"):
+            self.there_already = False
+        status = 412 if self.there_already else self.status
+        return httpx.Response(status, content=self.answer, headers={"content-type": "x/y"})
 
 
 @pytest.fixture
@@ -123,6 +132,23 @@ def signed(key: Path, age: float = 0) -> dict[str, str]:
         TIMESTAMP_HEADER: stamp,
         FLEET_HTTP_SIGNATURE_HEADER: b64encode(signature).decode(),
     }
+
+
+def test_a_node_that_was_killed_takes_its_own_place(call: Call, superlink: SuperLink) -> None:
+    """For a minute a SuperLink takes it for being there, and refuses it."""
+    superlink.there_already = True
+    assert call("/v1/fleet/activate-node", "bob", b"me").status_code == 200
+    first, second, third = superlink.asked
+    assert first.content == third.content == b"me"
+    assert second.url.path == "/v1/fleet/deactivate-node"
+    assert DeactivateNodeRequest.FromString(second.content).node_id == 1
+    superlink.there_already = True
+    assert call(PULL, "bob").status_code == 412
+
+
+def test_a_superlink_that_stumbles_ends_no_node(call: Call, superlink: SuperLink) -> None:
+    superlink.status = 500
+    assert call(PULL, "ann").status_code == 503
 
 
 @pytest.mark.parametrize("path", sorted(OPEN))
@@ -208,6 +234,24 @@ def test_bytes_count_too(tmp_path: Path, gate: Gate, call: Call) -> None:
     gate.allowance.limits = Limits(bytes_a_minute=1500)
     assert call(PULL, "ann", b"x" * 1000).status_code == 200
     assert call(PULL, "ann", b"x" * 1000).status_code == 503
+
+
+def test_an_answer_has_a_size_that_it_may_have(
+    gate: Gate, call: Call, superlink: SuperLink
+) -> None:
+    """Counted from one message that a node is given to the next."""
+    gate.allowance.limits = Limits(message_bytes=1500)
+    given = PullMessagesResponse()
+    given.messages_list.add().metadata.message_id = "one"
+    push = "/v1/fleet/push-object"
+    assert call(push, "ann", b"x" * 1000).status_code == 200
+    refused = call(push, "ann", b"x" * 1000)
+    assert refused.status_code == 413
+    assert "message_bytes" in refused.json()["detail"]
+    assert call(push, "bob", b"x" * 1000).status_code == 200
+    superlink.answer = given.SerializeToString()
+    assert call(PULL, "ann", b"x" * 100).status_code == 200
+    assert call(push, "ann", b"x" * 1000).status_code == 200
 
 
 def test_a_node_may_not_keep_many_requests_open(

@@ -8,6 +8,7 @@ import pty
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pandas as pd
@@ -62,6 +63,36 @@ def test_a_line_when_a_stage_begins_at_times_and_when_it_ends(clock, capsys) -> 
     said = [line.split(",")[0] for line in capsys.readouterr().err.splitlines()]
     expected = ["a: 1/10", "a: 3/10", "a: 10/10", "b: 1/10", "b: 10/10", "c: 1/10"]
     assert said == [f"{line} steps" for line in expected]
+
+
+def test_a_line_per_node_when_there_is_something_new_of_it(clock, capsys) -> None:
+    lines = Lines()
+    work = {"state": "at work (train.visit)", "since": time.time() - 7.2}
+    done = {"state": "answered", "since": time.time()}
+    for ann, bob, seconds in [
+        (work, work, 1),
+        (done, work, 1),  # too soon
+        (done, work, LINE_SECONDS),
+        (done, work, LINE_SECONDS),  # nothing new
+    ]:
+        clock[0] += seconds
+        lines.nodes({"ann": ann, "bob": bob})
+    assert capsys.readouterr().err.splitlines() == [
+        "  ann: at work (train.visit) for 7 s",
+        "  bob: at work (train.visit) for 7 s",
+        "  ann: answered",
+    ]
+
+
+def test_nodes_in_a_terminal(tmp_path: Path) -> None:
+    away = {"ann [x]": {"state": "away", "since": time.time()}}
+    script = WATCHED.replace("def say", f"NODES = {away!r}\ndef say").replace(
+        "    time.sleep",
+        '    (folder / "nodes.json").write_text(json.dumps(NODES))\n    time.sleep',
+    )
+    written = in_terminal(sys.executable, "-c", script, str(tmp_path), "")
+    assert re.search(r"ann \[x\]: away for \d+ s", written)
+    assert "4/4" in written
 
 
 def test_rate_and_time_left(clock) -> None:

@@ -9,20 +9,19 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-import pandas as pd
 import psutil
 import pytest
 
-import analysis
-from simulations.deployment.invitation import Invitation
-from simulations.deployment.kit import Kit
-from simulations.deployment.organiser import Organiser
-from simulations.engines import inprocess
-from simulations.programs.calling import LOOPBACK, free_port
+from models.errors import RequestError
+from simulations.deployment.place import Place
+from simulations.deployment.trial import Trial, differences
 from simulations.programs.submission import FlowerRunFailed
+from strategies.experiment import Experiment
 from strategies.loading import load_experiment
+from strategies.recorder import lock
 
 pytestmark = pytest.mark.deployment
 
@@ -42,80 +41,67 @@ SYSTEMS = {
 NODES = 2
 
 
-class Deployment:
+class Deployment(Trial):
     """An organiser and nodes of its experiment, on this machine."""
 
     def __init__(self, folder: Path, name: str) -> None:
+        super().__init__(folder)
         self.name = name
-        self.folder = folder
-        self.organiser = Organiser.init(folder / "organiser", LOOPBACK, free_port())
-        self.kits: list[Kit] = []
+        self.stopped: list[str] = []
+        experiment = load_experiment(name, [])
+        self.up(experiment.names()[:NODES], experiment.system)
 
-    def up(self) -> None:
-        """Start everything."""
-        experiment = load_experiment(self.name, [])
-        self.organiser.up()
-        invitation = Invitation.read(self.organiser.folder / "invitation.yaml")
-        for name in experiment.names()[:NODES]:
-            kit = Kit.make(self.folder / name, name, invitation, experiment.system, trust=True)
-            self.organiser.register(kit.public, name)
-            self.kits.append(kit)
-            kit.up()
-
-    def down(self) -> None:
-        """End everything."""
-        for each in (*self.kits, self.organiser):
-            each.down()
-
-    def run(self, disturb: Callable[[Path], None] | None = None) -> Path:
-        """Run, and go on with what was stopped; return the run's directory."""
-        experiment, directory, _ = self.organiser.prepare(self.name, [*SYSTEMS[self.name]], None)
+    def run(self, *overrides: str, disturb: Callable[[Path], None] | None = None) -> Path:
+        """Run, and go on with what was stopped as often as it is; return the run's directory."""
+        wanted = [*SYSTEMS[self.name], *overrides]
+        experiment, directory = self.organiser.prepare(self.name, wanted, None)
         thread = threading.Thread(target=disturb, args=(directory,)) if disturb else None
         if thread:
             thread.start()
-        try:
-            self.organiser.run(experiment, directory)
-        except FlowerRunFailed:
+        while not self.is_done(experiment, directory):
             assert thread
-            experiment, directory, _ = self.organiser.prepare(None, [], directory)
-            self.organiser.run(experiment, directory)
+            until(self.organiser.is_up)
+            experiment, directory = self.organiser.prepare(None, [], directory)
         if thread:
             thread.join()
         return directory
 
+    def is_done(self, experiment: Experiment, directory: Path) -> bool:
+        """Run to the end; False if it is stopped, for a reason that its record tells."""
+        try:
+            self.organiser.run(experiment, directory)
+        except FlowerRunFailed as error:
+            self.stopped.append(str(error))
+        else:
+            return True
+        record = json.loads((directory / "run.json").read_text())
+        assert (record["status"], record["reason"]) == ("failed", self.stopped[-1])
+        return False
+
     def same_as_here(self, directory: Path) -> bool:
         """Tell whether one process measures the same, but for seconds."""
-        here = self.folder / "here" / directory.name
-        inprocess.run(load_experiment(str(directory / "experiment.yaml"), []), here)
-        frames = [analysis.load(run).drop(columns="run") for run in (directory, here)]
-        deployed, ours = (f[f["metric"] != "seconds"].reset_index(drop=True) for f in frames)
-        return bool(deployed.equals(ours))
+        return differences(directory, self.folder / "here" / directory.name) == 0
 
 
 @pytest.fixture
 def deployed(tmp_path: Path) -> Iterator[Callable[[str], Deployment]]:
-    made: list[Deployment] = []
-
-    def deploy(name: str) -> Deployment:
-        made.append(Deployment(tmp_path, name))
-        made[-1].up()
-        return made[-1]
-
-    yield deploy
-    for one in made:
-        one.down()
+    with ExitStack() as ends:
+        yield lambda name: ends.enter_context(Deployment(tmp_path, name))
 
 
-def until_noise_is_trained(directory: Path) -> None:
-    """Wait until a run is in the midst of its generator's training."""
-    for _ in range(3000):
-        progress = directory / "progress.json"
-        if progress.exists():
-            state = json.loads(progress.read_text())
-            if state["stage"].startswith("noise generator") and state["done"] >= 1:
-                return
+def until(holds: Callable[[], object]) -> None:
+    """Wait for something, not for ever."""
+    deadline = time.monotonic() + 300
+    while not holds():
+        assert time.monotonic() < deadline, "it does not come to that"
         time.sleep(0.1)
-    raise AssertionError("the run does not get there")
+
+
+def is_noise_trained(directory: Path) -> bool:
+    """Tell whether a run is in the midst of its generator's training."""
+    progress = directory / "progress.json"
+    state = json.loads(progress.read_text()) if progress.exists() else {"stage": ""}
+    return state["stage"].startswith("noise generator") and state["done"] >= 1
 
 
 @pytest.mark.parametrize("name", SYSTEMS)
@@ -133,22 +119,48 @@ def _exchanges(directory: Path) -> list[dict[str, int]]:
     return list(found.values())
 
 
-def test_a_serverapp_that_is_killed_goes_on_where_it_was(
+def test_whatever_is_killed_or_cut_off_nothing_is_missing(
     deployed: Callable[[str], Deployment],
 ) -> None:
+    """Gate, node, a node's connection, SuperLink, ServerApp, one after the other in one run."""
     deployment = deployed("themis-digits")
+    organiser, (victim, other) = deployment.organiser, deployment.kits.values()
 
-    def kill(directory: Path) -> None:
-        until_noise_is_trained(directory)
-        superlink = deployment.organiser.programs.process("superlink")
-        assert superlink
-        apps = [p for p in superlink.children(recursive=True) if "flwr-serverapp" in _said(p)]
-        assert apps
-        for app in apps:
-            app.kill()
+    def disturb(directory: Path) -> None:
+        until(lambda: is_noise_trained(directory))
+        superlink = family(organiser, "superlink")
+        end(family(organiser, "gate"))
+        organiser.up()
+        assert family(organiser, "superlink")[0] == superlink[0]
+        end(family(victim, "supernode"))
+        victim.up()
+        with stopped(family(other, "supernode")):
+            time.sleep(65)  # longer than Flower waits for a sign of life
+        end(family(organiser, "superlink")[:1])
+        organiser.up()
+        until(lambda: serverapps(organiser) and held(directory))
+        end(serverapps(organiser))
 
-    directory = deployment.run(kill)
+    directory = deployment.run("themis.epochs=6", "client.timeout=600", disturb=disturb)
+    server, app = deployment.stopped
+    assert "the server (superlink) ended while the run was on" in server
+    assert "ServerApp ended without a word" in app
+    assert "dropout" not in (directory / "events.log").read_text()
     assert deployment.same_as_here(directory)
+    model = victim.folder / "vault" / directory.name / victim.config.name
+    assert (model / "model-honest.safetensors").is_file()
+
+
+def family(place: Place, program: str) -> list[psutil.Process]:
+    """Return a program's process, and those below it."""
+    process = place.programs.process(program)
+    assert process
+    return [process, *process.children(recursive=True)]
+
+
+def serverapps(organiser: Place) -> list[psutil.Process]:
+    """Return the ServerApp that runs, if one does."""
+    return [p for p in family(organiser, "superlink") if "flwr-serverapp" in _said(p)]
 
 
 def _said(process: psutil.Process) -> str:
@@ -158,24 +170,31 @@ def _said(process: psutil.Process) -> str:
         return ""
 
 
-def test_a_node_that_is_killed_comes_back_and_keeps_its_model(
-    deployed: Callable[[str], Deployment],
-) -> None:
-    """It misses the exchange that it died in; all else is its own again."""
-    deployment = deployed("themis-digits")
-    victim = deployment.kits[0]
+def held(directory: Path) -> bool:
+    """Tell whether a process runs a run."""
+    try:
+        lock(directory).close()
+    except RequestError:
+        return True
+    return False
 
-    def kill(directory: Path) -> None:
-        until_noise_is_trained(directory)
-        supernode = victim.programs.process("supernode")
-        assert supernode
-        for process in (supernode, *supernode.children(recursive=True)):
+
+def end(processes: list[psutil.Process]) -> None:
+    """Kill processes, and wait until they are gone."""
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
             process.kill()
-        victim.up()
+    psutil.wait_procs(processes, timeout=30)
 
-    directory = deployment.run(kill)
-    assert json.loads((directory / "run.json").read_text())["status"] == "done"
-    board = pd.read_csv(directory / "main" / "leaderboard.csv")
-    assert len(board) == NODES
-    model = victim.folder / "vault" / directory.name / victim.config.name
-    assert (model / "model-honest.safetensors").is_file()
+
+@contextmanager
+def stopped(processes: list[psutil.Process]) -> Iterator[None]:
+    """Let processes stand still: a machine whose connection is gone says no more."""
+    for process in processes:
+        process.suspend()
+    try:
+        yield
+    finally:
+        for process in processes:
+            with suppress(psutil.NoSuchProcess):
+                process.resume()

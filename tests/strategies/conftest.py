@@ -20,10 +20,15 @@ Compete = Callable[..., ListeningGrid]
 def compete(tmp_path: Path) -> Compete:
     """Run a tiny competition in ``tmp_path / name`` and return the grid that listened."""
 
-    def run(*overrides: str, name: str = "run", app: Any = client_app) -> ListeningGrid:
+    def run(
+        *overrides: str,
+        name: str = "run",
+        app: Any = client_app,
+        kind: type[ListeningGrid] = ListeningGrid,
+    ) -> ListeningGrid:
         experiment, directory = tiny(*overrides), tmp_path / name
         config = run_config(experiment, directory, "inprocess")
-        grid = ListeningGrid(app, len(experiment.participants), config)
+        grid = kind(app, len(experiment.participants), config)
         server_app(grid, server_context(config))
         return grid
 

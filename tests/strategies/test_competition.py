@@ -28,6 +28,7 @@ from clients.participant import Measured, Participant, epoch_order
 from models import GeneratorTraining, NoiseGenerator
 from models.errors import RequestError
 from models.randomness import derive, torch_generator
+from simulations.deployment.authority import new_node_key
 from simulations.engines.inprocess import InProcessGrid
 from simulations.engines.local import run_config, server_context
 from strategies import joining
@@ -547,6 +548,7 @@ def test_participants_need_the_public_part_alone_and_the_same(tmp_path: Path, fi
     wanted = tiny("data.name=image-folder", f"data.path={tmp_path / 'organiser'}", "data.limit=")
     config = run_config(wanted, tmp_path / "run", "inprocess")
     grid = InProcessGrid(clients.app.app, 3, config)
+    new_node_key(tmp_path / "node.key", tmp_path / "node.pub", "node")
     for number, context in enumerate(grid._contexts.values()):
         file = tmp_path / f"node{number}.yaml"
         context.node_config["node"] = str(node_file(file, **own, name=f"node {number}"))

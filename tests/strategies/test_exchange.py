@@ -6,13 +6,17 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 from competition_helpers import tiny
 from flwr.app import Error, Message, MetricRecord, RecordDict
+from flwr.common.constant import ErrorCode
+from flwr.proto.node_pb2 import NodeInfo
 
 from clients import protocol
 from simulations.engines.local import LocalGrid, server_context
 from strategies.exchange import POLL_SECONDS, Exchanges, TooFewParticipants
+from strategies.experiment import ClientConfig
 from strategies.recorder import Recorder
 
 NAMES = ["zoe", "adam", "mia"]
@@ -50,13 +54,11 @@ def number(value: int) -> RecordDict:
 def exchanges_with(tmp_path: Path) -> Iterator[Callable[..., Exchanges]]:
     recorder = Recorder(tmp_path / "run", tiny(), "test")
 
-    def make(
-        answer: Callable[[int], RecordDict | Error | None], timeout: float | None = None
-    ) -> Exchanges:
+    def make(answer: Callable[[int], RecordDict | Error | None], **client: float) -> Exchanges:
         server_context({})
         grid = ScriptedGrid(answer)
         nodes = dict(zip(NAMES, grid.get_node_ids(), strict=True))
-        return Exchanges(grid, recorder, nodes, timeout)
+        return Exchanges(grid, recorder, nodes, ClientConfig(**client))
 
     yield make
     recorder.close("done")
@@ -198,6 +200,182 @@ def test_a_grid_that_waits_is_not_made_to_wait_twice(
     slept: list[float] = []
     real = time.sleep
     monkeypatch.setattr(time, "sleep", lambda seconds: (slept.append(seconds), real(seconds)))
-    ask(Exchanges(grid, recorder, nodes, timeout=None))
+    ask(Exchanges(grid, recorder, nodes))
     recorder.close("done")
     assert sum(slept) == pytest.approx(3 * 2 * POLL_SECONDS)
+
+
+# ---------------------------------------------------------------- nodes that come and go
+
+
+class ComingAndGoing(ScriptedGrid):
+    """Nodes may be away; what each is asked is noted, by the exchange's name."""
+
+    def __init__(self, answer: Callable[[int], RecordDict | Error | None]) -> None:
+        super().__init__(answer)
+        self.away: set[int] = set()
+        self.named: list[tuple[int, str]] = []
+
+    def get_node_ids(self) -> list[int]:
+        """Return who is there."""
+        return [node for node in super().get_node_ids() if node not in self.away]
+
+    def _hand(self, message: Message, identifier: str) -> None:
+        self.named.append((message.metadata.dst_node_id - 2, message.metadata.group_id))
+        super()._hand(message, identifier)
+
+
+@pytest.fixture
+def coming_and_going(
+    exchanges_with: Callable[..., Exchanges], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., tuple[Exchanges, ComingAndGoing]]:
+    monkeypatch.setattr("strategies.exchange.REPEAT_SECONDS", 0.1)
+    monkeypatch.setattr("strategies.exchange.LOOK_SECONDS", 0.05)
+    monkeypatch.setattr("strategies.exchange._Asked.busy", 0.1)
+
+    def make(
+        answer: Callable[[int], RecordDict | Error | None], **client: float
+    ) -> tuple[Exchanges, ComingAndGoing]:
+        exchanges = exchanges_with(answer, **{"patience": 5.0, **client})
+        grid = exchanges.grid = ComingAndGoing(answer)
+        return exchanges, grid
+
+    return make
+
+
+@pytest.mark.parametrize(
+    "lost",
+    [
+        None,
+        Error(ErrorCode.NODE_UNAVAILABLE, "away"),
+        Error(ErrorCode.CLIENT_APP_CRASHED, "killed"),
+        protocol.busy(),
+    ],
+)
+def test_a_node_whose_answer_is_lost_is_asked_again_under_the_same_name(
+    coming_and_going: Callable[..., tuple[Exchanges, ComingAndGoing]],
+    lost: RecordDict | Error | None,
+) -> None:
+    times: list[int] = []
+
+    def answer(i: int) -> RecordDict | Error | None:
+        times.append(i)
+        return lost if i == 1 and times.count(1) < 3 else number(i)
+
+    exchanges, grid = coming_and_going(answer)
+    assert ask(exchanges) == {"zoe": 0, "adam": 1, "mia": 2}
+    assert exchanges.dropouts == {}
+    assert times.count(1) == 3
+    assert times.count(0) == 1
+    names = [{name for node, name in grid.named if node == i} for i in range(3)]
+    assert all(len(each) == 1 and each != {""} for each in names)
+    assert len(set.union(*names)) == 3
+    assert ask(exchanges) == {"zoe": 0, "adam": 1, "mia": 2}
+    assert len({name for _, name in grid.named}) == 6
+
+
+def test_a_node_that_was_started_anew_is_asked_again_at_once(
+    coming_and_going: Callable[..., tuple[Exchanges, ComingAndGoing]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What it was asked before it was killed, it knows nothing of."""
+    monkeypatch.setattr("strategies.exchange.REPEAT_SECONDS", 60.0)
+    times: list[int] = []
+
+    def answer(i: int) -> RecordDict | None:
+        times.append(i)
+        return None if i == 1 and times.count(1) < 2 else number(i)
+
+    def nodes() -> list[NodeInfo]:
+        restarted = "later" if times.count(1) else "at first"
+        return [
+            NodeInfo(node_id=i, last_activated_at=restarted if i == 3 else "at first")
+            for i in grid.get_node_ids()
+        ]
+
+    exchanges, grid = coming_and_going(answer)
+    grid.get_nodes = nodes  # type: ignore[method-assign]
+    assert ask(exchanges) == {"zoe": 0, "adam": 1, "mia": 2}
+    assert [times.count(i) for i in range(3)] == [1, 2, 1]
+    events = (exchanges.recorder.directory / "events.log").read_text()
+    assert f"{protocol.HELLO} asked again: adam" in events
+
+
+@pytest.mark.parametrize("status", [500, 403])
+def test_a_server_that_stumbles_is_asked_again(
+    coming_and_going: Callable[..., tuple[Exchanges, ComingAndGoing]],
+    monkeypatch: pytest.MonkeyPatch,
+    status: int,
+) -> None:
+    """What it refuses is not repeated."""
+    monkeypatch.setattr("strategies.exchange.STUMBLES", (0.01, 0.01))
+    exchanges, grid = coming_and_going(number)
+    whole, stumbles = grid.pull_messages, [True]
+
+    def pull(message_ids: Iterable[str]) -> Iterable[Message]:
+        if stumbles:
+            stumbles.pop()
+            request = httpx.Request("POST", "https://x")
+            raise httpx.HTTPStatusError("x", request=request, response=httpx.Response(status))
+        return whole(message_ids)
+
+    grid.pull_messages = pull  # type: ignore[method-assign]
+    if status == 403:
+        with pytest.raises(httpx.HTTPStatusError):
+            ask(exchanges)
+    else:
+        assert ask(exchanges) == {"zoe": 0, "adam": 1, "mia": 2}
+
+
+def test_an_answer_that_comes_twice_counts_once(
+    coming_and_going: Callable[..., tuple[Exchanges, ComingAndGoing]],
+) -> None:
+    exchanges, grid = coming_and_going(lambda i: None if i == 1 else number(i))
+    held: list[Message] = []
+
+    def hand(message: Message, identifier: str) -> None:
+        reply = Message(number(message.metadata.dst_node_id - 2), reply_to=message)
+        if message.metadata.dst_node_id - 2 == 1:
+            held.append(reply)
+            grid.ready += held if len(held) == 2 else []
+        else:
+            grid.ready.append(reply)
+
+    def all_at_once(message_ids: Iterable[str]) -> Iterable[Message]:
+        wanted = set(message_ids)
+        found = [m for m in grid.ready if m.metadata.reply_to_message_id in wanted]
+        grid.ready = [m for m in grid.ready if m not in found]
+        return found
+
+    grid._hand, grid.pull_messages = hand, all_at_once  # type: ignore[method-assign]
+    assert ask(exchanges) == {"zoe": 0, "adam": 1, "mia": 2}
+    assert exchanges.recorder.note["exchanges"][protocol.HELLO]["count"] == 3
+
+
+def test_a_node_that_is_away_for_too_long_is_left_out_until_it_is_back(
+    coming_and_going: Callable[..., tuple[Exchanges, ComingAndGoing]],
+) -> None:
+    away = Error(ErrorCode.NODE_UNAVAILABLE, "away")
+    exchanges, grid = coming_and_going(
+        lambda i: away if i == 1 and grid.away else number(i), patience=0.3
+    )
+    grid.away = {3}
+    assert ask(exchanges) == {"zoe": 0, "mia": 2}
+    assert exchanges.dropouts == {"adam": 1}
+    assert (
+        "adam: away for more than 0.3 s"
+        in (exchanges.recorder.directory / "events.log").read_text()
+    )
+    asked = len(grid.named)
+    assert ask(exchanges) == {"zoe": 0, "mia": 2}
+    assert len(grid.named) == asked + 2
+    grid.away = set()
+    assert ask(exchanges) == {"zoe": 0, "adam": 1, "mia": 2}
+
+
+def test_in_a_simulation_nobody_is_asked_twice(exchanges_with: Callable[..., Exchanges]) -> None:
+    crashed = Error(ErrorCode.CLIENT_APP_CRASHED, "killed")
+    exchanges = exchanges_with(lambda i: crashed if i == 1 else number(i))
+    grid = exchanges.grid = ComingAndGoing(lambda i: crashed if i == 1 else number(i))
+    assert ask(exchanges) == {"zoe": 0, "mia": 2}
+    assert [name for _, name in grid.named] == ["", "", ""]

@@ -143,7 +143,7 @@ def test_it_learns_behind_mixing_and_is_right_without_it_too(tmp_path: Path) -> 
 def serving(tmp_path: Path, grid: ListeningGrid, *overrides: str) -> Serving:
     experiment = tiny(*overrides)
     recorder = Recorder(tmp_path / "serving", experiment, "inprocess")
-    exchanges = Exchanges(grid, recorder, {}, None)
+    exchanges = Exchanges(grid, recorder, {})
     session = Session(exchanges, experiment, "main", experiment.facemix, experiment.load_data())
     return Serving(session)
 

@@ -865,6 +865,32 @@ def test_a_device_whose_vault_was_emptied_says_so(tmp_path: Path) -> None:
     device.smash(0, 0, 1, 0)
 
 
+def test_a_turn_that_was_kept_and_not_answered_is_taken_again(tmp_path: Path) -> None:
+    """A node may be killed between the two; it is as if it had answered at once."""
+    run(
+        tiny("split.front=private", "split.shield={name: batch-norm-laplace, epsilon: 5}"),
+        tmp_path / "run",
+    )
+    before = edges_anew(tmp_path / "run").snapshots.newest()
+
+    def answered(exchange: str, turn: int) -> list[np.ndarray]:
+        device = edges_anew(tmp_path / "run")
+        device.begin(exchange)
+        if device.pending:
+            like = device._computed_again(device.pending)[0]
+            gradient = torch.linspace(-0.01, 0.01, like.numel()).view_as(like)
+            device.learn(gradient, 1.0, turn - 2)
+        smashed, _, _ = device.smash(1, 0, 1, turn)
+        device.keep(turn, turn - 2)
+        return [smashed, device.handed_on()["front"]]
+
+    answered("first", before + 2)
+    second = answered("second", before + 4)
+    for ours, wanted in zip(answered("second", before + 4), second, strict=True):
+        assert np.array_equal(ours, wanted)
+    assert not np.array_equal(answered("third", before + 6)[0], second[0])
+
+
 WRONG = [
     ("split.cut=nowhere", "unknown cut 'nowhere'"),
     ("split.shield={name: clip-laplace, epsilon: 0}", "must be above 0"),

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from clients.shields.disguises.notation import parsed, written
 from clients.shields.disguises.steps import Shape, Step, Tensors
 from models.errors import RequestError
-from models.files import load_tensors, save_tensors
+from models.files import load_tensors, others_may_read, save_tensors
 from models.randomness import Randomness, numpy_generator
 
 FORMAT = "pudica-key-1"
@@ -163,8 +163,8 @@ class Key:
             If there is none, others may read it, this user may not, or it is no key.
         """
         try:
-            mode = stat.S_IMODE(path.stat().st_mode)
-            if mode & 0o077:
+            if others_may_read(path):
+                mode = stat.S_IMODE(path.stat().st_mode)
                 raise RequestError(
                     f"others may read the key {path} (mode {mode:04o}); mend that with: "
                     f"chmod 600 {path}"

@@ -1,4 +1,4 @@
-"""What is wrong with an experiment, in words for whoever wrote it: where, what, what is allowed."""
+"""What is wrong with settings, in words for whoever wrote them: where, what, what is allowed."""
 
 from __future__ import annotations
 

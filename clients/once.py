@@ -1,0 +1,53 @@
+"""Requests that come twice are answered once.
+
+A deployed node may be killed, or lose its connection, between doing what it was asked for and
+saying so. The server then asks again, under the same exchange's name; what was done already must
+not be done twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from flwr.app import RecordDict
+from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
+from flwr.proto.recorddict_pb2 import RecordDict as Packed
+
+from clients import protocol
+from clients.vault import Vault
+
+REPLY = "reply"
+REMEMBERED = 32
+
+
+def answered_once(vault: Vault, exchange: str, answer: Callable[[], RecordDict]) -> RecordDict:
+    """Return a node's answer: the one that it gave already, if it gave one.
+
+    Parameters
+    ----------
+    vault : Vault
+        Of the node. What it answered last is kept there.
+    exchange : str
+        By which a request is known again.
+    answer : callable
+        Does what is asked for.
+
+    Returns
+    -------
+    RecordDict
+        Or :func:`clients.protocol.busy`, if another process of this node is at work.
+    """
+    with vault.alone() as alone:
+        if not alone:
+            return protocol.busy()
+        names, _, reply = (vault.read(REPLY) or b"").partition(b"\n")
+        before = names.decode().split()
+        if exchange in before[:1]:
+            return recorddict_from_proto(Packed.FromString(reply))
+        if exchange in before:
+            # A repetition that was overtaken: its answer has come, and nobody waits for another.
+            return protocol.busy()
+        content = answer()
+        known = " ".join([exchange, *before][:REMEMBERED]).encode()
+        vault.write(REPLY, known + b"\n" + recorddict_to_proto(content).SerializeToString())
+        return content

@@ -1,0 +1,154 @@
+"""What an exchange with a deployed node costs beside Flower's own: ``python -m`` this module.
+
+One node is reached through the gate and runs Pudica's bundle, one directly and runs an app that
+has nothing but Flower in it, both over TLS and with keys, from the same SuperLink, in turn.
+"""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Annotated
+
+import tomli_w
+import typer
+
+from simulations.benchmarks.measure import Row, compared, table
+from simulations.deployment.invitation import Invitation
+from simulations.deployment.kit import Kit
+from simulations.deployment.organiser import Organiser
+from simulations.display import print_frame
+from simulations.programs.bundle import stage
+from simulations.programs.calling import LOOPBACK, free_port
+from simulations.programs.submission import Submission
+
+# A plain Flower app, and a ServerApp that asks Pudica's nodes who they are. Both time exchanges.
+APP = """
+import json, time
+from pathlib import Path
+from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp import ServerApp
+
+plain_server, pudica_server = ServerApp(), ServerApp()
+bare_client, torch_client = ClientApp(), ClientApp()
+
+@bare_client.query("hello")
+def bare(message, context):
+    return Message(message.content, reply_to=message)
+
+@torch_client.query("hello")
+def with_torch(message, context):
+    import torch
+    return Message(message.content, reply_to=message)
+
+def timed(context, exchange):
+    seconds = []
+    for _ in range(int(context.run_config["repeats"])):
+        start = time.perf_counter()
+        exchange()
+        seconds.append(time.perf_counter() - start)
+    Path(context.run_config["out"]).write_text(json.dumps(seconds))
+
+@plain_server.main()
+def plain(grid, context):
+    node = int(context.run_config["node"])
+    def exchange():
+        content = RecordDict({"config": ConfigRecord({"run": "bench"})})
+        replies = list(grid.send_and_receive([Message(content, node, "query.hello")]))
+        assert len(replies) == 1 and not replies[0].has_error()
+    timed(context, exchange)
+
+@pudica_server.main()
+def pudica(grid, context):
+    from clients import protocol
+    from strategies.exchange import Exchanges
+    from strategies.experiment import ClientConfig
+    from strategies.loading import load_experiment
+    from strategies.recorder import Recorder
+    folder = Path(context.run_config["out"]).with_suffix("")
+    recorder = Recorder(folder, load_experiment("themis-digits", []), "deployment")
+    nodes = {"node": int(context.run_config["node"])}
+    exchanges = Exchanges(grid, recorder, nodes, ClientConfig(patience=60))
+    def exchange():
+        request = protocol.request({"run": "bench"})
+        assert exchanges.ask(protocol.HELLO, {"node": request}, protocol.words_of)
+    timed(context, exchange)
+    recorder.close("done")
+"""
+APPS = {
+    "bare": ("plain", "measuring:plain_server", "measuring:bare_client"),
+    "torch": ("plain", "measuring:plain_server", "measuring:torch_client"),
+    "pudica": ("gated", "measuring:pudica_server", "clients.app:app"),
+}
+
+
+def rows(repeats: int, rounds: int) -> list[Row]:
+    """Measure exchanges of the three apps in turn."""
+    with TemporaryDirectory(prefix="pudica-") as folder, ExitStack() as ends:
+        measured = _measured(Path(folder), ends, repeats, rounds)
+    what = "an exchange with a deployed node, against one of a Flower app"
+    return [
+        compared(f"{what} that imports PyTorch", "s", 1.1, measured["pudica"], measured["torch"]),
+        compared(f"{what} that imports nothing", "s", None, measured["pudica"], measured["bare"]),
+    ]
+
+
+def _measured(folder: Path, ends: ExitStack, repeats: int, rounds: int) -> dict[str, list[float]]:
+    """Return the seconds of all exchanges, by app; the first of each run is left out."""
+    organiser = Organiser.init(folder / "organiser", LOOPBACK, free_port())
+    ends.callback(organiser.down)
+    organiser.up()
+    nodes = dict(_nodes(folder, organiser, ends))
+    seconds: dict[str, list[float]] = {name: [] for name in APPS}
+    for _ in range(rounds):
+        for name, (node, *components) in APPS.items():
+            seconds[name] += _run(organiser, name, nodes[node], components, repeats)[1:]
+    return seconds
+
+
+def _nodes(folder: Path, organiser: Organiser, ends: ExitStack) -> Iterator[tuple[str, int]]:
+    invitation = Invitation.read(organiser.folder / "invitation.yaml")
+    direct = f"{LOOPBACK}:{organiser.config.superlink}"
+    for name, server in {"gated": invitation.server, "plain": direct}.items():
+        place = folder / name
+        kit = Kit.make(place, name, invitation.model_copy(update={"server": server}))
+        yield name, organiser.register(kit.public, name).node
+        ends.callback(kit.down)
+        kit.up()
+
+
+def _run(
+    organiser: Organiser, name: str, node: int, components: list[str], repeats: int
+) -> list[float]:
+    app, out = organiser.flower / name, organiser.folder / f"{name}.json"
+    config = {"node": str(node), "repeats": str(repeats), "out": str(out)}
+    app.mkdir(exist_ok=True)
+    stage(app, config)
+    (app / "measuring.py").write_text(APP)
+    project = tomllib.loads((app / "pyproject.toml").read_text())
+    parts = dict(zip(("serverapp", "clientapp"), components, strict=True))
+    project["tool"]["flwr"]["app"]["components"] = parts
+    (app / "pyproject.toml").write_text(tomli_w.dumps(project))
+    directory = organiser.folder / "runs" / name
+    directory.mkdir(parents=True, exist_ok=True)
+    check = organiser.programs.check
+    Submission(organiser.programs.run, lambda: check("superlink"), app, directory).run()
+    found: list[float] = json.loads(out.read_text())
+    return found
+
+
+def main(
+    repeats: Annotated[int, typer.Option(min=2, help="Exchanges of a run.")] = 6,
+    rounds: Annotated[int, typer.Option(min=1, help="Runs of each app.")] = 2,
+) -> None:
+    """Measure on a quiet machine."""
+    print_frame(table(rows(repeats, rounds)), "Exchanges with deployed nodes, medians")
+
+
+if __name__ == "__main__":
+    typer.run(main)

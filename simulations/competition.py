@@ -1,0 +1,154 @@
+"""``pudica competition``: stages, the leaderboard's page, and its audit."""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from simulations.console import WRONG, refusals, say, shown
+
+# Heavy imports stay inside the commands: `pudica --help` is instant.
+
+competition_app = typer.Typer(
+    no_args_is_help=True, help="A competition's stages, and what the public sees of it."
+)
+
+Run = Annotated[Path, typer.Argument(help="The competition's run.")]
+Stage = Annotated[str | None, typer.Argument(help="join, noise or test; by default the next.")]
+LOOK_SECONDS = 1.0
+
+
+@competition_app.command("open")
+def open_(run: Run, stage: Stage = None) -> None:
+    """Open a stage now, whatever its time."""
+    _order(run, "open", stage)
+
+
+@competition_app.command("close")
+def close(run: Run, stage: Stage = None) -> None:
+    """Close a stage now: nothing more is accepted in it."""
+    _order(run, "close", stage)
+
+
+@competition_app.command("stages")
+def stages(run: Run) -> None:
+    """Show which stages are over, open, and still to come."""
+    from strategies.themis.orders import said, states
+
+    with refusals():
+        settings = _settings(run)
+        now = states(run)
+    for name, stage in settings:
+        stand = now.get(name, {})
+        opened = stand.get("opened") or f"opens {said(stage.opens)}"
+        closed = stand.get("closed") or f"closes {said(stage.closes)}"
+        typer.echo(f"{name:6} {opened:32} {closed}")
+
+
+@competition_app.command("publish")
+def publish(
+    run: Run,
+    out: Annotated[Path, typer.Option(help="A folder to be served, or opened.")] = Path("public"),
+) -> None:
+    """Write the leaderboard as a page: HTML, CSV, pictures of what was released, a manifest."""
+    import analysis
+    from simulations.deployment.auditing import publish_manifest
+
+    with refusals():
+        written = analysis.publish(run, out)
+        for path in (*written, *publish_manifest(run, out, written)):
+            typer.echo(shown(path.absolute()))
+
+
+@competition_app.command("verify")
+def verify(
+    folder: Annotated[Path, typer.Argument(help="As it was published.")],
+    certificate: Annotated[
+        Path, typer.Option(help="The organiser's authority's: ca.crt of a node's folder.")
+    ],
+    node: Annotated[
+        Path | None, typer.Option(help="Your node.yaml: are your submissions your own?")
+    ] = None,
+    run: Annotated[
+        Path | None, typer.Option(help="The organiser's run: count again what is right.")
+    ] = None,
+) -> None:
+    """See whether a leaderboard is signed, and what was submitted."""
+    from simulations.deployment.auditing import verify as verified
+
+    with refusals():
+        findings = verified(folder, certificate, node, run)
+    for finding in findings:
+        typer.echo(f"{'✓' if finding.fine else '✗'} {finding.what:17} {finding.told}")
+    if not all(finding.fine for finding in findings):
+        sys.exit(WRONG)
+
+
+def _order(run: Path, what: str, stage: str | None) -> None:
+    from strategies.themis.orders import order
+
+    with refusals():
+        _settings(run)
+        chosen = order(run, what, stage)  # type: ignore[arg-type]
+        status = json.loads((run / "run.json").read_text())["status"]
+    typer.echo(f"'{chosen}' is told to {what}")
+    if status != "running":
+        say(f"the run is {status}; this holds once it goes on")
+
+
+def _settings(run: Path):  # type: ignore[no-untyped-def]  # a pydantic model, imported late
+    from analysis.runs import open_run
+    from analysis.themis import competition
+
+    return competition(open_run(run)).stages
+
+
+class Drafts:
+    """A context in which a competition's page is made anew after each stage, in its own folder.
+
+    Parameters
+    ----------
+    directory : Path
+        Of the run.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._seen = -1.0
+
+    def __enter__(self) -> Drafts:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+        self._seen = -1.0  # run.json, too, says now how it ended
+        self._look()
+
+    def _watch(self) -> None:
+        while not self._over.wait(LOOK_SECONDS):
+            self._look()
+
+    def _look(self) -> None:
+        import analysis
+        from models.errors import RequestError
+        from strategies.themis.orders import STATE
+
+        try:
+            changed = (self.directory / STATE).stat().st_mtime
+            if changed != self._seen:
+                analysis.publish(self.directory, self.directory / "page")
+                self._seen = changed
+        except (FileNotFoundError, RequestError):  # there is nothing to show yet
+            return
+        except Exception as error:  # a page is not worth a competition
+            self._seen = changed
+            say(f"the page could not be made: {type(error).__name__}: {error}")

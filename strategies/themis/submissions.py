@@ -1,0 +1,164 @@
+"""What participants submitted, so that a leaderboard can be audited later.
+
+Kept where participants are real (:mod:`strategies.roster`): in ``manifest.json`` the hashes, and
+who signed them; in ``submissions.safetensors``, for the organiser alone, the predictions.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from flwr.app import RecordDict
+
+from clients import protocol
+from clients.submissions import digest, is_signed, statement
+from models.files import save_tensors, write_atomically
+from strategies.recorder import Recorder
+from strategies.roster import fingerprint_of, home, registered
+
+MANIFEST, PREDICTIONS = "manifest.json", "submissions.safetensors"
+FORMAT = "pudica-manifest-1"
+
+
+class Submission(NamedTuple):
+    """A participant's predictions for some released images.
+
+    Attributes
+    ----------
+    predictions : ndarray of shape (N,)
+        Classes.
+    signature, public_key : str
+        Of :func:`clients.submissions.signed`; empty in a simulation.
+    """
+
+    predictions: np.ndarray
+    signature: str
+    public_key: str
+
+    @classmethod
+    def read(cls, content: RecordDict, count: int) -> Submission:
+        """Return what a reply says.
+
+        Raises
+        ------
+        KeyError, ValueError
+            A reply that is not one class per image; it scores nothing.
+        """
+        predictions = protocol.arrays_of(content)["predictions"]
+        if predictions.shape != (count,) or predictions.dtype.kind not in "iu":
+            raise ValueError(
+                f"predictions of shape {predictions.shape} ({predictions.dtype}) for {count} images"
+            )
+        words = protocol.words_of(content)
+        return cls(predictions, str(words.get("signature", "")), str(words.get("public_key", "")))
+
+
+class Submissions:
+    """The submissions of a competition.
+
+    Parameters
+    ----------
+    recorder : Recorder
+    """
+
+    def __init__(self, recorder: Recorder) -> None:
+        self.recorder = recorder
+        self.run = recorder.directory.name
+        self.wanted = home() is not None
+        self.entries: list[dict[str, Any]] = recorder.note.setdefault("submissions", [])
+
+    def problem(self, node: str, images: str, submission: Submission) -> str:
+        """Return why a submission can't be taken for that node's, if so."""
+        if not self.wanted:
+            return ""
+        keys = {entry.name: entry.fingerprint for entry in registered(home())}
+        predictions = digest(submission.predictions.astype(np.int64))
+        text = statement(self.run, images, predictions, len(submission.predictions))
+        if fingerprint_of(submission.public_key.encode()) != keys.get(node):
+            return "its predictions are not signed by the key it was registered with"
+        if not is_signed(text, submission.signature, submission.public_key):
+            return "the signature under its predictions does not hold"
+        return ""
+
+    def kept(self, of: Mapping[str, str | float]) -> dict[str, int]:
+        """Return how many were right of the submissions that there are, by participant.
+
+        Parameters
+        ----------
+        of : mapping
+            Which release, and which images of it.
+        """
+        return {
+            entry["participant"]: entry["right"]
+            for entry in self.entries
+            if all(entry[key] == value for key, value in of.items())
+        }
+
+    def keep(
+        self,
+        node: str,
+        images: str,
+        submission: Submission,
+        right: int,
+        of: Mapping[str, str | float],
+    ) -> None:
+        """Keep a submission, so that nothing that happens can lose it; ``of``: as of kept."""
+        if not self.wanted:
+            return
+        key = f"submissions/{len(self.entries)}"
+        self.recorder.arrays[key] = torch.from_numpy(submission.predictions.astype(np.int64))
+        predictions = digest(submission.predictions.astype(np.int64))
+        entry = {
+            "participant": node,
+            **of,
+            "images": images,
+            "predictions": predictions,
+            "count": len(submission.predictions),
+            "right": right,
+            "received": datetime.now(UTC).isoformat(timespec="seconds"),
+            "signature": submission.signature,
+            "public_key": submission.public_key,
+        }
+        self.entries.append(entry)
+        self.recorder.checkpoint()
+
+    def publish(self, images: int, draws: int) -> None:
+        """Write manifest and predictions.
+
+        Parameters
+        ----------
+        images, draws : int
+            The size of the test set, and how often it was released.
+        """
+        if not self.wanted:
+            return
+        recorder = self.recorder
+        boards = sorted(recorder.directory.glob("*/leaderboard.csv"))
+        manifest = {
+            "format": FORMAT,
+            "run": self.run,
+            "experiment": recorder.experiment.name,
+            "code": recorder.run["code"],
+            "stages": recorder.note.get("stages", {}),
+            "test": {"images": images, "draws": draws},
+            "leaderboards": {
+                str(path.relative_to(recorder.directory)): sha256(path.read_bytes())
+                for path in boards
+            },
+            "submissions": self.entries,
+        }
+        text = json.dumps(manifest, indent=2, sort_keys=True) + "\n"
+        write_atomically(recorder.artefact(MANIFEST), text.encode())
+        kept = {k: v for k, v in recorder.arrays.items() if k.startswith("submissions/")}
+        save_tensors(recorder.artefact(PREDICTIONS), kept, {"run": self.run})
+
+
+def sha256(data: bytes) -> str:
+    """Return the SHA-256 of a file's content, hexadecimal."""
+    return hashlib.sha256(data).hexdigest()

@@ -1,0 +1,85 @@
+"""What a node was asked is done once, and said as often as it is asked."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from clients import protocol
+from clients.once import answered_once
+from clients.vault import Vault
+
+HOLDS = (
+    "import sys; from pathlib import Path; from clients.vault import Vault\n"
+    "with Vault(Path(sys.argv[1])).alone() as alone:\n"
+    "    print(alone, flush=True); sys.stdin.read()"
+)
+
+
+class Counter:
+    """Answers with how often it was asked."""
+
+    def __init__(self) -> None:
+        self.times = 0
+
+    def __call__(self) -> protocol.RecordDict:
+        self.times += 1
+        return protocol.reply({"times": self.times}, half=np.full(3, 0.5, np.float16))
+
+
+def test_a_request_that_comes_again_gets_the_same_answer(tmp_path: Path) -> None:
+    vault, counter = Vault(tmp_path / "a" / "b" / "c"), Counter()
+    first = answered_once(vault, "one", counter)
+    again = answered_once(Vault(vault.root), "one", counter)
+    assert counter.times == 1
+    assert protocol.numbers_of(first) == protocol.numbers_of(again) == {"times": 1}
+    half = protocol.arrays_of(again)["half"]
+    assert half.dtype == np.float16
+    assert half.tolist() == [0.5] * 3
+    assert protocol.numbers_of(answered_once(vault, "two", counter)) == {"times": 2}
+    assert (vault.root / "reply").stat().st_mode & 0o077 == 0
+
+
+def test_what_failed_is_tried_again(tmp_path: Path) -> None:
+    vault, counter = Vault(tmp_path / "a" / "b" / "c"), Counter()
+
+    def fails() -> protocol.RecordDict:
+        raise RuntimeError("no memory")
+
+    with pytest.raises(RuntimeError, match="no memory"):
+        answered_once(vault, "one", fails)
+    assert protocol.numbers_of(answered_once(vault, "one", counter)) == {"times": 1}
+
+
+def test_while_another_process_is_at_work_a_node_is_busy(tmp_path: Path) -> None:
+    vault, counter = Vault(tmp_path / "a" / "b" / "c"), Counter()
+    other = subprocess.Popen(
+        [sys.executable, "-c", HOLDS, str(vault.root)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "True\n"
+        assert protocol.is_busy(answered_once(vault, "one", counter))
+        assert counter.times == 0
+    finally:
+        other.kill()
+        other.communicate()
+    # A lock is gone with its process, however it ended.
+    assert protocol.numbers_of(answered_once(vault, "one", counter)) == {"times": 1}
+
+
+def test_a_repetition_that_was_overtaken_does_nothing(tmp_path: Path) -> None:
+    vault, counter = Vault(tmp_path / "a" / "b" / "c"), Counter()
+    answered_once(vault, "one", counter)
+    second = answered_once(vault, "two", counter)
+    assert protocol.is_busy(answered_once(vault, "one", counter))
+    assert counter.times == 2
+    again = answered_once(vault, "two", counter)
+    assert protocol.numbers_of(again) == protocol.numbers_of(second)
