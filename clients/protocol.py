@@ -101,6 +101,25 @@ ENDS = "train.ends"
 
 BUSY = "busy"
 
+LARGEST = float(np.finfo(np.float32).max)
+"""Of a number in a reply: losses and the like are computed in float32."""
+LARGEST_VALUE = 1e15
+"""In an array: squares of 10⁸ such values can still be added up in float32."""
+LONGEST, MOST_AXES = 2**31, 8
+"""Axes are shorter, and fewer: Flower's messages can say no more."""
+LARGEST_REPLY = 2**31
+"""Bytes of all arrays by their names: one array may stand under several of them."""
+TYPES = {
+    name: np.dtype(name)
+    for name in (
+        *("float16", "float32", "float64", "int8", "int16", "int32", "int64"),
+        *("uint8", "uint16", "uint32", "uint64"),
+    )
+}
+"""Of arrays in messages."""
+HEAD = b"\x93NUMPY\x01\x00"
+"""How ``np.save`` begins a file; the header's length follows in two bytes."""
+
 Scalar = int | float | str | bool
 
 
@@ -111,7 +130,7 @@ def request(config: Mapping[str, Scalar], **arrays: Array) -> RecordDict:
 
 def reply(metrics: Mapping[str, int | float], **arrays: np.ndarray) -> RecordDict:
     """Return the content of a numeric reply."""
-    packed = {key: Array(np.ascontiguousarray(value)) for key, value in arrays.items()}
+    packed = {key: Array(np.asarray(value, order="C")) for key, value in arrays.items()}
     return _content("metrics", MetricRecord(dict(metrics)), packed)
 
 
@@ -152,12 +171,57 @@ def numbers_of(content: RecordDict) -> dict[str, float]:
     ValueError
         If one of them is not a finite number.
     """
-    records = content.metric_records.values()
-    numbers = {k: v for record in records for k, v in record.items()}
-    for key, value in numbers.items():
-        if not isinstance(value, int | float) or not math.isfinite(value):
-            raise ValueError(f"'{key}' must be a finite number, is {value}")
-    return {key: float(value) for key, value in numbers.items()}  # type: ignore[arg-type]
+    return {name: number_of(content, name) for name in _metrics(content)}
+
+
+def number_of(
+    content: RecordDict, name: str, least: float = -LARGEST, most: float = LARGEST
+) -> float:
+    """Return one measurement in a reply.
+
+    Raises
+    ------
+    KeyError, ValueError
+        If it is missing, or is no number within these bounds.
+    """
+    value = _metrics(content)[name]
+    # Whole numbers of any size can be compared with floats, but not converted into them.
+    if type(value) not in (int, float) or not least <= value <= most:
+        raise ValueError(
+            f"'{name}' must be a finite number from {least:g} to {most:g}, is {value!r}"
+        )
+    return float(value)
+
+
+def count_of(content: RecordDict, name: str, most: int) -> int:
+    """Return one count in a reply, a whole number from 0 on; errors as of :func:`whole`."""
+    return whole(_metrics(content), name, 0, most)
+
+
+def whole(values: Mapping[str, Any], name: str, least: int, most: int) -> int:
+    """Return one of some values that came, which must be a whole number.
+
+    Raises
+    ------
+    KeyError, ValueError
+        If it is missing, or is no whole number within these bounds.
+    """
+    value = values[name]
+    if type(value) is not int or not least <= value <= most:
+        raise ValueError(f"'{name}' must be a whole number {least} to {most}, is {value!r}")
+    return value
+
+
+def text(values: Mapping[str, Any], name: str) -> str:
+    """Return one of some values that came, which must be a text; else KeyError or ValueError."""
+    value = values[name]
+    if type(value) is not str:
+        raise ValueError(f"'{name}' must be a text, is {value!r}")
+    return value
+
+
+def _metrics(content: RecordDict) -> Mapping[str, Any]:
+    return content.metric_records.get("metrics", {})
 
 
 def arrays_of(content: RecordDict) -> dict[str, np.ndarray]:
@@ -168,8 +232,44 @@ def arrays_of(content: RecordDict) -> dict[str, np.ndarray]:
     ValueError
         An array that does not hold what it says it holds.
     """
-    records: list[ArrayRecord] = list(content.array_records.values())
-    return {key: _decoded(array) for record in records for key, array in record.items()}
+    encoded = _encoded(content)
+    if sum(len(array.data) for array in encoded.values()) > LARGEST_REPLY:
+        raise ValueError(f"arrays of more than {LARGEST_REPLY} bytes")
+    return {name: _decoded(array) for name, array in encoded.items()}
+
+
+def array_of(
+    content: RecordDict, name: str, shape: tuple[int, ...], dtype: str = "float32"
+) -> np.ndarray:
+    """Return one array of a message.
+
+    Raises
+    ------
+    KeyError, ValueError
+        If it is missing, of another shape or type than was asked for, or holds values that are
+        not finite, or absurd.
+    """
+    values = _decoded(_encoded(content)[name])
+    if values.shape != shape or values.dtype != dtype:
+        raise ValueError(
+            f"{name} of shape {values.shape} and type {values.dtype}, {shape} of {dtype} were "
+            "asked for"
+        )
+    check_values(values, name)
+    return values
+
+
+def check_values(values: np.ndarray, name: str) -> None:
+    """Raise ValueError if an array holds values that are not finite, or absurd."""
+    if values.size and values.dtype.kind == "f":
+        # Both are NaN if any value is.
+        least, most = map(float, torch.from_numpy(values).aminmax())
+        if not -LARGEST_VALUE <= least <= most <= LARGEST_VALUE:
+            raise ValueError(f"{name} with NaN, infinity or absurd values")
+
+
+def _encoded(content: RecordDict) -> Mapping[str, Array]:
+    return content.array_records.get("arrays", {})
 
 
 def _decoded(array: Array) -> np.ndarray:
@@ -177,33 +277,44 @@ def _decoded(array: Array) -> np.ndarray:
 
     ``Array.numpy`` does the same through ``np.load``, which compiles the header as Python
     source each time: with small arrays that costs more than everything else in an exchange.
-    The header's end is known, since shape and type stand in the message too.
+    The header is known, since shape and type stand in the message too.
     """
-    try:
-        dtype = np.dtype(array.dtype)
-    except TypeError as error:
-        raise ValueError(f"'{array.dtype}' is no type of array") from error
-    if dtype.kind not in "fiub":
-        raise ValueError(f"arrays of type {array.dtype} are not accepted")
-    size = math.prod(array.shape) * dtype.itemsize
-    if array.stype != SType.NUMPY or min(array.shape, default=0) < 0 or size > len(array.data):
-        raise ValueError(f"an array does not hold {array.shape} values of type {array.dtype}")
-    values = np.frombuffer(array.data, dtype, offset=len(array.data) - size)
-    return values.reshape(array.shape).copy()
+    if array.dtype not in TYPES:
+        raise ValueError(f"arrays of type {array.dtype!r} are not accepted")
+    dtype, shape, data = TYPES[array.dtype], tuple(array.shape), array.data
+    if len(shape) > MOST_AXES or not all(type(n) is int and 0 <= n < LONGEST for n in shape):
+        raise ValueError(f"an array of shape {shape[:MOST_AXES]}")
+    start = len(data) - math.prod(shape) * dtype.itemsize
+    if array.stype != SType.NUMPY or start < 0 or not _is_header(data[:start], dtype, shape):
+        raise ValueError(f"an array does not hold {shape} values of type {dtype}")
+    return np.frombuffer(data, dtype, offset=start).reshape(shape).copy()
 
 
-def check_labels(labels: np.ndarray, count: int, classes: int) -> None:
-    """See whether labels that came are so many, and of the classes that there are.
+def _is_header(header: bytes, dtype: np.dtype, shape: tuple[int, ...]) -> bool:
+    """Tell whether that is what ``np.save`` writes before values of this type and shape."""
+    first = len(HEAD) + 2
+    said = f"{{'descr': '{dtype.str}', 'fortran_order': False, 'shape': {shape}, }}"
+    return (
+        header[: len(HEAD)] == HEAD
+        and int.from_bytes(header[len(HEAD) : first], "little") == len(header) - first
+        and header[first:].rstrip() == said.encode()
+    )
+
+
+def labels_of(
+    content: RecordDict, name: str, count: int, classes: int, dtype: str = "int64"
+) -> np.ndarray:
+    """Return labels that came, if they are so many, and of the classes that there are.
 
     Raises
     ------
-    ValueError
+    KeyError, ValueError
         If they are not.
     """
-    if labels.shape != (count,) or labels.dtype.kind not in "iu":
-        raise ValueError(f"labels of shape {labels.shape} and type {labels.dtype}")
+    labels = array_of(content, name, (count,), dtype)
     if count and not 0 <= labels.min() <= labels.max() < classes:
         raise ValueError(f"a label outside 0 to {classes - 1}: a class that the cloud has not")
+    return labels
 
 
 def batch_sizes(examples: int, size: int) -> list[int]:

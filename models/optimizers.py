@@ -9,6 +9,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 WITH_MOMENTUM = ("sgd", "rmsprop")
+SIGNED = ("/exp_avg", "/momentum_buffer", "/grad_avg")
+"""What optimisers remember that can be negative."""
 _CLASSES: dict[str, type[torch.optim.Optimizer]] = {
     "sgd": torch.optim.SGD,
     "adam": torch.optim.Adam,
@@ -84,6 +86,33 @@ def state_of(optimizer: torch.optim.Optimizer | None) -> dict[str, torch.Tensor]
         for key, value in state.items()
         if isinstance(value, torch.Tensor)
     }
+
+
+def check_state(
+    config: OptimizerConfig, parameters: Iterable[torch.Tensor], state: Mapping[str, torch.Tensor]
+) -> None:
+    """See that a state is one that an optimiser of these parameters can have.
+
+    Raises
+    ------
+    ValueError
+        If something is missing or more than there can be, of another shape or type, or negative
+        where it is a mean of squares.
+    """
+    like = [torch.nn.Parameter(torch.zeros_like(parameter)) for parameter in parameters]
+    optimizer = build(config, like)
+    for parameter in like:
+        parameter.grad = torch.zeros_like(parameter)
+    if optimizer and state:
+        optimizer.step()
+    wanted = state_of(optimizer)
+    if wanted.keys() != state.keys():
+        raise ValueError(f"an optimiser's state of {sorted(state)}, not of {sorted(wanted)}")
+    for name, value in state.items():
+        if value.shape != wanted[name].shape or value.dtype != wanted[name].dtype:
+            raise ValueError(f"'{name}' of shape {tuple(value.shape)} and type {value.dtype}")
+        if not name.endswith(SIGNED) and (value < 0).any():
+            raise ValueError(f"'{name}' is negative")
 
 
 def restore(optimizer: torch.optim.Optimizer | None, state: Mapping[str, torch.Tensor]) -> None:

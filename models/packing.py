@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
 from torch import nn
+
+NEVER_NEGATIVE = ("running_var", "num_batches_tracked")
+"""Names of what batch norm remembers that are no negative numbers."""
 
 
 def state(module: nn.Module) -> list[torch.Tensor]:
@@ -56,6 +59,23 @@ def all_finite(tensor: torch.Tensor) -> bool:
     if not tensor.numel():
         return True
     return all(math.isfinite(float(end)) for end in tensor.detach().aminmax())
+
+
+def check_statistics(values: torch.Tensor, named: Iterable[tuple[str, torch.Tensor]]) -> None:
+    """See that packed values of named tensors hold no negative variance, and no negative count.
+
+    Raises
+    ------
+    ValueError
+        If they do, or are not as many values as the tensors hold.
+    """
+    named = list(named)
+    sizes = [tensor.numel() for _, tensor in named]
+    if tuple(values.shape) != (sum(sizes),):
+        raise ValueError(f"must hold {sum(sizes)} values, has the shape {tuple(values.shape)}")
+    for (name, _), part in zip(named, values.split(sizes), strict=True):
+        if name.endswith(NEVER_NEGATIVE) and (part < 0).any():
+            raise ValueError(f"'{name}' is negative")
 
 
 def unpack(values: torch.Tensor, tensors: Sequence[torch.Tensor]) -> None:

@@ -50,6 +50,10 @@ def run(grid: Grid, experiment: Experiment, recorder: Recorder) -> None:
     except KeyboardInterrupt:
         recorder.close("interrupted", "stopped from the keyboard")
         raise
+    except SystemExit:
+        # So does Flower end an app whose server is gone; who started the run knows more.
+        recorder.close("interrupted", "its process was ended")
+        raise
     except BaseException as error:
         recorder.close("failed", f"{type(error).__name__}: {error}")
         raise

@@ -21,7 +21,7 @@ from strategies.recorder import Recorder
 
 POLL_SECONDS = 0.02
 GIVE_UP_AFTER = 3
-REPEAT_SECONDS, SELDOM_SECONDS = 180.0, 600.0
+REPEAT_SECONDS, SELDOM_SECONDS = 60.0, 600.0
 LOOK_SECONDS = 2.0
 BUSY_SECONDS = 30.0
 STUMBLES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
@@ -37,6 +37,7 @@ LOST = frozenset(
     }
 )
 
+LONGEST_REASON = 500
 CLOSED = "no answer before the stage was closed"
 DEFAULT = ClientConfig()
 
@@ -135,15 +136,16 @@ class Exchanges:
         self._looked = 0.0
 
     def ask(
-        self, kind: str, requests: Mapping[str, RecordDict], read: Callable[[RecordDict], T]
+        self, kind: str, requests: Mapping[str, RecordDict], read: Callable[[str, RecordDict], T]
     ) -> dict[str, T]:
         """Send each node its request and return, in node order, what the replies say.
 
         Parameters
         ----------
         read : callable
-            Makes sense of a reply. One that makes none (KeyError, TypeError or ValueError)
-            counts as a dropout.
+            Makes sense of a reply, given the node's name and what it says. One that makes none
+            (KeyError, TypeError or ValueError) counts as a dropout, so nothing may have changed
+            by then.
         """
         replies: dict[str, T] = {}
 
@@ -157,7 +159,7 @@ class Exchanges:
         self,
         kind: str,
         first: Mapping[str, RecordDict],
-        read: Callable[[RecordDict], T],
+        read: Callable[[str, RecordDict], T],
         answer: Callable[[str, T], RecordDict | None],
         more: Callable[[], Mapping[str, RecordDict]] = dict,
     ) -> None:
@@ -185,7 +187,7 @@ class Exchanges:
         self,
         kind: str,
         first: Mapping[str, RecordDict],
-        read: Callable[[RecordDict], T],
+        read: Callable[[str, RecordDict], T],
         answers: Callable[[Mapping[str, T]], Mapping[str, RecordDict]],
         more: Callable[[], Mapping[str, RecordDict]] = dict,
     ) -> None:
@@ -252,7 +254,11 @@ class Exchanges:
             )
 
     def reject(self, name: str, why: str) -> None:
-        """Count a node as dropped out of an exchange, and say why, once an epoch."""
+        """Count a node as dropped out of an exchange, and say why, once an epoch.
+
+        What nodes say may stand in the reason: it becomes one line, of limited length.
+        """
+        why = _one_line(why)
         self.dropouts[name] = self.dropouts.get(name, 0) + 1
         self._last_words = f"{name}: {why}"
         self._tell(name, f"dropout: {name}: {why}")
@@ -341,12 +347,13 @@ class Exchanges:
     def _is_no_answer(self, asked: _Asked, message: Message) -> bool:
         """Tell whether a reply says no more than that its answer is lost, or is still to come."""
         if not message.has_error():
-            return is_busy(message.content)
+            return is_busy(_content(message))
         code = message.error.code
         if code == ErrorCode.CLIENT_APP_CRASHED:
             asked.crashes += 1
         if self._endless:
-            self._tell(asked.node, f"{asked.node} failed, and is asked again: {_why(message)}")
+            why = _one_line(_why(message))
+            self._tell(asked.node, f"{asked.node} failed, and is asked again: {why}")
             return True
         return code in LOST and asked.crashes < GIVE_UP_AFTER
 
@@ -398,15 +405,16 @@ class Exchanges:
             self._failed(asked.node, f"away for more than {patience:g} s")
 
     def _said(
-        self, kind: str, sent: _Asked, message: Message, read: Callable[[RecordDict], T]
+        self, kind: str, sent: _Asked, message: Message, read: Callable[[str, RecordDict], T]
     ) -> T | None:
         if message.has_error():
             self._failed(sent.node, _why(message))
             return None
         self._failures.pop(sent.node, None)
-        self._count(kind, sent.node, payload_bytes(sent.content), payload_bytes(message.content))
+        content = _content(message)
+        self._count(kind, sent.node, payload_bytes(sent.content), payload_bytes(content))
         try:
-            return read(message.content)
+            return read(sent.node, content)
         except (KeyError, TypeError, ValueError) as error:
             why = f"no '{error.args[0]}' in its reply" if isinstance(error, KeyError) else error
             self.reject(sent.node, f"{kind}: {why}")
@@ -482,6 +490,18 @@ def _rest(asked: _Asked, message: Message) -> float:
     return rest
 
 
+def _content(message: Message) -> RecordDict:
+    """Return what a reply says: nothing, if it carries something else than records."""
+    content = message.content if message.has_content() else None
+    return content if isinstance(content, RecordDict) else RecordDict()
+
+
 def _why(message: Message) -> str:
     """Return why a node failed, as it says."""
     return RAISED.sub(r"\1: \2", message.error.reason or f"error {message.error.code}")
+
+
+def _one_line(text: str) -> str:
+    """Return the beginning of a text without anything that a terminal or a log would act on."""
+    shown = text if len(text) <= LONGEST_REASON else f"{text[:LONGEST_REASON]}…"
+    return "".join(letter if letter.isprintable() else " " for letter in shown)

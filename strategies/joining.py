@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 from flwr.app import RecordDict
@@ -20,6 +20,7 @@ Words = dict[str, protocol.Scalar]
 T = TypeVar("T")
 
 JOIN_SECONDS = 120.0
+MOST_NODES = 10**9
 
 
 def gather(exchanges: Exchanges, names: list[str], minimum: int) -> dict[str, int]:
@@ -80,12 +81,18 @@ def _wait_for_nodes(exchanges: Exchanges, wanted: int, minimum: int) -> dict[str
         )
     if len(found) < wanted:
         exchanges.recorder.event(f"starting with {len(found)} of {wanted} nodes")
-    return {str(node): node for node in found}
+    return called(found)
 
 
-def _greeting(content: RecordDict) -> tuple[int, str]:
+def called(nodes: Iterable[int]) -> dict[str, int]:
+    """Return nodes' ids by what to call them before they have joined: as they are registered."""
+    names = {entry.node: entry.name for entry in registered(home())}
+    return {names.get(node, str(node)): node for node in nodes}
+
+
+def _greeting(_: str, content: RecordDict) -> tuple[int, str]:
     words = protocol.words_of(content)
-    return int(words["partition"]), str(words["code"])
+    return protocol.whole(words, "partition", -1, MOST_NODES), protocol.text(words, "code")
 
 
 def _other_code(code: str) -> str:
@@ -138,6 +145,6 @@ def introduce(
         for name, assignment in assignments.items()
         if name in exchanges.nodes
     }
-    joined = exchanges.ask(protocol.JOIN, requests, lambda c: read(protocol.words_of(c)))
+    joined = exchanges.ask(protocol.JOIN, requests, lambda _, c: read(protocol.words_of(c)))
     exchanges.nodes = {name: exchanges.nodes[name] for name in joined}
     return joined

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Self, get_args
 
 from flwr.app import Array, RecordDict
@@ -17,7 +18,12 @@ from strategies.exchange import Exchanges
 from strategies.recorder import Recorder
 
 CLOUD = "cloud"
-MOST_IMAGES = 10**9
+MOST_IMAGES, MOST_CLASSES = 10**9, 10**6
+MOST_VALUES = 10**8
+"""In one image."""
+MOST_VALUE = 2**62
+"""Of a disguised image; differences of such values still fit into 64 bits."""
+SHAPE = re.compile(r"([0-9]{1,9})x([0-9]{1,9})x([0-9]{1,9})")
 # On these engines a node's process lives as long as the run; elsewhere each message may reach
 # a fresh one, and what a node has to remember must be in its vault, or come with the message.
 LASTING = ("inprocess", "ray", "benchmark")
@@ -59,18 +65,32 @@ class Member:
         KeyError, ValueError
             If it makes no sense.
         """
-        channels, height, width = map(int, str(words["shape"]).split("x"))
-        counts = {part: int(words[part]) for part in ("train", "validation", "test")}
-        classes, kind = int(words["classes"]), words.get("kind", Span().kind)
-        low, high = int(words.get("low", Span().low)), int(words.get("high", Span().high))
-        if min(channels, height, width) < 1 or classes < 2 or low >= high:
-            raise ValueError(f"{classes} classes of shape {words['shape']} in {low} to {high}")
-        if not all(0 <= count <= MOST_IMAGES for count in counts.values()):
-            raise ValueError(f"so many images: {counts}")
-        if kind not in get_args(Kind):
-            raise ValueError(f"images of '{kind}'")
-        span = Span(low, high, kind)  # type: ignore[arg-type]
-        return cls((channels, height, width), classes, str(words["key"]), span, **counts)
+        parts = ("train", "validation", "test")
+        counts = {part: protocol.whole(words, part, 0, MOST_IMAGES) for part in parts}
+        classes = protocol.whole(words, "classes", 2, MOST_CLASSES)
+        key = protocol.text(words, "key")
+        return cls(_shape(protocol.text(words, "shape")), classes, key, _span(words), **counts)
+
+
+def _shape(text: str) -> Shape:
+    """Return the shape of an image, written as 3x32x32."""
+    lengths = SHAPE.fullmatch(text)
+    if lengths is None:
+        raise ValueError(f"images of shape '{text}'")
+    channels, height, width = map(int, lengths.groups())
+    if not 1 <= channels * height * width <= MOST_VALUES:
+        raise ValueError(f"images of shape '{text}'")
+    return channels, height, width
+
+
+def _span(words: Words) -> Span:
+    """Return where values of images lie; those of plain images if nothing is said."""
+    said = {**asdict(Span()), **words}
+    kind = protocol.text(said, "kind")
+    low, high = (protocol.whole(said, end, -MOST_VALUE, MOST_VALUE) for end in ("low", "high"))
+    if kind not in get_args(Kind) or low >= high:
+        raise ValueError(f"images of '{kind}' from {low} to {high}")
+    return Span(low, high, kind)  # type: ignore[arg-type]
 
 
 Images = tuple[Shape, int, Span]

@@ -1,7 +1,8 @@
 """What an exchange with a deployed node costs beside Flower's own: ``python -m`` this module.
 
-One node is reached through the gate and runs Pudica's bundle, one directly and runs an app that
-has nothing but Flower in it, both over TLS and with keys, from the same SuperLink, in turn.
+One node is reached through the gate and is Pudica's, one directly and is Flower's alone, with
+an app that has nothing but Flower in it; both over TLS and with keys, from the same SuperLink, in
+turn.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from simulations.deployment.kit import Kit
 from simulations.deployment.organiser import Organiser
 from simulations.display import print_frame
 from simulations.programs.bundle import stage
-from simulations.programs.calling import LOOPBACK, free_port
+from simulations.programs.calling import LOOPBACK, SUPERNODE, free_port
 from simulations.programs.submission import Submission
 
 # A plain Flower app, and a ServerApp that asks Pudica's nodes who they are. Both time exchanges.
@@ -34,8 +35,10 @@ from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 
-plain_server, pudica_server = ServerApp(), ServerApp()
-bare_client, torch_client = ClientApp(), ClientApp()
+plain_server = ServerApp()
+pudica_server = ServerApp()
+bare_client = ClientApp()
+torch_client = ClientApp()
 
 @bare_client.query("hello")
 def bare(message, context):
@@ -76,7 +79,7 @@ def pudica(grid, context):
     exchanges = Exchanges(grid, recorder, nodes, ClientConfig(patience=60))
     def exchange():
         request = protocol.request({"run": "bench"})
-        assert exchanges.ask(protocol.HELLO, {"node": request}, protocol.words_of)
+        assert exchanges.ask(protocol.HELLO, {"node": request}, lambda _, c: protocol.words_of(c))
     timed(context, exchange)
     recorder.close("done")
 """
@@ -119,7 +122,11 @@ def _nodes(folder: Path, organiser: Organiser, ends: ExitStack) -> Iterator[tupl
         kit = Kit.make(place, name, invitation.model_copy(update={"server": server}))
         yield name, organiser.register(kit.public, name).node
         ends.callback(kit.down)
-        kit.up()
+        if name == "gated":
+            kit.up()
+        else:
+            own = kit.arguments(f"{LOOPBACK}:{free_port()}")
+            kit.programs.start("supernode", [*SUPERNODE, *own])
 
 
 def _run(

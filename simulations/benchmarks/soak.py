@@ -25,6 +25,7 @@ import typer
 
 from models.errors import RequestError
 from models.files import write_atomically
+from simulations.deployment.kit import Kit
 from simulations.deployment.place import Place
 from simulations.deployment.trial import Trial, differences
 from simulations.display import print_frame
@@ -35,7 +36,7 @@ EXPERIMENT = "themis-digits"
 MODELS = ("softmax", "mlp")
 ORGANISER = "the organiser"
 # Twenty programs that look for work ten times a second would leave two cores no time for it.
-SELDOM = {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "3"}
+SELDOM = {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "1"}
 ANSWERED = "Sent successfully"
 LOOK_SECONDS = 0.5
 ATTEMPTS = 100
@@ -53,10 +54,10 @@ class Kill:
     what, of : str
         Which kind of program, and whose.
     back : float
-        Seconds until it was there again; a ClientApp is started by its node.
+        Seconds until it was there again; an answer that is being worked at is not brought back.
     answered : float
-        Seconds until a node's next answer had reached the server; of a node, or its ClientApp, its
-        own. Not a number, if the run ended before.
+        Seconds until a node's next answer had reached the server; of a node, or what is a node's,
+        its own. Not a number, if the run ended before.
     """
 
     at: float
@@ -200,21 +201,32 @@ class Soak:
         """Bring back nodes that ended though nobody had killed them."""
         for name, kit in self.trial.kits.items():
             hands = self._looked_after[name]
-            if kit.programs.process("supernode") is None and hands.acquire(blocking=False):
-                self._note(f"{name} had ended:\n{kit.programs.end_of('supernode')}")
-                self.ended += 1
-                kit.up()
-                hands.release()
+            if hands.acquire(blocking=False):
+                try:
+                    self._see_to(name, kit)
+                finally:
+                    hands.release()
+
+    def _see_to(self, name: str, kit: Kit) -> None:
+        ended = [program for program in kit.PROGRAMS if kit.programs.process(program) is None]
+        if ended:
+            said = [kit.programs.end_of(program) for program in ended]
+            self._note(f"of {name} had ended: {', '.join(ended)}\n" + "\n".join(said))
+            self.ended += 1
+            kit.up()
 
     def _victims(self) -> list[Victim]:
         """Return all programs that are there; each is as likely to be killed as any other."""
         organiser, found = self.trial.organiser, []
         for name, kit in self.trial.kits.items():
-            if node := kit.programs.process("supernode"):
-                below = _below(node)
-                found.append(Victim("node", name, kit, [node, *below]))
-                apps = _called("flwr-clientapp", below)
-                found += [Victim("clientapp", name, None, [app]) for app in apps]
+            programs = [kit.programs.process(program) for program in kit.PROGRAMS]
+            there = [process for process in programs if process]
+            whole = [*there, *(below for process in there for below in _below(process))]
+            found += [Victim("node", name, kit, whole)] if there else []
+            if app := programs[-1]:
+                at_work = _below(app)
+                found.append(Victim("clientapp", name, kit, [app, *at_work]))
+                found += [Victim("answer", name, None, [process]) for process in at_work]
         for program in organiser.PROGRAMS:
             if process := organiser.programs.process(program):
                 found.append(Victim(program, ORGANISER, organiser, [process]))
@@ -242,7 +254,7 @@ class Soak:
 
 def _is_answered(kill: Kill, came: set[str], resumed: bool) -> bool:
     """Tell whether what came shows that the run goes on after a kill."""
-    if kill.what in ("node", "clientapp"):
+    if kill.what in ("node", "clientapp", "answer"):
         return kill.of in came
     return bool(came) and (resumed or kill.what == "gate")
 

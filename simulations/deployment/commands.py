@@ -82,6 +82,19 @@ def register(
     typer.echo(f"'{entry.name}' may take part, with the key {entry.fingerprint}")
 
 
+@deploy_app.command("remove")
+def remove(
+    name: Annotated[str, typer.Argument(help="As `pudica deploy status` shows it.")],
+    folder: Folder = HERE,
+) -> None:
+    """Let a participant's node take part no more; what it has submitted stays."""
+    with refusals():
+        from simulations.deployment.organiser import Organiser
+
+        entry = Organiser(folder, say).remove(name)
+    typer.echo(f"'{entry.name}' may not take part any more; its key was {entry.fingerprint}")
+
+
 @deploy_app.command("up")
 def up(folder: Folder = HERE) -> None:
     """Start the organiser's server, or a node: what the folder is of."""

@@ -15,12 +15,12 @@ import ssl
 import sys
 import time
 from base64 import b64decode
-from collections import OrderedDict, defaultdict
-from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping
-from contextlib import contextmanager
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import httpx
 import uvicorn
@@ -38,16 +38,19 @@ from flwr.proto.message_pb2 import (
     ConfirmMessageReceivedRequest,
     ObjectTree,
     PullObjectRequest,
+    PushObjectRequest,
 )
 from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER, FLEET_HTTP_SIGNATURE_HEADER
 from flwr.supercore.primitives.asymmetric import bytes_to_public_key, verify_signature
+from flwr.supercore.protobuf.constants import PROTOBUF_MEDIA_TYPE
 from google.protobuf.message import DecodeError
 
+from simulations.deployment.allowance import TRY_LATER, Allowance, Limits, PerMinute, Refused
+from simulations.deployment.answers import PUSH, PUSH_OBJECT, STORED, Answer, Forgotten, Malformed
 from simulations.programs.calling import LOOPBACK
 from strategies.roster import ROSTER, Registered, fingerprint_of, registered
 
-PULL, PUSH = "/v1/fleet/pull-messages", "/v1/fleet/push-messages"
-PUSH_OBJECT = "/v1/fleet/push-object"
+PULL = "/v1/fleet/pull-messages"
 PULL_OBJECT, CONFIRM = "/v1/fleet/pull-object", "/v1/fleet/confirm-message-received"
 ACTIVATE, DEACTIVATE = "/v1/fleet/activate-node", "/v1/fleet/deactivate-node"
 OPEN = frozenset(
@@ -58,9 +61,6 @@ OPEN = frozenset(
         "/v1/fleet/get-fab",
     }
 )
-# SuperNodes wait a moment after this one and ask again; most others end them. So would what a
-# SuperLink says whose database is locked for a moment, as it is under load.
-TRY_LATER = 503
 # What a SuperLink says to a node that wants to begin, and is there as far as it knows.
 THERE_ALREADY = 412
 PASSED = frozenset({"content-type", "accept", "user-agent"})
@@ -71,8 +71,14 @@ AUTHENTICATION = (
     FLEET_HTTP_SIGNATURE_HEADER,
 )
 ANSWER_SECONDS = 120.0
+# A node that is told that there is nothing for it looks again after three seconds. So it is told
+# later: meanwhile the gate looks, often at first.
+HOLD_SECONDS = 10.0
+# The SuperLink's own bound, which it keeps without a word, less what may be spent in the gate.
+OLDEST_SECONDS = TIMESTAMP_TOLERANCE - 60
+HEAD_BYTES = 2**20
+LOOK_SECONDS, SELDOM_SECONDS, SLOWING = 0.05, 1.0, 1.3
 BODY_SECONDS = 60.0
-WINDOW_SECONDS = 60.0
 LINES_A_MINUTE = 200
 CONNECTIONS = 500
 REMEMBERED = 200_000
@@ -82,129 +88,6 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 log = logging.getLogger("pudica.gate")
-
-
-class Limits(NamedTuple):
-    """How much one node may send.
-
-    Attributes
-    ----------
-    request_bytes : int
-        In one request; Flower cuts messages into pieces of 5 MiB.
-    message_bytes : int
-        Between two messages that it is given: in answer to one.
-    bytes_a_minute, requests_a_minute : int
-    open_requests : int
-        At once.
-    """
-
-    request_bytes: int = 2**23
-    message_bytes: int = 2**30
-    bytes_a_minute: int = 2**32
-    requests_a_minute: int = 6000
-    open_requests: int = 16
-
-
-class Refused(Exception):
-    """A request that is not let through.
-
-    Parameters
-    ----------
-    status : int
-        Of HTTP.
-    why : str
-    """
-
-    def __init__(self, status: int, why: str) -> None:
-        super().__init__(why)
-        self.status = status
-
-
-class PerMinute:
-    """Counts that begin again each minute."""
-
-    def __init__(self) -> None:
-        self._since = time.monotonic()
-        self._counts: defaultdict[str, int] = defaultdict(int)
-
-    def add(self, of: str, more: int) -> int:
-        """Count, and return what this minute has."""
-        if time.monotonic() - self._since > WINDOW_SECONDS:
-            self._since = time.monotonic()
-            self._counts.clear()
-        self._counts[of] += more
-        return self._counts[of]
-
-
-class Allowance:
-    """What nodes have sent in the last minute, and ask at this moment.
-
-    Parameters
-    ----------
-    limits : Limits
-    """
-
-    def __init__(self, limits: Limits) -> None:
-        self.limits = limits
-        self._requests = PerMinute()
-        self._bytes = PerMinute()
-        self._open: defaultdict[str, int] = defaultdict(int)
-        self._answer: defaultdict[str, int] = defaultdict(int)
-
-    @contextmanager
-    def request(self, node: str) -> Iterator[None]:
-        """Count a request for as long as it is open.
-
-        Raises
-        ------
-        Refused
-            There are too many.
-        """
-        most = self.limits.requests_a_minute
-        if self._requests.add(node, 1) > most:
-            raise Refused(TRY_LATER, f"'{node}' sends more than {most} requests a minute")
-        if self._open[node] >= self.limits.open_requests:
-            raise Refused(TRY_LATER, f"'{node}' has {self._open[node]} requests open")
-        self._open[node] += 1
-        try:
-            yield
-        finally:
-            self._open[node] -= 1
-
-    def spend(self, node: str, size: int) -> None:
-        """Count the bytes that a node sends.
-
-        Raises
-        ------
-        Refused
-            It is more than it may.
-        """
-        most = self.limits.bytes_a_minute
-        if self._bytes.add(node, size) > most:
-            raise Refused(TRY_LATER, f"'{node}' sends more than {most} bytes a minute")
-
-    def answered(self, node: str, size: int) -> None:
-        """Count the bytes of an answer that got through."""
-        self._answer[node] += size
-
-    def check_answer(self, node: str, size: int) -> None:
-        """See whether an answer may have so many bytes more.
-
-        Raises
-        ------
-        Refused
-            It may not.
-        """
-        if self._answer[node] + size > self.limits.message_bytes:
-            raise Refused(
-                413,
-                f"'{node}' answers one message with more than {self.limits.message_bytes} bytes; "
-                "where that is right, set limits: {message_bytes: …} in organiser.yaml",
-            )
-
-    def given(self, node: str) -> None:
-        """Begin to count anew: the node was given a message."""
-        self._answer[node] = 0
 
 
 class Owners:
@@ -257,13 +140,26 @@ class Gate:
     client : httpx.AsyncClient
         To the SuperLink.
     limits : Limits
+    hold : float
+        Seconds for which a node waits for a message before it is told that there is none.
     """
 
-    def __init__(self, folder: Path, client: httpx.AsyncClient, limits: Limits) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        client: httpx.AsyncClient,
+        limits: Limits,
+        hold: float = HOLD_SECONDS,
+    ) -> None:
         self.folder = folder
         self.client = client
+        self.hold = hold
         self.allowance = Allowance(limits)
         self.owners = Owners()
+        self._answers: dict[str, Answer] = {}
+        self._questions: dict[str, object] = {}
+        # Reading an answer takes some times its size.
+        self._reading = asyncio.Semaphore(1)
         self._known: dict[str, Registered] = {}
         self._read_at = -1.0
         self._lines = PerMinute()
@@ -308,24 +204,113 @@ class Gate:
                 body = await asyncio.wait_for(self._body(node.name, receive), BODY_SECONDS)
             except TimeoutError:
                 raise Refused(408, f"'{node.name}' was silent in mid-request") from None
-            pushes = path in (PUSH, PUSH_OBJECT)
-            if pushes:
-                self.allowance.check_answer(node.name, len(body))
-            self._check(node, path, body)
             kept = {k: v for k, v in headers.items() if _is_passed(k)}
-            answer = await self.client.post(path, content=body, headers=kept)
-            if path == ACTIVATE and answer.status_code == THERE_ALREADY:
-                answer = await self._activated_anew(node, body, kept)
-        if answer.status_code >= 500:
-            raise Refused(TRY_LATER, f"the SuperLink stumbled over it: {answer.status_code}")
-        if pushes and answer.status_code == 200:
-            self.allowance.answered(node.name, len(body))
-        if path == PULL and answer.status_code == 200:
-            pulled = PullMessagesResponse.FromString(answer.content)
-            self.owners.note(node.name, pulled)
-            if pulled.messages_list:
-                self.allowance.given(node.name)
+            try:
+                return await self._call(node, path, body, kept, receive)
+            except DecodeError as error:
+                raise Refused(400, f"'{node.name}' sends what is no request") from error
+            except Malformed as error:
+                raise Refused(400, f"'{node.name}' {error}") from error
+
+    async def _call(
+        self,
+        node: Registered,
+        path: str,
+        body: bytes,
+        headers: Mapping[str, str],
+        receive: Receive,
+    ) -> httpx.Response:
+        """Return what a node's call gets for an answer, once it is known whose it is."""
+        if path in (PUSH, PUSH_OBJECT):
+            return await self._taken(node, path, body, headers)
+        if path == PULL:
+            return await self._pulled(node, body, headers, receive)
+        if path == CONFIRM:
+            confirmed = ConfirmMessageReceivedRequest.FromString(body)
+            self.owners.check(node.name, confirmed.message_object_id)
+        elif path == PULL_OBJECT:
+            self.owners.check(node.name, PullObjectRequest.FromString(body).object_id)
+        answer = await self.client.post(path, content=body, headers=headers)
+        if path == ACTIVATE and answer.status_code == THERE_ALREADY:
+            answer = await self._activated_anew(node, body, headers)
+        _check_stumble(answer)
         return answer
+
+    async def _taken(
+        self, node: Registered, path: str, body: bytes, headers: Mapping[str, str]
+    ) -> httpx.Response:
+        """Take in what a node says, and hand it on once all of it is there."""
+        begun = self._answers.get(node.name)
+        if path == PUSH:
+            return _said(self._begun(node, body, begun).receipt())
+        if begun is None:
+            raise Malformed("sends a part of an answer that it has not begun, or not to this gate")
+        try:
+            if not begun.take(PushObjectRequest.FromString(body)):
+                return _said(STORED)
+            async with begun.alone:
+                async with self._reading:
+                    await asyncio.to_thread(begun.read)
+                return _said(await begun.hand_on(partial(self._post, headers)))
+        except Malformed:
+            self._answers.pop(node.name, None)
+            raise
+        except NotTaken as error:
+            self._answers.pop(node.name, None)
+            return error.answer
+        except Forgotten:
+            raise Refused(TRY_LATER, f"the SuperLink lost the answer of '{node.name}'") from None
+
+    def _begun(self, node: Registered, body: bytes, before: Answer | None) -> Answer:
+        """Return the answer that a node begins, or begins again."""
+        if len(body) > HEAD_BYTES:
+            raise Refused(413, f"'{node.name}' sends a head of more than {HEAD_BYTES} bytes")
+        head = PushMessagesRequest.FromString(body)
+        if head.node.node_id != node.node:
+            raise Refused(403, f"'{node.name}' speaks for another")
+        if before and before.head == head:
+            return before
+        if before and before.alone.locked():
+            raise Refused(TRY_LATER, f"the last answer of '{node.name}' is still on its way")
+        answer = Answer(head, self.allowance.limits.message_bytes)
+        self.owners.check(node.name, answer.to)
+        self._answers[node.name] = answer
+        return answer
+
+    async def _post(self, headers: Mapping[str, str], path: str, content: bytes) -> bytes:
+        """Return what the SuperLink says to a part of an answer that it takes."""
+        answer = await self.client.post(path, content=content, headers=headers)
+        _check_stumble(answer)
+        if answer.status_code != 200:
+            raise NotTaken(answer)
+        return answer.content
+
+    async def _pulled(
+        self, node: Registered, body: bytes, headers: Mapping[str, str], receive: Receive
+    ) -> httpx.Response:
+        """Return a message for a node, or that there is none, but not at once."""
+        gone = asyncio.ensure_future(receive())
+        deadline, pause = time.monotonic() + self.hold, LOOK_SECONDS
+        # Who asks again does not wait any more for what was asked before.
+        self._questions[node.name] = question = object()
+        try:
+            while True:
+                answer = await self.client.post(PULL, content=body, headers=headers)
+                _check_stumble(answer)
+                good = answer.status_code == 200
+                pulled = PullMessagesResponse.FromString(answer.content if good else b"")
+                if pulled.messages_list:
+                    self.owners.note(node.name, pulled)
+                    return answer
+                if not good or time.monotonic() + pause > deadline:
+                    return answer
+                went_away, _ = await asyncio.wait({gone}, timeout=pause)
+                if went_away or self._questions[node.name] is not question:
+                    return answer
+                self.allowance.count(node.name)
+                pause = min(SLOWING * pause, SELDOM_SECONDS)
+        finally:
+            gone.cancel()
 
     async def _activated_anew(
         self, node: Registered, body: bytes, headers: Mapping[str, str]
@@ -338,25 +323,6 @@ class Gate:
         await self.client.post(DEACTIVATE, content=gone, headers=headers)
         self._say("'%s' begins anew", node.name)
         return await self.client.post(ACTIVATE, content=body, headers=headers)
-
-    def _check(self, node: Registered, path: str, body: bytes) -> None:
-        """See that a node speaks for itself, answers what it was asked, and takes what is its own.
-
-        Raises
-        ------
-        Refused
-            If not.
-        """
-        try:
-            if path == PUSH:
-                _check_answer(node, PushMessagesRequest.FromString(body))
-            elif path == CONFIRM:
-                asked = ConfirmMessageReceivedRequest.FromString(body)
-                self.owners.check(node.name, asked.message_object_id)
-            elif path == PULL_OBJECT:
-                self.owners.check(node.name, PullObjectRequest.FromString(body).object_id)
-        except DecodeError as error:
-            raise Refused(400, f"'{node.name}' sends what is no request") from error
 
     def _authenticated(self, headers: Mapping[str, str]) -> Registered:
         """Return the node that signed a request.
@@ -384,8 +350,7 @@ class Gate:
             raise Refused(401, "not signed by a node") from error
         if not signed:
             raise Refused(401, "not signed by a node")
-        # The SuperLink's own bounds, which it keeps without a word.
-        if not -SYSTEM_TIME_TOLERANCE < age < TIMESTAMP_TOLERANCE:
+        if not -SYSTEM_TIME_TOLERANCE < age < OLDEST_SECONDS:
             way = "ahead of" if age < 0 else "behind"
             raise Refused(
                 401,
@@ -420,22 +385,39 @@ class Gate:
                 return b"".join(parts)
 
 
+class NotTaken(Exception):
+    """The SuperLink does not take an answer: its run has ended, or it is none.
+
+    Parameters
+    ----------
+    answer : httpx.Response
+        What it says instead.
+    """
+
+    def __init__(self, answer: httpx.Response) -> None:
+        super().__init__(answer.status_code)
+        self.answer = answer
+
+
+def _check_stumble(answer: httpx.Response) -> None:
+    """See that the SuperLink could answer.
+
+    Raises
+    ------
+    Refused
+        It can't at the moment.
+    """
+    if answer.status_code >= 500:
+        raise Refused(TRY_LATER, f"the SuperLink stumbled over it: {answer.status_code}")
+
+
+def _said(content: bytes) -> httpx.Response:
+    """Return what a SuperLink would say."""
+    return httpx.Response(200, content=content, headers={"content-type": PROTOBUF_MEDIA_TYPE})
+
+
 def _is_passed(header: str) -> bool:
     return header in PASSED or header.startswith("flwr-")
-
-
-def _check_answer(node: Registered, pushed: PushMessagesRequest) -> None:
-    """See that what a node sends is an answer, and in its own name.
-
-    Without this, one node could send others what looks like the organiser's.
-    """
-    for message in pushed.messages_list:
-        if not message.metadata.reply_to_message_id:
-            raise Refused(403, f"'{node.name}' sends what is no answer")
-        if message.metadata.src_node_id != node.node:
-            raise Refused(403, f"'{node.name}' speaks for another")
-    if pushed.node.node_id != node.node:
-        raise Refused(403, f"'{node.name}' speaks for another")
 
 
 async def _answered(send: Send, status: int, headers: Mapping[str, str], body: bytes) -> None:

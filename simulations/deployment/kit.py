@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import get_args
 
@@ -12,11 +15,11 @@ from models.files import write_atomically
 from simulations.deployment import authority
 from simulations.deployment.invitation import Invitation
 from simulations.deployment.place import Place, make_folder
-from simulations.programs.calling import LOOPBACK, SUPERNODE, free_port
+from simulations.programs.calling import CLIENTAPP, CLIENTAPP_READY, LOOPBACK, SUPERNODE, free_port
 
 SETTINGS = "node.yaml"
-START_SECONDS = 20.0
-READY = "SuperNode ID:"
+START_SECONDS, ANSWER_SECONDS = 120.0, 20.0
+ONLINE = "SuperNode ID:"
 
 TEMPLATE = """\
 # A node of Pudica. What is said here wins over what the organiser asks for.
@@ -70,7 +73,7 @@ class Kit(Place):
         If it is none, or ``node.yaml`` does not hold.
     """
 
-    PROGRAMS = ("supernode",)
+    PROGRAMS = ("supernode", "clientapp")
 
     def __init__(self, folder: Path, told: Callable[[str], None] = lambda _: None) -> None:
         if not (folder / SETTINGS).is_file():
@@ -119,19 +122,34 @@ class Kit(Place):
         return self.folder / f"{self.config.name}.pub"
 
     def up(self) -> None:
-        """Start the SuperNode.
+        """Start the SuperNode, and the ClientApp that does what it is asked for.
+
+        Where one of them is missing, both are started: the one knows the other by its port.
 
         Raises
         ------
         RequestError
-            A certificate does not hold, the key may be read by others, or it does not come up.
+            Both are there, a certificate does not hold, the key may be read by others, or the
+            SuperNode does not come up.
         """
         authority.check_certificate(self.config.certificate)
         authority.check_secret(self.config.private_key)
-        self.programs.start("supernode", [*SUPERNODE, *self.arguments()])
+        if not all(map(self.programs.process, self.PROGRAMS)):
+            self.down()
+            write_atomically(self._secret, os.urandom(32), mode=0o600)
+        address = f"{LOOPBACK}:{free_port()}"
+        apart = ("--isolation", "process", "--superexec-auth-secret-file", str(self._secret))
+        self.programs.start("supernode", [*SUPERNODE, *self.arguments(address), *apart])
+        known = json.dumps({"address": address, "secret": str(self._secret)})
+        self.programs.start("clientapp", [*CLIENTAPP, known])
         try:
-            ready = self.programs.wait("supernode", self._is_ready, START_SECONDS)
+            works = partial(self._says, "clientapp", CLIENTAPP_READY)
+            if not self.programs.wait("clientapp", works, START_SECONDS):
+                raise RequestError(f"pudica-clientapp is not ready after {START_SECONDS:g} s")
+            online = partial(self._says, "supernode", ONLINE)
+            ready = self.programs.wait("supernode", online, ANSWER_SECONDS)
         except RequestError as error:
+            self.down()
             raise RequestError(
                 f"{error}\nIs this node registered? `pudica node check node.yaml` says more"
             ) from error
@@ -141,16 +159,21 @@ class Kit(Place):
                 "`pudica deploy down`"
             )
 
-    def _is_ready(self) -> bool:
-        return READY in self.programs.log("supernode").read_text(encoding="utf-8", errors="replace")
+    @property
+    def _secret(self) -> Path:
+        """By which the SuperNode knows the ClientApp."""
+        return self.flower / "clientapp.secret"
 
-    def arguments(self) -> list[str]:
-        """Return how `flower-supernode` is called."""
-        own = self.config
+    def _says(self, program: str, text: str) -> bool:
+        return text in self.programs.log(program).read_text(encoding="utf-8", errors="replace")
+
+    def arguments(self, address: str) -> list[str]:
+        """Return how `flower-supernode` is called, that is to be reached there by its ClientApp."""
+        own, (host, _, port) = self.config, address.partition(":")
         return [
             *("--root-certificates", str(own.certificate)),
             *("--auth-supernode-private-key", str(own.private_key)),
             *("--superlink", own.server),
-            *("--host", LOOPBACK, "--port", str(free_port())),
+            *("--host", host, "--port", port),
             *("--node-config", f'{NODE}="{self.folder / SETTINGS}"'),
         ]

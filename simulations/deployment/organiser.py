@@ -15,7 +15,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
 from clients.node import check_name
-from models.errors import RequestError
+from models.errors import RequestError, unknown
 from models.files import write_atomically
 from simulations.deployment import authority
 from simulations.deployment.invitation import Invitation
@@ -52,7 +52,7 @@ class OrganiserConfig(BaseModel):
     superlink : int
         Of this machine alone.
     limits : dict of str to int
-        As of :class:`simulations.deployment.gate.Limits`.
+        As of :class:`simulations.deployment.allowance.Limits`.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -232,9 +232,35 @@ class Organiser(Place):
         made = self._flwr("supernode", "register", str(public.absolute()), CONNECTION)
         now = datetime.now(UTC).isoformat(timespec="seconds")
         entry = Registered(name, int(made["node-id"]), fingerprint, now)
-        entries = [one._asdict() for one in (*self.nodes, entry)]
-        write_atomically(self.folder / ROSTER, json.dumps(entries, indent=2).encode())
+        self._enrol([*self.nodes, entry])
         return entry
+
+    def remove(self, name: str) -> Registered:
+        """Let a node take part no more; what it has submitted stays.
+
+        Raises
+        ------
+        RequestError
+            None of this name is registered, or the SuperLink is not up.
+        """
+        found = next((entry for entry in self.nodes if entry.name == name), None)
+        if found is None:
+            raise unknown("node", name, [entry.name for entry in self.nodes])
+        self._need_up()
+        # First the gate's: whatever Flower says to the rest, the node is out.
+        self._enrol([entry for entry in self.nodes if entry.name != name])
+        try:
+            self._flwr("supernode", "unregister", str(found.node), CONNECTION)
+        except RequestError as error:
+            raise RequestError(
+                f"'{name}' is refused from now on, but Flower keeps node {found.node} on its list: "
+                f"{error}"
+            ) from error
+        return found
+
+    def _enrol(self, entries: list[Registered]) -> None:
+        told = [entry._asdict() for entry in entries]
+        write_atomically(self.folder / ROSTER, json.dumps(told, indent=2).encode())
 
     def online(self) -> dict[str, str]:
         """Return by name what the SuperLink says of registered nodes."""

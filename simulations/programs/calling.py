@@ -13,18 +13,19 @@ import sysconfig
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from clients.data.places import cache_root, data_root
-
 SUPERLINK = ("-c", "from flwr.superlink.cli import flower_superlink as main; main()")
 SUPERNODE = ("-c", "from flwr.supernode.cli import flower_supernode as main; main()")
 FLWR = ("-c", "from flwr.cli.app import app as main; main()")
+CLIENTAPP = ("-c", "from simulations.deployment.clientapp import main; main()")
 GATE = ("-c", "from simulations.deployment.gate import main; main()")
 SPELLED = {
     SUPERLINK[1]: "flower-superlink",
     SUPERNODE[1]: "flower-supernode",
     FLWR[1]: "flwr",
+    CLIENTAPP[1]: "pudica-clientapp",
     GATE[1]: "pudica-gate",
 }
+CLIENTAPP_READY = "ready for what is to be done"
 CONNECTION = "pudica"
 LOOPBACK = "127.0.0.1"
 HEALTH_SECONDS = 5.0
@@ -74,6 +75,9 @@ def environment_of(home: Path) -> dict[str, str]:
     The user's own, but for Flower's settings, with which they might meet another SuperLink,
     and with every path absolute.
     """
+    # Heavy, and of no use to the gate.
+    from clients.data.places import cache_root, data_root
+
     inherited = {key: value for key, value in os.environ.items() if not key.startswith("FLWR_")}
     search = [str(Path(p).absolute()) for p in os.environ.get("PYTHONPATH", "").split(os.pathsep)]
     executables = (str(Path(sys.executable).parent), sysconfig.get_path("scripts"))

@@ -13,7 +13,7 @@ from clients import protocol
 from clients.data import ImageSet
 from clients.data.decoding import allocate
 from models import optimizers
-from models.packing import all_finite, under
+from models.packing import under
 from models.training import Training
 from strategies.dlmt.learning import Learning
 from strategies.dlmt.session import Session
@@ -65,45 +65,36 @@ class Collection:
             If one has not sent all: without it the images would be others than were asked for.
         """
         first = {name: self._next(name) for name in self.counts if name in self.session.owners}
-        self.session.exchanges.converse(protocol.IMAGES, first, lambda c: c, self._keep)
+        self.session.exchanges.converse(protocol.IMAGES, first, self._read, self._keep)
         missing = [name for name, count in self.counts.items() if self.got[name] < count]
         whole = len(self.counts) - len(missing)
         self.session.exchanges.need(len(self.counts), whole, protocol.IMAGES)
         return Received(self.images, self.labels)
 
-    def _next(self, name: str) -> RecordDict:
-        count = min(self.each, self.counts[name] - self.got[name])
-        return self.session.request({"start": self.got[name], "count": count})
+    def _count(self, name: str) -> int:
+        """Return how many images an owner is to send next."""
+        return min(self.each, self.counts[name] - self.got[name])
 
-    def _keep(self, name: str, content: RecordDict) -> RecordDict | None:
-        count = min(self.each, self.counts[name] - self.got[name])
-        try:
-            images, labels = self._admitted(protocol.arrays_of(content), count)
-        except (KeyError, ValueError) as error:
-            self.session.exchanges.reject(name, f"{protocol.IMAGES}: {error}")
-            return None
+    def _next(self, name: str) -> RecordDict:
+        return self.session.request({"start": self.got[name], "count": self._count(name)})
+
+    def _keep(self, name: str, said: Received) -> RecordDict | None:
         start = self.starts[name] + self.got[name]
-        self.images[start : start + count], self.labels[start : start + count] = images, labels
-        self.got[name] += count
+        own = slice(start, start + len(said.labels))
+        self.images[own], self.labels[own] = said.images, said.labels
+        self.got[name] += len(said.labels)
         done, total = sum(self.got.values()), len(self.labels)
         self.session.recorder.progress(f"images ({self.session.case})", done, total, "image")
         return self._next(name) if self.got[name] < self.counts[name] else None
 
-    def _admitted(self, arrays: dict[str, np.ndarray], count: int) -> tuple[np.ndarray, np.ndarray]:
-        images, labels, span = arrays["images"], arrays["labels"], self.session.span
-        wanted = (count, *self.session.image)
-        if images.shape != wanted or images.dtype != self.images.dtype:
-            raise ValueError(
-                f"images of shape {images.shape} and type {images.dtype}, {wanted} of "
-                f"{self.images.dtype} were asked for"
-            )
-        if span.kind == "numbers":
-            if not all_finite(torch.from_numpy(images)):
-                raise ValueError("images with NaN or infinity")
-        elif not span.low <= images.min() <= images.max() <= span.high:
+    def _read(self, name: str, content: RecordDict) -> Received:
+        """Return what an owner sent, if it is what was asked for."""
+        count, span = self._count(name), self.session.span
+        shape = (count, *self.session.image)
+        images = protocol.array_of(content, "images", shape, span.type_name)
+        if span.kind != "numbers" and not span.low <= images.min() <= images.max() <= span.high:
             raise ValueError(f"values outside {span.low} to {span.high}")
-        protocol.check_labels(labels, count, self.session.classes)
-        return images, labels
+        return Received(images, protocol.labels_of(content, "labels", count, self.session.classes))
 
 
 def file_of(session: Session) -> Path:

@@ -13,7 +13,7 @@ from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp.strategy import FedAdagrad, FedAdam, FedAvg, FedYogi
 
 from clients import protocol
-from models.packing import load_model_arrays, under
+from models.packing import check_statistics, load_model_arrays, under
 from models.randomness import numpy_generator
 from strategies.dlmt.config import AggregationConfig
 from strategies.dlmt.learning import Learning
@@ -137,7 +137,7 @@ class Federated(Learning):
         arrays = {name: Array(values) for name, values in now.items()}
         content = session.request({"round": number, "needed": self.needed}, **arrays)
         requests = dict.fromkeys(self._drawn(number), content)
-        replies = exchanges.ask(protocol.ROUND, requests, lambda c: self._read(c, now))
+        replies = exchanges.ask(protocol.ROUND, requests, lambda _, c: self._read(c, now))
         session.need(len(replies))
         # Weighted by what each said as it joined: nobody counts for more later on.
         trained = {
@@ -158,8 +158,12 @@ class Federated(Learning):
         return [names[place] for place in sorted(order[:count])]
 
     def _read(self, content: RecordDict, now: Model) -> tuple[Model, float]:
-        loss = protocol.numbers_of(content)["loss"]
-        return self.session.admitted(protocol.arrays_of(content), now), loss
+        model = {
+            name: protocol.array_of(content, name, now[name].shape)
+            for name in ("weights", "buffers")
+        }
+        check_statistics(torch.from_numpy(model["buffers"]), self.model.named_buffers())
+        return model, protocol.number_of(content, "loss", 0)
 
     def _stand(self, done: int) -> None:
         super()._stand(done)

@@ -8,6 +8,7 @@ figures are those of the first.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -26,7 +27,16 @@ from strategies.session import CLOUD
 MEASURES = "measures"
 BREAKS = "breaks"
 EXAMINER = "examiner"
-LIKENESS = ("psnr", "ssim", "psnr-standardised", "ssim-standardised", "search-space")
+# What owners may say of their disguise, and the most it can be; SSIM with some room for rounding.
+LIKENESS = {
+    "psnr": protocol.LARGEST,
+    "ssim": 1.01,
+    "psnr-standardised": protocol.LARGEST,
+    "ssim-standardised": 1.01,
+    "search-space": protocol.LARGEST,
+}
+COMES = {"found": 1.0, "pixels": 1.0, "error": 255.0}
+FEW = re.compile(r"[1-9][0-9]{0,8}")
 BY_MODEL, BY_IMAGES = "by-model", "by-images"
 PIXELS = Span()
 DISGUISED, PLAIN, STANDARDISED = "disguised", "plain", "standardised"
@@ -36,8 +46,8 @@ DISGUISED, PLAIN, STANDARDISED = "disguised", "plain", "standardised"
 class Counted:
     """Of how many images each owner's model gets how many right."""
 
-    right: dict[str, float]
-    of: dict[str, float]
+    right: dict[str, int]
+    of: dict[str, int]
 
     @property
     def share(self) -> float | None:
@@ -75,18 +85,15 @@ def count_right(
     config = {"part": part, "view": view, "model": name or session.settings.model}
     arrays = {key: Array(values) for key, values in model.items()}
     requests = dict.fromkeys(asked, session.request(config, **arrays)) if asked else {}
-    replies = session.exchanges.ask(protocol.RIGHT, requests, _right)
-    of = {name: float(getattr(session.owners[name], part)) for name in replies}
-    for name in [name for name, right in replies.items() if not 0 <= right <= of[name]]:
-        why = f"{protocol.RIGHT}: says that {replies.pop(name):g} of {of.pop(name):g} were right"
-        session.exchanges.reject(name, why)
+    total = {name: getattr(member, part) for name, member in session.owners.items()}
+
+    def read(name: str, content: RecordDict) -> int:
+        return protocol.count_of(content, "right", total[name])
+
+    replies = session.exchanges.ask(protocol.RIGHT, requests, read)
     if asked:
         session.need(len(replies))
-    return Counted(replies, of)
-
-
-def _right(content: RecordDict) -> float:
-    return protocol.numbers_of(content)["right"]
+    return Counted(replies, {name: total[name] for name in replies})
 
 
 def measure(session: Session, model: Model) -> None:
@@ -196,16 +203,24 @@ class Finding(NamedTuple):
     images: int = 0
 
 
-def _findings(content: RecordDict) -> dict[Finding, float]:
-    return {_finding(name): value for name, value in protocol.numbers_of(content).items()}
+def _findings(_: str, content: RecordDict) -> dict[Finding, float]:
+    found = {}
+    for name in protocol.numbers_of(content):
+        finding, most = _finding(name)
+        # Likenesses may be negative, distances and shares are not.
+        found[finding] = protocol.number_of(content, name, 0 if finding.attack else -most, most)
+    return found
 
 
-def _finding(name: str) -> Finding:
+def _finding(name: str) -> tuple[Finding, float]:
+    """Return what a number is of, and the most that it can be."""
     match name.split("/"):
         case [metric] if metric in LIKENESS:
-            return Finding(metric.replace("-", "_"))
-        case [attack, images, what] if attack in ATTACKS and what in ("found", "pixels", "error"):
-            return Finding(what, attack, int(images))
+            return Finding(metric.replace("-", "_")), LIKENESS[metric]
+        case [attack, images, what] if (
+            attack in ATTACKS and what in COMES and FEW.fullmatch(images)
+        ):
+            return Finding(what, attack, int(images)), COMES[what]
     raise ValueError(f"'{name}' is nothing that was to be measured")
 
 

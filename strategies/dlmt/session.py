@@ -12,7 +12,6 @@ from clients import protocol
 from clients.assignments import OwnerAssignment
 from clients.shields.disguises import Span
 from models.compute import Compute
-from models.packing import all_finite
 from models.randomness import derive
 from strategies.dlmt.config import DlmtConfig
 from strategies.dlmt.experiment import DlmtExperiment
@@ -95,26 +94,30 @@ class Session(CaseSession):
 
         Raises
         ------
-        RuntimeError
-            An owner has another number of training images than the run was begun with.
+        TooFewParticipants
+            Too few owners say so, or have as many training images as the run was begun with.
         """
         task, kept = self.task("joined"), self.recorder.arrays
         counts = {name: member.train for name, member in self.owners.items()}
         if self.recorder.finished(task):
-            self._check_counts(self.recorder.result(task)["counts"], counts)
+            self._leave_out_others(self.recorder.result(task)["counts"], counts)
+            self.need(len(self.owners))
             self.normalisation = kept[f"{task}/normalisation"].numpy()
             return
         self.normalisation = self._pooled()
         kept[f"{task}/normalisation"] = torch.from_numpy(self.normalisation)
         self.recorder.finish(task, counts={name: counts[name] for name in self.owners})
 
-    def _check_counts(self, before: Mapping[str, int], now: Mapping[str, int]) -> None:
+    def _leave_out_others(self, before: Mapping[str, int], now: Mapping[str, int]) -> None:
+        """Leave out who has another number of training images than it began with."""
         for name, count in now.items():
             if before.get(name, count) != count:
-                raise RuntimeError(
-                    f"{name} has {count} training images, and this run was begun with "
-                    f"{before[name]}; give it the images that it had"
+                self.exchanges.reject(
+                    name,
+                    f"has {count} training images, and this run was begun with {before[name]}; "
+                    "give it the images that it had",
                 )
+                del self.owners[name], self.exchanges.nodes[name]
 
     @property
     def begun_with(self) -> dict[str, int]:
@@ -169,37 +172,14 @@ class Session(CaseSession):
         # A channel that never changes must be divided by something.
         return np.stack([mean, np.where(deviation > 0, deviation, 1)]).astype(np.float32)
 
-    def _read_statistics(self, content: RecordDict) -> np.ndarray:
-        values = protocol.arrays_of(content)["normalisation"]
-        if values.shape != (2, self.image[0]) or values.dtype != np.float32:
-            raise ValueError(f"statistics of shape {values.shape} and type {values.dtype}")
+    def _read_statistics(self, _: str, content: RecordDict) -> np.ndarray:
+        values = protocol.array_of(content, "normalisation", (2, self.image[0]))
         # Of values that are scaled to [0, 1].
         if not ((values >= 0) & (values <= 1)).all():
             raise ValueError("mean or deviation outside 0 to 1")
         return values
 
     # ----------------------------------------------------------------------- messages
-
-    def admitted(self, arrays: Mapping[str, np.ndarray], like: Model) -> Model:
-        """Return the model that an owner sends.
-
-        Raises
-        ------
-        KeyError, ValueError
-            Something is missing, of another shape or type, or not finite.
-        """
-        found = {}
-        for name in ("weights", "buffers"):
-            values = arrays[name]
-            if values.shape != like[name].shape or values.dtype != np.float32:
-                raise ValueError(
-                    f"{name} of shape {values.shape} and type {values.dtype}, "
-                    f"{like[name].shape} of float32 were asked for"
-                )
-            if not all_finite(torch.from_numpy(values)):
-                raise ValueError(f"{name} with NaN or infinity")
-            found[name] = values
-        return found
 
     def note_dropouts(self, stage: str, round_: int = 0) -> None:
         """Log who dropped out of the exchanges since the last time."""

@@ -15,6 +15,7 @@ import torch
 from flwr.app import Array, RecordDict
 
 from clients import protocol
+from clients.shields.mixing import whole_groups
 from models.packing import joined
 from strategies.facemix.session import Session
 from strategies.facemix.together import admitted
@@ -64,31 +65,35 @@ class Serving:
     def _hand_over(self) -> None:
         content = self.session.request({}, **self.session.ends())
         names = list(self.session.exchanges.nodes)
-        adopted = self.session.exchanges.ask(
-            protocol.ADOPT, dict.fromkeys(names, content), lambda _: True
+        self.totals = self.session.exchanges.ask(
+            protocol.ADOPT, dict.fromkeys(names, content), self._total
         )
-        size, edges = self.settings.request, self.session.edges
-        self.totals = {name: -(-edges[name].test // size) for name in adopted}
         self.session.need(len(self.totals))
 
-    def _read(self, content: RecordDict) -> Asked:
+    def _total(self, name: str, content: RecordDict) -> int:
+        """Return how many requests the test images make that an edge said it has."""
+        total = -(-self.session.edges[name].test // self.settings.request)
+        if protocol.count_of(content, "requests", total) != total:
+            raise ValueError(f"its images make {total} requests")
+        return total
+
+    def _read(self, name: str, content: RecordDict) -> Asked:
         """Return an edge's mixtures, of which request; none once it has no more to ask."""
-        shield, numbers = self.session.model.shield, protocol.numbers_of(content)
-        if numbers["done"]:
+        shield, size = self.session.model.shield, self.settings.request
+        if protocol.count_of(content, "done", 1):
             return Asked(-1, torch.empty(0, *shield.shape))
-        rows = admitted(content, "mixtures", shield.shape, self.settings.wire)
-        if len(rows) > shield.batch:
-            raise ValueError(f"{len(rows)} mixtures in a request of {self.settings.request}")
-        return Asked(int(numbers["number"]), rows)
+        number = protocol.count_of(content, "number", self.totals[name] - 1)
+        if number < self.numbers[name]:
+            raise ValueError(f"asks request {number} after {self.numbers[name]}")
+        images = min(size, self.session.edges[name].test - number * size)
+        rows = whole_groups(images, shield.config)
+        return Asked(
+            number, admitted(content, "mixtures", (rows, *shield.shape), self.settings.wire)
+        )
 
     def _answers(self, asked: Mapping[str, Asked]) -> dict[str, RecordDict]:
         """Compute what arrived together, and return each edge's answer."""
         waiting = {name: request for name, request in asked.items() if len(request.rows)}
-        for name in list(waiting):
-            if not self.numbers[name] <= waiting[name].number < self.totals[name]:
-                number = waiting.pop(name).number
-                why = f"asks request {number} after {self.numbers[name]} of {self.totals[name]}"
-                self.session.exchanges.reject(name, f"{protocol.INFER}: {why}")
         outputs = self._computed([each.rows for each in waiting.values()]) if waiting else []
         answers: dict[str, RecordDict] = {}
         for (name, request), rows in zip(waiting.items(), outputs, strict=True):
@@ -119,19 +124,17 @@ class Serving:
         """Log what edges say of how often they were right; those that say nothing are left out."""
         shape = (len(self.session.data.attributes), 2, 2)
 
-        def read(content: RecordDict) -> np.ndarray:
-            counts = protocol.arrays_of(content)["counts"]
-            if counts.shape != shape or counts.dtype.kind != "i" or counts.min() < 0:
-                raise ValueError(f"counts of shape {counts.shape} and type {counts.dtype}")
+        def read(name: str, content: RecordDict) -> np.ndarray:
+            counts = protocol.array_of(content, "counts", shape, "int64")
+            total = self.session.edges[name].test
+            # Each by itself first: sums of what is larger overflow, and may then be right.
+            within = ((counts >= 0) & (counts <= total)).all()
+            if not within or (counts.sum((1, 2)) != total).any():
+                raise ValueError("other numbers of test images than it joined with")
             return counts
 
         requests = dict.fromkeys(names, self.session.request({}))
         replies = self.session.exchanges.ask(protocol.COUNTS, requests, read)
-        for name in list(replies):
-            if (replies[name].sum((1, 2)) != self.session.edges[name].test).any():
-                why = f"{protocol.COUNTS}: other numbers of test images than it joined with"
-                self.session.exchanges.reject(name, why)
-                del replies[name]
         if replies:
             total = torch.from_numpy(sum(replies.values()))  # type: ignore[arg-type]
             log_rates(self.session, "test", total, self.settings.training.epochs)

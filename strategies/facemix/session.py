@@ -80,11 +80,8 @@ class Session(CaseSession):
         self.edges = joined
 
     def _introduced(self, words: dict[str, protocol.Scalar]) -> Member:
-        if words["attributes"] != len(self.data.attributes):
-            raise ValueError(
-                f"has {words['attributes']} attributes, the model answers "
-                f"{len(self.data.attributes)}"
-            )
+        answered = len(self.data.attributes)
+        protocol.whole(words, "attributes", answered, answered)
         member = Member.introduced(words)
         if member.shape != self.data.shape:
             sizes = ["x".join(map(str, shape)) for shape in (member.shape, self.data.shape)]

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from flwr.app import Array, RecordDict
 
 from clients import protocol
 from clients.shields.mixing import whole_groups
-from models.packing import all_finite, unpack
+from models.packing import check_statistics, unpack
 from strategies.facemix.training import Learning
 
 
@@ -82,16 +81,11 @@ class Together(Learning):
         content = self.session.request({"epoch": epoch, "number": number}, **self.session.ends())
         shield = self.model.shield
 
-        def read(content: RecordDict) -> torch.Tensor:
-            return admitted(content, "mixtures", shield.shape, self.session.settings.wire)
+        def read(name: str, content: RecordDict) -> torch.Tensor:
+            shape = (whole_groups(sizes[name], shield.config), *shield.shape)
+            return admitted(content, "mixtures", shape, self.session.settings.wire)
 
-        replies = self.session.exchanges.ask(protocol.MIXTURES, dict.fromkeys(sizes, content), read)
-        for name in list(replies):
-            wanted = whole_groups(sizes[name], shield.config)
-            if len(replies[name]) != wanted:
-                why = f"{len(replies.pop(name))} mixtures of {wanted}"
-                self.session.exchanges.reject(name, f"{protocol.MIXTURES}: {why}")
-        return replies
+        return self.session.exchanges.ask(protocol.MIXTURES, dict.fromkeys(sizes, content), read)
 
     def _request(self, name: str, batch: Batch, **arrays: Array) -> RecordDict:
         place = {"epoch": batch.epoch, "number": batch.number, "share": batch.shares[name]}
@@ -107,9 +101,9 @@ class Together(Learning):
             for name, rows in outputs.items()
         }
 
-        def read(content: RecordDict) -> tuple[float, torch.Tensor]:
-            gradient = admitted(content, "gradient", tuple(next(iter(outputs.values())).shape[1:]))
-            return protocol.numbers_of(content)["loss"], gradient
+        def read(name: str, content: RecordDict) -> tuple[float, torch.Tensor]:
+            gradient = admitted(content, "gradient", tuple(outputs[name].shape))
+            return protocol.number_of(content, "loss", 0), gradient
 
         replies = self.session.exchanges.ask(protocol.OUTPUTS, requests, read)
         return (
@@ -127,7 +121,7 @@ class Together(Learning):
             if self.session.fresh:
                 arrays["outputs"] = Array(outputs[name].numpy())
             requests[name] = self._request(name, batch, **arrays)
-        replies = self.session.exchanges.ask(protocol.ENDS, requests, _vectors)
+        replies = self.session.exchanges.ask(protocol.ENDS, requests, self._read_ends)
         self._need_all(batch, dict.fromkeys(replies, 0.0))
         ends = self.model.ends
         gradients = [torch.zeros_like(p) for p in ends.parameters()]
@@ -137,32 +131,19 @@ class Together(Learning):
         shared = sum(batch.shares[name] * buffers for name, (_, buffers) in replies.items())
         unpack(shared, list(ends.buffers()))  # type: ignore[arg-type]
 
+    def _read_ends(self, _: str, content: RecordDict) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return an edge's gradients of the ends, and their buffers, packed."""
+        ends = self.model.ends
+        weights, buffers = (
+            admitted(content, name, (sum(tensor.numel() for tensor in tensors),))
+            for name, tensors in (("weights", ends.parameters()), ("buffers", ends.buffers()))
+        )
+        check_statistics(buffers, ends.named_buffers())
+        return weights, buffers
+
 
 def admitted(
     content: RecordDict, name: str, shape: tuple[int, ...], wire: str = "float32"
 ) -> torch.Tensor:
-    """Return rows that an edge sent, float32 of shape (n, *shape).
-
-    Raises
-    ------
-    KeyError, ValueError
-        They are missing, of another shape or type, or not finite.
-    """
-    values = protocol.arrays_of(content)[name]
-    if values.shape[1:] != tuple(shape) or values.dtype != np.dtype(wire) or not len(values):
-        raise ValueError(
-            f"{name} of shape {values.shape} and type {values.dtype}, rows of {tuple(shape)} and "
-            f"{wire} were asked for"
-        )
-    rows = torch.from_numpy(values).float()
-    if not all_finite(rows):
-        raise ValueError(f"{name} with NaN or infinity")
-    return rows
-
-
-def _vectors(content: RecordDict) -> tuple[torch.Tensor, torch.Tensor]:
-    arrays = {name: torch.from_numpy(v) for name, v in protocol.arrays_of(content).items()}
-    weights, buffers = arrays["weights"], arrays["buffers"]
-    if not (all_finite(weights) and all_finite(buffers)):
-        raise ValueError("gradients with NaN or infinity")
-    return weights, buffers
+    """Return what an edge sent as float32; errors as of :func:`clients.protocol.array_of`."""
+    return torch.from_numpy(protocol.array_of(content, name, shape, wire)).float()

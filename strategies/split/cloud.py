@@ -16,9 +16,10 @@ from torch.nn.functional import cross_entropy
 from clients import protocol
 from models import optimizers, packing
 from models.compute import Compute
-from models.packing import all_finite, joined, under
+from models.packing import joined, under
 from models.randomness import derive, draws, seeded
 from strategies.split.config import SplitConfig
+from strategies.split.costs import FORWARD, seconds_of
 
 
 @dataclass(frozen=True)
@@ -53,23 +54,14 @@ def admitted(
     KeyError, ValueError
         Something is missing, of another shape or type, not finite, or a label of no class.
     """
-    arrays = protocol.arrays_of(content)
-    smashed, labels = arrays["smashed"], arrays["labels"]
     count = sum(sizes)
-    if smashed.shape != (count, *shape) or smashed.dtype != wire:
-        raise ValueError(
-            f"smashed data of shape {smashed.shape} and type {smashed.dtype}, "
-            f"{(count, *shape)} of {wire} were asked for"
-        )
-    protocol.check_labels(labels, count, classes)
-    values = torch.from_numpy(smashed).float()
-    if not all_finite(values):
-        raise ValueError("smashed data with NaN or infinity")
+    smashed = protocol.array_of(content, "smashed", (count, *shape), wire)
+    labels = protocol.labels_of(content, "labels", count, classes, "int32")
     return Chunk(
-        values,
+        torch.from_numpy(smashed).float(),
         torch.from_numpy(labels).long(),
         sizes,
-        protocol.numbers_of(content),
+        seconds_of(content, FORWARD),
     )
 
 

@@ -7,8 +7,37 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from flwr.app import RecordDict
 
+from clients import protocol
 from strategies.exchange import Exchanges
+
+MOST_SECONDS = 1e9
+FORWARD, BACKWARD, SKIPPED = "forward", "backward", "skipped"
+
+
+def seconds_of(content: RecordDict, *needed: str) -> dict[str, float]:
+    """Return what a device says it took, and whether it skipped a gradient.
+
+    Parameters
+    ----------
+    needed : str
+        What it has to say at least.
+
+    Raises
+    ------
+    KeyError, ValueError
+        If it makes no sense.
+    """
+    said = {*protocol.numbers_of(content), *needed}
+    found = {
+        name: protocol.number_of(content, name, 0, MOST_SECONDS)
+        for name in (FORWARD, BACKWARD)
+        if name in said
+    }
+    if SKIPPED in said:
+        found[SKIPPED] = protocol.count_of(content, SKIPPED, 1)
+    return found
 
 
 class Costs:
@@ -46,7 +75,7 @@ class Costs:
             Of the forward pass.
         """
         total = self.seconds.setdefault(name, {"forward": 0.0, "backward": 0.0, "batches": 0})
-        for key in ("forward", "backward"):
+        for key in (FORWARD, BACKWARD):
             total[key] += seconds.get(key, 0.0)
         total["batches"] += batches
 

@@ -10,7 +10,6 @@ import torch
 from flwr.app import Array, RecordDict
 
 from clients import protocol
-from models.packing import all_finite
 from strategies.split.cloud import Cloud
 from strategies.split.session import Session
 
@@ -35,18 +34,19 @@ def measure_whole(
     """
     content = session.request({"part": part, "epoch": epoch}, back=Array(cloud.packed()), **shared)
     requests = dict.fromkeys(session.exchanges.nodes, content)
-    replies = session.exchanges.ask(protocol.WHOLE, requests, _counted)
-    counts = {name: reply["num-examples"] for name, reply in replies.items()}
+    total = {name: getattr(device, part) for name, device in session.devices.items()}
+    replies = session.exchanges.ask(protocol.WHOLE, requests, lambda n, c: _counted(c, total[n]))
+    counts = {name: total[name] for name in replies}
     for release in RELEASES:
         right = {name: reply[release] for name, reply in replies.items()}
         _log(session, part, release, "edge", epoch, right, counts)
 
 
-def _counted(content: RecordDict) -> dict[str, float]:
-    numbers = protocol.numbers_of(content)
-    counts = {key: numbers[key] for key in (*RELEASES, "num-examples")}
-    if not all(0 <= value <= counts["num-examples"] for value in counts.values()):
-        raise ValueError(f"says that it got so many right: {counts}")
+def _counted(content: RecordDict, total: int) -> dict[str, int]:
+    """Return how many a device got right, of all images of a part that it said it has."""
+    counts = {key: protocol.count_of(content, key, total) for key in (*RELEASES, "num-examples")}
+    if counts["num-examples"] != total:
+        raise ValueError(f"speaks of {counts['num-examples']} images, not of {total}")
     return counts
 
 
@@ -77,54 +77,50 @@ class CloudClassification:
         self.each = settings.batch_size * max(settings.batches_per_message, BATCHES)
         names = session.exchanges.nodes
         self.predicted: dict[str, list[np.ndarray]] = {name: [] for name in names}
-        self.right: dict[str, float] = {}
+        self.right: dict[str, int] = {}
 
     def measure(self, shared: Mapping[str, Array], epoch: int) -> None:
         """Classify all test images and log the accuracies; arguments as of measure_whole."""
         first = {name: self._next(name, shared) for name in self.predicted}
-        self.session.exchanges.converse(protocol.FEATURES, first, lambda c: c, self._answer)
-        counts = {name: float(self.session.devices[name].test) for name in self.right}
+        self.session.exchanges.converse(protocol.FEATURES, first, self._read, self._answer)
+        counts = {name: self.session.devices[name].test for name in self.right}
         _log(self.session, "test", self.release, "cloud", epoch, self.right, counts)
 
     def _next(self, name: str, shared: Mapping[str, Array] | None = None) -> RecordDict:
-        start, total = sum(map(len, self.predicted[name])), self.session.devices[name].test
+        start, count = self._wanted(name)
         config: dict[str, protocol.Scalar] = {
             "start": start,
-            "count": min(self.each, total - start),
+            "count": count,
             "noisy": int(self.release == NOISY),
         }
-        if start < total or not total:
+        if count or not start:
             return self.session.request(config, **(shared or {}))
         everything = Array(np.concatenate(self.predicted[name]))
         return self.session.request(config, predictions=everything)
 
-    def _answer(self, name: str, content: RecordDict) -> RecordDict | None:
-        try:
-            numbers, arrays = protocol.numbers_of(content), protocol.arrays_of(content)
-            if "right" in numbers:
-                self.right[name] = self._checked(name, numbers["right"])
-                return None
-            features = self._features(name, arrays["features"])
-        except (KeyError, ValueError) as error:
-            self.session.exchanges.reject(name, f"{protocol.FEATURES}: {error}")
+    def _wanted(self, name: str) -> tuple[int, int]:
+        """Return from which test image on a device is to send features, and of how many."""
+        start = sum(map(len, self.predicted[name]))
+        return start, min(self.each, self.session.devices[name].test - start)
+
+    def _read(self, name: str, content: RecordDict) -> torch.Tensor | int:
+        """Return the features that were asked for; once all are here, how many were right."""
+        start, count = self._wanted(name)
+        if start and not count:
+            return protocol.count_of(content, "right", start)
+        if not count:
+            return torch.empty(0)
+        wanted, wire = (count, *self.shape), self.session.settings.wire
+        return torch.from_numpy(protocol.array_of(content, "features", wanted, wire)).float()
+
+    def _answer(self, name: str, said: torch.Tensor | int) -> RecordDict | None:
+        if isinstance(said, int):
+            self.right[name] = said
             return None
-        if not len(features):
+        if not len(said):
             return None
-        self.predicted[name].append(self.cloud.classify(features))
+        self.predicted[name].append(self.cloud.classify(said))
         return self._next(name)
-
-    def _checked(self, name: str, right: float) -> float:
-        if not 0 <= right <= self.session.devices[name].test:
-            raise ValueError(f"says that {right:g} were right")
-        return right
-
-    def _features(self, name: str, values: np.ndarray) -> torch.Tensor:
-        left = self.session.devices[name].test - sum(map(len, self.predicted[name]))
-        wanted = (min(self.each, left), *self.shape)
-        features = torch.from_numpy(values).float()
-        if tuple(features.shape) != (wanted if wanted[0] else (0,)) or not all_finite(features):
-            raise ValueError(f"features of shape {values.shape}, or with NaN; wanted {wanted}")
-        return features
 
 
 def _log(
@@ -133,8 +129,8 @@ def _log(
     release: str,
     classified: str,
     epoch: int,
-    right: Mapping[str, float],
-    counts: Mapping[str, float],
+    right: Mapping[str, int],
+    counts: Mapping[str, int],
 ) -> None:
     """Log each device's accuracy, and that over all images."""
     tags = {"release": release, "classified": classified}

@@ -13,11 +13,15 @@ from clients import protocol
 from clients.shields.front import Front
 from models import optimizers, packing
 from models.packing import under
+from strategies.split.costs import BACKWARD, FORWARD, seconds_of
 from strategies.split.session import Session
 
+State = dict[str, torch.Tensor]
 Extras = tuple[dict[str, protocol.Scalar], dict[str, Array]]
 
 
+OPTIMIZER = "optimizer/"
+"""How names of an optimiser's state begin where it is handed on with a front."""
 NOTHING: dict[str, protocol.Scalar] = {"epoch": 0, "step": 0, "count": 0}
 """A request for no batches."""
 
@@ -68,7 +72,7 @@ class Fronts(ABC):
         for name in names:
             config, arrays = self.goes_along(name)
             requests[name] = self.session.request({**NOTHING, **kept, **config}, **arrays)
-        told = self.session.exchanges.ask(protocol.SMASH, requests, protocol.numbers_of)
+        told = self.session.exchanges.ask(protocol.SMASH, requests, _seconds)
         self.answered(told)
 
     def shared(self) -> dict[str, Array]:
@@ -156,8 +160,9 @@ class Handoff(Private):
 
     def __init__(self, session: Session, front: Front) -> None:
         super().__init__(session, front)
+        self.config = session.settings.front_optimizer or session.settings.optimizer
         self.holder = ""
-        self.state: dict[str, torch.Tensor] = {}
+        self.state: State = {}
 
     def goes_along(self, name: str) -> Extras:
         """Fetch the front from whoever has it, and send it to the device whose turn it is."""
@@ -187,18 +192,30 @@ class Handoff(Private):
         config, arrays = self._gradient(self.holder)
         config |= {"turn": int(config.get("of", -1)) + 1, "needed": self.session.needed}
         requests = {self.holder: self.session.request(config, **arrays)}
-        if not self.session.exchanges.ask(protocol.FRONT, requests, self._read):
+        found = self.session.exchanges.ask(protocol.FRONT, requests, self._read)
+        for front, self.state in found.values():
+            packing.unpack(front, packing.state(self.front))
+        if not found:
             self.session.recorder.event(
                 f"{self.holder} did not hand on the front: what it learnt since it got it is lost"
             )
         self.holder = ""
 
-    def _read(self, content: RecordDict) -> bool:
+    def _read(self, _: str, content: RecordDict) -> tuple[torch.Tensor, State]:
+        """Return a front, packed, and the state of its optimiser, if they fit."""
         arrays = protocol.arrays_of(content)
-        values = {key: finite(value, f"'{key}' of a front") for key, value in arrays.items()}
-        packing.unpack(values.pop("front"), packing.state(self.front))
-        self.state = values
-        return True
+        for key, value in arrays.items():
+            protocol.check_values(value, f"'{key}' of a front")
+        values = {key: torch.from_numpy(value) for key, value in arrays.items()}
+        front = values.pop("front")
+        if front.dtype != torch.float32:
+            raise ValueError(f"a front of type {front.dtype}")
+        packing.check_statistics(front, self.front.state_dict().items())
+        state = under(OPTIMIZER, values)
+        if len(state) < len(values):
+            raise ValueError(f"a front and {sorted(values)}")
+        optimizers.check_state(self.config, self.front.parameters(), state)
+        return front, values
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Return the front, the state of its optimiser, and the gradient that waits."""
@@ -254,12 +271,13 @@ class Average(Fronts):
             counts = {name: len(gradient) for name, gradient in gradients.items()}
             self._step({name: values for name, (values, _) in replies.items()}, counts, epoch)
 
-    def _read(self, content: RecordDict) -> tuple[torch.Tensor, dict[str, float]]:
-        values = finite(protocol.arrays_of(content)["values"], "a front's gradient")
-        wanted = sum(tensor.numel() for tensor in (*self.front.parameters(), *self.front.buffers()))
-        if tuple(values.shape) != (wanted,):
-            raise ValueError(f"a front's gradient must be ({wanted},), is {tuple(values.shape)}")
-        return values, protocol.numbers_of(content)
+    def _read(self, _: str, content: RecordDict) -> tuple[torch.Tensor, dict[str, float]]:
+        named: list[tuple[str, torch.Tensor]] = [("", p) for p in self.front.parameters()]
+        named += self.front.named_buffers()
+        wanted = sum(tensor.numel() for _, tensor in named)
+        values = torch.from_numpy(protocol.array_of(content, "values", (wanted,)))
+        packing.check_statistics(values, named)
+        return values, seconds_of(content, BACKWARD)
 
     def _step(
         self, values: Mapping[str, torch.Tensor], counts: Mapping[str, int], epoch: int
@@ -307,9 +325,5 @@ MODES: dict[str, type[Fronts]] = {
 }
 
 
-def finite(values: Any, what: str) -> torch.Tensor:
-    """Return values as a float32 tensor; raise ValueError unless they are finite floats."""
-    tensor = torch.from_numpy(values)
-    if tensor.dtype != torch.float32 or not packing.all_finite(tensor):
-        raise ValueError(f"{what} of type {tensor.dtype}, or with NaN or infinity")
-    return tensor
+def _seconds(_: str, content: RecordDict) -> dict[str, float]:
+    return seconds_of(content, FORWARD)

@@ -135,7 +135,7 @@ class Collection:
     def collect(self) -> None:
         """Ask until every device has sent everything, or failed."""
         first = {name: self._request(name) for name in self.steps}
-        self.session.exchanges.converse(protocol.SMASH, first, lambda c: c, self._answer)
+        self.session.exchanges.converse(protocol.SMASH, first, self._read, self._answer)
 
     def _sizes(self, name: str) -> list[int]:
         each = self.session.settings.batches_per_message
@@ -156,14 +156,14 @@ class Collection:
         }
         return self.session.request({**own, **config}, **arrays)
 
-    def _answer(self, name: str, content: RecordDict) -> RecordDict | None:
-        sizes = self._sizes(name)
-        chunk = self.once.accepted(name, content, sizes)
-        if chunk is None:
-            return None
+    def _read(self, name: str, content: RecordDict) -> Chunk:
+        return self.once.admitted(content, self._sizes(name))
+
+    def _answer(self, name: str, chunk: Chunk) -> RecordDict | None:
+        self.once.accept(name, chunk)
         self.once.fronts.answered([name])
         self.found[name].append(chunk)
-        self.steps[name] += len(sizes)
+        self.steps[name] += len(chunk.sizes)
         self._show()
         if self.steps[name] < self.session.batches(name):
             return self._request(name)

@@ -6,8 +6,8 @@ from typing import Any
 
 from flwr.app import RecordDict
 
-from clients import protocol
 from strategies.split.cloud import Chunk, Cloud, admitted
+from strategies.split.costs import SKIPPED
 from strategies.split.fronts import Fronts
 from strategies.split.session import Session
 
@@ -37,18 +37,15 @@ class Stage:
         self.costs = session.costs
         self.task = session.task("training")
 
-    def accepted(self, name: str, content: RecordDict, sizes: list[int]) -> Chunk | None:
-        """Return what a device sent of batches of these sizes; None if it counts as a dropout."""
-        wire, classes = self.settings.wire, self.session.classes
-        try:
-            chunk = admitted(content, sizes, self.shape, wire, classes)
-        except (KeyError, ValueError) as error:
-            self.exchanges.reject(name, f"{protocol.SMASH}: {error}")
-            return None
-        if chunk.seconds.get("skipped"):
+    def admitted(self, content: RecordDict, sizes: list[int]) -> Chunk:
+        """Return what a device sent of batches of these sizes; errors as of ``cloud.admitted``."""
+        return admitted(content, sizes, self.shape, self.settings.wire, self.session.classes)
+
+    def accept(self, name: str, chunk: Chunk) -> None:
+        """Note what a device spent on what it sent."""
+        if chunk.seconds.get(SKIPPED):
             self.recorder.event(f"{name} began anew since: a gradient was of no use to it")
-        self.costs.spent(name, chunk.seconds, len(sizes))
-        return chunk
+        self.costs.spent(name, chunk.seconds, len(chunk.sizes))
 
     def stand(self, **position: Any) -> None:
         """Write down where the training stands, for a run that is killed."""

@@ -114,14 +114,14 @@ class Training(Stage):
     def _ask(self, turn: Turn, keep: bool) -> dict[str, Chunk]:
         here = [name for name in turn.names if name in self.exchanges.nodes]
         requests = {name: self._request(name, turn, keep) for name in here}
-        replies = self.exchanges.ask(protocol.SMASH, requests, lambda content: content)
-        self.fronts.answered(replies)
-        chunks = {}
-        for name, content in replies.items():
-            sizes = self.session.sizes(name, turn.step, turn.count)
-            chunk = self.accepted(name, content, sizes)
-            if chunk is not None:
-                chunks[name] = chunk
+
+        def read(name: str, content: RecordDict) -> Chunk:
+            return self.admitted(content, self.session.sizes(name, turn.step, turn.count))
+
+        chunks = self.exchanges.ask(protocol.SMASH, requests, read)
+        self.fronts.answered(chunks)
+        for name, chunk in chunks.items():
+            self.accept(name, chunk)
         return chunks
 
     def _request(self, name: str, turn: Turn, keep: bool) -> RecordDict:

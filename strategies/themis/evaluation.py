@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -132,17 +131,19 @@ class Evaluation:
         before = self.submissions.kept(of)
         counts = {node: before[node] for node in nodes if node in before}
 
-        def keep(node: str, said: Submission) -> None:
+        def read(node: str, content: RecordDict) -> Submission:
+            said = Submission.read(content, len(sheet.labels), self.organiser.data.num_classes)
             if problem := self.submissions.problem(node, sheet.digest, said):
-                exchanges.reject(node, problem)
-                return
+                raise ValueError(problem)
+            return said
+
+        def keep(node: str, said: Submission) -> None:
             counts[node] = int((said.predictions == sheet.labels).sum())
             self.submissions.keep(node, sheet.digest, said, counts[node], of)
 
         config = {"run": self.organiser.run, "variant": variant}
         request = protocol.request(config, images=sheet.images)
         left = [node for node in nodes if node not in counts and node in exchanges.nodes]
-        read = partial(Submission.read, count=len(sheet.labels))
         exchanges.converse(protocol.PREDICT, dict.fromkeys(left, request), read, keep)
         return counts
 
@@ -224,7 +225,6 @@ class Evaluation:
         return self._examiner
 
 
-def _density(content: RecordDict) -> dict[str, float]:
+def _density(_: str, content: RecordDict) -> dict[str, float]:
     """Return what a participant says that its model has in mind."""
-    numbers = protocol.numbers_of(content)
-    return {key: numbers[key] for key in ("mean", "variance")}
+    return {key: protocol.number_of(content, key) for key in ("mean", "variance")}

@@ -163,7 +163,7 @@ class GeneratorStage:
     ) -> dict[str, np.ndarray]:
         """Return what each participant adds to ``before``, as far as it passes the screening."""
 
-        def read(content: RecordDict) -> np.ndarray:
+        def read(_: str, content: RecordDict) -> np.ndarray:
             values = admitted(content, before.shape)
             if visit:
                 reachable(values, before, self.settings.learning_rate, visit.count)
@@ -267,9 +267,7 @@ class GeneratorStage:
             )
             for name in self.exchanges.nodes
         }
-        replies = self.exchanges.ask(
-            protocol.NOISY, requests, lambda content: protocol.numbers_of(content)["accuracy"]
-        )
+        replies = self.exchanges.ask(protocol.NOISY, requests, _accuracy)
         for name, value in replies.items():
             self.recorder.log(
                 "generator", "validation_accuracy", value, node=name, round=epoch, case=self.case
@@ -303,3 +301,7 @@ class GeneratorStage:
         self.clipped, self.answered = position["clipped"], set(position["answered"])
         self.exchanges.dropouts.update(position["dropouts"])
         return int(position["epoch"]), int(position["done"])
+
+
+def _accuracy(_: str, content: RecordDict) -> float:
+    return protocol.number_of(content, "accuracy", 0, 1)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 
 from clients import protocol
 from clients.assignments import ParticipantAssignment
 from models.randomness import derive
 from strategies.exchange import Exchanges
-from strategies.joining import gather, greeted, introduce, told
+from strategies.joining import called, gather, greeted, introduce, told
 from strategies.roster import home
 from strategies.themis.organiser import Organiser
 
@@ -49,7 +50,7 @@ def admit(organiser: Organiser) -> list[str]:
     exchanges, now = organiser.exchanges, time.monotonic()
     known = set(exchanges.nodes.values())
     known |= {node for node, (until, _) in organiser.refused.items() if now < until}
-    there = {str(node): node for node in sorted(exchanges.grid.get_node_ids()) if node not in known}
+    there = called(node for node in sorted(exchanges.grid.get_node_ids()) if node not in known)
     if not there:
         return []
     for node in there.values():
@@ -71,12 +72,14 @@ def admit(organiser: Organiser) -> list[str]:
 
 def _introduce(organiser: Organiser, exchanges: Exchanges) -> None:
     """Give nodes their participants; leave out those who hold other data."""
-    for name, words in introduce(exchanges, _assignments(organiser), dict).items():
+
+    def read(words: Mapping[str, protocol.Scalar]) -> bool:
         if problem := _other_data(organiser, words):
-            exchanges.reject(name, problem)
-            del exchanges.nodes[name]
-        else:
-            organiser.recorder.met_key(name, organiser.data.key)
+            raise ValueError(problem)
+        return True
+
+    for name in introduce(exchanges, _assignments(organiser), read):
+        organiser.recorder.met_key(name, organiser.data.key)
 
 
 def _assignments(organiser: Organiser) -> dict[str, ParticipantAssignment]:
@@ -96,7 +99,7 @@ def _assignments(organiser: Organiser) -> dict[str, ParticipantAssignment]:
     }
 
 
-def _other_data(organiser: Organiser, words: dict[str, protocol.Scalar]) -> str:
+def _other_data(organiser: Organiser, words: Mapping[str, protocol.Scalar]) -> str:
     """Return in which way a participant's data are others than the organiser's, if they are."""
     own = organiser.data
     if words.get("key") != own.key:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from itertools import zip_longest
 from typing import NamedTuple
 
@@ -69,17 +68,26 @@ class Trained(NamedTuple):
         KeyError, ValueError
             If it makes no sense, or is of more epochs than it was asked for.
         """
-        numbers, arrays = protocol.numbers_of(content), protocol.arrays_of(content)
-        losses, accuracies = arrays["losses"], arrays["accuracies"]
-        for name, values in arrays.items():
-            if values.ndim != 1 or len(values) > most or not np.isfinite(values).all():
-                raise ValueError(f"{name} of shape {values.shape}, or not finite")
-        if not len(accuracies) or len(losses) not in (0, len(accuracies)):
+        losses = _of_epochs(content, "losses", most, protocol.LARGEST)
+        accuracies = _of_epochs(content, "accuracies", most, 1.0)
+        if not accuracies or len(losses) not in (0, len(accuracies)):
             raise ValueError(f"{len(losses)} losses and {len(accuracies)} accuracies")
-        best, finished = numbers["best"], bool(numbers["finished"])
-        if not len(losses) and not finished:
+        best = protocol.number_of(content, "best", max(accuracies), 1.0)
+        finished = bool(protocol.count_of(content, "finished", 1))
+        if not losses and not finished:
             raise ValueError("no losses, and not finished")
-        return cls(losses.tolist(), accuracies.tolist(), best, finished)
+        return cls(losses, accuracies, best, finished)
+
+
+def _of_epochs(content: RecordDict, name: str, most: int, greatest: float) -> list[float]:
+    """Return one number of each of at most so many epochs, from 0 to the greatest there can be."""
+    values = protocol.arrays_of(content)[name]
+    if values.ndim != 1 or len(values) > most or values.dtype != np.float64:
+        raise ValueError(f"{name} of shape {values.shape} and type {values.dtype}")
+    if not ((values >= 0) & (values <= greatest)).all():
+        raise ValueError(f"{name} outside 0 to {greatest:g}")
+    numbers: list[float] = values.tolist()
+    return numbers
 
 
 class LocalTraining:
@@ -118,17 +126,19 @@ class LocalTraining:
         def more() -> dict[str, RecordDict]:
             return self._left() if door and door() else {}
 
-        most = self.organiser.settings.epochs_per_message
-        self.organiser.exchanges.converse(
-            protocol.LOCAL, first, partial(Trained.read, most=most), self._note, more
-        )
+        self.organiser.exchanges.converse(protocol.LOCAL, first, self._read, self._note, more)
 
     def _next_epochs(self, node: str) -> RecordDict:
         since = self.epochs[node]
-        most = since + self.organiser.settings.epochs_per_message
-        return self.organiser.request(
-            self.variant, since=since, epoch=min(most, self.schedule[node].epochs)
-        )
+        return self.organiser.request(self.variant, since=since, epoch=self._until(node))
+
+    def _until(self, node: str) -> int:
+        """Return after how many epochs a participant is to answer."""
+        most = self.epochs[node] + self.organiser.settings.epochs_per_message
+        return min(most, self.schedule[node].epochs)
+
+    def _read(self, node: str, content: RecordDict) -> Trained:
+        return Trained.read(content, self._until(node) - self.epochs[node])
 
     def _note(self, node: str, trained: Trained) -> RecordDict | None:
         """Record epochs and return the request for the next ones, if there are any."""

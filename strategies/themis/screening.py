@@ -14,7 +14,7 @@ from flwr.app import Array, ArrayRecord, RecordDict
 from flwr.serverapp.strategy.fedtrimmedavg import trim_mean
 from flwr.serverapp.strategy.multikrum import select_multikrum
 
-from clients.protocol import arrays_of
+from clients.protocol import arrays_of, check_values
 
 # |m| ≤ ADAM_REACH·√v holds for Adam's moments of any gradients, by Cauchy and Schwarz, so no
 # honest step moves a parameter further than this many learning rates (bias correction only
@@ -44,8 +44,7 @@ def admitted(content: RecordDict, shape: tuple[int, ...]) -> np.ndarray:
         raise ValueError(f"must have shape {shape}, has {values.shape}")
     if values.dtype != np.float32:
         raise ValueError(f"must be float32, is {values.dtype}")
-    if not np.isfinite(values).all():
-        raise ValueError("holds values that are not finite")
+    check_values(values, "values")
     return values
 
 

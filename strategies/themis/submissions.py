@@ -42,7 +42,7 @@ class Submission(NamedTuple):
     public_key: str
 
     @classmethod
-    def read(cls, content: RecordDict, count: int) -> Submission:
+    def read(cls, content: RecordDict, count: int, classes: int) -> Submission:
         """Return what a reply says.
 
         Raises
@@ -50,13 +50,10 @@ class Submission(NamedTuple):
         KeyError, ValueError
             A reply that is not one class per image; it scores nothing.
         """
-        predictions = protocol.arrays_of(content)["predictions"]
-        if predictions.shape != (count,) or predictions.dtype.kind not in "iu":
-            raise ValueError(
-                f"predictions of shape {predictions.shape} ({predictions.dtype}) for {count} images"
-            )
-        words = protocol.words_of(content)
-        return cls(predictions, str(words.get("signature", "")), str(words.get("public_key", "")))
+        predictions = protocol.labels_of(content, "predictions", count, classes)
+        words = {"signature": "", "public_key": "", **protocol.words_of(content)}
+        signed = (protocol.text(words, name) for name in ("signature", "public_key"))
+        return cls(predictions, *signed)
 
 
 class Submissions:

@@ -1,4 +1,4 @@
-"""A deployed node starts a process for each message: what it imports, everybody waits for."""
+"""What a node imports, every worker of a simulation and every node that starts waits for."""
 
 from __future__ import annotations
 

@@ -154,3 +154,24 @@ def test_momentum_is_refused_where_there_is_none(name: str) -> None:
 def test_impossible_settings_are_refused(key: str, value: object) -> None:
     with pytest.raises(ValidationError, match=key):
         OptimizerConfig.model_validate({key: value})
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_only_a_state_that_the_optimiser_can_have_is_accepted(config: dict[str, Any]) -> None:
+    wanted, model = OptimizerConfig(**config), nn.Linear(3, 2)
+    optimizer = optimizers.build(wanted, model.parameters())
+    assert optimizer is not None
+    optimizers.check_state(wanted, model.parameters(), optimizers.state_of(optimizer))
+    model(torch.ones(4, 3)).sum().backward()
+    optimizer.step()
+    state = optimizers.state_of(optimizer)
+    optimizers.check_state(wanted, model.parameters(), state)
+    others = [{**state, "0/other": torch.zeros(2)}, {**state, "7/exp_avg": torch.zeros(2)}]
+    for name, value in state.items():
+        others += [{k: v for k, v in state.items() if k != name}] if len(state) > 1 else []
+        others += [{**state, name: value.double()}, {**state, name: torch.zeros(3, 3, 3)}]
+        if name.endswith(("_sq", "square_avg", "/sum", "/step")):
+            others.append({**state, name: value - 1e6})
+    for other in others:
+        with pytest.raises(ValueError, match="'"):
+            optimizers.check_state(wanted, model.parameters(), other)

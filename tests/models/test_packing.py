@@ -92,3 +92,22 @@ def test_another_number_of_values_is_refused_and_nothing_is_written(shape: tuple
     with pytest.raises(ValueError, match="must hold 3 values, has the shape"):
         packing.unpack(torch.ones(shape), packing.state(target))
     assert np.array_equal(packing.packed(packing.state(target)), before)
+
+
+def test_negative_variances_and_counts_are_refused() -> None:
+    named = list(filled(0).state_dict().items())
+    values = torch.from_numpy(packing.packed([value.abs() for _, value in named]))
+    packing.check_statistics(values, named)
+    before = 0
+    for name, tensor in named:
+        if not tensor.numel():
+            continue
+        wrong, before = values.clone(), before + tensor.numel()
+        wrong[before - 1] = -1
+        if name.endswith(("running_var", "num_batches_tracked")):
+            with pytest.raises(ValueError, match=f"'{name}' is negative"):
+                packing.check_statistics(wrong, named)
+        else:
+            packing.check_statistics(wrong, named)
+    with pytest.raises(ValueError, match="must hold"):
+        packing.check_statistics(values[:-1], named)

@@ -9,6 +9,7 @@ import ssl
 import stat
 import subprocess
 import sys
+import time
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -465,10 +466,11 @@ def test_three_nodes_over_tls_make_the_table_that_one_process_makes(tmp_path: Pa
 
         experiment, directory = organiser.prepare("themis-digits", list(SHORT), None)
         organiser.run(experiment, directory)
+        _check_removal(organiser, kits[-1])
     finally:
         for ended in (*kits, organiser):
             ended.down()
-    assert not any(process.is_running() for process in processes)
+    assert not any(map(_goes_on, processes))
     inprocess.run(experiment, tmp_path / "here" / directory.name)
     deployed, here = (
         analysis.load(run).drop(columns="run")
@@ -480,10 +482,26 @@ def test_three_nodes_over_tls_make_the_table_that_one_process_makes(tmp_path: Pa
         assert (vault / "model-honest.safetensors").is_file()
     assert json.loads((directory / "run.json").read_text())["engine"] == "deployment"
     assert [Registered(**e).name for e in json.loads((organiser.folder / ROSTER).read_text())] == (
-        names
+        names[:-1]
     )
     assert protocol.code_fingerprint() == invitation.code
     _check_audit(directory, kits[0], organiser.folder / "ca.crt", tmp_path / "public")
+
+
+def _goes_on(process: psutil.Process) -> bool:
+    """Tell whether a program runs; one that ended by itself waits for its parent, this test."""
+    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+
+
+def _check_removal(organiser: Organiser, kit: Kit) -> None:
+    """See that a node that is removed is refused, and gives up."""
+    organiser.remove(kit.config.name)
+    deadline = time.monotonic() + 60
+    while kit.programs.process("supernode"):
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    with pytest.raises(RequestError, match=f"'{kit.config.name}'"):
+        organiser.remove(kit.config.name)
 
 
 def _check_audit(run: Path, kit: Kit, certificate: Path, public: Path) -> None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
+import sys
+import time
 from base64 import b64encode
 from collections.abc import Awaitable, Callable, MutableMapping
 from datetime import UTC, datetime, timedelta
@@ -11,20 +14,37 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 from cryptography.hazmat.primitives.serialization import load_ssh_private_key
+from flower_answers import head_of, message_of, parts_of, session_of
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.common.constant import TIMESTAMP_HEADER
 from flwr.proto.fleet_pb2 import (
     DeactivateNodeRequest,
     PullMessagesResponse,
     PushMessagesRequest,
+    PushMessagesResponse,
 )
-from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, PullObjectRequest
+from flwr.proto.message_pb2 import (
+    ConfirmMessageReceivedRequest,
+    ObjectTree,
+    PullObjectRequest,
+    PushObjectRequest,
+    PushObjectResponse,
+)
 from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER, FLEET_HTTP_SIGNATURE_HEADER
+from flwr.supercore.inflatable.inflatable_object import (
+    get_all_nested_objects,
+    get_object_id,
+    get_object_tree,
+)
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes, sign_message
 
 from simulations.deployment import authority
-from simulations.deployment.gate import OPEN, Gate, Limits
+from simulations.deployment.allowance import Limits
+from simulations.deployment.answers import PUSH, PUSH_OBJECT
+from simulations.deployment.gate import OPEN, Gate
 from strategies.roster import ROSTER
 
 PULL = "/v1/fleet/pull-messages"
@@ -41,6 +61,8 @@ class SuperLink:
         self.there_already = False
         self.status = 200
         self.answer = b""
+        self.later: list[bytes] = []
+        self.stores = True
 
     def __call__(self, request: httpx.Request) -> httpx.Response:
         if not self.there:
@@ -48,6 +70,11 @@ class SuperLink:
         self.asked.append(request)
         if request.url.path.endswith("/deactivate-node"):
             self.there_already = False
+        if self.later:
+            self.answer = self.later.pop(0)
+        if request.url.path == PUSH_OBJECT and self.status == 200:
+            stored = PushObjectResponse(stored=self.stores)
+            return httpx.Response(200, content=stored.SerializeToString())
         status = 412 if self.there_already else self.status
         return httpx.Response(status, content=self.answer, headers={"content-type": "x/y"})
 
@@ -63,7 +90,7 @@ def gate(tmp_path: Path, superlink: SuperLink) -> Gate:
         authority.new_node_key(tmp_path / name, tmp_path / f"{name}.pub", name)
     enrol(tmp_path, "ann", "bob")
     client = httpx.AsyncClient(base_url="https://x", transport=httpx.MockTransport(superlink))
-    return Gate(tmp_path, client, Limits(request_bytes=1000, requests_a_minute=5))
+    return Gate(tmp_path, client, Limits(request_bytes=1000, requests_a_minute=5), hold=0)
 
 
 @pytest.fixture
@@ -151,10 +178,11 @@ def test_a_superlink_that_stumbles_ends_no_node(call: Call, superlink: SuperLink
     assert call(PULL, "ann").status_code == 503
 
 
-@pytest.mark.parametrize("path", sorted(OPEN))
+@pytest.mark.parametrize("path", sorted(OPEN - {PUSH, PUSH_OBJECT}))
 def test_a_registered_node_gets_through(call: Call, superlink: SuperLink, path: str) -> None:
+    """As it is; answers are put together first, see below."""
     superlink.answer = b"\n\x00"
-    question = PushMessagesRequest().SerializeToString()
+    question = PullObjectRequest().SerializeToString()
     answer = call(path, "ann", question, cookie="c", **{"flwr-version": "1", "x-other": "2"})
     assert (answer.status_code, answer.content) == (200, superlink.answer)
     assert answer.headers["content-type"] == "x/y"
@@ -239,19 +267,17 @@ def test_bytes_count_too(tmp_path: Path, gate: Gate, call: Call) -> None:
 def test_an_answer_has_a_size_that_it_may_have(
     gate: Gate, call: Call, superlink: SuperLink
 ) -> None:
-    """Counted from one message that a node is given to the next."""
+    """And the next one has it, too."""
     gate.allowance.limits = Limits(message_bytes=1500)
-    given = PullMessagesResponse()
-    given.messages_list.add().metadata.message_id = "one"
-    push = "/v1/fleet/push-object"
-    assert call(push, "ann", b"x" * 1000).status_code == 200
-    refused = call(push, "ann", b"x" * 1000)
-    assert refused.status_code == 413
+    large, small = (
+        RecordDict({"arrays": ArrayRecord({"a": Array(np.zeros(size))})}) for size in (300, 30)
+    )
+    refused = send(call, "ann", message_of(large, 0, "m"))[-1]
+    assert refused.status_code == 400
     assert "message_bytes" in refused.json()["detail"]
-    assert call(push, "bob", b"x" * 1000).status_code == 200
-    superlink.answer = given.SerializeToString()
-    assert call(PULL, "ann", b"x" * 100).status_code == 200
-    assert call(push, "ann", b"x" * 1000).status_code == 200
+    assert not superlink.asked
+    for node, number in (("ann", 0), ("bob", 1)):
+        assert send(call, node, message_of(small, number, "m"))[-1].status_code == 200
 
 
 def test_a_node_may_not_keep_many_requests_open(
@@ -276,31 +302,263 @@ def test_a_node_may_not_keep_many_requests_open(
 # ------------------------------------------------------- one node in another's name
 
 
-def pushed(**metadata: Any) -> bytes:
-    sent = PushMessagesRequest()
-    sent.node.node_id = metadata.pop("node", 0)
-    message = sent.messages_list.add()
-    for key, value in metadata.items():
-        setattr(message.metadata, key, value)
-    return bytes(sent.SerializeToString())
+WORDS = RecordDict({"config": ConfigRecord({"a": "b"})})
+
+
+def send(call: Call, node: str, message: Message, by: int | None = None) -> list[httpx.Response]:
+    """Send an answer as a SuperNode does, as far as it gets; return what it is told."""
+    number = message.metadata.src_node_id if by is None else by
+    told = [call(PUSH, node, head_of(message, number).SerializeToString())]
+    parts = parts_of(message, session_of(told[0].content)) if told[0].status_code == 200 else []
+    for part in parts:
+        if told[-1].status_code == 200:
+            told.append(call(PUSH_OBJECT, node, part.SerializeToString()))
+    return told
+
+
+def test_an_answer_is_handed_on_once_all_of_it_is_there(
+    gate: Gate, call: Call, superlink: SuperLink
+) -> None:
+    """A run would wait for the rest of it, and for nobody else."""
+    gate.allowance.limits = Limits()
+    message = message_of(WORDS, 0, "m")
+    receipt = call(PUSH, "ann", head_of(message, 0).SerializeToString())
+    *parts, last = parts_of(message, session_of(receipt.content))
+    assert set(PushMessagesResponse.FromString(receipt.content).objects_to_push) == {
+        part.object_id for part in (*parts, last)
+    }
+    for part in parts:
+        assert call(PUSH_OBJECT, "ann", part.SerializeToString()).status_code == 200
+    assert not superlink.asked
+    needed = [part.object_id for part in (*parts, last)][:-1]
+    superlink.answer = PushMessagesResponse(
+        objects_to_push=needed, session_id="theirs"
+    ).SerializeToString()
+    told = call(PUSH_OBJECT, "ann", last.SerializeToString())
+    assert PushObjectResponse.FromString(told.content).stored
+    head, *rest = superlink.asked
+    assert head.url.path == PUSH
+    assert head.content == head_of(message, 0).SerializeToString()
+    handed_on = [PushObjectRequest.FromString(request.content) for request in rest]
+    assert {part.object_id for part in handed_on} == set(needed)
+    assert {part.session_id for part in handed_on} == {"theirs"}
+
+
+def begin(call: Call) -> tuple[bytes, list[bytes]]:
+    """Begin to send an answer; return the receipt, and the parts that are to follow."""
+    message = message_of(WORDS, 0, "m")
+    receipt = call(PUSH, "ann", head_of(message, 0).SerializeToString()).content
+    return receipt, [p.SerializeToString() for p in parts_of(message, session_of(receipt))]
+
+
+def test_a_superlink_that_stumbles_gets_the_rest_of_an_answer_later(
+    gate: Gate, call: Call, superlink: SuperLink
+) -> None:
+    gate.allowance.limits = Limits()
+    receipt, parts = begin(call)
+    superlink.answer = receipt
+    superlink.status = 500
+    assert [call(PUSH_OBJECT, "ann", part).status_code for part in parts][-1] == 503
+    superlink.status = 200
+    assert call(PUSH_OBJECT, "ann", parts[-1]).status_code == 200
+    assert [request.url.path for request in superlink.asked[1:]] == [PUSH] + [PUSH_OBJECT] * len(
+        parts
+    )
+    # What is repeated though it had come is told that it is there.
+    assert call(PUSH_OBJECT, "ann", parts[-1]).status_code == 200
+    assert len(superlink.asked) == 2 + len(parts)
+
+
+def test_a_run_that_has_ended_is_told(call: Call, superlink: SuperLink) -> None:
+    superlink.status = 403
+    assert send(call, "ann", message_of(WORDS, 0, "m"))[-1].status_code == 403
 
 
 @pytest.mark.parametrize(
-    ("node", "metadata", "status"),
+    ("node", "by", "of", "to", "status"),
     [
-        ("ann", {"src_node_id": 0, "reply_to_message_id": "m"}, 200),
-        ("bob", {"node": 1, "src_node_id": 1, "reply_to_message_id": "m"}, 200),
-        ("ann", {"src_node_id": 0}, 403),
-        ("ann", {"src_node_id": 1, "reply_to_message_id": "m"}, 403),
-        ("bob", {"node": 1, "src_node_id": 0, "reply_to_message_id": "m"}, 403),
-        ("bob", {"node": 0, "src_node_id": 1, "reply_to_message_id": "m"}, 403),
+        ("ann", 0, 0, "m", 200),
+        ("bob", 1, 1, "m", 200),
+        ("ann", 0, 0, "", 400),
+        ("ann", 0, 1, "m", 400),
+        ("bob", 1, 0, "m", 400),
+        ("bob", 0, 1, "m", 403),
+        ("bob", 0, 0, "m", 403),
     ],
 )
 def test_a_node_sends_answers_only_and_its_own(
-    call: Call, superlink: SuperLink, node: str, metadata: dict[str, Any], status: int
+    call: Call, superlink: SuperLink, node: str, by: int, of: int, to: str, status: int
 ) -> None:
-    assert call("/v1/fleet/push-messages", node, pushed(**metadata)).status_code == status
-    assert len(superlink.asked) == (status == 200)
+    assert send(call, node, message_of(WORDS, of, to), by)[-1].status_code == status
+    assert bool(superlink.asked) == (status == 200)
+
+
+def test_nobody_answers_what_another_was_asked(call: Call, superlink: SuperLink) -> None:
+    given = PullMessagesResponse()
+    given.messages_list.add().metadata.message_id = "letter"
+    superlink.answer = given.SerializeToString()
+    assert call(PULL, "ann").status_code == 200
+    superlink.answer = b""
+    assert send(call, "bob", message_of(WORDS, 1, "letter"))[-1].status_code == 403
+    assert send(call, "ann", message_of(WORDS, 0, "letter"))[-1].status_code == 200
+
+
+def contents_of(thing: Message | RecordDict) -> dict[str, bytes]:
+    return {name: part.deflate() for name, part in get_all_nested_objects(thing).items()}
+
+
+def send_other(
+    call: Call, head: PushMessagesRequest, contents: dict[str, bytes], run: int = 7
+) -> httpx.Response:
+    """Send what stands under a head; return what the last part is told."""
+    session = session_of(call(PUSH, "ann", head.SerializeToString()).content)
+    told = [
+        call(
+            PUSH_OBJECT,
+            "ann",
+            PushObjectRequest(
+                object_id=name, object_content=content, session_id=session, run_id=run
+            ).SerializeToString(),
+        )
+        for name, content in contents.items()
+    ]
+    return told[-1]
+
+
+def chunks_many_times() -> tuple[ObjectTree, dict[str, bytes]]:
+    """Return an array that is a thousand times as large as what is sent of it."""
+    array = Array(np.zeros(1000))
+    parts = contents_of(RecordDict({"arrays": ArrayRecord({"a": array})}))
+    bomb = parts[array.object_id].replace(b"[0]", b"[" + b"0, " * 1000 + b"0]")
+    head, _, body = bomb.partition(b"\0")
+    bomb = b" ".join([*head.split(b" ")[:2], str(len(body)).encode()]) + b"\0" + body
+    (chunk,) = array.children
+    tree = ObjectTree(object_id=get_object_id(bomb), children=[ObjectTree(object_id=chunk)])
+    return tree, {chunk: parts[chunk], tree.object_id: bomb}
+
+
+def another(way: str) -> tuple[ObjectTree, dict[str, bytes]]:
+    """Return what is not what a head says that it is."""
+    if way == "garbage":
+        garbage = b"Message  9\0and so on"
+        return ObjectTree(object_id=get_object_id(garbage)), {get_object_id(garbage): garbage}
+    if way == "a thousand times its size":
+        return chunks_many_times()
+    thing = {
+        "another message": message_of(WORDS, 0, "other"),
+        "another node": message_of(WORDS, 1, "m"),
+        "no message": WORDS,
+    }[way]
+    return get_object_tree(thing), contents_of(thing)
+
+
+@pytest.mark.parametrize(
+    "way",
+    ["another message", "another node", "no message", "garbage", "a thousand times its size"],
+)
+def test_what_would_end_the_run_or_says_otherwise_than_its_head_is_not_handed_on(
+    gate: Gate, call: Call, superlink: SuperLink, way: str
+) -> None:
+    """The head is for the SuperLink; what the run reads is within."""
+    gate.allowance.limits = Limits(message_bytes=2**20)
+    head = head_of(message_of(WORDS, 0, "m"), 0)
+    tree, contents = another(way)
+    head.message_object_trees[0].CopyFrom(tree)
+    refused = send_other(call, head, contents)
+    assert refused.status_code == 400
+    assert ("more than" in refused.json()["detail"]) == (way == "a thousand times its size")
+    assert not superlink.asked
+    # What is refused is gone: nobody is made to read it again.
+    assert "not begun" in send_part(call, "ann", contents, "s").json()["detail"]
+
+
+def send_part(call: Call, node: str, contents: dict[str, bytes], session: str) -> httpx.Response:
+    name, content = next(iter(contents.items()))
+    part = PushObjectRequest(object_id=name, object_content=content, session_id=session)
+    return call(PUSH_OBJECT, node, part.SerializeToString())
+
+
+def test_a_superlink_is_told_what_was_read_and_not_what_a_node_says_of_it(
+    gate: Gate, call: Call, superlink: SuperLink
+) -> None:
+    """With other children of a part, other runs or messages, it would refuse what others send."""
+    gate.allowance.limits = Limits()
+    message = message_of(WORDS, 0, "m")
+    honest = head_of(message, 0)
+    lying = PushMessagesRequest.FromString(honest.SerializeToString())
+    lying.messages_list[0].metadata.message_id = WORDS.object_id
+    lying.messages_list[0].metadata.run_id = 999
+    tree = lying.message_object_trees[0]
+    deepest = tree.children[0].children[0]
+    deepest.children.add().CopyFrom(ObjectTree(object_id=tree.children[0].object_id))
+    contents = contents_of(message)
+    superlink.answer = PushMessagesResponse(
+        objects_to_push=list(contents), session_id="theirs"
+    ).SerializeToString()
+    assert send_other(call, lying, contents, run=999).status_code == 200
+    head, *parts = superlink.asked
+    assert PushMessagesRequest.FromString(head.content) == honest
+    told = [PushObjectRequest.FromString(part.content) for part in parts]
+    assert {(part.run_id, part.object_id): part.object_content for part in told} == {
+        (7, name): content for name, content in contents.items()
+    }
+
+
+def test_an_answer_that_the_superlink_forgot_is_begun_anew(
+    gate: Gate, call: Call, superlink: SuperLink
+) -> None:
+    gate.allowance.limits = Limits()
+    receipt, parts = begin(call)
+    superlink.answer, superlink.stores = receipt, False
+    assert [call(PUSH_OBJECT, "ann", part).status_code for part in parts][-1] == 503
+    superlink.stores = True
+    assert call(PUSH_OBJECT, "ann", parts[-1]).status_code == 200
+    paths = [request.url.path for request in superlink.asked]
+    assert paths == [PUSH, PUSH_OBJECT, PUSH] + [PUSH_OBJECT] * len(parts)
+
+
+def test_who_asks_again_is_answered_and_who_asked_before_is_not_waited_for(
+    gate: Gate, superlink: SuperLink, tmp_path: Path
+) -> None:
+    """Its connection may be cut, and what is fetched for it would be lost."""
+    gate.hold, gate.allowance.limits = 60.0, Limits()
+
+    async def receive() -> MutableMapping[str, Any]:
+        if first:
+            first.pop()
+            return {"type": "http.request", "body": b""}
+        await asyncio.sleep(60)
+        return {}
+
+    first: list[int] = []
+
+    async def twice() -> list[int]:
+        headers = signed(tmp_path / "ann")
+        first.append(1)
+        before = asyncio.create_task(answered(gate, PULL, "POST", headers, receive))
+        while len(superlink.asked) < 2:
+            await asyncio.sleep(0.01)
+        first.append(1)
+        after = asyncio.create_task(answered(gate, PULL, "POST", headers, receive))
+        told = await asyncio.wait_for(before, 5)
+        message = PullMessagesResponse(messages_list=[{"metadata": {"message_id": "m"}}])
+        superlink.later = [message.SerializeToString()]
+        return [told, await asyncio.wait_for(after, 5)]
+
+    assert asyncio.run(twice()) == [200, 200]
+
+
+def test_a_part_is_what_it_says_it_is(call: Call, superlink: SuperLink) -> None:
+    message = message_of(WORDS, 0, "m")
+    session = session_of(call(PUSH, "ann", head_of(message, 0).SerializeToString()).content)
+    part = parts_of(message, session)[0]
+    for changes in ({"object_content": b"other"}, {"object_id": "other"}, {"session_id": "other"}):
+        changed = PushObjectRequest()
+        changed.CopyFrom(part)
+        for key, value in changes.items():
+            setattr(changed, key, value)
+        assert call(PUSH_OBJECT, "ann", changed.SerializeToString()).status_code == 400
+    assert call(PUSH_OBJECT, "bob", part.SerializeToString()).status_code == 400
 
 
 def test_a_node_takes_no_message_that_was_given_to_another(
@@ -335,3 +593,42 @@ def test_a_superlink_that_is_not_there_is_tried_again_later(
     superlink.there = True
     assert call(PULL, "ann").status_code == 200
     assert call("/health", method="GET").status_code == 200
+
+
+def test_a_node_is_told_that_there_is_nothing_for_it_only_after_a_while(
+    gate: Gate, call: Call, superlink: SuperLink
+) -> None:
+    """What comes meanwhile it gets at once: by itself it would look again after three seconds."""
+    gate.hold, gate.allowance.limits = 0.3, Limits()
+    began = time.monotonic()
+    assert call(PULL, "ann").content == b""
+    assert 0.2 < time.monotonic() - began < 3
+    before = len(superlink.asked)
+    assert before > 2
+
+    gate.hold = 60.0
+    message = PullMessagesResponse(messages_list=[{"metadata": {"message_id": "m"}}])
+    superlink.later = [b"", b"", message.SerializeToString()]
+    assert PullMessagesResponse.FromString(call(PULL, "ann").content) == message
+    assert len(superlink.asked) == before + 3
+
+
+def test_a_message_is_not_fetched_for_a_node_that_has_gone(
+    gate: Gate, superlink: SuperLink, tmp_path: Path
+) -> None:
+    """It would be lost: a SuperLink gives each message once."""
+    gate.hold = 60.0
+    events = iter([{"type": "http.request", "body": b""}, {"type": "http.disconnect"}])
+
+    async def receive() -> MutableMapping[str, Any]:
+        return next(events)
+
+    asyncio.run(answered(gate, PULL, "POST", signed(tmp_path / "ann"), receive))
+    assert len(superlink.asked) == 1
+
+
+def test_the_gate_needs_nothing_that_models_need() -> None:
+    """Nobody gets through while it starts anew."""
+    say = "import sys, simulations.deployment.gate; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", say], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False"]

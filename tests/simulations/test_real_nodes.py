@@ -122,7 +122,7 @@ def _exchanges(directory: Path) -> list[dict[str, int]]:
 def test_whatever_is_killed_or_cut_off_nothing_is_missing(
     deployed: Callable[[str], Deployment],
 ) -> None:
-    """Gate, node, a node's connection, SuperLink, ServerApp, one after the other in one run."""
+    """Gate, node, ClientApp, a node's connection, SuperLink, ServerApp, one after the other."""
     deployment = deployed("themis-digits")
     organiser, (victim, other) = deployment.organiser, deployment.kits.values()
 
@@ -134,7 +134,9 @@ def test_whatever_is_killed_or_cut_off_nothing_is_missing(
         assert family(organiser, "superlink")[0] == superlink[0]
         end(family(victim, "supernode"))
         victim.up()
-        with stopped(family(other, "supernode")):
+        end(family(other, "clientapp"))
+        other.up()
+        with stopped([*family(other, "supernode"), *family(other, "clientapp")]):
             time.sleep(65)  # longer than Flower waits for a sign of life
         end(family(organiser, "superlink")[:1])
         organiser.up()

@@ -428,8 +428,8 @@ def test_a_node_with_other_code_is_left_out(
 ) -> None:
     honest = joining._greeting
 
-    def greeting(content: RecordDict) -> tuple[int, str]:
-        partition, code = honest(content)
+    def greeting(node: str, content: RecordDict) -> tuple[int, str]:
+        partition, code = honest(node, content)
         return partition, "other" if partition in others else code
 
     monkeypatch.setattr(joining, "_greeting", greeting)

@@ -425,7 +425,7 @@ def test_the_cloud_does_not_train_on_some_owners_images_only(tmp_path: Path) -> 
         (protocol.ROUND, "weights", lambda a: a[:-1], "of shape"),
         (protocol.ROUND, "weights", lambda a: a.astype(np.float64), "of float32 were asked for"),
         (protocol.STATISTICS, "normalisation", lambda a: a + 1, "mean or deviation outside 0 to 1"),
-        (protocol.STATISTICS, "normalisation", lambda a: a * np.nan, "deviation outside 0 to 1"),
+        (protocol.STATISTICS, "normalisation", lambda a: a * np.nan, "normalisation with NaN"),
         (protocol.IMAGES, "images", lambda a: a + 600, "values outside 1 to 555"),
         (protocol.IMAGES, "images", lambda a: a[:, :, 1:], "of shape"),
         (protocol.IMAGES, "labels", lambda a: a + 90, "a label outside 0 to 9"),
@@ -450,7 +450,11 @@ def test_a_wrong_answer_is_a_dropout(
 
 @pytest.mark.parametrize(
     ("word", "value"),
-    [("train", -5), ("train", 10**13), ("kind", "ghosts"), ("high", -1), ("shape", "8x8")],
+    [
+        *(("train", -5), ("train", 10**13), ("train", 2.5), ("classes", "10"), ("classes", 10.0)),
+        *(("kind", "ghosts"), ("high", -1), ("low", 10**400), ("key", 7)),
+        *(("shape", "8x8"), ("shape", "1x99999x99999"), ("shape", "1x٨x8"), ("shape", [1, 8, 8])),
+    ],
 )
 def test_who_says_nonsense_of_its_data_is_left_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, word: str, value: Any
@@ -480,7 +484,9 @@ def test_nobody_counts_for_more_than_it_joined_with(
     run(tiny(*FEDERATED), tmp_path / "boasting")
     assert same(model_of(tmp_path / "honest"), model_of(tmp_path / "boasting"))
     monkeypatch.setattr(Owner, "right", lambda *_: {"right": 10**6})
-    with pytest.raises(RuntimeError, match=r"evaluate\.right: says that 1e\+06 of"):
+    with pytest.raises(
+        RuntimeError, match=r"evaluate\.right: 'right' must be a whole number 0 to .*, is 1000000"
+    ):
         run(tiny(*FEDERATED), tmp_path / "lying")
 
 
@@ -499,6 +505,25 @@ def test_a_resumed_run_normalises_as_it_began(
     whole = run(wanted, tmp_path / "whole")
     first = protocol.arrays_of(asked(whole, protocol.ROUND)[0].content)["normalisation"]
     assert used == {first.tobytes()}
+
+
+def test_who_comes_back_with_other_images_is_left_out_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(strategies.recorder, "CHECKPOINT_SECONDS", 0.0)
+    wanted = tiny(*FEDERATED, "dlmt.min_owners=2")
+    with pytest.raises(Interrupted):
+        run(wanted, tmp_path / "run", stop=(protocol.ROUND, 4))
+    introduced = Owner.introduced
+
+    def fewer(owner: Owner) -> dict[str, int | str]:
+        said = introduced(owner)
+        return said | ({"train": int(said["train"]) - 1} if owner.assignment.partition == 1 else {})
+
+    monkeypatch.setattr(Owner, "introduced", fewer)
+    grid = run(wanted, tmp_path / "run")
+    assert {grid.partition[m.metadata.dst_node_id] for m in asked(grid, protocol.ROUND)} == {0, 2}
+    assert "this run was begun with" in (tmp_path / "run" / "events.log").read_text()
 
 
 def test_the_cloud_does_not_go_on_with_fewer_images_than_it_began_with(

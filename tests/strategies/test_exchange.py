@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 from competition_helpers import tiny
-from flwr.app import Error, Message, MetricRecord, RecordDict
+from flwr.app import ConfigRecord, Error, Message, MetricRecord, RecordDict
 from flwr.common.constant import ErrorCode
 from flwr.proto.node_pb2 import NodeInfo
 
@@ -71,7 +71,7 @@ def ask(exchanges: Exchanges, minimum: int = 0) -> dict[str, float]:
     return replies
 
 
-def value_of(content: RecordDict) -> float:
+def value_of(_: str, content: RecordDict) -> float:
     return protocol.numbers_of(content)["value"]
 
 
@@ -104,6 +104,51 @@ def test_a_reply_that_makes_no_sense_is_a_dropout(
     exchanges = exchanges_with(lambda i: nonsense if i == 1 else number(i))
     assert ask(exchanges) == {"zoe": 0, "mia": 2}
     assert why in (exchanges.recorder.directory / "events.log").read_text()
+
+
+def test_readers_know_whose_reply_they_read(exchanges_with: Callable[..., Exchanges]) -> None:
+    exchanges, request = exchanges_with(number), protocol.request({"run": "x"})
+    said = exchanges.ask(protocol.HELLO, dict.fromkeys(NAMES, request), lambda name, _: name)
+    assert said == dict(zip(NAMES, NAMES, strict=True))
+
+
+@pytest.mark.parametrize("content", [None, MetricRecord({"value": 1.0}), "value"])
+def test_a_reply_that_carries_no_records_is_a_dropout(
+    exchanges_with: Callable[..., Exchanges], content: object
+) -> None:
+    exchanges = exchanges_with(number)
+    answers = exchanges.grid.pull_messages
+
+    def replaced(identifiers: Iterable[str]) -> Iterable[Message]:
+        messages = list(answers(identifiers))
+        for message in messages:
+            if message.metadata.src_node_id == exchanges.nodes["adam"]:
+                message.__dict__["_content"] = content
+        return messages
+
+    exchanges.grid.pull_messages = replaced  # type: ignore[method-assign]
+    assert ask(exchanges) == {"zoe": 0, "mia": 2}
+    assert exchanges.dropouts == {"adam": 1}
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        Error(2, "no\nmemory\x1b[2J\r" + "left " * 10**6),
+        Error(2, "<class 'a.b.Wrong'>:<'" + "no\n" * 10**5 + "\x1b[2J'>"),
+        RecordDict({"metrics": ConfigRecord({"value": "no\n" * 10**5})}),
+        RecordDict({"metrics": MetricRecord({"value": [1.0] * 10**5})}),
+    ],
+)
+def test_what_a_node_says_is_one_short_line_in_the_log(
+    exchanges_with: Callable[..., Exchanges], answer: RecordDict | Error
+) -> None:
+    exchanges = exchanges_with(lambda i: answer if i == 1 else number(i))
+    assert ask(exchanges) == {"zoe": 0, "mia": 2}
+    log = (exchanges.recorder.directory / "events.log").read_text()
+    assert log.count("\n") == len(log.splitlines()) == 1
+    assert log.rstrip("\n").isprintable()
+    assert len(log) < 700
 
 
 def test_too_few_answers_stop_the_run_and_say_why(

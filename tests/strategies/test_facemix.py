@@ -445,6 +445,30 @@ def test_an_edge_that_goes_away_is_forgotten_and_the_others_are_served(tmp_path:
     assert measured(tmp_path / "run", stage="test")
 
 
+@pytest.mark.parametrize(
+    ("array", "change", "why"),
+    [
+        ("gradient", lambda a: a[1:], "gradient of shape"),
+        ("gradient", lambda a: a.astype(np.float64), "of float32 were asked for"),
+        ("weights", lambda a: a[1:], "weights of shape"),
+        ("weights", lambda a: a.astype(np.int32), "of float32 were asked for"),
+        ("buffers", lambda a: np.append(a, 1).astype(a.dtype), "buffers of shape"),
+    ],
+)
+def test_what_fits_no_batch_stops_the_training_as_absence_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, array: str, change: Any, why: str
+) -> None:
+    reply = protocol.reply
+
+    def hostile(metrics: Any, **arrays: np.ndarray) -> Any:
+        return reply(metrics, **{n: change(a) if n == array else a for n, a in arrays.items()})
+
+    monkeypatch.setattr(protocol, "reply", hostile)
+    with pytest.raises(RuntimeError, match="training: 0 participants answered"):
+        run(tiny(*SPLIT), tmp_path / "run")
+    assert why in (tmp_path / "run" / "events.log").read_text()
+
+
 def test_no_step_is_made_with_half_a_batch(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="training: 1 participants answered"):
         run(tiny(*SPLIT), tmp_path / "run", faults=[(protocol.OUTPUTS, 1, 2)])

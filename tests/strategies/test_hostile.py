@@ -2,53 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from competition_helpers import TINY as COMPETITION
 from flwr.app import Array, ConfigRecord, Error, Message, MetricRecord, RecordDict
+from hostile_runs import EXPERIMENTS, measured
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-import clients.app
 from simulations.engines.inprocess import InProcessGrid
-from simulations.engines.local import run_config, server_context
-from strategies.app import app as server_app
-from strategies.loading import load_experiment
 
-# Central DLMT and split training of FaceMix need everybody, by design: they stop, to be resumed.
-EXPERIMENTS = {
-    "themis": [
-        "themis-digits",
-        *COMPETITION,
-        "themis.steps_per_visit=2",
-        "themis.cases={joint: {}, sequential: {update: sequential}, averaged: {update: averaged}}",
-    ],
-    "split": [
-        "split-digits",
-        "split.epochs=2",
-        "data.limit=120",
-        "split.batches_per_message=2",
-        "split.cases={average: {}, handoff: {front: handoff}, private: {front: private}}",
-    ],
-    "dlmt": [
-        "dlmt-digits",
-        "data.limit=120",
-        "dlmt.training.epochs=2",
-        "dlmt.cases={federated: {shield: MAT(9), train: federated, local_epochs: 1}}",
-    ],
-    "facemix": [
-        "facemix-digits",
-        "data.limit=120",
-        "facemix.edges=3",
-        "facemix.training.epochs=1",
-        "facemix.cases={mixed: {}}",
-    ],
-}
 HOSTILE = 1
 
 Answer = Callable[[Message], Message]
@@ -68,22 +34,14 @@ class HostileGrid(InProcessGrid):
         return reply if self.honest >= 0 or reply.has_error() else self.replace(reply)
 
 
-def measured(system: str, directory: Path, honest: int, replace: Answer) -> list[str]:
+def disturbed(system: str, directory: Path, first: int, answer: Answer) -> list[str]:
     """Return what a run measures in which a node answers so from its n-th message on."""
-    wanted = load_experiment(EXPERIMENTS[system][0], EXPERIMENTS[system][1:])
-    config = run_config(wanted, directory, "inprocess")
-    grid = HostileGrid(clients.app.app, len(wanted.names()), config)
-    grid.honest, grid.replace = honest, replace  # type: ignore[method-assign]
-    server_app(grid, server_context(config))
-    assert json.loads((directory / "run.json").read_text())["status"] == "done"
-    rows = map(json.loads, (directory / "metrics.jsonl").read_text().splitlines())
-    # How often a node was asked in vain differs: one that fails is not asked for a while.
-    return sorted(
-        json.dumps(row) for row in rows if row["metric"] not in UNEQUAL and row["stage"] != "costs"
-    )
 
+    class Grid(HostileGrid):
+        honest = first
+        replace = staticmethod(answer)
 
-UNEQUAL = {"dropouts", "seconds"}
+    return measured(EXPERIMENTS[system], directory, Grid)
 
 
 def failed(reply: Message) -> Message:
@@ -171,7 +129,7 @@ def absent(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, int], lis
     def found(system: str, honest: int) -> list[str]:
         if (system, honest) not in known:
             place = tmp_path_factory.mktemp("absent") / "run"
-            known[system, honest] = measured(system, place, honest, failed)
+            known[system, honest] = disturbed(system, place, honest, failed)
         return known[system, honest]
 
     return found
@@ -199,4 +157,4 @@ def test_nonsense_is_as_good_as_absence(
         return reply
 
     place: Any = tmp_path_factory.mktemp("nonsense") / "run"
-    assert measured(system, place, honest, nonsense) == absent(system, honest)
+    assert disturbed(system, place, honest, nonsense) == absent(system, honest)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import stat
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -525,7 +526,10 @@ def test_a_wrong_answer_at_the_end_is_a_dropout(
     run(tiny(), tmp_path / "run")
     rows = measured(tmp_path / "run", stage="test", classified="edge", release="plain")
     assert {row["node"] for row in rows} == {"device-0", "cloud"}
-    assert "says that it got so many right" in (tmp_path / "run" / "events.log").read_text()
+    assert (
+        "'plain' must be a whole number 0 to 12, is 10000"
+        in (tmp_path / "run" / "events.log").read_text()
+    )
 
 
 def test_the_cloud_classifies_what_was_shielded(tmp_path: Path) -> None:
@@ -805,9 +809,9 @@ def bad_reply(change: str) -> object:
 @pytest.mark.parametrize(
     ("change", "why"),
     [
-        ("shape", "smashed data of shape (15, 8, 4, 4) and type float32, (16, 8, 4, 4)"),
-        ("type", "smashed data of shape (16, 8, 4, 4) and type float64"),
-        ("nan", "smashed data with NaN or infinity"),
+        ("shape", "smashed of shape (15, 8, 4, 4) and type float32, (16, 8, 4, 4)"),
+        ("type", "smashed of shape (16, 8, 4, 4) and type float64"),
+        ("nan", "smashed with NaN, infinity"),
         ("class", "a label outside 0 to 9: a class that the cloud has not"),
         ("labels", "labels of shape (15,)"),
     ],
@@ -820,6 +824,31 @@ def test_a_wrong_answer_is_a_dropout(
     assert why in (tmp_path / "run" / "events.log").read_text()
     losses = measured(tmp_path / "run", stage="training", metric="loss")
     assert losses[-1]["value"] < losses[0]["value"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda state: {**state, "optimizer/9/exp_avg": np.zeros(3, np.float32)},
+        lambda state: {**state, "optimizer/0/exp_avg_sq": -1 - state["optimizer/0/exp_avg_sq"]},
+        lambda state: {k: v for k, v in state.items() if k != "optimizer/0/step"},
+        lambda state: {**state, "optimizer/1/exp_avg": np.zeros((9, 9), np.float32)},
+    ],
+)
+def test_a_front_that_the_next_device_could_not_use_is_not_handed_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Any
+) -> None:
+    original = Edge.handed_on
+
+    def hostile(self: Edge) -> dict[str, np.ndarray]:
+        kept = original(self)
+        return change(kept) if self.assignment.partition == 0 else kept
+
+    monkeypatch.setattr(Edge, "handed_on", hostile)
+    run(tiny("split.front=handoff", "split.front_optimizer={name: adam}"), tmp_path / "run")
+    told = (tmp_path / "run" / "events.log").read_text()
+    assert "device-0 did not hand on the front" in told
+    assert "dropout: device-1" not in told
 
 
 def test_an_activation_that_can_not_be_protected_names_layer_and_node(
