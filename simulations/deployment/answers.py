@@ -13,9 +13,11 @@ import json
 import uuid
 from collections.abc import Awaitable, Callable
 
-from flwr.app import Array, Message
+from flwr.app import Array, Error, Message
 from flwr.app.message import remove_content_from_message
+from flwr.common.constant import ErrorCode
 from flwr.common.serde import message_to_proto
+from flwr.common.serde_utils import metadata_from_proto
 from flwr.proto.fleet_pb2 import PushMessagesRequest, PushMessagesResponse
 from flwr.proto.message_pb2 import PushObjectRequest, PushObjectResponse
 from flwr.supercore.inflatable.inflatable_object import (
@@ -37,6 +39,10 @@ Post = Callable[[str, bytes], Awaitable[bytes]]
 
 class Malformed(ValueError):
     """What a node sends is no answer, or not its own."""
+
+
+class Spoilt(Malformed):
+    """What a node has begun will never be an answer."""
 
 
 class Forgotten(Exception):
@@ -99,7 +105,9 @@ class Answer:
         Raises
         ------
         Malformed
-            It is no part of this answer, or one too many.
+            It is no part of this answer.
+        Spoilt
+            It is one too many.
         """
         name, content = part.object_id, part.object_content
         if part.session_id != self._session or name not in self._wanted:
@@ -119,7 +127,7 @@ class Answer:
 
     def _check_size(self, size: int) -> None:
         if size > self._most:
-            raise Malformed(
+            raise Spoilt(
                 f"answers one message with more than {self._most} bytes; where that is right, set "
                 "limits: {message_bytes: …} in organiser.yaml"
             )
@@ -129,7 +137,7 @@ class Answer:
 
         Raises
         ------
-        Malformed
+        Spoilt
             It can't be read, or says otherwise than its head.
         """
         if self._is_read():
@@ -137,17 +145,26 @@ class Answer:
         try:
             self._check_size(self._unfolded())
             message = inflate_object_from_contents(self._root, self._parts)
-        except Malformed:
+        except Spoilt:
             raise
         # Whatever it is that reading raises, it would be raised in the run as well.
         except Exception as error:
-            raise Malformed(f"sends what can't be read: {type(error).__name__}") from error
+            raise Spoilt(f"sends what can't be read: {type(error).__name__}") from error
         if not isinstance(message, Message):
-            raise Malformed("sends what is no message")
+            raise Spoilt("sends what is no message")
         said = message.metadata
         if (said.src_node_id, said.reply_to_message_id) != (self.head.node.node_id, self.to):
-            raise Malformed("answers otherwise than it says")
-        said.__dict__["_message_id"] = message.object_id
+            raise Spoilt("answers otherwise than it says")
+        self._is(message)
+
+    def give_up(self, why: str) -> None:
+        """Let the answer be that there is none, and why: the run need not wait for it."""
+        asked = metadata_from_proto(self.head.messages_list[0].metadata)
+        error = Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, why)
+        self._is(Message(error, metadata=asked))  # type: ignore[call-overload]
+
+    def _is(self, message: Message) -> None:
+        message.metadata.__dict__["_message_id"] = message.object_id
         self._message = message
         self._parts.clear()
 

@@ -46,7 +46,15 @@ from flwr.supercore.protobuf.constants import PROTOBUF_MEDIA_TYPE
 from google.protobuf.message import DecodeError
 
 from simulations.deployment.allowance import TRY_LATER, Allowance, Limits, PerMinute, Refused
-from simulations.deployment.answers import PUSH, PUSH_OBJECT, STORED, Answer, Forgotten, Malformed
+from simulations.deployment.answers import (
+    PUSH,
+    PUSH_OBJECT,
+    STORED,
+    Answer,
+    Forgotten,
+    Malformed,
+    Spoilt,
+)
 from simulations.programs.calling import LOOPBACK
 from strategies.roster import ROSTER, Registered, fingerprint_of, registered
 
@@ -245,15 +253,18 @@ class Gate:
             return _said(self._begun(node, body, begun).receipt())
         if begun is None:
             raise Malformed("sends a part of an answer that it has not begun, or not to this gate")
+        post = partial(self._post, headers)
         try:
             if not begun.take(PushObjectRequest.FromString(body)):
                 return _said(STORED)
             async with begun.alone:
                 async with self._reading:
                     await asyncio.to_thread(begun.read)
-                return _said(await begun.hand_on(partial(self._post, headers)))
-        except Malformed:
+                return _said(await begun.hand_on(post))
+        except Spoilt as error:
             self._answers.pop(node.name, None)
+            begun.give_up(f"refused at the gate: '{node.name}' {error}")
+            await begun.hand_on(post)
             raise
         except NotTaken as error:
             self._answers.pop(node.name, None)

@@ -18,6 +18,9 @@ from strategies.loading import load_experiment
 if TYPE_CHECKING:
     import pandas as pd
 
+TIMED = ("seconds", "batches")
+"""What is measured that follows from when messages come."""
+
 
 class Trial:
     """An organiser and nodes on this machine; a context, at whose end all of them end.
@@ -120,7 +123,8 @@ def attempt(
 def differences(directory: Path, here: Path) -> int:
     """Run the same in one process, and return in how many measurements the two differ.
 
-    Seconds do not count. Nothing that is drawn in secret can be the same.
+    Seconds do not count, nor does how many requests came together at a cloud. Nothing that is
+    drawn in secret can be the same.
 
     Parameters
     ----------
@@ -140,5 +144,5 @@ def differences(directory: Path, here: Path) -> int:
 
 def _measurements(frame: pd.DataFrame) -> Counter[tuple[str, ...]]:
     """Return rows as texts, which tell apart what differs in the last bit."""
-    told = frame[frame["metric"] != "seconds"].drop(columns="run").astype(str)
+    told = frame[~frame["metric"].isin(TIMED)].drop(columns="run").astype(str)
     return Counter(told.itertuples(index=False, name=None))

@@ -275,7 +275,7 @@ def test_an_answer_has_a_size_that_it_may_have(
     refused = send(call, "ann", message_of(large, 0, "m"))[-1]
     assert refused.status_code == 400
     assert "message_bytes" in refused.json()["detail"]
-    assert not superlink.asked
+    assert "message_bytes" in told_instead(superlink)
     for node, number in (("ann", 0), ("bob", 1)):
         assert send(call, node, message_of(small, number, "m"))[-1].status_code == 200
 
@@ -403,6 +403,15 @@ def test_nobody_answers_what_another_was_asked(call: Call, superlink: SuperLink)
     assert send(call, "ann", message_of(WORDS, 0, "letter"))[-1].status_code == 200
 
 
+def told_instead(superlink: SuperLink) -> str:
+    """Return why there is no answer, as the run is told at once, and nothing else."""
+    (head,) = superlink.asked
+    (message,) = PushMessagesRequest.FromString(head.content).messages_list
+    assert message.metadata.reply_to_message_id == "m"
+    assert message.metadata.src_node_id == 0
+    return message.error.reason.removeprefix("refused at the gate: ")
+
+
 def contents_of(thing: Message | RecordDict) -> dict[str, bytes]:
     return {name: part.deflate() for name, part in get_all_nested_objects(thing).items()}
 
@@ -456,7 +465,7 @@ def another(way: str) -> tuple[ObjectTree, dict[str, bytes]]:
     "way",
     ["another message", "another node", "no message", "garbage", "a thousand times its size"],
 )
-def test_what_would_end_the_run_or_says_otherwise_than_its_head_is_not_handed_on(
+def test_what_would_end_the_run_or_says_otherwise_than_its_head_is_no_answer(
     gate: Gate, call: Call, superlink: SuperLink, way: str
 ) -> None:
     """The head is for the SuperLink; what the run reads is within."""
@@ -467,7 +476,7 @@ def test_what_would_end_the_run_or_says_otherwise_than_its_head_is_not_handed_on
     refused = send_other(call, head, contents)
     assert refused.status_code == 400
     assert ("more than" in refused.json()["detail"]) == (way == "a thousand times its size")
-    assert not superlink.asked
+    assert told_instead(superlink) in refused.json()["detail"]
     # What is refused is gone: nobody is made to read it again.
     assert "not begun" in send_part(call, "ann", contents, "s").json()["detail"]
 

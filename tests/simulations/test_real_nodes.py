@@ -38,18 +38,19 @@ SYSTEMS = {
     ),
     "facemix-digits": ("facemix.cases={mixed: {}}", "facemix.keys=seeded"),
 }
-NODES = 2
+NODES = 3
 
 
 class Deployment(Trial):
     """An organiser and nodes of its experiment, on this machine."""
 
-    def __init__(self, folder: Path, name: str) -> None:
+    def __init__(self, folder: Path, name: str, nodes: int = NODES) -> None:
         super().__init__(folder)
         self.name = name
         self.stopped: list[str] = []
         experiment = load_experiment(name, [])
-        self.up(experiment.names()[:NODES], experiment.system)
+        names = [*experiment.names(), *(f"another-{number}" for number in range(nodes))]
+        self.up(names[:nodes], experiment.system)
 
     def run(self, *overrides: str, disturb: Callable[[Path], None] | None = None) -> Path:
         """Run, and go on with what was stopped as often as it is; return the run's directory."""
@@ -84,9 +85,9 @@ class Deployment(Trial):
 
 
 @pytest.fixture
-def deployed(tmp_path: Path) -> Iterator[Callable[[str], Deployment]]:
+def deployed(tmp_path: Path) -> Iterator[Callable[..., Deployment]]:
     with ExitStack() as ends:
-        yield lambda name: ends.enter_context(Deployment(tmp_path, name))
+        yield lambda *what: ends.enter_context(Deployment(tmp_path, *what))
 
 
 def until(holds: Callable[[], object]) -> None:
@@ -106,7 +107,7 @@ def is_noise_trained(directory: Path) -> bool:
 
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_a_deployed_run_measures_what_one_process_does(
-    deployed: Callable[[str], Deployment], name: str
+    deployed: Callable[..., Deployment], name: str
 ) -> None:
     deployment = deployed(name)
     directory = deployment.run()
@@ -120,10 +121,10 @@ def _exchanges(directory: Path) -> list[dict[str, int]]:
 
 
 def test_whatever_is_killed_or_cut_off_nothing_is_missing(
-    deployed: Callable[[str], Deployment],
+    deployed: Callable[..., Deployment],
 ) -> None:
     """Gate, node, ClientApp, a node's connection, SuperLink, ServerApp, one after the other."""
-    deployment = deployed("themis-digits")
+    deployment = deployed("themis-digits", 2)
     organiser, (victim, other) = deployment.organiser, deployment.kits.values()
 
     def disturb(directory: Path) -> None:
