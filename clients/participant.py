@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
 from functools import cached_property, lru_cache
 
 import numpy as np
@@ -16,6 +15,7 @@ from clients import submissions
 from clients.assignments import ParticipantAssignment
 from clients.data import ImageSet, Splits, load_once
 from clients.vault import Vault
+from models.clock import timestamp
 from models.compute import Compute
 from models.files import load_into
 from models.generator import GeneratorTraining, NoiseGenerator
@@ -296,7 +296,7 @@ class Participant:
         given, said = submissions.digest(images.numpy()), submissions.digest(predictions)
         text = submissions.statement(self.assignment.run, given, said, len(predictions))
         before = json.loads(self.vault.read(SUBMITTED) or b"[]")
-        note = {**json.loads(text), "at": datetime.now(UTC).isoformat(timespec="seconds")}
+        note = {**json.loads(text), "at": timestamp()}
         self.vault.write(SUBMITTED, json.dumps([*before, note], indent=2).encode())
         return submissions.signed(key, text)
 

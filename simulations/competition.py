@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
 import threading
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from simulations.console import WRONG, refusals, say, shown
+from simulations.console import conclude, refusals, say, shown
 
 # Heavy imports stay inside the commands: `pudica --help` is instant.
 
@@ -83,10 +82,7 @@ def verify(
 
     with refusals():
         findings = verified(folder, certificate, node, run)
-    for finding in findings:
-        typer.echo(f"{'✓' if finding.fine else '✗'} {finding.what:17} {finding.told}")
-    if not all(finding.fine for finding in findings):
-        sys.exit(WRONG)
+    conclude(findings)
 
 
 def _order(run: Path, what: str, stage: str | None) -> None:

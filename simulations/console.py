@@ -7,11 +7,15 @@ import os
 import re
 import shlex
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
+
+if TYPE_CHECKING:
+    from simulations.deployment.checking import Finding
 
 FAILED, WRONG, INTERRUPTED = 1, 2, 130
 ENGINE = "ray"
@@ -34,6 +38,14 @@ def refusals() -> Iterator[None]:
 def say(text: str) -> None:
     """Print on standard error."""
     typer.echo(text, err=True)
+
+
+def conclude(findings: Sequence[Finding]) -> None:
+    """Print what was found of each thing; exit code 2 if not all is fine."""
+    for finding in findings:
+        typer.echo(f"{'✓' if finding.fine else '✗'} {finding.what:17} {finding.told}")
+    if not all(finding.fine for finding in findings):
+        raise typer.Exit(WRONG)
 
 
 @contextmanager

@@ -24,7 +24,6 @@ import platform
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import IO, Any
@@ -33,6 +32,7 @@ import psutil
 import torch
 
 from clients.protocol import code_fingerprint
+from models.clock import timestamp
 from models.errors import RequestError
 from models.files import load_tensors, locked, save_tensors, write_atomically
 from strategies.experiment import Experiment
@@ -121,7 +121,7 @@ class Recorder:
             "status": "running",
             "reason": "",
             "seed": self.experiment.seed,
-            "started": self.note.setdefault("started", _now()),
+            "started": self.note.setdefault("started", timestamp()),
             "code": code_fingerprint(),
             "versions": {name: version(name) for name in PACKAGES},
             "hardware": _hardware(),
@@ -186,7 +186,7 @@ class Recorder:
     def event(self, text: str) -> None:
         """Put a line into ``events.log``."""
         with (self.directory / "events.log").open("a", encoding="utf-8") as file:
-            file.write(f"{_now()} {text}\n")
+            file.write(f"{timestamp()} {text}\n")
 
     def exchanged(self, kind: str, sent: int, received: int) -> None:
         """Count one message and its reply, in bytes of payload."""
@@ -276,17 +276,13 @@ class Recorder:
         try:
             self._metrics.close()
         finally:
-            self.run |= {"status": status, "reason": reason, "ended": _now()}
+            self.run |= {"status": status, "reason": reason, "ended": timestamp()}
             self._write_run()
             self._lock.close()
 
     def _write_run(self) -> None:
         self.run |= {"seconds": self.note["seconds"], "exchanges": self.note["exchanges"]}
         write_atomically(self.directory / "run.json", json.dumps(self.run, indent=2).encode())
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def _hardware() -> dict[str, Any]:

@@ -29,6 +29,7 @@ from simulations.deployment.kit import Kit
 from simulations.deployment.place import Place
 from simulations.deployment.trial import Trial, differences
 from simulations.display import print_frame
+from simulations.programs.calling import POLL_INTERVAL
 from simulations.programs.submission import FlowerRunFailed
 from strategies.experiment import Experiment
 
@@ -36,7 +37,7 @@ EXPERIMENT = "themis-digits"
 MODELS = ("softmax", "mlp")
 ORGANISER = "the organiser"
 # Twenty programs that look for work ten times a second would leave two cores no time for it.
-SELDOM = {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "1"}
+SELDOM = {POLL_INTERVAL: "1"}
 ANSWERED = "Sent successfully"
 LOOK_SECONDS = 0.5
 ATTEMPTS = 100
@@ -92,9 +93,7 @@ class Answers:
     def count(self) -> Counter[str]:
         """Return by node how many there were so far; a log begins anew with its node."""
         for name, kit in self._trial.kits.items():
-            log = kit.programs.log("supernode")
-            text = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
-            now = text.count(ANSWERED)
+            now = kit.programs.text("supernode").count(ANSWERED)
             self._total[name] += now - self._seen[name] if now >= self._seen[name] else now
             self._seen[name] = now
         return Counter(self._total)

@@ -178,7 +178,7 @@ class Answer:
                 total += sum(len(self._parts[chunks[place]]) for place in order)
         return total
 
-    async def hand_on(self, post: Post) -> bytes:
+    async def hand_on(self, post: Post) -> None:
         """Give what was read to the SuperLink, as far as it has not got it yet.
 
         Of what the node said of the parts, nothing is: a SuperLink that believes it may refuse
@@ -195,7 +195,7 @@ class Answer:
             It is to be tried again.
         """
         if self._is_handed_on:
-            return STORED
+            return
         assert self._message is not None
         if self._told is None:
             things = get_all_nested_objects(self._message)
@@ -215,7 +215,6 @@ class Answer:
                 raise Forgotten
             del self._left[name]
         self._message, self._is_handed_on = None, True
-        return STORED
 
     def _read_head(self) -> bytes:
         assert self._message is not None

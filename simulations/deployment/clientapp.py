@@ -53,10 +53,9 @@ from flwr.supercore.task_identity import TaskIdentity
 from flwr.supernode.runtime.run_clientapp import push_message, push_task_output
 
 from clients.app import app
-from simulations.programs.calling import CLIENTAPP_READY
+from simulations.programs.calling import CLIENTAPP_READY, POLL_INTERVAL
 
 NAME = "pudica-clientapp"
-POLL = "FLWR_SUPEREXEC_TASK_POLL_INTERVAL"
 ACQUIRE = "/flwr.proto.Runtime/AcquireTask"
 HEARTBEAT_SECONDS = 10.0
 # What answers may need that `clients.app` imports only then: seconds, for each message.
@@ -214,7 +213,7 @@ def main() -> None:
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
     logging.getLogger("httpx").setLevel(logging.WARNING)
     tasks = Tasks(settings["address"], Path(settings["secret"]).read_bytes())
-    pause = float(os.environ[POLL])
+    pause = float(os.environ[POLL_INTERVAL])
     for name in ALSO:
         import_module(name)
     log.info(CLIENTAPP_READY)

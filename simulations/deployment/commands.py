@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import shlex
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from simulations.competition import Drafts
-from simulations.console import FAILED, WRONG, ends_of, refusals, report, say, shown
+from simulations.console import FAILED, conclude, ends_of, refusals, report, say, shown
 
 if TYPE_CHECKING:
     from simulations.deployment.kit import Kit
@@ -194,10 +193,7 @@ def check(
         from simulations.deployment import checking
 
         findings = checking.check(settings.absolute())
-    for finding in findings:
-        typer.echo(f"{'✓' if finding.fine else '✗'} {finding.what:17} {finding.told}")
-    if not all(finding.fine for finding in findings):
-        sys.exit(WRONG)
+    conclude(findings)
 
 
 def _opened(folder: Path) -> Organiser | Kit:

@@ -238,10 +238,22 @@ class Gate:
             self.owners.check(node.name, confirmed.message_object_id)
         elif path == PULL_OBJECT:
             self.owners.check(node.name, PullObjectRequest.FromString(body).object_id)
-        answer = await self.client.post(path, content=body, headers=headers)
+        answer = await self._asked(path, body, headers)
         if path == ACTIVATE and answer.status_code == THERE_ALREADY:
-            answer = await self._activated_anew(node, body, headers)
-        _check_stumble(answer)
+            return await self._activated_anew(node, body, headers)
+        return answer
+
+    async def _asked(self, path: str, body: bytes, headers: Mapping[str, str]) -> httpx.Response:
+        """Return what the SuperLink answers.
+
+        Raises
+        ------
+        Refused
+            It can't at the moment.
+        """
+        answer = await self.client.post(path, content=body, headers=headers)
+        if answer.status_code >= 500:
+            raise Refused(TRY_LATER, f"the SuperLink stumbled over it: {answer.status_code}")
         return answer
 
     async def _taken(
@@ -255,12 +267,12 @@ class Gate:
             raise Malformed("sends a part of an answer that it has not begun, or not to this gate")
         post = partial(self._post, headers)
         try:
-            if not begun.take(PushObjectRequest.FromString(body)):
-                return _said(STORED)
-            async with begun.alone:
-                async with self._reading:
-                    await asyncio.to_thread(begun.read)
-                return _said(await begun.hand_on(post))
+            if begun.take(PushObjectRequest.FromString(body)):
+                async with begun.alone:
+                    async with self._reading:
+                        await asyncio.to_thread(begun.read)
+                    await begun.hand_on(post)
+            return _said(STORED)
         except Spoilt as error:
             self._answers.pop(node.name, None)
             begun.give_up(f"refused at the gate: '{node.name}' {error}")
@@ -290,8 +302,7 @@ class Gate:
 
     async def _post(self, headers: Mapping[str, str], path: str, content: bytes) -> bytes:
         """Return what the SuperLink says to a part of an answer that it takes."""
-        answer = await self.client.post(path, content=content, headers=headers)
-        _check_stumble(answer)
+        answer = await self._asked(path, content, headers)
         if answer.status_code != 200:
             raise NotTaken(answer)
         return answer.content
@@ -306,14 +317,12 @@ class Gate:
         self._questions[node.name] = question = object()
         try:
             while True:
-                answer = await self.client.post(PULL, content=body, headers=headers)
-                _check_stumble(answer)
-                good = answer.status_code == 200
-                pulled = PullMessagesResponse.FromString(answer.content if good else b"")
-                if pulled.messages_list:
-                    self.owners.note(node.name, pulled)
+                answer = await self._asked(PULL, body, headers)
+                if answer.status_code != 200:
                     return answer
-                if not good or time.monotonic() + pause > deadline:
+                pulled = PullMessagesResponse.FromString(answer.content)
+                self.owners.note(node.name, pulled)
+                if pulled.messages_list or time.monotonic() + pause > deadline:
                     return answer
                 went_away, _ = await asyncio.wait({gone}, timeout=pause)
                 if went_away or self._questions[node.name] is not question:
@@ -333,7 +342,7 @@ class Gate:
         gone = DeactivateNodeRequest(node_id=node.node).SerializeToString()
         await self.client.post(DEACTIVATE, content=gone, headers=headers)
         self._say("'%s' begins anew", node.name)
-        return await self.client.post(ACTIVATE, content=body, headers=headers)
+        return await self._asked(ACTIVATE, body, headers)
 
     def _authenticated(self, headers: Mapping[str, str]) -> Registered:
         """Return the node that signed a request.
@@ -408,18 +417,6 @@ class NotTaken(Exception):
     def __init__(self, answer: httpx.Response) -> None:
         super().__init__(answer.status_code)
         self.answer = answer
-
-
-def _check_stumble(answer: httpx.Response) -> None:
-    """See that the SuperLink could answer.
-
-    Raises
-    ------
-    Refused
-        It can't at the moment.
-    """
-    if answer.status_code >= 500:
-        raise Refused(TRY_LATER, f"the SuperLink stumbled over it: {answer.status_code}")
 
 
 def _said(content: bytes) -> httpx.Response:

@@ -165,7 +165,7 @@ class Kit(Place):
         return self.flower / "clientapp.secret"
 
     def _says(self, program: str, text: str) -> bool:
-        return text in self.programs.log(program).read_text(encoding="utf-8", errors="replace")
+        return text in self.programs.text(program)
 
     def arguments(self, address: str) -> list[str]:
         """Return how `flower-supernode` is called, that is to be reached there by its ClientApp."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
 from clients.node import check_name
+from models.clock import timestamp
 from models.errors import RequestError, unknown
 from models.files import write_atomically
 from simulations.deployment import authority
@@ -230,8 +230,7 @@ class Organiser(Place):
                 raise RequestError(f"this key is registered already, as '{known.name}'")
         self._need_up()
         made = self._flwr("supernode", "register", str(public.absolute()), CONNECTION)
-        now = datetime.now(UTC).isoformat(timespec="seconds")
-        entry = Registered(name, int(made["node-id"]), fingerprint, now)
+        entry = Registered(name, int(made["node-id"]), fingerprint, timestamp())
         self._enrol([*self.nodes, entry])
         return entry
 

@@ -70,6 +70,11 @@ class Programs:
         """Return where a program writes to."""
         return self.folder / f"{name}.log"
 
+    def text(self, name: str) -> str:
+        """Return what a program has written since its last start; nothing if it never began."""
+        log = self.log(name)
+        return log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
+
     def process(self, name: str) -> psutil.Process | None:
         """Return a program's process, if it is there: another's with its number is not."""
         try:
@@ -98,8 +103,7 @@ class Programs:
 
     def end_of(self, name: str, lines: int = 10) -> str:
         """Return the last lines that a program wrote."""
-        text = self.log(name).read_text(encoding="utf-8", errors="replace")
-        return "\n".join([line for line in text.splitlines() if line.strip()][-lines:])
+        return "\n".join([line for line in self.text(name).splitlines() if line.strip()][-lines:])
 
     def wait(self, name: str, ready: Callable[[], bool], seconds: float) -> bool:
         """Wait until a program is ready; return whether it is.

@@ -25,6 +25,7 @@ SPELLED = {
     CLIENTAPP[1]: "pudica-clientapp",
     GATE[1]: "pudica-gate",
 }
+POLL_INTERVAL = "FLWR_SUPEREXEC_TASK_POLL_INTERVAL"
 CLIENTAPP_READY = "ready for what is to be done"
 CONNECTION = "pudica"
 LOOPBACK = "127.0.0.1"
@@ -86,7 +87,7 @@ def environment_of(home: Path) -> dict[str, str]:
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
         "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-        "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",
+        POLL_INTERVAL: "0.1",
         # `local` keeps Ray from joining a cluster that runs on this machine.
         "RAY_ADDRESS": "local",
         "RAY_TMPDIR": str(home),

@@ -8,11 +8,11 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from models.clock import timestamp
 from models.errors import RequestError
 from models.files import write_atomically
 from simulations.programs.calling import CONNECTION, FLWR
@@ -218,6 +218,5 @@ def close_record(directory: Path, status: str, reason: str, before: dict[str, An
     ended = record(directory)
     unexplained = ended == before or ended.get("status") in UNEXPLAINED
     if ended and unexplained and ended.get("status") != "done":
-        now = datetime.now(UTC).isoformat(timespec="seconds")
-        ended |= {"status": status, "reason": reason, "ended": now}
+        ended |= {"status": status, "reason": reason, "ended": timestamp()}
         write_atomically(directory / "run.json", json.dumps(ended, indent=2).encode())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import zip_longest
 from typing import NamedTuple
 
@@ -68,8 +68,9 @@ class Trained(NamedTuple):
         KeyError, ValueError
             If it makes no sense, or is of more epochs than it was asked for.
         """
-        losses = _of_epochs(content, "losses", most, protocol.LARGEST)
-        accuracies = _of_epochs(content, "accuracies", most, 1.0)
+        arrays = protocol.arrays_of(content)
+        losses = _of_epochs(arrays, "losses", most, protocol.LARGEST)
+        accuracies = _of_epochs(arrays, "accuracies", most, 1.0)
         if not accuracies or len(losses) not in (0, len(accuracies)):
             raise ValueError(f"{len(losses)} losses and {len(accuracies)} accuracies")
         best = protocol.number_of(content, "best", max(accuracies), 1.0)
@@ -79,9 +80,11 @@ class Trained(NamedTuple):
         return cls(losses, accuracies, best, finished)
 
 
-def _of_epochs(content: RecordDict, name: str, most: int, greatest: float) -> list[float]:
+def _of_epochs(
+    arrays: Mapping[str, np.ndarray], name: str, most: int, greatest: float
+) -> list[float]:
     """Return one number of each of at most so many epochs, from 0 to the greatest there can be."""
-    values = protocol.arrays_of(content)[name]
+    values = arrays[name]
     if values.ndim != 1 or len(values) > most or values.dtype != np.float64:
         raise ValueError(f"{name} of shape {values.shape} and type {values.dtype}")
     if not ((values >= 0) & (values <= greatest)).all():

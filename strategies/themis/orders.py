@@ -8,10 +8,11 @@ whether one does at the moment.
 from __future__ import annotations
 
 import json
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
+from models.clock import timestamp
 from models.errors import RequestError, unknown
 from models.files import write_atomically
 from strategies.themis.config import STAGES
@@ -55,7 +56,7 @@ def order(directory: Path, what: What, stage: str | None) -> str:
         told = ", ".join(f"{name} is {_stand(stand.get(name, {}))}" for name in STAGES)
         raise RequestError(f"{directory}: nothing to {what}: {told}")
     orders = read_times(directory / ORDERS)
-    orders.setdefault(chosen, {})[what] = now()
+    orders.setdefault(chosen, {})[what] = timestamp()
     write_atomically(directory / ORDERS, json.dumps(orders, indent=2).encode())
     return chosen
 
@@ -76,8 +77,3 @@ def _stand(stage: dict[str, str]) -> str:
 def read_times(path: Path) -> Times:
     """Return times by stage, as a file has them; none if there is no file."""
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-
-
-def now() -> str:
-    """Return the time, to the second, with its zone."""
-    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -9,11 +9,12 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import partial
 
+from models.clock import timestamp
 from models.files import write_atomically
 from strategies.themis.config import STAGES, StageConfig
 from strategies.themis.joining import admit
 from strategies.themis.local import train_models
-from strategies.themis.orders import ORDERS, STATE, Times, What, now, read_times, said
+from strategies.themis.orders import ORDERS, STATE, Times, What, read_times, said
 from strategies.themis.organiser import Organiser
 
 LOOK_SECONDS = 0.5
@@ -122,7 +123,7 @@ class Stages:
 
     def _note(self, name: str, what: str, why: str = "") -> None:
         if what not in (stage := self.state.setdefault(name, {})):
-            stage[what] = now()
+            stage[what] = timestamp()
             self.recorder.event(f"stage '{name}' {what}" + (f": {why}" if why else ""))
             self.recorder.checkpoint()
         text = json.dumps(self.state, indent=2)

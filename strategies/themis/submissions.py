@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,6 +17,7 @@ from flwr.app import RecordDict
 
 from clients import protocol
 from clients.submissions import digest, is_signed, statement
+from models.clock import timestamp
 from models.files import save_tensors, write_atomically
 from strategies.recorder import Recorder
 from strategies.roster import fingerprint_of, home, registered
@@ -55,6 +55,11 @@ class Submission(NamedTuple):
         signed = (protocol.text(words, name) for name in ("signature", "public_key"))
         return cls(predictions, *signed)
 
+    @property
+    def digest(self) -> str:
+        """The hash of the predictions."""
+        return digest(self.predictions)
+
 
 class Submissions:
     """The submissions of a competition.
@@ -75,8 +80,7 @@ class Submissions:
         if not self.wanted:
             return ""
         keys = {entry.name: entry.fingerprint for entry in registered(home())}
-        predictions = digest(submission.predictions.astype(np.int64))
-        text = statement(self.run, images, predictions, len(submission.predictions))
+        text = statement(self.run, images, submission.digest, len(submission.predictions))
         if fingerprint_of(submission.public_key.encode()) != keys.get(node):
             return "its predictions are not signed by the key it was registered with"
         if not is_signed(text, submission.signature, submission.public_key):
@@ -109,16 +113,15 @@ class Submissions:
         if not self.wanted:
             return
         key = f"submissions/{len(self.entries)}"
-        self.recorder.arrays[key] = torch.from_numpy(submission.predictions.astype(np.int64))
-        predictions = digest(submission.predictions.astype(np.int64))
+        self.recorder.arrays[key] = torch.from_numpy(submission.predictions)
         entry = {
             "participant": node,
             **of,
             "images": images,
-            "predictions": predictions,
+            "predictions": submission.digest,
             "count": len(submission.predictions),
             "right": right,
-            "received": datetime.now(UTC).isoformat(timespec="seconds"),
+            "received": timestamp(),
             "signature": submission.signature,
             "public_key": submission.public_key,
         }

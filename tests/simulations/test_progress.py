@@ -88,7 +88,7 @@ def test_nodes_in_a_terminal(tmp_path: Path) -> None:
     away = {"ann [x]": {"state": "away", "since": time.time()}}
     script = WATCHED.replace("def say", f"NODES = {away!r}\ndef say").replace(
         "    time.sleep",
-        '    (folder / "nodes.json").write_text(json.dumps(NODES))\n    time.sleep',
+        '    write_atomically(folder / "nodes.json", json.dumps(NODES).encode())\n    time.sleep',
     )
     written = in_terminal(sys.executable, "-c", script, str(tmp_path), "")
     assert re.search(r"ann \[x\]: away for \d+ s", written)

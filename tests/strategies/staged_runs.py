@@ -114,7 +114,8 @@ class Running:
 
 def trained(directory: Path) -> set[str]:
     """Return whose own models are trained."""
-    rows = map(json.loads, (directory / "metrics.jsonl").read_text().splitlines())
+    lines = (directory / "metrics.jsonl").read_text().splitlines(keepends=True)
+    rows = (json.loads(line) for line in lines if line.endswith("\n"))  # the last may be half there
     return {
         r["node"] for r in rows if (r["stage"], r["metric"]) == ("local", "validation_accuracy")
     }

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 
 import pandas as pd
@@ -14,6 +13,8 @@ from node_files import node_file
 from staged_runs import Running, trained
 
 from clients import protocol
+from models.clock import timestamp
+from models.files import write_atomically
 from simulations.deployment import authority
 from strategies.roster import HOME, ROSTER, Registered
 from strategies.themis.orders import order
@@ -40,10 +41,9 @@ def register(organiser: Path, name: str, node: int, key: str = "") -> None:
     folder.mkdir()
     authority.new_node_key(folder / "node.key", folder / "node.pub", name)
     own = authority.fingerprint(organiser / (key or name) / "node.pub")
-    now = datetime.now(UTC).isoformat(timespec="seconds")
     entries = json.loads((organiser / ROSTER).read_text())
-    entries.append(Registered(name, node, own, now)._asdict())
-    (organiser / ROSTER).write_text(json.dumps(entries))
+    entries.append(Registered(name, node, own, timestamp())._asdict())
+    write_atomically(organiser / ROSTER, json.dumps(entries).encode())
 
 
 def equipped(running: Running, organiser: Path) -> None:
