@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import nn
-from torch.nn.functional import binary_cross_entropy_with_logits, interpolate
+from torch.nn.functional import binary_cross_entropy_with_logits, conv2d, interpolate
 
 from analysis.attacks.separation import Separated
 from analysis.attacks.view import Sight, View
@@ -136,16 +136,23 @@ class Discriminator(nn.Module):
     def __init__(self, channels: int, colours: int, size: int) -> None:
         super().__init__()
         self.size = size
-        self.layers = nn.Sequential(
-            _block(channels + colours, WIDTH, stride=2),
+        self.sides = (channels, colours)
+        self.first = nn.Conv2d(channels + colours, WIDTH, 3, 2, 1, bias=False)
+        self.rest = nn.Sequential(
+            nn.BatchNorm2d(WIDTH),
+            nn.LeakyReLU(0.2),
             _block(WIDTH, 2 * WIDTH, stride=2),
             nn.Conv2d(2 * WIDTH, 1, 3, padding=1),
         )
 
     def forward(self, x: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
         """Return logits of each image (B, S, C, H, W), B·S of them."""
-        given = _sized(x, self.size).repeat_interleave(images.shape[1], 0)
-        return self.layers(torch.cat([given, images.flatten(0, 1)], 1))  # type: ignore[no-any-return]
+        # The first convolution of [feature map, image]: that of the map is the same for all of S.
+        of_map, of_image = self.first.weight.split(self.sides, 1)
+        given = conv2d(_sized(x, self.size), of_map, stride=2, padding=1)
+        seen = conv2d(images.flatten(0, 1), of_image, stride=2, padding=1)
+        both = seen + given.repeat_interleave(images.shape[1], 0)
+        return self.rest(both)  # type: ignore[no-any-return]
 
 
 def _block(inside: int, outside: int, stride: int = 1) -> nn.Sequential:
@@ -198,8 +205,9 @@ def _judgement(logits: torch.Tensor, truth: float) -> torch.Tensor:
 
 
 def _step(optimizer: torch.optim.Optimizer, loss: torch.Tensor) -> None:
+    own = optimizer.param_groups[0]["params"]
     optimizer.zero_grad()
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward(inputs=own)  # type: ignore[no-untyped-call]  # not the opponent's
     optimizer.step()
 
 

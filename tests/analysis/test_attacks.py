@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.nn.functional import interpolate
 
 from analysis.attacks import (
     View,
@@ -17,7 +18,7 @@ from analysis.attacks import (
     separate,
     trained_drawer,
 )
-from analysis.attacks.reconstruction import Rebuilt, chamfer
+from analysis.attacks.reconstruction import Discriminator, Rebuilt, chamfer
 from analysis.attacks.separation import clear_success, demixed, matched
 from analysis.runs import open_run
 from clients.app import app as client_app
@@ -146,6 +147,18 @@ def test_images_are_rebuilt_from_what_is_in_the_clear(mixed: View) -> None:
     hidden = reconstruct(mixed, trained_drawer(mixed, 2, seed=0), 64, seed=0)
     assert hidden.true.shape == hidden.drawn.shape == (64, 1, 8, 8)
     assert hidden.likeness()["psnr"] < seen["psnr"] - 3
+
+
+def test_the_critic_sees_an_image_beside_its_feature_map() -> None:
+    critic = Discriminator(5, 3, 8).eval()
+    maps, images = torch.randn(2, 5, 4, 4), torch.rand(2, 3, 3, 8, 8)
+    beside = [
+        torch.cat([interpolate(maps[i : i + 1], size=8), images[i, k][None]], 1)
+        for i in range(2)
+        for k in range(3)
+    ]
+    wanted = critic.rest(critic.first(torch.cat(beside)))
+    torch.testing.assert_close(critic(maps, images), wanted)
 
 
 def test_likeness_is_beside_that_of_the_mean_image() -> None:
