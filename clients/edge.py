@@ -6,7 +6,7 @@ import copy
 import hashlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -28,10 +28,9 @@ from models.cut import Cutter
 from models.randomness import (
     Randomness,
     SecretGenerator,
-    derive,
     draws,
+    layers_seeded,
     numpy_generator,
-    seeded,
 )
 
 KEY = "noise.key"
@@ -305,11 +304,8 @@ class Edge:
             return self._protected(activations, "train", epoch, step), y
 
     def _seeded(self, epoch: int, step: int) -> AbstractContextManager[None]:
-        """Let layers that draw draw from the run's seed; where there are none this costs time."""
         a = self.assignment
-        if not self._draws:
-            return nullcontext()
-        return seeded(derive(a.seed, "layers", a.partition, epoch, step))
+        return layers_seeded(self._draws, a.seed, a.partition, epoch, step)
 
     def _positions(self, epoch: int, step: int) -> np.ndarray:
         """Return which of the own images a batch consists of."""

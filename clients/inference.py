@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, get_args
@@ -19,10 +20,12 @@ from torch import nn
 
 from clients import protocol
 from clients.assignments import InferenceAssignment
+from clients.crossings import Crossings
 from clients.data import ImageSet, Part, Splits, load_once
+from clients.shields.decoys import decoys, filled, missing
 from clients.shields.draws import shuffled
 from clients.shields.front import activation_shape
-from clients.shields.mixing import combinations, group_of, whole_groups
+from clients.shields.mixing import group_of
 from clients.shields.stages import Staged, staged_once
 from clients.vault import Vault
 from models import packing
@@ -30,11 +33,20 @@ from models.attributes import answered, attribute_loss, balancing, confusion
 from models.augmentation import AUGMENTATIONS
 from models.compute import Compute
 from models.cut import OUTPUT
-from models.randomness import Randomness, SecretGenerator, numpy_generator, torch_generator
+from models.randomness import (
+    Randomness,
+    SecretGenerator,
+    draws,
+    layers_seeded,
+    numpy_generator,
+    torch_generator,
+)
 
 ENDS = "ends"
-DECOYS_OF = 4
-"""Of so many groups' images decoys are made."""
+DECOYS_OF = 32
+"""Of so many other images decoys are made."""
+AT_ONCE = 256
+"""Images that pass the first stage together."""
 Numbers = dict[str, int | float]
 Arrays = dict[str, np.ndarray]
 Tensors = Mapping[str, torch.Tensor]
@@ -98,7 +110,9 @@ class InferenceEdge:
         # Where the cloud trains, training images are its own.
         parts: tuple[Part, ...] = ("test",) if a.train == "central" else get_args(Part)
         self._shares: dict[Part, ImageSet] = {part: self._share(part) for part in parts}
+        self._crossings = Crossings(vault)
         self._pending: dict[int, Asked] = {}
+        self._draws = draws(self.ends)
         self._first = 0
         self._step: Step | None = None
         self._adopted = False
@@ -133,25 +147,37 @@ class InferenceEdge:
         Raises
         ------
         ValueError
-            If they do not fit the model.
+            If they do not fit the model, or are no numbers.
         RuntimeError
-            If this case was served under others: the same images behind other keys show which
-            mixtures belong together.
+            If this case was served under others, or on other terms, or another run under these:
+            the same images behind other keys show which mixtures belong together.
         """
-        values = (arrays[name].numpy().tobytes() for name in sorted(arrays))
-        digest = hashlib.blake2b(b"".join(values), digest_size=16).hexdigest()
-        if not self.vault.pin(f"{self.assignment.case}-stages", digest):
-            raise RuntimeError("this edge was served under other stages, and asks nothing again")
         self._load(arrays)
+        self._pin(arrays)
         self.vault.save(f"{self.assignment.case}-{ENDS}", dict(arrays), {})
         self._adopted = True
 
+    def _pin(self, arrays: Tensors) -> None:
+        a = self.assignment
+        values = (arrays[name].numpy().tobytes() for name in sorted(arrays))
+        stages = hashlib.blake2b(b"".join(values), digest_size=16).hexdigest()
+        if self.hides:
+            terms = f"run '{a.run}', case '{a.case}'|{a.fingerprint()}"
+            self._crossings.claim(stages, terms, self._shares["test"])
+        if not self.vault.pin(f"{a.case}-stages", f"{stages} {a.fingerprint()}"):
+            raise RuntimeError(
+                "this edge was served under other stages, or on other terms, and asks nothing again"
+            )
+
     def _load(self, arrays: Tensors) -> None:
+        for name, values in arrays.items():
+            if not packing.all_finite(values):
+                raise ValueError(f"stages' {name} with NaN or infinity")
         packing.load_model_arrays(self.ends, arrays)
         if "normalisation" in arrays:
             mean, std = arrays["normalisation"].float()[:, :, None, None]
-            if not packing.all_finite(arrays["normalisation"]) or float(std.min()) <= 0:
-                raise ValueError("normalisation with NaN, infinity or no deviation")
+            if float(std.min()) <= 0:
+                raise ValueError("normalisation with no deviation")
             self._shares = {
                 part: replace(images, mean=mean, std=std) for part, images in self._shares.items()
             }
@@ -164,7 +190,13 @@ class InferenceEdge:
         if kept is None:
             raise RuntimeError("this edge has not been given its stages yet")
         self._load(kept[0])
+        self._pin(kept[0])  # it may have been told of other terms since
         self._adopted = True
+
+    @property
+    def hides(self) -> bool:
+        """Whether what crosses is mixed under keys that nobody else can draw."""
+        return group_of(self.assignment.shield) > 1 and self.assignment.keys == "secret"
 
     # ----------------------------------------------------------------------- requests
 
@@ -204,32 +236,27 @@ class InferenceEdge:
             raise ValueError(f"request {number} of {self.requests}")
         own = np.arange(number * size, min((number + 1) * size, len(images)))
         randomness = self._randomness("request", number)
+        x = torch.cat([images.batch(own)[0], self._decoys(images, own, randomness)])
+        order = shuffled((len(x),), randomness)
         with torch.no_grad():
-            features = self._features(images, own)
-            decoys = self._decoys(images, own, randomness)
-            order = shuffled((len(own) + len(decoys),), randomness)
-            rows = torch.cat([features, decoys.to(features)])[order.to(features.device)]
-            sent, secret = self.shield.protect(rows, randomness)
+            sent, secret = self.shield.protect(self._features(x[order]), randomness)
         places = order.argsort()[: len(own)].numpy()
         return Asked(own, places, secret, sent)
 
-    def _features(self, images: ImageSet, rows: np.ndarray) -> torch.Tensor:
-        x, _ = images.batch(rows)
-        return self.compute.outputs(self.ends[0].eval(), self.compute.place(x))
+    def _features(self, x: torch.Tensor) -> torch.Tensor:
+        pre = self.ends[0].eval()
+        parts = x.split(AT_ONCE)
+        return torch.cat([self.compute.outputs(pre, self.compute.place(part)) for part in parts])
 
     def _decoys(self, images: ImageSet, own: np.ndarray, randomness: Randomness) -> torch.Tensor:
-        """Return what fills a request's groups: combinations of other own images, if there are any.
-
-        No image itself crosses twice.
-        """
-        config = self.assignment.shield
-        missing = whole_groups(len(own), config) - len(own)
+        """Return what fills a request's groups, made of other own images, if there are any."""
+        lacking = missing(len(own), self.assignment.shield)
+        if not lacking:
+            return torch.empty(0, *self.data.shape)
         others = np.setdiff1d(np.arange(len(images)), own)
         others = others if len(others) else own
-        drawn = others[shuffled((len(others),), randomness).numpy()][: DECOYS_OF * group_of(config)]
-        if not missing:
-            return torch.empty(0, *self.shield.shape)
-        return combinations(self._features(images, drawn), missing, randomness)
+        drawn = others[shuffled((len(others),), randomness).numpy()][:DECOYS_OF]
+        return decoys(images.batch(drawn)[0], lacking, randomness)
 
     def answer(self, number: int, outputs: torch.Tensor) -> None:
         """Finish a request with what the cloud made of it, and keep what is predicted.
@@ -250,15 +277,10 @@ class InferenceEdge:
             raise ValueError(f"an answer to request {number}, {waiting} waits for one")
         # In a fresh process the key is drawn again, from the vault's secret.
         asked = self._pending.get(number) or self._asked(number)
-        wanted = (len(asked.sent), *self.returned)
-        if tuple(outputs.shape) != wanted or not packing.all_finite(outputs):
-            raise ValueError(
-                f"request {number}: an answer of shape {tuple(outputs.shape)}, {wanted} was asked "
-                "for, or with NaN or infinity"
-            )
+        outputs = _came({"outputs": outputs}, "outputs", (len(asked.sent), *self.returned))
         self._pending.pop(number, None)
         with torch.no_grad():
-            restored = self.shield.restore(self.compute.place(outputs.float()), asked.secret)
+            restored = self.shield.restore(self.compute.place(outputs), asked.secret)
             logits = self.compute.outputs(self.ends[1].eval(), restored).cpu()
         kept = {
             "rows": torch.from_numpy(asked.rows),
@@ -328,9 +350,11 @@ class InferenceEdge:
             ``outputs``; and the stages, if another process may have made the mixtures.
         """
         step = self._at(epoch, number, arrays)
-        outputs = self.compute.place(arrays["outputs"].float()).requires_grad_()
-        restored = self.shield.restore(outputs, step.asked.secret)
-        logits = self.compute.outputs(self.ends[1], restored)
+        sent = (len(step.asked.sent), *self.returned)
+        outputs = self.compute.place(_came(arrays, "outputs", sent)).requires_grad_()
+        restored = self.shield.restore(outputs, step.asked.secret)[: len(step.attributes)]
+        with self._layers_seeded("post", epoch, number):
+            logits = self.compute.outputs(self.ends[1], restored)
         loss = attribute_loss(logits, step.attributes, self._class_weights)
         (loss * share).backward()  # type: ignore[no-untyped-call]
         assert outputs.grad is not None
@@ -349,7 +373,8 @@ class InferenceEdge:
         if step.gradient is None:
             self.loss(epoch, number, share, arrays)
         if step.asked.sent.requires_grad:
-            step.asked.sent.backward(self.compute.place(arrays["gradient"].float()))  # type: ignore[no-untyped-call]
+            gradient = _came(arrays, "gradient", tuple(step.asked.sent.shape))
+            step.asked.sent.backward(self.compute.place(gradient))  # type: ignore[no-untyped-call]
         found = [p.grad if p.grad is not None else torch.zeros_like(p) for p in self._parameters]
         self._step = None
         return {
@@ -377,19 +402,25 @@ class InferenceEdge:
         if self.assignment.train != "split":
             raise RuntimeError("this edge takes part in no training")
         a, images = self.assignment, self._shares["train"]
-        packing.load_model_arrays(self.ends, arrays)
+        self._load(arrays)
         self.ends.train().zero_grad()
         rows = batch_rows(a.seed, a.partition, epoch, number, len(images), a.batch_size)
         x, _ = images.batch(rows)
         x = augmented(x, images.black, a.augment, a.seed, a.partition, epoch, number)
         # Before the stages' statistics move: a fresh process has to draw the same.
         randomness = self._randomness("batch", epoch, number)
-        features = self.compute.outputs(self.ends[0], self.compute.place(x))
+        x = filled(self.compute.place(x), a.shield, randomness)
+        with self._layers_seeded("pre", epoch, number):
+            features = self.compute.outputs(self.ends[0], x)
         sent, secret = self.shield.protect(features, randomness)
         attributes = torch.from_numpy(images.attributes[rows]).to(self.compute.device)
         asked = Asked(rows, np.arange(len(rows)), secret, sent)
         self._step = Step((epoch, number), asked, attributes)
         return self._step
+
+    def _layers_seeded(self, *purpose: str | int) -> AbstractContextManager[None]:
+        a = self.assignment
+        return layers_seeded(self._draws, a.seed, a.partition, *purpose)
 
     # ---------------------------------------------------------------------------- keys
 
@@ -412,6 +443,22 @@ class InferenceEdge:
         digest.update(packing.packed(tensors).tobytes())
         what = "/".join(map(str, purpose)).encode()
         return SecretGenerator(self.vault.secret(self._secret), digest.digest() + what)
+
+
+def _came(arrays: Tensors, name: str, shape: tuple[int, ...]) -> torch.Tensor:
+    """Return what the cloud sent, as float32.
+
+    Raises
+    ------
+    ValueError
+        It is of another shape, or with NaN or infinity.
+    """
+    values = arrays[name]
+    if tuple(values.shape) != shape or not packing.all_finite(values):
+        raise ValueError(
+            f"{name} of shape {tuple(values.shape)}, {shape} was asked for, or with NaN or infinity"
+        )
+    return values.float()
 
 
 def batch_rows(

@@ -22,7 +22,7 @@ from clients.assignments import (
 )
 from clients.data import DataConfig
 from clients.shields.disguises import UNUSABLE, Key
-from clients.shields.mixing import group_of
+from clients.shields.mixing import MixingConfig
 from models.compute import ComputeConfig
 from models.custom import SUFFIX
 from models.errors import RequestError
@@ -31,6 +31,9 @@ from models.files import absolute
 
 NODE = "node"
 """The key of Flower's node configuration that names the file."""
+
+LEAST_GROUPS = 8
+"""Of a request: shuffled among fewer, mixtures are easier to take apart."""
 
 System = Literal["themis", "split", "dlmt", "facemix"]
 Server = Annotated[str, Field(pattern=r"^[^\s:/]+:\d+$", description="HOST:PORT")]
@@ -296,11 +299,17 @@ class NodeConfig(BaseModel):
         if self.mixing is None:
             self._trusting("mixing")
         else:
-            mixes = group_of(assignment.shield) >= self.mixing
-            if not mixes or assignment.keys != "secret" or assignment.train == "split":
+            shield, least = assignment.shield, LEAST_GROUPS * self.mixing
+            hides = (
+                isinstance(shield, MixingConfig)
+                and shield.group >= self.mixing
+                and shield.shuffle
+                and assignment.request >= least
+            )
+            if not hides or assignment.keys != "secret" or assignment.train == "split":
                 raise RuntimeError(
-                    f"this edge sends mixtures of at least {self.mixing} under secret keys, and "
-                    "does not train"
+                    f"this edge sends mixtures of at least {self.mixing} under secret keys, "
+                    f"shuffled in requests of at least {least}, and does not train"
                 )
         return {} if self.report else {"report": False}
 

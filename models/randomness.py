@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import numpy as np
 import torch
@@ -156,6 +156,14 @@ def seeded(seed: int) -> Iterator[None]:
         if gpu:
             torch.cuda.manual_seed(seed)
         yield
+
+
+def layers_seeded(drawing: bool, seed: int, *purpose: str | int) -> AbstractContextManager[None]:
+    """Let a model's layers draw from a run's seed, where there are some that draw.
+
+    Where there are none (:func:`draws`) it would cost time.
+    """
+    return seeded(derive(seed, "layers", *purpose)) if drawing else nullcontext()
 
 
 def _path(purpose: tuple[str | int, ...]) -> str:

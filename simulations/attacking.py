@@ -103,13 +103,14 @@ def attack(
     with Compute(opened.section("client", ClientConfig)).threads():
         for case in cases or _open_cases(opened):
             view = View.of(opened, case)
-            if "separation" in kinds and view.group == 1:
-                raise RequestError(f"separation: in case '{case}' nothing is mixed")
-            for kind in kinds or _fitting(view, people):
+            for kind in kinds:
+                if why := _unfit(kind, view, people):
+                    raise RequestError(f"{kind}: in case '{case}' {why}")
+            for kind in kinds or [kind for kind in ATTACKS if not _unfit(kind, view, people)]:
                 told(f"{case}: {kind} …")
                 began = time.perf_counter()
                 found, pictures = ATTACKS[kind](view, effort, people)
-                _keep(opened, case, kind, found | dict(effort._asdict()))
+                _keep(opened, case, kind, effort._asdict() | found)
                 told(f"{case}: {kind}: {time.perf_counter() - began:.1f} s")
                 if pictures:
                     _draw(opened, case, kind, pictures)
@@ -154,11 +155,18 @@ def _open_cases(run: Run) -> list[str]:
     return done
 
 
-def _fitting(view: View, known: Splits | None) -> list[str]:
-    """Return the attacks that there is something to be said by."""
-    without = {"identity"} if known is None else set()
-    without |= {"separation"} if view.group == 1 else set()
-    return [kind for kind in ATTACKS if kind not in without]
+def _unfit(kind: str, view: View, known: Splits | None) -> str:
+    """Return why an attack has nothing to say of a case, if so."""
+    images, shape = len(view.data.test), tuple(view.model.shield.shape)
+    if images < view.group:
+        return f"there are {images} test images, fewer than a group of {view.group}"
+    if kind == "identity":
+        return "people are not known" if known is None else ""
+    if kind == "separation" and view.group == 1:
+        return "nothing is mixed"
+    if kind in ("separation", "reconstruction") and (len(shape) < 3 or min(shape[1:]) < 2):
+        return f"values of shape {shape} cross, no feature maps of at least 2x2"
+    return ""
 
 
 def _attributes(view: View, effort: Effort, _: Splits | None) -> tuple[Found, Pictures]:
@@ -172,7 +180,10 @@ def _identity(view: View, effort: Effort, known: Splits | None) -> tuple[Found, 
     # They are few: an epoch of theirs is short.
     epochs = 4 * effort.epochs
     ours, theirs = (replace(part, mean=mean, std=std) for part in (known.train, known.test))
-    return _guessed(lambda sees: guess_identity(sees, ours, theirs, epochs, effort.seed), view)
+    found, pictures = _guessed(
+        lambda sees: guess_identity(sees, ours, theirs, epochs, effort.seed), view
+    )
+    return found | {"epochs": epochs}, pictures
 
 
 def _guessed(guess: Callable[[View], Guess], view: View) -> tuple[Found, Pictures]:

@@ -177,7 +177,7 @@ class Exchanges:
             Called now and then; returns the first request to nodes that are new.
         """
 
-        def answers(said: Mapping[str, T]) -> dict[str, RecordDict]:
+        def answers(said: Mapping[str, T], _: int) -> dict[str, RecordDict]:
             following = {name: answer(name, value) for name, value in said.items()}
             return {name: content for name, content in following.items() if content is not None}
 
@@ -188,18 +188,19 @@ class Exchanges:
         kind: str,
         first: Mapping[str, RecordDict],
         read: Callable[[str, RecordDict], T],
-        answers: Callable[[Mapping[str, T]], Mapping[str, RecordDict]],
+        answers: Callable[[Mapping[str, T], int], Mapping[str, RecordDict]],
         more: Callable[[], Mapping[str, RecordDict]] = dict,
     ) -> None:
-        """Talk with all nodes at once, and answer together those whose words came together.
+        """Talk with all nodes at once, and answer several of them together.
 
         Parameters
         ----------
         first, read
             As in :meth:`converse`.
         answers : callable
-            Called with what some nodes said, by name; returns the next request to each of them
-            that there is more to say to.
+            Called now and then with what some nodes said, by name, and how many are still to say
+            something; returns the next request to those that there is more to say to, now or
+            later. With nobody to wait for it must not put off any.
         more
             As in :meth:`converse`.
         """
@@ -212,9 +213,9 @@ class Exchanges:
             heard = self._heard(flying)
             words = {asked.node: self._said(kind, asked, message, read) for asked, message in heard}
             said = {name: value for name, value in words.items() if value is not None}
-            self._ask(kind, answers(said) if said else {}, flying)
             self._expire(flying)
             self._repeat(kind, flying)
+            self._ask(kind, answers(said, len(flying)), flying)
             self._ask(kind, more(), flying)
             if not heard and flying:
                 # Grids that wait for a reply by themselves are not made to wait twice.

@@ -79,7 +79,7 @@ def guess_identity(view: View, known: ImageSet, unknown: ImageSet, epochs: int, 
         Images of the same people, whose labels say who it is: to learn from, and to be attacked.
         Normalised as the model's.
     """
-    main = view.classifier()[0]
+    main = view.trunk()
     features = activation_shape(main, view.model.shield.shape)
     with seeded(derive(seed, "head")):
         head = nn.Sequential(nn.Flatten(), nn.Linear(math.prod(features), known.num_classes))

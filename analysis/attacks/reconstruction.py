@@ -75,12 +75,13 @@ def reconstruct(view: View, drawer: Generator, images: int, seed: int) -> Rebuil
     drawer : Generator
         As of :func:`trained_drawer` with the same view.
     images : int
-        The most that are drawn, all of a row's group each time.
+        The most that are drawn, all of a group each time, from one of its rows.
     """
     true: list[torch.Tensor] = []
     drawn: list[torch.Tensor] = []
     for sight in view.sights(view.data.test, seed, "pix2pix", "test"):
-        for row in range(len(sight.rows)):
+        _, firsts = np.unique(sight.groups[:, 0], return_index=True)
+        for row in np.sort(firsts):
             if len(true) * view.group < images:
                 pair = _matched(view, drawer, sight, row)
                 true.append(pair[0])

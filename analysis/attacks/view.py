@@ -15,6 +15,8 @@ from analysis.runs import Run
 from clients.data import DataConfig, ImageSet, Splits, load
 from clients.shields.mixing import MixingKey, group_of
 from clients.shields.stages import Staged, staged
+from models.anonymiser import Anonymiser
+from models.cut import Cutter
 from models.errors import RequestError
 from models.files import load_tensors
 from models.randomness import Randomness, derive, numpy_generator
@@ -56,8 +58,10 @@ class View:
     known : ImageSet
         The cloud's own images, to learn from: what it trained on, or, where edges hold that, the
         validation part.
+    post : str
+        The layer behind which answers are made.
     shielded : bool
-        Whether the shield stands between.
+        Whether the shield, or the anonymiser, stands between.
     """
 
     run: Run
@@ -66,6 +70,7 @@ class View:
     data: Splits
     request: int
     known: ImageSet
+    post: str
     shielded: bool = True
 
     @classmethod
@@ -99,7 +104,7 @@ class View:
         model.load_state_dict(tensors)
         own = normalised(data, note)
         known = own.train if settings.train == "central" else own.validation
-        return cls(run, case, model.eval(), own, settings.request, known)
+        return cls(run, case, model.eval(), own, settings.request, known, settings.post)
 
     @property
     def group(self) -> int:
@@ -133,15 +138,24 @@ class View:
     def sight(self, images: ImageSet, chosen: np.ndarray, randomness: Randomness) -> Sight:
         """Return what the cloud sees of some images that cross together."""
         x, _ = images.batch(chosen)
-        features = self.model.pre(x)
         if not self.shielded:
-            return Sight(features, chosen, chosen[:, None])
+            clear = x if isinstance(self.model.pre, Anonymiser) else self.model.pre(x)
+            return Sight(clear, chosen, chosen[:, None])
+        features = self.model.pre(x)
         rows, secret = self.model.shield.protect(features, randomness)
         groups = np.repeat(chosen.reshape(-1, self.group), self.group, axis=0)
         if isinstance(secret, MixingKey) and secret.order is not None:
             order = secret.order.numpy()
             return Sight(rows, chosen[order], groups[order])
         return Sight(rows, chosen, groups)
+
+    def trunk(self) -> torch.nn.Module:
+        """Return a copy of what the cloud has up to the layers that answer."""
+        main = copy.deepcopy(self.model.main)
+        if not isinstance(self.model.post, torch.nn.Identity):
+            return main
+        front, _ = Cutter(main).cut(self.post)
+        return front
 
     def classifier(self) -> torch.nn.Sequential:
         """Return a copy of what the cloud has behind the cut, to be trained on."""

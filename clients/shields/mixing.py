@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-import numpy as np
 import torch
 from pydantic import Field
 
@@ -34,8 +33,8 @@ class MixingConfig(ShieldConfig):
     shuffle : bool
         Whether the mixtures of all groups are put in another order.
     pad : bool
-        Whether a last group that is not full is filled with random combinations of the examples,
-        which is undone. Otherwise it is an error.
+        Whether a last group that is not full is filled with decoys
+        (:mod:`clients.shields.decoys`). Otherwise it is an error.
     """
 
     name: Literal["mixing"] = "mixing"
@@ -65,13 +64,10 @@ class MixingKey:
         Orthogonal.
     order : int64 tensor of shape (groups · S_G,) or None
         Which mixture stands at each place.
-    count : int
-        Of examples, without those that filled the last group.
     """
 
     matrices: torch.Tensor = field(repr=False)
     order: torch.Tensor | None = field(repr=False)
-    count: int
 
 
 class Mixing(Shield):
@@ -86,13 +82,19 @@ class Mixing(Shield):
     def protect(
         self, tensor: torch.Tensor, randomness: Randomness
     ) -> tuple[torch.Tensor, MixingKey]:
-        """Return mixtures, (groups · S_G, *shape), and the key; see :meth:`Shield.protect`."""
-        rows = self._filled(self.checked(tensor), randomness)
-        size = self.config.group
+        """Return mixtures, (groups · S_G, *shape), and the key; see :meth:`Shield.protect`.
+
+        Raises
+        ------
+        ValueError
+            Also where examples are no whole groups; see :mod:`clients.shields.decoys`.
+        """
+        rows, size = self.checked(tensor), self.config.group
+        if len(rows) % size:
+            raise ValueError(f"{len(rows)} examples are no whole groups of {size}")
         key = MixingKey(
             self._matrices(len(rows) // size, randomness).to(tensor.device),
             shuffled((len(rows),), randomness).to(tensor.device) if self.config.shuffle else None,
-            len(tensor),
         )
         with torch.autocast(tensor.device.type, enabled=False):
             return _mixed(rows, key), key
@@ -109,7 +111,7 @@ class Mixing(Shield):
         if len(tensor) != groups * size:
             raise ValueError(f"{len(tensor)} rows came back of {groups * size} that were sent")
         with torch.autocast(tensor.device.type, enabled=False):
-            return _unmixed(tensor.float(), secret)[: secret.count]
+            return _unmixed(tensor.float(), secret)
 
     def held(self) -> Guarantee:
         """Return that there is none, and why."""
@@ -121,30 +123,6 @@ class Mixing(Shield):
         if size == 1:
             return torch.ones(groups, 1, 1)
         return orthogonal((groups, size, size), randomness)
-
-    def _filled(self, tensor: torch.Tensor, randomness: Randomness) -> torch.Tensor:
-        count, size = len(tensor), self.config.group
-        missing = -count % size
-        if not missing:
-            return tensor
-        if not self.config.pad:
-            raise ValueError(
-                f"{count} examples are no whole groups of {size}; send a multiple of {size}, or "
-                "set pad: true"
-            )
-        return torch.cat([tensor, combinations(tensor, missing, randomness)])
-
-
-def combinations(rows: torch.Tensor, count: int, randomness: Randomness) -> torch.Tensor:
-    """Return random combinations of rows, each with coefficients of length 1.
-
-    They fill groups. Copies would not do: what stands in two groups, or two requests, is what
-    their spans have in common, and is found without a key.
-    """
-    drawn = randomness.standard_normal((count, len(rows)), dtype=np.float32)
-    coefficients = torch.from_numpy(drawn / np.linalg.norm(drawn, axis=1, keepdims=True))
-    combined: torch.Tensor = torch.tensordot(coefficients.to(rows.device), rows, 1)
-    return combined
 
 
 def _mixed(rows: torch.Tensor, key: MixingKey) -> torch.Tensor:

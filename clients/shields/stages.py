@@ -10,6 +10,7 @@ from torch import nn
 import models
 from clients.shields import ShieldConfig, build
 from clients.shields.base import Shape, Shield
+from clients.shields.decoys import filled
 from clients.shields.front import activation_shape
 from models.anonymiser import Anonymiser
 from models.attributes import LOGITS
@@ -43,11 +44,12 @@ class Staged(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return the logits of images (B, C, H, W); behind the shield, if there is randomness."""
-        features = self.pre(x)
         if self.randomness is None:
-            return self.post(self.main(features))  # type: ignore[no-any-return]
+            return self.post(self.main(self.pre(x)))  # type: ignore[no-any-return]
+        features = self.pre(filled(x, self.shield.config, self.randomness))
         sent, secret = self.shield.protect(features, self.randomness)
-        return self.post(self.shield.restore(self.main(sent), secret))  # type: ignore[no-any-return]
+        restored = self.shield.restore(self.main(sent), secret)[: len(x)]
+        return self.post(restored)  # type: ignore[no-any-return]
 
     @property
     def ends(self) -> nn.ModuleList:

@@ -17,6 +17,8 @@ from strategies.cases import each_case
 
 SHARED = {"edges"}
 
+WIRE_BYTES = {"float32": 4, "float16": 2}
+
 
 class FacemixTraining(BaseModel):
     """How the three stages are trained; the defaults are paper 003's, where it says them.

@@ -7,10 +7,10 @@ import math
 from clients.shields.front import activation_shape
 from clients.shields.mixing import group_of, whole_groups
 from models.cut import flops
+from strategies.facemix.config import WIRE_BYTES
 from strategies.facemix.session import Session
 
 COSTS = "costs"
-WIRE_BYTES = {"float32": 4, "float16": 2}
 
 
 def log_costs(session: Session) -> None:
@@ -33,17 +33,17 @@ def costs(session: Session) -> dict[str, float]:
     sent = tuple(model.shield.shape)
     returned = activation_shape(model.main, sent)
     inside, outside = math.prod(sent), math.prod(returned)
-    ends = flops(model.pre, image) + flops(model.post, returned)
     group = group_of(settings.around)
-    mixing = group * (inside + outside) if group > 1 else 0
-    # Decoys fill a request's last group.
+    # Decoys fill a request's last group, and pass the first stage too.
     filled = whole_groups(settings.request, settings.around) / settings.request
+    mixing = filled * group * (inside + outside) if group > 1 else 0
+    ends = filled * flops(model.pre, image) + flops(model.post, returned)
     crosses = settings.place != "edge"
     each = WIRE_BYTES[settings.wire] if crosses else 0
     return {
         "edge_parameters": sum(p.numel() for p in model.ends.parameters()),
         "edge_macs": ends / 2 + mixing,
-        "macs": (ends + flops(model.main, sent)) / 2 + mixing,
+        "macs": (ends + filled * flops(model.main, sent)) / 2 + mixing,
         "bytes_up": each * inside * filled,
         "bytes_down": each * outside * filled,
     }

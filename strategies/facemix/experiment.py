@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal, Self
 
 from pydantic import model_validator
 
 import models
 from clients.data import Splits
+from clients.protocol import batch_sizes
+from clients.shields.decoys import missing
 from clients.shields.mixing import whole_groups
 from clients.shields.stages import Staged, staged
 from models.errors import RequestError
 from models.randomness import derive
 from strategies.experiment import Experiment
-from strategies.facemix.config import FacemixConfig
+from strategies.facemix.config import WIRE_BYTES, FacemixConfig
+
+LARGEST_MESSAGE = 2**30
+"""What a deployed server takes unless it is told otherwise."""
 
 
 class FacemixExperiment(Experiment):
@@ -39,7 +45,7 @@ class FacemixExperiment(Experiment):
 
     def deployed(self, nodes: list[str]) -> list[str]:
         """Return settings for real edges: large requests, which are harder to take apart too."""
-        return [f"facemix.edges={len(nodes)}", "facemix.request=4096", "facemix.keys=secret"]
+        return [f"facemix.edges={len(nodes)}", "facemix.request=512", "facemix.keys=secret"]
 
     def names(self) -> list[str]:
         """Return the edges' names, in the order of their partitions."""
@@ -54,8 +60,11 @@ class FacemixExperiment(Experiment):
         for case, settings in self.facemix.each_case().items():
             where = f" (case '{case}')" if self.facemix.cases else ""
             try:
-                if models.is_frozen(self.built(settings, data).main):
+                built = self.built(settings, data)
+                if models.is_frozen(built.main):
                     raise RequestError("an exported program can't be trained, nor cut")
+                check_messages(settings, built)
+                check_groups(settings, data)
             except RequestError as error:
                 raise RequestError(f"facemix{where}: {error}") from error
 
@@ -76,3 +85,44 @@ class FacemixExperiment(Experiment):
             whole_groups(max(settings.training.batch_size, settings.request), settings.around),
             derive(self.seed, "weights"),
         )
+
+
+def check_messages(settings: FacemixConfig, built: Staged) -> None:
+    """See that messages are not larger than nodes and servers take.
+
+    Raises
+    ------
+    RequestError
+        They are.
+    """
+    if settings.place == "edge":
+        return
+    each = math.prod(built.shield.shape) * WIRE_BYTES[settings.wire]
+    for name, images in {
+        "request": settings.request,
+        "training.batch_size": settings.training.batch_size if settings.train == "split" else 0,
+    }.items():
+        if whole_groups(images, settings.around) * each > LARGEST_MESSAGE:
+            raise RequestError(
+                f"{name}: {images} images make a message of {images * each / 2**30:.1f} GiB; "
+                f"allowed: at most {LARGEST_MESSAGE // each}, or wire: float16, or a later cut"
+            )
+
+
+def check_groups(settings: FacemixConfig, data: Splits) -> None:
+    """See that the owner's batches are whole groups, where nothing is to fill them.
+
+    Raises
+    ------
+    RequestError
+        They are not.
+    """
+    if settings.train == "split":
+        return
+    size = settings.training.batch_size
+    sizes = {*batch_sizes(len(data.train), size), len(data.validation) % size}
+    for count in sorted(sizes):
+        try:
+            missing(count, settings.around)
+        except ValueError as error:
+            raise RequestError(f"a batch of the owner's images: {error}") from error

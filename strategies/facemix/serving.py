@@ -1,7 +1,8 @@
 """Inference: edges ask, the cloud computes what several of them asked together, edges answer.
 
-A request's answer and the next request share a message. Rows of different edges stand in one batch
-and do not meet: in evaluation mode each row of a batch is computed by itself.
+A request's answer and the next request share a message. Requests wait a moment for those of other
+edges, until they fill a batch; their rows stand in one and do not meet: in evaluation mode each row
+of a batch is computed by itself.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from strategies.facemix.together import admitted
 from strategies.facemix.training import log_rates
 
 SERVING = "serving"
+WAIT_SECONDS = 0.5
+"""The longest that a request waits for those of other edges."""
 
 
 class Asked(NamedTuple):
@@ -46,6 +49,8 @@ class Serving:
         self.main = session.model.main.eval()
         self.numbers = dict.fromkeys(session.exchanges.nodes, 0)
         self.totals: dict[str, int] = {}
+        self.waiting: dict[str, Asked] = {}
+        self.since = 0.0
         self.rows = self.batches = 0
         self.seconds = 0.0
 
@@ -91,19 +96,35 @@ class Serving:
             number, admitted(content, "mixtures", (rows, *shield.shape), self.settings.wire)
         )
 
-    def _answers(self, asked: Mapping[str, Asked]) -> dict[str, RecordDict]:
-        """Compute what arrived together, and return each edge's answer."""
-        waiting = {name: request for name, request in asked.items() if len(request.rows)}
-        outputs = self._computed([each.rows for each in waiting.values()]) if waiting else []
+    def _answers(self, asked: Mapping[str, Asked], expected: int) -> dict[str, RecordDict]:
+        """Compute what has arrived, once it is time to, and return each edge's answer."""
+        for name, request in asked.items():
+            if not len(request.rows):
+                self.numbers[name] = self.totals[name]
+                continue
+            if not self.waiting:
+                self.since = time.monotonic()
+            self.waiting[name] = request
+        answers = self._answered() if self._is_time(expected) else {}
+        if asked or answers:
+            done, total = sum(self.numbers.values()), sum(self.totals.values())
+            self.session.recorder.progress(f"serving ({self.session.case})", done, total, "request")
+        return answers
+
+    def _is_time(self, expected: int) -> bool:
+        rows = sum(len(request.rows) for request in self.waiting.values())
+        late = time.monotonic() - self.since >= WAIT_SECONDS
+        return bool(rows) and (not expected or late or rows >= self.settings.batch)
+
+    def _answered(self) -> dict[str, RecordDict]:
+        """Compute all that waits, and return each edge's answer."""
+        waiting, self.waiting = self.waiting, {}
+        outputs = self._computed([request.rows for request in waiting.values()])
         answers: dict[str, RecordDict] = {}
         for (name, request), rows in zip(waiting.items(), outputs, strict=True):
             self.numbers[name] = request.number + 1
             array = Array(protocol.on_wire(rows, self.settings.wire))
             answers[name] = self.session.request({"number": request.number}, outputs=array)
-        for name in [name for name, request in asked.items() if not len(request.rows)]:
-            self.numbers[name] = self.totals[name]
-        done, total = sum(self.numbers.values()), sum(self.totals.values())
-        self.session.recorder.progress(f"serving ({self.session.case})", done, total, "request")
         return answers
 
     @torch.no_grad()

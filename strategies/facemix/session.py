@@ -9,6 +9,7 @@ from flwr.app import Array
 from clients import protocol
 from clients.assignments import InferenceAssignment
 from clients.data import Splits
+from clients.shields.decoys import missing
 from clients.shields.mixing import group_of
 from clients.shields.stages import Staged
 from models.compute import Compute
@@ -86,7 +87,17 @@ class Session(CaseSession):
         if member.shape != self.data.shape:
             sizes = ["x".join(map(str, shape)) for shape in (member.shape, self.data.shape)]
             raise ValueError(f"holds images of {sizes[0]}, the model is for {sizes[1]}")
+        self._check_groups(member)
         return member
+
+    def _check_groups(self, member: Member) -> None:
+        """See that what an edge sends are whole groups, where nothing is to fill them."""
+        settings = self.settings
+        sizes = {member.test % settings.request}
+        if settings.train == "split":
+            sizes |= set(protocol.batch_sizes(member.train, settings.training.batch_size))
+        for count in sorted(sizes):
+            missing(count, settings.around)
 
     def _assignments(self) -> dict[str, InferenceAssignment]:
         settings = self.settings

@@ -14,6 +14,7 @@ from flwr.app import Array, RecordDict
 from clients import protocol
 from clients.shields.mixing import whole_groups
 from models.packing import check_statistics, unpack
+from models.randomness import layers_seeded
 from strategies.facemix.training import Learning
 
 
@@ -57,9 +58,10 @@ class Together(Learning):
         images = sum(sizes[name] for name in sent)
         batch = Batch(epoch, number, {name: sizes[name] / images for name in sent})
         mixtures = torch.cat([*sent.values()]).requires_grad_()
-        outputs = self.session.compute.outputs(
-            self.model.main, self.session.compute.place(mixtures)
-        )
+        with layers_seeded(self.drawing, self.session.seed, "main", epoch, number):
+            outputs = self.session.compute.outputs(
+                self.model.main, self.session.compute.place(mixtures)
+            )
         counts = [len(rows) for rows in sent.values()]
         returned = dict(zip(sent, outputs.detach().cpu().split(counts), strict=True))
         losses, gradients = self._losses(batch, returned)

@@ -21,7 +21,7 @@ from models.attributes import (
 )
 from models.errors import RequestError
 from models.packing import under
-from models.randomness import numpy_generator
+from models.randomness import draws, layers_seeded, numpy_generator
 from strategies.facemix.session import Session
 
 TRAINING = "training"
@@ -58,6 +58,7 @@ class Learning(ABC):
         self.model = session.model
         self.training = session.settings.training
         self.recorder = session.recorder
+        self.drawing = draws(session.model)
         self.task = session.task(TRAINING)
         built = optimizers.build(self.training.optimizer, self.model.parameters())
         assert built is not None
@@ -162,7 +163,8 @@ class Central(Learning):
         truth = torch.from_numpy(images.attributes[rows]).to(device)
         self.model.randomness = numpy_generator(seed, "mixing", 0, "batch", epoch, number)
         self.optimizer.zero_grad()
-        loss = self.loss(session.compute.place(x), truth, labels.to(device))
+        with layers_seeded(self.drawing, seed, 0, epoch, number):
+            loss = self.loss(session.compute.place(x), truth, labels.to(device))
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
         return float(loss.detach())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +17,7 @@ from clients import protocol
 from models import optimizers, packing
 from models.compute import Compute
 from models.packing import joined, under
-from models.randomness import derive, draws, seeded
+from models.randomness import draws, layers_seeded
 from strategies.split.config import SplitConfig
 from strategies.split.costs import FORWARD, seconds_of
 
@@ -170,8 +170,7 @@ class Cloud:
         return value * len(labels)
 
     def _seeded(self, turn: int, number: int) -> AbstractContextManager[None]:
-        """Let layers that draw draw from the run's seed; where there are none this costs time."""
-        return seeded(derive(self.seed, "layers", turn, number)) if self.draws else nullcontext()
+        return layers_seeded(self.draws, self.seed, turn, number)
 
     def _learning(self, several: bool) -> None:
         """Put the layers that learn into training mode; what is frozen stays as it is."""

@@ -18,11 +18,12 @@ from analysis.attacks import (
     separate,
     trained_drawer,
 )
-from analysis.attacks.reconstruction import Discriminator, Rebuilt, chamfer
+from analysis.attacks.reconstruction import Discriminator, Generator, Rebuilt, chamfer
 from analysis.attacks.separation import clear_success, demixed, matched
 from analysis.runs import open_run
 from clients.app import app as client_app
 from clients.shields.draws import orthogonal
+from clients.shields.front import activation_shape
 from models.errors import RequestError
 from simulations.engines.inprocess import InProcessGrid
 from simulations.engines.local import run_config, server_context
@@ -36,7 +37,7 @@ SETTINGS = [
     "facemix.request=32",
     "facemix.training={epochs: 5, batch_size: 32, optimizer: {name: adam, learning_rate: 0.003}}",
     "facemix.cases={mixed: {}, edge: {place: edge}, blurred: {place: cloud, shield: {name: "
-    "low-resolution, side: 8}}}",
+    "low-resolution, side: 8}}, anonymised: {place: cloud, anonymiser: {}}}",
 ]
 
 
@@ -161,6 +162,33 @@ def test_the_critic_sees_an_image_beside_its_feature_map() -> None:
     torch.testing.assert_close(critic(maps, images), wanted)
 
 
+def test_each_group_is_rebuilt_once(mixed: View) -> None:
+    rebuilt = reconstruct(
+        mixed, Generator(*mixed.model.shield.shape[:1], 8, 1, 8).eval(), 40, seed=0
+    )
+    assert len(torch.unique(rebuilt.true.flatten(1), dim=0)) == 40
+
+
+def test_people_are_learnt_from_what_the_cloud_computes_before_it_answers(directory: Path) -> None:
+    run = open_run(directory)
+    shapes = {
+        case: activation_shape(view.trunk(), view.model.shield.shape)
+        for case in ("mixed", "blurred", "anonymised")
+        for view in [View.of(run, case)]
+    }
+    assert len(set(shapes.values())) == 1
+
+
+def test_an_anonymised_image_is_plain_in_the_clear(directory: Path) -> None:
+    view = View.of(open_run(directory), "anonymised")
+    images = view.data.test
+    (sight, *_) = view.in_the_clear().sights(images, 0, "test")
+    plain, _ = images.batch(sight.images)
+    assert torch.equal(sight.rows, plain)
+    (sight, *_) = view.sights(images, 0, "test")
+    assert not torch.allclose(sight.rows, images.batch(sight.images)[0], atol=1e-3)
+
+
 def test_likeness_is_beside_that_of_the_mean_image() -> None:
     true = torch.zeros(3, 1, 8, 8)
     found = Rebuilt(true, true + 0.1, torch.full((1, 8, 8), 0.2)).likeness()
@@ -173,7 +201,7 @@ def test_what_can_not_be_attacked_says_why(directory: Path, tmp_path: Path) -> N
     run = open_run(directory)
     for case, why in {
         "edge": "nothing leaves the edge",
-        "other": "no case 'other'; allowed: mixed, edge, blurred",
+        "other": "no case 'other'; allowed: mixed, edge, blurred, anonymised",
     }.items():
         with pytest.raises(RequestError, match=why):
             View.of(run, case)

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from clients.shields import build, configured
+from clients.shields.decoys import filled
 from clients.shields.draws import orthogonal
 from clients.shields.mixing import Mixing, MixingKey
 from models.errors import RequestError
@@ -51,10 +52,11 @@ def test_every_size_of_request_comes_back_in_its_order(group: int, shuffle: bool
     shield = mixing(group, shuffle=shuffle)
     for count in range(1, 3 * group + 2):
         x = features(count, seed=count)
-        sent, key = shield.protect(x, rng(count))
+        whole = filled(x, shield.config, rng(count))
+        sent, key = shield.protect(whole, rng(count))
         assert len(sent) % group == 0
         assert len(sent) - count < group
-        torch.testing.assert_close(shield.restore(sent, key), x, atol=1e-5, rtol=0)
+        torch.testing.assert_close(shield.restore(sent, key)[:count], x, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
@@ -118,12 +120,20 @@ def test_keys_differ_in_each_group_and_request() -> None:
     assert len(set(orders)) == 4
 
 
-def test_what_fills_a_group_is_no_copy() -> None:
-    """A row that stands twice in a group leaves seven that are different."""
+@pytest.mark.parametrize("wire", [torch.float32, torch.float16])
+def test_what_fills_a_group_is_no_combination_of_what_crosses(wire: torch.dtype) -> None:
+    """Not behind linear layers either: it would show a group, and what is in it, without a key."""
     for seed in range(20):
-        sent, key = mixing(shape=(64,), shuffle=False).protect(features(9, shape=(64,)), rng(seed))
-        assert key.order is None
-        assert [int(torch.linalg.matrix_rank(part.double())) for part in sent.split(8)] == [8, 8]
+        images = features(9, seed, (1, 16, 16)) + features(1, 99, (1, 16, 16))
+        rows = filled(images, mixing().config, rng(seed)).flatten(1)
+        sent, _ = mixing(shape=(256,)).protect(rows, rng(seed))
+        alone, _ = mixing(shape=(256,)).protect(rows[:8], rng(seed))
+        assert least(sent.to(wire)) > 0.1 * least(alone.to(wire)) > 1
+
+
+def least(rows: torch.Tensor) -> float:
+    """Return the smallest singular value of rows."""
+    return float(torch.linalg.svdvals(rows.double()).min())
 
 
 def test_a_key_is_not_printed() -> None:
@@ -134,14 +144,20 @@ def test_a_key_is_not_printed() -> None:
 @pytest.mark.parametrize(
     ("settings", "count", "why"),
     [
-        ({"group": 8, "pad": False}, 20, "20 examples are no whole groups of 8"),
-        ({"group": 8, "pad": False}, 5, "5 examples are no whole groups of 8"),
+        ({"group": 8, "pad": False}, 20, "20 examples are no whole groups of 8; send a multiple"),
+        ({"group": 8, "pad": False}, 5, "5 examples are no whole groups of 8; send a multiple"),
         ({"group": 8}, 0, "got examples"),
     ],
 )
 def test_what_can_not_be_mixed_says_why(settings: dict, count: int, why: str) -> None:
+    shield = mixing(**settings)
     with pytest.raises(ValueError, match=why):
-        mixing(**settings).protect(features(count), rng())
+        shield.protect(filled(features(count), shield.config, rng()), rng())
+
+
+def test_what_fills_no_group_is_not_mixed() -> None:
+    with pytest.raises(ValueError, match="20 examples are no whole groups of 8"):
+        mixing().protect(features(20), rng())
 
 
 def test_no_group_is_smaller_than_one() -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from competition_helpers import ListeningGrid
+from flwr.app import Message
 from node_files import node_file
 from split_helpers import Interrupted, asked, bytes_of, measured, model_of, run, same
 
@@ -59,6 +60,17 @@ def edges_of(grid: ListeningGrid, place: Path) -> list[InferenceEdge]:
     for edge in edges:
         edge.adopt({name: torch.from_numpy(values) for name, values in arrays.items()})
     return edges
+
+
+def first_of(grid: ListeningGrid, kind: str) -> Message:
+    """Return the first request of a kind."""
+    return next(m for m in grid.requests if m.metadata.message_type == kind)
+
+
+def arrays_in(message: Message) -> dict[str, torch.Tensor]:
+    """Return what a message carries."""
+    arrays = protocol.arrays_of(message.content).items()
+    return {name: torch.from_numpy(values.copy()) for name, values in arrays}
 
 
 def counts_of(grid: ListeningGrid) -> np.ndarray:
@@ -157,6 +169,27 @@ def test_requests_that_are_computed_together_do_not_meet(tmp_path: Path) -> None
     assert served.batches == 3
     for rows, outputs in zip(asked_for, together, strict=True):
         torch.testing.assert_close(served._computed([rows])[0], outputs)
+
+
+def test_requests_of_several_edges_are_computed_together(tmp_path: Path) -> None:
+    """Fifteen test images each, in two requests."""
+    for batch, batches in ((64, 2), (8, 4)):
+        directory = tmp_path / str(batch)
+        run(tiny("facemix.request=8", f"facemix.batch={batch}"), directory)
+        served = {row["metric"]: row["value"] for row in measured(directory, stage="serving")}
+        assert (served["rows"], served["batches"]) == (32, batches)
+    rates = [measured(tmp_path / str(batch), stage="test") for batch in (64, 8)]
+    assert rates[0] == rates[1]
+
+
+@pytest.mark.parametrize("settings", [(), SPLIT])
+def test_layers_that_draw_draw_from_the_seed(tmp_path: Path, settings: tuple[str, ...]) -> None:
+    model = ("facemix.model=cnn-embedding", "facemix.pre=pool1", "facemix.post=norm")
+    model = ("data.image_size=16", *model)
+    for name in ("a", "b"):
+        run(tiny(*settings, *model), tmp_path / name)
+        torch.rand(3)  # something else draws between them
+    assert same(model_of(tmp_path / "a"), model_of(tmp_path / "b"))
 
 
 def test_an_anonymiser_fools_the_adversary_that_it_is_trained_against(tmp_path: Path) -> None:
@@ -269,10 +302,24 @@ def test_no_image_crosses_twice(tmp_path: Path) -> None:
         asked_for = [edge._asked(number) for number in range(2)]
         assert [waiting.rows.tolist() for waiting in asked_for] == [[0, 1, 2], [3, 4, 5]]
         assert [len(waiting.sent) for waiting in asked_for] == [8, 8]
-        own = edge._features(edge._shares["test"], np.arange(3)).detach()
+        own = edge._features(edge._shares["test"].batch(np.arange(3))[0]).detach()
         distances = [outside(own, waiting.sent) for waiting in asked_for]
         assert float(distances[0].max()) < 1e-4
         assert float(distances[1].min()) > 1e-2
+
+
+@pytest.mark.parametrize("settings", [(), ("facemix.pre='0'",), ("facemix.wire=float16",)])
+def test_nothing_that_crosses_is_a_combination_of_the_rest(
+    tmp_path: Path, settings: tuple[str, ...]
+) -> None:
+    """In the null space of all rows those of a group would lie on a line: its matrix's column."""
+    grid = run(tiny("facemix.request=9", *settings), tmp_path / "run")
+    for edge in edges_of(grid, tmp_path / "again"):
+        sent = [torch.from_numpy(edge.ask(number)).double() for number in range(edge.requests)]
+        assert sum(map(len, sent)) > len(edge._shares["test"])
+        values = torch.linalg.svdvals(torch.cat(sent).flatten(1))
+        own = edge._features(edge._shares["test"].batch(slice(None))[0]).double().flatten(1)
+        assert float(values.min()) > 0.1 * float(torch.linalg.svdvals(own).min()) > 1e-3
 
 
 def outside(features: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
@@ -293,6 +340,34 @@ def test_an_edge_is_served_under_one_set_of_stages(tmp_path: Path) -> None:
     for name in ("weights", "normalisation"):
         with pytest.raises(RuntimeError, match="was served under other stages"):
             edge.adopt({**tensors, name: tensors[name] + 1})
+        with pytest.raises(ValueError, match=f"{name} with NaN"):
+            edge.adopt({**tensors, name: tensors[name] * torch.nan})
+
+
+def test_an_edge_is_not_served_again_on_other_terms(tmp_path: Path) -> None:
+    """Spans of requests of one and of two images have the first in common."""
+    grid = run(tiny("facemix.keys=secret"), tmp_path / "run")
+    (edge, _) = edges_of(grid, tmp_path / "again")
+    other = edge.assignment.model_copy(update={"request": 2})
+    with pytest.raises(RuntimeError, match="crossed under these stages before"):
+        InferenceEdge(edge.vault, other).ask(0)
+    same = InferenceEdge(edge.vault, edge.assignment)
+    np.testing.assert_array_equal(same.ask(0), edge.ask(0))
+
+
+def test_images_cross_once_under_the_same_stages(tmp_path: Path) -> None:
+    """Another run with them is another key for the same features."""
+    grid = run(tiny("facemix.keys=secret"), tmp_path / "run")
+    (edge, _) = edges_of(grid, tmp_path / "again" / "first")
+    place = tmp_path / "again" / "second" / "0"
+    arrays = protocol.arrays_of(asked(grid, protocol.ADOPT)[-1].content)
+    tensors = {name: torch.from_numpy(values) for name, values in arrays.items()}
+    again = InferenceEdge(Vault(place), edge.assignment.model_copy(update={"run": "second"}))
+    with pytest.raises(RuntimeError, match="15 of this node's images crossed under these stages"):
+        again.adopt(tensors)
+    InferenceEdge(Vault(place), again.assignment).adopt(
+        {**tensors, "weights": tensors["weights"] + 1}
+    )
 
 
 def test_the_first_answer_stands_and_the_secret_goes_with_the_last(tmp_path: Path) -> None:
@@ -324,11 +399,27 @@ def test_an_edge_trains_with_nobody_unless_it_was_told(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "allowed"),
     [
-        (("facemix.keys=secret",), True),
-        ((), False),
-        (("facemix.keys=secret", "facemix.shield={name: mixing, group: 4}"), False),
-        (("facemix.keys=secret", "facemix.place=cloud"), False),
-        (("facemix.keys=secret", *SPLIT), False),
+        (("facemix.keys=secret", "facemix.request=64"), True),
+        (("facemix.request=64",), False),
+        (("facemix.keys=secret", "facemix.request=63"), False),
+        (
+            (
+                "facemix.keys=secret",
+                "facemix.request=64",
+                "facemix.shield={name: mixing, shuffle: false}",
+            ),
+            False,
+        ),
+        (
+            (
+                "facemix.keys=secret",
+                "facemix.request=64",
+                "facemix.shield={name: mixing, group: 4}",
+            ),
+            False,
+        ),
+        (("facemix.keys=secret", "facemix.request=64", "facemix.place=cloud"), False),
+        (("facemix.keys=secret", "facemix.request=64", *SPLIT), False),
     ],
 )
 def test_a_deployed_edge_insists_on_mixing(
@@ -517,10 +608,10 @@ def test_a_wrong_answer_of_an_edge_is_a_dropout(
 @pytest.mark.parametrize(
     ("change", "why"),
     [
-        (lambda x: x[:-1], r"an answer of shape \(7, "),
-        (lambda x: x[:, 1:], r"an answer of shape \(8, "),
+        (lambda x: x[:-1], r"outputs of shape \(7, "),
+        (lambda x: x[:, 1:], r"outputs of shape \(8, "),
         (lambda x: x * float("nan"), "NaN or infinity"),
-        (lambda x: torch.cat([x, x]), r"an answer of shape \(16, "),
+        (lambda x: torch.cat([x, x]), r"outputs of shape \(16, "),
     ],
 )
 def test_an_edge_refuses_what_is_no_answer_to_its_request(
@@ -538,6 +629,48 @@ def test_an_edge_refuses_what_is_no_answer_to_its_request(
             edge.ask(number)
         with pytest.raises(ValueError, match=f"an answer to request {number}, 1 waits for one"):
             edge.answer(number, outputs)
+
+
+def test_a_message_that_no_server_takes_is_refused_beforehand(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("strategies.facemix.experiment.LARGEST_MESSAGE", 2**16)
+    for settings, why in (
+        (["facemix.request=64"], r"request: 64 images make a message of"),
+        ([*SPLIT, "facemix.training.batch_size=64"], r"training.batch_size: 64 images make a"),
+    ):
+        with pytest.raises(RequestError, match=why):
+            tiny(*settings).check()
+    tiny("facemix.place=edge", "facemix.request=64").check()
+
+
+@pytest.mark.parametrize("change", [lambda x: x * np.nan, lambda x: x[:, 1:], lambda x: x[1:]])
+@pytest.mark.parametrize(
+    ("kind", "array"), [(protocol.OUTPUTS, "outputs"), (protocol.ENDS, "gradient")]
+)
+def test_an_edge_learns_nothing_from_what_fits_no_batch(
+    tmp_path: Path, change: Any, kind: str, array: str
+) -> None:
+    grid = run(tiny(*SPLIT), tmp_path / "run")
+    (edge, _) = edges_of(grid, tmp_path / "again")
+    stages = arrays_in(first_of(grid, protocol.MIXTURES))
+    edge.mixtures(0, 0, stages)
+    arrays = arrays_in(first_of(grid, kind))
+    if kind == protocol.ENDS:
+        edge.loss(0, 0, 0.5, arrays_in(first_of(grid, protocol.OUTPUTS)))
+    answer = edge.loss if kind == protocol.OUTPUTS else edge.gradients
+    with pytest.raises(ValueError, match=f"{array} of shape"):
+        answer(0, 0, 0.5, {**arrays, array: change(arrays[array])})
+    with pytest.raises(ValueError, match="with NaN or infinity"):
+        edge.mixtures(0, 0, {**stages, "weights": stages["weights"] * np.nan})
+
+
+def test_an_edge_whose_groups_nothing_fills_takes_no_part(tmp_path: Path) -> None:
+    settings = ("facemix.shield={name: mixing, pad: false, group: 4}", "facemix.request=8")
+    settings = (*settings, "facemix.training={epochs: 1, batch_size: 4}", "data.split='4:1:1'")
+    with pytest.raises(RuntimeError, match="0 participants answered"):
+        run(tiny(*settings), tmp_path / "run")
+    assert "no whole groups of 4" in (tmp_path / "run" / "events.log").read_text()
 
 
 def test_split_learning_refuses_mixing() -> None:
@@ -573,6 +706,10 @@ def test_a_model_file_says_all_that_is_needed_to_use_it(tmp_path: Path) -> None:
     [
         (["facemix.shield={name: mixing, group: 0}"], "must be at least 1"),
         (["facemix.shield={name: mixing, pad: false}"], "request: 7 are no whole groups of 8"),
+        (
+            ["facemix.shield={name: mixing, pad: false}", "facemix.request=8"],
+            "a batch of the owner's images",
+        ),
         (["facemix.shield={name: fog}"], "unknown shield 'fog'"),
         (["facemix.pre='3'", "facemix.post='1'"], "'3' must come before '1'"),
         (["facemix.pre=nowhere"], "unknown cut 'nowhere'"),
