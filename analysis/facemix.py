@@ -11,7 +11,7 @@ import pandas as pd
 
 from analysis.runs import Run, RunPaths, runs_of
 from clients.shields import ShieldConfig
-from clients.shields.mixing import MixingConfig
+from clients.shields.mixing import MixingConfig, group_of
 from clients.shields.obfuscation import LowResolutionConfig, NoiseConfig
 from strategies.facemix.config import FacemixConfig
 from strategies.session import CLOUD
@@ -227,7 +227,8 @@ def _crossings(run: Run, up: float, down: float, delay: float) -> Iterator[dict[
         alone = settings.place == "edge"
         hidden = "in the clear" if _hides_nothing(settings) else "behind the shield"
         hidden = "anonymised" if settings.anonymiser else hidden
-        back = hidden if settings.place == "both" else "in the clear"
+        mixed = settings.place == "both" or group_of(settings.around) > 1
+        back = hidden if mixed else "in the clear"
         yield {
             "run": named["run"],
             "case": case,

@@ -374,7 +374,9 @@ def counts(edge: InferenceEdge, _: dict, __: Arrays) -> RecordDict:
 @_answering(InferenceEdge)
 def mixtures(edge: InferenceEdge, config: dict, arrays: Arrays) -> RecordDict:
     """Compute a training batch as far as it leaves."""
-    return protocol.reply({}, mixtures=edge.mixtures(config["epoch"], config["number"], arrays))
+    return protocol.reply(
+        {}, mixtures=edge.training.mixtures(config["epoch"], config["number"], arrays)
+    )
 
 
 @app.train("outputs")
@@ -382,7 +384,7 @@ def mixtures(edge: InferenceEdge, config: dict, arrays: Arrays) -> RecordDict:
 def outputs(edge: InferenceEdge, config: dict, arrays: Arrays) -> RecordDict:
     """Return loss and gradient on what the cloud made of a batch."""
     place = config["epoch"], config["number"], config["share"]
-    numbers, gradient = edge.loss(*place, arrays)
+    numbers, gradient = edge.training.loss(*place, arrays)
     return protocol.reply(numbers, gradient=gradient)
 
 
@@ -391,4 +393,4 @@ def outputs(edge: InferenceEdge, config: dict, arrays: Arrays) -> RecordDict:
 def ends(edge: InferenceEdge, config: dict, arrays: Arrays) -> RecordDict:
     """Return the gradients of the first and the last stage on a batch."""
     place = config["epoch"], config["number"], config["share"]
-    return protocol.reply({}, **edge.gradients(*place, arrays))
+    return protocol.reply({}, **edge.training.gradients(*place, arrays))

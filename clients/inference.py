@@ -9,9 +9,7 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from typing import Any, get_args
 
 import numpy as np
@@ -22,24 +20,21 @@ from clients import protocol
 from clients.assignments import InferenceAssignment
 from clients.crossings import Crossings
 from clients.data import ImageSet, Part, Splits, load_once
-from clients.shields.decoys import decoys, filled, missing
+from clients.inference_training import EdgeTraining
+from clients.shields.decoys import decoys, missing
 from clients.shields.draws import shuffled
 from clients.shields.front import activation_shape
 from clients.shields.mixing import group_of
 from clients.shields.stages import Staged, staged_once
 from clients.vault import Vault
 from models import packing
-from models.attributes import answered, attribute_loss, balancing, confusion
-from models.augmentation import AUGMENTATIONS
+from models.attributes import answered, confusion
 from models.compute import Compute
 from models.cut import OUTPUT
 from models.randomness import (
     Randomness,
     SecretGenerator,
-    draws,
-    layers_seeded,
     numpy_generator,
-    torch_generator,
 )
 
 ENDS = "ends"
@@ -74,16 +69,6 @@ class Asked:
     sent: torch.Tensor
 
 
-@dataclass
-class Step:
-    """One batch of split training, between its messages."""
-
-    number: tuple[int, int]
-    asked: Asked
-    attributes: torch.Tensor
-    gradient: np.ndarray | None = None
-
-
 class InferenceEdge:
     """One edge's side of every exchange.
 
@@ -109,12 +94,11 @@ class InferenceEdge:
         self.ends: nn.ModuleList = self.compute.host(copy.deepcopy(built.ends))  # type: ignore[assignment]
         # Where the cloud trains, training images are its own.
         parts: tuple[Part, ...] = ("test",) if a.train == "central" else get_args(Part)
-        self._shares: dict[Part, ImageSet] = {part: self._share(part) for part in parts}
+        self.shares: dict[Part, ImageSet] = {part: self._share(part) for part in parts}
         self._crossings = Crossings(vault)
         self._pending: dict[int, Asked] = {}
-        self._draws = draws(self.ends)
         self._first = 0
-        self._step: Step | None = None
+        self._training = EdgeTraining(self) if a.train == "split" else None
         self._adopted = False
 
     def introduced(self) -> dict[str, int | str]:
@@ -124,7 +108,7 @@ class InferenceEdge:
             "key": self.data.key,
             "shape": "x".join(map(str, self.data.shape)),
             "attributes": len(self.data.attributes),
-            **{part: len(self._shares.get(part, ())) for part in get_args(Part)},
+            **{part: len(self.shares.get(part, ())) for part in get_args(Part)},
         }
 
     def roll_back(self, turn: int) -> None:  # noqa: ARG002
@@ -152,7 +136,7 @@ class InferenceEdge:
             If this case was served under others, or on other terms, or another run under these:
             the same images behind other keys show which mixtures belong together.
         """
-        self._load(arrays)
+        self.load_stages(arrays)
         self._pin(arrays)
         self.vault.save(f"{self.assignment.case}-{ENDS}", dict(arrays), {})
         self._adopted = True
@@ -163,13 +147,14 @@ class InferenceEdge:
         stages = hashlib.blake2b(b"".join(values), digest_size=16).hexdigest()
         if self.hides:
             terms = f"run '{a.run}', case '{a.case}'|{a.fingerprint()}"
-            self._crossings.claim(stages, terms, self._shares["test"])
+            self._crossings.claim(stages, terms, self.shares["test"])
         if not self.vault.pin(f"{a.case}-stages", f"{stages} {a.fingerprint()}"):
             raise RuntimeError(
                 "this edge was served under other stages, or on other terms, and asks nothing again"
             )
 
-    def _load(self, arrays: Tensors) -> None:
+    def load_stages(self, arrays: Tensors) -> None:
+        """Take stages for now; errors as of :meth:`adopt`."""
         for name, values in arrays.items():
             if not packing.all_finite(values):
                 raise ValueError(f"stages' {name} with NaN or infinity")
@@ -178,8 +163,8 @@ class InferenceEdge:
             mean, std = arrays["normalisation"].float()[:, :, None, None]
             if float(std.min()) <= 0:
                 raise ValueError("normalisation with no deviation")
-            self._shares = {
-                part: replace(images, mean=mean, std=std) for part, images in self._shares.items()
+            self.shares = {
+                part: replace(images, mean=mean, std=std) for part, images in self.shares.items()
             }
 
     def _ready(self) -> None:
@@ -189,7 +174,7 @@ class InferenceEdge:
         kept = self.vault.load(f"{self.assignment.case}-{ENDS}")
         if kept is None:
             raise RuntimeError("this edge has not been given its stages yet")
-        self._load(kept[0])
+        self.load_stages(kept[0])
         self._pin(kept[0])  # it may have been told of other terms since
         self._adopted = True
 
@@ -203,7 +188,7 @@ class InferenceEdge:
     @property
     def requests(self) -> int:
         """How many requests its test images make."""
-        return -(-len(self._shares["test"]) // self.assignment.request)
+        return -(-len(self.shares["test"]) // self.assignment.request)
 
     def next_request(self) -> int | None:
         """Return the first request that has no answer yet, None if all have.
@@ -231,11 +216,11 @@ class InferenceEdge:
         return protocol.on_wire(asked.sent, self.assignment.wire)
 
     def _asked(self, number: int) -> Asked:
-        images, size = self._shares["test"], self.assignment.request
+        images, size = self.shares["test"], self.assignment.request
         if not 0 <= number < self.requests:
             raise ValueError(f"request {number} of {self.requests}")
         own = np.arange(number * size, min((number + 1) * size, len(images)))
-        randomness = self._randomness("request", number)
+        randomness = self.randomness("request", number)
         x = torch.cat([images.batch(own)[0], self._decoys(images, own, randomness)])
         order = shuffled((len(x),), randomness)
         with torch.no_grad():
@@ -277,7 +262,7 @@ class InferenceEdge:
             raise ValueError(f"an answer to request {number}, {waiting} waits for one")
         # In a fresh process the key is drawn again, from the vault's secret.
         asked = self._pending.get(number) or self._asked(number)
-        outputs = _came({"outputs": outputs}, "outputs", (len(asked.sent), *self.returned))
+        outputs = packing.expected("outputs", outputs, (len(asked.sent), *self.returned))
         self._pending.pop(number, None)
         with torch.no_grad():
             restored = self.shield.restore(self.compute.place(outputs), asked.secret)
@@ -312,7 +297,7 @@ class InferenceEdge:
         """
         if not self.assignment.report:
             raise RuntimeError("this edge keeps to itself how often it was right")
-        truth = torch.from_numpy(self._shares["test"].attributes)
+        truth = torch.from_numpy(self.shares["test"].attributes)
         total = torch.zeros(truth.shape[1], 2, 2, dtype=torch.int64)
         for number in range(self.requests):
             kept = self.vault.load(self._answers(number))
@@ -322,105 +307,18 @@ class InferenceEdge:
         counted: np.ndarray = total.numpy()
         return counted
 
-    # ----------------------------------------------------------------------- training
-
-    def mixtures(self, epoch: int, number: int, arrays: Tensors) -> np.ndarray:
-        """Return what leaves of one training batch.
-
-        Parameters
-        ----------
-        epoch, number : int
-            Which batch.
-        arrays : mapping of str to Tensor
-            The stages as they are now, as of :meth:`adopt`.
-        """
-        step = self._begun(epoch, number, arrays)
-        return protocol.on_wire(step.asked.sent.detach(), self.assignment.wire)
-
-    def loss(
-        self, epoch: int, number: int, share: float, arrays: Tensors
-    ) -> tuple[Numbers, np.ndarray]:
-        """Return loss, and gradient on what the cloud made of a batch.
-
-        Parameters
-        ----------
-        share : float
-            Of this edge's images in the whole batch.
-        arrays : mapping of str to Tensor
-            ``outputs``; and the stages, if another process may have made the mixtures.
-        """
-        step = self._at(epoch, number, arrays)
-        sent = (len(step.asked.sent), *self.returned)
-        outputs = self.compute.place(_came(arrays, "outputs", sent)).requires_grad_()
-        restored = self.shield.restore(outputs, step.asked.secret)[: len(step.attributes)]
-        with self._layers_seeded("post", epoch, number):
-            logits = self.compute.outputs(self.ends[1], restored)
-        loss = attribute_loss(logits, step.attributes, self._class_weights)
-        (loss * share).backward()  # type: ignore[no-untyped-call]
-        assert outputs.grad is not None
-        step.gradient = protocol.on_wire(outputs.grad, "float32")
-        return {"loss": float(loss.detach()), "num-examples": len(logits)}, step.gradient
-
-    def gradients(self, epoch: int, number: int, share: float, arrays: Tensors) -> Arrays:
-        """Return the stages' gradients on a batch, and their buffers.
-
-        Parameters
-        ----------
-        arrays : mapping of str to Tensor
-            ``gradient`` on the mixtures; in a fresh process also as of :meth:`loss`.
-        """
-        step = self._at(epoch, number, arrays)
-        if step.gradient is None:
-            self.loss(epoch, number, share, arrays)
-        if step.asked.sent.requires_grad:
-            gradient = _came(arrays, "gradient", tuple(step.asked.sent.shape))
-            step.asked.sent.backward(self.compute.place(gradient))  # type: ignore[no-untyped-call]
-        found = [p.grad if p.grad is not None else torch.zeros_like(p) for p in self._parameters]
-        self._step = None
-        return {
-            "weights": packing.packed(found),
-            "buffers": packing.packed(list(self.ends.buffers())),
-        }
-
-    @cached_property
-    def _class_weights(self) -> torch.Tensor | None:
-        if self.assignment.class_weights == "none":
-            return None
-        return balancing(torch.from_numpy(self._shares["train"].attributes))
-
     @property
-    def _parameters(self) -> list[nn.Parameter]:
-        return list(self.ends.parameters())
+    def training(self) -> EdgeTraining:
+        """This edge's side of split training.
 
-    def _at(self, epoch: int, number: int, arrays: Tensors) -> Step:
-        if self._step is None or self._step.number != (epoch, number):
-            return self._begun(epoch, number, arrays)
-        return self._step
-
-    def _begun(self, epoch: int, number: int, arrays: Tensors) -> Step:
-        """Compute a batch as far as it leaves, with the stages that came along."""
-        if self.assignment.train != "split":
+        Raises
+        ------
+        RuntimeError
+            There is none.
+        """
+        if self._training is None:
             raise RuntimeError("this edge takes part in no training")
-        a, images = self.assignment, self._shares["train"]
-        self._load(arrays)
-        self.ends.train().zero_grad()
-        rows = batch_rows(a.seed, a.partition, epoch, number, len(images), a.batch_size)
-        x, _ = images.batch(rows)
-        x = augmented(x, images.black, a.augment, a.seed, a.partition, epoch, number)
-        # Before the stages' statistics move: a fresh process has to draw the same.
-        randomness = self._randomness("batch", epoch, number)
-        x = filled(self.compute.place(x), a.shield, randomness)
-        with self._layers_seeded("pre", epoch, number):
-            features = self.compute.outputs(self.ends[0], x)
-        sent, secret = self.shield.protect(features, randomness)
-        attributes = torch.from_numpy(images.attributes[rows]).to(self.compute.device)
-        asked = Asked(rows, np.arange(len(rows)), secret, sent)
-        self._step = Step((epoch, number), asked, attributes)
-        return self._step
-
-    def _layers_seeded(self, *purpose: str | int) -> AbstractContextManager[None]:
-        a = self.assignment
-        return layers_seeded(self._draws, a.seed, a.partition, *purpose)
+        return self._training
 
     # ---------------------------------------------------------------------------- keys
 
@@ -428,7 +326,7 @@ class InferenceEdge:
     def _secret(self) -> str:
         return f"{self.assignment.case}-mixing.key"
 
-    def _randomness(self, *purpose: str | int) -> Randomness:
+    def randomness(self, *purpose: str | int) -> Randomness:
         """Return what the key of one request or batch is drawn from.
 
         A secret one hangs on the stages too: asked again the edge says the same, and with other
@@ -438,45 +336,8 @@ class InferenceEdge:
         if a.keys == "seeded":
             return numpy_generator(a.seed, "mixing", a.partition, *purpose)
         digest = hashlib.blake2b(self.assignment.fingerprint().encode(), digest_size=16)
-        images = self._shares["test"]
+        images = self.shares["test"]
         tensors = [*packing.state(self.ends), images.mean, images.std]
         digest.update(packing.packed(tensors).tobytes())
         what = "/".join(map(str, purpose)).encode()
         return SecretGenerator(self.vault.secret(self._secret), digest.digest() + what)
-
-
-def _came(arrays: Tensors, name: str, shape: tuple[int, ...]) -> torch.Tensor:
-    """Return what the cloud sent, as float32.
-
-    Raises
-    ------
-    ValueError
-        It is of another shape, or with NaN or infinity.
-    """
-    values = arrays[name]
-    if tuple(values.shape) != shape or not packing.all_finite(values):
-        raise ValueError(
-            f"{name} of shape {tuple(values.shape)}, {shape} was asked for, or with NaN or infinity"
-        )
-    return values.float()
-
-
-def batch_rows(
-    seed: int, partition: int, epoch: int, number: int, images: int, size: int
-) -> np.ndarray:
-    """Return which images make one batch of an epoch; all but the last are full."""
-    order = numpy_generator(seed, "order", partition, epoch).permutation(images)
-    sizes = protocol.batch_sizes(images, size)
-    if not 0 <= number < len(sizes):
-        raise ValueError(f"batch {number} of an epoch of {len(sizes)} was asked for")
-    start = sum(sizes[:number])
-    rows: np.ndarray = order[start : start + sizes[number]]
-    return rows
-
-
-def augmented(
-    x: torch.Tensor, black: torch.Tensor, name: str, seed: int, *place: int
-) -> torch.Tensor:
-    """Return a batch augmented by the draws of its own place: partition, epoch, number."""
-    augment = AUGMENTATIONS.get(name)
-    return augment(x, black, torch_generator(seed, "augment", *place)) if augment else x

@@ -42,7 +42,7 @@ DLMT. Images are in messages only where the cloud trains, and disguised as their
 ``query.audit``        → how much the disguise shows, and how far attacks on it come
 =====================  =============================================================
 
-FaceMix. What is predicted is in no message; labels are in none.
+FaceMix. Labels are in no message; where edges answer themselves, predictions are in none.
 
 =====================  =============================================================
 ``query.adopt``        first and last stage, normalisation →

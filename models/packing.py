@@ -61,6 +61,21 @@ def all_finite(tensor: torch.Tensor) -> bool:
     return all(math.isfinite(float(end)) for end in tensor.detach().aminmax())
 
 
+def expected(name: str, values: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+    """Return what came under a name, as float32.
+
+    Raises
+    ------
+    ValueError
+        It is of another shape, or with NaN or infinity.
+    """
+    if tuple(values.shape) != shape or not all_finite(values):
+        raise ValueError(
+            f"{name} of shape {tuple(values.shape)}, {shape} was asked for, or with NaN or infinity"
+        )
+    return values.float()
+
+
 def check_statistics(values: torch.Tensor, named: Iterable[tuple[str, torch.Tensor]]) -> None:
     """See that packed values of named tensors hold no negative variance, and no negative count.
 

@@ -48,7 +48,7 @@ data: {{}}
 # key: own.key              # DLMT: they are disguised by this key, or not at all sent
 # train: federated          # DLMT: or central
 # shield: {{name: batch-norm-laplace, epsilon: 5}}   # split learning: at the cut
-# mixing: 8                 # FaceMix: the least group, under secret keys
+# mixing: 8                 # FaceMix: the least group, shuffled, under secret keys
 # report: false             # FaceMix: keep to yourself how often the model is right
 # Without these, a node takes part in none of the three, unless it leaves that to the organiser:
 trust_organiser: {trust}

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from clients.shields.mixing import whole_groups
+from clients.shields.mixing import group_of, whole_groups
 from strategies.facemix.session import Session
 from strategies.releases import Release, in_the_clear
 
@@ -40,7 +40,7 @@ def _of_requests(session: Session) -> Iterator[Release]:
     if settings.place != "edge":
         what = "features" if settings.place == "both" else _images(session)
         yield _crossing(session, settings.request, what=what, records="served")
-    if settings.place == "cloud":
+    if settings.place == "cloud" and group_of(settings.around) == 1:
         yield dataclasses.replace(clear, what="predictions")
     if settings.report:
         what = "how many images have each attribute, and how often answers were right"

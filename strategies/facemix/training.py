@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from clients.inference import augmented, batch_rows
+from clients.inference_training import augmented, batch_rows
 from clients.protocol import batch_sizes
 from models import optimizers
 from models.attributes import (

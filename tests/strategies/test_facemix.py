@@ -123,7 +123,7 @@ def test_what_edges_count_is_what_the_model_says_of_their_images(tmp_path: Path)
     model.load_state_dict(model_of(tmp_path / "run"))
     total = torch.zeros(2, 2, 2, dtype=torch.int64)
     for edge in edges_of(grid, tmp_path / "again"):
-        images = edge._shares["test"]
+        images = edge.shares["test"]
         for number in range(edge.requests):
             waiting = edge._asked(number)
             with torch.no_grad():
@@ -302,7 +302,7 @@ def test_no_image_crosses_twice(tmp_path: Path) -> None:
         asked_for = [edge._asked(number) for number in range(2)]
         assert [waiting.rows.tolist() for waiting in asked_for] == [[0, 1, 2], [3, 4, 5]]
         assert [len(waiting.sent) for waiting in asked_for] == [8, 8]
-        own = edge._features(edge._shares["test"].batch(np.arange(3))[0]).detach()
+        own = edge._features(edge.shares["test"].batch(np.arange(3))[0]).detach()
         distances = [outside(own, waiting.sent) for waiting in asked_for]
         assert float(distances[0].max()) < 1e-4
         assert float(distances[1].min()) > 1e-2
@@ -316,9 +316,9 @@ def test_nothing_that_crosses_is_a_combination_of_the_rest(
     grid = run(tiny("facemix.request=9", *settings), tmp_path / "run")
     for edge in edges_of(grid, tmp_path / "again"):
         sent = [torch.from_numpy(edge.ask(number)).double() for number in range(edge.requests)]
-        assert sum(map(len, sent)) > len(edge._shares["test"])
+        assert sum(map(len, sent)) > len(edge.shares["test"])
         values = torch.linalg.svdvals(torch.cat(sent).flatten(1))
-        own = edge._features(edge._shares["test"].batch(slice(None))[0]).double().flatten(1)
+        own = edge._features(edge.shares["test"].batch(slice(None))[0]).double().flatten(1)
         assert float(values.min()) > 0.1 * float(torch.linalg.svdvals(own).min()) > 1e-3
 
 
@@ -393,7 +393,7 @@ def test_an_edge_trains_with_nobody_unless_it_was_told(tmp_path: Path) -> None:
     grid = run(tiny(), tmp_path / "run")
     (edge, _) = edges_of(grid, tmp_path / "again")
     with pytest.raises(RuntimeError, match="takes part in no training"):
-        edge.mixtures(0, 0, {})
+        edge.training.mixtures(0, 0, {})
 
 
 @pytest.mark.parametrize(
@@ -654,15 +654,15 @@ def test_an_edge_learns_nothing_from_what_fits_no_batch(
     grid = run(tiny(*SPLIT), tmp_path / "run")
     (edge, _) = edges_of(grid, tmp_path / "again")
     stages = arrays_in(first_of(grid, protocol.MIXTURES))
-    edge.mixtures(0, 0, stages)
+    edge.training.mixtures(0, 0, stages)
     arrays = arrays_in(first_of(grid, kind))
     if kind == protocol.ENDS:
-        edge.loss(0, 0, 0.5, arrays_in(first_of(grid, protocol.OUTPUTS)))
-    answer = edge.loss if kind == protocol.OUTPUTS else edge.gradients
+        edge.training.loss(0, 0, 0.5, arrays_in(first_of(grid, protocol.OUTPUTS)))
+    answer = edge.training.loss if kind == protocol.OUTPUTS else edge.training.gradients
     with pytest.raises(ValueError, match=f"{array} of shape"):
         answer(0, 0, 0.5, {**arrays, array: change(arrays[array])})
     with pytest.raises(ValueError, match="with NaN or infinity"):
-        edge.mixtures(0, 0, {**stages, "weights": stages["weights"] * np.nan})
+        edge.training.mixtures(0, 0, {**stages, "weights": stages["weights"] * np.nan})
 
 
 def test_an_edge_whose_groups_nothing_fills_takes_no_part(tmp_path: Path) -> None:

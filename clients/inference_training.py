@@ -1,0 +1,173 @@
+"""An edge's side of FaceMix's split training: the first and the last stage of a batch."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from clients import protocol
+from clients.shields.decoys import filled
+from models import packing
+from models.attributes import attribute_loss, balancing
+from models.augmentation import AUGMENTATIONS
+from models.randomness import draws, layers_seeded, numpy_generator, torch_generator
+
+if TYPE_CHECKING:
+    from clients.inference import Arrays, InferenceEdge, Numbers, Tensors
+
+
+@dataclass
+class Step:
+    """One batch, between its messages.
+
+    Attributes
+    ----------
+    number : (int, int)
+        Its epoch, and its place there.
+    sent : Tensor
+        What left, with its graph.
+    secret : object
+        What the shield needs to restore what comes back.
+    attributes : Tensor of shape (B, A)
+    gradient : ndarray or None
+        What was answered of the loss.
+    """
+
+    number: tuple[int, int]
+    sent: torch.Tensor
+    secret: Any = field(repr=False)
+    attributes: torch.Tensor
+    gradient: np.ndarray | None = None
+
+
+class EdgeTraining:
+    """The training of one edge's stages, on images and labels of its own.
+
+    Parameters
+    ----------
+    edge : InferenceEdge
+    """
+
+    def __init__(self, edge: InferenceEdge) -> None:
+        self.edge = edge
+        self._drawing = draws(edge.ends)
+        self._step: Step | None = None
+
+    def mixtures(self, epoch: int, number: int, arrays: Tensors) -> np.ndarray:
+        """Return what leaves of one training batch.
+
+        Parameters
+        ----------
+        epoch, number : int
+            Which batch.
+        arrays : mapping of str to Tensor
+            The stages as they are now, as of :meth:`adopt`.
+        """
+        step = self._begun(epoch, number, arrays)
+        return protocol.on_wire(step.sent.detach(), self.edge.assignment.wire)
+
+    def loss(
+        self, epoch: int, number: int, share: float, arrays: Tensors
+    ) -> tuple[Numbers, np.ndarray]:
+        """Return loss, and gradient on what the cloud made of a batch.
+
+        Parameters
+        ----------
+        share : float
+            Of this edge's images in the whole batch.
+        arrays : mapping of str to Tensor
+            ``outputs``; and the stages, if another process may have made the mixtures.
+        """
+        step = self._at(epoch, number, arrays)
+        sent = (len(step.sent), *self.edge.returned)
+        came = packing.expected("outputs", arrays["outputs"], sent)
+        outputs = self.edge.compute.place(came).requires_grad_()
+        restored = self.edge.shield.restore(outputs, step.secret)[: len(step.attributes)]
+        with self._layers_seeded("post", epoch, number):
+            logits = self.edge.compute.outputs(self.edge.ends[1], restored)
+        loss = attribute_loss(logits, step.attributes, self._class_weights)
+        (loss * share).backward()  # type: ignore[no-untyped-call]
+        assert outputs.grad is not None
+        step.gradient = protocol.on_wire(outputs.grad, "float32")
+        return {"loss": float(loss.detach()), "num-examples": len(logits)}, step.gradient
+
+    def gradients(self, epoch: int, number: int, share: float, arrays: Tensors) -> Arrays:
+        """Return the stages' gradients on a batch, and their buffers.
+
+        Parameters
+        ----------
+        arrays : mapping of str to Tensor
+            ``gradient`` on the mixtures; in a fresh process also as of :meth:`loss`.
+        """
+        step = self._at(epoch, number, arrays)
+        if step.gradient is None:
+            self.loss(epoch, number, share, arrays)
+        if step.sent.requires_grad:
+            gradient = packing.expected("gradient", arrays["gradient"], tuple(step.sent.shape))
+            step.sent.backward(self.edge.compute.place(gradient))  # type: ignore[no-untyped-call]
+        parameters = self.edge.ends.parameters()
+        found = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
+        self._step = None
+        return {
+            "weights": packing.packed(found),
+            "buffers": packing.packed(list(self.edge.ends.buffers())),
+        }
+
+    @cached_property
+    def _class_weights(self) -> torch.Tensor | None:
+        if self.edge.assignment.class_weights == "none":
+            return None
+        return balancing(torch.from_numpy(self.edge.shares["train"].attributes))
+
+    def _at(self, epoch: int, number: int, arrays: Tensors) -> Step:
+        if self._step is None or self._step.number != (epoch, number):
+            return self._begun(epoch, number, arrays)
+        return self._step
+
+    def _begun(self, epoch: int, number: int, arrays: Tensors) -> Step:
+        """Compute a batch as far as it leaves, with the stages that came along."""
+        edge, a, images = self.edge, self.edge.assignment, self.edge.shares["train"]
+        edge.load_stages(arrays)
+        edge.ends.train().zero_grad()
+        rows = batch_rows(a.seed, a.partition, epoch, number, len(images), a.batch_size)
+        x, _ = images.batch(rows)
+        x = augmented(x, images.black, a.augment, a.seed, a.partition, epoch, number)
+        # Before the stages' statistics move: a fresh process has to draw the same.
+        randomness = edge.randomness("batch", epoch, number)
+        x = filled(edge.compute.place(x), a.shield, randomness)
+        with self._layers_seeded("pre", epoch, number):
+            features = edge.compute.outputs(edge.ends[0], x)
+        sent, secret = edge.shield.protect(features, randomness)
+        attributes = torch.from_numpy(images.attributes[rows]).to(edge.compute.device)
+        self._step = Step((epoch, number), sent, secret, attributes)
+        return self._step
+
+    def _layers_seeded(self, *purpose: str | int) -> AbstractContextManager[None]:
+        a = self.edge.assignment
+        return layers_seeded(self._drawing, a.seed, a.partition, *purpose)
+
+
+def batch_rows(
+    seed: int, partition: int, epoch: int, number: int, images: int, size: int
+) -> np.ndarray:
+    """Return which images make one batch of an epoch; all but the last are full."""
+    order = numpy_generator(seed, "order", partition, epoch).permutation(images)
+    sizes = protocol.batch_sizes(images, size)
+    if not 0 <= number < len(sizes):
+        raise ValueError(f"batch {number} of an epoch of {len(sizes)} was asked for")
+    start = sum(sizes[:number])
+    rows: np.ndarray = order[start : start + sizes[number]]
+    return rows
+
+
+def augmented(
+    x: torch.Tensor, black: torch.Tensor, name: str, seed: int, *place: int
+) -> torch.Tensor:
+    """Return a batch augmented by the draws of its own place: partition, epoch, number."""
+    augment = AUGMENTATIONS.get(name)
+    return augment(x, black, torch_generator(seed, "augment", *place)) if augment else x
