@@ -31,11 +31,7 @@ from models import packing
 from models.attributes import answered, confusion
 from models.compute import Compute
 from models.cut import OUTPUT
-from models.randomness import (
-    Randomness,
-    SecretGenerator,
-    numpy_generator,
-)
+from models.randomness import Randomness, SecretGenerator, numpy_generator
 
 ENDS = "ends"
 DECOYS_OF = 32
@@ -309,7 +305,7 @@ class InferenceEdge:
 
     @property
     def training(self) -> EdgeTraining:
-        """This edge's side of split training.
+        """The edge's side of split training.
 
         Raises
         ------
