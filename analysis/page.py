@@ -91,6 +91,7 @@ def publish(run: Path, folder: Path) -> list[Path]:
         written += [picture] if picture else []
         own = quality[(quality["case"] == case) & (quality["release"] == "trained")]
         parts.append(_part(case, found, own, table, picture))
+        parts.append(_absent(opened, set(found["model"])))
     parts.append(_participants(opened))
     if stages:
         parts.append(_stages(stages))
@@ -105,6 +106,14 @@ def _participants(run: Run) -> str:
     own = rows[(rows["stage"] == "local") & (rows["metric"] == "validation_accuracy")]
     values = {str(row["node"]): f"{100 * row['value']:.2f} %" for _, row in own.iterrows()}
     return f"<h3>Accuracy on public images, as participants say</h3>{_facts(values)}"
+
+
+def _absent(run: Run, ranked: set[str]) -> str:
+    """Return who was to take part and is not ranked."""
+    names = [str(name) for name in run.info["nodes"] if name not in ranked]
+    if not names:
+        return ""
+    return f"<p>Not ranked, since they left or never came: {escape(', '.join(names))}.</p>"
 
 
 def _stages(stages: Mapping[str, Mapping[str, str]]) -> str:
@@ -172,6 +181,8 @@ def _cell(value: Any) -> str:
 
 
 def _shown_plain(run: Run) -> str:
+    if remarks := run.info.get("remarks"):
+        return f"This is {escape('; '.join(remarks))}."
     if competition(run).release.compare:
         return "A rehearsal: they are given the plain images too, to compare with."
     return "They are not given the images without it."

@@ -5,7 +5,16 @@ from models.custom import is_frozen
 from models.errors import RequestError, unknown
 from models.generator import GeneratorTraining, NoiseGenerator
 from models.training import Training, TrainingConfig, accuracy, predict
-from models.zoo import build, canonical_name, describe, display_name, freeze, minimum_side, names
+from models.zoo import (
+    build,
+    canonical_name,
+    check_there,
+    describe,
+    display_name,
+    freeze,
+    minimum_side,
+    names,
+)
 
 __all__ = [
     "Compute",
@@ -18,6 +27,7 @@ __all__ = [
     "accuracy",
     "build",
     "canonical_name",
+    "check_there",
     "describe",
     "display_name",
     "freeze",

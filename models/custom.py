@@ -67,6 +67,19 @@ def build(name: str, task: ImageTask) -> nn.Module:
     return model
 
 
+def check_there(name: str) -> None:
+    """See that a model's file, module or name is there; errors as of :func:`build`."""
+    if name.endswith(SUFFIX):
+        if not Path(name).is_file():
+            raise RequestError(f"model '{name}': there is no such file")
+    elif name.startswith(TORCHVISION):
+        from models import published  # slow to import
+
+        published.known(name)
+    else:
+        _import(name)
+
+
 def display_name(name: str) -> str:
     """Return the import path or torchvision's name, or the file's name without its ending."""
     if name.startswith((PREFIX, TORCHVISION)):

@@ -80,6 +80,20 @@ def build(
         return _find(name).make(task).to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
 
+def check_there(name: str) -> None:
+    """See that a name leads to a model, whatever the images that it is for.
+
+    Raises
+    ------
+    RequestError
+        It is unknown, or can't be found or imported.
+    """
+    if custom.is_custom(name):
+        custom.check_there(name)
+    else:
+        canonical_name(name)
+
+
 def freeze(name: str, model: nn.Module) -> nn.Module:
     """Return a trained model in evaluation mode, of which only the input has gradients.
 

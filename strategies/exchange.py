@@ -18,6 +18,7 @@ from flwr.serverapp import Grid
 from clients.protocol import is_busy, payload_bytes
 from strategies.experiment import ClientConfig
 from strategies.recorder import Recorder
+from strategies.roster import is_removed
 
 POLL_SECONDS = 0.02
 GIVE_UP_AFTER = 3
@@ -396,7 +397,11 @@ class Exchanges:
     def _miss(self, asked: _Asked, flying: dict[str, _Asked]) -> None:
         """Note that a node is away, and for how long."""
         now, patience = time.monotonic(), self.client.patience or 0.0
-        if asked.away is None:
+        if is_removed(self.nodes[asked.node]):
+            del flying[asked.node]
+            self._away.add(asked.node)
+            self._failed(asked.node, "it was removed by the organiser")
+        elif asked.away is None:
             asked.away = now
             self.recorder.event(f"{asked.node} is away; waiting for it")
             self._stand([asked.node], "away")
@@ -428,9 +433,10 @@ class Exchanges:
         total[1] += received
 
     def _failed(self, name: str, why: str) -> None:
-        self._stand([name], "dropped out")
+        why = why.strip().splitlines()[-1] if why.strip() else "no reason given"
+        self._stand([name], f"dropped out ({_one_line(why)})")
         self._failures[name] = self._failures.get(name, 0) + 1
-        self.reject(name, why.strip().splitlines()[-1] if why.strip() else "no reason given")
+        self.reject(name, why)
         if self._failures[name] == GIVE_UP_AFTER:
             self.recorder.event(f"{name} failed {GIVE_UP_AFTER} times in a row; not asked for now")
 

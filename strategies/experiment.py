@@ -103,6 +103,10 @@ class Experiment(BaseModel, ABC):
         except RequestError as error:
             raise RequestError(f"data: {error}") from error
 
+    def remarks(self, data: Splits) -> list[str]:  # noqa: ARG002
+        """Return what an organiser of real participants should know of the data, if anything."""
+        return []
+
     def check(self) -> None:
         """Read the data, divide them and build every model once.
 

@@ -34,7 +34,7 @@ def gather(exchanges: Exchanges, names: list[str], minimum: int) -> dict[str, in
     RuntimeError
         Too few nodes.
     """
-    return greeted(exchanges, names, _wait_for_nodes(exchanges, len(names), minimum))
+    return greeted(exchanges, names, _wait_for_nodes(exchanges, names, minimum))
 
 
 def greeted(exchanges: Exchanges, names: list[str], nodes: dict[str, int]) -> dict[str, int]:
@@ -67,21 +67,30 @@ def greeted(exchanges: Exchanges, names: list[str], nodes: dict[str, int]) -> di
     return {name: placed[name] for name in names if name in placed}
 
 
-def _wait_for_nodes(exchanges: Exchanges, wanted: int, minimum: int) -> dict[str, int]:
-    """Return the nodes once there are as many as wanted; ids are random per run."""
-    deadline = time.monotonic() + JOIN_SECONDS
+def _wait_for_nodes(exchanges: Exchanges, names: list[str], minimum: int) -> dict[str, int]:
+    """Return the nodes once all are there; ids are random per run."""
+    entries = registered(home())
+    # Of those that the organiser has removed nobody comes.
+    wanted = min(len(names), len(entries)) if entries else len(names)
+    began = time.monotonic()
+    waiting = f"waiting for {wanted} nodes"
     while len(found := sorted(exchanges.grid.get_node_ids())) < wanted:
-        if time.monotonic() > deadline:
+        if time.monotonic() - began > JOIN_SECONDS:
             break
+        if entries:  # in a simulation they are there at once
+            exchanges.recorder.progress(waiting, len(found), wanted, "node")
         time.sleep(0.2)
     if len(found) < max(1, minimum):
         raise RuntimeError(
             f"only {len(found)} of {wanted} nodes were there after {JOIN_SECONDS:g} s; start more "
             f"nodes, or give the simulation num-supernodes={wanted}"
         )
+    there = called(found)
     if len(found) < wanted:
-        exchanges.recorder.event(f"starting with {len(found)} of {wanted} nodes")
-    return called(found)
+        away = ", ".join(entry.name for entry in entries if entry.name not in there)
+        without = f", without {away}" if away else ""
+        exchanges.recorder.event(f"starting with {len(found)} of {wanted} nodes{without}")
+    return there
 
 
 def called(nodes: Iterable[int]) -> dict[str, int]:

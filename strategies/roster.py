@@ -55,6 +55,12 @@ def registered(folder: Path | None) -> list[Registered]:
     return [Registered(**entry) for entry in json.loads((folder / ROSTER).read_text())]
 
 
+def is_removed(node: int) -> bool:
+    """Tell whether a node of a deployment, by Flower's id, is registered no more."""
+    entries = registered(home())
+    return bool(entries) and node not in {entry.node for entry in entries}
+
+
 def placed(folder: Path | None, path: str) -> str:
     """Return a path of a run's configuration, which in a deployment is below that folder."""
     return str(folder / path) if folder and path else path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from base64 import b64encode
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
 from pathlib import Path
@@ -20,10 +21,17 @@ from cryptography.hazmat.primitives.serialization import (
     PrivateFormat,
     PublicFormat,
     load_pem_private_key,
+    load_ssh_private_key,
     load_ssh_public_key,
 )
 from cryptography.x509.oid import NameOID
-from flwr.supercore.primitives.asymmetric import sign_message, verify_signature
+from flwr.common.constant import TIMESTAMP_HEADER
+from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER, FLEET_HTTP_SIGNATURE_HEADER
+from flwr.supercore.primitives.asymmetric import (
+    public_key_to_bytes,
+    sign_message,
+    verify_signature,
+)
 
 from models.errors import RequestError
 from models.files import others_may_read, write_atomically
@@ -125,6 +133,35 @@ def new_node_key(key: Path, public: Path, comment: str) -> None:
     write_atomically(key, private, SECRET)
     half = own.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH)
     write_atomically(public, half + f" {comment}\n".encode())
+
+
+def signed_headers(key: Path) -> dict[str, str]:
+    """Return how a node says who it is, now, as Flower's nodes do.
+
+    Parameters
+    ----------
+    key : Path
+        The node's private one.
+
+    Raises
+    ------
+    RequestError
+        It can't be read, or is none.
+    """
+    try:
+        private = load_ssh_private_key(key.read_bytes(), None)
+    except OSError as error:
+        raise RequestError(f"can't read {key}: {error.strerror}") from error
+    except ValueError as error:
+        raise RequestError(f"{key} holds no private key (OpenSSH)") from error
+    if not isinstance(private, EllipticCurvePrivateKey):
+        raise RequestError(f"{key} is of another kind than `pudica deploy node` makes")
+    stamp = datetime.now(UTC).isoformat()
+    return {
+        FLEET_HTTP_PUBLIC_KEY_HEADER: b64encode(public_key_to_bytes(private.public_key())).decode(),
+        TIMESTAMP_HEADER: stamp,
+        FLEET_HTTP_SIGNATURE_HEADER: b64encode(sign_message(private, stamp.encode())).decode(),
+    }
 
 
 def fingerprint(public: Path) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import json
 import shutil
 import ssl
 import time
@@ -60,7 +61,7 @@ def check(path: Path) -> list[Finding]:
         found("settings", lambda: _settings(config)),
         found("certificate", lambda: _certificate(config)),
         found("key of this node", lambda: _private_key(config)),
-        found("server", lambda: _server(config)),
+        found("server", lambda: check_server(config)),
         found("versions", lambda: _versions(path.parent)),
         found("vault", lambda: _vault(config)),
         found("device", lambda: _device(config)),
@@ -103,15 +104,23 @@ def _private_key(config: NodeConfig) -> str:
     return "only you can read it"
 
 
-def _server(config: NodeConfig) -> str:
+def check_server(config: NodeConfig) -> str:
+    """Ask the organiser's server whether it knows this node.
+
+    Raises
+    ------
+    RequestError
+        It does not answer, is another's, or refuses this node: it says why.
+    """
     host, _, port = config.server.rpartition(":")
     try:
         trust = ssl.create_default_context(cafile=config.certificate)
         connection = http.client.HTTPSConnection(host, int(port), timeout=10, context=trust)
         with closing(connection):
-            connection.request("GET", "/health")
+            headers = authority.signed_headers(config.private_key)
+            connection.request("GET", "/health", headers=headers)
             with connection.getresponse() as answer:
-                status, date = answer.status, str(answer.headers["date"])
+                status, date, said = answer.status, str(answer.headers["date"]), answer.read()
     except ssl.SSLCertVerificationError as error:
         raise RequestError(
             f"{config.server} is not the organiser's, by its certificate ({error.verify_message}); "
@@ -121,8 +130,6 @@ def _server(config: NodeConfig) -> str:
         raise RequestError(
             f"{config.server} does not answer ({error}); is the organiser's server up?"
         ) from error
-    if status >= 300:
-        raise RequestError(f"{config.server} answers with {status}; ask the organiser")
     theirs = parsedate_to_datetime(date)
     ahead = (datetime.now(UTC) - theirs).total_seconds()
     # The server's date has no fractions of a second.
@@ -131,7 +138,10 @@ def _server(config: NodeConfig) -> str:
             f"this machine's clock is {abs(ahead):.0f} s {'ahead of' if ahead > 0 else 'behind'} "
             f"the organiser's; allowed: {AHEAD_SECONDS:g} s ahead, {BEHIND_SECONDS:g} s behind"
         )
-    return f"{config.server} answers, clocks agree"
+    if status >= 300:
+        why = json.loads(said)["detail"] if said else f"with {status}; ask the organiser"
+        raise RequestError(f"{config.server} refuses this node: {why}")
+    return f"{config.server} answers, this node is registered, clocks agree"
 
 
 def _versions(folder: Path) -> str:
@@ -193,12 +203,21 @@ def _test_labels(config: NodeConfig) -> str:
 
 
 def _model(config: NodeConfig) -> str:
-    if config.model in (None, OWN):
+    if config.model is None or config.model == OWN:
+        if "themis" in config.systems:
+            raise RequestError(
+                "a competition is between own models: set model in node.yaml, to a name of the "
+                "zoo (`pudica list`), custom:package.module:callable or FILE.pt2"
+            )
         return "none of its own"
-    assert config.model is not None
     data = _own_data(config)
-    channels, side, _ = data.shape if data else (3, 32, 32)
-    classes = data.num_classes if data else 10
+    if data is None:
+        models.check_there(config.model)
+        if config.weights and not config.weights.is_file():
+            raise RequestError(f"weights: there is no file {config.weights}")
+        return f"{config.model}: is there; tried when the node joins, and its data are known"
+    channels, side, _ = data.shape
+    classes = data.num_classes
     model = models.build(config.model, num_classes=classes, channels=channels, image_size=side)
     if config.weights:
         load_into(model, config.weights)
@@ -215,8 +234,7 @@ def _model(config: NodeConfig) -> str:
             f"{config.model} answers with {tuple(logits.shape)} for {SAMPLE} images; "
             f"({SAMPLE}, {classes}) finite numbers are wanted"
         )
-    supposed = "" if data else ", on images of 3x32x32 in 10 classes, as nothing is known of yours"
-    return f"{config.model}: {1000 * seconds / SAMPLE:.2f} ms an image, {used:.0f} MiB{supposed}"
+    return f"{config.model}: {1000 * seconds / SAMPLE:.2f} ms an image, {used:.0f} MiB"
 
 
 def _image_key(config: NodeConfig) -> str:

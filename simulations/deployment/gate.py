@@ -178,6 +178,9 @@ class Gate:
             return
         try:
             if (scope["method"], scope["path"]) == ("GET", "/health"):
+                # A node that signs its question asks whether it would get through.
+                if FLEET_HTTP_SIGNATURE_HEADER.encode() in dict(scope["headers"]):
+                    self._authenticated(_headers(scope))
                 await _answered(send, 200, {}, b"")
                 return
             answer = await self._passed(scope, receive)
@@ -203,9 +206,7 @@ class Gate:
         path = scope["path"]
         if scope["method"] != "POST" or path not in OPEN:
             raise Refused(404, "there is nothing here for nodes")
-        headers = {
-            key.decode("latin-1"): value.decode("latin-1") for key, value in scope["headers"]
-        }
+        headers = _headers(scope)
         node = self._authenticated(headers)
         with self.allowance.request(node.name):
             try:
@@ -355,10 +356,13 @@ class Gate:
         try:
             key, stamp, signature = (headers[name] for name in AUTHENTICATION)
             public = b64decode(key, validate=True)
-            node = self._registered().get(fingerprint_of(public))
+            key = fingerprint_of(public)
+            node = self._registered().get(key)
             if node is None:
                 raise Refused(
-                    401, "this node is not registered; send its public key to the organiser"
+                    401,
+                    f"the key {key} is not registered; send its public half (.pub) to the "
+                    "organiser",
                 )
             age = (datetime.now(UTC) - datetime.fromisoformat(stamp)).total_seconds()
             signed = verify_signature(
@@ -422,6 +426,10 @@ class NotTaken(Exception):
 def _said(content: bytes) -> httpx.Response:
     """Return what a SuperLink would say."""
     return httpx.Response(200, content=content, headers={"content-type": PROTOBUF_MEDIA_TYPE})
+
+
+def _headers(scope: Scope) -> dict[str, str]:
+    return {key.decode("latin-1"): value.decode("latin-1") for key, value in scope["headers"]}
 
 
 def _is_passed(header: str) -> bool:

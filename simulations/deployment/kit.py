@@ -13,6 +13,7 @@ from clients.node import NODE, NodeConfig, System, check_name
 from models.errors import RequestError, unknown
 from models.files import write_atomically
 from simulations.deployment import authority
+from simulations.deployment.checking import check_server
 from simulations.deployment.invitation import Invitation
 from simulations.deployment.place import Place, make_folder
 from simulations.programs.calling import CLIENTAPP, CLIENTAPP_READY, LOOPBACK, SUPERNODE, free_port
@@ -129,14 +130,16 @@ class Kit(Place):
         Raises
         ------
         RequestError
-            Both are there, a certificate does not hold, the key may be read by others, or the
-            SuperNode does not come up.
+            A certificate does not hold, the key may be read by others, the organiser's server
+            refuses this node, or the SuperNode does not come up.
         """
         authority.check_certificate(self.config.certificate)
         authority.check_secret(self.config.private_key)
-        if not all(map(self.programs.process, self.PROGRAMS)):
-            self.down()
-            write_atomically(self._secret, os.urandom(32), mode=0o600)
+        if all(map(self.programs.process, self.PROGRAMS)):
+            self.programs.told("the node runs already")
+            return
+        self.down()
+        write_atomically(self._secret, os.urandom(32), mode=0o600)
         address = f"{LOOPBACK}:{free_port()}"
         apart = ("--isolation", "process", "--superexec-auth-secret-file", str(self._secret))
         self.programs.start("supernode", [*SUPERNODE, *self.arguments(address), *apart])
@@ -150,9 +153,8 @@ class Kit(Place):
             ready = self.programs.wait("supernode", online, ANSWER_SECONDS)
         except RequestError as error:
             self.down()
-            raise RequestError(
-                f"{error}\nIs this node registered? `pudica node check node.yaml` says more"
-            ) from error
+            check_server(self.config)  # it may say why
+            raise RequestError(f"{error}\n`pudica node check node.yaml` may say more") from error
         if not ready:
             self.programs.told(
                 f"{self.config.server} does not answer yet; the node goes on trying until "

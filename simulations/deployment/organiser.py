@@ -83,7 +83,9 @@ class Organiser(Place):
     def __init__(self, folder: Path, told: Callable[[str], None] = lambda _: None) -> None:
         if not (folder / SETTINGS).is_file():
             raise RequestError(
-                f"{folder} is no organiser's folder; make one with `pudica deploy init {folder}`"
+                f"{folder.absolute()} is no organiser's folder, nor a node's: go there, or name it "
+                "with --folder; `pudica deploy init FOLDER --host HOST` makes an organiser's, "
+                "`pudica deploy node NAME` a node's"
             )
         folder = folder.absolute()
         super().__init__(folder, told, **{HOME: str(folder)})
@@ -108,8 +110,22 @@ class Organiser(Place):
         authority.new_server(folder / "server.crt", folder / "server.key", host, *ca)
         text = yaml.safe_dump(settings.model_dump(), sort_keys=False)
         write_atomically(folder / SETTINGS, text.encode())
-        Invitation.of(f"{host}:{port}", ca[0]).write(folder / "invitation.yaml")
-        return cls(folder, told)
+        made = cls(folder, told)
+        made._invite()
+        return made
+
+    def _invite(self) -> None:
+        """Write the invitation, where there is none that says how things are."""
+        path = self.folder / "invitation.yaml"
+        invitation = Invitation.of(f"{self.config.host}:{self.config.port}", self.folder / "ca.crt")
+        if not path.is_file():
+            invitation.write(path)
+        elif Invitation.read(path) != invitation:
+            invitation.write(path)
+            self.programs.told(
+                f"{path} has changed (host, port, versions or code): give it to all participants "
+                "again; it says `server` in their node.yaml too"
+            )
 
     @property
     def nodes(self) -> list[Registered]:
@@ -124,14 +140,17 @@ class Organiser(Place):
         Raises
         ------
         RequestError
-            Both are there, a port is taken, a certificate does not hold, or they do not come up.
+            A port is taken, a certificate does not hold, or they do not come up.
         """
         authority.check_certificate(self.folder / "server.crt")
         authority.check_secret(self.folder / "server.key")
+        self._invite()
         self._connect()
         missing = [name for name in self.PROGRAMS if self.programs.process(name) is None]
+        if not missing:
+            self.programs.told("server and gate run already")
         try:
-            for name in missing or self.PROGRAMS:
+            for name in missing:
                 self._start(name)
         except RequestError:
             for name in reversed(missing):
@@ -229,7 +248,16 @@ class Organiser(Place):
             if known.fingerprint == fingerprint:
                 raise RequestError(f"this key is registered already, as '{known.name}'")
         self._need_up()
-        made = self._flwr("supernode", "register", str(public.absolute()), CONNECTION)
+        try:
+            made = self._flwr("supernode", "register", str(public.absolute()), CONNECTION)
+        except RequestError as error:
+            if "already in use" not in str(error):
+                raise
+            raise RequestError(
+                f"{public}: Flower knows this key already, and takes none twice: it was removed, "
+                "or its registration broken off. The participant makes a new one: `pudica deploy "
+                "node` in a new folder, then node.key and the .pub file into the old one"
+            ) from error
         entry = Registered(name, int(made["node-id"]), fingerprint, timestamp())
         self._enrol([*self.nodes, entry])
         return entry
@@ -307,6 +335,8 @@ class Organiser(Place):
         _check_cases(experiment, settings)
         experiment.check()
         self.programs.told("set for a deployment: " + ", ".join(settings))
+        for remark in experiment.remarks(experiment.load_data()):
+            self.programs.told(remark)
         return experiment, new_directory(self.folder / "results", experiment)
 
     def run(self, experiment: Experiment, directory: Path) -> None:

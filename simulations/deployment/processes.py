@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +17,7 @@ from models.files import write_atomically
 from simulations.programs.calling import begun, spelled
 
 END_SECONDS = 15.0
+COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
 class Programs:
@@ -103,7 +105,8 @@ class Programs:
 
     def end_of(self, name: str, lines: int = 10) -> str:
         """Return the last lines that a program wrote."""
-        return "\n".join([line for line in self.text(name).splitlines() if line.strip()][-lines:])
+        plain = COLOURS.sub("", self.text(name))
+        return "\n".join([line for line in plain.splitlines() if line.strip()][-lines:])
 
     def wait(self, name: str, ready: Callable[[], bool], seconds: float) -> bool:
         """Wait until a program is ready; return whether it is.

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
 import models
 from clients.assignments import OWN, ParticipantConfig
@@ -18,12 +18,17 @@ from models.training import TrainingConfig
 from strategies.experiment import Experiment
 from strategies.themis.config import ThemisConfig
 
+REHEARSAL = (
+    "a rehearsal: the test set is no split of its own (data.split: own), so participants hold its "
+    "images and labels too"
+)
+
 
 class ThemisExperiment(Experiment):
     """A competition: its participants, how they train, and what the organiser decides."""
 
     system: Literal["themis"] = "themis"
-    participants: list[ParticipantConfig] = Field(min_length=1)
+    participants: list[ParticipantConfig] = []
     training: TrainingConfig = TrainingConfig()
     themis: ThemisConfig = ThemisConfig()
 
@@ -35,7 +40,8 @@ class ThemisExperiment(Experiment):
             raise ValueError(
                 f"participants: the name '{twice[0]}' is there twice; give each its own `name`"
             )
-        self.themis.check(names)
+        if names:  # else they are those who are registered
+            self.themis.check(names)
         return self
 
     def deployed(self, nodes: list[str]) -> list[str]:
@@ -62,12 +68,21 @@ class ThemisExperiment(Experiment):
             "themis.release.draws=1",
         ]
 
+    def remarks(self, data: Splits) -> list[str]:
+        """Return that it is a rehearsal, if it is one."""
+        return [] if data.own_test else [REHEARSAL]
+
     def names(self) -> list[str]:
         """Return the participants' names, in order."""
         return [participant.name for participant in self.participants]
 
     def check_models(self, data: Splits) -> None:
         """Build every participant's model, and the examiner; see :class:`Experiment`."""
+        if not self.participants:
+            raise RequestError(
+                "participants: there are none; name their models, for example [{model: mlp}, "
+                "{model: softmax}] (real ones are those who are registered: `pudica deploy run`)"
+            )
         if not len(data.validation):
             raise RequestError(
                 f"data.split: '{self.data.split}' leaves no validation images, which a competition "

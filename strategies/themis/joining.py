@@ -32,11 +32,10 @@ def join(organiser: Organiser) -> None:
         for name in organiser.experiment.names()
         if name in recorder.experiment.names() or recorder.finished(f"local/{name}")
     ]
-    if home() and not organiser.data.own_test:
-        organiser.recorder.event(
-            "a rehearsal: the test set is no split of its own (data.split: own), so participants "
-            "hold its images and labels too"
-        )
+    remarks = organiser.experiment.remarks(organiser.data) if home() else []
+    for remark in remarks:
+        recorder.event(remark)
+    recorder.run["remarks"] = remarks
     exchanges.nodes = gather(exchanges, names, minimum)
     _introduce(organiser, exchanges)
     exchanges.need(minimum, len(exchanges.nodes), protocol.JOIN)

@@ -65,7 +65,7 @@ SETTINGS = [
     ("training.batch_size=0", "training.batch_size = 0: must be at least 1"),
     ("themis.late={MLP: -3}", "themis.late.MLP = -3: must be at least 0"),
     ("themis.cases={a: {epochs: -3}}", "themis: case 'a': epochs = -3: must be at least 0"),
-    ("participants=[]", "participants = []: must not be empty"),
+    ("participants=[]", "participants: there are none; name their models"),
     ("themis.dropouts=5", "5 dropouts per epoch, but only 5 participants train the generator; all"),
     ("themis.min_participants=9", "themis.min_participants (case 'main'): 9, but at most 5"),
     # names that become folders
@@ -87,7 +87,7 @@ FILES = {
     "seed: 1\nparticipants: [{model: mlp}]\nseed: 2": "line 3, column 1: the key 'seed' is there",
     "- a": "my.yaml: holds no sections; allowed: name, system",
     "": "my.yaml: holds no sections",
-    "seed: x": "my.yaml: the key 'participants' is missing",
+    "seed: x": "my.yaml: seed = 'x': must be a whole number",
     "participants: [{model: mlp}]\nseed: x": "my.yaml: seed = 'x': must be a whole number",
     "participants: [{model: mlp}]\nthemis: {M: 0}": "my.yaml: themis.M = 0: must be above 0",
 }
