@@ -19,7 +19,6 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="Learning together without giving data or models away.",
 )
 
 key_app = typer.Typer(no_args_is_help=True, help="Make and look at keys of image disguises.")
@@ -27,6 +26,29 @@ app.add_typer(key_app, name="key")
 app.add_typer(competition_app, name="competition")
 app.add_typer(deploy_app, name="deploy")
 app.add_typer(node_app, name="node")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        from clients.protocol import code_fingerprint
+
+        typer.echo(f"pudica {version('pudica')}, code {code_fingerprint()}")
+        raise typer.Exit
+
+
+@app.callback()
+def main_(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_version, is_eager=True, help="Say which version this is."
+        ),
+    ] = False,
+) -> None:
+    """Learning together without giving data or models away."""
+
 
 RunPaths = Annotated[list[Path], typer.Argument(help="Run directories.")]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -63,6 +64,23 @@ def test_a_page_holds_ranks_and_protection_and_nothing_from_elsewhere(
     own = pd.read_csv(runs["real"] / "main" / "leaderboard.csv")
     assert board["model"].tolist() == own["model"].tolist()
     assert board["dropouts"].tolist() == [0, 0]
+
+
+def test_a_page_says_who_is_not_ranked_and_what_was_no_competition(
+    runs: dict[str, Path], tmp_path: Path
+) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(runs["real"], copy)
+    info = json.loads((copy / "run.json").read_text())
+    told = {"nodes": [*info["nodes"], "Eve <b>"], "remarks": ["a rehearsal: all is known"]}
+    (copy / "run.json").write_text(json.dumps({**info, **told}))
+    analysis.publish(copy, tmp_path / "public")
+    text = (tmp_path / "public" / "index.html").read_text()
+    assert "This is a rehearsal: all is known." in text
+    assert "They are not given the images without it" not in text
+    assert "never came: Eve &lt;b&gt;." in text
+    analysis.publish(runs["real"], tmp_path / "other")
+    assert "Not ranked" not in (tmp_path / "other" / "index.html").read_text()
 
 
 def test_plain_test_images_are_not_published(runs: dict[str, Path], tmp_path: Path) -> None:

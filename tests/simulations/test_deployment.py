@@ -191,6 +191,44 @@ def test_wrong_requests_say_what_to_do(
     assert why in result.stderr
 
 
+def test_what_is_up_is_left_as_it_is(
+    organiser: Organiser, kit: Kit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`cron` may call it every minute."""
+    told: list[str] = []
+    for folder in (organiser, kit):
+        monkeypatch.setattr(folder.programs, "process", lambda _: psutil.Process())
+        monkeypatch.setattr(folder.programs, "told", told.append)
+        monkeypatch.setattr(folder.programs, "start", None)
+        folder.up()
+    assert told == ["server and gate run already", "the node runs already"]
+
+
+def test_another_port_is_in_the_invitation(organiser: Organiser) -> None:
+    path = organiser.folder / "organiser.yaml"
+    path.write_text(path.read_text().replace(f"port: {organiser.config.port}\n", "port: 4711\n"))
+    told: list[str] = []
+    changed = Organiser(organiser.folder, told.append)
+    for _ in range(2):
+        changed._invite()
+        invitation = Invitation.read(organiser.folder / "invitation.yaml")
+        assert invitation.server == f"{LOOPBACK}:4711"
+    (line,) = told
+    assert "give it to all participants again" in line
+
+
+def test_a_key_that_was_removed_is_explained(
+    organiser: Organiser, kit: Kit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuses(*_: str) -> dict[str, Any]:
+        raise RequestError("flwr supernode register: [code: 23] Public key already in use.")
+
+    monkeypatch.setattr(organiser, "is_up", lambda: True)
+    monkeypatch.setattr(organiser, "_flwr", refuses)
+    with pytest.raises(RequestError, match="The participant makes a new one"):
+        organiser.register(kit.public, "ann")
+
+
 def test_a_folder_that_is_in_use_is_left_alone(organiser: Organiser, kit: Kit) -> None:
     with pytest.raises(RequestError, match="is not empty"):
         Organiser.init(organiser.folder, LOOPBACK, 8100)
@@ -341,6 +379,14 @@ def test_a_check_looks_at_everything_and_says_what_is_wrong(
     assert "1x8x8 in 10 classes" in fine["data"].told
     assert "ms an image" in fine["model"].told
 
+    unknown = findings(kit, data={})
+    assert unknown["model"].fine
+    assert "tried when the node joins" in unknown["model"].told
+    assert "there is no such file" in findings(kit, model="nowhere.pt2")["model"].told
+    assert "cannot import 'nowhere'" in findings(kit, model="custom:nowhere:net")["model"].told
+    assert "set model in node.yaml" in findings(kit, model=None)["model"].told
+    findings(kit, **own)
+
     folder = tmp_path / "pictures"
     for part in ("train", "test"):
         for name in ("cats", "dogs"):
@@ -466,6 +512,8 @@ def test_three_nodes_over_tls_make_the_table_that_one_process_makes(tmp_path: Pa
 
         experiment, directory = organiser.prepare("themis-digits", list(SHORT), None)
         organiser.run(experiment, directory)
+        for kit in kits:
+            checking.check_server(kit.config)
         _check_removal(organiser, kits[-1])
     finally:
         for ended in (*kits, organiser):

@@ -233,6 +233,19 @@ def test_who_is_not_registered_or_did_not_sign_is_refused(
     assert not superlink.asked
 
 
+def test_a_node_may_ask_whether_it_would_get_through(call: Call, tmp_path: Path) -> None:
+    assert call("/health", None, method="GET").status_code == 200
+    assert call("/health", "ann", method="GET").status_code == 200
+    answer = call("/health", "eve", method="GET")
+    assert answer.status_code == 401
+    assert authority.fingerprint(tmp_path / "eve.pub") in answer.json()["detail"]
+
+
+def test_a_node_signs_as_flower_does(call: Call, tmp_path: Path) -> None:
+    headers = authority.signed_headers(tmp_path / "ann")
+    assert call(PULL, None, **headers).status_code == 200
+
+
 def test_a_clock_that_is_off_is_told(call: Call, tmp_path: Path) -> None:
     for age, told in ((3600, "3600 s behind"), (-20, "20 s ahead of")):
         answer = call(PULL, **signed(tmp_path / "ann", age=age))

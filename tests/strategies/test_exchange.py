@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ from simulations.engines.local import LocalGrid, server_context
 from strategies.exchange import POLL_SECONDS, Exchanges, TooFewParticipants
 from strategies.experiment import ClientConfig
 from strategies.recorder import Recorder
+from strategies.roster import HOME, ROSTER
 
 NAMES = ["zoe", "adam", "mia"]
 
@@ -395,6 +397,22 @@ def test_an_answer_that_comes_twice_counts_once(
     grid._hand, grid.pull_messages = hand, all_at_once  # type: ignore[method-assign]
     assert ask(exchanges) == {"zoe": 0, "adam": 1, "mia": 2}
     assert exchanges.recorder.note["exchanges"][protocol.HELLO]["count"] == 3
+
+
+def test_a_node_that_was_removed_is_not_waited_for(
+    coming_and_going: Callable[..., tuple[Exchanges, ComingAndGoing]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    away = Error(ErrorCode.NODE_UNAVAILABLE, "away")
+    exchanges, grid = coming_and_going(lambda i: away if i == 1 else number(i), patience=60)
+    roster = [{"name": "x", "node": i, "fingerprint": "", "since": ""} for i in (2, 4)]
+    (tmp_path / ROSTER).write_text(json.dumps(roster))
+    monkeypatch.setenv(HOME, str(tmp_path))
+    grid.away = {3}
+    assert ask(exchanges) == {"zoe": 0, "mia": 2}
+    events = (exchanges.recorder.directory / "events.log").read_text()
+    assert "adam: it was removed by the organiser" in events
 
 
 def test_a_node_that_is_away_for_too_long_is_left_out_until_it_is_back(
