@@ -22,6 +22,7 @@ from clients.assignments import (
 )
 from clients.edge import Edge
 from clients.inference import InferenceEdge
+from clients.inference_training import TrainingEdge, edge_of
 from clients.node import NodeConfig
 from clients.once import answered_once
 from clients.owner import Owner
@@ -31,7 +32,7 @@ from clients.vault import Vault, vault_path
 app = ClientApp()
 
 Node = Participant | Edge | Owner | InferenceEdge
-Role = TypeVar("Role", Participant, Edge, Owner, InferenceEdge)
+Role = TypeVar("Role", Participant, Edge, Owner, InferenceEdge, TrainingEdge)
 Arrays = dict[str, torch.Tensor]
 
 _nodes: dict[Path, Node] = {}
@@ -39,7 +40,7 @@ _nodes: dict[Path, Node] = {}
 
 ROLES: dict[type, Callable[[Vault, Any], Node]] = {
     EdgeAssignment: Edge,
-    InferenceAssignment: InferenceEdge,
+    InferenceAssignment: edge_of,
     OwnerAssignment: Owner,
     ParticipantAssignment: Participant,
 }
@@ -371,26 +372,24 @@ def counts(edge: InferenceEdge, _: dict, __: Arrays) -> RecordDict:
 
 
 @app.train("mixtures")
-@_answering(InferenceEdge)
-def mixtures(edge: InferenceEdge, config: dict, arrays: Arrays) -> RecordDict:
+@_answering(TrainingEdge)
+def mixtures(edge: TrainingEdge, config: dict, arrays: Arrays) -> RecordDict:
     """Compute a training batch as far as it leaves."""
-    return protocol.reply(
-        {}, mixtures=edge.training.mixtures(config["epoch"], config["number"], arrays)
-    )
+    return protocol.reply({}, mixtures=edge.mixtures(config["epoch"], config["number"], arrays))
 
 
 @app.train("outputs")
-@_answering(InferenceEdge)
-def outputs(edge: InferenceEdge, config: dict, arrays: Arrays) -> RecordDict:
+@_answering(TrainingEdge)
+def outputs(edge: TrainingEdge, config: dict, arrays: Arrays) -> RecordDict:
     """Return loss and gradient on what the cloud made of a batch."""
     place = config["epoch"], config["number"], config["share"]
-    numbers, gradient = edge.training.loss(*place, arrays)
+    numbers, gradient = edge.loss(*place, arrays)
     return protocol.reply(numbers, gradient=gradient)
 
 
 @app.train("ends")
-@_answering(InferenceEdge)
-def ends(edge: InferenceEdge, config: dict, arrays: Arrays) -> RecordDict:
+@_answering(TrainingEdge)
+def ends(edge: TrainingEdge, config: dict, arrays: Arrays) -> RecordDict:
     """Return the gradients of the first and the last stage on a batch."""
     place = config["epoch"], config["number"], config["share"]
-    return protocol.reply({}, **edge.training.gradients(*place, arrays))
+    return protocol.reply({}, **edge.gradients(*place, arrays))

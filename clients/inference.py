@@ -20,7 +20,6 @@ from clients import protocol
 from clients.assignments import InferenceAssignment
 from clients.crossings import Crossings
 from clients.data import ImageSet, Part, Splits, load_once
-from clients.inference_training import EdgeTraining
 from clients.shields.decoys import decoys, missing
 from clients.shields.draws import shuffled
 from clients.shields.front import activation_shape
@@ -94,7 +93,6 @@ class InferenceEdge:
         self._crossings = Crossings(vault)
         self._pending: dict[int, Asked] = {}
         self._first = 0
-        self._training = EdgeTraining(self) if a.train == "split" else None
         self._adopted = False
 
     def introduced(self) -> dict[str, int | str]:
@@ -302,19 +300,6 @@ class InferenceEdge:
             total += confusion(kept[0]["answers"].long(), truth[kept[0]["rows"]])
         counted: np.ndarray = total.numpy()
         return counted
-
-    @property
-    def training(self) -> EdgeTraining:
-        """The edge's side of split training.
-
-        Raises
-        ------
-        RuntimeError
-            There is none.
-        """
-        if self._training is None:
-            raise RuntimeError("this edge takes part in no training")
-        return self._training
 
     # ---------------------------------------------------------------------------- keys
 

@@ -5,20 +5,20 @@ from __future__ import annotations
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 
 from clients import protocol
+from clients.assignments import InferenceAssignment
+from clients.inference import Arrays, InferenceEdge, Numbers, Tensors
 from clients.shields.decoys import filled
+from clients.vault import Vault
 from models import packing
 from models.attributes import attribute_loss, balancing
 from models.augmentation import AUGMENTATIONS
 from models.randomness import draws, layers_seeded, numpy_generator, torch_generator
-
-if TYPE_CHECKING:
-    from clients.inference import Arrays, InferenceEdge, Numbers, Tensors
 
 
 @dataclass
@@ -45,17 +45,18 @@ class Step:
     gradient: np.ndarray | None = None
 
 
-class EdgeTraining:
-    """The training of one edge's stages, on images and labels of its own.
+class TrainingEdge(InferenceEdge):
+    """An edge that trains its stages, on images and labels of its own, before it is served.
 
     Parameters
     ----------
-    edge : InferenceEdge
+    vault, assignment
+        As of :class:`~clients.inference.InferenceEdge`.
     """
 
-    def __init__(self, edge: InferenceEdge) -> None:
-        self.edge = edge
-        self._drawing = draws(edge.ends)
+    def __init__(self, vault: Vault, assignment: InferenceAssignment) -> None:
+        super().__init__(vault, assignment)
+        self._drawing = draws(self.ends)
         self._step: Step | None = None
 
     def mixtures(self, epoch: int, number: int, arrays: Tensors) -> np.ndarray:
@@ -69,7 +70,7 @@ class EdgeTraining:
             The stages as they are now, as of :meth:`adopt`.
         """
         step = self._begun(epoch, number, arrays)
-        return protocol.on_wire(step.sent.detach(), self.edge.assignment.wire)
+        return protocol.on_wire(step.sent.detach(), self.assignment.wire)
 
     def loss(
         self, epoch: int, number: int, share: float, arrays: Tensors
@@ -84,12 +85,12 @@ class EdgeTraining:
             ``outputs``; and the stages, if another process may have made the mixtures.
         """
         step = self._at(epoch, number, arrays)
-        sent = (len(step.sent), *self.edge.returned)
+        sent = (len(step.sent), *self.returned)
         came = packing.expected("outputs", arrays["outputs"], sent)
-        outputs = self.edge.compute.place(came).requires_grad_()
-        restored = self.edge.shield.restore(outputs, step.secret)[: len(step.attributes)]
+        outputs = self.compute.place(came).requires_grad_()
+        restored = self.shield.restore(outputs, step.secret)[: len(step.attributes)]
         with self._layers_seeded("post", epoch, number):
-            logits = self.edge.compute.outputs(self.edge.ends[1], restored)
+            logits = self.compute.outputs(self.ends[1], restored)
         loss = attribute_loss(logits, step.attributes, self._class_weights)
         (loss * share).backward()  # type: ignore[no-untyped-call]
         assert outputs.grad is not None
@@ -109,20 +110,20 @@ class EdgeTraining:
             self.loss(epoch, number, share, arrays)
         if step.sent.requires_grad:
             gradient = packing.expected("gradient", arrays["gradient"], tuple(step.sent.shape))
-            step.sent.backward(self.edge.compute.place(gradient))  # type: ignore[no-untyped-call]
-        parameters = self.edge.ends.parameters()
+            step.sent.backward(self.compute.place(gradient))  # type: ignore[no-untyped-call]
+        parameters = self.ends.parameters()
         found = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
         self._step = None
         return {
             "weights": packing.packed(found),
-            "buffers": packing.packed(list(self.edge.ends.buffers())),
+            "buffers": packing.packed(list(self.ends.buffers())),
         }
 
     @cached_property
     def _class_weights(self) -> torch.Tensor | None:
-        if self.edge.assignment.class_weights == "none":
+        if self.assignment.class_weights == "none":
             return None
-        return balancing(torch.from_numpy(self.edge.shares["train"].attributes))
+        return balancing(torch.from_numpy(self.shares["train"].attributes))
 
     def _at(self, epoch: int, number: int, arrays: Tensors) -> Step:
         if self._step is None or self._step.number != (epoch, number):
@@ -131,24 +132,24 @@ class EdgeTraining:
 
     def _begun(self, epoch: int, number: int, arrays: Tensors) -> Step:
         """Compute a batch as far as it leaves, with the stages that came along."""
-        edge, a, images = self.edge, self.edge.assignment, self.edge.shares["train"]
-        edge.load_stages(arrays)
-        edge.ends.train().zero_grad()
+        a, images = self.assignment, self.shares["train"]
+        self.load_stages(arrays)
+        self.ends.train().zero_grad()
         rows = batch_rows(a.seed, a.partition, epoch, number, len(images), a.batch_size)
         x, _ = images.batch(rows)
         x = augmented(x, images.black, a.augment, a.seed, a.partition, epoch, number)
         # Before the stages' statistics move: a fresh process has to draw the same.
-        randomness = edge.randomness("batch", epoch, number)
-        x = filled(edge.compute.place(x), a.shield, randomness)
+        randomness = self.randomness("batch", epoch, number)
+        x = filled(self.compute.place(x), a.shield, randomness)
         with self._layers_seeded("pre", epoch, number):
-            features = edge.compute.outputs(edge.ends[0], x)
-        sent, secret = edge.shield.protect(features, randomness)
-        attributes = torch.from_numpy(images.attributes[rows]).to(edge.compute.device)
+            features = self.compute.outputs(self.ends[0], x)
+        sent, secret = self.shield.protect(features, randomness)
+        attributes = torch.from_numpy(images.attributes[rows]).to(self.compute.device)
         self._step = Step((epoch, number), sent, secret, attributes)
         return self._step
 
     def _layers_seeded(self, *purpose: str | int) -> AbstractContextManager[None]:
-        a = self.edge.assignment
+        a = self.assignment
         return layers_seeded(self._drawing, a.seed, a.partition, *purpose)
 
 
@@ -171,3 +172,9 @@ def augmented(
     """Return a batch augmented by the draws of its own place: partition, epoch, number."""
     augment = AUGMENTATIONS.get(name)
     return augment(x, black, torch_generator(seed, "augment", *place)) if augment else x
+
+
+def edge_of(vault: Vault, assignment: InferenceAssignment) -> InferenceEdge:
+    """Return an edge, that trains if it is to."""
+    kind = TrainingEdge if assignment.train == "split" else InferenceEdge
+    return kind(vault, assignment)

@@ -20,6 +20,7 @@ import strategies.recorder
 from clients import protocol
 from clients.assignments import parsed as assignment_of
 from clients.inference import InferenceEdge
+from clients.inference_training import edge_of
 from clients.node import NodeConfig
 from clients.vault import Vault
 from models.attributes import answered, confusion
@@ -55,7 +56,7 @@ def edges_of(grid: ListeningGrid, place: Path) -> list[InferenceEdge]:
     """Return the edges of a run, made anew with the stages that they were given."""
     words = [protocol.words_of(message.content) for message in asked(grid, protocol.JOIN)]
     assignments = [assignment_of(str(each["assignment"])) for each in words]
-    edges = [InferenceEdge(Vault(place / str(a.partition)), a) for a in assignments]  # type: ignore[arg-type]
+    edges = [edge_of(Vault(place / str(a.partition)), a) for a in assignments]  # type: ignore[arg-type]
     arrays = protocol.arrays_of(asked(grid, protocol.ADOPT)[-1].content)
     for edge in edges:
         edge.adopt({name: torch.from_numpy(values) for name, values in arrays.items()})
@@ -391,9 +392,11 @@ def test_the_first_answer_stands_and_the_secret_goes_with_the_last(tmp_path: Pat
 
 def test_an_edge_trains_with_nobody_unless_it_was_told(tmp_path: Path) -> None:
     grid = run(tiny(), tmp_path / "run")
-    (edge, _) = edges_of(grid, tmp_path / "again")
-    with pytest.raises(RuntimeError, match="takes part in no training"):
-        edge.training.mixtures(0, 0, {})
+    served = first_of(grid, protocol.INFER)
+    message = Message(served.content, served.metadata.dst_node_id, protocol.MIXTURES)
+    (reply,) = grid.send_and_receive([message])
+    assert reply.has_error()
+    assert "this node is no trainingedge in this run" in str(reply.error.reason)
 
 
 @pytest.mark.parametrize(
@@ -654,15 +657,15 @@ def test_an_edge_learns_nothing_from_what_fits_no_batch(
     grid = run(tiny(*SPLIT), tmp_path / "run")
     (edge, _) = edges_of(grid, tmp_path / "again")
     stages = arrays_in(first_of(grid, protocol.MIXTURES))
-    edge.training.mixtures(0, 0, stages)
+    edge.mixtures(0, 0, stages)
     arrays = arrays_in(first_of(grid, kind))
     if kind == protocol.ENDS:
-        edge.training.loss(0, 0, 0.5, arrays_in(first_of(grid, protocol.OUTPUTS)))
-    answer = edge.training.loss if kind == protocol.OUTPUTS else edge.training.gradients
+        edge.loss(0, 0, 0.5, arrays_in(first_of(grid, protocol.OUTPUTS)))
+    answer = edge.loss if kind == protocol.OUTPUTS else edge.gradients
     with pytest.raises(ValueError, match=f"{array} of shape"):
         answer(0, 0, 0.5, {**arrays, array: change(arrays[array])})
     with pytest.raises(ValueError, match="with NaN or infinity"):
-        edge.training.mixtures(0, 0, {**stages, "weights": stages["weights"] * np.nan})
+        edge.mixtures(0, 0, {**stages, "weights": stages["weights"] * np.nan})
 
 
 def test_an_edge_whose_groups_nothing_fills_takes_no_part(tmp_path: Path) -> None:
