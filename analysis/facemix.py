@@ -20,7 +20,7 @@ SETTINGS = ["run", "experiment", "case", "place", "shield", "pre"]
 RATES = ("accuracy", "balanced_accuracy")
 COSTS = ("edge_parameters", "edge_macs", "macs", "bytes_up", "bytes_down")
 ATTACKS = ("attributes", "identity", "separation", "reconstruction")
-TABLES = {"celeba": "table2", "lfw": "table3"}
+TABLES = {"celeba": "table2"}
 BLOCKS = {"maxpool": 1, "layer1.0": 2, "layer1.1": 3}
 """How many blocks of ResNet-18 the edge computes, by the layer after which it ends."""
 

@@ -80,7 +80,8 @@ class View:
         Raises
         ------
         RequestError
-            There is no such case, it is not done, or nothing leaves the edge in it.
+            There is no such case, it is not done, nothing leaves the edge in it, or there are no
+            images to learn from.
         """
         cases = settings_of(run)
         if case not in cases:
@@ -104,6 +105,11 @@ class View:
         model.load_state_dict(tensors)
         own = normalised(data, note)
         known = own.train if settings.train == "central" else own.validation
+        if not len(known):
+            raise RequestError(
+                f"{run.name}: case '{case}': an attacker learns from validation images where edges "
+                "train together, and there are none; set data.split"
+            )
         return cls(run, case, model.eval(), own, settings.request, known, settings.post)
 
     @property

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
+from celeba_files import write_celeba
+from PIL import Image
 
+import analysis
 import models
 from simulations.engines import inprocess
 from strategies.loading import load_experiment, shipped
@@ -112,3 +116,22 @@ def test_a_whole_competition_on_a_slice_of_each_real_data_set(
     assert values["psnr"] > 0
     assert values["psnr_denoised"] >= values["psnr"]
     assert 0 < values["chance"] < 1
+
+
+def test_celebas_experiment_runs_on_small_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All cases of the paper's Table 2, and their rows beside the paper's."""
+    rng = np.random.default_rng(0)
+    for name in write_celeba(tmp_path, young="110"):
+        pixels = rng.integers(0, 256, (218, 178, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / name)
+    monkeypatch.setattr("torchvision.datasets.celeba.check_integrity", lambda *_: True)
+    small = ["data.image_size=32", "facemix.edges=1", "client={num_gpus: 0, bfloat16: false}"]
+    training = "facemix.training={epochs: 1, batch_size: 8}"
+    experiment = load_experiment("facemix-celeba", [f"data.root={tmp_path}", training, *small])
+    inprocess.run(experiment, tmp_path / "run")
+    table = analysis.facemix_accuracy(tmp_path / "run").set_index("case")
+    assert len(table) == 10
+    assert table["published"].notna().all()
+    assert table["accuracy"].between(0, 100).all()

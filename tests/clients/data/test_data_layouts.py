@@ -7,6 +7,7 @@ import pickle
 import numpy as np
 import pytest
 import torchvision.datasets as tv
+from celeba_files import write_celeba
 
 from clients.data import DataConfig, DataError, catalogue, load, names
 
@@ -166,30 +167,9 @@ def test_cifar_batches_are_read_only_after_their_integrity_check(make, monkeypat
     assert not grey.train.mean.any()
 
 
-def write_celeba(root) -> None:
-    folder = root / "celeba"
-    (folder / "img_align_celeba").mkdir(parents=True, exist_ok=True)
-    files = [f"{i:06d}.png" for i in range(12)]
-    parts = [0] * 8 + [1] * 2 + [2] * 2
-    lines = {
-        "list_eval_partition.txt": [f"{f} {p}" for f, p in zip(files, parts, strict=True)],
-        "identity_CelebA.txt": [f"{f} {i % 3}" for i, f in enumerate(files)],
-        "list_bbox_celeba.txt": ["12", "id x y w h", *(f"{f} 0 0 1 1" for f in files)],
-        "list_landmarks_align_celeba.txt": ["12", "a b", *(f"{f} 0 0" for f in files)],
-        "list_attr_celeba.txt": [
-            "12",
-            "Male Young ",
-            *(f"{f} {1 if i % 2 else -1}  1" for i, f in enumerate(files)),
-        ],
-    }
-    for name, content in lines.items():
-        (folder / name).write_text("\n".join(content) + "\n")
-
-
 def test_celeba_attributes_and_identity(make, monkeypatch):
-    write_celeba(make.root)
-    for i in range(12):
-        make.image(f"celeba/img_align_celeba/{i:06d}.png", i, size=(178, 218))
+    for i, name in enumerate(write_celeba(make.root)):
+        make.image(name, i, size=(178, 218))
     monkeypatch.setattr("torchvision.datasets.celeba.check_integrity", lambda *_: True)
     male = load(DataConfig(name="celeba", root=make.root), seed=0)
     assert male.shape == (3, 64, 64)
