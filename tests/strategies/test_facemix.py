@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -243,15 +244,22 @@ def test_a_place_has_its_stages(tmp_path: Path) -> None:
 def test_no_key_is_in_any_message_or_result(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keys: str
 ) -> None:
-    drawn: list[np.ndarray] = []
-    orthogonal = clients.shields.mixing.orthogonal
+    secrets: list[bytes] = []
 
-    def noted(*arguments: Any) -> torch.Tensor:
-        matrices = orthogonal(*arguments)
-        drawn.extend(matrix.numpy() for matrix in matrices)
-        return matrices
+    def noting(place: Any, name: str, parts: Callable[[Any], list[bytes]]) -> None:
+        drawn = getattr(place, name)
 
-    monkeypatch.setattr(clients.shields.mixing, "orthogonal", noted)
+        def noted(*arguments: Any) -> Any:
+            value = drawn(*arguments)
+            secrets.extend(parts(value))
+            return value
+
+        monkeypatch.setattr(place, name, noted)
+
+    mixing = clients.shields.mixing
+    noting(mixing, "orthogonal", lambda matrices: [m.numpy().tobytes() for m in matrices])
+    noting(mixing, "shuffled", lambda order: [order.numpy().tobytes()])
+    noting(Vault, "secret", lambda secret: [secret, secret.hex().encode()])
     settings = (f"facemix.keys={keys}", "facemix.request=24")
     grid = run(tiny(*settings), tmp_path / "run")
     payloads = [bytes_of(message) for message in [*grid.requests, *grid.replies]]
@@ -260,8 +268,8 @@ def test_no_key_is_in_any_message_or_result(
         for path in (tmp_path / "run").rglob("*")
         if path.is_file() and "vault" not in path.parts
     ]
-    secrets = [matrix.tobytes() for matrix in drawn]
-    assert secrets
+    sizes = {len(secret) for secret in secrets}  # of the vault's secret, orders, matrices
+    assert sizes >= ({32, 128, 256} if keys == "secret" else {128, 256})
     for secret in secrets:
         assert not any(secret in content for content in [*payloads, *files])
 
