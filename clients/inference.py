@@ -130,22 +130,25 @@ class InferenceEdge:
             If this case was served under others, or on other terms, or another run under these:
             the same images behind other keys show which mixtures belong together.
         """
+        self._adopted = False  # what is refused leaves those in the vault
         self.load_stages(arrays)
+        if self.hides:
+            terms = f"run '{self.assignment.run}', case '{self.assignment.case}'|{self._terms}"
+            self._crossings.claim(_digest(arrays), terms, self.shares["test"])
         self._pin(arrays)
         self.vault.save(f"{self.assignment.case}-{ENDS}", dict(arrays), {})
         self._adopted = True
 
     def _pin(self, arrays: Tensors) -> None:
-        a = self.assignment
-        values = (arrays[name].numpy().tobytes() for name in sorted(arrays))
-        stages = hashlib.blake2b(b"".join(values), digest_size=16).hexdigest()
-        if self.hides:
-            terms = f"run '{a.run}', case '{a.case}'|{a.fingerprint()}"
-            self._crossings.claim(stages, terms, self.shares["test"])
-        if not self.vault.pin(f"{a.case}-stages", f"{stages} {a.fingerprint()}"):
+        pinned = f"{_digest(arrays)} {self._terms}"
+        if not self.vault.pin(f"{self.assignment.case}-stages", pinned):
             raise RuntimeError(
                 "this edge was served under other stages, or on other terms, and asks nothing again"
             )
+
+    @property
+    def _terms(self) -> str:
+        return self.assignment.fingerprint()
 
     def load_stages(self, arrays: Tensors) -> None:
         """Take stages for now; errors as of :meth:`adopt`."""
@@ -322,3 +325,9 @@ class InferenceEdge:
         digest.update(packing.packed(tensors).tobytes())
         what = "/".join(map(str, purpose)).encode()
         return SecretGenerator(self.vault.secret(self._secret), digest.digest() + what)
+
+
+def _digest(arrays: Tensors) -> str:
+    """Return what tells stages from others."""
+    values = (arrays[name].numpy().tobytes() for name in sorted(arrays))
+    return hashlib.blake2b(b"".join(values), digest_size=16).hexdigest()
