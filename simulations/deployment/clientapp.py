@@ -13,8 +13,9 @@ import logging
 import multiprocessing
 import os
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from importlib import import_module
 from multiprocessing.process import BaseProcess
@@ -40,7 +41,10 @@ from flwr.supercore.inflatable.inflatable_protobuf_utils import (
     make_confirm_message_received_fn_protobuf,
     make_pull_object_fn_protobuf,
 )
-from flwr.supercore.inflatable.inflatable_utils import pull_and_inflate_object_from_tree
+from flwr.supercore.inflatable.inflatable_utils import (
+    ObjectUnavailableError,
+    pull_and_inflate_object_from_tree,
+)
 from flwr.supercore.interceptors import (
     RuntimeTokenHttpInterceptor,
     RuntimeVersionHttpInterceptor,
@@ -82,6 +86,8 @@ class Tasks:
         self.address = address
         signing = SuperExecAuthHttpInterceptor(master_secret=secret, protected_methods=[ACQUIRE])
         self._runtime = runtime(address, signing)
+        self._following: str | None = None
+        self._asking = threading.Lock()
 
     def next(self) -> str | None:
         """Return the token of what is to be done next, or None.
@@ -91,6 +97,21 @@ class Tasks:
         httpx.HTTPError
             The SuperNode does not answer.
         """
+        with self._asking:
+            token, self._following = self._following or self._acquired(), None
+            return token
+
+    def is_overtaken(self) -> bool:
+        """Tell whether something else is to be done, while the message of a task is to come.
+
+        A SuperNode takes in one message after the other. One whose run ends meanwhile it leaves as
+        it is, task and all: what is not there when the next has come never will be.
+        """
+        with self._asking:
+            self._following = self._following or self._acquired()
+            return self._following is not None
+
+    def _acquired(self) -> str | None:
         answer = self._runtime.AcquireTask(
             AcquireTaskRequest(supported_task_types=[TaskType.CLIENT_APP])
         )
@@ -100,7 +121,7 @@ class Tasks:
         """Have a message answered in a process of its own, and say so if it dies of it."""
         with closing(runtime(self.address, RuntimeTokenHttpInterceptor(token))) as there:
             with _alive(there):  # a large message takes its time to arrive
-                message, context = pulled(there)
+                message, context = pulled(there, self.is_overtaken)
             began, done = time.monotonic(), FORKED.Event()
             process = FORKED.Process(
                 target=answer, args=(self.address, token, message, context, os.getpid(), done)
@@ -117,7 +138,7 @@ class Tasks:
         log.info("%s: %.1f s%s", kind, seconds, "" if done.is_set() else f"; {_death(process)}")
 
 
-def pulled(there: RuntimeHttpClient) -> tuple[Message, Context]:
+def pulled(there: RuntimeHttpClient, is_overtaken: Callable[[], bool]) -> tuple[Message, Context]:
     """Return the message that is to be answered, and where.
 
     As Flower's ``pull_task_input``, which gives up, or waits for a second, where the SuperNode has
@@ -138,9 +159,19 @@ def pulled(there: RuntimeHttpClient) -> tuple[Message, Context]:
             raise RuntimeError(f"the message of a task did not come within {ARRIVAL_SECONDS:g} s")
         time.sleep(LOOK_SECONDS)
     (tree,), place = found.message_object_trees, (Node(node_id=context.node_id), context.run_id)
+    part = make_pull_object_fn_protobuf(there.PullObject, *place)
+
+    def awaited(name: str) -> bytes:
+        try:
+            return part(name)
+        except ObjectUnavailableError:
+            if is_overtaken():
+                raise RuntimeError("its message did not come to its end") from None
+            raise
+
     message = pull_and_inflate_object_from_tree(
         tree,
-        make_pull_object_fn_protobuf(there.PullObject, *place),
+        awaited,
         make_confirm_message_received_fn_protobuf(there.ConfirmMessageReceived, *place),
         return_type=Message,
         initial_backoff=LOOK_SECONDS,

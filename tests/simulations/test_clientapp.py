@@ -16,6 +16,7 @@ from flwr.app import Context, Message, RecordDict
 from flwr.common.constant import ErrorCode
 from flwr.supercore.constant import TaskType
 from flwr.supercore.fab import Fab
+from flwr.supercore.inflatable.inflatable_object import get_object_tree, no_object_id_recompute
 from flwr.supercore.object_store import ObjectStoreFactory
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
@@ -73,6 +74,18 @@ class SuperNode:
         _insert_message(message, self.state, self.store)
         assert self.state.create_task(TaskType.CLIENT_APP, RUN)
 
+    def begin(self, kind: str) -> None:
+        """Have a message to be answered of which nothing has come, and nothing will.
+
+        So a SuperNode leaves one whose run ends while it is on its way.
+        """
+        message = Message(protocol.request({"run": "r"}), NODE, kind)
+        with no_object_id_recompute():
+            message.metadata.__dict__["_message_id"] = message.object_id
+            self.store.preregister(RUN, get_object_tree(message))
+            self.state.store_message(message)
+        assert self.state.create_task(TaskType.CLIENT_APP, RUN)
+
     def answer(self) -> Message:
         """Return what came of it."""
         (reply,) = self.state.get_messages_legacy(is_reply=True)
@@ -114,6 +127,22 @@ def test_what_the_code_raises_is_an_answer(done: Callable[[str], Message]) -> No
     error = done(protocol.LOCAL).error
     assert error.code == ErrorCode.CLIENT_APP_RAISED_EXCEPTION
     assert error.reason.startswith("RuntimeError: this node has not joined the run")
+
+
+def test_a_message_that_never_comes_keeps_nobody_waiting(supernode: SuperNode) -> None:
+    tasks = Tasks(supernode.address, SECRET)
+    supernode.begin(protocol.HELLO)
+    token = tasks.next()
+    assert token
+    later = threading.Timer(0.5, supernode.ask, [protocol.HELLO])
+    later.start()
+    with pytest.raises(RuntimeError, match="did not come to its end"):
+        tasks.do(token)
+    token = tasks.next()
+    assert token
+    tasks.do(token)
+    assert tasks.next() is None
+    assert not supernode.answer().has_error()
 
 
 def test_a_process_that_is_killed_is_told_at_once(
