@@ -55,7 +55,7 @@ class Crossings:
                     f"({before.split('|')[0]}), and under other keys they would show which "
                     "mixtures belong together: train the stages anew"
                 )
-        if kept.get(terms) is None:
+        if terms not in kept:
             self._record.write(stages, json.dumps({**kept, terms: sorted(own)}).encode())
 
 

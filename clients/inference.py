@@ -132,16 +132,16 @@ class InferenceEdge:
         """
         self._adopted = False  # what is refused leaves those in the vault
         self.load_stages(arrays)
-        if self.hides:
+        stages = _digest(arrays)
+        if self._hides:
             terms = f"run '{self.assignment.run}', case '{self.assignment.case}'|{self._terms}"
-            self._crossings.claim(_digest(arrays), terms, self.shares["test"])
-        self._pin(arrays)
+            self._crossings.claim(stages, terms, self.shares["test"])
+        self._pin(stages)
         self.vault.save(f"{self.assignment.case}-{ENDS}", dict(arrays), {})
         self._adopted = True
 
-    def _pin(self, arrays: Tensors) -> None:
-        pinned = f"{_digest(arrays)} {self._terms}"
-        if not self.vault.pin(f"{self.assignment.case}-stages", pinned):
+    def _pin(self, stages: str) -> None:
+        if not self.vault.pin(f"{self.assignment.case}-stages", f"{stages} {self._terms}"):
             raise RuntimeError(
                 "this edge was served under other stages, or on other terms, and asks nothing again"
             )
@@ -172,11 +172,11 @@ class InferenceEdge:
         if kept is None:
             raise RuntimeError("this edge has not been given its stages yet")
         self.load_stages(kept[0])
-        self._pin(kept[0])  # it may have been told of other terms since
+        self._pin(_digest(kept[0]))  # it may have been told of other terms since
         self._adopted = True
 
     @property
-    def hides(self) -> bool:
+    def _hides(self) -> bool:
         """Whether what crosses is mixed under keys that nobody else can draw."""
         return group_of(self.assignment.shield) > 1 and self.assignment.keys == "secret"
 

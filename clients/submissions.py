@@ -56,6 +56,11 @@ def signed(private_key: Path, text: str) -> dict[str, str]:
     """
     key = load_ssh_private_key(private_key.read_bytes(), None)
     assert isinstance(key, EllipticCurvePrivateKey)
+    return signed_by(key, text)
+
+
+def signed_by(key: EllipticCurvePrivateKey, text: str) -> dict[str, str]:
+    """Return the signature of a text, and the public key to check it by, PEM."""
     public = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
     signature = sign_message(key, text.encode())
     return {"signature": b64encode(signature).decode(), "public_key": public.decode()}

@@ -158,7 +158,7 @@ def check_run(run: str) -> str:
     ValueError
         If it is none, and might lead elsewhere.
     """
-    if Path(run).name != run or run == "" or run.startswith("."):
+    if Path(run).name != run or not run or run.startswith("."):
         raise ValueError(f"'{run}' is no name of a run")
     return run
 

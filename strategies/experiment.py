@@ -107,8 +107,8 @@ class Experiment(BaseModel, ABC):
         """Return what an organiser of real participants should know of the data, if anything."""
         return []
 
-    def check(self) -> None:
-        """Read the data, divide them and build every model once.
+    def check(self) -> Splits:
+        """Read the data, divide them and build every model once; return the data.
 
         Raises
         ------
@@ -124,6 +124,7 @@ class Experiment(BaseModel, ABC):
                 divided(data.train.labels, count, scheme, seed)
             except RequestError as error:
                 raise RequestError(f"data.partition: {error}") from error
+        return data
 
     def with_absolute_paths(self) -> Self:
         """Return the experiment with its files named in a way that holds in any directory."""

@@ -150,8 +150,9 @@ class Discriminator(nn.Module):
         """Return logits of each image (B, S, C, H, W), B·S of them."""
         # The first convolution of [feature map, image]: that of the map is the same for all of S.
         of_map, of_image = self.first.weight.split(self.sides, 1)
-        given = conv2d(_sized(x, self.size), of_map, stride=2, padding=1)
-        seen = conv2d(images.flatten(0, 1), of_image, stride=2, padding=1)
+        stride, padding = self.first.stride, self.first.padding
+        given = conv2d(_sized(x, self.size), of_map, None, stride, padding)
+        seen = conv2d(images.flatten(0, 1), of_image, None, stride, padding)
         both = seen + given.repeat_interleave(images.shape[1], 0)
         return self.rest(both)  # type: ignore[no-any-return]
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from base64 import b64encode
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
 from pathlib import Path
@@ -27,12 +29,9 @@ from cryptography.hazmat.primitives.serialization import (
 from cryptography.x509.oid import NameOID
 from flwr.common.constant import TIMESTAMP_HEADER
 from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER, FLEET_HTTP_SIGNATURE_HEADER
-from flwr.supercore.primitives.asymmetric import (
-    public_key_to_bytes,
-    sign_message,
-    verify_signature,
-)
+from flwr.supercore.primitives.asymmetric import sign_message, verify_signature
 
+from clients.submissions import signed_by
 from models.errors import RequestError
 from models.files import others_may_read, write_atomically
 from simulations.programs.calling import LOOPBACK
@@ -148,19 +147,16 @@ def signed_headers(key: Path) -> dict[str, str]:
     RequestError
         It can't be read, or is none.
     """
-    try:
+    with _reading(key, "private"):
         private = load_ssh_private_key(key.read_bytes(), None)
-    except OSError as error:
-        raise RequestError(f"can't read {key}: {error.strerror}") from error
-    except ValueError as error:
-        raise RequestError(f"{key} holds no private key (OpenSSH)") from error
     if not isinstance(private, EllipticCurvePrivateKey):
         raise RequestError(f"{key} is of another kind than `pudica deploy node` makes")
     stamp = datetime.now(UTC).isoformat()
+    said = signed_by(private, stamp)
     return {
-        FLEET_HTTP_PUBLIC_KEY_HEADER: b64encode(public_key_to_bytes(private.public_key())).decode(),
+        FLEET_HTTP_PUBLIC_KEY_HEADER: b64encode(said["public_key"].encode()).decode(),
         TIMESTAMP_HEADER: stamp,
-        FLEET_HTTP_SIGNATURE_HEADER: b64encode(sign_message(private, stamp.encode())).decode(),
+        FLEET_HTTP_SIGNATURE_HEADER: said["signature"],
     }
 
 
@@ -172,15 +168,21 @@ def fingerprint(public: Path) -> str:
     RequestError
         If there is no such file, or it holds no public key of a node.
     """
-    try:
+    with _reading(public, "public"):
         key = load_ssh_public_key(public.read_bytes())
-    except OSError as error:
-        raise RequestError(f"can't read {public}: {error.strerror}") from error
-    except ValueError as error:
-        raise RequestError(f"{public} holds no public key (OpenSSH)") from error
     if not isinstance(key, EllipticCurvePublicKey):
         raise RequestError(f"{public} is of another kind than `pudica deploy node` makes")
     return fingerprint_of(key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
+
+
+@contextmanager
+def _reading(path: Path, half: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise RequestError(f"can't read {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise RequestError(f"{path} holds no {half} key (OpenSSH)") from error
 
 
 def check_secret(path: Path) -> None:

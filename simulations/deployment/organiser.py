@@ -333,9 +333,9 @@ class Organiser(Place):
         settings += [f"{key}={value}" for key, value in patience.items() if key not in given]
         experiment = load_experiment(source, [*settings, *overrides])
         _check_cases(experiment, settings)
-        experiment.check()
+        data = experiment.check()
         self.programs.told("set for a deployment: " + ", ".join(settings))
-        for remark in experiment.remarks(experiment.load_data()):
+        for remark in experiment.remarks(data):
             self.programs.told(remark)
         return experiment, new_directory(self.folder / "results", experiment)
 
