@@ -150,7 +150,7 @@ class View:
         features = self.model.pre(x)
         rows, secret = self.model.shield.protect(features, randomness)
         groups = np.repeat(chosen.reshape(-1, self.group), self.group, axis=0)
-        if isinstance(secret, MixingKey) and secret.order is not None:
+        if isinstance(secret, MixingKey):
             order = secret.order.numpy()
             return Sight(rows, chosen[order], groups[order])
         return Sight(rows, chosen, groups)

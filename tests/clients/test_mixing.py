@@ -87,16 +87,17 @@ def test_gradients_are_those_without_mixing_where_the_cloud_is_linear() -> None:
         torch.testing.assert_close(mixed, plain, atol=1e-4, rtol=1e-4)
 
 
-def test_training_and_serving_mix_the_same() -> None:
-    shield, x = mixing(), features(32)
-    served, _ = shield.protect(x, rng())
+@pytest.mark.parametrize("shape", [SHAPE, (5, 41, 61)], ids=["small", "in parts"])
+def test_training_and_serving_mix_the_same(shape: tuple[int, ...]) -> None:
+    shield, x = mixing(shape=shape), features(32, shape=shape)
+    served, key = shield.protect(x, rng())
     trained, _ = shield.protect(x.clone().requires_grad_(), rng())
     torch.testing.assert_close(trained.detach(), served, atol=1e-6, rtol=0)
+    torch.testing.assert_close(shield.restore(served, key), x, atol=1e-5, rtol=0)
 
 
 def test_groups_of_one_are_as_they_were() -> None:
     sent, key = mixing(1).protect(x := features(5), rng())
-    assert key.order is not None
     assert torch.equal(sent, x[key.order])
 
 
@@ -116,7 +117,7 @@ def test_keys_differ_in_each_group_and_request() -> None:
     matrices = torch.cat([key.matrices for key in keys])
     apart = (matrices[:, None] - matrices[None]).abs().amax((2, 3))
     assert float((apart + torch.eye(len(matrices))).min()) > 0.01
-    orders = [tuple(key.order.tolist()) for key in keys if key.order is not None]
+    orders = [tuple(key.order.tolist()) for key in keys]
     assert len(set(orders)) == 4
 
 
