@@ -21,7 +21,7 @@ from analysis.attacks import (
     reconstruct,
     redrawn,
     separate,
-    trained_drawer,
+    trained_generator,
 )
 from analysis.attacks.reconstruction import Rebuilt
 from analysis.attacks.separation import clear_success
@@ -193,12 +193,12 @@ def _guessed(guess: Callable[[View], Guess], view: View) -> tuple[Found, Picture
 
 
 def _separation(view: View, effort: Effort, _: Splits | None) -> tuple[Found, Pictures]:
-    drawer = trained_drawer(view.in_the_clear(), effort.epochs, effort.seed)
+    generator = trained_generator(view.in_the_clear(), effort.epochs, effort.seed)
     found: Found = {"chance": 0.5}
     pictures: dict[str, np.ndarray] = {}
     for suffix, known in {"": False, "_known_groups": True}.items():
         apart = separate(view, effort.requests, known, effort.seed)
-        rebuilt = redrawn(view, drawer, apart)
+        rebuilt = redrawn(view, generator, apart)
         found |= {
             f"success{suffix}": apart.success,
             f"correlation{suffix}": float(apart.correlations.mean()),
@@ -224,8 +224,8 @@ def _reconstruction(view: View, effort: Effort, _: Splits | None) -> tuple[Found
     found: Found = {}
     pictures: dict[str, np.ndarray] = {}
     for suffix, sees in {"": view, CLEAR: view.in_the_clear()}.items():
-        drawer = trained_drawer(sees, effort.epochs, effort.seed)
-        rebuilt = reconstruct(sees, drawer, effort.images, effort.seed)
+        generator = trained_generator(sees, effort.epochs, effort.seed)
+        rebuilt = reconstruct(sees, generator, effort.images, effort.seed)
         found |= {f"{name}{suffix}": value for name, value in rebuilt.likeness().items()}
         pictures |= _pair(rebuilt, " (in the clear)" if suffix else "")
     return found, pictures

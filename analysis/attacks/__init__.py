@@ -7,7 +7,7 @@ succeed there proves nothing.
 """
 
 from analysis.attacks.guessing import Guess, guess_attributes, guess_identity
-from analysis.attacks.reconstruction import Rebuilt, reconstruct, redrawn, trained_drawer
+from analysis.attacks.reconstruction import Rebuilt, reconstruct, redrawn, trained_generator
 from analysis.attacks.separation import Separated, left_mixed, separate
 from analysis.attacks.view import View
 
@@ -22,5 +22,5 @@ __all__ = [
     "reconstruct",
     "redrawn",
     "separate",
-    "trained_drawer",
+    "trained_generator",
 ]

@@ -14,13 +14,7 @@ from torch.nn.functional import cross_entropy
 from analysis.attacks.view import View
 from clients.data import ImageSet
 from clients.shields.front import activation_shape
-from models.attributes import (
-    answered,
-    attribute_loss,
-    balanced_accuracies,
-    balancing,
-    confusion,
-)
+from models.attributes import attribute_loss, balancing
 from models.randomness import derive, seeded
 
 LEARNING_RATE = 1e-3
@@ -60,14 +54,10 @@ def guess_attributes(view: View, epochs: int, seed: int) -> Guess:
     weights = balancing(attributes)
 
     def loss(logits: torch.Tensor, images: np.ndarray) -> torch.Tensor:
-        return attribute_loss(logits, attributes[images], weights)
+        return attribute_loss(logits, attributes[images].to(logits.device), weights)
 
     network = _trained(view, view.classifier(), view.known, loss, epochs, seed)
-    truth = view.data.test.attributes
-    counts = torch.zeros(truth.shape[1], 2, 2, dtype=torch.int64)
-    for logits, images in _seen(view, network, view.data.test, seed):
-        counts += confusion(answered(logits), torch.from_numpy(truth[images]))
-    return Guess(float(balanced_accuracies(counts).nanmean()), 0.5)
+    return Guess(view.success(_told(view, network, view.data.test, seed)), 0.5)
 
 
 def guess_identity(view: View, known: ImageSet, unknown: ImageSet, epochs: int, seed: int) -> Guess:
@@ -85,13 +75,14 @@ def guess_identity(view: View, known: ImageSet, unknown: ImageSet, epochs: int, 
         head = nn.Sequential(nn.Flatten(), nn.Linear(math.prod(features), known.num_classes))
 
     def loss(logits: torch.Tensor, images: np.ndarray) -> torch.Tensor:
-        return cross_entropy(logits, torch.from_numpy(known.labels[images]))
+        people = torch.from_numpy(known.labels[images])
+        return cross_entropy(logits, people.to(logits.device))
 
     network = _trained(view, nn.Sequential(main, head), known, loss, epochs, seed)
     right, total = (np.zeros(known.num_classes) for _ in range(2))
-    for logits, images in _seen(view, network, unknown, seed):
+    for logits, images in _told(view, network, unknown, seed):
         truth = unknown.labels[images]
-        np.add.at(right, truth, logits.argmax(1).numpy() == truth)
+        np.add.at(right, truth, logits.argmax(1).cpu().numpy() == truth)
         np.add.at(total, truth, 1)
     there = total > 0
     return Guess(float((right[there] / total[there]).mean()), 1 / known.num_classes)
@@ -100,22 +91,23 @@ def guess_identity(view: View, known: ImageSet, unknown: ImageSet, epochs: int, 
 def _trained(
     view: View, network: nn.Module, images: ImageSet, loss: Loss, epochs: int, seed: int
 ) -> nn.Module:
+    network = view.compute.host(network)
     optimizer = torch.optim.Adam(network.parameters(), LEARNING_RATE)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
     network.train()
     for epoch in range(epochs):
-        for sight in view.sights(images, seed, "train", epoch):
-            for part in np.array_split(np.arange(len(sight.rows)), -(-len(sight.rows) // BATCH)):
+        for seen in view.observations(images, seed, "train", epoch):
+            for part in np.array_split(np.arange(len(seen.rows)), -(-len(seen.rows) // BATCH)):
                 optimizer.zero_grad()
-                loss(network(sight.rows[part]), sight.images[part]).backward()  # type: ignore[no-untyped-call]
+                loss(network(seen.rows[part]), seen.images[part]).backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
         schedule.step()
     return network.eval()
 
 
 @torch.no_grad()
-def _seen(
+def _told(
     view: View, network: nn.Module, images: ImageSet, seed: int
 ) -> Iterator[tuple[torch.Tensor, np.ndarray]]:
-    for sight in view.sights(images, seed, "test"):
-        yield network(sight.rows), sight.images
+    for seen in view.observations(images, seed, "test"):
+        yield network(seen.rows), seen.images

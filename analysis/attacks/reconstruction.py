@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits, conv2d, interpolate
 
 from analysis.attacks.separation import Separated
-from analysis.attacks.view import Sight, View
+from analysis.attacks.view import Observation, View
 from clients.data import ImageSet
 from models.randomness import derive, seeded
 from models.similarity import psnr, ssim
@@ -56,49 +56,52 @@ class Rebuilt:
         }
 
 
-def trained_drawer(view: View, epochs: int, seed: int) -> Generator:
+def trained_generator(view: View, epochs: int, seed: int) -> Generator:
     """Train a generator to draw the training part's images from what the cloud sees of them."""
     channels, (colours, size, _) = view.model.shield.shape[0], view.data.shape
     with seeded(derive(seed, "pix2pix")):
-        drawer = Generator(channels, view.group, colours, size)
+        generator = Generator(channels, view.group, colours, size)
         critic = Discriminator(channels, colours, size)
-    _train(view, drawer, critic, epochs, seed)
-    return drawer.eval()
+    for network in (generator, critic):
+        view.compute.host(network)
+    _train(view, generator, critic, epochs, seed)
+    return generator.eval()
 
 
 @torch.no_grad()
-def reconstruct(view: View, drawer: Generator, images: int, seed: int) -> Rebuilt:
+def reconstruct(view: View, generator: Generator, images: int, seed: int) -> Rebuilt:
     """Let a generator draw images of the test part.
 
     Parameters
     ----------
-    drawer : Generator
-        As of :func:`trained_drawer` with the same view.
+    generator : Generator
+        As of :func:`trained_generator` with the same view.
     images : int
         The most that are drawn, all of a group each time, from one of its rows.
     """
     true: list[torch.Tensor] = []
     drawn: list[torch.Tensor] = []
-    for sight in view.sights(view.data.test, seed, "pix2pix", "test"):
-        _, firsts = np.unique(sight.groups[:, 0], return_index=True)
+    for seen in view.observations(view.data.test, seed, "pix2pix", "test"):
+        _, firsts = np.unique(seen.groups[:, 0], return_index=True)
         for row in np.sort(firsts):
             if len(true) * view.group < images:
-                pair = _matched(view, drawer, sight, row)
+                pair = _matched(view, generator, seen, row)
                 true.append(pair[0])
                 drawn.append(pair[1])
     return Rebuilt(torch.cat(true), torch.cat(drawn), _mean(view))
 
 
 @torch.no_grad()
-def redrawn(view: View, drawer: Generator, separated: Separated) -> Rebuilt:
+def redrawn(view: View, generator: Generator, separated: Separated) -> Rebuilt:
     """Draw images from feature maps that were taken apart.
 
     Parameters
     ----------
-    drawer : Generator
+    generator : Generator
         Trained on feature maps in the clear.
     """
-    parts = [drawer(part)[:, 0] for part in separated.found.split(BATCH)]
+    found = separated.found.split(BATCH)
+    parts = [generator(view.compute.place(part))[:, 0].cpu() for part in found]
     return Rebuilt(view.data.test.pixels(separated.images), torch.cat(parts), _mean(view))
 
 
@@ -183,17 +186,19 @@ def chamfer(true: torch.Tensor, drawn: torch.Tensor) -> torch.Tensor:
     return apart.amin(2).mean() + apart.amin(1).mean()
 
 
-def _train(view: View, drawer: Generator, critic: Discriminator, epochs: int, seed: int) -> None:
+def _train(view: View, generator: Generator, critic: Discriminator, epochs: int, seed: int) -> None:
     ours, theirs = (
-        torch.optim.Adam(network.parameters(), LEARNING_RATE, BETAS) for network in (drawer, critic)
+        torch.optim.Adam(network.parameters(), LEARNING_RATE, BETAS)
+        for network in (generator, critic)
     )
     images = view.known
     for epoch in range(epochs):
-        for sight in view.sights(images, seed, "pix2pix", epoch):
-            for start in range(0, len(sight.rows), BATCH):
+        for seen in view.observations(images, seed, "pix2pix", epoch):
+            for start in range(0, len(seen.rows), BATCH):
                 part = slice(start, start + BATCH)
-                x, true = sight.rows[part], _true(images, sight.groups[part])
-                drawn = drawer(x)
+                x = seen.rows[part]
+                true = _true(images, seen.groups[part]).to(x.device)
+                drawn = generator(x)
                 _step(
                     theirs,
                     _judgement(critic(x, true), 1) + _judgement(critic(x, drawn.detach()), 0),
@@ -219,11 +224,11 @@ def _true(images: ImageSet, groups: np.ndarray) -> torch.Tensor:
 
 
 def _matched(
-    view: View, drawer: Generator, sight: Sight, row: int
+    view: View, generator: Generator, seen: Observation, row: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return a row's true images, and those that were drawn in the order that fits best."""
-    true = view.data.test.pixels(sight.groups[row])
-    drawn = drawer(sight.rows[row : row + 1])[0]
+    true = view.data.test.pixels(seen.groups[row])
+    drawn = generator(seen.rows[row : row + 1])[0].cpu()
     apart = (true[:, None] - drawn[None]).square().flatten(2).mean(2)
     _, columns = linear_sum_assignment(apart.numpy())
     return true, drawn[columns]

@@ -20,8 +20,7 @@ from scipy.optimize import linear_sum_assignment
 from sklearn.decomposition import FastICA
 from sklearn.exceptions import ConvergenceWarning
 
-from analysis.attacks.view import Sight, View
-from models.attributes import answered, balanced_accuracies, confusion
+from analysis.attacks.view import Observation, View
 from models.randomness import derive, numpy_generator
 
 ITERATIONS = 500
@@ -72,34 +71,29 @@ def separate(view: View, requests: int, known_groups: bool, seed: int) -> Separa
         Whether the attacker knows which mixtures belong together, as without shuffling.
     """
     parts = []
-    for number, sight in enumerate(_tried(view, requests, seed)):
-        kinds = sight.groups[:, 0] if known_groups else np.zeros(len(sight.rows))
+    for number, seen in enumerate(_tried(view, requests, seed)):
+        kinds = seen.groups[:, 0] if known_groups else np.zeros(len(seen.rows))
         for kind in np.unique(kinds):
             chosen = np.flatnonzero(kinds == kind)
-            found = demixed(sight.rows[chosen], derive(seed, "ica", number, int(kind)))
-            parts.append((found, sight.images[chosen]))
+            found = demixed(seen.rows[chosen].cpu(), derive(seed, "ica", number, int(kind)))
+            parts.append((found, seen.images[chosen]))
     return _judged(view, parts)
 
 
 def left_mixed(view: View, requests: int, seed: int) -> Separated:
     """Judge mixtures as they are, matched in the same way: what :func:`separate` has to beat."""
     tried = _tried(view, requests, seed)
-    return _judged(view, [(sight.rows, sight.images) for sight in tried])
+    return _judged(view, [(seen.rows.cpu(), seen.images) for seen in tried])
 
 
 def clear_success(view: View) -> float:
     """Return the balanced accuracy of the model's answers on test images without the shield."""
-    data = view.data.test
-    counts = torch.zeros(data.attributes.shape[1], 2, 2, dtype=torch.int64)
-    for sight in view.in_the_clear().sights(data, 0, "clear"):
-        with torch.no_grad():
-            answers = answered(view.model.post(view.model.main(sight.rows)))
-        counts += confusion(answers, torch.from_numpy(data.attributes[sight.images]))
-    return float(balanced_accuracies(counts).nanmean())
+    clear = view.in_the_clear().observations(view.data.test, 0, "clear")
+    return view.success((view.logits(seen.rows), seen.images) for seen in clear)
 
 
-def _tried(view: View, requests: int, seed: int) -> Iterator[Sight]:
-    return islice(view.sights(view.data.test, seed, "separation"), requests)
+def _tried(view: View, requests: int, seed: int) -> Iterator[Observation]:
+    return islice(view.observations(view.data.test, seed, "separation"), requests)
 
 
 def demixed(mixtures: torch.Tensor, seed: int) -> torch.Tensor:
@@ -140,26 +134,19 @@ def matched(true: Rows, found: Rows) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _judged(view: View, parts: list[tuple[torch.Tensor, np.ndarray]]) -> Separated:
-    data = view.data.test
-    counts = torch.zeros(data.attributes.shape[1], 2, 2, dtype=torch.int64)
-    correlations, trues, founds = [], [], []
     # What all feature maps have in common is no success.
-    with torch.no_grad():
-        common = view.model.pre(view.known.batch(slice(0, COMMON))[0]).mean(0, keepdim=True)
-    for found, images in parts:
-        with torch.no_grad():
-            true = view.model.pre(data.batch(images)[0])
-            columns, sizes = matched((true - common).numpy(), (found - common).numpy())
-            ordered = found[columns]
-            answers = answered(view.model.post(view.model.main(ordered)))
-        counts += confusion(answers, torch.from_numpy(data.attributes[images]))
+    common = view.features(view.known, slice(0, COMMON)).cpu().mean(0, keepdim=True)
+    trues = [view.features(view.data.test, images).cpu() for _, images in parts]
+    founds, correlations = [], []
+    for true, (found, _) in zip(trues, parts, strict=True):
+        columns, sizes = matched((true - common).numpy(), (found - common).numpy())
+        founds.append(found[columns])
         correlations.append(sizes)
-        trues.append(true)
-        founds.append(ordered)
+    images = [images for _, images in parts]
     return Separated(
         np.concatenate(correlations),
-        float(balanced_accuracies(counts).nanmean()),
+        view.success((view.logits(found), of) for found, of in zip(founds, images, strict=True)),
         torch.cat(trues),
         torch.cat(founds),
-        np.concatenate([images for _, images in parts]),
+        np.concatenate(images),
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -13,23 +13,27 @@ import torch
 from analysis.facemix import settings_of
 from analysis.runs import Run
 from clients.data import DataConfig, ImageSet, Splits, load
+from clients.data.images import Positions
 from clients.shields.mixing import MixingKey, group_of
 from clients.shields.stages import Staged, staged
 from models.anonymiser import Anonymiser
+from models.attributes import answered, balanced_accuracies, confusion
+from models.compute import Compute
 from models.cut import Cutter
 from models.errors import RequestError
 from models.files import load_tensors
 from models.randomness import Randomness, derive, numpy_generator
+from strategies.experiment import ClientConfig
 from strategies.facemix.system import MODEL
 
 
-class Sight(NamedTuple):
+class Observation(NamedTuple):
     """What the cloud sees of a few images at once.
 
     Attributes
     ----------
     rows : Tensor of shape (n, *shape)
-        Of all of them together.
+        Of all of them together; where the attacker computes.
     images : int64 ndarray of shape (n,)
         Which image stands in each row: of mixtures, the one whose place it has.
     groups : int64 ndarray of shape (n, S)
@@ -49,8 +53,10 @@ class View:
     ----------
     run : Run
     case : str
+    compute : Compute
+        Where the attacker computes: as the run's clients did.
     model : Staged
-        Trained; its weights are known to the cloud.
+        Trained, and there; its weights are known to the cloud.
     data : Splits
         Of the run, normalised as the model's owner does.
     request : int
@@ -66,6 +72,7 @@ class View:
 
     run: Run
     case: str
+    compute: Compute
     model: Staged
     data: Splits
     request: int
@@ -103,6 +110,8 @@ class View:
             batch=10**6,
         )
         model.load_state_dict(tensors)
+        compute = Compute(run.section("client", ClientConfig))
+        compute.host(model.eval())
         own = normalised(data, note)
         known = own.train if settings.train == "central" else own.validation
         if not len(known):
@@ -110,7 +119,7 @@ class View:
                 f"{run.name}: case '{case}': an attacker learns from validation images where edges "
                 "train together, and there are none; set data.split"
             )
-        return cls(run, case, model.eval(), own, settings.request, known, settings.post)
+        return cls(run, case, compute, model, own, settings.request, known, settings.post)
 
     @property
     def group(self) -> int:
@@ -121,7 +130,9 @@ class View:
         """Return the same without the shield."""
         return replace(self, shielded=False)
 
-    def sights(self, images: ImageSet, seed: int, *purpose: str | int) -> Iterator[Sight]:
+    def observations(
+        self, images: ImageSet, seed: int, *purpose: str | int
+    ) -> Iterator[Observation]:
         """Yield what the cloud sees of images in random order, a request at a time.
 
         Whole groups only: what does not fill one is left out.
@@ -138,22 +149,52 @@ class View:
             chosen = order[start : start + size]
             chosen = chosen[: len(chosen) // self.group * self.group]
             if len(chosen):
-                yield self.sight(images, chosen, randomness)
+                yield self.observe(images, chosen, randomness)
 
     @torch.no_grad()
-    def sight(self, images: ImageSet, chosen: np.ndarray, randomness: Randomness) -> Sight:
+    def observe(self, images: ImageSet, chosen: np.ndarray, randomness: Randomness) -> Observation:
         """Return what the cloud sees of some images that cross together."""
-        x, _ = images.batch(chosen)
         if not self.shielded:
-            clear = x if isinstance(self.model.pre, Anonymiser) else self.model.pre(x)
-            return Sight(clear, chosen, chosen[:, None])
-        features = self.model.pre(x)
-        rows, secret = self.model.shield.protect(features, randomness)
+            plain = isinstance(self.model.pre, Anonymiser)
+            clear = self._placed(images, chosen) if plain else self.features(images, chosen)
+            return Observation(clear, chosen, chosen[:, None])
+        rows, secret = self.model.shield.protect(self.features(images, chosen), randomness)
         groups = np.repeat(chosen.reshape(-1, self.group), self.group, axis=0)
         if isinstance(secret, MixingKey):
-            order = secret.order.numpy()
-            return Sight(rows, chosen[order], groups[order])
-        return Sight(rows, chosen, groups)
+            order = secret.order.cpu().numpy()
+            return Observation(rows, chosen[order], groups[order])
+        return Observation(rows, chosen, groups)
+
+    @torch.no_grad()
+    def features(self, images: ImageSet, chosen: Positions) -> torch.Tensor:
+        """Return what the first stage makes of images, (n, *shape)."""
+        features: torch.Tensor = self.model.pre(self._placed(images, chosen))
+        return features
+
+    def _placed(self, images: ImageSet, chosen: Positions) -> torch.Tensor:
+        return self.compute.place(images.batch(chosen)[0])
+
+    @torch.no_grad()
+    def logits(self, rows: torch.Tensor) -> torch.Tensor:
+        """Return what the model says of rows as if they had crossed in the clear, (n, 2·A)."""
+        logits: torch.Tensor = self.model.post(self.model.main(self.compute.place(rows)))
+        return logits
+
+    def success(self, told: Iterable[tuple[torch.Tensor, np.ndarray]]) -> float:
+        """Return how often attributes were told of the test part's images, 0 to 1.
+
+        Balanced over yes and no, the mean over attributes.
+
+        Parameters
+        ----------
+        told : iterable of (Tensor of shape (n, 2·A), int64 ndarray of shape (n,))
+            Logits, and of which images.
+        """
+        truth = torch.from_numpy(self.data.test.attributes)
+        counts = torch.zeros(truth.shape[1], 2, 2, dtype=torch.int64)
+        for logits, images in told:
+            counts += confusion(answered(logits.cpu()), truth[images])
+        return float(balanced_accuracies(counts).nanmean())
 
     def trunk(self) -> torch.nn.Module:
         """Return a copy of what the cloud has up to the layers that answer."""

@@ -16,7 +16,7 @@ from analysis.attacks import (
     left_mixed,
     reconstruct,
     separate,
-    trained_drawer,
+    trained_generator,
 )
 from analysis.attacks.reconstruction import Discriminator, Generator, Rebuilt, chamfer
 from analysis.attacks.separation import clear_success, demixed, matched
@@ -59,11 +59,10 @@ def mixed(directory: Path) -> View:
 
 def test_rows_say_which_images_are_in_them(mixed: View) -> None:
     images = mixed.data.test
-    for sight in mixed.sights(images, 0, "test"):
-        with torch.no_grad():
-            features = mixed.model.pre(images.batch(sight.images)[0])
-        for row, group in zip(sight.rows, sight.groups, strict=True):
-            members = [list(sight.images).index(image) for image in group]
+    for seen in mixed.observations(images, 0, "test"):
+        features = mixed.features(images, seen.images)
+        for row, group in zip(seen.rows, seen.groups, strict=True):
+            members = [list(seen.images).index(image) for image in group]
             base = features[members].flatten(1)
             # A mixture is a sum of its group's features, and of no others.
             weights = torch.linalg.lstsq(base.T.double(), row.flatten()[:, None].double()).solution
@@ -122,9 +121,8 @@ def test_the_scale_and_sign_of_positive_sources_are_found() -> None:
 def test_what_is_taken_apart_is_judged_against_the_truth(mixed: View) -> None:
     apart = separate(mixed, requests=1, known_groups=True, seed=0)
     assert len(apart.images) == len(set(apart.images.tolist())) == 32
-    with torch.no_grad():
-        features = mixed.model.pre(mixed.data.test.batch(apart.images)[0])
-    torch.testing.assert_close(apart.true, features)
+    features = mixed.features(mixed.data.test, apart.images)
+    torch.testing.assert_close(apart.true, features.cpu())
     assert 0 <= apart.recognised <= 1
     clear = mixed.in_the_clear()
     assert clear_success(mixed) == pytest.approx(left_mixed(clear, 9, seed=0).success)
@@ -143,9 +141,9 @@ def test_the_chamfer_distance_takes_the_nearest_each_way() -> None:
 
 def test_images_are_rebuilt_from_what_is_in_the_clear(mixed: View) -> None:
     clear = mixed.in_the_clear()
-    seen = reconstruct(clear, trained_drawer(clear, 6, seed=0), 64, seed=0).likeness()
+    seen = reconstruct(clear, trained_generator(clear, 6, seed=0), 64, seed=0).likeness()
     assert seen["psnr"] > seen["psnr_of_the_mean"] + 3
-    hidden = reconstruct(mixed, trained_drawer(mixed, 2, seed=0), 64, seed=0)
+    hidden = reconstruct(mixed, trained_generator(mixed, 2, seed=0), 64, seed=0)
     assert hidden.true.shape == hidden.drawn.shape == (64, 1, 8, 8)
     assert hidden.likeness()["psnr"] < seen["psnr"] - 3
 
@@ -163,9 +161,8 @@ def test_the_critic_sees_an_image_beside_its_feature_map() -> None:
 
 
 def test_each_group_is_rebuilt_once(mixed: View) -> None:
-    rebuilt = reconstruct(
-        mixed, Generator(*mixed.model.shield.shape[:1], 8, 1, 8).eval(), 40, seed=0
-    )
+    generator = Generator(mixed.model.shield.shape[0], group=8, colours=1, size=8).eval()
+    rebuilt = reconstruct(mixed, mixed.compute.host(generator), 40, seed=0)
     assert len(torch.unique(rebuilt.true.flatten(1), dim=0)) == 40
 
 
@@ -182,11 +179,11 @@ def test_people_are_learnt_from_what_the_cloud_computes_before_it_answers(direct
 def test_an_anonymised_image_is_plain_in_the_clear(directory: Path) -> None:
     view = View.of(open_run(directory), "anonymised")
     images = view.data.test
-    (sight, *_) = view.in_the_clear().sights(images, 0, "test")
-    plain, _ = images.batch(sight.images)
-    assert torch.equal(sight.rows, plain)
-    (sight, *_) = view.sights(images, 0, "test")
-    assert not torch.allclose(sight.rows, images.batch(sight.images)[0], atol=1e-3)
+    (seen, *_) = view.in_the_clear().observations(images, 0, "test")
+    plain, _ = images.batch(seen.images)
+    assert torch.equal(seen.rows.cpu(), plain)
+    (seen, *_) = view.observations(images, 0, "test")
+    assert not torch.allclose(seen.rows.cpu(), images.batch(seen.images)[0], atol=1e-3)
 
 
 def test_likeness_is_beside_that_of_the_mean_image() -> None:
