@@ -101,7 +101,7 @@ class InferenceEdge:
             "classes": self.data.num_classes,
             "key": self.data.key,
             "shape": "x".join(map(str, self.data.shape)),
-            "attributes": len(self.data.attributes),
+            "attributes": "\n".join(self.data.attributes),
             **{part: len(self.shares.get(part, ())) for part in get_args(Part)},
         }
 

@@ -81,8 +81,13 @@ class Session(CaseSession):
         self.edges = joined
 
     def _introduced(self, words: dict[str, protocol.Scalar]) -> Member:
-        answered = len(self.data.attributes)
-        protocol.whole(words, "attributes", answered, answered)
+        # Logits have no names: in another order an edge would take one answer for another.
+        told = protocol.text(words, "attributes").split("\n")
+        if told != self.data.attributes:
+            ours, theirs = (", ".join(names) for names in (self.data.attributes, told))
+            raise ValueError(
+                f"has the attributes {theirs}; the model answers {ours}, in this order"
+            )
         member = Member.introduced(words)
         if member.shape != self.data.shape:
             sizes = ["x".join(map(str, shape)) for shape in (member.shape, self.data.shape)]

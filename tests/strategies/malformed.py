@@ -115,7 +115,7 @@ WORDS: dict[str, dict[str, Whole | Text]] = {
     protocol.HELLO: {"partition": Whole(), "code": Text()},
     protocol.JOIN: {
         "classes": Whole(),
-        "attributes": Whole(),
+        "attributes": Text(("", "label=3", "label:5-9\nlabel=3", LONG)),
         "shape": Text(SHAPES),
         "key": Text(),
         "fingerprint": Text(("", LONG, "0" * 32)),

@@ -1,0 +1,70 @@
+"""A small run of FaceMix, and what is found in it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from competition_helpers import ListeningGrid
+from flwr.app import Message
+from split_helpers import asked
+
+from clients import protocol
+from clients.assignments import parsed as assignment_of
+from clients.inference import InferenceEdge
+from clients.inference_training import edge_of
+from clients.vault import Vault
+from strategies.facemix.experiment import FacemixExperiment
+from strategies.loading import load_experiment
+
+TINY = [
+    "data.limit=120",
+    "data.attributes=['label=3', 'label:5-9']",
+    "facemix.cases={}",
+    "facemix.edges=2",
+    "facemix.model=cnn-tiny",
+    "facemix.pre='1'",
+    "facemix.post='4'",
+    "facemix.request=7",
+    "facemix.training={epochs: 2, batch_size: 16}",
+]
+SPLIT = ("facemix.train=split", "data.normalize=none")
+
+
+def tiny(*overrides: str) -> FacemixExperiment:
+    experiment = load_experiment("facemix-digits", [*TINY, *overrides])
+    assert isinstance(experiment, FacemixExperiment)
+    return experiment
+
+
+def edges_of(grid: ListeningGrid, place: Path) -> list[InferenceEdge]:
+    """Return the edges of a run, made anew with the stages that they were given."""
+    words = [protocol.words_of(message.content) for message in asked(grid, protocol.JOIN)]
+    assignments = [assignment_of(str(each["assignment"])) for each in words]
+    edges = [edge_of(Vault(place / str(a.partition)), a) for a in assignments]  # type: ignore[arg-type]
+    arrays = protocol.arrays_of(asked(grid, protocol.ADOPT)[-1].content)
+    for edge in edges:
+        edge.adopt({name: torch.from_numpy(values) for name, values in arrays.items()})
+    return edges
+
+
+def first_of(grid: ListeningGrid, kind: str) -> Message:
+    """Return the first request of a kind."""
+    return next(m for m in grid.requests if m.metadata.message_type == kind)
+
+
+def arrays_in(message: Message) -> dict[str, torch.Tensor]:
+    """Return what a message carries."""
+    arrays = protocol.arrays_of(message.content).items()
+    return {name: torch.from_numpy(values.copy()) for name, values in arrays}
+
+
+def counts_of(grid: ListeningGrid) -> np.ndarray:
+    """Return what all edges said in the end of how often they were right."""
+    said = [
+        protocol.arrays_of(message.content)["counts"]
+        for message in grid.replies
+        if message.metadata.message_type == protocol.COUNTS
+    ]
+    return np.sum(said, axis=0)
