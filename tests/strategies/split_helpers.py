@@ -108,6 +108,16 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 
 def bytes_of(message: Message) -> bytes:
     """Return all that a message says."""
-    records = [*message.content.array_records.values()]
-    arrays = [array.data for record in records for array in record.values()]
-    return b"".join(arrays) + repr(message.content.config_records).encode()
+    content = message.content
+    arrays = [a.data for record in content.array_records.values() for a in record.values()]
+    rest = repr((content.config_records, content.metric_records)).encode()
+    return b"".join(arrays) + rest
+
+
+def names_in(message: Message) -> set[str]:
+    """Return what a message's values are called; of those that are lists with ``[]``."""
+    return {
+        f"{name}[]" if isinstance(value, list) else name
+        for record in message.content.values()
+        for name, value in record.items()
+    }
