@@ -69,10 +69,10 @@ def expected(name: str, values: torch.Tensor, shape: tuple[int, ...]) -> torch.T
     ValueError
         It is of another shape, or with NaN or infinity.
     """
-    if tuple(values.shape) != shape or not all_finite(values):
-        raise ValueError(
-            f"{name} of shape {tuple(values.shape)}, {shape} was asked for, or with NaN or infinity"
-        )
+    if tuple(values.shape) != shape:
+        raise ValueError(f"{name} of shape {tuple(values.shape)}, {shape} was asked for")
+    if not all_finite(values):
+        raise ValueError(f"{name} with NaN or infinity")
     return values.float()
 
 

@@ -123,7 +123,9 @@ class Shield(nn.Module, ABC):
 
         Noise has no more bits than that: those of a float64 would pass it by.
         """
-        if tuple(tensor.shape[1:]) != self.shape or not 0 < len(tensor) <= self.batch:
+        if not len(tensor):
+            raise ValueError("there is no example to protect")
+        if tuple(tensor.shape[1:]) != self.shape or len(tensor) > self.batch:
             raise ValueError(
                 f"got examples {tuple(tensor.shape)}, the shield is for at most {self.batch} of "
                 f"{self.shape}"

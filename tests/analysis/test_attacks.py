@@ -22,6 +22,8 @@ from analysis.attacks.reconstruction import Discriminator, Generator, Rebuilt, c
 from analysis.attacks.separation import clear_success, demixed, matched
 from analysis.runs import open_run
 from clients.app import app as client_app
+from clients.data import ImageSet
+from clients.data.images import Positions
 from clients.shields.draws import orthogonal
 from clients.shields.front import activation_shape
 from models.errors import RequestError
@@ -90,10 +92,10 @@ def test_people_are_told_apart_where_features_are_in_the_clear(mixed: View) -> N
     assert hidden.success < 0.5
 
 
-def sources(count: int, side: int, seed: int = 0) -> torch.Tensor:
+def sources(count: int, side: int, seed: int = 0, channels: int = 4) -> torch.Tensor:
     """Return maps whose gradients are independent and have heavy tails."""
     rng = np.random.default_rng(seed)
-    steps = rng.laplace(size=(count, 4, side, side)) ** 3
+    steps = rng.laplace(size=(count, channels, side, side)) ** 3
     return torch.from_numpy(np.cumsum(steps, axis=3)).float()
 
 
@@ -128,6 +130,25 @@ def test_what_is_taken_apart_is_judged_against_the_truth(mixed: View) -> None:
     assert clear_success(mixed) == pytest.approx(left_mixed(clear, 9, seed=0).success)
     assert left_mixed(clear, 1, seed=0).correlations.min() > 0.999
     assert clear_success(mixed) > left_mixed(mixed, 9, seed=0).success + 0.1
+
+
+def test_groups_are_taken_apart_one_by_one_where_they_are_known(mixed: View) -> None:
+    """Of independent sources: eight of a group are found, thirty-two of a request less well."""
+
+    class Sources(View):
+        """Features are independent of each other, as no images' are."""
+
+        def features(self, images: ImageSet, chosen: Positions) -> torch.Tensor:
+            channels, side, _ = self.model.shield.shape
+            return self.compute.place(sources(len(images), side, channels=channels)[chosen])
+
+    view = Sources(**vars(mixed))
+    found = {known: separate(view, 2, known, seed=0) for known in (True, False)}
+    left = left_mixed(view, 2, seed=0)
+    assert len(found[True].correlations) == 64
+    assert found[True].correlations.mean() > 0.97
+    assert found[True].correlations.mean() > found[False].correlations.mean() + 0.02
+    assert left.correlations.mean() < 0.8
 
 
 def test_the_chamfer_distance_takes_the_nearest_each_way() -> None:

@@ -147,7 +147,7 @@ def test_a_key_is_not_printed() -> None:
     [
         ({"group": 8, "pad": False}, 20, "20 examples are no whole groups of 8; send a multiple"),
         ({"group": 8, "pad": False}, 5, "5 examples are no whole groups of 8; send a multiple"),
-        ({"group": 8}, 0, "got examples"),
+        ({"group": 8}, 0, "there is no example"),
     ],
 )
 def test_what_can_not_be_mixed_says_why(settings: dict, count: int, why: str) -> None:

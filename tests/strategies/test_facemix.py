@@ -10,6 +10,7 @@ import torch
 from competition_helpers import ListeningGrid
 from facemix_runs import SPLIT, counts_of, edges_of, tiny
 from split_helpers import asked, measured, model_of, run, same
+from torch import nn
 
 from clients import protocol
 from models.attributes import answered, confusion
@@ -81,8 +82,8 @@ def test_it_learns_behind_mixing_and_is_right_without_it_too(tmp_path: Path) -> 
     run(tiny(*settings), tmp_path / "run")
     rows = measured(tmp_path / "run", stage="validation", metric="balanced_accuracy", round=8)
     rates = {row["shield"]: row["value"] for row in rows if "attribute" not in row}
-    assert rates["on"] > 0.75
-    assert rates["off"] > 0.75
+    assert rates["on"] > 0.85
+    assert rates["off"] > rates["on"] - 0.03
 
 
 def serving(tmp_path: Path, grid: ListeningGrid, *overrides: str) -> Serving:
@@ -94,8 +95,11 @@ def serving(tmp_path: Path, grid: ListeningGrid, *overrides: str) -> Serving:
 
 
 def test_requests_that_are_computed_together_do_not_meet(tmp_path: Path) -> None:
-    grid = run(tiny(), tmp_path / "run")
-    served = serving(tmp_path, grid, "facemix.batch=20")
+    """Neither in batch norm: its statistics in training would be those of all rows."""
+    model = ("facemix.model=cnn-small", "facemix.pre='0'", "facemix.post='4'")
+    grid = run(tiny(*model), tmp_path / "run")
+    served = serving(tmp_path, grid, *model, "facemix.batch=20")
+    assert any(isinstance(layer, nn.BatchNorm2d) for layer in served.main.modules())
     shape = served.session.model.shield.shape
     asked_for = [torch.randn(count, *shape) for count in (8, 16, 24)]
     together = served._computed(asked_for)

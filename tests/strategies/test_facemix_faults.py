@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from competition_helpers import ListeningGrid
 from facemix_runs import SPLIT, arrays_in, edges_of, first_of, tiny
-from split_helpers import Interrupted, asked, measured, model_of, run, same
+from flwr.app import Message
+from split_helpers import FaultyGrid, Interrupted, asked, measured, model_of, run, same
 
 import clients.app
 import clients.shields.mixing
@@ -22,6 +24,7 @@ from clients.data import Splits
 from clients.inference import InferenceEdge
 from clients.vault import Vault
 from models.errors import RequestError
+from strategies.facemix.serving import Serving
 from strategies.loading import load_experiment
 
 
@@ -86,6 +89,54 @@ def test_an_edge_that_goes_away_is_forgotten_and_the_others_are_served(tmp_path:
     assert said == 2
     assert "dropout: edge-1" in (tmp_path / "run" / "events.log").read_text()
     assert measured(tmp_path / "run", stage="test")
+
+
+def test_an_edge_that_falls_silent_changes_nothing_for_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its first request was computed together with theirs; the answer never reaches it."""
+    settings = ("facemix.edges=3", "facemix.request=4", "client.timeout=2")
+    whole = counted(run(tiny(*settings), tmp_path / "whole"))
+    hand, silent = FaultyGrid._hand, 3
+
+    def lost(self: FaultyGrid, message: Message, identifier: str) -> None:
+        about = message.metadata.message_type, message.metadata.dst_node_id
+        if about != (protocol.INFER, silent) or not protocol.arrays_of(message.content):
+            hand(self, message, identifier)
+
+    monkeypatch.setattr(FaultyGrid, "_hand", lost)
+    monkeypatch.setattr("strategies.exchange.GIVE_UP_AFTER", 1)
+    rest = counted(run(tiny(*settings), tmp_path / "run"))
+    assert whole.keys() == {2, 3, 4}
+    assert rest.keys() == {2, 4}
+    for node, counts in rest.items():
+        np.testing.assert_array_equal(counts, whole[node])
+    assert "no answer within 2 s" in (tmp_path / "run" / "events.log").read_text()
+
+
+def counted(grid: ListeningGrid) -> dict[int, np.ndarray]:
+    """Return what each edge counted, by its node."""
+    return {
+        message.metadata.src_node_id: protocol.arrays_of(message.content)["counts"]
+        for message in grid.replies
+        if message.metadata.message_type == protocol.COUNTS
+    }
+
+
+def test_a_cloud_that_computes_no_numbers_is_told_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    computed = Serving._computed
+
+    def broken(self: Serving, asked: Any) -> Any:
+        return [rows * np.nan for rows in computed(self, asked)]
+
+    monkeypatch.setattr(Serving, "_computed", broken)
+    with pytest.raises(RuntimeError, match="0 participants answered"):
+        run(tiny(), tmp_path / "run")
+    told = (tmp_path / "run" / "events.log").read_text()
+    for edge in ("edge-0", "edge-1"):
+        assert f"dropout: {edge}: ValueError: outputs with NaN or infinity" in told
 
 
 @pytest.mark.parametrize(
@@ -211,7 +262,7 @@ def test_an_edge_learns_nothing_from_what_fits_no_batch(
     if kind == protocol.ENDS:
         edge.loss(0, 0, 0.5, arrays_in(first_of(grid, protocol.OUTPUTS)))
     answer = edge.loss if kind == protocol.OUTPUTS else edge.gradients
-    with pytest.raises(ValueError, match=f"{array} of shape"):
+    with pytest.raises(ValueError, match=f"{array} (of shape|with NaN)"):
         answer(0, 0, 0.5, {**arrays, array: change(arrays[array])})
     with pytest.raises(ValueError, match="with NaN or infinity"):
         edge.mixtures(0, 0, {**stages, "weights": stages["weights"] * np.nan})
