@@ -15,6 +15,7 @@ from analysis.facemix import (
     facemix_reconstructions,
     facemix_transmission,
 )
+from analysis.facemix_figures import facemix_trade_off
 from analysis.page import publish
 from analysis.plots import plot
 from analysis.runs import describe, find, load
@@ -36,6 +37,7 @@ __all__ = [
     "facemix_attacks",
     "facemix_attributes",
     "facemix_reconstructions",
+    "facemix_trade_off",
     "facemix_transmission",
     "find",
     "load",

@@ -40,14 +40,15 @@ def facemix_accuracy(runs: RunPaths) -> pd.DataFrame:
         ``edge_parameters``; ``edge_mmacs``, multiplications of an image in millions, and
         ``edge_share`` of all multiplications in per cent; ``accuracy`` and ``balanced_accuracy``
         on test images, means over attributes in per cent, and ``published``, the paper's accuracy
-        where it has the setting on these data (CelebA, LFWA); the attacks' balanced success in per
+        where it has the setting on these data (CelebA); the attacks' balanced success in per
         cent, as far as they were tried (``pudica attack``): ``attack_attributes``,
-        ``attack_identity``, and ``attack_separation``, what the model says of features that were
-        taken apart.
+        ``attack_identity``, and ``attack_separation`` and ``attack_reconstruction``, what the
+        model says of features that were taken apart, and of images that were rebuilt;
+        ``reconstruction_mse``, of their pixels in [0, 1].
     """
     rows = [row for run in runs_of("facemix", runs) for row in _accuracies(run)]
     numbers = ["edge_parameters", "edge_mmacs", "edge_share", *RATES, "published"]
-    numbers += [f"attack_{name}" for name in ATTACKS[:3]]
+    numbers += [*(f"attack_{name}" for name in ATTACKS), "reconstruction_mse"]
     frame = pd.DataFrame(rows, columns=[*SETTINGS, *numbers])
     return frame.astype({**dict.fromkeys(numbers, "float64"), "edge_parameters": "int64"})
 
@@ -102,8 +103,9 @@ def facemix_attacks(runs: RunPaths) -> pd.DataFrame:
     -------
     DataFrame
         A row per run, case and attack: ``run, case, attack``; in per cent, means over classes:
-        ``success``; ``in_the_clear``, the same attack without the shield; ``known_groups``, of
-        ``separation``, if it is known which mixtures belong together, as without shuffling;
+        ``success``, of ``separation`` and ``reconstruction`` that of the model with what was taken
+        apart or rebuilt; ``in_the_clear``, the same attack without the shield; ``known_groups``,
+        of ``separation``, if it is known which mixtures belong together, as without shuffling;
         ``of_the_mixtures``, if they are left as they are; ``chance``, of somebody who guesses
         blindly.
     """
@@ -117,7 +119,7 @@ def facemix_attacks(runs: RunPaths) -> pd.DataFrame:
     rows = [
         {**of, **{column: _percent(own, metric) for column, metric in names.items()}}
         for run in runs_of("facemix", runs)
-        for of, own in _attacked(run, ATTACKS[:3])
+        for of, own in _attacked(run, ATTACKS)
     ]
     frame = pd.DataFrame(rows, columns=["run", "case", "attack", *names])
     return frame.astype(dict.fromkeys(names, "float64"))
@@ -152,7 +154,8 @@ def _attacked(run: Run, attacks: Sequence[str]) -> Iterator[tuple[dict[str, str]
     """Yield what names a row of each case and attack that was tried, and its measurements."""
     for case, named, measured in _cases(run):
         for attack in attacks:
-            own = measured[measured["stage"] == f"attack {attack}"]
+            tried = measured["stage"] == f"attack {attack}"
+            own = measured[tried & measured["attribute"].isna()]
             if not own.empty:
                 yield {"run": named["run"], "case": case, "attack": attack}, own
 
@@ -211,8 +214,9 @@ def _accuracies(run: Run) -> Iterator[dict[str, Any]]:
             "published": _published(run, settings_of(run)[case]),
             **{
                 f"attack_{name}": _percent(means[means["stage"] == f"attack {name}"], "success")
-                for name in ATTACKS[:3]
+                for name in ATTACKS
             },
+            "reconstruction_mse": _value(means[means["stage"] == "attack reconstruction"], "mse"),
         }
 
 

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from analysis.drawing import COLOURS, draw_curves, label_points, new_figure
+from analysis.drawing import COLOURS, draw_curves, label_points, new_figure, own_look, save
 from analysis.facemix import facemix_accuracy, settings_of
-from analysis.runs import Run
+from analysis.runs import Run, RunPaths, runs_of
+from models.errors import RequestError
 
 
 def figures(run: Run) -> Iterator[tuple[str, Figure]]:
     """Yield each figure that there are measurements for, with its name."""
-    drawn = {"training": draw_training, "trade-off": draw_trade_off}
-    for name, draw in drawn.items():
-        figure = draw(run)
+    drawn = {
+        "training": draw_training(run),
+        "trade-off": draw_trade_off([run]),
+        "attributes": draw_attributes(run),
+    }
+    for name, figure in drawn.items():
         if figure is not None:
             yield name, figure
 
@@ -36,19 +41,42 @@ def draw_training(run: Run) -> Figure | None:
     return draw_curves(panels, list(settings_of(run)), "epochs", title)
 
 
-def draw_trade_off(run: Run) -> Figure | None:
+def facemix_trade_off(runs: RunPaths, path: str | Path) -> Path:
+    """Draw the cases of several runs together: Figure 4 of paper 003.
+
+    Parameters
+    ----------
+    runs : str, Path, or a sequence of these
+        As of :func:`analysis.load`. Cases of one name have one colour.
+    path : str or Path
+        Where the PNG goes.
+
+    Raises
+    ------
+    RequestError
+        As of :func:`analysis.load`; or there are fewer than two cases.
+    """
+    with own_look():
+        figure = draw_trade_off([*runs_of("facemix", runs)])
+        if figure is None:
+            raise RequestError("a trade-off is drawn of two cases at least")
+        return save(figure, Path(path))
+
+
+def draw_trade_off(runs: Sequence[Run]) -> Figure | None:
     """Draw accuracy against what the edge computes, and against what attacks learn: Figure 4."""
-    table = facemix_accuracy([run])
+    table = facemix_accuracy([run.directory for run in runs])
     if len(table) < 2:
         return None
-    known = [str(name) for name in table if table[name].notna().any()]
-    attacks = [name for name in known if name.startswith("attack_")]
+    attacks = [str(name) for name in table if str(name).startswith("attack_")]
+    attacks = [name for name in attacks if table[name].notna().sum() > 1]
     panels = {"edge_share": "share of the multiplications on the edge (%)"}
     panels |= {name: f"{name.replace('_', ' ')}: balanced success (%)" for name in attacks}
-    title = f"Accuracy, effort and attacks — {run.name}"
+    names = [run.name for run in runs] if len(runs) == 1 else table["experiment"].unique()
+    title = f"Accuracy, effort and attacks — {', '.join(names)}"
     figure = new_figure(7.5, 0.6 + 2.9 * len(panels), title)
     column = figure.subplots(len(panels), 1, squeeze=False)[:, 0]
-    cases = table["case"].tolist()
+    cases = table["case"].unique().tolist()
     colours = {case: COLOURS[i % len(COLOURS)] for i, case in enumerate(cases)}
     for axes, (name, label) in zip(column, panels.items(), strict=True):
         there = table[table[name].notna()]
@@ -61,4 +89,32 @@ def draw_trade_off(run: Run) -> Figure | None:
         there = table[table[name].notna()]
         places = zip(there[name].astype(float), there["accuracy"].astype(float), strict=True)
         label_points(figure, axes, dict(zip(there["case"], places, strict=True)), colours)
+    return figure
+
+
+def draw_attributes(run: Run) -> Figure | None:
+    """Draw how often attackers tell each attribute behind the shield, and in the clear."""
+    frame = run.frame
+    if "attribute" not in frame:
+        return None
+    told = frame[(frame["stage"] == "attack attributes") & frame["attribute"].notna()]
+    if told.empty:
+        return None
+    names, cases = told["attribute"].unique().tolist(), told["case"].unique().tolist()
+    figure = new_figure(7.5, 1.4 + 0.3 * len(names), f"Attributes that attackers tell — {run.name}")
+    axes = figure.subplots()
+    for i, case in enumerate(cases):
+        own = told[told["case"] == case].pivot_table(
+            index="attribute", columns="metric", values="value"
+        )
+        colour = COLOURS[i % len(COLOURS)]
+        places = [names.index(name) for name in own.index]
+        axes.plot(100 * own["success"], places, "o", color=colour, label=case)
+        clear = 100 * own["success_in_the_clear"]
+        axes.plot(clear, places, "o", color=colour, markerfacecolor="none", alpha=0.6)
+    axes.axvline(50, color="#999999", linewidth=1)
+    axes.set_yticks(range(len(names)), names)
+    axes.invert_yaxis()
+    axes.set_xlabel("balanced success (%); hollow: without the shield; 50: a guess")
+    axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
     return figure

@@ -36,7 +36,7 @@ def plot(run: str | Path) -> list[Path]:
         cases together ``ranks.png``. Of split learning: ``training.png`` (Figures 5 to 7 of
         paper 004) and ``trade-off.png`` (Figures 3 and 4 of paper 002). Of DLMT:
         ``training.png``, ``measures.png`` (Table III) and ``seen.png``. Of FaceMix:
-        ``training.png`` and ``trade-off.png`` (Figure 4 of paper 003).
+        ``training.png``, ``trade-off.png`` (Figure 4 of paper 003) and ``attributes.png``.
 
     Raises
     ------

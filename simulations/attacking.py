@@ -18,13 +18,14 @@ from analysis.attacks import (
     guess_attributes,
     guess_identity,
     left_mixed,
+    left_plain,
     reconstruct,
     redrawn,
     separate,
+    told_of,
     trained_generator,
 )
 from analysis.attacks.reconstruction import Rebuilt
-from analysis.attacks.separation import clear_success
 from analysis.drawing import draw_image_rows, own_look, save
 from analysis.facemix import settings_of
 from analysis.runs import Run, open_run
@@ -63,7 +64,24 @@ class Effort(NamedTuple):
 
 
 Found = dict[str, float]
-Pictures = Mapping[str, np.ndarray]
+
+
+class Outcome(NamedTuple):
+    """What an attack came to.
+
+    Attributes
+    ----------
+    found : dict of str to float
+        What was measured.
+    pictures : mapping of str to ndarray of shape (N, C, H, W)
+        Rows of a figure, if there is something to be seen.
+    attributes : mapping of str to dict
+        What was measured of each attribute by itself.
+    """
+
+    found: Found
+    pictures: Mapping[str, np.ndarray]
+    attributes: Mapping[str, Found] = {}
 
 
 def attack(
@@ -109,11 +127,12 @@ def attack(
             for kind in kinds or [kind for kind in ATTACKS if not _unfit(kind, view, people)]:
                 told(f"{case}: {kind} …")
                 began = time.perf_counter()
-                found, pictures = ATTACKS[kind](view, effort, people)
-                _keep(opened, case, kind, effort._asdict() | found)
+                outcome = ATTACKS[kind](view, effort, people)
+                found = effort._asdict() | outcome.found
+                _keep(opened, case, kind, outcome._replace(found=found))
                 told(f"{case}: {kind}: {time.perf_counter() - began:.1f} s")
-                if pictures:
-                    _draw(opened, case, kind, pictures)
+                if outcome.pictures:
+                    _draw(opened, case, kind, outcome.pictures)
 
 
 def people(name: str, settings: list[str], run: Path) -> Splits:
@@ -169,30 +188,44 @@ def _unfit(kind: str, view: View, known: Splits | None) -> str:
     return ""
 
 
-def _attributes(view: View, effort: Effort, _: Splits | None) -> tuple[Found, Pictures]:
-    return _guessed(lambda sees: guess_attributes(sees, effort.epochs, effort.seed), view)
+def _attributes(view: View, effort: Effort, _: Splits | None) -> Outcome:
+    made, clear = _guessed(lambda sees: guess_attributes(sees, effort.epochs, effort.seed), view)
+    each = {
+        name: {"success": rate, f"success{CLEAR}": clear.rates[name]}
+        for name, rate in made.rates.items()
+    }
+    return Outcome(_rates(made, clear), {}, each)
 
 
-def _identity(view: View, effort: Effort, known: Splits | None) -> tuple[Found, Pictures]:
+def _identity(view: View, effort: Effort, known: Splits | None) -> Outcome:
     if known is None:
         raise RequestError("identity: name images of known people with --data")
     mean, std = view.data.train.mean, view.data.train.std
     # They are few: an epoch of theirs is short.
     epochs = 4 * effort.epochs
     ours, theirs = (replace(part, mean=mean, std=std) for part in (known.train, known.test))
-    found, pictures = _guessed(
+    made, clear = _guessed(
         lambda sees: guess_identity(sees, ours, theirs, epochs, effort.seed), view
     )
-    return found | {"epochs": epochs}, pictures
+    shown = [image for image in sorted(made.taken_for) if image in clear.taken_for][:SHOWN]
+    pictures = {"to be recognised": _shown(theirs.pixels(np.array(shown)))}
+    for label, guess in {"taken for": made, "the same in the clear": clear}.items():
+        people = [guess.taken_for[image] for image in shown]
+        firsts = [int(np.flatnonzero(ours.labels == person)[0]) for person in people]
+        pictures[label] = _shown(ours.pixels(np.array(firsts)))
+    return Outcome(_rates(made, clear) | {"epochs": epochs}, pictures)
 
 
-def _guessed(guess: Callable[[View], Guess], view: View) -> tuple[Found, Pictures]:
+def _guessed(guess: Callable[[View], Guess], view: View) -> tuple[Guess, Guess]:
     """Let somebody guess what the cloud sees, and what it would see without the shield."""
-    made, clear = guess(view), guess(view.in_the_clear())
-    return {"success": made.success, f"success{CLEAR}": clear.success, "chance": made.chance}, {}
+    return guess(view), guess(view.in_the_clear())
 
 
-def _separation(view: View, effort: Effort, _: Splits | None) -> tuple[Found, Pictures]:
+def _rates(made: Guess, clear: Guess) -> Found:
+    return {"success": made.success, f"success{CLEAR}": clear.success, "chance": made.chance}
+
+
+def _separation(view: View, effort: Effort, _: Splits | None) -> Outcome:
     generator = trained_generator(view.in_the_clear(), effort.epochs, effort.seed)
     found: Found = {"chance": 0.5}
     pictures: dict[str, np.ndarray] = {}
@@ -209,34 +242,39 @@ def _separation(view: View, effort: Effort, _: Splits | None) -> tuple[Found, Pi
         if not known:
             pictures = {"original": _shown(rebuilt.true), **_mixtures(view, apart.true)}
             shown = apart.images[:SHOWN]
+            found[f"success{CLEAR}"] = _mean(left_plain(view, apart.images))
         places = [int(np.flatnonzero(apart.images == image)[0]) for image in shown]
         pictures[label] = _shown(rebuilt.drawn[places])
     mixed = left_mixed(view, effort.requests, effort.seed)
     found |= {
         "success_of_the_mixtures": mixed.success,
         "correlation_of_the_mixtures": float(mixed.correlations.mean()),
-        f"success{CLEAR}": clear_success(view),
     }
-    return found, pictures
+    return Outcome(found, pictures)
 
 
-def _reconstruction(view: View, effort: Effort, _: Splits | None) -> tuple[Found, Pictures]:
-    found: Found = {}
+def _reconstruction(view: View, effort: Effort, _: Splits | None) -> Outcome:
+    found: Found = {"chance": 0.5}
     pictures: dict[str, np.ndarray] = {}
     for suffix, sees in {"": view, CLEAR: view.in_the_clear()}.items():
         generator = trained_generator(sees, effort.epochs, effort.seed)
         rebuilt = reconstruct(sees, generator, effort.images, effort.seed)
         found |= {f"{name}{suffix}": value for name, value in rebuilt.likeness().items()}
+        found[f"success{suffix}"] = _mean(told_of(view, rebuilt))
         pictures |= _pair(rebuilt, " (in the clear)" if suffix else "")
-    return found, pictures
+    return Outcome(found, pictures)
 
 
-ATTACKS: Mapping[str, Callable[[View, Effort, Splits | None], tuple[Found, Pictures]]] = {
+ATTACKS: Mapping[str, Callable[[View, Effort, Splits | None], Outcome]] = {
     "attributes": _attributes,
     "identity": _identity,
     "separation": _separation,
     "reconstruction": _reconstruction,
 }
+
+
+def _mean(rates: Mapping[str, float]) -> float:
+    return float(np.mean([*rates.values()]))
 
 
 def _pair(rebuilt: Rebuilt, what: str) -> dict[str, np.ndarray]:
@@ -262,13 +300,19 @@ def _looks(maps: torch.Tensor) -> np.ndarray:
     return shown
 
 
-def _keep(run: Run, case: str, kind: str, found: Found) -> None:
+def _keep(run: Run, case: str, kind: str, outcome: Outcome) -> None:
     row = {"stage": f"attack {kind}", "round": 0, "node": CLOUD, "case": case}
-    lines = [json.dumps({**row, "metric": name, "value": value}) for name, value in found.items()]
+    each = [(row, outcome.found)]
+    each += [({**row, "attribute": name}, found) for name, found in outcome.attributes.items()]
+    lines = [
+        json.dumps({**tags, "metric": name, "value": value})
+        for tags, found in each
+        for name, value in found.items()
+    ]
     write_atomically(run.directory / case / f"attack-{kind}.jsonl", "\n".join(lines).encode())
 
 
-def _draw(run: Run, case: str, kind: str, pictures: Pictures) -> None:
+def _draw(run: Run, case: str, kind: str, pictures: Mapping[str, np.ndarray]) -> None:
     with own_look():
         figure = draw_image_rows(pictures, f"{kind}: {case} — {run.name}")
         save(figure, run.directory / "plots" / f"{case}-{kind}.png")

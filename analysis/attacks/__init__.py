@@ -7,8 +7,14 @@ succeed there proves nothing.
 """
 
 from analysis.attacks.guessing import Guess, guess_attributes, guess_identity
-from analysis.attacks.reconstruction import Rebuilt, reconstruct, redrawn, trained_generator
-from analysis.attacks.separation import Separated, left_mixed, separate
+from analysis.attacks.reconstruction import (
+    Rebuilt,
+    reconstruct,
+    redrawn,
+    told_of,
+    trained_generator,
+)
+from analysis.attacks.separation import Separated, left_mixed, left_plain, separate
 from analysis.attacks.view import View
 
 __all__ = [
@@ -19,8 +25,10 @@ __all__ = [
     "guess_attributes",
     "guess_identity",
     "left_mixed",
+    "left_plain",
     "reconstruct",
     "redrawn",
     "separate",
+    "told_of",
     "trained_generator",
 ]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -27,15 +27,22 @@ class Guess:
 
     Attributes
     ----------
-    success : float
-        The mean over classes of the share of right guesses, 0 to 1; of attributes the mean over
-        them.
+    rates : dict of str to float
+        Of each attribute, balanced over yes and no; or of each person; 0 to 1.
     chance : float
         Of somebody who guesses blindly.
+    taken_for : dict of int to int
+        Of people: whom each image was taken for, as far as it crossed.
     """
 
-    success: float
+    rates: Mapping[str, float]
     chance: float
+    taken_for: Mapping[int, int] = field(default_factory=dict)
+
+    @property
+    def success(self) -> float:
+        """The mean over attributes, or over people."""
+        return float(np.mean([*self.rates.values()]))
 
 
 Loss = Callable[[torch.Tensor, np.ndarray], torch.Tensor]
@@ -57,7 +64,7 @@ def guess_attributes(view: View, epochs: int, seed: int) -> Guess:
         return attribute_loss(logits, attributes[images].to(logits.device), weights)
 
     network = _trained(view, view.classifier(), view.known, loss, epochs, seed)
-    return Guess(view.success(_told(view, network, view.data.test, seed)), 0.5)
+    return Guess(view.rates(_told(view, network, view.data.test, seed)), 0.5)
 
 
 def guess_identity(view: View, known: ImageSet, unknown: ImageSet, epochs: int, seed: int) -> Guess:
@@ -79,13 +86,16 @@ def guess_identity(view: View, known: ImageSet, unknown: ImageSet, epochs: int, 
         return cross_entropy(logits, people.to(logits.device))
 
     network = _trained(view, nn.Sequential(main, head), known, loss, epochs, seed)
-    right, total = (np.zeros(known.num_classes) for _ in range(2))
-    for logits, images in _told(view, network, unknown, seed):
-        truth = unknown.labels[images]
-        np.add.at(right, truth, logits.argmax(1).cpu().numpy() == truth)
-        np.add.at(total, truth, 1)
-    there = total > 0
-    return Guess(float((right[there] / total[there]).mean()), 1 / known.num_classes)
+    taken_for = {
+        int(image): int(person)
+        for logits, images in _told(view, network, unknown, seed)
+        for image, person in zip(images, logits.argmax(1).cpu(), strict=True)
+    }
+    right: dict[int, list[bool]] = {}
+    for image, person in taken_for.items():
+        right.setdefault(truth := int(unknown.labels[image]), []).append(person == truth)
+    rates = {str(person): float(np.mean(own)) for person, own in sorted(right.items())}
+    return Guess(rates, 1 / known.num_classes, taken_for)
 
 
 def _trained(

@@ -35,12 +35,15 @@ class Rebuilt:
     ----------
     true, drawn : Tensor of shape (N, C, H, W)
         In [0, 1].
+    images : int64 ndarray of shape (N,)
+        Which image of the test part each true one is.
     mean : Tensor of shape (C, H, W)
         Of the attacker's own images: what it could draw without looking.
     """
 
     true: torch.Tensor
     drawn: torch.Tensor
+    images: np.ndarray
     mean: torch.Tensor
 
     def likeness(self) -> dict[str, float]:
@@ -79,16 +82,16 @@ def reconstruct(view: View, generator: Generator, images: int, seed: int) -> Reb
     images : int
         The most that are drawn, all of a group each time, from one of its rows.
     """
-    true: list[torch.Tensor] = []
+    groups: list[np.ndarray] = []
     drawn: list[torch.Tensor] = []
     for seen in view.observations(view.data.test, seed, "pix2pix", "test"):
         _, firsts = np.unique(seen.groups[:, 0], return_index=True)
         for row in np.sort(firsts):
-            if len(true) * view.group < images:
-                pair = _matched(view, generator, seen, row)
-                true.append(pair[0])
-                drawn.append(pair[1])
-    return Rebuilt(torch.cat(true), torch.cat(drawn), _mean(view))
+            if len(groups) * view.group < images:
+                groups.append(seen.groups[row])
+                drawn.append(_matched(view, generator, seen, row))
+    chosen = np.concatenate(groups)
+    return Rebuilt(view.data.test.pixels(chosen), torch.cat(drawn), chosen, _mean(view))
 
 
 @torch.no_grad()
@@ -102,7 +105,14 @@ def redrawn(view: View, generator: Generator, separated: Separated) -> Rebuilt:
     """
     found = separated.found.split(BATCH)
     parts = [generator(view.compute.place(part))[:, 0].cpu() for part in found]
-    return Rebuilt(view.data.test.pixels(separated.images), torch.cat(parts), _mean(view))
+    true = view.data.test.pixels(separated.images)
+    return Rebuilt(true, torch.cat(parts), separated.images, _mean(view))
+
+
+def told_of(view: View, rebuilt: Rebuilt) -> dict[str, float]:
+    """Return how often the model tells each attribute of what was rebuilt, balanced, 0 to 1."""
+    parts = np.array_split(np.arange(len(rebuilt.images)), -(-len(rebuilt.images) // view.request))
+    return view.rates((view.told(rebuilt.drawn[part]), rebuilt.images[part]) for part in parts)
 
 
 def _mean(view: View) -> torch.Tensor:
@@ -223,12 +233,11 @@ def _true(images: ImageSet, groups: np.ndarray) -> torch.Tensor:
     return torch.stack([images.pixels(group) for group in groups])
 
 
-def _matched(
-    view: View, generator: Generator, seen: Observation, row: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return a row's true images, and those that were drawn in the order that fits best."""
+def _matched(view: View, generator: Generator, seen: Observation, row: int) -> torch.Tensor:
+    """Return the images that were drawn of a row's group, in the order that fits best."""
     true = view.data.test.pixels(seen.groups[row])
     drawn = generator(seen.rows[row : row + 1])[0].cpu()
     apart = (true[:, None] - drawn[None]).square().flatten(2).mean(2)
     _, columns = linear_sum_assignment(apart.numpy())
-    return true, drawn[columns]
+    matched: torch.Tensor = drawn[columns]
+    return matched

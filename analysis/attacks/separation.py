@@ -9,7 +9,7 @@ mixing.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 
@@ -39,9 +39,8 @@ class Separated:
     correlations : ndarray of shape (n,)
         The size of the correlation of each true feature map with what was matched to it, both
         without the mean feature map of other images.
-    success : float
-        Balanced accuracy of the model's own answers on what was taken apart; mean over
-        attributes, 0 to 1.
+    rates : dict of str to float
+        Balanced accuracy of the model's own answers on what was taken apart, of each attribute.
     true, found : Tensor of shape (n, *shape)
         Feature maps, and what was matched to each.
     images : int64 ndarray of shape (n,)
@@ -49,10 +48,15 @@ class Separated:
     """
 
     correlations: np.ndarray
-    success: float
+    rates: Mapping[str, float]
     true: torch.Tensor
     found: torch.Tensor
     images: np.ndarray
+
+    @property
+    def success(self) -> float:
+        """The mean of :attr:`rates`, 0 to 1."""
+        return float(np.mean([*self.rates.values()]))
 
     @property
     def recognised(self) -> float:
@@ -86,10 +90,11 @@ def left_mixed(view: View, requests: int, seed: int) -> Separated:
     return _judged(view, [(seen.rows.cpu(), seen.images) for seen in tried])
 
 
-def clear_success(view: View) -> float:
-    """Return the balanced accuracy of the model's answers on test images without the shield."""
-    clear = view.in_the_clear().observations(view.data.test, 0, "clear")
-    return view.success((view.logits(seen.rows), seen.images) for seen in clear)
+def left_plain(view: View, images: np.ndarray) -> dict[str, float]:
+    """Return how often the model tells each attribute of some test images without the shield."""
+    parts = np.array_split(images, -(-len(images) // view.request))
+    test = view.data.test
+    return view.rates((view.logits(view.features(test, part)), part) for part in parts)
 
 
 def _tried(view: View, requests: int, seed: int) -> Iterator[Observation]:
@@ -145,7 +150,7 @@ def _judged(view: View, parts: list[tuple[torch.Tensor, np.ndarray]]) -> Separat
     images = [images for _, images in parts]
     return Separated(
         np.concatenate(correlations),
-        view.success((view.logits(found), of) for found, of in zip(founds, images, strict=True)),
+        view.rates((view.logits(found), of) for found, of in zip(founds, images, strict=True)),
         torch.cat(trues),
         torch.cat(founds),
         np.concatenate(images),

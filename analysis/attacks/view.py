@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -180,10 +181,17 @@ class View:
         logits: torch.Tensor = self.model.post(self.model.main(self.compute.place(rows)))
         return logits
 
-    def success(self, told: Iterable[tuple[torch.Tensor, np.ndarray]]) -> float:
-        """Return how often attributes were told of the test part's images, 0 to 1.
+    @torch.no_grad()
+    def told(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Return what the model says of images (n, C, H, W) in [0, 1], (n, 2·A)."""
+        images = self.compute.place(self.data.test.normalised(pixels.clone()))
+        plain = isinstance(self.model.pre, Anonymiser)
+        return self.logits(images if plain else self.model.pre(images))
 
-        Balanced over yes and no, the mean over attributes.
+    def rates(self, told: Iterable[tuple[torch.Tensor, np.ndarray]]) -> dict[str, float]:
+        """Return how often each attribute of the test part's images was told, 0 to 1.
+
+        Balanced over yes and no; without those that no image has, or each.
 
         Parameters
         ----------
@@ -194,7 +202,8 @@ class View:
         counts = torch.zeros(truth.shape[1], 2, 2, dtype=torch.int64)
         for logits, images in told:
             counts += confusion(answered(logits.cpu()), truth[images])
-        return float(balanced_accuracies(counts).nanmean())
+        each = zip(self.data.attributes, balanced_accuracies(counts).tolist(), strict=True)
+        return {name: rate for name, rate in each if not math.isnan(rate)}
 
     def trunk(self) -> torch.nn.Module:
         """Return a copy of what the cloud has up to the layers that answer."""

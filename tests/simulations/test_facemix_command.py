@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cli_helpers import as_options
 from click.testing import Result
+from matplotlib.axes import Axes
 
 import analysis
+from models.errors import RequestError
 
 Command = Callable[..., Result]
 
@@ -58,13 +62,41 @@ def test_attacks_go_into_the_runs_tables(pudica: Command, directory: Path) -> No
     result = pudica("attack", directory, *options, *people)
     assert result.exit_code == 0, result.stderr
     table = analysis.facemix_accuracy(directory).set_index("case")
-    attacks = [f"attack_{name}" for name in ("attributes", "identity", "separation")]
+    kinds = ("attributes", "identity", "separation", "reconstruction")
+    attacks = [f"attack_{name}" for name in kinds]
     assert table.loc["mixed", attacks].notna().all()
     assert table.loc["cloud", attacks].isna().all()
     assert len(analysis.facemix_reconstructions(directory)) == 2
     drawn = {path.name for path in (directory / "plots").iterdir()}
-    assert {"mixed-separation.png", "mixed-reconstruction.png"} <= drawn
+    pictures = {f"mixed-{kind}.png" for kind in ("identity", "separation", "reconstruction")}
+    assert pictures | {"attributes.png"} <= drawn
     assert "mixed-separation.png" in result.stdout
+
+
+def test_cases_of_several_runs_are_drawn_together(
+    directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[tuple[float, float]] = []
+    plot = Axes.plot
+
+    def noted(self: Axes, x: float, y: float, *rest: Any, **more: Any) -> Any:
+        drawn.append((x, y))
+        return plot(self, x, y, *rest, **more)
+
+    monkeypatch.setattr(Axes, "plot", noted)
+    other = tmp_path / "other"
+    shutil.copytree(directory, other)
+    found = analysis.facemix_trade_off([directory, other], tmp_path / "both.png")
+    assert found.read_bytes()[:4] == b"\x89PNG"
+    table = analysis.facemix_accuracy(directory)
+    shares = {*zip(table["edge_share"], table["accuracy"], strict=True)}
+    assert shares <= {*drawn}
+    assert drawn.count(min(shares)) == 2
+    rows = (other / "metrics.jsonl").read_text().splitlines()
+    kept = [row for row in rows if '"case": "cloud"' in row]
+    (other / "metrics.jsonl").write_text("\n".join(kept) + "\n")
+    with pytest.raises(RequestError, match="two cases at least"):
+        analysis.facemix_trade_off(other, tmp_path / "one.png")
 
 
 @pytest.mark.parametrize(
