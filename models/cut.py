@@ -131,6 +131,16 @@ class Cutter:
         pre = nn.Identity() if start is None else self._front(start)
         return pre, self._between(start, end), self._back(end)
 
+    def place_of(self, name: str) -> int:
+        """Return how many of :attr:`names` come before a layer that the model can be cut after.
+
+        Raises
+        ------
+        RequestError
+            As :meth:`cut`.
+        """
+        return len(self._cuts) if name == OUTPUT else [*self._cuts.values()].index(self._node(name))
+
     def costs(self, shape: tuple[int, int, int], batch: int = 64) -> list[CutCost]:
         """Return what each cut costs. Shapes are followed, nothing is computed.
 

@@ -7,24 +7,8 @@ import re
 from models.errors import RequestError
 
 
-def image_shape(text: str) -> tuple[int, int, int]:
-    """Return ``3x64x64`` as numbers.
-
-    Raises
-    ------
-    RequestError
-        If it is not that, or not a square.
-    """
-    sizes = _sizes(text)
-    if len(sizes) != 3 or sizes[1] != sizes[2]:
-        raise RequestError(
-            f"--input: '{text}' is no image; write channels x side x side, as in 3x64x64"
-        )
-    return sizes[0], sizes[1], sizes[2]
-
-
-def picture(text: str) -> tuple[int, int, int]:
-    """Return ``1x28x20`` as numbers: an image of any size.
+def picture(text: str, option: str) -> tuple[int, int, int]:
+    """Return ``1x28x20``, which is an option's, as numbers: an image of any size.
 
     Raises
     ------
@@ -34,7 +18,7 @@ def picture(text: str) -> tuple[int, int, int]:
     sizes = _sizes(text)
     if len(sizes) != 3:
         raise RequestError(
-            f"--shape: '{text}' is no image; write channels x height x width, as in 3x32x32"
+            f"{option}: '{text}' is no image; write channels x height x width, as in 3x32x32"
         )
     return sizes[0], sizes[1], sizes[2]
 

@@ -146,14 +146,26 @@ def cuts(
     batch: Annotated[int, typer.Option(min=2, help="Examples of a batch, for memory.")] = 64,
     epsilon: Annotated[float, typer.Option(min=0.01, max=100, help="Of one activation.")] = 1.0,
     weights: Annotated[str, typer.Option(help="Of privacy, resources, accuracy.")] = "1,1,1",
+    post: Annotated[
+        str | None,
+        typer.Option(help="In three, as FaceMix: after which layer the last begins."),
+    ] = None,
 ) -> None:
-    """Show where a model can be cut in two, and what each cut costs an edge device."""
+    """Show where a model can be cut, and what each cut costs an edge device."""
     from simulations import arguments
-    from simulations.cuts import best, table
+    from simulations.cuts import best, in_three, table
     from simulations.display import print_frame
 
     with refusals():
-        shape, importance = arguments.image_shape(input_), arguments.weights(weights)
+        shape, importance = arguments.picture(input_, "--input"), arguments.weights(weights)
+        if post is not None:
+            frame = in_three(model, shape, classes, post)
+            print_frame(frame, f"Stages of {model}, the last after '{post}'")
+            typer.echo(
+                "Of one image, without mixing. edge GMAC, share: multiplications of convolutions "
+                "and matrix products, in thousand millions, and in % of the model's."
+            )
+            return
         frame = table(model, shape, classes, batch, epsilon, importance)
     print_frame(frame, f"Cuts of {model}")
     typer.echo(
@@ -290,7 +302,7 @@ def new_key(
     from simulations import arguments, keys
 
     with refusals():
-        key = keys.new(shield, arguments.picture(shape), out, seed)
+        key = keys.new(shield, arguments.picture(shape, "--shape"), out, seed)
     typer.echo("\n".join(keys.described(key)))
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import pandas as pd
+from torch import nn
 
 import models
 from models.cut import Cutter, cutting_cost
 from models.errors import RequestError
+from strategies.facemix.costs import stage_costs
 
 MEBI = 2**20
 
@@ -39,9 +42,8 @@ def table(
     RequestError
         If the model does not exist, does not fit the images or can't be cut.
     """
-    channels, side, _ = shape
-    built = models.build(model, num_classes=num_classes, channels=channels, image_size=side)
-    costs = Cutter(built).costs(shape, batch)
+    with _fitting(model, shape):
+        costs = Cutter(_built(model, shape, num_classes)).costs(shape, batch)
     if not costs:
         raise RequestError(f"model '{model}' can't be cut anywhere: it has no inner layer")
     return pd.DataFrame(
@@ -58,6 +60,56 @@ def table(
         }
         for cost in costs
     )
+
+
+def in_three(model: str, shape: tuple[int, int, int], num_classes: int, post: str) -> pd.DataFrame:
+    """Return a row for each place where the first of three stages can end.
+
+    Parameters
+    ----------
+    post : str
+        The layer after which the last stage begins.
+
+    Raises
+    ------
+    RequestError
+        As of :func:`table`; the last stage can't begin there, or nothing comes before.
+    """
+    cutter = Cutter(_built(model, shape, num_classes))
+    rows = []
+    with _fitting(model, shape):
+        for cost in cutter.costs(shape, 2)[: cutter.place_of(post)]:
+            spent = stage_costs(*cutter.stages(cost.name, post), shape)
+            rows.append(
+                {
+                    "pre": cost.name,
+                    "layer": cost.layer,
+                    "crosses": "x".join(map(str, cost.shape)),
+                    "edge parameters": int(spent["edge_parameters"]),
+                    "edge GMAC": spent["edge_macs"] / 1e9,
+                    "share %": 100 * spent["edge_macs"] / spent["macs"],
+                    "bytes up": int(spent["bytes_up"]),
+                    "bytes down": int(spent["bytes_down"]),
+                }
+            )
+    if not rows:
+        raise RequestError(f"--post: no stage could end before '{post}'")
+    return pd.DataFrame(rows)
+
+
+def _built(model: str, shape: tuple[int, int, int], num_classes: int) -> nn.Module:
+    channels, *sides = shape
+    return models.build(model, num_classes=num_classes, channels=channels, image_size=min(sides))
+
+
+@contextmanager
+def _fitting(model: str, shape: tuple[int, int, int]) -> Iterator[None]:
+    """Say so where a model takes no images of a shape, such as ones that are no squares."""
+    try:
+        yield
+    except RuntimeError as error:
+        sizes, why = "x".join(map(str, shape)), str(error).splitlines()[0]
+        raise RequestError(f"model '{model}' takes no images of {sizes}: {why}") from error
 
 
 def best(frame: pd.DataFrame) -> str:

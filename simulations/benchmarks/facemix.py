@@ -15,9 +15,10 @@ import models
 from clients.app import app
 from clients.shields import build, configured
 from clients.shields.stages import staged
-from models.attributes import attribute_loss
+from models.attributes import LOGITS, attribute_loss
 from models.compute import Compute
-from simulations.benchmarks.measure import Row, compared, seconds, threads
+from simulations.benchmarks.measure import Row, absolute, compared, seconds, threads
+from simulations.cuts import in_three
 from simulations.engines.inprocess import InProcessGrid
 from simulations.engines.local import run_config, server_context
 from strategies.exchange import Exchanges
@@ -42,7 +43,7 @@ def rows(repeats: int) -> list[Row]:
     with threads(os.cpu_count() or 1):
         found = [_mixing(repeats)]
     with threads(1):
-        return [*found, _step(repeats), _serving(repeats)]
+        return [*found, _step(repeats), _serving(repeats), *_shares()]
 
 
 def _mixing(repeats: int) -> Row:
@@ -57,6 +58,16 @@ def _mixing(repeats: int) -> Row:
 
     what = f"mixing and unmixing {MAPS} feature maps of a stem, groups of 8 / a copy of them"
     return _both(what, 3.0, repeats, there_and_back, maps.clone)
+
+
+def _shares() -> list[Row]:
+    """Return the edge's part of the multiplications, as the paper has it: nothing is timed."""
+    table = in_three(MODEL, (3, 218, 178), LOGITS * 40, STAGES[1]).set_index("pre")
+    what = "the edge's share of the multiplications of ResNet-18 at 218x178, N_pre ="
+    return [
+        absolute(f"{what} {blocks}", "%", bar, [float(table["share %"][pre])])
+        for blocks, pre, bar in [(1, "maxpool", 6.5), (2, "layer1.0", 19), (3, "layer1.1", 31)]
+    ]
 
 
 def _step(repeats: int) -> Row:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import math
 
+from torch import nn
+
+from clients.shields.base import Shape
 from clients.shields.front import activation_shape
 from clients.shields.mixing import group_of, whole_groups
 from models.cut import flops
@@ -20,7 +23,42 @@ def log_costs(session: Session) -> None:
 
 
 def costs(session: Session) -> dict[str, float]:
-    """Return what an image costs in one case.
+    """Return what an image costs in one case; see :func:`stage_costs`."""
+    settings, model = session.settings, session.model
+    return stage_costs(
+        model.pre,
+        model.main,
+        model.post,
+        session.data.shape,
+        group=group_of(settings.around),
+        # Decoys fill a request's last group, and pass the first stage too.
+        filled=whole_groups(settings.request, settings.around) / settings.request,
+        each=WIRE_BYTES[settings.wire] if settings.place != "edge" else 0,
+    )
+
+
+def stage_costs(
+    pre: nn.Module,
+    main: nn.Module,
+    post: nn.Module,
+    image: Shape,
+    *,
+    group: int = 1,
+    filled: float = 1.0,
+    each: int = 4,
+) -> dict[str, float]:
+    """Return what an image costs in three stages.
+
+    Parameters
+    ----------
+    image : tuple of int
+        Channels, height and width.
+    group : int
+        Images that are mixed with each other; 1: none are.
+    filled : float
+        Images that cross for one, decoys included.
+    each : int
+        Bytes of a number that crosses.
 
     Returns
     -------
@@ -29,21 +67,15 @@ def costs(session: Session) -> dict[str, float]:
         of convolutions, matrix products and mixing, on the edge and in all; ``bytes_up`` and
         ``bytes_down``.
     """
-    settings, model, image = session.settings, session.model, session.data.shape
-    sent = tuple(model.shield.shape)
-    returned = activation_shape(model.main, sent)
+    sent = activation_shape(pre, image)
+    returned = activation_shape(main, sent)
     inside, outside = math.prod(sent), math.prod(returned)
-    group = group_of(settings.around)
-    # Decoys fill a request's last group, and pass the first stage too.
-    filled = whole_groups(settings.request, settings.around) / settings.request
     mixing = filled * group * (inside + outside) if group > 1 else 0
-    ends = filled * flops(model.pre, image) + flops(model.post, returned)
-    crosses = settings.place != "edge"
-    each = WIRE_BYTES[settings.wire] if crosses else 0
+    ends = filled * flops(pre, image) + flops(post, returned)
     return {
-        "edge_parameters": sum(p.numel() for p in model.ends.parameters()),
+        "edge_parameters": sum(p.numel() for end in (pre, post) for p in end.parameters()),
         "edge_macs": ends / 2 + mixing,
-        "macs": (ends + filled * flops(model.main, sent)) / 2 + mixing,
+        "macs": (ends + filled * flops(main, sent)) / 2 + mixing,
         "bytes_up": each * inside * filled,
         "bytes_down": each * outside * filled,
     }

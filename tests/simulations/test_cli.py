@@ -64,6 +64,22 @@ def test_cuts_shows_what_each_cut_costs(pudica: Command) -> None:
     assert "The best cut by that cost is after '0.0'" in result.stdout
 
 
+def test_cuts_shows_what_three_stages_cost_as_paper_003_has_it(pudica: Command) -> None:
+    model = ("torchvision:resnet18", "--input", "3x218x178", "--classes", "80")
+    result = pudica("cuts", *model, "--post", "flatten")
+    rows = {
+        line.split()[0]: line.split()[1:] for line in result.stdout.splitlines() if line.strip()
+    }
+    for pre, parameters, gmacs in (
+        ("maxpool", 50576, "0.09"),
+        ("layer1.0", 124560, "0.27"),
+        ("layer1.1", 198544, "0.46"),
+    ):
+        _, crosses, *numbers = rows[pre]
+        assert (crosses, numbers[:2]) == ("64x55x45", [str(parameters), gmacs])
+        assert numbers[3:] == [str(4 * 64 * 55 * 45), "2048"]
+
+
 def test_audit_refutes_the_claim_and_not_what_holds(pudica: Command) -> None:
     result = pudica(
         "audit",
