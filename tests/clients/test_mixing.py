@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from clients.protocol import on_wire
 from clients.shields import build, configured
 from clients.shields.decoys import filled
 from clients.shields.draws import orthogonal
@@ -107,6 +108,19 @@ def test_what_travels_as_float16_comes_back_within_its_rounding() -> None:
     sent, key = shield.protect(x, rng())
     error = (shield.restore(sent.half(), key) - x).abs().max()
     assert float(error) < 8**0.5 * 2**-11 * float(sent.abs().max())
+
+
+def test_features_may_be_float16_and_too_large_for_it() -> None:
+    shield, x = mixing(), features(16)
+    sent, key = shield.protect(x.half(), rng())
+    assert sent.dtype == torch.float32
+    torch.testing.assert_close(shield.restore(sent, key), x, atol=1e-2, rtol=0)
+    largest = float(torch.finfo(torch.float16).max)
+    far, _ = shield.protect(1e6 * x, rng())
+    wired = on_wire(far, "float16")
+    assert wired.dtype == np.float16
+    assert np.isfinite(wired).all()
+    np.testing.assert_array_equal(wired[far.numpy() > largest], largest)
 
 
 def test_keys_differ_in_each_group_and_request() -> None:
