@@ -104,9 +104,10 @@ def facemix_attacks(runs: RunPaths) -> pd.DataFrame:
     DataFrame
         A row per run, case and attack: ``run, case, attack``; in per cent, means over classes:
         ``success``, of ``separation`` and ``reconstruction`` that of the model with what was taken
-        apart or rebuilt; ``in_the_clear``, the same attack without the shield; ``known_groups``,
-        of ``separation``, if it is known which mixtures belong together, as without shuffling;
-        ``of_the_mixtures``, if they are left as they are; ``chance``, of somebody who guesses
+        apart or rebuilt; ``in_the_clear``, the same attack without the shield, of ``separation``
+        the model's own answers about the same images; ``known_groups``, of ``separation``, if it
+        is known which mixtures belong together, as without shuffling; ``of_the_mixtures``, if they
+        are left as they are; ``chance``, of somebody who guesses
         blindly.
     """
     names = {
@@ -122,7 +123,8 @@ def facemix_attacks(runs: RunPaths) -> pd.DataFrame:
         for of, own in _attacked(run, ATTACKS)
     ]
     frame = pd.DataFrame(rows, columns=["run", "case", "attack", *names])
-    return frame.astype(dict.fromkeys(names, "float64"))
+    # Of a reconstruction an older version has no success.
+    return frame.astype(dict.fromkeys(names, "float64")).dropna(subset=["success"])
 
 
 def facemix_reconstructions(runs: RunPaths) -> pd.DataFrame:

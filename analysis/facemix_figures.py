@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import pandas as pd
 from matplotlib.figure import Figure
 
 from analysis.drawing import COLOURS, draw_curves, label_points, new_figure, own_look, save
@@ -66,30 +67,38 @@ def facemix_trade_off(runs: RunPaths, path: str | Path) -> Path:
 def draw_trade_off(runs: Sequence[Run]) -> Figure | None:
     """Draw accuracy against what the edge computes, and against what attacks learn: Figure 4."""
     table = facemix_accuracy([run.directory for run in runs])
-    if len(table) < 2:
+    cases = table["case"].unique().tolist()
+    if len(cases) < 2:
         return None
+    # A case of several runs is named with its run.
+    often = table.groupby("case")["run"].transform("size") > 1
+    table["label"] = table["case"].where(~often, table["case"] + " (" + table["run"] + ")")
+    paint = {case: COLOURS[i % len(COLOURS)] for i, case in enumerate(cases)}
+    colours = dict(zip(table["label"], table["case"].map(paint), strict=True))
     attacks = [str(name) for name in table if str(name).startswith("attack_")]
-    attacks = [name for name in attacks if table[name].notna().sum() > 1]
+    attacks = [name for name in attacks if len({*table["case"][table[name].notna()]}) > 1]
     panels = {"edge_share": "share of the multiplications on the edge (%)"}
     panels |= {name: f"{name.replace('_', ' ')}: balanced success (%)" for name in attacks}
     names = [run.name for run in runs] if len(runs) == 1 else table["experiment"].unique()
     title = f"Accuracy, effort and attacks — {', '.join(names)}"
     figure = new_figure(7.5, 0.6 + 2.9 * len(panels), title)
     column = figure.subplots(len(panels), 1, squeeze=False)[:, 0]
-    cases = table["case"].unique().tolist()
-    colours = {case: COLOURS[i % len(COLOURS)] for i, case in enumerate(cases)}
-    for axes, (name, label) in zip(column, panels.items(), strict=True):
-        there = table[table[name].notna()]
-        for case, x, y in zip(there["case"], there[name], there["accuracy"], strict=True):
-            axes.plot(x, y, "o", color=colours[case], clip_on=False)
-        axes.set_xlabel(label)
+    points = {name: _points(table, name) for name in panels}
+    for axes, (name, what) in zip(column, panels.items(), strict=True):
+        for label, place in points[name].items():
+            axes.plot(*place, "o", color=colours[label], clip_on=False)
+        axes.set_xlabel(what)
         axes.set_ylabel("test accuracy (%)")
         axes.margins(0.12)
     for axes, name in zip(column, panels, strict=True):
-        there = table[table[name].notna()]
-        places = zip(there[name].astype(float), there["accuracy"].astype(float), strict=True)
-        label_points(figure, axes, dict(zip(there["case"], places, strict=True)), colours)
+        label_points(figure, axes, points[name], colours)
     return figure
+
+
+def _points(table: pd.DataFrame, name: str) -> dict[str, tuple[float, float]]:
+    there = table[table[name].notna()]
+    places = zip(there[name].astype(float), there["accuracy"].astype(float), strict=True)
+    return dict(zip(there["label"], places, strict=True))
 
 
 def draw_attributes(run: Run) -> Figure | None:

@@ -7,7 +7,8 @@ Every message holds at most an ``arrays`` record and a ``config`` (request) or `
 kind                  request → reply
 ====================  ==============================================================
 ``query.hello``       → which partition this node is, and the code it runs
-``query.join``        assignment → shape, classes, sizes and fingerprint of the data
+``query.join``        assignment → shape, classes, sizes and fingerprint of the data;
+                      of FaceMix also what its attributes are called
 ====================  ==============================================================
 
 THEMIS. No message carries a model weight.

@@ -79,10 +79,11 @@ class Compute:
                 torch.set_num_threads(before)
 
     def place(self, x: torch.Tensor) -> torch.Tensor:
-        """Move a batch of shape (B, C, H, W) to the device, in its layout."""
+        """Move a batch to the device; images and feature maps (B, C, H, W) in its layout."""
         if not self.on_gpu:
             return x
-        return x.to(self.device, non_blocking=True, memory_format=self._layout)
+        layout = self._layout if x.ndim == len("BCHW") else torch.preserve_format
+        return x.to(self.device, non_blocking=True, memory_format=layout)
 
     def host(self, model: nn.Module) -> nn.Module:
         """Move a model to the device, in its layout."""

@@ -134,12 +134,19 @@ class Cutter:
     def place_of(self, name: str) -> int:
         """Return how many of :attr:`names` come before a layer that the model can be cut after.
 
+        Parameters
+        ----------
+        name : str
+            As of :meth:`stages`: ``"input"`` and ``"output"`` too.
+
         Raises
         ------
         RequestError
             As :meth:`cut`.
         """
-        return len(self._cuts) if name == OUTPUT else [*self._cuts.values()].index(self._node(name))
+        if name in (INPUT, OUTPUT) and name not in self._cuts:
+            return 0 if name == INPUT else len(self._cuts)
+        return [*self._cuts.values()].index(self._node(name))
 
     def costs(self, shape: tuple[int, int, int], batch: int = 64) -> list[CutCost]:
         """Return what each cut costs. Shapes are followed, nothing is computed.

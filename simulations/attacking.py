@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -26,10 +27,12 @@ from analysis.attacks import (
     trained_generator,
 )
 from analysis.attacks.reconstruction import Rebuilt
+from analysis.attacks.view import mean
 from analysis.drawing import draw_image_rows, own_look, save
 from analysis.facemix import settings_of
 from analysis.runs import Run, open_run
-from clients.data import DataConfig, Splits, load
+from clients.data import DataConfig, ImageSet, Splits, load
+from clients.shields.mixing import whole_groups
 from models.compute import Compute
 from models.errors import RequestError, unknown
 from models.files import write_atomically
@@ -179,8 +182,10 @@ def _unfit(kind: str, view: View, known: Splits | None) -> str:
     images, shape = len(view.data.test), tuple(view.model.shield.shape)
     if images < view.group:
         return f"there are {images} test images, fewer than a group of {view.group}"
-    if kind == "identity":
-        return "people are not known" if known is None else ""
+    if kind == "identity" and known is None:
+        return "people are not known"
+    if kind == "identity" and known is not None and len(known.test) < view.group:
+        return f"{len(known.test)} images of known people are fewer than a group of {view.group}"
     if kind == "separation" and view.group == 1:
         return "nothing is mixed"
     if kind in ("separation", "reconstruction") and (len(shape) < 3 or min(shape[1:]) < 2):
@@ -200,20 +205,27 @@ def _attributes(view: View, effort: Effort, _: Splits | None) -> Outcome:
 def _identity(view: View, effort: Effort, known: Splits | None) -> Outcome:
     if known is None:
         raise RequestError("identity: name images of known people with --data")
-    mean, std = view.data.train.mean, view.data.train.std
+    average, deviation = view.data.train.mean, view.data.train.std
     # They are few: an epoch of theirs is short.
     epochs = 4 * effort.epochs
-    ours, theirs = (replace(part, mean=mean, std=std) for part in (known.train, known.test))
+    ours, theirs = (
+        replace(part, mean=average, std=deviation) for part in (known.train, known.test)
+    )
     made, clear = _guessed(
         lambda sees: guess_identity(sees, ours, theirs, epochs, effort.seed), view
     )
     shown = [image for image in sorted(made.taken_for) if image in clear.taken_for][:SHOWN]
     pictures = {"to be recognised": _shown(theirs.pixels(np.array(shown)))}
     for label, guess in {"taken for": made, "the same in the clear": clear}.items():
-        people = [guess.taken_for[image] for image in shown]
-        firsts = [int(np.flatnonzero(ours.labels == person)[0]) for person in people]
-        pictures[label] = _shown(ours.pixels(np.array(firsts)))
+        people = [_picture_of(ours, guess.taken_for[image]) for image in shown]
+        pictures[label] = _shown(torch.cat(people))
     return Outcome(_rates(made, clear) | {"epochs": epochs}, pictures)
+
+
+def _picture_of(images: ImageSet, person: int) -> torch.Tensor:
+    """Return the first picture of somebody, (1, C, H, W); a black one if there is none."""
+    first = np.flatnonzero(images.labels == person)[:1]
+    return images.pixels(first) if len(first) else torch.zeros_like(images.pixels(slice(0, 1)))
 
 
 def _guessed(guess: Callable[[View], Guess], view: View) -> tuple[Guess, Guess]:
@@ -242,7 +254,7 @@ def _separation(view: View, effort: Effort, _: Splits | None) -> Outcome:
         if not known:
             pictures = {"original": _shown(rebuilt.true), **_mixtures(view, apart.true)}
             shown = apart.images[:SHOWN]
-            found[f"success{CLEAR}"] = _mean(left_plain(view, apart.images))
+            found[f"success{CLEAR}"] = mean(left_plain(view, apart.images))
         places = [int(np.flatnonzero(apart.images == image)[0]) for image in shown]
         pictures[label] = _shown(rebuilt.drawn[places])
     mixed = left_mixed(view, effort.requests, effort.seed)
@@ -260,7 +272,7 @@ def _reconstruction(view: View, effort: Effort, _: Splits | None) -> Outcome:
         generator = trained_generator(sees, effort.epochs, effort.seed)
         rebuilt = reconstruct(sees, generator, effort.images, effort.seed)
         found |= {f"{name}{suffix}": value for name, value in rebuilt.likeness().items()}
-        found[f"success{suffix}"] = _mean(told_of(view, rebuilt))
+        found[f"success{suffix}"] = mean(told_of(view, rebuilt))
         pictures |= _pair(rebuilt, " (in the clear)" if suffix else "")
     return Outcome(found, pictures)
 
@@ -271,10 +283,6 @@ ATTACKS: Mapping[str, Callable[[View, Effort, Splits | None], Outcome]] = {
     "separation": _separation,
     "reconstruction": _reconstruction,
 }
-
-
-def _mean(rates: Mapping[str, float]) -> float:
-    return float(np.mean([*rates.values()]))
 
 
 def _pair(rebuilt: Rebuilt, what: str) -> dict[str, np.ndarray]:
@@ -288,7 +296,8 @@ def _shown(images: torch.Tensor) -> np.ndarray:
 
 def _mixtures(view: View, true: torch.Tensor) -> dict[str, np.ndarray]:
     """Return how feature maps look, by their mean over channels, and mixed with each other."""
-    rows, _ = view.model.shield.protect(true[:SHOWN], np.random.default_rng(0))
+    whole = whole_groups(SHOWN, view.model.shield.config)
+    rows, _ = view.model.shield.protect(true[:whole], np.random.default_rng(0))
     looks = {"true feature maps, mean": true[:SHOWN], "mixed, mean": rows[:SHOWN]}
     return {name: _looks(maps) for name, maps in looks.items()}
 
@@ -308,6 +317,7 @@ def _keep(run: Run, case: str, kind: str, outcome: Outcome) -> None:
         json.dumps({**tags, "metric": name, "value": value})
         for tags, found in each
         for name, value in found.items()
+        if math.isfinite(value)
     ]
     write_atomically(run.directory / case / f"attack-{kind}.jsonl", "\n".join(lines).encode())
 

@@ -162,8 +162,8 @@ def cuts(
             frame = in_three(model, shape, classes, post)
             print_frame(frame, f"Stages of {model}, the last after '{post}'")
             typer.echo(
-                "Of one image, without mixing. edge GMAC, share: multiplications of convolutions "
-                "and matrix products, in thousand millions, and in % of the model's."
+                "Of one image, without mixing. edge MMAC, share: multiplications of convolutions "
+                "and matrix products, in millions, and in % of the model's."
             )
             return
         frame = table(model, shape, classes, batch, epsilon, importance)

@@ -42,8 +42,9 @@ def table(
     RequestError
         If the model does not exist, does not fit the images or can't be cut.
     """
+    cutter = Cutter(_built(model, shape, num_classes))
     with _fitting(model, shape):
-        costs = Cutter(_built(model, shape, num_classes)).costs(shape, batch)
+        costs = cutter.costs(shape, batch)
     if not costs:
         raise RequestError(f"model '{model}' can't be cut anywhere: it has no inner layer")
     return pd.DataFrame(
@@ -86,8 +87,8 @@ def in_three(model: str, shape: tuple[int, int, int], num_classes: int, post: st
                     "layer": cost.layer,
                     "crosses": "x".join(map(str, cost.shape)),
                     "edge parameters": int(spent["edge_parameters"]),
-                    "edge GMAC": spent["edge_macs"] / 1e9,
-                    "share %": 100 * spent["edge_macs"] / spent["macs"],
+                    "edge MMAC": spent["edge_macs"] / 1e6,
+                    "share %": 100 * spent["edge_macs"] / spent["macs"] if spent["macs"] else 0.0,
                     "bytes up": int(spent["bytes_up"]),
                     "bytes down": int(spent["bytes_down"]),
                 }

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from analysis.attacks.view import View
+from analysis.attacks.view import View, mean
 from clients.data import ImageSet
 from clients.shields.front import activation_shape
 from models.attributes import attribute_loss, balancing
@@ -42,7 +42,7 @@ class Guess:
     @property
     def success(self) -> float:
         """The mean over attributes, or over people."""
-        return float(np.mean([*self.rates.values()]))
+        return mean(self.rates)
 
 
 Loss = Callable[[torch.Tensor, np.ndarray], torch.Tensor]

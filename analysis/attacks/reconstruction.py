@@ -66,7 +66,7 @@ def trained_generator(view: View, epochs: int, seed: int) -> Generator:
         generator = Generator(channels, view.group, colours, size)
         critic = Discriminator(channels, colours, size)
     for network in (generator, critic):
-        view.compute.host(network)
+        view.compute.host(network)  # in place
     _train(view, generator, critic, epochs, seed)
     return generator.eval()
 

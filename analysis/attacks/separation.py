@@ -20,7 +20,7 @@ from scipy.optimize import linear_sum_assignment
 from sklearn.decomposition import FastICA
 from sklearn.exceptions import ConvergenceWarning
 
-from analysis.attacks.view import Observation, View
+from analysis.attacks.view import Observation, View, mean
 from models.randomness import derive, numpy_generator
 
 ITERATIONS = 500
@@ -56,7 +56,7 @@ class Separated:
     @property
     def success(self) -> float:
         """The mean of :attr:`rates`, 0 to 1."""
-        return float(np.mean([*self.rates.values()]))
+        return mean(self.rates)
 
     @property
     def recognised(self) -> float:

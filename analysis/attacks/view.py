@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -216,6 +216,11 @@ class View:
     def classifier(self) -> torch.nn.Sequential:
         """Return a copy of what the cloud has behind the cut, to be trained on."""
         return torch.nn.Sequential(copy.deepcopy(self.model.main), copy.deepcopy(self.model.post))
+
+
+def mean(rates: Mapping[str, float]) -> float:
+    """Return the mean of rates; NaN of none, where no attribute can be judged."""
+    return sum(rates.values()) / len(rates) if rates else math.nan
 
 
 def normalised(data: Splits, note: dict[str, object]) -> Splits:

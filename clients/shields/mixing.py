@@ -75,8 +75,8 @@ class Mixing(Shield):
 
     Rows of a group become ``A x``; ``Aᵀ`` is the inverse of Eq. (6). What comes back is restored
     exactly if it is linear in what was sent, and nearly so if a model was trained with mixing.
-    Exactly in float32 is within some 2e-7 of the largest value. Mixtures that travel as float16
-    keep 11 bits: what is restored of them is within √S_G · 2⁻¹¹ of the largest mixture.
+    In groups of eight exactly is within some 2e-7 of the largest value in float32. Mixtures that
+    travel as float16 keep 11 bits: what is restored of them is within √S_G · 2⁻¹¹ of the largest.
     """
 
     config: MixingConfig

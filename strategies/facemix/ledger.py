@@ -36,7 +36,7 @@ def _of_training(session: Session) -> Iterator[Release]:
 def _of_requests(session: Session) -> Iterator[Release]:
     settings = session.settings
     clear = in_the_clear(session.case, (), 1, records="served")
-    yield dataclasses.replace(clear, what="numbers of images", public=True)
+    yield dataclasses.replace(clear, what="numbers of images, names of attributes", public=True)
     if settings.place != "edge":
         what = "features" if settings.place == "both" else _images(session)
         yield _crossing(session, settings.request, what=what, records="served")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import zip_longest
+
 import numpy as np
 import torch
 from flwr.app import Array
@@ -81,19 +83,29 @@ class Session(CaseSession):
         self.edges = joined
 
     def _introduced(self, words: dict[str, protocol.Scalar]) -> Member:
-        # Logits have no names: in another order an edge would take one answer for another.
-        told = protocol.text(words, "attributes").split("\n")
-        if told != self.data.attributes:
-            ours, theirs = (", ".join(names) for names in (self.data.attributes, told))
-            raise ValueError(
-                f"has the attributes {theirs}; the model answers {ours}, in this order"
-            )
+        self._check_attributes(protocol.text(words, "attributes"))
         member = Member.introduced(words)
         if member.shape != self.data.shape:
             sizes = ["x".join(map(str, shape)) for shape in (member.shape, self.data.shape)]
             raise ValueError(f"holds images of {sizes[0]}, the model is for {sizes[1]}")
         self._check_groups(member)
         return member
+
+    def _check_attributes(self, told: str) -> None:
+        """See that an edge has the model's attributes: logits have no names, only places.
+
+        Parameters
+        ----------
+        told : str
+            Their names, a line each.
+        """
+        ours = self.data.attributes
+        if told == "\n".join(ours):
+            return
+        theirs = told.split("\n", len(ours))
+        for place, (name, own) in enumerate(zip_longest(theirs, ours, fillvalue="none"), 1):
+            if name != own:
+                raise ValueError(f"its attribute {place} is {name[:99]}, the model's is {own}")
 
     def _check_groups(self, member: Member) -> None:
         """See that what an edge sends are whole groups, where nothing is to fill them."""

@@ -153,6 +153,18 @@ def test_asking_for_a_gpu_that_is_not_there_is_an_error() -> None:
         Compute(ComputeConfig(device="cuda"))
 
 
+def test_images_are_placed_in_the_layout_and_other_values_as_they_are(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Vectors cross too, where a model is cut behind its last feature map."""
+    compute = Compute(ComputeConfig(device="cpu", channels_last=True))
+    monkeypatch.setattr(Compute, "on_gpu", property(lambda _: True))
+    images = compute.place(torch.zeros(2, 3, 4, 4))
+    assert images.is_contiguous(memory_format=torch.channels_last)
+    assert compute.place(torch.zeros(2, 512)).shape == (2, 512)
+    assert compute.host(torch.nn.Linear(3, 2))(compute.place(torch.zeros(2, 3))).shape == (2, 2)
+
+
 def test_threads_are_put_back() -> None:
     torch.set_num_threads(1)
     with Compute(ComputeConfig(device="cpu", threads=2)).threads():

@@ -432,6 +432,7 @@ def test_a_node_that_comes_back_takes_part_again(
         (("cuts", "lenet", "--input", "3x64x32"), "'lenet' takes no images of 3x64x32: "),
         (("cuts", "lenet", "--post", "nowhere"), "unknown cut 'nowhere'"),
         (("cuts", "resnet-8", "--post", "0.0"), "no stage could end before '0.0'"),
+        (("cuts", "resnet-8", "--post", "input"), "no stage could end before 'input'"),
         (("cuts", "lenet", "--input", "3x8x8"), "at least 16x16"),
         (("cuts", "lenet", "--weights", "1,0,1"), "three numbers above 0"),
         (("cuts", "lenet", "--weights", "1,1"), "three numbers above 0"),

@@ -70,13 +70,13 @@ def test_cuts_shows_what_three_stages_cost_as_paper_003_has_it(pudica: Command) 
     rows = {
         line.split()[0]: line.split()[1:] for line in result.stdout.splitlines() if line.strip()
     }
-    for pre, parameters, gmacs in (
-        ("maxpool", 50576, "0.09"),
-        ("layer1.0", 124560, "0.27"),
-        ("layer1.1", 198544, "0.46"),
+    for pre, parameters, mmacs in (
+        ("maxpool", 50576, "91.31"),
+        ("layer1.0", 124560, "273.78"),
+        ("layer1.1", 198544, "456.26"),
     ):
         _, crosses, *numbers = rows[pre]
-        assert (crosses, numbers[:2]) == ("64x55x45", [str(parameters), gmacs])
+        assert (crosses, numbers[:2]) == ("64x55x45", [str(parameters), mmacs])
         assert numbers[3:] == [str(4 * 64 * 55 * 45), "2048"]
 
 

@@ -21,7 +21,8 @@ Command = Callable[..., Result]
 TINY = {
     "data.limit": "200",
     "facemix.training.epochs": "2",
-    "facemix.cases": "{cloud: {place: cloud}, edge: {place: edge}, mixed: {}}",
+    "facemix.cases": "{cloud: {place: cloud}, edge: {place: edge}, "
+    "mixed: {shield: {name: mixing, group: 16}}}",
 }
 
 
@@ -84,6 +85,14 @@ def test_cases_of_several_runs_are_drawn_together(
         return plot(self, x, y, *rest, **more)
 
     monkeypatch.setattr(Axes, "plot", noted)
+    labels: list[str] = []
+    annotate = Axes.annotate
+
+    def labelled(self: Axes, text: str, *rest: Any, **more: Any) -> Any:
+        labels.append(text)
+        return annotate(self, text, *rest, **more)
+
+    monkeypatch.setattr(Axes, "annotate", labelled)
     other = tmp_path / "other"
     shutil.copytree(directory, other)
     found = analysis.facemix_trade_off([directory, other], tmp_path / "both.png")
@@ -92,6 +101,7 @@ def test_cases_of_several_runs_are_drawn_together(
     shares = {*zip(table["edge_share"], table["accuracy"], strict=True)}
     assert shares <= {*drawn}
     assert drawn.count(min(shares)) == 2
+    assert {f"mixed ({directory.name})", "mixed (other)"} <= {*labels}
     rows = (other / "metrics.jsonl").read_text().splitlines()
     kept = [row for row in rows if '"case": "cloud"' in row]
     (other / "metrics.jsonl").write_text("\n".join(kept) + "\n")
@@ -108,6 +118,10 @@ def test_cases_of_several_runs_are_drawn_together(
         (("--kind", "identity"), "name images of known people with --data"),
         (("--case", "cloud", "--kind", "separation"), "nothing is mixed"),
         (("--set", "limit=3"), "--set: is of --data"),
+        (
+            ("--kind", "identity", "--data", "digits", "--set", "limit=20"),
+            "2 images of known people",
+        ),
         (("--data", "digits", "--set", "margin=2"), "the model is for 1x8x8"),
     ],
 )

@@ -288,7 +288,7 @@ def test_an_edge_whose_attributes_stand_in_another_order_takes_no_part(
     monkeypatch.setattr(inference, "load_once", turned)
     with pytest.raises(RuntimeError, match="0 participants answered"):
         run(tiny(), tmp_path / "run")
-    why = "has the attributes label:5-9, label=3; the model answers label=3, label:5-9, in this"
+    why = "its attribute 1 is label:5-9, the model's is label=3"
     assert why in (tmp_path / "run" / "events.log").read_text()
 
 

@@ -85,7 +85,7 @@ SAID = {
     protocol.OUTPUTS: {"gradient", "loss", "num-examples"},
     protocol.ENDS: {"weights", "buffers"},
 }
-"""What an edge says in answer to each message: no label, no prediction, and no list of anything."""
+"""What an edge says in answer to each message: no label, no prediction; no value is a list."""
 
 
 @pytest.mark.parametrize("settings", [(), SPLIT])
