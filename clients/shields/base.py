@@ -66,6 +66,7 @@ class Guarantee:
         return f"ε = {self.epsilon:.4g}{delta} for one {self.unit}"
 
 
+NOT_FINITE = "holds NaN or infinity"
 NO_NOISE = Guarantee("record", None, reasons=("no noise",))
 """What a shield without noise says of itself."""
 
@@ -119,7 +120,14 @@ class Shield(nn.Module, ABC):
         """Return what is true of a whole example in one release."""
 
     def checked(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Return the tensor as float32 if it can be protected; raise ValueError if not.
+        """Return the tensor as float32 if it can be protected; raise ValueError if not."""
+        tensor = self.fitting(tensor)
+        if not all_finite(tensor):
+            raise ValueError(NOT_FINITE)
+        return tensor
+
+    def fitting(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Return the tensor as float32 if its shape is right, whatever is in it; else ValueError.
 
         Noise has no more bits than that: those of a float64 would pass it by.
         """
@@ -130,10 +138,7 @@ class Shield(nn.Module, ABC):
                 f"got examples {tuple(tensor.shape)}, the shield is for at most {self.batch} of "
                 f"{self.shape}"
             )
-        tensor = tensor.float()
-        if not all_finite(tensor):
-            raise ValueError("holds NaN or infinity")
-        return tensor
+        return tensor.float()
 
 
 class Mechanism(Shield):

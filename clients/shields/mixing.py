@@ -8,11 +8,11 @@ from typing import Literal
 import torch
 from pydantic import Field
 
-from clients.shields.base import Guarantee, Shield, ShieldConfig
+from clients.shields.base import NOT_FINITE, Guarantee, Shield, ShieldConfig
 from clients.shields.draws import orthogonal, shuffled
 from models.randomness import Randomness
 
-AT_ONCE = 2**12
+AT_ONCE = 2**13
 """Features that are worked on together where nothing is trained: what fits the caches."""
 
 SEPARABLE = (
@@ -91,14 +91,18 @@ class Mixing(Shield):
         ValueError
             Also where examples are no whole groups; see :mod:`clients.shields.decoys`.
         """
-        rows, size = self.checked(tensor), self.config.group
+        rows, size = self.fitting(tensor), self.config.group
         if len(rows) % size:
             raise ValueError(f"{len(rows)} examples are no whole groups of {size}")
         matrices = self._matrices(len(rows) // size, randomness)
         order = shuffled((len(rows),), randomness) if self.config.shuffle else range(len(rows))
         key = MixingKey(matrices.to(tensor.device), torch.as_tensor(order, device=tensor.device))
         with torch.autocast(tensor.device.type, enabled=False):
-            return _mixed(rows, key), key
+            mixed, total = _mixed(rows, key)
+        # A mixture is finite if all in it is; a sum in passing tells without another look at all.
+        if not bool(total.isfinite()):
+            raise ValueError(NOT_FINITE)
+        return mixed, key
 
     def restore(self, tensor: torch.Tensor, secret: MixingKey) -> torch.Tensor:
         """Return what came back of each example, (B, …), from that of the mixtures.
@@ -126,17 +130,20 @@ class Mixing(Shield):
         return orthogonal((groups, size, size), randomness)
 
 
-def _mixed(rows: torch.Tensor, key: MixingKey) -> torch.Tensor:
-    """Return ``A x`` of each group, in the key's order."""
+def _mixed(rows: torch.Tensor, key: MixingKey) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return ``A x`` of each group, in the key's order, and the sum of all values."""
     flat = _as_stored(rows).reshape(*key.matrices.shape[:2], -1)
     if torch.is_grad_enabled() and rows.requires_grad:
-        return _like(rows, torch.bmm(key.matrices, flat).flatten(0, 1)[key.order])
+        together = torch.bmm(key.matrices, flat).flatten(0, 1)[key.order]
+        return _like(rows, together), together.detach().sum()
     out, parts = flat.new_empty(len(rows), flat.shape[2]), _parts(flat.shape[2])
     mixed = torch.empty_like(flat[:, :, parts[0]], memory_format=torch.contiguous_format)
+    total = flat.new_zeros(())
     for part in parts:
         torch.bmm(key.matrices, flat[:, :, part], out=mixed)
         torch.index_select(mixed.flatten(0, 1), 0, key.order, out=out[:, part])
-    return _like(rows, out)
+        total += mixed.sum()
+    return _like(rows, out), total
 
 
 def _unmixed(rows: torch.Tensor, key: MixingKey) -> torch.Tensor:
