@@ -90,9 +90,18 @@ def draw_trade_off(runs: Sequence[Run]) -> Figure | None:
         axes.set_xlabel(what)
         axes.set_ylabel("test accuracy (%)")
         axes.margins(0.12)
+        axes.set_xlim(*_across(name, [x for x, _ in points[name].values()]))
     for axes, name in zip(column, panels, strict=True):
         label_points(figure, axes, points[name], colours)
     return figure
+
+
+def _across(name: str, found: Sequence[float]) -> tuple[float, float]:
+    """Return where an axis begins and ends: the whole of what could be, so that near looks near."""
+    if name == "edge_share":
+        most = max([*found, 1.0])
+        return -0.05 * most, 1.15 * most
+    return min(45.0, min(found) - 3), 108.0
 
 
 def _points(table: pd.DataFrame, name: str) -> dict[str, tuple[float, float]]:
