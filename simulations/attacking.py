@@ -182,14 +182,21 @@ def _unfit(kind: str, view: View, known: Splits | None) -> str:
     images, shape = len(view.data.test), tuple(view.model.shield.shape)
     if images < view.group:
         return f"there are {images} test images, fewer than a group of {view.group}"
-    if kind == "identity" and known is None:
-        return "people are not known"
-    if kind == "identity" and known is not None and len(known.test) < view.group:
-        return f"{len(known.test)} images of known people are fewer than a group of {view.group}"
+    if kind == "identity":
+        return _unfit_people(view, known)
     if kind == "separation" and view.group == 1:
         return "nothing is mixed"
     if kind in ("separation", "reconstruction") and (len(shape) < 3 or min(shape[1:]) < 2):
         return f"values of shape {shape} cross, no feature maps of at least 2x2"
+    return ""
+
+
+def _unfit_people(view: View, known: Splits | None) -> str:
+    if known is None:
+        return "people are not known"
+    few = len(known.test)
+    if few < view.group:
+        return f"{few} images of known people are fewer than a group of {view.group}"
     return ""
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from analysis.attacks.view import View, mean
+from analysis.attacks.view import View, in_parts, mean
 from clients.data import ImageSet
 from clients.shields.front import activation_shape
 from models.attributes import attribute_loss, balancing
@@ -107,7 +107,7 @@ def _trained(
     network.train()
     for epoch in range(epochs):
         for seen in view.observations(images, seed, "train", epoch):
-            for part in np.array_split(np.arange(len(seen.rows)), -(-len(seen.rows) // BATCH)):
+            for part in in_parts(np.arange(len(seen.rows)), BATCH):
                 optimizer.zero_grad()
                 loss(network(seen.rows[part]), seen.images[part]).backward()  # type: ignore[no-untyped-call]
                 optimizer.step()

@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits, conv2d, interpolate
 
 from analysis.attacks.separation import Separated
-from analysis.attacks.view import Observation, View
+from analysis.attacks.view import Observation, View, in_parts
 from clients.data import ImageSet
 from models.randomness import derive, seeded
 from models.similarity import psnr, ssim
@@ -111,7 +111,7 @@ def redrawn(view: View, generator: Generator, separated: Separated) -> Rebuilt:
 
 def told_of(view: View, rebuilt: Rebuilt) -> dict[str, float]:
     """Return how often the model tells each attribute of what was rebuilt, balanced, 0 to 1."""
-    parts = np.array_split(np.arange(len(rebuilt.images)), -(-len(rebuilt.images) // view.request))
+    parts = in_parts(np.arange(len(rebuilt.images)), view.request)
     return view.rates((view.told(rebuilt.drawn[part]), rebuilt.images[part]) for part in parts)
 
 

@@ -20,7 +20,7 @@ from scipy.optimize import linear_sum_assignment
 from sklearn.decomposition import FastICA
 from sklearn.exceptions import ConvergenceWarning
 
-from analysis.attacks.view import Observation, View, mean
+from analysis.attacks.view import Observation, View, in_parts, mean
 from models.randomness import derive, numpy_generator
 
 ITERATIONS = 500
@@ -92,7 +92,7 @@ def left_mixed(view: View, requests: int, seed: int) -> Separated:
 
 def left_plain(view: View, images: np.ndarray) -> dict[str, float]:
     """Return how often the model tells each attribute of some test images without the shield."""
-    parts = np.array_split(images, -(-len(images) // view.request))
+    parts = in_parts(images, view.request)
     test = view.data.test
     return view.rates((view.logits(view.features(test, part)), part) for part in parts)
 

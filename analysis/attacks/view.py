@@ -218,6 +218,11 @@ class View:
         return torch.nn.Sequential(copy.deepcopy(self.model.main), copy.deepcopy(self.model.post))
 
 
+def in_parts(rows: np.ndarray, size: int) -> list[np.ndarray]:
+    """Return rows in parts of nearly the same length, at most ``size``."""
+    return np.array_split(rows, -(-len(rows) // size))
+
+
 def mean(rates: Mapping[str, float]) -> float:
     """Return the mean of rates; NaN of none, where no attribute can be judged."""
     return sum(rates.values()) / len(rates) if rates else math.nan

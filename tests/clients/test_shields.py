@@ -235,9 +235,18 @@ def test_what_is_not_finite_is_refused(name: str, value: float) -> None:
 
 
 @pytest.mark.parametrize("name", SHIELDS)
-@pytest.mark.parametrize("shape", [(8, 6, 4, 5), (9, 6, 4, 4), (0, 6, 4, 4)])
-def test_other_shapes_and_larger_batches_are_refused(name: str, shape: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match=r"at most 8 of|there is no example"):
+@pytest.mark.parametrize(
+    ("shape", "why"),
+    [
+        ((8, 6, 4, 5), "at most 8 of"),
+        ((9, 6, 4, 4), "at most 8 of"),
+        ((0, 6, 4, 4), "there is no example"),
+    ],
+)
+def test_other_shapes_and_larger_batches_are_refused(
+    name: str, shape: tuple[int, ...], why: str
+) -> None:
+    with pytest.raises(ValueError, match=why):
         shield(name).protect(torch.zeros(shape), numpy_generator(0, "x"))
 
 

@@ -60,11 +60,15 @@ def arrays_in(message: Message) -> dict[str, torch.Tensor]:
     return {name: torch.from_numpy(values.copy()) for name, values in arrays}
 
 
-def counts_of(grid: ListeningGrid) -> np.ndarray:
-    """Return what all edges said in the end of how often they were right."""
-    said = [
-        protocol.arrays_of(message.content)["counts"]
+def counted(grid: ListeningGrid) -> dict[int, np.ndarray]:
+    """Return what each edge counted, by its node."""
+    return {
+        message.metadata.src_node_id: protocol.arrays_of(message.content)["counts"]
         for message in grid.replies
         if message.metadata.message_type == protocol.COUNTS
-    ]
-    return np.sum(said, axis=0)
+    }
+
+
+def counts_of(grid: ListeningGrid) -> np.ndarray:
+    """Return what all edges said in the end of how often they were right."""
+    return np.sum([*counted(grid).values()], axis=0)

@@ -7,10 +7,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from competition_helpers import ListeningGrid
 from flwr.app import Error, Message
 
+import clients.app
 from clients.app import app as client_app
 from models.files import load_tensors
 from simulations.engines.local import run_config, server_context
@@ -104,6 +106,17 @@ def asked(grid: ListeningGrid, kind: str) -> list[Message]:
 def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     """Tell whether tensors are equal, to the last bit."""
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def forget_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let every message find a fresh process: nothing but the vault is remembered."""
+    node = clients.app._node
+
+    def forgetful(config: Any, context: Any) -> Any:
+        clients.app._nodes.clear()
+        return node(config, context)
+
+    monkeypatch.setattr(clients.app, "_node", forgetful)
 
 
 def bytes_of(message: Message) -> bytes:

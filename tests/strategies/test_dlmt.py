@@ -13,7 +13,7 @@ import torch
 from competition_helpers import ListeningGrid
 from node_files import node_file
 from PIL import Image
-from split_helpers import Interrupted, asked, bytes_of, measured, model_of, run, same
+from split_helpers import Interrupted, asked, bytes_of, forget_nodes, measured, model_of, run, same
 
 import clients.app
 import models
@@ -392,13 +392,7 @@ def test_an_owner_in_a_fresh_process_for_each_message_does_the_same(
 ) -> None:
     settings = (*FEDERATED, "dlmt.shield=MAT(256)", "dlmt.keep_momentum=true")
     run(tiny(*settings), tmp_path / "kept")
-    node = clients.app._node
-
-    def forgetful(config: Any, context: Any) -> Any:
-        clients.app._nodes.clear()
-        return node(config, context)
-
-    monkeypatch.setattr(clients.app, "_node", forgetful)
+    forget_nodes(monkeypatch)
     run(tiny(*settings), tmp_path / "fresh")
     assert same(model_of(tmp_path / "kept"), model_of(tmp_path / "fresh"))
 

@@ -10,13 +10,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from competition_helpers import ListeningGrid
-from facemix_runs import SPLIT, arrays_in, edges_of, first_of, tiny
+from facemix_runs import SPLIT, arrays_in, counted, edges_of, first_of, tiny
 from flwr.app import Message
-from split_helpers import FaultyGrid, Interrupted, asked, measured, model_of, run, same
+from split_helpers import (
+    FaultyGrid,
+    Interrupted,
+    asked,
+    forget_nodes,
+    measured,
+    model_of,
+    run,
+    same,
+)
 
-import clients.app
-import clients.shields.mixing
 import strategies.recorder
 from clients import inference, protocol
 from clients.assignments import parsed as assignment_of
@@ -65,13 +71,7 @@ def test_an_edge_in_a_fresh_process_for_each_message_does_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: tuple[str, ...]
 ) -> None:
     run(tiny(*settings), tmp_path / "kept")
-    node = clients.app._node
-
-    def forgetful(config: Any, context: Any) -> Any:
-        clients.app._nodes.clear()
-        return node(config, context)
-
-    monkeypatch.setattr(clients.app, "_node", forgetful)
+    forget_nodes(monkeypatch)
     monkeypatch.setattr("strategies.session.LASTING", ())
     run(tiny(*settings), tmp_path / "fresh")
     assert same(model_of(tmp_path / "kept"), model_of(tmp_path / "fresh"))
@@ -112,15 +112,6 @@ def test_an_edge_that_falls_silent_changes_nothing_for_the_others(
     for node, counts in rest.items():
         np.testing.assert_array_equal(counts, whole[node])
     assert "no answer within 2 s" in (tmp_path / "run" / "events.log").read_text()
-
-
-def counted(grid: ListeningGrid) -> dict[int, np.ndarray]:
-    """Return what each edge counted, by its node."""
-    return {
-        message.metadata.src_node_id: protocol.arrays_of(message.content)["counts"]
-        for message in grid.replies
-        if message.metadata.message_type == protocol.COUNTS
-    }
 
 
 def test_a_cloud_that_computes_no_numbers_is_told_so(
