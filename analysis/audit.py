@@ -120,7 +120,7 @@ class Attacker:
     def __init__(self, mechanism: Mechanism) -> None:
         self.mechanism = mechanism
         with torch.no_grad():
-            one, other = (mechanism.bounded(b).flatten() for b in mechanism.neighbours())
+            one, other = (mechanism.centres(b).flatten() for b in mechanism.neighbours())
         order = (one - other).abs().argsort(descending=True, stable=True)[:COORDINATES]
         self.places = order[(one != other)[order]]
         self.one, self.other = one[self.places].double(), other[self.places].double()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Mapping
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ from analysis.themis import board, competition, themis_protection
 from analysis.themis_figures import draw_images
 from models.errors import RequestError
 from models.files import write_atomically
+from models.printable import escape_hidden
+from strategies.spreadsheets import write_csv
 from strategies.themis.orders import states
 
 HEADINGS = {
@@ -85,7 +87,7 @@ def publish(run: Path, folder: Path) -> list[Path]:
         found["dropouts"] = [_dropouts(opened, case, name) for name in found["model"]]
         suffix = "" if case == "main" else f"-{case}"
         table = folder / f"leaderboard{suffix}.csv"
-        write_atomically(table, found.to_csv(index=False).encode())
+        write_csv(found, table)
         written.append(table)
         picture = _picture(opened, case, folder / f"images{suffix}.png")
         written += [picture] if picture else []
@@ -98,6 +100,11 @@ def publish(run: Path, folder: Path) -> list[Path]:
     page = folder / "index.html"
     write_atomically(page, _page(opened, parts).encode())
     return [page, *written]
+
+
+def _escape(text: str) -> str:
+    """Return a text that is neither markup nor hides anything."""
+    return html.escape(escape_hidden(text))
 
 
 def _participants(run: Run) -> str:
@@ -113,7 +120,7 @@ def _absent(run: Run, ranked: set[str]) -> str:
     names = [str(name) for name in run.info["nodes"] if name not in ranked]
     if not names:
         return ""
-    return f"<p>Not ranked, since they left or never came: {escape(', '.join(names))}.</p>"
+    return f"<p>Not ranked, since they left or never came: {_escape(', '.join(names))}.</p>"
 
 
 def _stages(stages: Mapping[str, Mapping[str, str]]) -> str:
@@ -141,16 +148,16 @@ def _picture(run: Run, case: str, path: Path) -> Path | None:
 def _part(
     case: str, found: pd.DataFrame, quality: pd.DataFrame, table: Path, picture: Path | None
 ) -> str:
-    heading = "" if case == "main" else f"<h2>{escape(case)}</h2>"
+    heading = "" if case == "main" else f"<h2>{_escape(case)}</h2>"
     facts = {} if quality.empty else quality.iloc[0].to_dict()
     shown = (
-        f'<h3>What participants saw</h3><img src="{escape(picture.name)}" alt="noisy test images">'
+        f'<h3>What participants saw</h3><img src="{_escape(picture.name)}" alt="noisy test images">'
         if picture
         else ""
     )
     return f"""{heading}
 {_leaderboard(found)}
-<p><a href="{escape(table.name)}">as a table (CSV)</a></p>
+<p><a href="{_escape(table.name)}">as a table (CSV)</a></p>
 <h3>What the noise hides</h3>
 {_facts({PROTECTION[key]: facts[key] for key in PROTECTION if pd.notna(facts.get(key))})}
 {shown}"""
@@ -158,7 +165,7 @@ def _part(
 
 def _leaderboard(found: pd.DataFrame) -> str:
     columns = [key for key in HEADINGS if key in found and found[key].notna().any()]
-    head = "".join(f"<th>{escape(HEADINGS[key])}</th>" for key in columns)
+    head = "".join(f"<th>{_escape(HEADINGS[key])}</th>" for key in columns)
     rows = "".join(
         "<tr>" + "".join(f"<td>{_cell(row[key])}</td>" for key in columns) + "</tr>\n"
         for _, row in found.iterrows()
@@ -168,7 +175,8 @@ def _leaderboard(found: pd.DataFrame) -> str:
 
 def _facts(values: Mapping[str, Any]) -> str:
     rows = "".join(
-        f"<tr><td>{escape(key)}</td><td>{_cell(value)}</td></tr>\n" for key, value in values.items()
+        f"<tr><td>{_escape(key)}</td><td>{_cell(value)}</td></tr>\n"
+        for key, value in values.items()
     )
     return f'<table class="facts">{rows}</table>'
 
@@ -176,23 +184,23 @@ def _facts(values: Mapping[str, Any]) -> str:
 def _cell(value: Any) -> str:
     """Return a value for people; names come from participants, and are not to be markup."""
     if isinstance(value, str):
-        return escape(value)
+        return _escape(value)
     return f"{value:.2f}" if isinstance(value, float) and not value.is_integer() else f"{value:g}"
 
 
 def _shown_plain(run: Run) -> str:
     if remarks := run.info.get("remarks"):
-        return f"This is {escape('; '.join(remarks))}."
+        return f"This is {_escape('; '.join(remarks))}."
     if competition(run).release.compare:
         return "A rehearsal: they are given the plain images too, to compare with."
     return "They are not given the images without it."
 
 
 def _page(run: Run, parts: list[str]) -> str:
-    title = escape(str(run.info["experiment"]))
-    description = escape(str(run.settings.get("description", "")))
+    title = _escape(str(run.info["experiment"]))
+    description = _escape(str(run.settings.get("description", "")).replace("\n", " "))
     ended = run.info.get("ended")
-    stand = f"Ended {escape(str(ended))}." if ended else "Not over yet."
+    stand = f"Ended {_escape(str(ended))}." if ended else "Not over yet."
     return f"""<!doctype html>
 <html lang="en">
 <head>

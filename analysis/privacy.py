@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +24,16 @@ TRAINED = (
     "the front was trained on the private data without differential privacy: each record moves "
     "the activations of all others through the front"
 )
+STEERED = (
+    "the cloud decides what this front learns: it can steer it until private images can be "
+    "rebuilt from its activations (feature-space hijacking), which noise for one element does not "
+    "prevent"
+)
 SEEDED = "it is drawn from the run's seed: who knows that draws it again, and undoes it"
 STATISTICS = "are normalised by statistics of training records, without noise"
 COUNTED = ("training", "served")
 """Whose records a verdict is about."""
+HELD_OUT = ("validation", "test")
 FACTS = ("case", "what", "records", "nodes", "count", "mechanism", "randomness", "claimed")
 NUMBERS = ("record_epsilon", "record_delta", "composed_epsilon", "composed_rdp")
 
@@ -100,6 +106,19 @@ def verdict(run: str | Path, delta: float = DELTA) -> dict[str, Guarantee]:
     """
     cases = _grouped(releases(run), "case")
     return {case: _verdict(entries, delta) for case, entries in cases.items()}
+
+
+def verdict_on_held_out(run: str | Path, delta: float = DELTA) -> dict[tuple[str, str], Guarantee]:
+    """Return by case and kind (``validation``, ``test``) what holds for a record held out.
+
+    Where nothing is promised to these records, they are left out; else as :func:`verdict`.
+    """
+    found: dict[tuple[str, str], Guarantee] = {}
+    for case, entries in _grouped(releases(run), "case").items():
+        for records, own in _grouped(entries, "records").items():
+            if records in HELD_OUT and any(entry.integers for entry in own):
+                found[case, records] = _verdict(own, delta, (records,))
+    return found
 
 
 def verdict_of_all(run: str | Path, delta: float = DELTA) -> Guarantee:
@@ -199,17 +218,18 @@ def _reasons(release: Release) -> tuple[str, ...]:
 # -------------------------------------------------------------------------- a verdict
 
 
-def _verdict(entries: list[Release], delta: float) -> Guarantee:
+def _verdict(entries: list[Release], delta: float, records: Sequence[str] = COUNTED) -> Guarantee:
     private = [entry for entry in entries if not entry.public]
-    own = [entry for entry in private if entry.records in COUNTED]
+    own = [entry for entry in private if entry.records in records]
     # A trained front tells of its training data in whatever it computes, of test images too.
     flaws = [flaw for entry in own for flaw in _flaws(entry)]
-    flaws += [TRAINED for entry in private if entry.trained_front]
+    for entry in private:
+        flaws += [TRAINED, STEERED] if entry.trained_front else []
     flaws += [f"{entry.what} {STATISTICS}" for entry in private if _uses_statistics(entry)]
     if flaws:
         return Guarantee("record", None, reasons=_distinct(flaws))
     worst = _worst(own, delta)
-    public = [f"{e.what} are public" for e in entries if e.public and e.records in COUNTED]
+    public = [f"{e.what} are public" for e in entries if e.public and e.records in records]
     if any(entry.randomness == "seeded" for entry in own):
         otherwise = f"with secret noise: {worst}"
         return Guarantee("record", None, reasons=(SEEDED, otherwise, *worst.reasons))
@@ -220,7 +240,7 @@ def _uses_statistics(release: Release) -> bool:
     """Tell whether a release is normalised by what training examples left: images, or a shield."""
     mechanism = release.protection
     remembers = isinstance(mechanism, Mechanism) and any(True for _ in mechanism.buffers())
-    by_shield = remembers and release.mode == "eval" and release.records not in COUNTED
+    by_shield = remembers and release.mode == "eval" and release.records in HELD_OUT
     return release.statistics or by_shield
 
 

@@ -13,6 +13,7 @@ from analysis.privacy import claims, verdict
 from analysis.runs import Run, RunPaths, runs_of
 from strategies.session import CLOUD
 from strategies.split.config import SplitConfig
+from strategies.spreadsheets import read_csv
 
 # What is measured in the end: with noise or without, classified by the devices or the cloud.
 TESTS = {
@@ -164,6 +165,6 @@ def _seconds(run: Run, case: str) -> dict[str, dict[str, float]]:
     path = run.directory / case / "costs.csv"
     if not path.is_file():
         return {}
-    table = pd.read_csv(path).set_index("node")[["forward_ms", "backward_ms"]]
+    table = read_csv(path, "node").set_index("node")[["forward_ms", "backward_ms"]]
     rows = table.to_dict("index").items()
     return {str(node): {str(k): float(v) for k, v in row.items()} for node, row in rows}

@@ -24,10 +24,11 @@ from clients.edge import Edge
 from clients.inference import InferenceEdge
 from clients.inference_training import TrainingEdge, edge_of
 from clients.node import NodeConfig
+from clients.odometer import IN_THE_CLEAR, Odometer, Release, anchor_of
 from clients.once import answered_once
 from clients.owner import Owner
 from clients.participant import Participant, Schedule, attacked
-from clients.vault import Vault, vault_path
+from clients.vault import Vault, vault_of, vault_path
 
 app = ClientApp()
 
@@ -62,12 +63,26 @@ def _node(config: Mapping[str, protocol.Scalar], context: Context) -> Node:
     """Return who a request is for, from memory or, in a fresh process, from its vault."""
     place = vault_path(context, str(config["run"]))
     if place not in _nodes or not _is_current(_nodes[place], config):
-        vault = Vault(place)
+        vault = vault_of(context, str(config["run"]))
         kept = vault.read("assignment.json")
         if kept is None:
             raise RuntimeError("this node has not joined the run, or its vault was emptied")
         _nodes[place] = _made(vault, _agreed(assignments.parsed(kept), context))
     return _nodes[place]
+
+
+def _account(role: Node, context: Context) -> None:
+    """Refuse what does not fit beside what this node released before; note what has no guarantee.
+
+    A simulated node begins anew with each run, and notes what it is to keep to alone.
+    """
+    if isinstance(role, Edge) and role.releases.counts:
+        role.releases.check()
+    elif NodeConfig.of(context):
+        assignment = role.assignment
+        case = getattr(assignment, "case", assignment.system)
+        release = Release(assignment.run, case, IN_THE_CLEAR, "train", "", None)
+        Odometer(role.vault, anchor_of(role.vault.lasting)).note(release)
 
 
 def _agreed(assignment: AnyAssignment, context: Context) -> AnyAssignment:
@@ -114,7 +129,7 @@ def _reply(
 ) -> Message:
     """Return the reply to a message; in a simulation, nobody asks twice."""
     if exchange := message.metadata.group_id:
-        vault = Vault(vault_path(context, run))
+        vault = vault_of(context, run)
         return Message(answered_once(vault, exchange, content), reply_to=message)
     return Message(content(), reply_to=message)
 
@@ -146,9 +161,12 @@ def join(message: Message, context: Context) -> Message:
     assignment = _agreed(assignments.parsed(str(words["assignment"])), context)
 
     def content() -> RecordDict:
-        vault = Vault(vault_path(context, assignment.run))
+        vault = vault_of(context, assignment.run)
+        role = _made(vault, assignment)
+        _account(role, context)
+        # Only now: who was refused must not have changed what was agreed.
         vault.write("assignment.json", assignment.model_dump_json().encode())
-        role = _nodes[vault.root] = _made(vault, assignment)
+        _nodes[vault.root] = role
         if not isinstance(role, Participant):
             role.roll_back(int(words["turn"]))
         return protocol.statement(role.introduced())

@@ -22,16 +22,17 @@ from clients.data import DataConfig, ImageSet, Part, Splits, own_images
 from clients.shields import ShieldConfig
 from clients.shields.mixing import whole_groups
 from models.compute import ComputeConfig
+from models.naming import CaseName, Name, RunName
 from models.optimizers import OptimizerConfig
 from models.training import TrainingConfig
 
 Attack = Literal["nan", "huge", "sign-flip", "wrong-shape", "wrong-key", "empty"]
 Fronts = Literal["average", "handoff", "private", "frozen"]
 Wire = Literal["float32", "float16"]
+MOST_RELEASES = 10_000
+"""Of an image in one case: that many can be added up in no time."""
 OWN = "own"
 """The model of a participant that brings one the organiser does not know."""
-# It is part of files' names in the vault.
-CaseName = Annotated[str, Field(max_length=100, pattern=r"^\w[\w .=()+,-]*$")]
 
 
 class Assignment(BaseModel):
@@ -51,7 +52,7 @@ class Assignment(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    run: str
+    run: RunName
     data: DataConfig
     data_seed: int
     partition: int
@@ -94,9 +95,7 @@ class ParticipantConfig(BaseModel):
 
     model: str
     weights: Path | None = None
-    name: str = Field(
-        default="", max_length=80, pattern=r"^[^/\\]*$", description="a name without / and \\"
-    )
+    name: Name = Field(default="", pattern=r"^[^/\\]*$", description="a name without / and \\")
     training: TrainingConfig | None = None
 
     @model_validator(mode="before")
@@ -132,6 +131,59 @@ class ParticipantAssignment(Assignment):
         return super()._immaterial() | {"private_key"} | others
 
 
+class Report(BaseModel):
+    """How often a device counts right answers on one part of its images, and behind which noise.
+
+    Attributes
+    ----------
+    count : int
+        Answers.
+    epsilon : float or None
+        Of each, under a shield with a guarantee.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    count: int = Field(ge=0, le=MOST_RELEASES)
+    epsilon: float | None = Field(default=None, gt=0)
+
+
+class Budget(BaseModel):
+    """What all releases of an image may add up to.
+
+    Attributes
+    ----------
+    epsilon, delta : float
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    epsilon: float = Field(gt=0)
+    delta: float = Field(gt=0, lt=1)
+
+
+class NodeLimits(BaseModel):
+    """What a deployed device allows, whatever it is asked for: by its own settings.
+
+    Attributes
+    ----------
+    epsilon, delta : float or None
+        What all releases of an image may add up to, in all runs together. None: no ε is
+        promised; one in as many as there are images.
+    activations : int
+        How often an image's activations may leave, in all runs together.
+    front : str or None
+        The digest of the only front that it takes.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    epsilon: float | None
+    delta: float | None
+    activations: int
+    front: str | None
+
+
 class EdgeAssignment(Assignment):
     """A device of split learning.
 
@@ -156,8 +208,18 @@ class EdgeAssignment(Assignment):
         Of smashed data and gradients in messages.
     optimizer : OptimizerConfig
         Of a front that learns on the device.
-    release_limit : int or None
-        The device refuses to release an example more often.
+    releases : int
+        How often each training example's activation is to be released.
+    test_features : bool
+        Whether test activations are to be sent, to be classified by the cloud.
+    reports : dict of str to Report
+        By part: how often right answers are counted.
+    report : bool
+        Whether the device says how often it was right.
+    budget : Budget or None
+        What the releases of this case may add up to.
+    limits : NodeLimits or None
+        Of the device itself; an organiser's do not count.
     plain_to_cloud : bool
         Whether it may send test activations without noise, to compare.
     """
@@ -173,13 +235,44 @@ class EdgeAssignment(Assignment):
     batch_size: int
     wire: Wire
     optimizer: OptimizerConfig
-    release_limit: int | None = None
+    releases: int = Field(default=1, ge=0, le=MOST_RELEASES)
+    test_features: bool = False
+    reports: dict[Literal["validation", "test"], Report] = {}
+    report: bool = True
+    budget: Budget | None = None
+    limits: NodeLimits | None = None
     plain_to_cloud: bool = False
+
+    @property
+    def guaranteed(self) -> bool:
+        """Whether something is promised to each of the device's images.
+
+        That is so if nothing leaves but behind a mechanism for records, under secret noise, of
+        a front that does not learn from them.
+        """
+        return is_guaranteed(self.shield, self.fronts, self.noise)
+
+    def _immaterial(self) -> set[str]:
+        # Limits decide what is refused, and nothing of what is computed.
+        limits = {"releases", "test_features", "reports", "report", "budget", "limits"}
+        return super()._immaterial() | limits
 
     @field_validator("shield", mode="before")
     @classmethod
     def _own_settings(cls, values: Any) -> Any:
         return shields.configured(values)
+
+
+def is_guaranteed(shield: ShieldConfig, fronts: Fronts, noise: str) -> bool:
+    """Tell whether a device of split learning promises something to each of its images.
+
+    Parameters
+    ----------
+    noise : {"seeded", "secret"}
+    """
+    noisy = getattr(shield, "epsilon", None) is not None
+    protects = shield.name in shields.RECORD_LEVEL and noisy
+    return protects and fronts == "frozen" and noise == "secret"
 
 
 class OwnerAssignment(Assignment):
@@ -209,6 +302,8 @@ class OwnerAssignment(Assignment):
         The model, besides its own, that may be.
     seed : int
         Of the order of batches and of augmentation.
+    report : bool
+        Whether the owner says how often models were right.
     """
 
     system: Literal["dlmt"] = "dlmt"
@@ -223,6 +318,7 @@ class OwnerAssignment(Assignment):
     measures: bool
     examiner: str | None
     seed: int
+    report: bool = True
 
 
 class InferenceAssignment(Assignment):

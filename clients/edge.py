@@ -17,8 +17,8 @@ import torch
 import models
 from clients import protocol, shields
 from clients.assignments import EdgeAssignment
-from clients.budget import Budget
 from clients.data import ImageSet, Part, Splits, load_once
+from clients.edge_releases import EdgeReleases
 from clients.shields.front import Front, activation_shape
 from clients.snapshots import Snapshots
 from clients.vault import Vault
@@ -28,6 +28,7 @@ from models.cut import Cutter
 from models.randomness import (
     Randomness,
     SecretGenerator,
+    SystemGenerator,
     draws,
     layers_seeded,
     numpy_generator,
@@ -93,10 +94,9 @@ class Edge:
         self.pending: Sent | None = None
         self.optimizer = optimizers.build(assignment.optimizer, self.front.parameters())
         self.terms = assignment.fingerprint()
-        self.budget = Budget(vault, assignment.case, assignment.release_limit, self.terms)
+        self.releases = EdgeReleases(vault, assignment, self.data, self.front.shield)
         self.snapshots = Snapshots(vault, assignment.case, self.terms)
         self._draws = draws(self.front)
-        self._parameters = b""
         self._orders: dict[int, np.ndarray] = {}
         self._ends = np.cumsum(protocol.batch_sizes(len(self.train), assignment.batch_size))
 
@@ -106,6 +106,7 @@ class Edge:
             "classes": self.data.num_classes,
             "key": self.data.key,
             "shape": "x".join(map(str, self.data.shape)),
+            "reports": int(self.assignment.report),
             "train": len(self.train),
             "validation": len(self._own("validation")),
             "test": len(self._own("test")),
@@ -154,17 +155,56 @@ class Edge:
         RuntimeError
             If the device has one that the cloud is not to change.
         """
-        fixed = self.assignment.fronts in ("private", "frozen")
-        if self._ready and fixed:
-            # Layers come first; what the shield remembers may have moved.
-            layers = packing.packed(packing.state(self.front.layers))
-            if not np.array_equal(layers, arrays["front"].numpy()[: len(layers)]):
-                raise RuntimeError(f"the front is {self.assignment.fronts}, and stays as it is")
+        given, layers = arrays["front"], packing.state(self.front.layers)
+        # Layers come first; what the shield remembers may have moved.
+        own = given.numpy()[: sum(layer.numel() for layer in layers)]
+        if self._ready and self.assignment.fronts in ("private", "frozen"):
+            if not np.array_equal(packing.packed(layers), own):
+                self._refuse_front()
             return
-        packing.unpack(arrays["front"].to(self.compute.device), packing.state(self.front))
+        if self.assignment.fronts == "frozen":
+            self._pin_front(own)
+        packing.unpack(given.to(self.compute.device), packing.state(self.front))
         optimizers.restore(self.optimizer, packing.under("optimizer/", arrays))
-        self._changed()
+        if self.releases.guaranteed:
+            self._check_rows_apart()
         self.pending, self._ready = None, True
+
+    def _pin_front(self, layers: np.ndarray) -> None:
+        """Take no other front in this case, whoever joins it again; nor any but one's own."""
+        digest = hashlib.blake2b(layers.tobytes(), digest_size=16).hexdigest()
+        limits = self.assignment.limits
+        if limits and limits.front and limits.front != digest:
+            raise RuntimeError(
+                f"this device takes the front {limits.front} and no other; this is {digest}"
+            )
+        if not self.vault.pin(f"{self.assignment.case}-front", digest):
+            self._refuse_front()
+
+    def _refuse_front(self) -> None:
+        raise RuntimeError(f"the front is {self.assignment.fronts}, and stays as it is")
+
+    @torch.no_grad()
+    def _check_rows_apart(self) -> None:
+        """See that an image's activation does not depend on what else is in the batch.
+
+        A guarantee for a record rests on it. The images are drawn, and nobody's.
+        """
+        drawn = torch.rand(4, *self.data.shape, generator=torch.Generator().manual_seed(0))
+        others = torch.cat([drawn[:1], 1 - drawn[1:]])
+        with self._evaluating():
+            one, other = (
+                self.compute.outputs(self.front, self.compute.place(x))[0] for x in (drawn, others)
+            )
+        if not torch.allclose(one, other, rtol=1e-3, atol=1e-4, equal_nan=True):
+            raise RuntimeError(
+                "the front computes an image's activation from the whole batch, so nothing can be "
+                "promised to one image"
+            )
+
+    def _need_fronts(self, mode: str) -> None:
+        if self.assignment.fronts != mode:
+            raise RuntimeError(f"the front is {self.assignment.fronts}, and stays on this device")
 
     def _need_front(self) -> None:
         if not self._ready:
@@ -173,14 +213,17 @@ class Edge:
             )
 
     def handed_on(self) -> dict[str, np.ndarray]:
-        """Return the front and the state of its optimiser, as :meth:`adopt` takes them."""
+        """Return the front and the state of its optimiser, as :meth:`adopt` takes them.
+
+        Raises
+        ------
+        RuntimeError
+            If it is not handed on from device to device.
+        """
+        self._need_fronts("handoff")
         state = optimizers.state_of(self.optimizer).items()
         kept = {f"optimizer/{name}": value.cpu().numpy() for name, value in state}
         return {"front": packing.packed(packing.state(self.front)), **kept}
-
-    def _changed(self) -> None:
-        """Forget what was known of the front as it was."""
-        self._parameters = b""
 
     def learn(self, gradient: torch.Tensor, scale: float, turn: int) -> Seconds:
         """Take a step of the front's optimiser for each of the last batches.
@@ -209,7 +252,6 @@ class Edge:
             for parameter, value in zip(parameters, gradients, strict=True):
                 parameter.grad = value
             self.optimizer.step()
-        self._changed()
         return {"backward": time.perf_counter() - start}
 
     def front_gradient(
@@ -220,8 +262,10 @@ class Edge:
         Raises
         ------
         RuntimeError
-            If the device was restarted since, and nothing was kept.
+            If the fronts are not averaged; or the device was restarted since, and nothing was
+            kept.
         """
+        self._need_fronts("average")
         chunk, start = self.pending, time.perf_counter()
         self.pending = None
         if chunk is None or chunk.turn != turn:
@@ -254,7 +298,7 @@ class Edge:
     def _computed_again(self, chunk: Sent) -> list[torch.Tensor]:
         """Return a chunk's outputs after a restart; running statistics do not move twice."""
         before = [buffer.clone() for buffer in self.front.buffers()]
-        outputs = [self._batch(chunk.epoch, step)[0] for step in self._steps(chunk)]
+        outputs = [self._batch(chunk.epoch, step) for step in self._steps(chunk)]
         with torch.no_grad():
             for buffer, value in zip(self.front.buffers(), before, strict=True):
                 buffer.copy_(value)
@@ -284,24 +328,45 @@ class Edge:
         """
         start = time.perf_counter()
         if count:
-            self.budget.spend(epoch)
+            self._need_front()
         chunk = Sent(turn, epoch, step, count)
-        batches = [self._batch(epoch, s) for s in self._steps(chunk)]
-        chunk.outputs = [output for output, _ in batches]
+        labels = [torch.from_numpy(self._labels(epoch, s)) for s in self._steps(chunk)]
+        smashed = self._released(chunk)
         self.pending = chunk if self.optimizer and count else None
         self.turn = max(self.turn, turn)
-        smashed = self._sent([output.detach() for output in chunk.outputs])
-        labels = packing.joined([y for _, y in batches]) if batches else torch.zeros(0)
-        seconds = {"forward": time.perf_counter() - start}
-        return smashed, labels.to(torch.int32).numpy(), seconds
+        classes = packing.joined(labels) if labels else torch.zeros(0)
+        # How long it took depends on the images, too.
+        seconds = {} if self.releases.guaranteed else {"forward": time.perf_counter() - start}
+        return smashed, classes.to(torch.int32).numpy(), seconds
 
-    def _batch(self, epoch: int, step: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the protected activations of one batch, with their graph, and its labels."""
+    def _released(self, chunk: Sent) -> np.ndarray:
+        """Return what is sent of a chunk's batches."""
+        if not self.releases.counts:
+            outputs = chunk.outputs = [self._batch(chunk.epoch, s) for s in self._steps(chunk)]
+            return self._sent([output.detach() for output in outputs])
+        identity = self._identity()
+
+        def draw(place: str) -> np.ndarray:
+            output = self._batch(chunk.epoch, int(place))
+            chunk.outputs.append(output)
+            return self._sent([output.detach()])
+
+        return self._together(
+            self.releases.of_training(chunk.epoch, self._steps(chunk), identity, draw)
+        )
+
+    def _labels(self, epoch: int, step: int) -> np.ndarray:
+        own: np.ndarray = self.train.labels[self._positions(epoch, step)]
+        return own.copy()
+
+    def _batch(self, epoch: int, step: int) -> torch.Tensor:
+        """Return the protected activations of one batch, with their graph."""
         self._need_front()
-        x, y = self.train.batch(self._positions(epoch, step))
+        x, _ = self.train.batch(self._positions(epoch, step))
+        before = self._identity()
         with torch.set_grad_enabled(self.optimizer is not None), self._seeded(epoch, step):
             activations = self.compute.outputs(self.front, self.compute.place(x))
-            return self._protected(activations, "train", epoch, step), y
+            return self._protected(activations, before, "train", epoch, step)
 
     def _seeded(self, epoch: int, step: int) -> AbstractContextManager[None]:
         a = self.assignment
@@ -320,9 +385,12 @@ class Edge:
         start = ends[step - 1] if step else 0
         return self._orders[epoch][start : ends[step]]
 
-    def _protected(self, activations: torch.Tensor, *purpose: str | int) -> torch.Tensor:
+    def _protected(
+        self, activations: torch.Tensor, identity: bytes, *purpose: str | int
+    ) -> torch.Tensor:
+        randomness = self._randomness(activations, identity, *purpose)
         try:
-            protected, _ = self.front.shield.protect(activations, self._randomness(*purpose))
+            protected, _ = self.front.shield.protect(activations, randomness)
         except ValueError as error:
             raise ValueError(
                 f"device-{self.assignment.partition}: the activation after "
@@ -330,30 +398,38 @@ class Edge:
             ) from error
         return protected
 
-    def _randomness(self, *purpose: str | int) -> Randomness:
+    def _randomness(
+        self, activations: torch.Tensor, identity: bytes, *purpose: str | int
+    ) -> Randomness:
         """Return what the noise of one batch is drawn from.
 
-        Secret noise hangs on the front too: asked again for a batch the device says the same;
-        with another front it draws anew.
+        Secret noise with a guarantee is new each time; what it gave is kept. Without one it hangs
+        on the front that it is asked for with, and on the activations themselves: asked for the
+        same again the device says the same, and no other activations ever get the same noise.
         """
         a = self.assignment
         if a.noise == "seeded":
             return numpy_generator(a.seed, "noise", a.partition, *purpose)
+        if self.releases.guaranteed:
+            return SystemGenerator()
         what = "/".join(map(str, (self.terms, *purpose))).encode()
-        return SecretGenerator(self.vault.secret(KEY), self._identity() + what)
+        return SecretGenerator(self.vault.secret(KEY), identity + _digest([activations]) + what)
 
     def _identity(self) -> bytes:
-        """Return what tells this front from others: while it learns, statistics do not count."""
-        if not self.front.shield.training:
-            return _digest(packing.state(self.front))
-        if not self._parameters:
-            self._parameters = _digest(list(self.front.parameters()))
-        return self._parameters
+        """Return what tells this front from all others, at this moment: weights and statistics."""
+        if self.assignment.noise == "seeded" and not self.releases.counts:
+            return b""  # nobody asks
+        return _digest(packing.state(self.front))
 
     def _sent(self, outputs: Sequence[torch.Tensor]) -> np.ndarray:
         if not outputs:
             return np.zeros(0, np.float32)
-        return protocol.on_wire(packing.joined(outputs), self.assignment.wire)
+        joined = packing.joined(outputs)
+        return protocol.on_wire(joined, self.assignment.wire, self.front.shield.grid)
+
+    @staticmethod
+    def _together(parts: Mapping[str, np.ndarray]) -> np.ndarray:
+        return np.concatenate(list(parts.values())) if parts else np.zeros(0, np.float32)
 
     # -------------------------------------------------------------------- evaluation
 
@@ -372,21 +448,38 @@ class Edge:
         -------
         dict
             ``plain`` and ``noisy``, without and with the shield's noise; ``num-examples``.
+
+        Raises
+        ------
+        RuntimeError
+            For training images; or if the device says nothing of these.
+        BudgetExhausted
+            If it has said as much as it may.
         """
+        self._need_front()
+        asked = (self._identity(), _digest([back]), epoch)
+        total = len(self._own(part))
+        counts = self.releases.counted(
+            part, asked, ("plain", "noisy"), total, lambda: self._count(back, part, epoch)
+        )
+        return {**counts, "num-examples": total}
+
+    def _count(self, back: torch.Tensor, part: Part, epoch: int) -> list[int]:
+        """Return how many are right without and with noise, as they are."""
         _, layers = self._cutter().cut(self.assignment.cut)
         layers = self.compute.host(copy.deepcopy(layers)).eval()
         packing.unpack(back.to(self.compute.device), packing.state(layers))
         images, size = self._own(part), self.assignment.batch_size
-        right = {"plain": 0, "noisy": 0}
+        right = [0, 0]
         for start in range(0, len(images), size):
             activations = self._activations(images, start, size)
             y = torch.from_numpy(images.labels[start : start + size])
-            for noisy, which in enumerate(right):
-                sent = self._shielded(activations, bool(noisy), part, epoch, start)
+            for noisy in (False, True):
+                sent = self._shielded(activations, noisy, part, epoch, start)
                 with torch.no_grad():
                     guesses = self.compute.outputs(layers, sent).argmax(1).cpu()
-                right[which] += int((guesses == y).sum())
-        return {**right, "num-examples": len(images)}
+                right[noisy] += int((guesses == y).sum())
+        return right
 
     def features(self, start: int, count: int, noisy: bool) -> np.ndarray:
         """Return what leaves the device of some of its test images, to be classified.
@@ -398,31 +491,44 @@ class Edge:
         Raises
         ------
         RuntimeError
-            If they were to be sent without noise, and may not be.
+            If they were to be sent without noise, and may not be; or not at all.
         ValueError
             If they are no whole batches.
         """
-        if not noisy and not self.assignment.plain_to_cloud:
+        if not noisy and (self.releases.guaranteed or not self.assignment.plain_to_cloud):
             raise RuntimeError("test activations without noise are not given away")
         images, size, end = self._own("test"), self.assignment.batch_size, start + count
         whole = start % size == 0 and (end % size == 0 or end == len(images))
         if not (whole and 0 <= start <= end <= len(images)):
             # Noise is drawn for a batch: in other batches an image would get other noise.
             raise ValueError(f"test images {start} to {end} are no whole batches of {size}")
-        parts = [
-            self._shielded(
-                self._activations(images, first, min(size, end - first)), noisy, "test", 0, first
-            )
-            for first in range(start, end, size)
-        ]
-        return self._sent(parts)
+
+        def draw(place: str) -> np.ndarray:
+            first = int(place)
+            activations = self._activations(images, first, min(size, end - first))
+            return self._sent([self._shielded(activations, noisy, "test", 0, first)])
+
+        self._need_front()
+        places = range(start, end, size)
+        return self._together(self.releases.of_test(places, self._identity(), noisy, draw))
 
     def right(self, predictions: torch.Tensor) -> int:
-        """Return how many predicted classes are right; of all test images, or none is said."""
+        """Return how many predicted classes are right; of all test images, or none is said.
+
+        Raises
+        ------
+        ValueError
+            If they are not as many as the test images.
+        RuntimeError, BudgetExhausted
+            As :meth:`evaluate`.
+        """
         labels = self._own("test").labels
         if len(predictions) != len(labels):
             raise ValueError(f"{len(predictions)} predictions for {len(labels)} test images")
-        return int((predictions.numpy() == labels).sum())
+        right = int((predictions.numpy() == labels).sum())
+        asked = (_digest([predictions]),)
+        found = self.releases.counted("test", asked, ("right",), len(labels), lambda: [right])
+        return found["right"]
 
     def _activations(self, images: ImageSet, start: int, count: int) -> torch.Tensor:
         """Return the front's activations in evaluation mode, before the shield."""
@@ -437,7 +543,7 @@ class Edge:
         """Return activations as the back gets them, with noise or without."""
         with self._evaluating(), torch.no_grad():
             if noisy:
-                return self._protected(activations, *purpose)
+                return self._protected(activations, self._identity(), *purpose)
             return shields.without_noise(self.front.shield, activations)
 
     @contextmanager
@@ -498,7 +604,6 @@ class Edge:
         optimizers.restore(self.optimizer, packing.under("optimizer/", tensors))
         self.pending = Sent(**note["pending"]) if note["pending"] else None
         self.turn, self._ready = turn, True
-        self._changed()
 
 
 def _digest(tensors: Sequence[torch.Tensor]) -> bytes:

@@ -102,6 +102,7 @@ class InferenceEdge:
             "key": self.data.key,
             "shape": "x".join(map(str, self.data.shape)),
             "attributes": "\n".join(self.data.attributes),
+            "reports": int(self.assignment.report),
             **{part: len(self.shares.get(part, ())) for part in get_args(Part)},
         }
 

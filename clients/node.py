@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
 from flwr.app import Context
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from clients import shields
 from clients.assignments import (
@@ -17,10 +25,12 @@ from clients.assignments import (
     EdgeAssignment,
     Fronts,
     InferenceAssignment,
+    NodeLimits,
     OwnerAssignment,
     ParticipantAssignment,
 )
 from clients.data import DataConfig
+from clients.shields import Mechanism
 from clients.shields.disguises import UNUSABLE, Key
 from clients.shields.mixing import MixingConfig
 from models.compute import ComputeConfig
@@ -28,6 +38,7 @@ from models.custom import SUFFIX
 from models.errors import RequestError
 from models.explain import explained
 from models.files import absolute
+from models.naming import NodeName
 
 NODE = "node"
 """The key of Flower's node configuration that names the file."""
@@ -35,9 +46,12 @@ NODE = "node"
 LEAST_GROUPS = 8
 """Of a request: shuffled among fewer, mixtures are easier to take apart."""
 
+USUAL_RELEASES = 100
+"""Of an image's activations, behind noise that promises nothing."""
+USUAL_DELTA = 1e-5
+
 System = Literal["themis", "split", "dlmt", "facemix"]
 Server = Annotated[str, Field(pattern=r"^[^\s:/]+:\d+$", description="HOST:PORT")]
-Name = Annotated[str, Field(max_length=80, pattern=r"^\w[\w .()-]*$")]
 
 
 class OwnData(BaseModel):
@@ -81,6 +95,22 @@ class OwnData(BaseModel):
             raise RequestError("; ".join(explained(error, DataConfig, "data"))) from error
 
 
+class NodeBudget(BaseModel):
+    """What all releases of an image may add up to, in all runs together.
+
+    Attributes
+    ----------
+    epsilon : float
+    delta : float or None
+        None: 1e-5, or one in as many as the node has images if that is less.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    epsilon: float = Field(gt=0, allow_inf_nan=False)
+    delta: float | None = Field(default=None, gt=0, lt=1)
+
+
 class NodeConfig(BaseModel):
     """A node of a deployment.
 
@@ -112,17 +142,26 @@ class NodeConfig(BaseModel):
     shield : dict or None
         Split learning: settings that the shield at the cut must have. Noise is secret then, and
         nothing is sent without it.
-    fronts : tuple of str
+    fronts : tuple of str or None
         Split learning, with a shield: how fronts may be kept; ``average`` and ``handoff`` send
-        gradients and weights in the clear.
+        gradients and weights in the clear, and no front that learns leaves a guarantee. Left
+        out: ``frozen``, and ``private`` where the shield has no guarantee.
     cut : str or None
         Split learning: the only layer after which the model may be cut.
     releases : int or None
-        Split learning: how often an image's activations may leave, at most.
+        Split learning, with a shield: how often an image's activations may leave, in all runs
+        together. Left out: once where the shield has a guarantee, else 100 times.
+    budget : NodeBudget or None
+        Split learning, with a shield that has a guarantee: what all releases of an image may add
+        up to, in all runs together. Left out: what ``releases`` of this shield do.
+    front : str or None
+        Split learning: the digest of the only front that the device takes.
     mixing : int or None
         FaceMix: the least group; keys are secret then, and the edge does not train.
-    report : bool
-        FaceMix: whether it says how often it was right.
+    report : {"none", "noisy", "exact"} or None
+        Split learning, DLMT, FaceMix: how it says how often models were right on its validation
+        and test images. Left out: ``noisy`` behind a shield with a guarantee, and paid for;
+        ``exact`` where the organiser is trusted with all else, otherwise ``none``.
     trust_organiser : bool
         Whether the organiser alone may say how images are protected, where the above does not.
     device : {"auto", "cpu", "cuda"} or None
@@ -131,7 +170,7 @@ class NodeConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    name: Name
+    name: NodeName
     server: Server
     certificate: Path
     private_key: Path
@@ -144,11 +183,13 @@ class NodeConfig(BaseModel):
     train: Literal["central", "federated"] | None = None
     measures: bool = False
     shield: dict[str, Any] | None = None
-    fronts: tuple[Fronts, ...] = ("frozen", "private")
+    fronts: tuple[Fronts, ...] | None = Field(default=None, min_length=1)
     cut: str | None = None
     releases: int | None = Field(default=None, ge=1)
+    budget: NodeBudget | None = None
+    front: str | None = Field(default=None, pattern=r"^[0-9a-f]{32}$", description="32 hex digits")
     mixing: int | None = Field(default=None, ge=2)
-    report: bool = True
+    report: Literal["none", "noisy", "exact"] | None = None
     trust_organiser: bool = False
     device: Literal["auto", "cpu", "cuda"] | None = None
     threads: int | None = Field(default=None, ge=1, le=1024)
@@ -156,9 +197,87 @@ class NodeConfig(BaseModel):
     @field_validator("shield")
     @classmethod
     def _known(cls, settings: dict[str, Any] | None) -> dict[str, Any] | None:
-        if settings is not None:
-            shields.check_settings(settings)
+        if settings is None:
+            return None
+        shields.check_settings(settings)
+        schema, kind = shields.SHIELDS[settings["name"]]
+        if issubclass(kind, Mechanism) and settings.get("epsilon") is None:
+            raise ValueError(
+                f"'{settings['name']}' without epsilon leaves it to the organiser whether there is "
+                "any noise; say how large it may be"
+            )
+        # What is said has to be possible; what is left out has a default.
+        schema.model_validate(settings)
         return settings
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if not self.guarantees:
+            self._check_no_guarantee()
+        elif self.report == "exact":
+            raise ValueError(
+                "report: 'exact' counts are no part of what this shield promises; allowed: noisy, "
+                "none"
+            )
+        return self
+
+    def _check_no_guarantee(self) -> None:
+        if self.budget:
+            raise ValueError(
+                "budget: needs a shield that has a guarantee to spend; allowed: "
+                + ", ".join(shields.RECORD_LEVEL)
+            )
+        if self.report == "noisy":
+            raise ValueError(
+                "report: 'noisy' needs a shield that has a guarantee; allowed: none, exact"
+            )
+
+    @property
+    def guarantees(self) -> bool:
+        """Whether this node's images are promised something in split learning."""
+        name = self.shield["name"] if self.shield else ""
+        return name in shields.RECORD_LEVEL and self.allowed_fronts == ("frozen",)
+
+    @property
+    def allowed_fronts(self) -> tuple[Fronts, ...]:
+        """How fronts may be kept: as it says, else only in ways that spoil no guarantee."""
+        if self.fronts is not None:
+            return self.fronts
+        record = self.shield is not None and self.shield["name"] in shields.RECORD_LEVEL
+        return ("frozen",) if record else ("frozen", "private")
+
+    @property
+    def reports(self) -> Literal["none", "noisy", "exact"]:
+        """How it says how often models were right."""
+        if self.report is not None:
+            return self.report
+        if self.guarantees:
+            return "noisy"
+        trusting = self.trust_organiser and not (self.shield or self.key or self.mixing)
+        return "exact" if trusting else "none"
+
+    @property
+    def activations(self) -> int:
+        """How often an image's activations may leave, in all runs together."""
+        return self.releases or (1 if self.guarantees else USUAL_RELEASES)
+
+    @property
+    def total(self) -> tuple[float | None, float | None]:
+        """ε and δ of all releases of an image; None: nothing is promised, 1 in its images."""
+        if not self.guarantees:
+            return None, None
+        if self.budget:
+            return self.budget.epsilon, self.budget.delta
+        # Imported late: it takes seconds.
+        from clients.shields.accounting import Cost, spent
+
+        assert self.shield
+        settings = {key: value for key, value in self.shield.items() if key != "clip"}
+        mechanism = shields.build(shields.configured(settings), (1,), 1)
+        assert isinstance(mechanism, Mechanism)
+        said = self.shield.get("delta")
+        epsilon, _ = spent([(Cost.of(mechanism), self.activations)], said or USUAL_DELTA)
+        return epsilon, said
 
     @classmethod
     def read(cls, path: Path) -> Self:
@@ -212,6 +331,11 @@ class NodeConfig(BaseModel):
             raise RuntimeError(
                 f"this node takes part in {', '.join(self.systems)}, not in {assignment.system}"
             )
+        if self.guarantees and assignment.system != "split":
+            raise RuntimeError(
+                f"this node's images are under a budget, which {assignment.system} would spend "
+                "without end; take part in it with other images, in a folder of its own"
+            )
         changes: dict[str, Any] = {
             "data": self.data.applied(assignment.data),
             "compute": self.computes(assignment.compute),
@@ -232,7 +356,7 @@ class NodeConfig(BaseModel):
             return self._as_owner(assignment)
         if isinstance(assignment, EdgeAssignment):
             self._check_shield(assignment)
-            return self._within(assignment)
+            return self._limits(assignment)
         if isinstance(assignment, InferenceAssignment):
             return self._as_inference_edge(assignment)
         return {}
@@ -252,9 +376,10 @@ class NodeConfig(BaseModel):
             raise RuntimeError(
                 f"this owner takes part in {self.train} training, not in {assignment.train}"
             )
+        reports = {"report": self.reports != "none"}
         if self.key is None:
             self._trusting("key")
-            return {}
+            return reports
         try:
             key = Key.load(self.key)
         except RequestError as error:
@@ -268,7 +393,7 @@ class NodeConfig(BaseModel):
             raise RuntimeError(
                 "this owner does not say what models make of its plain images: dlmt.measures=false"
             )
-        return {"key": str(self.key)}
+        return {"key": str(self.key), **reports}
 
     def _check_shield(self, assignment: EdgeAssignment) -> None:
         if self.shield is None:
@@ -276,11 +401,13 @@ class NodeConfig(BaseModel):
             return
         theirs = assignment.shield.model_dump()
         wanted: dict[str, tuple[Any, list[Any]]] = {
-            name: (theirs.get(name), [value]) for name, value in self.shield.items()
+            name: (theirs.get(name), [value])
+            for name, value in self.shield.items()
+            if not self._is_less(name, theirs)
         }
         wanted["noise"] = (assignment.noise, ["secret"])
         wanted["plain_to_cloud"] = (assignment.plain_to_cloud, [False])
-        wanted["front"] = (assignment.fronts, list(self.fronts))
+        wanted["front"] = (assignment.fronts, list(self.allowed_fronts))
         if self.cut is not None:
             wanted["cut"] = (assignment.cut, [self.cut])
         for name, (value, allowed) in wanted.items():
@@ -290,10 +417,24 @@ class NodeConfig(BaseModel):
                     f"{name}: {value}, allowed: {', '.join(map(str, allowed))}"
                 )
 
-    def _within(self, assignment: EdgeAssignment) -> dict[str, Any]:
-        """Return the lower of both sides' limits."""
-        limits = [n for n in (self.releases, assignment.release_limit) if n is not None]
-        return {"release_limit": min(limits)} if limits else {}
+    def _is_less(self, name: str, theirs: Mapping[str, Any]) -> bool:
+        """Tell whether a shield that is asked for gives away less than it may."""
+        assert self.shield
+        own, value = self.shield[name], theirs.get(name)
+        same = theirs["name"] == self.shield["name"]
+        return same and name in ("epsilon", "delta") and value is not None and value <= own
+
+    def _limits(self, assignment: EdgeAssignment) -> dict[str, Any]:
+        """Return what this device allows; its organiser's word for it does not count."""
+        report = {"report": self.reports != "none"}
+        if self.shield is None:
+            return {**report, "limits": None}
+        epsilon, delta = self.total
+        limits = NodeLimits(
+            epsilon=epsilon, delta=delta, activations=self.activations, front=self.front
+        )
+        reports = assignment.reports if self.reports != "none" else {}
+        return {**report, "limits": limits, "reports": reports}
 
     def _as_inference_edge(self, assignment: InferenceAssignment) -> dict[str, Any]:
         if self.mixing is None:
@@ -311,7 +452,7 @@ class NodeConfig(BaseModel):
                     f"this edge sends mixtures of at least {self.mixing} under secret keys, "
                     f"shuffled in requests of at least {least}, and does not train"
                 )
-        return {} if self.report else {"report": False}
+        return {"report": assignment.report and self.reports != "none"}
 
     def _trusting(self, setting: str) -> None:
         if not self.trust_organiser:
@@ -319,19 +460,3 @@ class NodeConfig(BaseModel):
                 f"this node's owner has not said how its images are protected: set {setting} in "
                 "node.yaml, or trust_organiser: true"
             )
-
-
-def check_name(name: str) -> None:
-    """See whether a node can be called so.
-
-    Raises
-    ------
-    RequestError
-        If not.
-    """
-    try:
-        TypeAdapter(Name).validate_python(name)
-    except ValidationError as error:
-        raise RequestError(
-            f"the name '{name}': letters, digits, spaces, . ( ) - and _, at most 80"
-        ) from error

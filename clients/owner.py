@@ -50,6 +50,7 @@ class Owner:
     """
 
     def __init__(self, vault: Vault, assignment: OwnerAssignment) -> None:
+        self.vault = vault
         self.assignment = assignment
         self.compute = Compute(assignment.compute)
         self.data: Splits = load_once(assignment.data.model_dump_json(), assignment.data_seed)
@@ -86,6 +87,7 @@ class Owner:
             "kind": span.kind,
             "low": span.low,
             "high": span.high,
+            "reports": int(self.assignment.report),
             **{part: len(images) for part, images in self._shares.items()},
         }
 
@@ -136,8 +138,15 @@ class Owner:
             The last round of the cloud's last checkpoint, to which a killed run goes back.
         arrays : dict of str to Tensor
             ``weights``, ``buffers``, as packed; ``normalisation``, (2, C).
+
+        Raises
+        ------
+        RuntimeError
+            If it is the cloud that trains.
         """
         a, images = self.assignment, self._normalised(self.own("train"), arrays)
+        if a.train != "federated":
+            raise RuntimeError("this owner gives images away, and does not train")
         training = Training(self._given(a.model, arrays), a.training, a.seed, self.compute)
         training.epoch = number * a.local_epochs
         if a.keep_momentum:
@@ -182,9 +191,12 @@ class Owner:
         Raises
         ------
         RuntimeError
-            For another part, view or model than the assignment speaks of.
+            For another part, view or model than the assignment speaks of; or if the owner says
+            nothing.
         """
         a = self.assignment
+        if not a.report:
+            raise RuntimeError("this owner keeps to itself how often models were right")
         views = ("disguised", "plain", "standardised") if a.measures else ("disguised",)
         if part not in ("validation", "test") or view not in views:
             raise RuntimeError(f"this owner shows nobody its {part} images, {view}")

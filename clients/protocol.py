@@ -29,7 +29,8 @@ or handing one on, or it is the public one that all start from.
 ``train.smash``        gradient at the cut of the last batches → smashed data, labels
 ``train.front``        gradient at the cut → gradient of the front
 ``query.front``        gradient at the cut → the front, to be handed on
-``evaluate.whole``     back → how many the whole model gets right here
+``evaluate.whole``     back → how many the whole model gets right here, with noise under a
+                       guarantee
 ``evaluate.features``  → features of some test images; predicted classes of all → how many right
 =====================  =============================================================
 
@@ -71,6 +72,8 @@ import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from flwr.common.constant import SType
+
+from clients.shields.grid import Grid
 
 HELLO = "query.hello"
 JOIN = "query.join"
@@ -260,6 +263,15 @@ def array_of(
     return values
 
 
+def from_wire(
+    content: RecordDict, name: str, shape: tuple[int, ...], kind: str, grid: Grid | None = None
+) -> torch.Tensor:
+    """Return as float32 what :func:`on_wire` made of a tensor; errors as of :func:`array_of`."""
+    if grid:
+        return grid.values(array_of(content, name, shape, grid.dtype))
+    return torch.from_numpy(array_of(content, name, shape, kind)).float()
+
+
 def check_values(values: np.ndarray, name: str) -> None:
     """Raise ValueError if an array holds values that are not finite, or absurd."""
     if values.size and values.dtype.kind == "f":
@@ -330,7 +342,7 @@ def batch_sizes(examples: int, size: int) -> list[int]:
     return sizes
 
 
-def on_wire(tensor: torch.Tensor, kind: str) -> np.ndarray:
+def on_wire(tensor: torch.Tensor, kind: str, grid: Grid | None = None) -> np.ndarray:
     """Return a tensor as it travels.
 
     Parameters
@@ -338,7 +350,11 @@ def on_wire(tensor: torch.Tensor, kind: str) -> np.ndarray:
     kind : {"float32", "float16"}
         What is too large for float16 is cut off: rounding is no use of the data, so it costs
         no privacy.
+    grid : Grid, optional
+        Of which the values are whole steps: the integers travel.
     """
+    if grid:
+        return grid.integers(tensor)
     if kind == "float16":
         largest = torch.finfo(torch.float16).max
         tensor = tensor.clamp(-largest, largest).half()

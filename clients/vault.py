@@ -21,6 +21,9 @@ from clients.node import NodeConfig
 from models.errors import RequestError
 from models.files import DISK_FULL, as_file, load_tensors, locked, write_atomically
 
+LASTING = ".lasting"
+"""Beside the vaults of runs, whose names do not begin with a dot."""
+
 
 class Vault:
     """One node's private directory.
@@ -29,6 +32,9 @@ class Vault:
     ----------
     root : Path
         Created with mode 0700 if it is not there.
+    lasting : Path, optional
+        Where a node keeps what outlives its runs; by default beside the vaults of all runs, under
+        this one's name.
 
     Raises
     ------
@@ -36,8 +42,9 @@ class Vault:
         If the directory can't be made or written.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, lasting: Path | None = None) -> None:
         self.root = root
+        self.lasting = lasting or root.parent.parent / LASTING / root.name
         try:
             for folder in (root.parent.parent, root.parent, root):
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -56,8 +63,8 @@ class Vault:
         with (self.root / ".lock").open("a") as file:
             yield locked(file)
 
-    def write(self, name: str, data: bytes) -> None:
-        """Put ``data`` under ``name``.
+    def write(self, name: str, data: bytes, durable: bool = False) -> None:
+        """Put ``data`` under ``name``; durably, if it has to outlive a power cut.
 
         Raises
         ------
@@ -65,7 +72,7 @@ class Vault:
             If there is no room for it. What was there before is there still.
         """
         try:
-            self._write(name, data)
+            self._write(name, data, durable)
         except OSError as error:
             if error.errno not in DISK_FULL:
                 raise
@@ -75,14 +82,14 @@ class Vault:
                 f"({os.strerror(error.errno)}); nothing that was kept is lost: make room",
             ) from error
 
-    def _write(self, name: str, data: bytes) -> None:
+    def _write(self, name: str, data: bytes, durable: bool) -> None:
         new, old = _digest(data), self._seals(name)
         if len(old) > 1:  # of a write that was cut off
             path = self.root / name
             old = [_digest(path.read_bytes())] if path.exists() else []
         # First a seal of both: a kill leaves the old file or the new one, and it fits.
-        self._put_seals(name, [new, *old])
-        write_atomically(self.root / name, data, mode=0o600)
+        self._put_seals(name, [new, *old], durable)
+        write_atomically(self.root / name, data, 0o600, durable)
         self._put_seals(name, [new])
 
     def read(self, name: str) -> bytes | None:
@@ -127,8 +134,8 @@ class Vault:
     def _seal(self, name: str) -> Path:
         return self.root / f".{name}.seal"
 
-    def _put_seals(self, name: str, seals: list[str]) -> None:
-        write_atomically(self._seal(name), json.dumps(seals).encode(), mode=0o600)
+    def _put_seals(self, name: str, seals: list[str], durable: bool = False) -> None:
+        write_atomically(self._seal(name), json.dumps(seals).encode(), 0o600, durable)
 
     def _seals(self, name: str) -> list[str]:
         """Return the digests of what may lie under ``name``."""
@@ -176,3 +183,27 @@ def vault_path(context: Context, run: str) -> Path:
     place = context.run_config.get("vault")
     root = Path(str(place)) if place else Path.home() / ".local/share/pudica/vault"
     return root / run / f"node-{context.node_config.get('partition-id', context.node_id)}"
+
+
+def vault_of(context: Context, run: str) -> Vault:
+    """Return the vault of the node that a message reached, at :func:`vault_path`.
+
+    What a deployed node keeps beyond its runs hangs on its folder, not on what it is called.
+    """
+    place = vault_path(context, run)
+    return Vault(place, deployed_lasting(place.parent.parent) if _is_deployed(context) else None)
+
+
+def deployed_lasting(vaults: Path) -> Path:
+    """Return where a deployed node keeps what outlives its runs.
+
+    Parameters
+    ----------
+    vaults : Path
+        ``vault`` of its ``node.yaml``.
+    """
+    return vaults / LASTING / "node"
+
+
+def _is_deployed(context: Context) -> bool:
+    return NodeConfig.of(context) is not None

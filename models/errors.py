@@ -5,9 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+from models.printable import escape_hidden
+
 
 class RequestError(ValueError):
-    """The request is wrong: nothing was started, and the message says what is allowed."""
+    """The request is wrong: nothing was started, and the message says what is allowed.
+
+    Names that nobody has validated yet may stand in the message: as a text, it is printable.
+    """
+
+    def __str__(self) -> str:
+        """Return the message with its hidden characters escaped; lines stay lines."""
+        return escape_hidden(super().__str__(), keep="\n")
 
 
 def unknown(kind: str, name: str, allowed: Iterable[str]) -> RequestError:

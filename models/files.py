@@ -6,7 +6,8 @@ import errno
 import fcntl
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -25,8 +26,14 @@ def absolute(path: Path) -> Path:
     return path.expanduser().absolute()
 
 
-def write_atomically(path: Path, data: bytes, mode: int = 0o644) -> None:
-    """Put ``data`` at ``path`` so that a reader, or a kill, sees the old file or the new one."""
+def write_atomically(path: Path, data: bytes, mode: int = 0o644, durable: bool = False) -> None:
+    """Put ``data`` at ``path`` so that a reader, or a kill, sees the old file or the new one.
+
+    Parameters
+    ----------
+    durable : bool
+        Return once it is on the disk: it is there after a power cut, too.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.unlink(missing_ok=True)  # of a process that was killed
     # Nobody else's file or link: it would keep its own mode, or lead elsewhere.
@@ -35,9 +42,23 @@ def write_atomically(path: Path, data: bytes, mode: int = 0o644) -> None:
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
         temporary.replace(path)
+        if durable:
+            _sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _sync(folder: Path) -> None:
+    """Wait until a folder's entries are on the disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def locked(file: IO[str]) -> bool:
@@ -50,6 +71,14 @@ def locked(file: IO[str]) -> bool:
     except OSError as error:
         return error.errno not in (errno.EACCES, errno.EAGAIN)
     return True
+
+
+@contextmanager
+def waiting_for(path: Path) -> Iterator[None]:
+    """Hold the lock of a file, which is made if need be; wait for other processes that have it."""
+    with path.open("a") as file:
+        fcntl.lockf(file, fcntl.LOCK_EX)
+        yield
 
 
 def others_may_read(path: Path) -> bool:

@@ -36,6 +36,7 @@ from clients.shields.mixing import whole_groups
 from models.compute import Compute
 from models.errors import RequestError, unknown
 from models.files import write_atomically
+from models.printable import to_nfc
 from models.randomness import derive
 from strategies.experiment import ClientConfig
 from strategies.facemix.system import MODEL
@@ -122,7 +123,7 @@ def attack(
     if "identity" in kinds and people is None:
         raise RequestError("identity: name images of known people with --data")
     with Compute(opened.section("client", ClientConfig)).threads():
-        for case in cases or _open_cases(opened):
+        for case in [*map(to_nfc, cases)] or _open_cases(opened):
             view = View.of(opened, case)
             for kind in kinds:
                 if why := _unfit(kind, view, people):

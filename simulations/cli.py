@@ -212,7 +212,7 @@ def privacy(
         reports = ledgers.reports(runs, delta)
     for one in reports:
         print_frame(one.table, one.title)
-        typer.echo("\n".join(one.lines) + "\n")
+        say("\n".join(one.lines) + "\n", err=False)
 
 
 @app.command()
@@ -285,7 +285,7 @@ def disguise(
             told = disguising.restore(images, out, key)
         else:
             told = disguising.disguise(images, out, key, label or [], image_size, channels)  # type: ignore[arg-type]
-    typer.echo("\n".join(told))
+    say("\n".join(told), err=False)
 
 
 @key_app.command("new")

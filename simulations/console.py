@@ -35,15 +35,17 @@ def refusals() -> Iterator[None]:
         raise typer.Exit(WRONG) from None
 
 
-def say(text: str) -> None:
-    """Print on standard error."""
-    typer.echo(text, err=True)
+def say(text: str, err: bool = True) -> None:
+    """Print lines on standard error, or output; what a terminal would act on is escaped."""
+    from models.printable import escape_hidden
+
+    typer.echo(escape_hidden(text, keep="\n"), err=err)
 
 
 def conclude(findings: Sequence[Finding]) -> None:
     """Print what was found of each thing; exit code 2 if not all is fine."""
     for finding in findings:
-        typer.echo(f"{'✓' if finding.fine else '✗'} {finding.what:17} {finding.told}")
+        say(f"{'✓' if finding.fine else '✗'} {finding.what:17} {finding.told}", err=False)
     if not all(finding.fine for finding in findings):
         raise typer.Exit(WRONG)
 

@@ -11,6 +11,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from models.printable import escape_hidden
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -39,7 +41,7 @@ def print_frame(frame: pd.DataFrame, title: str) -> None:
     """Print a frame as a table on standard output, numbers to two places.
 
     A table too wide for the terminal stands upright if it has few rows, and else is printed in
-    parts, each with the columns that name the rows.
+    parts, each with the columns that name the rows. What a terminal would act on is escaped.
     """
     # A cell such as "[a]" or ":x:" is shown as it is.
     console = Console(soft_wrap=False, markup=False, emoji=False)
@@ -47,20 +49,20 @@ def print_frame(frame: pd.DataFrame, title: str) -> None:
         console.width = WIDTH_OF_A_FILE
     columns = [_column(frame, name) for name in frame.columns]
     for number, part in enumerate(_fitting(columns, len(frame), console.width)):
-        heading = title if number == 0 else f"{title} (continued)"
+        heading = escape_hidden(title if number == 0 else f"{title} (continued)")
         console.print(_table(part, heading, console.width))
 
 
 def _column(frame: pd.DataFrame, name: str) -> Column:
     values = frame[name]
-    heading = str(name).replace("_", " ")
+    heading = escape_hidden(str(name)).replace("_", " ")
     return Column(heading, [_cell(value) for value in values], values.dtype.kind in "fiu")
 
 
 def _cell(value: Any) -> str:
     if isinstance(value, float):
         return "" if math.isnan(value) else f"{value:.2f}"
-    return "" if value is None else str(value)
+    return "" if value is None else escape_hidden(str(value))
 
 
 def _fitting(columns: list[Column], rows: int, width: int) -> Iterator[list[Column]]:

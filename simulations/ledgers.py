@@ -8,7 +8,13 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from analysis.privacy import COUNTED, privacy, verdict, verdict_of_all
+from analysis.privacy import (
+    COUNTED,
+    privacy,
+    verdict,
+    verdict_of_all,
+    verdict_on_held_out,
+)
 from analysis.runs import Run, open_runs
 from clients.shields import Guarantee
 
@@ -45,8 +51,14 @@ def _report(run: Run, delta: float) -> Report:
     lines = list(_reasons(frame))
     if run.disguise:
         lines.insert(0, f"  images: disguised beforehand, {run.disguise}: no guarantee")
+    held_out = verdict_on_held_out(directory, delta)
     for case, guarantee in verdict(directory, delta).items():
         lines += ["", *_verdict(case, frame[frame["case"] == case], guarantee)]
+        lines += [
+            f"  holds for a {records} image: {_in_words(found)}"
+            for (name, records), found in held_out.items()
+            if name == case
+        ]
     if len(frame["case"].unique()) > 1:
         together = verdict_of_all(directory, delta)
         lines += ["", f"all cases together, for one record: {_in_words(together)}"]

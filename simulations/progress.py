@@ -13,8 +13,9 @@ from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from models.printable import escape_hidden
 
 Nodes = dict[str, dict[str, Any]]
 
@@ -89,13 +90,13 @@ class Bars:
 
     def __init__(self) -> None:
         self._progress = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("{task.fields[rate]}"),
             TimeRemainingColumn(),
         )
-        self._people = Progress(TextColumn("  {task.description}"))
+        self._people = Progress(TextColumn("  {task.description}", markup=False))
         self._tasks: dict[str, Any] = {}
         self._lines: dict[str, Any] = {}
         self._rates: dict[str, Rate] = {}
@@ -110,7 +111,8 @@ class Bars:
                 self._progress.update(task, completed=self._progress.tasks[task].total)
         if stage not in self._tasks:
             self._rates[stage] = Rate(done)
-            self._tasks[stage] = self._progress.add_task(stage, total=total, rate="")
+            shown = escape_hidden(stage)
+            self._tasks[stage] = self._progress.add_task(shown, total=total, rate="")
         rate = self._rates[stage].text(done, state["unit"])
         self._progress.update(self._tasks[stage], completed=done, total=total, rate=rate)
 
@@ -119,7 +121,7 @@ class Bars:
         for name, text in _told(states).items():
             if name not in self._lines:
                 self._lines[name] = self._people.add_task("")
-            self._people.update(self._lines[name], description=escape(f"{name}: {text}"))
+            self._people.update(self._lines[name], description=escape_hidden(f"{name}: {text}"))
 
     def close(self) -> None:
         """Leave the bars as they are."""
@@ -155,7 +157,7 @@ class Lines:
         self._listed = time.monotonic()
         for name, text in _told(states).items():
             if now[name] != self._states.get(name):
-                print(f"  {name}: {text}", file=sys.stderr, flush=True)
+                self._print(f"  {name}: {text}")
         self._states = now
 
     def _end(self) -> None:
@@ -167,7 +169,11 @@ class Lines:
         self._printed, self._said = time.monotonic(), done
         stage, total, unit = (self._state[key] for key in ("stage", "total", "unit"))
         rate = self._rate.text(done, unit, total)
-        print(f"{stage}: {done}/{total} {unit}s{rate and ', ' + rate}", file=sys.stderr, flush=True)
+        self._print(f"{stage}: {done}/{total} {unit}s{rate and ', ' + rate}")
+
+    @staticmethod
+    def _print(line: str) -> None:
+        print(escape_hidden(line), file=sys.stderr, flush=True)
 
     def close(self) -> None:
         """Nothing to close."""

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Set
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from models.explain import explained
+from models.naming import describe_case_names, validate_case_name
+from models.printable import quoted
 
-CASE_NAME = re.compile(r"\w[\w .=()+,-]{0,99}")
 # Of a run's directory, where each case has a folder of its own.
 OWN_NAMES = (
     *("plots", "vault", "experiment.yaml", "run.json", "metrics.jsonl", "events.log"),
@@ -36,13 +36,33 @@ def each_case(settings: Settings, shared: Set[str]) -> dict[str, Settings]:
     Raises
     ------
     ValueError
-        If a case's name is no folder's, it changes what is shared, or a value is wrong.
+        If a case's name is no folder's, or that of another too, it changes what is shared, or a
+        value is wrong.
     """
     cases: Mapping[str, Mapping[str, Any]] = getattr(settings, "cases", {})
     if not cases:
         return {MAIN: settings}
     own = settings.model_dump(by_alias=True, exclude={"cases"})
-    return {name: _case(type(settings), name, own, cases[name], shared) for name in cases}
+    found: dict[str, Settings] = {}
+    for text, changes in cases.items():
+        name = _name(text)
+        if name in found:
+            raise ValueError(f"case {quoted(text)} is there twice, in two spellings (NFC and NFD)")
+        found[name] = _case(type(settings), name, own, changes, shared)
+    return found
+
+
+def _name(text: str) -> str:
+    try:
+        name = validate_case_name(text)
+    except ValueError:
+        name = ""
+    if not name or name in OWN_NAMES:
+        raise ValueError(
+            f"case {quoted(text)}: a case's name is that of a folder: {describe_case_names()}, "
+            f"the first a letter, a digit or _, and none of {', '.join(OWN_NAMES)}"
+        )
+    return name
 
 
 def _case(
@@ -52,11 +72,6 @@ def _case(
     changes: Mapping[str, Any],
     shared: Set[str],
 ) -> Settings:
-    if not CASE_NAME.fullmatch(name) or name in OWN_NAMES:
-        raise ValueError(
-            f"case '{name}': a case's name is that of a folder: at most 100 letters, digits, "
-            f"spaces, - . = ( ) + , and _, and none of {', '.join(OWN_NAMES)}"
-        )
     if fixed := {"cases", *shared} & {key.partition(".")[0] for key in changes}:
         raise ValueError(f"case '{name}': {', '.join(sorted(fixed))} is shared by all cases")
     values: Any = own

@@ -16,6 +16,7 @@ from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
 from clients.protocol import is_busy, payload_bytes
+from models.printable import escape_hidden
 from strategies.experiment import ClientConfig
 from strategies.recorder import Recorder
 from strategies.roster import is_removed
@@ -510,5 +511,5 @@ def _why(message: Message) -> str:
 
 def _one_line(text: str) -> str:
     """Return the beginning of a text without anything that a terminal or a log would act on."""
-    shown = text if len(text) <= LONGEST_REASON else f"{text[:LONGEST_REASON]}…"
-    return "".join(letter if letter.isprintable() else " " for letter in shown)
+    shown = escape_hidden(text[: LONGEST_REASON + 1])
+    return shown if len(shown) <= LONGEST_REASON else f"{shown[:LONGEST_REASON]}…"

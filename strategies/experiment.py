@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from typing import Self
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from clients.data import DataConfig, PartitionConfig, Splits, divided, load
 from models.compute import Compute, ComputeConfig
 from models.errors import RequestError
+from models.files import absolute
+from models.naming import validate_name, validate_text
 from models.randomness import derive
+
+LONGEST_NAME = 100
 
 
 class ClientConfig(ComputeConfig):
@@ -40,6 +46,9 @@ class RayConfig(BaseModel):
 
     Attributes
     ----------
+    token : Path or None
+        A file with the cluster's token; None: what Ray's own variables say, ``RAY_AUTH_MODE``
+        above all. A local instance has a token of its own.
     workers : int or None
         Worker processes; None: as many as the shares in ``client`` allow.
     """
@@ -47,7 +56,18 @@ class RayConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     address: str | None = None
+    token: Path | None = None
     workers: int | None = Field(default=None, ge=1)
+
+    @model_validator(mode="after")
+    def _check_token(self) -> Self:
+        if self.token is not None and self.address is None:
+            raise ValueError("token: opens a cluster, and address names none")
+        return self
+
+    def with_absolute_paths(self) -> Self:
+        """Return the settings with the token's file named in a way that holds in any directory."""
+        return self.model_copy(update={"token": self.token and absolute(self.token)})
 
 
 class Experiment(BaseModel, ABC):
@@ -58,14 +78,13 @@ class Experiment(BaseModel, ABC):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    name: str = Field(
+    name: Annotated[str, AfterValidator(partial(validate_name, longest=LONGEST_NAME))] = Field(
         default="experiment",
-        max_length=100,
         pattern=r"^[^./\\][^/\\]*$",
         description="a name that can be a folder's: not empty, no dot in front, no / and \\",
     )
     system: str
-    description: str = ""
+    description: Annotated[str, AfterValidator(validate_text)] = ""
     seed: int = Field(default=0, ge=0)
     data: DataConfig = DataConfig()
     client: ClientConfig = ClientConfig()
@@ -128,7 +147,8 @@ class Experiment(BaseModel, ABC):
 
     def with_absolute_paths(self) -> Self:
         """Return the experiment with its files named in a way that holds in any directory."""
-        return self.model_copy(update={"data": self.data.with_absolute_paths()})
+        named = {"data": self.data.with_absolute_paths(), "ray": self.ray.with_absolute_paths()}
+        return self.model_copy(update=named)
 
     def to_yaml(self) -> str:
         """Return the resolved experiment as YAML."""

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from models.errors import RequestError, unknown
 from models.explain import explained, keys_of, misplaced_booleans, source_of
+from models.printable import to_nfc
 from strategies.dlmt.experiment import DlmtExperiment
 from strategies.experiment import Experiment
 from strategies.facemix.experiment import FacemixExperiment
@@ -157,16 +158,17 @@ def _plain(tag: str, pattern: re.Pattern[str]) -> re.Pattern[str]:
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses a key that is there twice, of which YAML would take the last."""
+    """Refuses a key that is there twice, of which YAML would take the last; in NFD it is too."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: list[Any] = []
         for key, _ in node.value:
-            if key.value in seen:
+            name = to_nfc(key.value) if isinstance(key.value, str) else key.value
+            if name in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"the key '{key.value}' is there twice", key.start_mark
                 )
-            seen.append(key.value)
+            seen.append(name)
         return super().construct_mapping(node, deep)
 
 

@@ -35,6 +35,7 @@ from clients.protocol import code_fingerprint
 from models.clock import timestamp
 from models.errors import RequestError
 from models.files import load_tensors, locked, save_tensors, write_atomically
+from models.printable import escape_hidden
 from strategies.experiment import Experiment
 
 PROGRESS_SECONDS = 0.25
@@ -184,9 +185,9 @@ class Recorder:
         self._metrics.write(json.dumps(row) + "\n")
 
     def event(self, text: str) -> None:
-        """Put a line into ``events.log``."""
+        """Put a line into ``events.log``; what a terminal or a reader would act on is escaped."""
         with (self.directory / "events.log").open("a", encoding="utf-8") as file:
-            file.write(f"{timestamp()} {text}\n")
+            file.write(f"{timestamp()} {escape_hidden(text)}\n")
 
     def exchanged(self, kind: str, sent: int, received: int) -> None:
         """Count one message and its reply, in bytes of payload."""

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import ConfigDict, NonNegativeInt, PositiveInt
 
 from clients.shields import Guarantee, Mechanism, Shield, build, configured
-from clients.shields.base import NO_NOISE
+from clients.shields.base import FLOATING, NO_NOISE
 from models.files import write_atomically
 from strategies.recorder import Recorder
 
@@ -52,6 +52,8 @@ class Release:
         Where the noise comes from.
     statistics : bool
         What it is computed from is normalised by statistics of training records.
+    integers : bool
+        Whole numbers are released, if the shield can. Of runs before it could, it is False.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
@@ -70,6 +72,7 @@ class Release:
     sampling: str
     randomness: Literal["secret", "seeded", "none"]
     statistics: bool = False
+    integers: bool = False
 
     @property
     def kind(self) -> str:
@@ -102,6 +105,8 @@ class Release:
             return IN_THE_CLEAR
         if isinstance(self.protection, Mechanism) and self.randomness == "none":
             return NO_NOISE
+        if self.protection.grid and not self.integers:
+            return Guarantee("record", None, reasons=(FLOATING,))
         return self.protection.held()
 
 

@@ -14,6 +14,7 @@ from clients import protocol
 from clients.shields.disguises import Span
 from clients.shields.disguises.steps import Kind
 from models.errors import RequestError
+from models.printable import quoted
 from strategies.exchange import Exchanges
 from strategies.recorder import Recorder
 
@@ -23,6 +24,7 @@ MOST_VALUES = 10**8
 """In one image."""
 MOST_VALUE = 2**62
 """Of a disguised image; differences of such values still fit into 64 bits."""
+KEY = re.compile(r"([0-9a-f]{16})?")
 SHAPE = re.compile(r"([0-9]{1,9})x([0-9]{1,9})x([0-9]{1,9})")
 # On these engines a node's process lives as long as the run; elsewhere each message may reach
 # a fresh one, and what a node has to remember must be in its vault, or come with the message.
@@ -46,6 +48,8 @@ class Member:
         Where values of images lie.
     train, validation, test : int
         Images of each part.
+    reports : bool
+        Whether it says how often models are right on its images.
     """
 
     shape: Shape
@@ -55,6 +59,7 @@ class Member:
     train: int
     validation: int
     test: int
+    reports: bool
 
     @classmethod
     def introduced(cls, words: Words) -> Self:
@@ -68,8 +73,11 @@ class Member:
         parts = ("train", "validation", "test")
         counts = {part: protocol.whole(words, part, 0, MOST_IMAGES) for part in parts}
         classes = protocol.whole(words, "classes", 2, MOST_CLASSES)
-        key = protocol.text(words, "key")
-        return cls(_shape(protocol.text(words, "shape")), classes, key, _span(words), **counts)
+        shape, key = (protocol.text(words, name) for name in ("shape", "key"))
+        if not KEY.fullmatch(key):
+            raise ValueError(f"{quoted(key)} is no fingerprint of a key")
+        reports = bool(protocol.whole({"reports": 1, **words}, "reports", 0, 1))
+        return cls(_shape(shape), classes, key, _span(words), **counts, reports=reports)
 
 
 def _shape(text: str) -> Shape:

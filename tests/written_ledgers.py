@@ -29,6 +29,7 @@ def entry(**values: Any) -> dict[str, Any]:
         "sampling": "",
         "randomness": "secret",
         "statistics": False,
+        "integers": True,
         **values,
     }
 

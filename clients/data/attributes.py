@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 
 from clients.data.cache import Stored
 from clients.data.errors import DataError
+from clients.data.naming import checked_label, listed
+from models.printable import to_nfc
 
 EVERY = "*"
 _WRITTEN = re.compile(r"(?P<column>[^=:]+)(?:=(?P<value>.+)|:(?P<low>\d+)-(?P<high>\d+))?")
@@ -51,6 +53,7 @@ def attributes_of(
         all images or none have it.
     """
     written = [name for each in wanted for name in (_binary(stored) if each == EVERY else [each])]
+    written = [checked_label(name, f"attributes: in {stored.base}: the column") for name in written]
     if repeated := {name for name in written if written.count(name) > 1}:
         raise DataError(f"attributes: {', '.join(sorted(repeated))} is named twice")
     columns = [_one(stored, name, names) for name in written]
@@ -84,7 +87,7 @@ def _one(stored: Stored, written: str, names: Mapping[str, Sequence[str]]) -> At
 
 def _column(stored: Stored, name: str) -> pa.ChunkedArray:
     if name not in stored.columns.column_names:
-        allowed = ", ".join(stored.columns.column_names) or "none"
+        allowed = listed(stored.columns.column_names)
         raise DataError(
             f"attributes: there is no column '{name}' in {stored.base}; have: {allowed}"
         )
@@ -104,11 +107,11 @@ def _equal(
     if pa.types.is_boolean(column.type):
         column = column.cast(pa.int64())
     if pa.types.is_integer(column.type):
-        known = {known: str(number) for number, known in enumerate(names or ())}
+        known = {to_nfc(known): str(number) for number, known in enumerate(names or ())}
         value = known.get(value, value)
-    said = np.asarray([str(each) for each in column.to_pylist()])
+    said = np.asarray([to_nfc(str(each)) for each in column.to_pylist()])
     if value not in said:
-        allowed = ", ".join(names) if names else _shown(column)
+        allowed = listed(names) if names else _shown(column)
         raise DataError(f"attributes: no image has {name}={value}; column '{name}' holds {allowed}")
     same: Attributes = (said == value).astype(np.int64)
     return same
@@ -132,7 +135,7 @@ def _binary(stored: Stored) -> list[str]:
     if not found:
         raise DataError(
             f"attributes: {EVERY}: no column of {stored.base} says yes or no; it has: "
-            f"{', '.join(columns.column_names) or 'none'}"
+            f"{listed(columns.column_names)}"
         )
     return found
 
@@ -147,4 +150,4 @@ def _is_binary(column: pa.ChunkedArray) -> bool:
 def _shown(column: pa.ChunkedArray) -> str:
     values = sorted(map(str, pc.unique(column).to_pylist()))
     more = f" and {len(values) - 5} more" if len(values) > 5 else ""
-    return ", ".join(values[:5]) + more
+    return listed(values[:5]) + more

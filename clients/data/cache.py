@@ -30,6 +30,7 @@ from clients.data.fingerprints import fingerprint_of, signature_of
 from clients.data.pixels import Channels
 from clients.data.places import cache_root
 from clients.data.source import Content, Source, origin
+from models.printable import to_nfc
 
 
 @dataclass(frozen=True)
@@ -179,5 +180,8 @@ def _read(entry: Path, fingerprint: str, base: Path) -> Stored:
         told = content.pop("disguised", None)
     except (OSError, ValueError, pa.ArrowException) as error:
         raise DataError(f"the cache entry {entry} is damaged: {error}. Delete it") from error
+    columns = columns.rename_columns([to_nfc(name) for name in columns.column_names])
+    for described in ("class_names", "unusable"):
+        content[described] = {to_nfc(name): kind for name, kind in content[described].items()}
     disguised = _manifest(told, entry) if told else None
     return Stored(fingerprint, images, columns=columns, base=base, disguised=disguised, **content)

@@ -13,6 +13,7 @@ from clients.data.pixels import MIN_SIDE, Channels
 from clients.data.registry import DISGUISED, lookup
 from clients.shields.disguises import parsed, written
 from models.files import absolute
+from models.naming import Label
 
 
 class DataConfig(BaseModel):
@@ -69,8 +70,8 @@ class DataConfig(BaseModel):
     root: Path | None = None
     path: Path | None = None
     download: bool = False
-    label: str | None = None
-    attributes: tuple[str, ...] = ()
+    label: Label | None = None
+    attributes: tuple[Label, ...] = ()
     image_size: int | None = Field(None, ge=MIN_SIDE, le=1024)
     margin: int = Field(0, ge=0, le=64)
     channels: Channels | None = None

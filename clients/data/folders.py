@@ -10,8 +10,10 @@ from pathlib import Path
 import pyarrow as pa
 
 from clients.data.errors import DataError
+from clients.data.naming import checked_label
 from clients.data.places import Place, entries, files_below
 from clients.data.source import Content, Source
+from models.printable import escape_hidden, to_nfc
 
 #: File endings taken for images.
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".pgm", ".ppm", ".tif", ".tiff", ".webp")
@@ -36,8 +38,8 @@ def image_folder(folder: Path, column: str = "label") -> Source:
     Raises
     ------
     DataError
-        If there are no class folders, one is empty or holds another file than images, or
-        training and test do not have the same classes.
+        If there are no class folders, one has a name that may not stand, is empty or holds
+        another file than images, or training and test do not have the same classes.
     """
     parts = _parts(folder)
     train, test = ([_labelled(part) for part in parts[split]] for split in ("train", "test"))
@@ -91,7 +93,7 @@ def _match(file: Path) -> re.Match[str]:
     match = _UTKFACE.match(file.name)
     if match is None:
         raise DataError(
-            f"{file}: the name is not [age]_[gender]_[race]_[date].jpg "
+            f"{escape_hidden(str(file))}: the name is not [age]_[gender]_[race]_[date].jpg "
             "with gender 0 or 1 and race 0 to 4"
         )
     return match
@@ -116,7 +118,8 @@ def _parts(folder: Path) -> dict[str, list[Path]]:
 def _class_folders(folder: Path) -> list[Path]:
     stray = [path for path in entries(folder) if path.suffix.lower() in EXTENSIONS]
     if stray:
-        raise DataError(f"{stray[0]}: an image outside a class folder; put it at CLASS/image")
+        first = escape_hidden(str(stray[0]))
+        raise DataError(f"{first}: an image outside a class folder; put it at CLASS/image")
     folders = [path for path in entries(folder) if path.is_dir()]
     if not folders:
         raise DataError(f"{folder} holds no class folders: images belong at {folder}/CLASS/image")
@@ -125,7 +128,10 @@ def _class_folders(folder: Path) -> list[Path]:
 
 def _labelled(folder: Path) -> dict[str, list[Path]]:
     """Return the images of each class."""
-    images = {path.name: list(_images_below(path)) for path in _class_folders(folder)}
+    folders = _class_folders(folder)
+    for path in folders:
+        checked_label(path.name, f"{folder}: the class folder")
+    images = {path.name: list(_images_below(path)) for path in folders}
     if empty := [name for name, files in images.items() if not files]:
         raise DataError(f"empty class folder {folder / empty[0]}: add images or remove it")
     return images
@@ -135,7 +141,7 @@ def _images_below(folder: Path) -> list[Path]:
     files = list(files_below(folder))
     if strange := [file for file in files if file.suffix.lower() not in EXTENSIONS]:
         raise DataError(
-            f"{strange[0]}: not an image file ({len(strange)} such); "
+            f"{escape_hidden(str(strange[0]))}: not an image file ({len(strange)} such); "
             f"allowed: {', '.join(EXTENSIONS)}"
         )
     return files
@@ -148,7 +154,7 @@ def _flat(parts: list[dict[str, list[Path]]]) -> list[tuple[Path, str]]:
 def _check_same_classes(
     folder: Path, train: list[dict[str, list[Path]]], test: list[dict[str, list[Path]]]
 ) -> None:
-    ours, theirs = ({name for part in parts for name in part} for parts in (train, test))
+    ours, theirs = ({to_nfc(name) for part in parts for name in part} for parts in (train, test))
     if test and ours != theirs:
         raise DataError(
             f"{folder}: class folders differ between splits: train has {len(ours)}, test has "

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from clients.data.cache import Stored
 from clients.data.errors import DataError
+from clients.data.naming import checked_label, checked_labels, listed
 
 Labels = NDArray[np.int64]
 
@@ -28,7 +29,7 @@ def class_labels(
         Name of the column.
     names : sequence of str or None
         The classes 0, 1, 2, … where they are known. Otherwise the sorted distinct values are
-        the classes.
+        the classes; texts that differ only in how Unicode spells them are one.
 
     Returns
     -------
@@ -39,7 +40,8 @@ def class_labels(
     ------
     DataError
         If there is no such column, or it holds nulls, negative numbers, values outside the
-        known classes, a single value, or neither integers nor strings.
+        known classes, a single value, or neither integers nor strings; or a class has a name
+        that may not stand.
     """
     column = _column(stored, label)
     where = _Where(stored, label)
@@ -47,8 +49,8 @@ def class_labels(
     if pa.types.is_boolean(column.type):
         column, names = column.cast(pa.int64()), names or ["false", "true"]
     if pa.types.is_integer(column.type):
-        return _from_integers(column.to_numpy(), names, where)
-    return _from_values(np.asarray(column.to_pylist()), where)
+        return _from_integers(column.to_numpy(), names and where.named(names), where)
+    return _from_texts(column, where)
 
 
 class _Where:
@@ -58,13 +60,24 @@ class _Where:
         self._stored, self._label = stored, label
 
     def error(self, row: int, problem: str) -> DataError:
-        return DataError(f"{self._stored.origin(row)}, column '{self._label}': {problem}")
+        return DataError(f"{self._at(row)}: {problem}")
+
+    def name(self, text: str, row: int) -> str:
+        """Return the name of a class, which is met in this row first."""
+        return checked_label(text, f"{self._at(row)}: the class")
+
+    def named(self, texts: Sequence[str]) -> list[str]:
+        """Return the names of all classes."""
+        return checked_labels(texts, f"{self._stored.base}, column '{self._label}': the class")
+
+    def _at(self, row: int) -> str:
+        return f"{self._stored.origin(row)}, column '{self._label}'"
 
 
 def _column(stored: Stored, label: str) -> pa.ChunkedArray:
     if label in stored.columns.column_names:
-        return stored.columns[label]
-    allowed = ", ".join(stored.columns.column_names) or "none"
+        return stored.columns[checked_label(label, f"{stored.base}: the column")]
+    allowed = listed(stored.columns.column_names)
     if label in stored.unusable:
         raise DataError(
             f"column '{label}' of {stored.base} holds {stored.unusable[label]}: labels must be "
@@ -96,8 +109,31 @@ def _from_integers(
     return values.astype(np.int64), list(names)
 
 
-def _from_values(values: np.ndarray, where: _Where) -> tuple[Labels, list[str]]:
+def _from_texts(column: pa.ChunkedArray, where: _Where) -> tuple[Labels, list[str]]:
+    spellings = pc.unique(column)
+    codes = pc.index_in(column, value_set=spellings).to_numpy()
+    _, rows = np.unique(codes, return_index=True)
+    names = [where.name(_text(value), int(row)) for value, row in zip(spellings, rows, strict=True)]
+    classes = sorted(set(names))
+    _check_several(classes, where)
+    number = {name: place for place, name in enumerate(classes)}
+    return np.array([number[name] for name in names], np.int64)[codes], classes
+
+
+def _text(value: pa.Scalar) -> str:
+    """Return a label as a text; bytes that are no UTF-8 become halves of characters."""
+    try:
+        return str(value.as_py())
+    except UnicodeDecodeError:
+        return value.as_buffer().to_pybytes().decode(errors="surrogateescape")  # type: ignore[no-any-return]
+
+
+def _from_values(values: Labels, where: _Where) -> tuple[Labels, list[str]]:
     classes, labels = np.unique(values, return_inverse=True)
+    _check_several(classes, where)
+    return labels.astype(np.int64), [str(name) for name in classes]
+
+
+def _check_several(classes: Sequence[str] | Labels, where: _Where) -> None:
     if len(classes) < 2:
         raise where.error(0, f"every row has the label '{classes[0]}': at least 2 are needed")
-    return labels.astype(np.int64), [str(name) for name in classes]

@@ -15,8 +15,10 @@ import pyarrow.parquet as pq
 
 from clients.data.errors import DataError
 from clients.data.folders import SPLITS
+from clients.data.naming import checked_labels, listed
 from clients.data.places import Place, entries
 from clients.data.source import Content, RawImage, Source
+from models.printable import quoted, to_nfc
 
 #: Rows read at once: bounds the memory a decode needs.
 BATCH_ROWS = 256
@@ -67,7 +69,7 @@ def _parts(folder: Path) -> dict[str, list[Path]]:
         return {"train": files, "test": []}
     if strange := [path.name for path, match in splits.items() if match is None]:
         raise DataError(
-            f"{folder}: which split do {', '.join(strange)} belong to? Allowed: names that "
+            f"{folder}: which split do {listed(strange)} belong to? Allowed: names that "
             f"begin with {', '.join(SPLITS)}, or no such name at all (one pool)"
         )
     parts = {
@@ -112,20 +114,33 @@ def _column(tables: Sequence[pa.Table], name: str) -> pa.ChunkedArray:
 
 
 def _schema(file: Path) -> pa.Schema:
+    """Return a file's schema; its columns have the names that they are known by here, in NFC."""
     with _readable(file):
-        return pq.read_schema(file)
+        stored = pq.read_schema(file)
+        names = [to_nfc(name) for name in stored.names]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise DataError(f"{file} has two columns called {quoted(twice)}: rename one of them")
+    fields = [field.with_name(name) for field, name in zip(stored, names, strict=True)]
+    return pa.schema(fields, stored.metadata)
+
+
+def _stored_names(file: Path, columns: Sequence[str]) -> list[str]:
+    """Return the names of columns as the file spells them."""
+    stored = {to_nfc(name): name for name in pq.read_schema(file).names}
+    return [stored[name] for name in columns]
 
 
 def _table(file: Path, columns: list[str]) -> pa.Table:
     with _readable(file):
-        return pq.read_table(file, columns=columns)
+        table = pq.read_table(file, columns=_stored_names(file, columns))
+    return table.rename_columns(columns)
 
 
 @contextmanager
 def _readable(file: Path) -> Iterator[None]:
     try:
         yield
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
         raise DataError(f"{file}: cannot be read as a parquet file: {error}") from error
 
 
@@ -133,7 +148,7 @@ def _features(schema: pa.Schema) -> dict[str, Any]:
     """Return the Hugging Face description of the columns, if there is one."""
     stored = (schema.metadata or {}).get(b"huggingface", b"{}")
     features = json.loads(stored).get("info", {}).get("features", {})
-    return {name: kind for name, kind in features.items() if isinstance(kind, dict)}
+    return {to_nfc(name): kind for name, kind in features.items() if isinstance(kind, dict)}
 
 
 def _image_column(file: Path, schema: pa.Schema) -> str:
@@ -143,12 +158,12 @@ def _image_column(file: Path, schema: pa.Schema) -> str:
         return "image" if "image" in found else str(found[0])
     if found:
         raise DataError(
-            f"{file} has several image columns, {', '.join(found)}: call the one that is meant "
+            f"{file} has several image columns, {listed(found)}: call the one that is meant "
             "'image', or leave the others out"
         )
     raise DataError(
         f"{file} has no image column (a struct of bytes and path, or binary); "
-        f"it has: {', '.join(schema.names) or 'no columns'}"
+        f"it has: {listed(schema.names)}"
     )
 
 
@@ -183,8 +198,8 @@ def _check_same_columns(
     for file, schema in zip(files, schemas, strict=True):
         if missing := [name for name in (image, *labels) if name not in schema.names]:
             raise DataError(
-                f"{file} lacks the columns {', '.join(missing)} that {files[0]} has; "
-                f"it has: {', '.join(schema.names)}"
+                f"{file} lacks the columns {listed(missing)} that {files[0]} has; "
+                f"it has: {listed(schema.names)}"
             )
         for name in labels:
             ours, theirs = (one.field(name).type for one in (schemas[0], schema))
@@ -196,7 +211,9 @@ def _shared_class_names(
     files: Sequence[Path], schemas: Sequence[pa.Schema]
 ) -> dict[str, list[str]]:
     """Return the declared class names, which must be the same in every file."""
-    declared = [_declared_classes(schema) for schema in schemas]
+    declared = [
+        _declared_classes(file, schema) for file, schema in zip(files, schemas, strict=True)
+    ]
     for file, names in zip(files, declared, strict=True):
         for column, classes in declared[0].items():
             theirs = names.get(column, [])
@@ -208,18 +225,20 @@ def _shared_class_names(
     return declared[0]
 
 
-def _declared_classes(schema: pa.Schema) -> dict[str, list[str]]:
+def _declared_classes(file: Path, schema: pa.Schema) -> dict[str, list[str]]:
     return {
-        name: list(kind["names"])
+        name: checked_labels(
+            [*map(str, kind["names"])], f"{file}, column {quoted(name)}: the class"
+        )
         for name, kind in _features(schema).items()
-        if kind.get("_type") == "ClassLabel" and "names" in kind
+        if kind.get("_type") == "ClassLabel" and kind.get("names") is not None
     }
 
 
 def _images(files: Sequence[Path], column: str) -> Iterator[RawImage | None]:
     for file in files:
         with _readable(file), pq.ParquetFile(file) as reader:
-            for batch in reader.iter_batches(batch_size=BATCH_ROWS, columns=[column]):
+            for batch in reader.iter_batches(BATCH_ROWS, columns=_stored_names(file, [column])):
                 images = batch.column(0)
                 if pa.types.is_struct(images.type):
                     images = images.field("bytes")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from clients.data.errors import DataError
+from models.printable import to_nfc
 
 
 @dataclass(frozen=True)
@@ -45,13 +46,16 @@ def cache_root() -> Path:
 def entries(folder: Path) -> list[Path]:
     """Return what lies in a folder, sorted, without hidden files.
 
+    The order is the same on machines that spell the same names differently: macOS keeps NFD.
+
     Raises
     ------
     DataError
         If the folder is missing or cannot be read.
     """
     try:
-        return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+        found = [path for path in folder.iterdir() if not path.name.startswith(".")]
+        return sorted(found, key=lambda path: (to_nfc(path.name), path.name))
     except OSError as error:
         raise DataError(f"cannot read the folder {folder}: {error.strerror or error}") from error
 

@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from models.printable import escape_hidden
+
 #: An image before decoding: a file's bytes, a file, or an array of shape (H, W) or (H, W, 3).
 RawImage = bytes | Path | np.ndarray
 
@@ -78,6 +80,6 @@ def origin(base: Path, segments: Sequence[tuple[str, int]], row: int) -> str:
     for name, count in segments:
         if row < start + count:
             inside = f"row {row - start}" if count > 1 else f"row {row} of the set"
-            return f"{base / name}, {inside}"
+            return f"{escape_hidden(str(base / name))}, {inside}"
         start += count
     raise IndexError(f"row {row} of {start}")

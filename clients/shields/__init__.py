@@ -18,6 +18,7 @@ from clients.shields.clipping import (
     ClipLaplace,
     ClipLaplaceConfig,
 )
+from clients.shields.counts import Counts, CountsConfig
 from clients.shields.gaussian import NormGaussian, NormGaussianConfig
 from clients.shields.laplace import (
     BatchNormLaplace,
@@ -31,6 +32,7 @@ from clients.shields.plain import NoShield, NoShieldConfig
 from models.errors import RequestError, unknown
 
 __all__ = [
+    "RECORD_LEVEL",
     "SHIELDS",
     "Guarantee",
     "Mechanism",
@@ -46,6 +48,7 @@ SHIELDS: dict[str, tuple[type[ShieldConfig], type[Shield]]] = {
     "batch-norm-laplace": (BatchNormLaplaceConfig, BatchNormLaplace),
     "clip-gaussian": (ClipGaussianConfig, ClipGaussian),
     "clip-laplace": (ClipLaplaceConfig, ClipLaplace),
+    "counts": (CountsConfig, Counts),
     "low-resolution": (LowResolutionConfig, LowResolution),
     "mixing": (MixingConfig, Mixing),
     "noise": (NoiseConfig, Noise),
@@ -54,6 +57,8 @@ SHIELDS: dict[str, tuple[type[ShieldConfig], type[Shield]]] = {
     "pixel-laplace": (PixelLaplaceConfig, PixelLaplace),
 }
 """Settings and shield of each name."""
+RECORD_LEVEL = ("clip-gaussian", "clip-laplace")
+"""Shields whose ε is that of a whole example, and holds."""
 
 
 def configured(values: Any) -> ShieldConfig:

@@ -9,14 +9,16 @@ because its REPLACE_ONE doubles the distance in privacy loss distributions (thou
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from scipy.optimize import brentq
 
-from clients.shields import Guarantee, Mechanism, Shape, ShieldConfig, build
-from clients.shields.analytic import analytic_epsilon, analytic_sigma
-from clients.shields.base import NO_NOISE
+from clients.shields import RECORD_LEVEL, Guarantee, Mechanism, Shape, ShieldConfig, build
+from clients.shields.analytic import discrete_epsilon, discrete_sigma
+from clients.shields.discrete import Noise
+from clients.shields.grid import slack, within_slack
 from models.errors import RequestError
 
 LARGEST = 50.0
@@ -36,16 +38,36 @@ PRECISION = 1e-9
 TOLERANCE = 1e-6
 """How far below the budget a calibration may end."""
 
-BUDGETED = ("clip-gaussian", "clip-laplace")
-"""Shields whose ε is a record's."""
+
+class Cost(NamedTuple):
+    """What one release tells of a record.
+
+    Attributes
+    ----------
+    kind : {"gaussian", "laplace"} or None
+        The noise; None: it has no guarantee.
+    ratio : float
+        Sensitivity over the noise's scale: the ε, of Laplace noise.
+    """
+
+    kind: Noise | None
+    ratio: float = 0.0
+
+    @classmethod
+    def of(cls, mechanism: Mechanism) -> Cost:
+        """Return what one release by a mechanism tells."""
+        if _nothing(mechanism):
+            return cls(None)
+        return cls(mechanism.kind, (mechanism.sensitivity or 0.0) / mechanism.scale)
 
 
+TOO_MANY = "so many releases on a grid that their discrete noise is not accounted for any more"
 Pure = tuple[float, int]
 """The ε of one release that is ε-differentially private, and how many there are of it."""
 
 
 class Parts(NamedTuple):
-    """Releases of one record, by what is known of them.
+    """Releases of one record, all together.
 
     Attributes
     ----------
@@ -53,10 +75,13 @@ class Parts(NamedTuple):
         Sensitivity over σ of one Gaussian release that tells as much as all of them; 0: none.
     pure : list of Pure
         The releases with Laplace noise.
+    gaussians : int
+        How many Gaussian releases there are.
     """
 
     ratio: float
     pure: list[Pure]
+    gaussians: int = 1
 
 
 def composed(mechanism: Mechanism, count: int, delta: float) -> Guarantee:
@@ -79,9 +104,10 @@ def together(releases: Sequence[tuple[Mechanism, int]], delta: float) -> Guarant
 
     Gaussian releases together tell what a single one does whose squared ratio of sensitivity
     and σ is the sum of theirs (Dong, Roth and Su 2019, Corollary 3.3), of which ε is known
-    exactly. The ε of Laplace releases add up; for δ > 0 there is less: no ε-private release
-    tells more than randomised response (Kairouz, Oh and Viswanath 2015), whose privacy loss
-    distributions are composed. All of it holds if a release depends on the ones before.
+    exactly; to it comes by how much discrete noise differs (:func:`clients.shields.grid.slack`).
+    The ε of Laplace releases add up; for δ > 0 there is less: no ε-private release tells more
+    than randomised response (Kairouz, Oh and Viswanath 2015), whose privacy loss distributions
+    are composed. All of it holds if a release depends on the ones before.
 
     Parameters
     ----------
@@ -100,17 +126,35 @@ def together(releases: Sequence[tuple[Mechanism, int]], delta: float) -> Guarant
     RequestError
         For a count below 1, or a δ that is not between 0 and 1.
     """
-    _check(delta, (count for _, count in releases))
-    without = [guarantee for guarantee in map(_nothing, releases) if guarantee]
+    without = [g for mechanism, _ in releases if (g := _nothing(mechanism))]
     if without:
+        _check(delta, (count for _, count in releases))
         return Guarantee("record", None, reasons=_distinct(g.reasons for g in without))
     reasons = _distinct(mechanism.grounds() for mechanism, _ in releases)
-    parts = _parts(releases)
+    epsilon, delta = spent([(Cost.of(mechanism), count) for mechanism, count in releases], delta)
+    if math.isinf(epsilon):
+        return Guarantee("record", None, reasons=(TOO_MANY,))
+    return Guarantee("record", epsilon, delta, reasons)
+
+
+def spent(costs: Iterable[tuple[Cost, int]], delta: float) -> tuple[float, float]:
+    """Return (ε, δ) of releases that cost so much, each so many times; see :func:`together`.
+
+    Returns
+    -------
+    (float, float)
+        ε is infinite if one of them has no guarantee. δ is 0 where it buys nothing.
+    """
+    costs = list(costs)
+    _check(delta, (count for _, count in costs))
+    if any(cost.kind is None for cost, _ in costs):
+        return math.inf, delta
+    parts = _parts(costs)
     added = _added(parts, delta)
     tight = _by_loss_distribution(parts, delta)
     if tight < added * (1 - GAIN):
-        return Guarantee("record", tight, delta, reasons)
-    return Guarantee("record", added, delta if parts.ratio else 0.0, reasons)
+        return tight, delta
+    return added, delta if parts.ratio else 0.0
 
 
 def composed_rdp(releases: Sequence[tuple[Mechanism, int]], delta: float) -> float | None:
@@ -119,9 +163,9 @@ def composed_rdp(releases: Sequence[tuple[Mechanism, int]], delta: float) -> flo
     None where there is none.
     """
     _check(delta, (count for _, count in releases))
-    if any(map(_nothing, releases)):
+    if any(_nothing(mechanism) for mechanism, _ in releases):
         return None
-    parts = _parts(releases)
+    parts = _parts([(Cost.of(mechanism), count) for mechanism, count in releases])
     apart = _by_renyi(Parts(parts.ratio, []), delta) + _sum(parts.pure)
     return min(_by_renyi(parts, delta), apart)
 
@@ -155,10 +199,10 @@ def calibrated(
     RequestError
         For a budget that is none, or a shield whose noise is not meant for a record.
     """
-    if config.name not in BUDGETED:
+    if config.name not in RECORD_LEVEL:
         raise RequestError(
             f"shield '{config.name}': its ε is not a record's, so a record has no budget there; "
-            f"allowed: {', '.join(BUDGETED)}"
+            f"allowed: {', '.join(RECORD_LEVEL)}"
         )
     _check(delta, [count])
     if not 0 < epsilon < math.inf:
@@ -180,8 +224,11 @@ def _gaussian_budget(epsilon: float, delta: float, count: int) -> dict[str, floa
     Any point of that σ's curve of (ε, δ) would do. At δ/count there always is an ε above 0;
     at δ there may be none.
     """
-    sigma = math.sqrt(count) * analytic_sigma(epsilon * (1 - TOLERANCE), delta)
-    return {"epsilon": analytic_epsilon(sigma, delta / count), "delta": delta / count}
+    try:
+        sigma = discrete_sigma(epsilon * (1 - TOLERANCE), delta, count)
+    except ValueError as error:
+        raise RequestError(str(error)) from error
+    return {"epsilon": discrete_epsilon(sigma, delta / count), "delta": delta / count}
 
 
 def _largest(spent: Callable[[float], float], budget: float, count: int) -> float:
@@ -203,24 +250,21 @@ def _check(delta: float, counts: Iterable[int]) -> None:
         raise RequestError("count: a record must be released at least once to be accounted for")
 
 
-def _nothing(release: tuple[Mechanism, int]) -> Guarantee | None:
+def _nothing(mechanism: Mechanism) -> Guarantee | None:
     """Return why a release has no finite ε, if so."""
-    mechanism, _ = release
-    if mechanism.noiseless:
-        return NO_NOISE
     held = mechanism.held()
     return held if held.epsilon is None else None
 
 
-def _parts(releases: Sequence[tuple[Mechanism, int]]) -> Parts:
-    squares, pure = 0.0, []
-    for mechanism, count in releases:
-        ratio = (mechanism.sensitivity or 0.0) / mechanism.scale
-        if mechanism.kind == "gaussian":
-            squares += count * ratio**2
+def _parts(costs: Iterable[tuple[Cost, int]]) -> Parts:
+    squares, gaussians, pure = 0.0, 0, Counter[float]()
+    for cost, count in costs:
+        if cost.kind == "gaussian":
+            squares += count * cost.ratio**2
+            gaussians += count
         else:
-            pure.append((ratio, count))
-    return Parts(math.sqrt(squares), pure)
+            pure[cost.ratio] += count
+    return Parts(math.sqrt(squares), list(pure.items()), gaussians)
 
 
 def _added(parts: Parts, delta: float) -> float:
@@ -229,7 +273,7 @@ def _added(parts: Parts, delta: float) -> float:
 
 
 def _gaussian(parts: Parts, delta: float) -> float:
-    return analytic_epsilon(1 / parts.ratio, delta) if parts.ratio else 0.0
+    return discrete_epsilon(1 / parts.ratio, delta, parts.gaussians) if parts.ratio else 0.0
 
 
 def _sum(pure: Iterable[Pure]) -> float:
@@ -260,7 +304,9 @@ def _by_loss_distribution(parts: Parts, delta: float) -> float:
     total, *others = _loss_distributions(parts)
     for other in others:
         total = total.compose(other)
-    return _least_epsilon(total, delta - ROUNDING, _added(parts, delta))
+    most = _added(parts, delta)
+    extra = slack(parts.gaussians, most, delta) if parts.ratio else 0.0
+    return _least_epsilon(total, within_slack(delta, extra) - ROUNDING, most) + extra
 
 
 def _least_epsilon(losses: Any, delta: float, most: float) -> float:

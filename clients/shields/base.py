@@ -12,19 +12,19 @@ from pydantic import BaseModel, ConfigDict
 from torch import nn
 
 from clients.shields.analytic import analytic_epsilon
+from clients.shields.discrete import Noise
+from clients.shields.grid import Grid
 from models.packing import all_finite
 from models.randomness import Randomness
 
 Shape = tuple[int, ...]
-Noise = Literal["laplace", "gaussian"]
 
 # Of what a float32 keeps of a number.
 JUST_BELOW = 1 - 1e-6
-ASSUMED = (
-    "the front is public or frozen: a trained one tells of its data by other ways",
-    "in real numbers: the last bits of float32 noise are not accounted for",
-)
+ASSUMED = ("the front is public or frozen: a trained one tells of its data by other ways",)
 """What every guarantee for a record rests on."""
+FLOATING = "noise in floating point names its record by its last bits"
+"""Why a mechanism promises nothing that does not release integers."""
 
 
 class ShieldConfig(BaseModel):
@@ -119,6 +119,11 @@ class Shield(nn.Module, ABC):
     def held(self) -> Guarantee:
         """Return what is true of a whole example in one release."""
 
+    @property
+    def grid(self) -> Grid | None:
+        """The grid of which all that it releases are whole steps; None: it releases floats."""
+        return None
+
     def checked(self, tensor: torch.Tensor) -> torch.Tensor:
         """Return the tensor as float32 if it can be protected; raise ValueError if not."""
         tensor = self.fitting(tensor)
@@ -174,7 +179,11 @@ class Mechanism(Shield):
 
     @abstractmethod
     def grounds(self) -> tuple[str, ...]:
-        """Return what :meth:`held` rests on, or why nothing holds."""
+        """Return what the guarantee rests on, or why there is none."""
+
+    def centres(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Return what noise is added to: the bounded function, on the grid if there is one."""
+        return self.bounded(tensor)
 
     @abstractmethod
     def neighbours(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -207,9 +216,22 @@ class Mechanism(Shield):
         return self.held()
 
     def held(self) -> Guarantee:
-        """Return ε of a whole example in one release: of its sensitivity and the noise's scale."""
+        """Return that nothing holds of a record, since noise is in floating point, and what would.
+
+        A mechanism on a grid says otherwise.
+        """
         if self.noiseless:
             return NO_NOISE
+        would = self.in_real_numbers()
+        if would.epsilon is None:
+            return would
+        return Guarantee("record", None, reasons=(FLOATING, f"in real numbers: {would}"))
+
+    def in_real_numbers(self) -> Guarantee:
+        """Return ε of a whole example in one release, if numbers had all their digits.
+
+        Of its sensitivity and the noise's scale.
+        """
         distance, delta = self.sensitivity, getattr(self.config, "delta", 0.0)
         if distance is None:
             return Guarantee("record", None, reasons=self.grounds())

@@ -1,22 +1,22 @@
-"""Shields that protect a whole example: clipped to a norm, with noise for that norm."""
+"""Shields that protect a whole example: clipped to a norm, with noise for that norm.
+
+They alone promise something for a record, so they alone work on integers.
+"""
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+import math
+from abc import abstractmethod
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
 
-from clients.shields.analytic import analytic_sigma
-from clients.shields.base import (
-    ASSUMED,
-    JUST_BELOW,
-    NO_NOISE,
-    Guarantee,
-    Mechanism,
-    Noise,
-    ShieldConfig,
-)
+from clients.shields.analytic import discrete_sigma
+from clients.shields.base import JUST_BELOW, Shape, ShieldConfig
+from clients.shields.discrete import Noise
+from clients.shields.grid import MOST_FEATURES, Grid, rounded
+from clients.shields.integers import IntegerMechanism
 
 
 class ClipLaplaceConfig(ShieldConfig):
@@ -36,36 +36,66 @@ class ClipGaussianConfig(ShieldConfig):
     clip: float = Field(default=1.0, gt=0)
 
 
-class Clipped(Mechanism):
-    """Each example clipped to a norm C: any two differ by 2C at most."""
+class Clipped(IntegerMechanism):
+    """Each example clipped to a norm C: any two differ by 2C at most.
+
+    Raises
+    ------
+    ValueError
+        For activations of too many features; or as :class:`IntegerMechanism`.
+    """
 
     order: ClassVar[Literal[1, 2]]
+
+    def __init__(self, config: Any, shape: Shape, batch: int) -> None:
+        if (features := math.prod(shape)) > MOST_FEATURES:
+            raise ValueError(f"{features} features of an example; allowed: {MOST_FEATURES}")
+        super().__init__(config, shape, batch)
+
+    @abstractmethod
+    def unit(self, epsilon: float) -> float:
+        """Return the noise's σ or b for a sensitivity of 1."""
+
+    def make_grid(self) -> Grid:
+        """Return a grid with room for examples of norm C and their noise."""
+        return self._grid_for(self.config.epsilon)
+
+    def _grid_for(self, epsilon: float) -> Grid:
+        return Grid.of(self.kind, float(self.config.clip), self.unit(epsilon))
 
     def bounded(self, tensor: torch.Tensor) -> torch.Tensor:
         """Return the examples, those with a larger norm scaled down to C."""
         exact = tensor.flatten(1).double()
+        scaled: torch.Tensor = exact * self._factor(exact)
+        return scaled.to(tensor.dtype).view_as(tensor)
+
+    def _factor(self, exact: torch.Tensor) -> torch.Tensor:
         norms = exact.norm(p=self.order, dim=1, keepdim=True)
         least = torch.finfo(torch.float64).tiny
-        factor = (JUST_BELOW * self.config.clip / norms.clamp(min=least)).clamp(max=1)
-        scaled: torch.Tensor = exact * factor
-        return scaled.to(tensor.dtype).view_as(tensor)
+        factor: torch.Tensor = (JUST_BELOW * self.config.clip / norms.clamp(min=least)).clamp(max=1)
+        return factor
+
+    @torch.no_grad()
+    def on_grid(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Return the examples in whole steps; rounding makes none of them longer than C."""
+        assert self.grid
+        exact = tensor.flatten(1).double()
+        steps = exact * self._factor(exact) / self.grid.step
+        return rounded(steps, self.order, self.grid.levels)
+
+    def scale_for(self, epsilon: float) -> float:
+        """Return the scale of the noise on the grid."""
+        grid = self._grid_for(epsilon)
+        return grid.scale * grid.step
 
     @property
     def sensitivity(self) -> float:
-        """2C, in the norm that is clipped."""
+        """2C, in the norm that is clipped, with the rounding."""
         return 2 * float(self.config.clip)
 
-    def held(self) -> Guarantee:
-        """Return ε, and δ where there is one, of a record: just those of the settings."""
-        if self.noiseless:
-            return NO_NOISE
-        delta = getattr(self.config, "delta", 0.0)
-        return Guarantee("record", self.config.epsilon, delta, self.grounds())
-
-    def grounds(self) -> tuple[str, ...]:
-        """Return the clipping, and what every record's guarantee rests on."""
-        clip = f"L{self.order} norms clipped to {self.config.clip:g}"
-        return (clip, "labels are public", *ASSUMED)
+    def in_words(self) -> str:
+        """Return the clipping."""
+        return f"L{self.order} norms clipped to {self.config.clip:g}"
 
     def neighbours(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Return examples with all their weight on one coordinate, of either sign."""
@@ -75,22 +105,22 @@ class Clipped(Mechanism):
 
 
 class ClipLaplace(Clipped):
-    """L1 norm at most C, then Lap(2C/ε) on every coordinate."""
+    """L1 norm at most C, then discrete Laplace noise, b = 2C/ε, on every coordinate."""
 
     kind: ClassVar[Noise] = "laplace"
     order: ClassVar[Literal[1, 2]] = 1
 
-    def scale_for(self, epsilon: float) -> float:
-        """Return 2C/ε."""
-        return self.sensitivity / epsilon
+    def unit(self, epsilon: float) -> float:
+        """Return 1/ε, rounded upwards: the noise is never less than ε asks for."""
+        return math.nextafter(1 / epsilon, math.inf)
 
 
 class ClipGaussian(Clipped):
-    """L2 norm at most C, then Gaussian noise, calibrated analytically."""
+    """L2 norm at most C, then discrete Gaussian noise, calibrated analytically."""
 
     kind: ClassVar[Noise] = "gaussian"
     order: ClassVar[Literal[1, 2]] = 2
 
-    def scale_for(self, epsilon: float) -> float:
-        """Return 2C·σ with the least σ for (ε, δ)."""
-        return self.sensitivity * analytic_sigma(epsilon, self.config.delta)
+    def unit(self, epsilon: float) -> float:
+        """Return the least σ for (ε, δ), with :func:`~clients.shields.grid.slack` taken off."""
+        return discrete_sigma(epsilon, self.config.delta)

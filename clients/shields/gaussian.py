@@ -14,10 +14,10 @@ from clients.shields.base import (
     ASSUMED,
     Guarantee,
     Mechanism,
-    Noise,
     Shape,
     ShieldConfig,
 )
+from clients.shields.discrete import Noise
 
 # S_f of section V.A, for activations in [0, 1) and the constants below.
 SENSITIVITY = 1 / math.sqrt(2)

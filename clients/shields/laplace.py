@@ -13,10 +13,10 @@ from clients.shields.base import (
     JUST_BELOW,
     Guarantee,
     Mechanism,
-    Noise,
     Shape,
     ShieldConfig,
 )
+from clients.shields.discrete import Noise
 
 # Activations beyond it are cut off: even float64 could not tell their batch's variance.
 LARGEST = 1e6
@@ -158,7 +158,7 @@ class PixelLaplace(Mechanism):
 
     def grounds(self) -> tuple[str, ...]:
         """Return how much of an image is released, and what else its guarantee rests on."""
-        return (f"all {math.prod(self.shape)} values of an image are released", ASSUMED[1])
+        return (f"all {math.prod(self.shape)} values of an image are released",)
 
     def neighbours(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Return a black and a white image among black ones."""

@@ -17,6 +17,7 @@ from simulations.benchmarks.measure import Row, table
 from simulations.display import print_frame
 from simulations.engines.ray import connected
 from strategies.experiment import RayConfig
+from strategies.spreadsheets import write_csv
 
 MEASURED: dict[Callable[[int], list[Row]], set[str]] = {
     generator.rows: {"mnist"},
@@ -48,7 +49,7 @@ def main(
                 typer.echo(f"{measured.__module__}: {missing} not here (set PUDICA_DATA)", err=True)
     frame = table(rows)
     out.parent.mkdir(parents=True, exist_ok=True)
-    frame.to_csv(out, index=False)
+    write_csv(frame, out)
     print_frame(frame, f"Benchmarks, medians of {repeats}")
     typer.echo(out)
     sys.exit(0 if all(row.held for row in rows) else 1)

@@ -8,8 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from analysis.themis import participant
 from clients.node import NodeConfig
 from clients.participant import SUBMITTED
@@ -23,6 +21,7 @@ from simulations.deployment.organiser import SETTINGS
 from strategies.cases import MAIN
 from strategies.loading import load_experiment
 from strategies.roster import fingerprint_of
+from strategies.spreadsheets import read_csv
 from strategies.themis.submissions import FORMAT, MANIFEST, PREDICTIONS, sha256
 
 SIGNATURE = f"{MANIFEST}.sig"
@@ -143,7 +142,7 @@ def _compare(path: Path, entries: list[Entry], test: dict[str, int]) -> None:
     right: defaultdict[str, int] = defaultdict(int)
     for entry in entries:
         right[entry["participant"]] += entry["right"]
-    board = pd.read_csv(path).set_index("model")["trained_accuracy"]
+    board = read_csv(path, "model").set_index("model")["trained_accuracy"]
     people = {participant(str(name)): value for name, value in board.items()}
     if missing := set(right) - set(people):
         raise RequestError(f"{path.name} has nothing of {', '.join(sorted(missing))}")

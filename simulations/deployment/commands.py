@@ -190,10 +190,31 @@ def check(
 ) -> None:
     """See that everything is right before a competition begins."""
     with refusals():
-        from simulations.deployment import checking
+        from clients.node import NodeConfig
+        from simulations.deployment import budgeting, checking
 
         findings = checking.check(settings.absolute())
+        lines = budgeting.promises(NodeConfig.read(settings.absolute()))
+    typer.echo("\n".join(["what it releases at most, and what it refuses", *lines, ""]))
     conclude(findings)
+
+
+@node_app.command("budget")
+def budget(
+    settings: Annotated[Path, typer.Argument(help="node.yaml")] = Path("node.yaml"),
+) -> None:
+    """Show what left this node in all runs, what that cost, and what is left."""
+    with refusals():
+        from clients.node import NodeConfig
+        from simulations.deployment import budgeting
+        from simulations.display import print_frame
+
+        config = NodeConfig.read(settings.absolute())
+        entries = budgeting.entries_of(config)
+        lines = budgeting.balance(config, entries)
+    if entries:
+        print_frame(budgeting.table(entries), f"Releases of {config.name}, in all runs")
+    typer.echo("\n".join(lines))
 
 
 def _opened(folder: Path) -> Organiser | Kit:

@@ -9,9 +9,12 @@ from functools import partial
 from pathlib import Path
 from typing import get_args
 
-from clients.node import NODE, NodeConfig, System, check_name
+import yaml
+
+from clients.node import NODE, NodeConfig, System
 from models.errors import RequestError, unknown
 from models.files import write_atomically
+from models.naming import validate_node_name
 from simulations.deployment import authority
 from simulations.deployment.checking import check_server
 from simulations.deployment.invitation import Invitation
@@ -48,9 +51,11 @@ data: {{}}
 # How images are protected, whatever the organiser asks for:
 # key: own.key              # DLMT: they are disguised by this key, or not at all sent
 # train: federated          # DLMT: or central
-# shield: {{name: batch-norm-laplace, epsilon: 5}}   # split learning: at the cut
+# shield: {{name: clip-gaussian, epsilon: 3}}   # split learning: at the cut, at most this ε
+# releases: 1               # … how often an image's activations may leave, in all runs together
+# budget: {{epsilon: 3}}      # … what all releases of an image may add up to, in all runs together
 # mixing: 8                 # FaceMix: the least group, shuffled, under secret keys
-# report: false             # FaceMix: keep to yourself how often the model is right
+# report: none              # how often models are right on its images: none, noisy or exact
 # Without these, a node takes part in none of the three, unless it leaves that to the organiser:
 trust_organiser: {trust}
 
@@ -101,12 +106,12 @@ class Kit(Place):
         RequestError
             There is something already.
         """
-        check_name(name)
+        name = validate_node_name(name)
         if systems not in get_args(System):
             raise unknown("system", systems, get_args(System))
         folder = make_folder(folder)
         text = TEMPLATE.format(
-            name=name,
+            name=_scalar(name),
             server=invitation.server,
             systems=systems,
             trust=str(trust).lower(),
@@ -179,3 +184,9 @@ class Kit(Place):
             *("--host", host, "--port", port),
             *("--node-config", f'{NODE}="{self.folder / SETTINGS}"'),
         ]
+
+
+def _scalar(text: str) -> str:
+    """Return a text as YAML has it, in quotes where it would be a number, say, without them."""
+    written: str = yaml.safe_dump(text, allow_unicode=True, width=1000)
+    return written.partition("\n")[0]

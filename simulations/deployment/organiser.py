@@ -13,10 +13,11 @@ import tomli_w
 import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
-from clients.node import check_name
 from models.clock import timestamp
 from models.errors import RequestError, unknown
 from models.files import write_atomically
+from models.naming import validate_node_name
+from models.printable import to_nfc
 from simulations.deployment import authority
 from simulations.deployment.invitation import Invitation
 from simulations.deployment.place import Place, make_folder
@@ -240,7 +241,7 @@ class Organiser(Place):
         RequestError
             The key is none, or known already; so is the name; or the SuperLink is not up.
         """
-        check_name(name)
+        name = validate_node_name(name)
         fingerprint = authority.fingerprint(public)
         for known in self.nodes:
             if known.name == name:
@@ -270,7 +271,7 @@ class Organiser(Place):
         RequestError
             None of this name is registered, or the SuperLink is not up.
         """
-        found = next((entry for entry in self.nodes if entry.name == name), None)
+        found = next((entry for entry in self.nodes if entry.name == to_nfc(name)), None)
         if found is None:
             raise unknown("node", name, [entry.name for entry in self.nodes])
         self._need_up()

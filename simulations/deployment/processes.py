@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -14,10 +13,10 @@ import psutil
 
 from models.errors import RequestError
 from models.files import write_atomically
+from models.printable import remove_colours
 from simulations.programs.calling import begun, spelled
 
 END_SECONDS = 15.0
-COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
 class Programs:
@@ -105,7 +104,7 @@ class Programs:
 
     def end_of(self, name: str, lines: int = 10) -> str:
         """Return the last lines that a program wrote."""
-        plain = COLOURS.sub("", self.text(name))
+        plain = remove_colours(self.text(name))
         return "\n".join([line for line in plain.splitlines() if line.strip()][-lines:])
 
     def wait(self, name: str, ready: Callable[[], bool], seconds: float) -> bool:

@@ -7,6 +7,7 @@ Everything that Flower and Ray write lies in one temporary directory, the run's 
                  user's own can win over the bundle's
     config.toml  FLWR_HOME: the address of our SuperLink
     ray/         Ray's session
+    token        without which nobody gets into this Ray
 
 The SuperLink is started here and not by `flwr run`, which would leave it running, would take
 one that another run or the user has started, and tells nobody its process id. What lies in the
@@ -18,7 +19,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -37,14 +37,14 @@ from simulations.programs.calling import (
     environment_of,
     free_port,
     healthy,
+    make_private_folder,
+    write_ray_token,
 )
 from simulations.programs.submission import FlowerRunFailed, Submission, recorded
 from strategies.experiment import ClientConfig, Experiment
 
 START_SECONDS = 60.0
 END_SECONDS = 20.0
-# Ray's sockets lie some 70 characters below; a socket's path has room for 103 on macOS.
-LONGEST_PARENT = 16
 
 # Clears a run's home away once its standard input closes: when the run is over, and just as
 # well when we were killed. Only the working directory tells all processes of the run: Flower
@@ -156,7 +156,7 @@ class Home:
         self.app = path / "app"
         self.work = path / "work"
         self.processes: list[subprocess.Popen[bytes]] = []
-        self._environment = environment_of(path)
+        self._environment = environment_of(path) | write_ray_token(path)
         self.work.mkdir()
 
     def start(
@@ -177,9 +177,7 @@ def temporary_home() -> Iterator[Home]:
     FlowerRunFailed
         If a process can't be ended.
     """
-    parent = tempfile.gettempdir()
-    short = parent if len(parent) <= LONGEST_PARENT or os.name == "nt" else "/tmp"
-    home = Home(Path(tempfile.mkdtemp(prefix="pudica-", dir=short)).resolve())
+    home = Home(make_private_folder())
     command = [sys.executable, "-P", "-c", KEEPER, str(home.path)]
     keeper = subprocess.Popen(
         command, cwd=home.path.parent, stdin=subprocess.PIPE, start_new_session=True

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +15,12 @@ from typing import Any
 import ray
 from flwr.app import Message
 from flwr.clientapp import ClientApp
+from ray._private import ray_constants
+from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
+from ray.exceptions import AuthenticationError
 
 from models.errors import RequestError
+from models.files import others_may_read
 from simulations.engines.local import (
     PULL_SECONDS,
     LocalGrid,
@@ -24,6 +29,7 @@ from simulations.engines.local import (
     server_context,
 )
 from simulations.engines.worker import Worker
+from simulations.programs.calling import make_private_folder, write_ray_token
 from strategies.experiment import ClientConfig, Experiment, RayConfig
 
 PACKAGES = str(Path(__file__).parents[2])
@@ -168,52 +174,149 @@ def connected(config: RayConfig) -> Iterator[None]:
     Raises
     ------
     RequestError
-        If no cluster answers at the address.
+        If no cluster answers at the address, or it does not accept the token.
     """
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # The workers must import the packages that this process runs, whatever folders called
-    # `models` or `clients` lie in the working directory.
-    places = {k: v for k, v in os.environ.items() if k in ("PUDICA_DATA", "PUDICA_CACHE")}
-    # The user's own models come after them, from wherever this process has them.
-    own = [str(Path(p).absolute()) for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p]
-    environment = {"PYTHONPATH": os.pathsep.join([PACKAGES, *own]), **places}
-    bounds = {"RAY_max_direct_call_object_size": str(STRAIGHT_BYTES)}
-    with _environment({} if config.address else environment | bounds):
-        try:
-            ray.init(
-                # Without an address Ray would join whatever cluster it finds.
-                address=config.address or "local",
-                include_dashboard=None if config.address else False,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                # A local instance inherits our environment, which is seconds faster than
-                # having Ray's agent make one.
-                runtime_env={"env_vars": environment} if config.address else None,
-            )
-        except (ConnectionError, ValueError) as error:
-            raise RequestError(
-                f"ray.address: no Ray cluster at '{config.address}': {error}"
-            ) from error
-    try:
+    settings = ("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "RAY_USAGE_STATS_ENABLED")
+    defaults = {name: os.environ.get(name, "0") for name in settings}
+    with _environment(defaults), _join(config) if config.address else _start():
         yield
-    finally:
-        ray.shutdown()
 
 
 @contextmanager
-def _environment(changes: dict[str, str]) -> Iterator[None]:
-    """Set environment variables inside."""
-    before = {key: os.environ.get(key) for key in changes}
-    os.environ.update(changes)
+def _start() -> Iterator[None]:
+    """Start Ray on this machine, on loopback only and closed by a token of its own."""
+    # Ray lets everybody write to its folders, sockets included. So they lie in a private one.
+    folder = make_private_folder()
+    bounds = {"RAY_max_direct_call_object_size": str(STRAIGHT_BYTES)}
+    try:
+        with _authentication({**write_ray_token(folder), "RAY_AUTH_TOKEN": None}):
+            # Ray inherits our environment, which is seconds faster than having its agent make one.
+            with _environment({**_worker_environment(), **bounds}), _loopback():
+                # Without an address Ray would join whatever cluster it finds.
+                _initialize("local", include_dashboard=False, _temp_dir=str(folder / "ray"))
+            try:
+                yield
+            finally:
+                ray.shutdown()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _join(config: RayConfig) -> Iterator[None]:
+    """Join a cluster."""
+    with _authentication(_token_variables(config.token)):
+        try:
+            _initialize(config.address, runtime_env={"env_vars": _worker_environment()})
+        except (ConnectionError, ValueError, AuthenticationError) as error:
+            raise RequestError(_explain_refusal(config, error)) from error
+        try:
+            yield
+        finally:
+            ray.shutdown()
+
+
+def _initialize(address: str | None, **options: Any) -> None:
+    ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
+
+
+def _worker_environment() -> dict[str, str]:
+    """Return the environment variables with which workers import what this process does."""
+    places = {k: v for k, v in os.environ.items() if k in ("PUDICA_DATA", "PUDICA_CACHE")}
+    # Our packages come first, whatever folders called `models` or `clients` lie in the working
+    # directory. The user's own models come after them, from wherever this process has them.
+    own = [str(Path(p).absolute()) for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p]
+    return {"PYTHONPATH": os.pathsep.join([PACKAGES, *own]), **places}
+
+
+def _token_variables(path: Path | None) -> dict[str, str | None]:
+    """Return the variables that hand Ray a cluster's token; without one, the user's own hold.
+
+    Raises
+    ------
+    RequestError
+        If there is no such file, or it is not for its owner alone.
+    """
+    if path is None:
+        return {}
+    if not path.is_file():
+        raise RequestError(f"ray.token: there is no file {path}")
+    if others_may_read(path):
+        raise RequestError(f"ray.token: {path} may be read by others: chmod 600 {path}")
+    return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(path), "RAY_AUTH_TOKEN": None}
+
+
+def _explain_refusal(config: RayConfig, error: BaseException) -> str:
+    """Return why a cluster could not be joined."""
+    if not _is_unauthenticated(error):
+        return f"ray.address: no Ray cluster at '{config.address}': {error}"
+    if config.token:
+        return f"ray.token: the cluster at '{config.address}' refuses the token in {config.token}"
+    return (
+        f"ray.address: the cluster at '{config.address}' wants its token: name the file that holds "
+        "it in ray.token, or set RAY_AUTH_MODE and RAY_AUTH_TOKEN_PATH"
+    )
+
+
+def _is_unauthenticated(error: BaseException | None) -> bool:
+    """Tell whether a token is missing or wrong; Ray says so in a traceback within a message."""
+    if error is None:
+        return False
+    refused = isinstance(error, AuthenticationError) or AuthenticationError.__name__ in str(error)
+    return refused or _is_unauthenticated(error.__cause__)
+
+
+@contextmanager
+def _authentication(variables: Mapping[str, str | None]) -> Iterator[None]:
+    """Set variables of Ray's authentication inside.
+
+    Ray reads mode and token once in a process, if it is not told to read them again.
+    """
+    try:
+        with _environment(variables):
+            _reload_authentication()
+            yield
+    finally:
+        _reload_authentication()
+
+
+def _reload_authentication() -> None:
+    AuthenticationTokenLoader.instance().reset_cache()
+    Config.initialize("")
+
+
+@contextmanager
+def _loopback() -> Iterator[None]:
+    """Let Ray take 127.0.0.1 for this machine's address inside.
+
+    The argument ``_node_ip_address`` does not: Ray puts an outward address in place of loopback's,
+    but for this setting, which it reads from the environment when it is imported.
+    """
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
     try:
         yield
     finally:
-        for key, value in before.items():
-            if value is None:
-                del os.environ[key]
-            else:
-                os.environ[key] = value
+        ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+@contextmanager
+def _environment(changes: Mapping[str, str | None]) -> Iterator[None]:
+    """Set environment variables inside; None: unset."""
+    before = {key: os.environ.get(key) for key in changes}
+    _set_variables(changes)
+    try:
+        yield
+    finally:
+        _set_variables(before)
+
+
+def _set_variables(variables: Mapping[str, str | None]) -> None:
+    for key, value in variables.items():
+        if value is None:
+            os.environ.pop(key, None)
+        else:
+            os.environ[key] = value
 
 
 def worker_count(config: RayConfig, client: ClientConfig, partitions: int) -> int:

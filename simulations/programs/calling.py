@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import http.client
 import os
+import secrets
 import shlex
 import socket
 import ssl
 import subprocess
 import sys
 import sysconfig
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -30,6 +32,8 @@ CLIENTAPP_READY = "ready for what is to be done"
 CONNECTION = "pudica"
 LOOPBACK = "127.0.0.1"
 HEALTH_SECONDS = 5.0
+# Ray's sockets lie some 70 characters below; a socket's path has room for 103 on macOS.
+LONGEST_PARENT = 16
 
 
 def spelled(arguments: Sequence[str]) -> str:
@@ -73,13 +77,14 @@ def begun(
 def environment_of(home: Path) -> dict[str, str]:
     """Return the environment of the run's processes.
 
-    The user's own, but for Flower's settings, with which they might meet another SuperLink,
-    and with every path absolute.
+    The user's own, but for Flower's settings, with which they might meet another SuperLink, and
+    for the token of a Ray cluster, which they do not join. Every path is absolute.
     """
     # Heavy, and of no use to the gate.
     from clients.data.places import cache_root, data_root
 
-    inherited = {key: value for key, value in os.environ.items() if not key.startswith("FLWR_")}
+    others = ("FLWR_", "RAY_AUTH_")
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith(others)}
     search = [str(Path(p).absolute()) for p in os.environ.get("PYTHONPATH", "").split(os.pathsep)]
     executables = (str(Path(sys.executable).parent), sysconfig.get_path("scripts"))
     own = {
@@ -105,6 +110,36 @@ def environment_of(home: Path) -> dict[str, str]:
     for name in ("no_proxy", "NO_PROXY"):
         own[name] = ",".join(filter(None, [os.environ.get(name), "127.0.0.1", "localhost"]))
     return inherited | own
+
+
+def make_private_folder() -> Path:
+    """Make a temporary folder that only this user may enter, with a name short enough for Ray."""
+    parent = tempfile.gettempdir()
+    short = parent if len(parent) <= LONGEST_PARENT or os.name == "nt" else "/tmp"
+    return Path(tempfile.mkdtemp(prefix="pudica-", dir=short)).resolve()
+
+
+def write_ray_token(folder: Path) -> dict[str, str]:
+    """Write a fresh token; return the environment in which a Ray of our own is closed by it.
+
+    All its ports ask for the token, and listen on loopback only.
+
+    Parameters
+    ----------
+    folder : Path
+        Private, and there for as long as this Ray is.
+    """
+    token = folder / "token"
+    token.touch(mode=0o600, exist_ok=False)
+    token.write_text(secrets.token_hex(32), encoding="ascii")
+    return {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(token),
+        "RAY_ENABLE_K8S_TOKEN_AUTH": "0",
+        # The only setting that keeps Ray from listening on all interfaces. Its name is for the
+        # systems where that is the default.
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    }
 
 
 def free_port() -> int:

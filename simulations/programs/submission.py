@@ -15,6 +15,7 @@ from typing import Any
 from models.clock import timestamp
 from models.errors import RequestError
 from models.files import write_atomically
+from models.printable import remove_colours
 from simulations.programs.calling import CONNECTION, FLWR
 from strategies.recorder import lock
 
@@ -100,7 +101,8 @@ class Submission:
 
     def log_end(self) -> str:
         """Return the last lines of Flower's log."""
-        lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()
+        text = self.log.read_text(encoding="utf-8", errors="replace")
+        lines = remove_colours(text).splitlines()
         return "\n".join([line for line in lines if line.strip()][-LOG_LINES:])
 
     def _stop_former(self) -> None:

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from clients.data import PartitionConfig
 from clients.shields.disguises import parsed, written
 from models.files import absolute
+from models.naming import CaseName
 from models.training import TrainingConfig
 from strategies.cases import each_case
 
@@ -114,7 +115,7 @@ class DlmtConfig(BaseModel):
     aggregate: AggregationConfig = AggregationConfig()
     evaluate_every: int = Field(default=1, ge=1)
     measures: bool = True
-    examiner: str | None = None
+    examiner: CaseName | None = None
     min_owners: int = Field(default=1, ge=1)
     cases: dict[str, dict[str, Any]] = {}
 

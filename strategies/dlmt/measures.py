@@ -81,7 +81,8 @@ def count_right(
     name : str or None
         The model's; by default the case's.
     """
-    asked = [n for n, member in session.owners.items() if getattr(member, part)]
+    owners = session.owners.items()
+    asked = [name for name, member in owners if getattr(member, part) and member.reports]
     config = {"part": part, "view": view, "model": name or session.settings.model}
     arrays = {key: Array(values) for key, values in model.items()}
     requests = dict.fromkeys(asked, session.request(config, **arrays)) if asked else {}

@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from clients import protocol
+from clients.shields.grid import Grid
 from models import optimizers, packing
 from models.compute import Compute
 from models.packing import joined, under
@@ -38,7 +39,12 @@ class Chunk:
 
 
 def admitted(
-    content: RecordDict, sizes: list[int], shape: tuple[int, ...], wire: str, classes: int
+    content: RecordDict,
+    sizes: list[int],
+    shape: tuple[int, ...],
+    wire: str,
+    classes: int,
+    grid: Grid | None = None,
 ) -> Chunk:
     """Return what a device sent, if it is what was asked for.
 
@@ -48,6 +54,8 @@ def admitted(
         Of the batches that were asked for.
     shape : tuple of int
         Of one example's activation.
+    grid : Grid, optional
+        Of which it is whole steps.
 
     Raises
     ------
@@ -55,13 +63,14 @@ def admitted(
         Something is missing, of another shape or type, not finite, or a label of no class.
     """
     count = sum(sizes)
-    smashed = protocol.array_of(content, "smashed", (count, *shape), wire)
+    smashed = protocol.from_wire(content, "smashed", (count, *shape), wire, grid)
     labels = protocol.labels_of(content, "labels", count, classes, "int32")
     return Chunk(
-        torch.from_numpy(smashed).float(),
+        smashed,
         torch.from_numpy(labels).long(),
         sizes,
-        seconds_of(content, FORWARD),
+        # Who promises something does not say how long it took: that depends on the images, too.
+        seconds_of(content, *([] if grid else [FORWARD])),
     )
 
 

@@ -53,6 +53,10 @@ class BudgetConfig(BaseModel):
     epsilon, delta : float
     releases : int or None
         How often an example may be released; None: as often as the experiment does.
+    report : float or None
+        The ε of each answer to how often models were right on a device's validation or test
+        images, out of the budget of these images. None: all of it that the part has left, for
+        all answers alike; a fifth, where test activations are sent, too.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -60,6 +64,7 @@ class BudgetConfig(BaseModel):
     epsilon: float = Field(gt=0)
     delta: float = Field(default=1e-5, gt=0, lt=1)
     releases: int | None = Field(default=None, ge=1)
+    report: float | None = Field(default=None, gt=0)
 
 
 class SplitConfig(BaseModel):
@@ -111,7 +116,8 @@ class SplitConfig(BaseModel):
         nothing is released, to compare with.
     classify : list of {"edge", "cloud"}
         Who classifies the test images in the end: the devices, which are given the back, or
-        the cloud, which is sent activations.
+        the cloud, which is sent activations. None: both; with a budget the devices alone, since
+        what is sent of a test image is paid for, too.
     plain_to_cloud : bool
         Also send test activations without noise, to compare. Never for real: it gives them
         away.
@@ -148,7 +154,7 @@ class SplitConfig(BaseModel):
     pretraining: PretrainingConfig | None = None
     budget: BudgetConfig | None = None
     fit: Literal["sgd", "means", "none"] = "sgd"
-    classify: list[Literal["edge", "cloud"]] = ["edge", "cloud"]
+    classify: list[Literal["edge", "cloud"]] | None = None
     plain_to_cloud: bool = False
     threads: int | None = Field(default=None, ge=1, le=1024)
     validate_every: int = Field(default=1, ge=0)
@@ -182,6 +188,8 @@ class SplitConfig(BaseModel):
                 "batch_size: 2 leaves a batch of one example where their number is odd, which has "
                 "no variance; allowed with this shield: 3 or more"
             )
+        if self.budget:
+            self._check_reports(self.budget)
         if self.fit != "sgd" and self.release != "once":
             raise ValueError(f"fit: '{self.fit}' needs release: once")
         self.each_case()
@@ -199,6 +207,15 @@ class SplitConfig(BaseModel):
             raise ValueError(
                 f"budget: needs front: frozen, is '{self.front}': a front that learns from the "
                 "data without noise has no guarantee to spend"
+            )
+
+    def _check_reports(self, budget: BudgetConfig) -> None:
+        each, times = budget.report or 0.0, max(self.validations, len(self.classifiers))
+        if each * times > budget.epsilon or (self.test_releases and each * times == budget.epsilon):
+            raise ValueError(
+                f"budget.report: {times} answers of ε = {each:g} are more than the budget of the "
+                f"images that they are about, {budget.epsilon:g}; lower it, or raise "
+                "validate_every"
             )
 
     def _check_numbers(self) -> None:
@@ -224,6 +241,18 @@ class SplitConfig(BaseModel):
         if self.fit == "none":
             return 0
         return 1 if self.release == "once" else self.epochs
+
+    @property
+    def classifiers(self) -> list[Literal["edge", "cloud"]]:
+        """Who classifies the test images."""
+        if self.classify is None:
+            return ["edge"] if self.budget else ["edge", "cloud"]
+        return self.classify
+
+    @property
+    def test_releases(self) -> int:
+        """How often test activations are sent to be classified, with noise and without."""
+        return (1 + self.plain_to_cloud) if "cloud" in self.classifiers else 0
 
     def validates(self, epoch: int) -> bool:
         """Tell whether the validation images are measured after so many epochs."""

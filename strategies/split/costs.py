@@ -11,6 +11,7 @@ from flwr.app import RecordDict
 
 from clients import protocol
 from strategies.exchange import Exchanges
+from strategies.spreadsheets import write_csv
 
 MOST_SECONDS = 1e9
 FORWARD, BACKWARD, SKIPPED = "forward", "backward", "skipped"
@@ -91,7 +92,7 @@ class Costs:
             for name, total in self.seconds.items()
             if total["batches"]
         ]
-        pd.DataFrame(rows, columns=COLUMNS).to_csv(path, index=False)
+        write_csv(pd.DataFrame(rows, columns=COLUMNS), path)
 
     def note(self) -> dict[str, Any]:
         """Return everything that is to be remembered."""

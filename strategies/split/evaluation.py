@@ -10,6 +10,7 @@ import torch
 from flwr.app import Array, RecordDict
 
 from clients import protocol
+from clients.shields.grid import Grid
 from strategies.split.cloud import Cloud
 from strategies.split.session import Session
 
@@ -33,7 +34,7 @@ def measure_whole(
         Epochs that were trained.
     """
     content = session.request({"part": part, "epoch": epoch}, back=Array(cloud.packed()), **shared)
-    requests = dict.fromkeys(session.exchanges.nodes, content)
+    requests = dict.fromkeys(session.reporting(), content)
     total = {name: getattr(device, part) for name, device in session.devices.items()}
     replies = session.exchanges.ask(protocol.WHOLE, requests, lambda n, c: _counted(c, total[n]))
     counts = {name: total[name] for name in replies}
@@ -64,18 +65,26 @@ class CloudClassification:
         Of one example's activation.
     release : {"noisy", "plain"}
         With the shield's noise; or without, to compare.
+    grid : Grid or None
+        Of which it is whole steps.
     """
 
     def __init__(
-        self, session: Session, cloud: Cloud, shape: tuple[int, ...], release: str
+        self,
+        session: Session,
+        cloud: Cloud,
+        shape: tuple[int, ...],
+        release: str,
+        grid: Grid | None,
     ) -> None:
         self.session = session
         self.cloud = cloud
         self.shape = shape
         self.release = release
+        self.grid = grid
         settings = session.settings
         self.each = settings.batch_size * max(settings.batches_per_message, BATCHES)
-        names = session.exchanges.nodes
+        names = session.reporting()
         self.predicted: dict[str, list[np.ndarray]] = {name: [] for name in names}
         self.right: dict[str, int] = {}
 
@@ -111,7 +120,7 @@ class CloudClassification:
         if not count:
             return torch.empty(0)
         wanted, wire = (count, *self.shape), self.session.settings.wire
-        return torch.from_numpy(protocol.array_of(content, "features", wanted, wire)).float()
+        return protocol.from_wire(content, "features", wanted, wire, self.grid)
 
     def _answer(self, name: str, said: torch.Tensor | int) -> RecordDict | None:
         if isinstance(said, int):

@@ -7,6 +7,7 @@ from typing import Literal, Self
 
 import models
 from clients import shields
+from clients.assignments import is_guaranteed
 from clients.data import DataConfig, PartitionConfig, Splits, load
 from clients.shields.front import activation_shape
 from models.cut import Cutter
@@ -66,9 +67,11 @@ class SplitExperiment(Experiment):
                 raise RequestError(f"split{where}: {error}") from error
 
     def _check_case(self, settings: SplitConfig, data: Splits) -> None:
-        if settings.budget and self.data.by_training:
+        promised = is_guaranteed(settings.shield, settings.front, settings.noise)
+        if (settings.budget or promised) and self.data.by_training:
+            what = "budget" if settings.budget else "noise: secret"
             raise RequestError(
-                "budget: nothing finite holds for images that are normalised by statistics of all "
+                f"{what}: nothing finite holds for images that are normalised by statistics of all "
                 "training images; allowed: data.normalize: none"
             )
         model = built(settings, data.num_classes, data.shape, self.seed)

@@ -7,8 +7,11 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+from clients.assignments import Report
+from clients.shields.counts import CountsConfig
 from strategies.releases import Release, in_the_clear
 from strategies.split.fronts import Fronts
+from strategies.split.reporting import reports
 from strategies.split.session import Session
 
 SHUFFLED = "every example once an epoch, in random order: no amplification is claimed"
@@ -45,15 +48,25 @@ def _of_training(session: Session, fronts: Fronts, shape: tuple[int, ...]) -> It
 
 def _of_test(session: Session, fronts: Fronts, shape: tuple[int, ...]) -> Iterator[Release]:
     settings = session.settings
-    clear = _clear(session, what=ANSWERS, public=True)
-    yield dataclasses.replace(clear, records="test", count=len(settings.classify))
-    yield dataclasses.replace(clear, records="validation", count=settings.validations)
-    if "cloud" in settings.classify:
+    clear = _clear(session)
+    for part, report in reports(settings, session.shield).items():
+        yield dataclasses.replace(_answers(session, report), records=part)
+    if "cloud" in settings.classifiers:
         shielded = _shielded(session, fronts, shape, what="test features", records="test")
         yield dataclasses.replace(shielded, mode="eval", sampling=ONCE)
         if settings.plain_to_cloud:
             what = "test features without noise"
             yield dataclasses.replace(clear, what=what, records="test", public=False)
+
+
+def _answers(session: Session, report: Report) -> Release:
+    """Return the release of what devices say of their held-out images."""
+    answers = _clear(session, what=ANSWERS, count=report.count)
+    if report.epsilon is None:
+        return answers
+    shield = CountsConfig(epsilon=report.epsilon).model_dump()
+    noisy: dict[str, Any] = {"shield": shield, "shape": (2,), "batch": 1, "integers": True}
+    return dataclasses.replace(answers, **noisy, randomness="secret")
 
 
 def _shielded(session: Session, fronts: Fronts, shape: tuple[int, ...], **values: Any) -> Release:
@@ -65,6 +78,7 @@ def _shielded(session: Session, fronts: Fronts, shape: tuple[int, ...], **values
         "trained_front": fronts.learns,
         "sampling": ONCE if session.settings.releases == 1 else SHUFFLED,
         "randomness": "none" if settings.get("epsilon") is None else session.settings.noise,
+        "integers": fronts.front.shield.grid is not None,
     }
     return dataclasses.replace(_clear(session), **{**own, **values})
 

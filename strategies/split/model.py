@@ -15,6 +15,7 @@ from models.errors import RequestError
 from models.files import load_weights
 from models.randomness import derive
 from strategies.split.config import PRETRAINED, TORCHVISION, SplitConfig
+from strategies.split.reporting import spent_on_test
 
 
 def built(settings: SplitConfig, classes: int, shape: tuple[int, int, int], seed: int) -> nn.Module:
@@ -91,6 +92,7 @@ def guarded(settings: SplitConfig) -> ShieldConfig:
     releases = budget.releases or settings.releases
     try:
         # What keeps within a budget bounds each example alone, whatever its shape.
-        return calibrated(settings.shield, budget.epsilon, budget.delta, releases, (1,), 1)
+        epsilon = budget.epsilon - spent_on_test(settings)
+        return calibrated(settings.shield, epsilon, budget.delta, releases, (1,), 1)
     except RequestError as error:
         raise RequestError(f"budget: {error}") from error

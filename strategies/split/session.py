@@ -9,7 +9,7 @@ import torch
 from flwr.app import Array
 
 from clients import protocol
-from clients.assignments import EdgeAssignment
+from clients.assignments import Budget, EdgeAssignment
 from clients.protocol import batch_sizes
 from models.compute import Compute
 from models.randomness import derive
@@ -20,6 +20,7 @@ from strategies.split.config import SplitConfig
 from strategies.split.costs import Costs
 from strategies.split.experiment import SplitExperiment
 from strategies.split.model import guarded
+from strategies.split.reporting import reports
 
 # Of float16, half of what it can hold: gradients are scaled up to it.
 ROOM = 2.0**14
@@ -113,15 +114,22 @@ class Session(CaseSession):
                 batch_size=settings.batch_size,
                 wire=settings.wire,
                 optimizer=settings.front_optimizer or settings.optimizer,
-                release_limit=self._allowed(),
+                releases=self._allowed(),
+                test_features=bool(settings.test_releases),
+                reports=reports(settings, self.shield),
+                budget=self._budget(),
                 plain_to_cloud=settings.plain_to_cloud,
             )
             for name, own in told(self.experiment, self.run).items()
         }
 
-    def _allowed(self) -> int | None:
+    def _allowed(self) -> int:
         budget = self.settings.budget
-        return (budget.releases or self.settings.releases) if budget else None
+        return (budget and budget.releases) or self.settings.releases
+
+    def _budget(self) -> Budget | None:
+        budget = self.settings.budget
+        return Budget(epsilon=budget.epsilon, delta=budget.delta) if budget else None
 
     # ----------------------------------------------------------------------- messages
 
@@ -138,6 +146,10 @@ class Session(CaseSession):
             gradient = gradient * scale
         values = protocol.on_wire(gradient, wire)
         return {"scale": scale, "of": turn}, {"gradient": Array(values)}
+
+    def reporting(self) -> list[str]:
+        """Return who is there and says how often models are right."""
+        return [name for name in self.exchanges.nodes if self.devices[name].reports]
 
     def sizes(self, name: str, step: int, count: int) -> list[int]:
         """Return the sizes of a device's batches, of those that it has."""

@@ -39,7 +39,8 @@ class Stage:
 
     def admitted(self, content: RecordDict, sizes: list[int]) -> Chunk:
         """Return what a device sent of batches of these sizes; errors as of ``cloud.admitted``."""
-        return admitted(content, sizes, self.shape, self.settings.wire, self.session.classes)
+        grid = self.fronts.front.shield.grid
+        return admitted(content, sizes, self.shape, self.settings.wire, self.session.classes, grid)
 
     def accept(self, name: str, chunk: Chunk) -> None:
         """Note what a device spent on what it sent."""

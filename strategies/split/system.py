@@ -103,12 +103,14 @@ class Case:
         # Who was away all the time begins with the front that everybody began with.
         self.fronts.settle(self.recorder.result(session.task("training")).get("turn", 0))
         shared = self.fronts.shared()
-        if "edge" in self.settings.classify:
+        if "edge" in self.settings.classifiers:
             measure_whole(session, cloud, shared, "test", epochs)
-        if "cloud" in self.settings.classify:
+        if "cloud" in self.settings.classifiers:
             releases = [NOISY, PLAIN] if self.settings.plain_to_cloud else [NOISY]
             for release in releases:
-                CloudClassification(session, cloud, self.shape, release).measure(shared, epochs)
+                grid = self.fronts.front.shield.grid if release == NOISY else None
+                how = CloudClassification(session, cloud, self.shape, release, grid)
+                how.measure(shared, epochs)
 
     def _keep_model(self) -> None:
         """Put the trained model into a file, as far as the cloud has it."""

@@ -9,6 +9,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, field_validato
 
 from clients.assignments import Attack
 from models.errors import RequestError
+from models.naming import Name
 from models.training import TrainingConfig
 from strategies.cases import each_case
 
@@ -183,12 +184,12 @@ class ThemisConfig(BaseModel):
     malicious: int = Field(default=1, ge=0)
     min_participants: int = Field(default=1, ge=1)
     validate_every: int = Field(default=1, ge=1)
-    order: Literal["listed", "alphabetical", "reverse", "random"] | list[str] = "listed"
+    order: Literal["listed", "alphabetical", "reverse", "random"] | list[Name] = "listed"
     dropouts: int = Field(default=0, ge=0)
-    bystanders: list[str] = []
-    late: dict[str, Annotated[int, Field(ge=0)]] = {}
-    cheaters: list[str] = []
-    hostile: dict[str, Attack] = {}
+    bystanders: list[Name] = []
+    late: dict[Name, Annotated[int, Field(ge=0)]] = {}
+    cheaters: list[Name] = []
+    hostile: dict[Name, Attack] = {}
     release: ReleaseConfig = ReleaseConfig()
     examiner: ExaminerConfig | None = ExaminerConfig()
     stages: StagesConfig = StagesConfig()

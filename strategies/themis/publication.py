@@ -7,6 +7,7 @@ import torch
 
 from models.generator import NoiseGenerator
 from strategies.leaderboard import agreement, leaderboard
+from strategies.spreadsheets import write_csv
 from strategies.themis.evaluation import Evaluation
 from strategies.themis.organiser import SHARED, Organiser
 from strategies.themis.protection import noisy_chunks
@@ -49,7 +50,7 @@ class Publication:
             self._log_agreement(plain, {"trained": trained, "untrained": untrained})
             self._write_rank_condition(plain, trained)
         board = leaderboard(trained, plain, untrained)
-        board.to_csv(self.recorder.artefact(f"{self.case}/leaderboard.csv"), index=False)
+        write_csv(board, self.recorder.artefact(f"{self.case}/leaderboard.csv"))
         for name, rank in zip(board["model"], board["rank"], strict=True):
             self.recorder.log("leaderboard", "rank", int(rank), node=name, case=self.case)
         self._keep_generator()
@@ -96,8 +97,7 @@ class Publication:
         table = rank_condition(
             plain, trained, densities, self._gaussian_of_data(), gaussian_of(noise)
         )
-        path = self.recorder.artefact(f"{self.case}/rank_condition.csv")
-        table.to_csv(path, index=False)
+        write_csv(table, self.recorder.artefact(f"{self.case}/rank_condition.csv"))
 
     def _gaussian_of_data(self) -> Gaussian:
         """Return mean and variance over all elements of (up to 2,000) public images."""

@@ -99,7 +99,11 @@ def test_costs_are_of_each_device_beside_the_papers_formula(run: Path) -> None:
         images = {"device-0": 34, "device-1": 33, "device-2": 33}[values["node"]]
         assert values["formula_up"] == 4 * images * (8 * 4 * 4 + 1)
         assert values["formula_down"] == 4 * 3
-        assert 1 < values["bytes_up"] / values["formula_up"] < 1.2
+        # Whole numbers of steps travel in two bytes, where a shield has a grid.
+        each = 4 if values["case"] == "none" else 2
+        content = images * (each * 8 * 4 * 4 + 4)
+        # The front's gradients, which are averaged, come up as well.
+        assert content < values["bytes_up"] < 1.2 * values["formula_up"]
         # What really comes down is a gradient, as large as what went up.
         assert values["bytes_down"] > 0.9 * values["formula_up"]
         assert 0 < values["forward_ms"] < 10_000

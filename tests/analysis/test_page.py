@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from hostile_names import FORMULAS, HIDDEN, MARKUP
 
 import analysis
 from models.errors import RequestError
+from models.printable import escape_hidden
 from simulations.engines import inprocess
 from strategies.loading import load_experiment
+from strategies.spreadsheets import read_csv
 
 NAME = "<script>alert(1)</script> & co".replace("/", "|")
 SHORT = (
@@ -105,3 +109,25 @@ def test_only_competitions_of_which_a_stage_is_over_have_a_page(
         with pytest.raises(RequestError, match=why):
             analysis.publish(copy, tmp_path / "public")
         assert not (tmp_path / "public").exists()
+
+
+@pytest.mark.parametrize(
+    "name", [*{**HIDDEN, "surrogate": "\x9b"}.values(), *FORMULAS.values(), *MARKUP]
+)
+def test_names_of_a_run_from_elsewhere_do_no_harm(
+    tmp_path: Path, small_run: Callable[..., Path], name: str
+) -> None:
+    run = small_run()
+    for file in ("run.json", "metrics.jsonl"):
+        text = (run / file).read_text().replace('"LeNet"', json.dumps(name))
+        (run / file).write_text(text.replace('"synthetic"', json.dumps(f"of {name}")))
+    analysis.publish(run, tmp_path / "public")
+    text = (tmp_path / "public" / "index.html").read_text()
+    assert text.replace("\n", "").isprintable()
+    page = Tags(text)
+    assert not {"script", "b", "link"} & {*page.tags}
+    assert escape_hidden(name) in page.text
+    board = read_csv(tmp_path / "public" / "leaderboard.csv", "model")
+    assert name in board["model"].tolist()
+    if name in FORMULAS.values():
+        assert f"'{name}" in pd.read_csv(tmp_path / "public" / "leaderboard.csv")["model"].tolist()

@@ -277,7 +277,7 @@ def test_disk_full_at_the_start_leaves_nothing(run_tiny: Command) -> None:
     assert list(Path("full").iterdir()) == []
 
 
-@pytest.mark.parametrize("size", [1500, 4000, 9000, 20000])
+@pytest.mark.parametrize("size", [1700, 4000, 9000, 20000])
 def test_disk_full_in_the_middle_loses_nothing(run_tiny: Command, pudica: Command, size) -> None:
     undisturbed = warm(run_tiny)
     with largest_file(size):

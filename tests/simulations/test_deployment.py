@@ -27,7 +27,12 @@ from PIL import Image
 
 import analysis
 from clients import protocol
-from clients.assignments import EdgeAssignment, ParticipantAssignment, ParticipantConfig
+from clients.assignments import (
+    EdgeAssignment,
+    NodeLimits,
+    ParticipantAssignment,
+    ParticipantConfig,
+)
 from clients.data import DataConfig
 from clients.node import NodeConfig
 from clients.shields import configured
@@ -323,13 +328,15 @@ def test_a_device_sends_nothing_but_behind_the_shield_it_names(tmp_path: Path) -
     more = node(
         tmp_path,
         systems=["split"],
-        shield={"name": laplace["name"]},
+        shield={"name": laplace["name"], "epsilon": 5.0},
         releases=3,
         cut="2",
         fronts=["average"],
     )
-    limited = more.agreed(edge(laplace, fronts="average", release_limit=9))
-    assert limited.release_limit == 3  # type: ignore[union-attr]
+    theirs = NodeLimits(epsilon=99, delta=0.5, activations=99, front=None)
+    limited = more.agreed(edge(laplace, fronts="average", releases=9, limits=theirs))
+    wanted = NodeLimits(epsilon=None, delta=None, activations=3, front=None)
+    assert limited.limits == wanted  # type: ignore[union-attr]
     with pytest.raises(RuntimeError, match="wants cut: 0"):
         more.agreed(edge(laplace, fronts="average", cut="0"))
     with pytest.raises(RuntimeError, match="set shield in node"):

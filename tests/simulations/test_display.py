@@ -7,7 +7,9 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
+from hostile_names import HIDDEN, MARKUP
 
+from models.printable import escape_hidden
 from simulations.cuts import table
 from simulations.display import print_frame
 
@@ -86,3 +88,20 @@ def test_where_a_cell_does_not_fit_it_goes_on_in_the_next_line(
     output = printed(frame, width, capsys, monkeypatch)
     assert output.count("n") - "name".count("n") == 30
     assert output.count("v") - "value".count("v") == 30
+
+
+@pytest.mark.parametrize("name", [*HIDDEN.values(), *MARKUP])
+@pytest.mark.parametrize("width", [40, 160])
+def test_a_terminal_acts_on_no_name(
+    capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, name: str, width: int
+) -> None:
+    heading = name.replace("\udc80", "\x9b")  # which pandas takes
+    names = pd.Series([name, "mlp"], dtype=object)
+    frame = pd.DataFrame({"model": names, "accuracy": [1.0, 2.0], heading: names})
+    monkeypatch.setenv("COLUMNS", str(width))
+    print_frame(frame, f"Leaderboard of {name}")
+    output = capsys.readouterr().out
+    assert output.replace("\n", "").isprintable()
+    if width > 100:  # else long ones go on in the next line
+        assert output.count(escape_hidden(name)) >= 2
+        assert output.count(escape_hidden(heading)) >= 1

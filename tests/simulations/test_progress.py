@@ -13,7 +13,9 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from hostile_names import HIDDEN, MARKUP
 
+from models.printable import escape_hidden
 from simulations.display import print_frame
 from simulations.progress import LINE_SECONDS, Lines, Rate
 
@@ -183,3 +185,29 @@ def test_a_file_gets_whole_lines(capsys, monkeypatch) -> None:
     assert any(
         "column 0" in line and "column 11" in line for line in capsys.readouterr().out.split("\n")
     )
+
+
+@pytest.mark.parametrize("name", [*HIDDEN.values(), *MARKUP])
+def test_lines_show_every_name_as_it_is_and_act_on_none(clock, capsys, name: str) -> None:
+    lines = Lines()
+    clock[0] += LINE_SECONDS
+    lines.nodes({name: {"state": f"dropped out ({name})", "since": time.time()}})
+    lines.update(state(f"training ({name})", 1))
+    output = capsys.readouterr().err
+    assert output.count("\n") == len(output.splitlines()) == 2
+    assert output.replace("\n", "").isprintable()
+    assert output.count(escape_hidden(name)) == 3
+
+
+@pytest.mark.parametrize("name", ["\x1b]0;owned\x07\x1b[2Jx", "a\r\u202eb", "[red]x[/red] [/]"])
+def test_bars_show_every_name_as_it_is_and_act_on_none(tmp_path: Path, name: str) -> None:
+    nodes = {name: {"state": "away", "since": time.time()}}
+    script = WATCHED.replace('"first"', repr(f"training ({name})")).replace(
+        "    time.sleep",
+        f'    write_atomically(folder / "nodes.json", json.dumps({nodes!r}).encode())\n'
+        "    time.sleep",
+    )
+    written = in_terminal(sys.executable, "-c", script, str(tmp_path), "")
+    assert f"{escape_hidden(name)}: away for" in written
+    assert f"training ({escape_hidden(name)})" in written
+    assert not any(part in written for part in ("\x1b]0;owned", "\x1b[2Jx", "\u202e"))

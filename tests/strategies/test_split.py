@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import stat
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,8 @@ import clients.app
 from clients import protocol
 from clients.assignments import EdgeAssignment
 from clients.edge import Edge
-from models import build, optimizers
+from clients.odometer import ACTIVATIONS, BudgetExhausted, Odometer
+from models import build, optimizers, packing
 from models.compute import Compute
 from models.cut import Cutter
 from models.errors import RequestError
@@ -298,9 +298,8 @@ def test_no_message_holds_a_private_front_a_test_label_or_a_key(tmp_path: Path) 
 
 def test_secret_noise_hangs_on_what_it_hides(tmp_path: Path) -> None:
     """Asked again for the same a device says the same; under another front it draws anew."""
-    experiment = tiny(
-        "split.front=frozen", "split.noise=secret", "split.shield={name: clip-laplace, epsilon: 1}"
-    )
+    shield = "split.shield={name: pixel-laplace, epsilon: 1}"
+    experiment = tiny("split.front=private", "split.noise=secret", shield)
     run(experiment, tmp_path / "run")
     device = edges(experiment, tmp_path / "run")[0]
     first, again = (device.smash(0, 0, 1, 0)[0] for _ in range(2))
@@ -310,7 +309,6 @@ def test_secret_noise_hangs_on_what_it_hides(tmp_path: Path) -> None:
     x = device.train.batch(device._positions(0, 0))[0]
     plain = [device.front.shield.bounded(device.front(x)).detach().numpy()]
     next(device.front.parameters()).data.mul_(1.001)
-    device._changed()
     moved = device.smash(0, 0, 1, 0)[0]
     plain.append(device.front.shield.bounded(device.front(x)).detach().numpy())
     noises = first - plain[0], moved - plain[1]
@@ -324,8 +322,9 @@ def test_seeded_noise_is_fresh_in_each_batch_and_on_each_device(tmp_path: Path) 
     for device in edges(experiment, tmp_path / "run"):
         for epoch, step in ((0, 0), (0, 1), (1, 0)):
             x = device.train.batch(device._positions(epoch, step))[0]
-            bounded = device.front.shield.bounded(device.front(x)).detach().numpy()
-            noises.append((device.smash(epoch, step, 1, 0)[0] - bounded).ravel())
+            shield = device.front.shield
+            steps = shield.on_grid(device.front(x)).numpy()
+            noises.append(device.smash(epoch, step, 1, 0)[0].ravel() - steps.ravel())
     correlations = np.corrcoef(noises) - np.eye(len(noises))
     assert np.abs(correlations).max() < 0.1
 
@@ -387,15 +386,21 @@ BUDGET = [
 ]
 
 
-def test_a_device_refuses_to_go_past_its_budget(tmp_path: Path) -> None:
-    run(tiny(*BUDGET), tmp_path / "run")
+def front_of(device: Edge) -> torch.Tensor:
+    """Return a device's front as it would travel."""
+    return torch.from_numpy(packing.packed(packing.state(device.front)))
+
+
+@pytest.mark.parametrize("noise", ["seeded", "secret"])
+def test_a_device_refuses_to_go_past_its_budget(tmp_path: Path, noise: str) -> None:
+    run(tiny(*BUDGET, f"split.noise={noise}"), tmp_path / "run")
     device = edges(tiny(), tmp_path / "run")[0]
-    assert device.assignment.release_limit == 2
-    with pytest.raises(RuntimeError, match="the budget is exhausted: every example was released 2"):
+    assert device.assignment.releases == 2
+    with pytest.raises(BudgetExhausted, match=r"the budget is exhausted: .* may leave 2 times"):
         device.smash(2, 0, 1, 9)
-    device.smash(1, 0, 1, 9)  # an epoch that is counted is no new release
+    device.smash(1, 0, 1, 9)  # what has left already is no new release
     with pytest.raises(RuntimeError, match="the front is frozen, and stays as it is"):
-        device.adopt({"front": torch.from_numpy(device.handed_on()["front"]) + 1})
+        device.adopt({"front": front_of(device) + 1})
 
 
 def test_the_budgets_noise_follows_from_the_number_of_releases(tmp_path: Path) -> None:
@@ -415,7 +420,8 @@ def test_the_budget_outlives_the_process(tmp_path: Path) -> None:
     run(tiny(*BUDGET), tmp_path / "run")
     clients.app._nodes.clear()
     device = edges_anew(tmp_path / "run")
-    with pytest.raises(RuntimeError, match="the budget is exhausted"):
+    device.catch_up()
+    with pytest.raises(BudgetExhausted):
         device.smash(7, 0, 1, 9)
 
 
@@ -424,20 +430,28 @@ def test_the_budget_outlives_the_process(tmp_path: Path) -> None:
     [
         {"seed": 3},
         {"batch_size": 8},
-        {"release_limit": None},
-        {"release_limit": 99},
-        {"shield": {"name": "clip-gaussian", "epsilon": None}},
+        {"shield": {"name": "clip-gaussian", "epsilon": 9}},
+        {"shield": {"name": "clip-gaussian", "epsilon": 1, "clip": 9}},
+        {"data_seed": 4},
     ],
 )
 def test_a_budget_can_not_be_begun_anew_by_joining_with_other_settings(
     tmp_path: Path, change: dict
 ) -> None:
-    run(tiny(*BUDGET), tmp_path / "run")
+    run(tiny(*BUDGET, "split.noise=secret"), tmp_path / "run")
     device = edges(tiny(), tmp_path / "run")[0]
     values = {**device.assignment.model_dump(), **change}
+    with pytest.raises(RuntimeError, match="on other terms; a budget can't be begun anew"):
+        Edge(device.vault, EdgeAssignment.model_validate(values))
+
+
+def test_seeded_noise_does_not_make_other_settings_free(tmp_path: Path) -> None:
+    run(tiny(*BUDGET), tmp_path / "run")
+    device = edges(tiny(), tmp_path / "run")[0]
+    values = {**device.assignment.model_dump(), "seed": 3}
     again = Edge(device.vault, EdgeAssignment.model_validate(values))
-    again.adopt({"front": torch.from_numpy(device.handed_on()["front"])})
-    with pytest.raises(RuntimeError, match="released already with other settings"):
+    again.adopt({"front": front_of(device)})
+    with pytest.raises(BudgetExhausted):
         again.smash(0, 0, 1, 9)
 
 
@@ -545,7 +559,8 @@ def test_the_cloud_classifies_what_was_shielded(tmp_path: Path) -> None:
     arrays = [protocol.arrays_of(reply.content) for reply in sent]
     features = np.concatenate([a["features"].ravel() for a in arrays if "features" in a])
     device = edges(experiment, tmp_path / "run")[0]
-    assert features.std() == pytest.approx(device.front.shield.scale, rel=0.05)
+    assert features.dtype == np.int16
+    assert features.std() == pytest.approx(device.front.shield.grid.scale, rel=0.05)
 
 
 def test_a_device_does_not_send_features_without_noise_unless_told_to(tmp_path: Path) -> None:
@@ -755,8 +770,8 @@ def test_a_killed_run_releases_nothing_twice(tmp_path: Path, stop: tuple[str, in
     clients.app._nodes.clear()
     run(experiment, tmp_path / "run")
     device = edges(experiment, tmp_path / "run")[0]
-    kept = json.loads((device.vault.root / "main-releases.json").read_text())
-    assert kept["epochs"] == [0]
+    paid = [e for e in Odometer(device.vault).entries() if e.release.what == ACTIVATIONS]
+    assert [(e.release.part, e.release.case) for e in paid] == [("train", "main")]
 
 
 def test_a_device_in_a_fresh_process_for_each_message_does_the_same(
@@ -862,7 +877,7 @@ def test_an_activation_that_can_not_be_protected_names_layer_and_node(
         return original(self, epoch, step)
 
     monkeypatch.setattr(Edge, "_positions", poisoned)
-    run(tiny("split.shield={name: clip-laplace, epsilon: 1}"), tmp_path / "run")
+    run(tiny("split.shield={name: pixel-laplace, epsilon: 1}"), tmp_path / "run")
     told = (tmp_path / "run" / "events.log").read_text()
     assert "device-1: the activation after '2': holds NaN or infinity" in told
 
@@ -911,7 +926,7 @@ def test_a_turn_that_was_kept_and_not_answered_is_taken_again(tmp_path: Path) ->
             device.learn(gradient, 1.0, turn - 2)
         smashed, _, _ = device.smash(1, 0, 1, turn)
         device.keep(turn, turn - 2)
-        return [smashed, device.handed_on()["front"]]
+        return [smashed, front_of(device).numpy()]
 
     answered("first", before + 2)
     second = answered("second", before + 4)

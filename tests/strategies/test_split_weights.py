@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import pickle
 from pathlib import Path
@@ -16,12 +15,17 @@ from split_helpers import Interrupted, asked, measured, model_of, run, tiny
 from torch import nn
 
 import analysis
+import clients.app
 import models
 from analysis.privacy import privacy, releases, verdict
 from clients import protocol
+from clients.edge import Edge
+from clients.odometer import Odometer
+from clients.vault import Vault
 from models import Compute, Training
 from models.errors import RequestError
 from models.randomness import derive
+from strategies.exchange import TooFewParticipants
 from strategies.recorder import Recorder
 from strategies.split.experiment import SplitExperiment
 from strategies.split.means import fit_means
@@ -269,10 +273,18 @@ def test_means_are_those_of_what_was_released(tmp_path: Path) -> None:
     replies = [protocol.arrays_of(r.content) for r in grid.replies if _is_smash(r)]
     x, y = (np.concatenate([r[key] for r in replies]) for key in ("smashed", "labels"))
     assert x.shape == (400, 64)
+    assert x.dtype == np.int16
+    x = x * edge_of(tmp_path / "run").front.shield.grid.step
     back = model_of(tmp_path / "run")
     asked_of = np.random.default_rng(0).normal(0, 2, (500, 64))
     logits = asked_of @ back["7.weight"].double().numpy().T + back["7.bias"].double().numpy()
     assert np.array_equal(logits.argmax(1), by_hand(x, y, asked_of, 10))
+
+
+def edge_of(directory: Path) -> Edge:
+    node = clients.app._nodes[directory / "vault" / directory.name / "node-0"]
+    assert isinstance(node, Edge)
+    return node
 
 
 def _is_smash(message) -> bool:
@@ -312,7 +324,14 @@ def test_statistics_of_all_training_images_void_what_noise_promises(
 ) -> None:
     """One image moves mean and spread, and with them what is released of every other image."""
     shield = "split.shield={name: clip-gaussian, epsilon: 3}"
-    run(tiny(*MEANS, shield, "split.noise=secret", f"data.{setting}"), tmp_path / "run")
+    secret = (*MEANS, shield, "split.noise=secret", f"data.{setting}")
+    if not promised:
+        with pytest.raises(RequestError, match="normalised by statistics of all training images"):
+            tiny(*secret).check()
+        with pytest.raises(TooFewParticipants, match="nothing can be promised to images"):
+            run(tiny(*secret), tmp_path / "refused")
+    noise = "secret" if promised else "seeded"
+    run(tiny(*secret, f"split.noise={noise}"), tmp_path / "run")
     found = verdict(tmp_path / "run")["main"]
     assert (found.epsilon is not None) == promised
     reason = "smashed data are normalised by statistics of training records, without noise"
@@ -431,9 +450,14 @@ def test_every_example_was_released_once_by_its_device_and_the_noise_is_secret(
     assert own["nodes"].tolist() == [3, 3, 3]
     assert own["randomness"].tolist() == ["none", "secret", "secret"]
     for number in range(3):
-        vault = budgeted / "vault" / "run" / f"node-{number}"
-        for case in ("eps=8", "eps=1"):
-            assert json.loads((vault / f"{case}-releases.json").read_text())["epochs"] == [0]
+        vault = Vault(budgeted / "vault" / "run" / f"node-{number}")
+        entries = [entry.release for entry in Odometer(vault).entries()]
+        trained = [each for each in entries if each.part == "train"]
+        assert [(each.case, each.what) for each in trained] == [
+            ("eps=8", "activations"),
+            ("eps=1", "activations"),
+        ]
+        assert {each.what for each in entries if each.part == "test"} == {"counts"}
 
 
 def test_more_privacy_costs_accuracy(budgeted: Path) -> None:

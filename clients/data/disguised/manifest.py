@@ -14,14 +14,17 @@ import pyarrow.parquet as pq
 from pydantic import (
     BaseModel,
     ConfigDict,
+    Field,
     NonNegativeInt,
     PositiveInt,
     ValidationError,
+    field_validator,
     model_validator,
 )
 
 from clients.data.errors import DataError
 from clients.shields.disguises import Span, parsed
+from models.naming import validate_labels
 
 MANIFEST = "disguise.json"
 IMAGE = "image"
@@ -59,7 +62,7 @@ class Manifest(BaseModel):
 
     format: Literal["pudica-disguised-1"] = "pudica-disguised-1"
     disguise: str
-    key: str
+    key: str = Field(pattern=r"^[0-9a-f]{16}$")
     shape: tuple[PositiveInt, PositiveInt, PositiveInt]
     dtype: Literal["uint8", "int16", "int32", "int64", "float32"]
     low: int
@@ -73,6 +76,19 @@ class Manifest(BaseModel):
     test: NonNegativeInt
     rows_per_part: PositiveInt
     complete: bool = False
+
+    @field_validator("labels")
+    @classmethod
+    def _readable(cls, names: list[str]) -> list[str]:
+        validate_labels(names)  # as they are: files know them so
+        return names
+
+    @field_validator("class_names")
+    @classmethod
+    def _all_readable(cls, names: dict[str, list[str]]) -> dict[str, list[str]]:
+        for classes in names.values():
+            validate_labels(classes)
+        return names
 
     @model_validator(mode="after")
     def _makes_sense(self) -> Self:

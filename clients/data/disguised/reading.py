@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from clients.data.decoding import allocate
 from clients.data.disguised.manifest import IMAGE, MANIFEST, Manifest, Part, read_manifest
 from clients.data.errors import DataError
+from clients.data.naming import listed
 from clients.data.places import Place
 from clients.data.source import Content, Source
 
@@ -113,7 +114,7 @@ def _table(file: Path, columns: list[str], rows: int) -> pa.Table:
         raise DataError(f"{file}: cannot be read as a parquet file: {error}") from error
     if table.column_names != columns or len(table) != rows:
         raise DataError(
-            f"{file}: must have {rows} rows of {', '.join(columns)}, has {len(table)} of "
-            f"{', '.join(table.column_names)}"
+            f"{file}: must have {rows} rows of {listed(columns)}, has {len(table)} of "
+            f"{listed(table.column_names)}"
         )
     return table

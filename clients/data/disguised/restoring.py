@@ -22,11 +22,13 @@ from clients.data.disguised.manifest import (
 )
 from clients.data.disguised.reading import disguised, stored_parts
 from clients.data.errors import DataError
+from clients.data.naming import checked_label
 from clients.data.places import entries
 from clients.data.source import Content
 from clients.shields.disguises import Disguise
 from models.errors import RequestError
 from models.files import write_atomically
+from models.printable import quoted
 
 BEGUN = ".restoring"
 LONGEST_NAME = 255
@@ -79,9 +81,10 @@ def restore_set(folder: Path, disguise: Disguise, out: Path, told: Told) -> Mani
 def _check_names(folder: Path, labels: Sequence[object]) -> None:
     """Refuse labels that are no names of folders: a set may come from anybody."""
     for label in map(str, labels):
-        wrong = label in (".", "..") or Path(label).name != label or "\0" in label
+        checked_label(label, f"{folder}: a label is no name of a class folder:")
+        wrong = label in (".", "..") or Path(label).name != label
         if wrong or len(label.encode()) > LONGEST_NAME:
-            raise DataError(f"{folder}: the label {label[:80]!r} is no name of a class folder")
+            raise DataError(f"{folder}: the label {quoted(label)} is no name of a class folder")
 
 
 def _claim(out: Path, what: str) -> None:

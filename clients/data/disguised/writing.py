@@ -25,11 +25,13 @@ from clients.data.disguised.manifest import (
 )
 from clients.data.disguised.reading import is_whole
 from clients.data.errors import DataError
+from clients.data.naming import checked_label, listed
 from clients.data.pixels import Channels, layout_of
 from clients.data.places import entries
 from clients.data.source import Content, RawImage, Source, origin
 from clients.shields.disguises import Disguise
 from models.files import write_atomically
+from models.printable import to_nfc
 
 PART_BYTES = 2**26
 PART_ROWS = 8192
@@ -98,12 +100,14 @@ def disguise_set(request: Request, out: Path, told: Told) -> Manifest:
 def _manifest(request: Request, content: Content) -> Manifest:
     disguise = request.disguise
     key, span = disguise.key, disguise.span
-    labels = list(dict.fromkeys(request.labels)) or _usual_labels(content)
+    labels = list(dict.fromkeys(map(to_nfc, request.labels))) or _usual_labels(content)
     if missing := [name for name in labels if name not in content.columns]:
         raise DataError(
             f"there is no label column '{missing[0]}' in {request.source.base}; "
-            f"allowed: {', '.join(content.columns) or 'none'}"
+            f"allowed: {listed(content.columns)}"
         )
+    for name in labels:
+        checked_label(name, f"{request.source.base}: the column")
     bytes_each = math.prod(key.shape) * span.on_disk.itemsize
     return Manifest(
         disguise=key.notation,
@@ -129,7 +133,7 @@ def _usual_labels(content: Content) -> list[str]:
         return ["label"] if "label" in columns else columns
     raise DataError(
         f"which column is the label? Only what is named is kept; name it by --label: "
-        f"{', '.join(columns) or 'there are none'}"
+        f"{listed(columns)}"
     )
 
 

@@ -1,0 +1,265 @@
+"""What a device of split learning may release, and how: see :mod:`clients.odometer`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+
+from clients import odometer, shields
+from clients.assignments import EdgeAssignment
+from clients.data import Part, Splits
+from clients.odometer import ACTIVATIONS, COUNTS, Limits, Odometer, Planned, Release
+from clients.releasing import Releases, function_of
+from clients.shields import Mechanism, Shield
+from clients.shields.counts import CountsConfig
+from clients.vault import Vault
+from models.randomness import SystemGenerator
+
+USUAL_DELTA = 1e-5
+Draw = Callable[[str], np.ndarray]
+HeldOut = Literal["validation", "test"]
+
+
+class EdgeReleases:
+    """The releases of one device in one case.
+
+    Parameters
+    ----------
+    vault : Vault
+    assignment : EdgeAssignment
+    data : Splits
+    shield : Shield
+        Of the front.
+
+    Attributes
+    ----------
+    guaranteed : bool
+        Whether something is promised to each image; then nothing leaves but what is paid for.
+    counts : bool
+        Whether it is noted what leaves.
+
+    Raises
+    ------
+    RuntimeError
+        Something is promised, and can't be kept: with images that are normalised by one another,
+        a larger δ than this device allows, or other terms than this case began with.
+    """
+
+    def __init__(
+        self, vault: Vault, assignment: EdgeAssignment, data: Splits, shield: Shield
+    ) -> None:
+        self._vault = vault
+        self._assignment = assignment
+        self._data = data
+        self._shield = shield
+        self._terms = assignment.fingerprint()
+        self.guaranteed = assignment.guaranteed
+        self.counts = bool(self.guaranteed or assignment.budget or assignment.limits)
+        if self.guaranteed:
+            self._check_terms()
+
+    def _check_terms(self) -> None:
+        a = self._assignment
+        if a.data.by_training:
+            raise RuntimeError(
+                "nothing can be promised to images that are normalised by statistics of all: the "
+                "organiser wants data.normalize: training; allowed: none, dataset"
+            )
+        delta = getattr(self._shield.config, "delta", 0.0)
+        if a.limits and delta > self.delta:
+            raise RuntimeError(
+                f"the organiser wants δ = {delta:.4g}; this device allows {self.delta:.4g} at most "
+                f"(it has {self._images} images)"
+            )
+        if not self._vault.pin(f"{a.case}-terms", self._terms):
+            raise RuntimeError(
+                f"this device joined the case '{a.case}' of this run on other terms; a budget "
+                "can't be begun anew"
+            )
+
+    # ---------------------------------------------------------------------------- limits
+
+    @property
+    def delta(self) -> float:
+        """The δ of all releases: as this device says, else one in as many as it has images."""
+        limits, budget = self._assignment.limits, self._assignment.budget
+        if limits:
+            return limits.delta or min(USUAL_DELTA, 1 / max(1, self._images))
+        return budget.delta if budget else USUAL_DELTA
+
+    @property
+    def _images(self) -> int:
+        return sum(len(self._assignment.share(self._data, part)) for part in get_args(Part))
+
+    @cached_property
+    def _releases(self) -> Releases:
+        a, limits = self._assignment, []
+        if a.budget:
+            # Noise that is drawn from a seed promises nothing: then only releases are counted.
+            epsilon = a.budget.epsilon if self.guaranteed else None
+            limits.append(Limits(epsilon, a.budget.delta, a.releases or None, (a.run, a.case)))
+        if a.limits:
+            limits.append(Limits(a.limits.epsilon, self.delta, a.limits.activations))
+        anchor = odometer.anchor_of(self._vault.lasting) if a.limits else None
+        return Releases(self._vault, Odometer(self._vault, anchor), limits, self.guaranteed)
+
+    def check(self) -> None:
+        """See that all that this case may release fits beside what was released before.
+
+        Raises
+        ------
+        BudgetExhausted
+            If it does not.
+        """
+        if self.counts:
+            self._releases.check(self.planned())
+
+    def planned(self) -> list[Planned]:
+        """Return all that this case may release."""
+        a = self._assignment
+        found = [self._of_training]
+        found += [self._of_test(True)] if a.test_features else []
+        found += [self._of_counts(part) for part in a.reports if a.report]
+        return found
+
+    @property
+    def _of_training(self) -> Planned:
+        return Planned(self._release(ACTIVATIONS, "train"), self._assignment.releases)
+
+    def _of_test(self, noisy: bool) -> Planned:
+        release = self._release(ACTIVATIONS if noisy else odometer.IN_THE_CLEAR, "test")
+        return Planned(release, int(self._assignment.test_features))
+
+    def _of_counts(self, part: HeldOut) -> Planned:
+        reports = self._assignment.reports.get(part)
+        epsilon = reports.epsilon if reports and self.guaranteed else None
+        release = Release(
+            **self._common(COUNTS, part),
+            noise="laplace" if epsilon else None,
+            ratio=epsilon or 0.0,
+        )
+        return Planned(release, reports.count if reports else 0)
+
+    def _release(self, what: str, part: Part) -> Release:
+        # Imported late: it takes seconds, which only those pay who are promised something.
+        from clients.shields.accounting import Cost
+
+        mechanism = self._shield
+        cost = Cost(None)
+        if isinstance(mechanism, Mechanism) and what == ACTIVATIONS:
+            cost = Cost.of(mechanism)
+        return Release(**self._common(what, part), noise=cost.kind, ratio=cost.ratio)
+
+    def _common(self, what: str, part: Part) -> dict[str, Any]:
+        a = self._assignment
+        return {
+            "run": a.run,
+            "case": a.case,
+            "what": what,
+            "part": part,
+            "division": self._division,
+        }
+
+    @cached_property
+    def _division(self) -> str:
+        """What tells how images were divided into parts: all of it the organiser may choose."""
+        a = self._assignment
+        return function_of(
+            a.data.model_dump_json(), a.data_seed, a.partition, a.partitions, a.whole
+        )
+
+    # -------------------------------------------------------------------------- releasing
+
+    def of_training(
+        self, epoch: int, steps: Iterable[int], front: bytes, draw: Draw
+    ) -> dict[str, np.ndarray]:
+        """Return what leaves of some batches of an epoch; see :meth:`Releases.release`.
+
+        Parameters
+        ----------
+        front : bytes
+            What tells the front from others.
+        """
+        functions = {str(step): self._function("train", epoch, step, front) for step in steps}
+        group = self._group("train", epoch)
+        found = self._releases.release(self._of_training, group, functions, draw)
+        if self.guaranteed and epoch > 1:
+            # A run that is resumed goes back by one epoch at most.
+            self._releases.forget(self._group("train", epoch - 2))
+        return found
+
+    def of_test(
+        self, starts: Iterable[int], front: bytes, noisy: bool, draw: Draw
+    ) -> dict[str, np.ndarray]:
+        """Return what leaves of some batches of test images, by the first image of each."""
+        places = [str(start) for start in starts]
+        if not self.counts:
+            return {place: draw(place) for place in places}
+        functions = {place: self._function("test", place, str(noisy), front) for place in places}
+        group = self._group("test", str(noisy))
+        return self._releases.release(self._of_test(noisy), group, functions, draw)
+
+    def counted(
+        self,
+        part: Part,
+        asked: Sequence[bytes | int],
+        names: Sequence[str],
+        most: int,
+        count: Callable[[], list[int]],
+    ) -> dict[str, int]:
+        """Return counts on one part, behind noise where something is promised.
+
+        Parameters
+        ----------
+        asked : sequence of bytes or int
+            What they are a function of, besides the images.
+        names : sequence of str
+            Of the counts.
+        most : int
+            What a count can be.
+        count : callable
+            Counts.
+
+        Raises
+        ------
+        RuntimeError
+            On training images; or if the device says nothing.
+        BudgetExhausted
+            If it has said as much as it may.
+        """
+        if part == "train":
+            raise RuntimeError(f"nothing is counted on {part} images")
+        if not self._assignment.report:
+            raise RuntimeError("this device keeps to itself how often it was right")
+        if not self.counts:
+            return dict(zip(names, count(), strict=True))
+        if self.guaranteed and self._of_counts(part).release.noise is None:
+            raise RuntimeError(f"right answers on {part} images are counted behind noise only")
+
+        def draw(_: str) -> np.ndarray:
+            return self._behind_noise(part, count(), most)
+
+        function = {"": self._function("counts", part, *asked)}
+        group = self._group("counts", part)
+        found = self._releases.release(self._of_counts(part), group, function, draw)[""]
+        return dict(zip(names, found.tolist(), strict=True))
+
+    def _behind_noise(self, part: HeldOut, counts: list[int], most: int) -> np.ndarray:
+        """Return counts as they leave, none below 0 or above what there is."""
+        epsilon = self._of_counts(part).release.ratio
+        answer = torch.tensor([counts], dtype=torch.float32)
+        if self.guaranteed:
+            shield = shields.build(CountsConfig(epsilon=epsilon), (len(counts),), 1)
+            answer, _ = shield.protect(answer, SystemGenerator())
+        return answer[0].clamp(0, most).to(torch.int64).numpy()
+
+    def _function(self, *what: str | int | bytes) -> str:
+        return function_of(self._terms, self._data.content, *what)
+
+    def _group(self, *what: str | int) -> str:
+        a = self._assignment
+        return function_of(a.run, a.case, self._terms, *what)

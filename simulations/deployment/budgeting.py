@@ -1,0 +1,151 @@
+"""``pudica node budget``: what a node's images have cost so far, and what its settings promise."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import pandas as pd
+
+from clients.node import USUAL_DELTA, NodeConfig
+from clients.odometer import Entry, Odometer, activations, anchor_of, count, spent
+from clients.vault import Vault, deployed_lasting
+from models.errors import RequestError
+
+COLUMNS = ("run", "case", "what", "images", "times", "each costs", "last")
+
+
+def entries_of(config: NodeConfig) -> list[Entry]:
+    """Return everything that a node has paid for.
+
+    Raises
+    ------
+    RequestError
+        The record was put back to an earlier state, or is damaged.
+    """
+    lasting = deployed_lasting(config.vault)
+    try:
+        return Odometer(Vault(lasting, lasting), anchor_of(lasting)).entries()
+    except RuntimeError as error:
+        raise RequestError(str(error)) from error
+
+
+def table(entries: list[Entry]) -> pd.DataFrame:
+    """Return a row for each kind of release."""
+    times = count(entries)
+    last = {entry.release: entry.at for entry in entries}
+    rows = [
+        (r.run, r.case, r.what, r.part, number, _cost(r.noise, r.ratio), last[r])
+        for r, number in times.items()
+    ]
+    return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def _cost(noise: str | None, ratio: float) -> str:
+    if noise is None:
+        return "no guarantee"
+    return f"ε = {ratio:.4g}" if noise == "laplace" else f"Gaussian, μ = {ratio:.4g}"
+
+
+def balance(config: NodeConfig, entries: list[Entry]) -> list[str]:
+    """Return what is spent and what is left, in sentences."""
+    epsilon, delta = config.total
+    times = count(entries)
+    used = spent(times, delta or USUAL_DELTA)
+    lines = [f"activations of one image have left {_times(activations(times))} at most"]
+    if math.isinf(used):
+        lines.append("spent: no finite ε, since something left without a guarantee")
+    else:
+        lines.append(f"spent: {_epsilon(used, delta)}")
+    if epsilon is None:
+        lines.append("budget: none, since these settings promise no ε")
+    else:
+        left = max(0.0, epsilon - used)
+        lines.append(f"budget: {_epsilon(epsilon, delta)}; left, added up: ε = {left:.4g}")
+    return lines
+
+
+def promises(config: NodeConfig) -> list[str]:
+    """Return what a node releases at most, under which guarantee, and what it refuses."""
+    return [line for system in config.systems for line in _of(system, config)]
+
+
+def _of(system: str, config: NodeConfig) -> Iterator[str]:
+    if config.guarantees and system != "split":
+        yield f"{system}: refused, since this node's images are under a budget"
+    elif system == "split":
+        yield from _of_split(config)
+    elif system == "themis":
+        yield "themis: gradients and accuracies of its model on images that are public; no ε"
+    else:
+        yield f"{system}: {_protection(system, config)}; no ε: it is obfuscation"
+        yield f"{system}: {_counts(config)}"
+
+
+def _protection(system: str, config: NodeConfig) -> str:
+    if system == "dlmt" and config.key:
+        how = f", and only in {config.train} training" if config.train else ""
+        return f"images, or models trained on them, disguised by its own key{how}"
+    if system == "facemix" and config.mixing:
+        return f"mixtures of at least {config.mixing} images' features under secret keys"
+    return "whatever the organiser asks for" if config.trust_organiser else "refused"
+
+
+def _of_split(config: NodeConfig) -> Iterator[str]:
+    if config.shield is None:
+        yield f"split: {_protection('split', config)}; no ε"
+        return
+    name, epsilon = config.shield["name"], config.shield["epsilon"]
+    fronts = " or ".join(config.allowed_fronts)
+    cut = f"after layer {config.cut}" if config.cut else "after the layer that the organiser says"
+    pinned = f"the one with the digest {config.front}" if config.front else "one for each case"
+    yield (
+        f"split: activations {cut}, of a front that is {fronts} ({pinned}), behind {name} with "
+        f"ε = {epsilon:g} or less and secret noise"
+    )
+    if config.guarantees:
+        yield (
+            f"split: clip as the organiser says, by the first join of a case; "
+            f"δ {_delta(config.shield.get('delta'))} or less"
+        )
+    yield (
+        f"split: activations of an image leave {_times(config.activations)} at most, in all runs "
+        "together"
+    )
+    total, delta = config.total
+    if total is None:
+        yield "split: no ε is promised to an image: this noise is the paper's, for comparison"
+    else:
+        yield (
+            f"split: (ε, δ) of an image, in all runs together: {total:.4g}, {_delta(delta)}; "
+            "labels and numbers of images are public"
+        )
+    yield f"split: {_counts(config)}"
+    yield (
+        "split: refused: other fronts or settings within a case, activations without noise, "
+        "answers about training images, gradients or weights of the front"
+        if "average" not in config.allowed_fronts and "handoff" not in config.allowed_fronts
+        else "split: gradients or weights of the front leave in the clear"
+    )
+
+
+def _counts(config: NodeConfig) -> str:
+    return {
+        "none": "says nothing of how often models are right",
+        "noisy": "says how often models are right on validation and test images behind discrete "
+        "Laplace noise, paid for from these images' budget",
+        "exact": "says exactly how often models are right on validation and test images, which an "
+        "organiser who cheats can use to read them",
+    }[config.reports]
+
+
+def _delta(delta: float | None) -> str:
+    return f"{delta:.4g}" if delta else f"{USUAL_DELTA:g} (1/n of n images, if that is less)"
+
+
+def _epsilon(epsilon: float, delta: float | None) -> str:
+    return f"ε = {epsilon:.4g} (δ = {delta or USUAL_DELTA:.4g})"
+
+
+def _times(number: int) -> str:
+    return "once" if number == 1 else f"{number} times"

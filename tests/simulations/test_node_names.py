@@ -1,0 +1,116 @@
+"""Names of nodes: from the command line and files into the roster, and back onto a terminal."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import typer
+from hostile_names import EMPTY, FORMULAS, HIDDEN, MARKUP, NFC, NFD, QUOTED, SPACED
+
+from clients.node import NodeConfig
+from models.errors import RequestError
+from models.printable import escape_hidden
+from simulations.console import conclude, refusals, say
+from simulations.deployment.auditing import verify
+from simulations.deployment.checking import Finding
+from simulations.deployment.invitation import Invitation
+from simulations.deployment.kit import SETTINGS, Kit
+from simulations.deployment.organiser import Organiser
+from simulations.programs.calling import LOOPBACK, free_port
+from strategies.spreadsheets import write_csv
+
+WRONG = [
+    *(*HIDDEN.values(), *EMPTY.values(), *FORMULAS.values(), *QUOTED.values(), *SPACED.values()),
+    *(*MARKUP, "../x", "a/b", ".x", "-rf", "a;b", "a: b", "x" * 81),
+]
+
+
+@pytest.fixture
+def organiser(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Organiser:
+    monkeypatch.setattr(Organiser, "is_up", lambda self: True)
+    monkeypatch.setattr(Organiser, "_flwr", lambda self, *_: {"success": True, "node-id": "7"})
+    return Organiser.init(tmp_path / "organiser", LOOPBACK, free_port())
+
+
+@pytest.fixture
+def invitation(organiser: Organiser) -> Invitation:
+    return Invitation.read(organiser.folder / "invitation.yaml")
+
+
+def test_no_kit_is_made_under_a_wrong_name(tmp_path: Path, invitation: Invitation) -> None:
+    for name in WRONG:
+        with pytest.raises(RequestError, match="the name '") as caught:
+            Kit.make(tmp_path / "kit", name, invitation)
+        assert str(caught.value).isprintable()
+        assert not (tmp_path / "kit").exists()
+
+
+def test_no_node_is_registered_under_a_wrong_name(
+    organiser: Organiser, invitation: Invitation, tmp_path: Path
+) -> None:
+    public = Kit.make(tmp_path / "kit", "ann", invitation).public
+    for name in WRONG:
+        with pytest.raises(RequestError, match="the name '") as caught:
+            organiser.register(public, name)
+        assert str(caught.value).isprintable()
+    assert not organiser.nodes
+
+
+@pytest.mark.parametrize("name", ["007", "true", "null", "1e5", "2026-01-01", "Zoé (2)", "a - b"])
+def test_a_node_has_the_name_it_was_given(
+    tmp_path: Path, organiser: Organiser, invitation: Invitation, name: str
+) -> None:
+    kit = Kit.make(tmp_path / "kit", name, invitation)
+    assert NodeConfig.read(kit.folder / SETTINGS).name == name
+    assert organiser.register(kit.public, kit.public.stem).name == name
+
+
+def test_a_node_is_the_same_in_either_spelling(
+    tmp_path: Path, organiser: Organiser, invitation: Invitation
+) -> None:
+    kit = Kit.make(tmp_path / "kit", NFD, invitation)
+    assert kit.config.name == kit.public.stem == NFC
+    assert kit.public.read_text().split(" ", 2)[2].strip() == NFC
+    organiser.register(kit.public, NFD)
+    assert json.loads((organiser.folder / "nodes.json").read_text())[0]["name"] == NFC
+    with pytest.raises(RequestError, match="is registered already"):
+        organiser.register(kit.public, NFC)
+    assert organiser.remove(NFD).name == NFC
+
+
+@pytest.mark.parametrize("name", HIDDEN.values(), ids=HIDDEN)
+def test_a_terminal_acts_on_nothing_that_comes_from_elsewhere(
+    capsys: pytest.CaptureFixture, name: str
+) -> None:
+    say(f"one {name}\ntwo")
+    with pytest.raises(typer.Exit):
+        conclude([Finding("server", True, "fine"), Finding("data", False, f"no {name}")])
+    with pytest.raises(typer.Exit), refusals():
+        raise RequestError(f"there is no {name}")
+    written = capsys.readouterr()
+    assert "\nfine" not in written.out
+    assert (written.out + written.err).replace("\n", "").isprintable()
+    assert escape_hidden(name, keep="\n") in written.out
+
+
+@pytest.mark.parametrize("name", ["NA", "007", "a;=1+1", "O'Brien"])
+def test_an_audit_finds_every_name_on_the_leaderboard(tmp_path: Path, name: str) -> None:
+    import pandas as pd
+
+    texts = ("variant", "images", "predictions", "signature", "public_key")
+    numbers = {"M": 1.0, "draw": 0, "first": 0, "count": 4, "right": 3}
+    what = {"participant": name, "case": "main", "release": "trained"}
+    manifest = {
+        "format": "pudica-manifest-1",
+        "run": "run",
+        "published": {},
+        "submissions": [dict.fromkeys(texts, "") | numbers | what],
+        "test": {"images": 4, "draws": 1},
+    }
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    board = pd.DataFrame({"rank": [1], "model": [name], "trained_accuracy": [75.0]})
+    write_csv(board, tmp_path / "leaderboard.csv")
+    found = {finding.what: finding for finding in verify(tmp_path, tmp_path / "ca.crt")}
+    assert found["leaderboard"].fine, found["leaderboard"].told
