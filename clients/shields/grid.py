@@ -116,13 +116,20 @@ def _with_same_sum(rows: torch.Tensor, most: int) -> torch.Tensor:
     sizes = rows.abs()
     whole = sizes.floor()
     total = sizes.sum(1).round().clamp(max=most)
-    left = total - whole.sum(1)
-    order = (sizes - whole).argsort(dim=1, descending=True, stable=True)
-    ranks = order.argsort(dim=1)
-    found = (whole + (ranks < left[:, None])).long()
+    left = (total - whole.sum(1)).clamp(min=0).long()
+    found = (whole + _largest(sizes - whole, left[:, None])).long()
     # Of a row that is too long as it is, nothing may be added; floating point may see it so.
     found = torch.where(found.sum(1, keepdim=True) > most, _shrunk(whole, 1, most), found)
     return found * rows.sign().long()
+
+
+def _largest(rows: torch.Tensor, number: torch.Tensor) -> torch.Tensor:
+    """Tell which are the largest of each row, so many; of equal ones the first."""
+    ordered = rows.sort(dim=1, descending=True).values
+    least = ordered.gather(1, (number - 1).clamp(min=0))
+    above, equal = rows > least, rows == least
+    room = number - above.sum(1, keepdim=True)
+    return above & (number > 0) | equal & (equal.cumsum(1) <= room)
 
 
 def _nearest(rows: torch.Tensor, most: int) -> torch.Tensor:
