@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import wraps
+from logging import WARN
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
+from flwr.common.logger import log
 
 from clients import assignments, protocol
 from clients.assignments import (
@@ -20,6 +22,7 @@ from clients.assignments import (
     OwnerAssignment,
     ParticipantAssignment,
 )
+from clients.data import DataError
 from clients.edge import Edge
 from clients.inference import InferenceEdge
 from clients.inference_training import TrainingEdge, edge_of
@@ -28,7 +31,7 @@ from clients.odometer import IN_THE_CLEAR, Odometer, Release, anchor_of
 from clients.once import answered_once
 from clients.owner import Owner
 from clients.participant import Participant, Schedule, attacked
-from clients.vault import Vault, vault_of, vault_path
+from clients.vault import Vault, is_deployed, vault_of, vault_path
 
 app = ClientApp()
 
@@ -47,9 +50,18 @@ ROLES: dict[type, Callable[[Vault, Any], Node]] = {
 }
 
 
-def _made(vault: Vault, assignment: AnyAssignment) -> Node:
+def _made(vault: Vault, assignment: AnyAssignment, context: Context) -> Node:
     """Return who an assignment makes of this node, on the images that it had from the first."""
-    node = ROLES[type(assignment)](vault, assignment)
+    try:
+        node = ROLES[type(assignment)](vault, assignment)
+    except DataError as error:
+        if not is_deployed(context):
+            raise
+        # What is wrong with which of its files is the node's own business.
+        log(WARN, "%s", error)
+        raise RuntimeError(
+            "this node's images can't be read with these settings; its own log says why"
+        ) from error
     # Noted here and not told: a hash would let others check what they guess of the data.
     if not vault.pin("data", node.data.content):
         raise RuntimeError(
@@ -67,7 +79,7 @@ def _node(config: Mapping[str, protocol.Scalar], context: Context) -> Node:
         kept = vault.read("assignment.json")
         if kept is None:
             raise RuntimeError("this node has not joined the run, or its vault was emptied")
-        _nodes[place] = _made(vault, _agreed(assignments.parsed(kept), context))
+        _nodes[place] = _made(vault, _agreed(assignments.parsed(kept), context), context)
     return _nodes[place]
 
 
@@ -128,10 +140,13 @@ def _reply(
     message: Message, context: Context, run: str, content: Callable[[], RecordDict]
 ) -> Message:
     """Return the reply to a message; in a simulation, nobody asks twice."""
+    vault = vault_of(context, run)
     if exchange := message.metadata.group_id:
-        vault = vault_of(context, run)
         return Message(answered_once(vault, exchange, content), reply_to=message)
-    return Message(content(), reply_to=message)
+    if not is_deployed(context):
+        return Message(content(), reply_to=message)
+    with vault.alone() as alone:  # of a deployed node, two processes may be at work at once
+        return Message(content() if alone else protocol.busy(), reply_to=message)
 
 
 def _computed(node: Any, handler: Callable, config: dict, tensors: Arrays) -> RecordDict:
@@ -162,7 +177,7 @@ def join(message: Message, context: Context) -> Message:
 
     def content() -> RecordDict:
         vault = vault_of(context, assignment.run)
-        role = _made(vault, assignment)
+        role = _made(vault, assignment, context)
         _account(role, context)
         # Only now: who was refused must not have changed what was agreed.
         vault.write("assignment.json", assignment.model_dump_json().encode())
@@ -293,6 +308,7 @@ def front_gradient(edge: Edge, config: dict, arrays: Arrays) -> RecordDict:
 @_of_edge
 def hand_on(edge: Edge, config: dict, arrays: Arrays) -> RecordDict:
     """Learn from the last batches' gradient, and return the front."""
+    edge.need_fronts("handoff")
     if "gradient" in arrays:
         edge.learn(arrays["gradient"], config["scale"], config["of"])
     edge.keep(max(edge.turn, config["turn"]), config["needed"])

@@ -145,7 +145,7 @@ class Report(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     count: int = Field(ge=0, le=MOST_RELEASES)
-    epsilon: float | None = Field(default=None, gt=0)
+    epsilon: float | None = Field(default=None, gt=0, allow_inf_nan=False)
 
 
 class Budget(BaseModel):
@@ -158,7 +158,7 @@ class Budget(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    epsilon: float = Field(gt=0)
+    epsilon: float = Field(gt=0, allow_inf_nan=False)
     delta: float = Field(gt=0, lt=1)
 
 
@@ -232,7 +232,7 @@ class EdgeAssignment(Assignment):
     shield: SerializeAsAny[ShieldConfig]
     noise: Literal["seeded", "secret"]
     seed: int
-    batch_size: int
+    batch_size: int = Field(ge=1, le=MOST_RELEASES)
     wire: Wire
     optimizer: OptimizerConfig
     releases: int = Field(default=1, ge=0, le=MOST_RELEASES)

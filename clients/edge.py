@@ -20,6 +20,7 @@ from clients.assignments import EdgeAssignment
 from clients.data import ImageSet, Part, Splits, load_once
 from clients.edge_releases import EdgeReleases
 from clients.shields.front import Front, activation_shape
+from clients.shields.integers import IntegerMechanism
 from clients.snapshots import Snapshots
 from clients.vault import Vault
 from models import optimizers, packing
@@ -162,23 +163,26 @@ class Edge:
             if not np.array_equal(packing.packed(layers), own):
                 self._refuse_front()
             return
-        if self.assignment.fronts == "frozen":
-            self._pin_front(own)
+        self._check_front(own)
         packing.unpack(given.to(self.compute.device), packing.state(self.front))
         optimizers.restore(self.optimizer, packing.under("optimizer/", arrays))
         if self.releases.guaranteed:
             self._check_rows_apart()
         self.pending, self._ready = None, True
 
-    def _pin_front(self, layers: np.ndarray) -> None:
-        """Take no other front in this case, whoever joins it again; nor any but one's own."""
+    def _check_front(self, layers: np.ndarray) -> None:
+        """Take no front but one's own, if there is one; nor another in a case of a frozen one.
+
+        Whoever joins it again.
+        """
         digest = hashlib.blake2b(layers.tobytes(), digest_size=16).hexdigest()
         limits = self.assignment.limits
         if limits and limits.front and limits.front != digest:
             raise RuntimeError(
                 f"this device takes the front {limits.front} and no other; this is {digest}"
             )
-        if not self.vault.pin(f"{self.assignment.case}-front", digest):
+        frozen = self.assignment.fronts == "frozen"
+        if frozen and not self.vault.pin(f"{self.assignment.case}-front", digest):
             self._refuse_front()
 
     def _refuse_front(self) -> None:
@@ -191,18 +195,22 @@ class Edge:
         A guarantee for a record rests on it. The images are drawn, and nobody's.
         """
         drawn = torch.rand(4, *self.data.shape, generator=torch.Generator().manual_seed(0))
-        others = torch.cat([drawn[:1], 1 - drawn[1:]])
+        shield = self.front.shield
+        assert isinstance(shield, IntegerMechanism)
         with self._evaluating():
-            one, other = (
-                self.compute.outputs(self.front, self.compute.place(x))[0] for x in (drawn, others)
+            outputs = (
+                self.compute.outputs(self.front, self.compute.place(x))
+                for x in (drawn, _others(drawn))
             )
-        if not torch.allclose(one, other, rtol=1e-3, atol=1e-4, equal_nan=True):
+            one, other = (shield.on_grid(shield.checked(output))[0] for output in outputs)
+        if (one - other).abs().max() > 1:
             raise RuntimeError(
                 "the front computes an image's activation from the whole batch, so nothing can be "
                 "promised to one image"
             )
 
-    def _need_fronts(self, mode: str) -> None:
+    def need_fronts(self, mode: str) -> None:
+        """Raise RuntimeError unless the fronts are kept in this way."""
         if self.assignment.fronts != mode:
             raise RuntimeError(f"the front is {self.assignment.fronts}, and stays on this device")
 
@@ -220,7 +228,7 @@ class Edge:
         RuntimeError
             If it is not handed on from device to device.
         """
-        self._need_fronts("handoff")
+        self.need_fronts("handoff")
         state = optimizers.state_of(self.optimizer).items()
         kept = {f"optimizer/{name}": value.cpu().numpy() for name, value in state}
         return {"front": packing.packed(packing.state(self.front)), **kept}
@@ -265,7 +273,7 @@ class Edge:
             If the fronts are not averaged; or the device was restarted since, and nothing was
             kept.
         """
-        self._need_fronts("average")
+        self.need_fronts("average")
         chunk, start = self.pending, time.perf_counter()
         self.pending = None
         if chunk is None or chunk.turn != turn:
@@ -469,6 +477,8 @@ class Edge:
         _, layers = self._cutter().cut(self.assignment.cut)
         layers = self.compute.host(copy.deepcopy(layers)).eval()
         packing.unpack(back.to(self.compute.device), packing.state(layers))
+        if self.releases.guaranteed:
+            self._check_answers_apart(layers)
         images, size = self._own(part), self.assignment.batch_size
         right = [0, 0]
         for start in range(0, len(images), size):
@@ -480,6 +490,17 @@ class Edge:
                     guesses = self.compute.outputs(layers, sent).argmax(1).cpu()
                 right[noisy] += int((guesses == y).sum())
         return right
+
+    @torch.no_grad()
+    def _check_answers_apart(self, layers: torch.nn.Module) -> None:
+        """See that what is said of one image does not depend on the others: they are counted."""
+        shape = (4, *self.front.shield.shape)
+        drawn = torch.rand(shape, generator=torch.Generator().manual_seed(0))
+        one, other = (
+            self.compute.outputs(layers, self.compute.place(x))[0] for x in (drawn, _others(drawn))
+        )
+        if not torch.allclose(one, other, rtol=1e-3, atol=1e-6, equal_nan=True):
+            raise RuntimeError("the model answers for an image by the whole batch: nothing is said")
 
     def features(self, start: int, count: int, noisy: bool) -> np.ndarray:
         """Return what leaves the device of some of its test images, to be classified.
@@ -523,8 +544,12 @@ class Edge:
             As :meth:`evaluate`.
         """
         labels = self._own("test").labels
-        if len(predictions) != len(labels):
-            raise ValueError(f"{len(predictions)} predictions for {len(labels)} test images")
+        # Another shape would be compared with each label several times.
+        if tuple(predictions.shape) != labels.shape or predictions.is_floating_point():
+            raise ValueError(
+                f"predictions {tuple(predictions.shape)} ({predictions.dtype}) for {len(labels)} "
+                "test images"
+            )
         right = int((predictions.numpy() == labels).sum())
         asked = (_digest([predictions]),)
         found = self.releases.counted("test", asked, ("right",), len(labels), lambda: [right])
@@ -564,6 +589,7 @@ class Edge:
         turn, needed : int
             As of :meth:`clients.snapshots.Snapshots.keep`.
         """
+        self._need_front()
         tensors = {f"front/{k}": v for k, v in self.front.state_dict().items()}
         tensors |= {f"optimizer/{k}": v for k, v in optimizers.state_of(self.optimizer).items()}
         pending = self.pending.note() if self.pending else None
@@ -604,6 +630,11 @@ class Edge:
         optimizers.restore(self.optimizer, packing.under("optimizer/", tensors))
         self.pending = Sent(**note["pending"]) if note["pending"] else None
         self.turn, self._ready = turn, True
+
+
+def _others(drawn: torch.Tensor) -> torch.Tensor:
+    """Return a batch of which all but the first example differ."""
+    return torch.cat([drawn[:1], 1 - drawn[1:]])
 
 
 def _digest(tensors: Sequence[torch.Tensor]) -> bytes:

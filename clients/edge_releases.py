@@ -11,7 +11,7 @@ import torch
 
 from clients import odometer, shields
 from clients.assignments import EdgeAssignment
-from clients.data import Part, Splits
+from clients.data import Part, Splits, load_once
 from clients.odometer import ACTIVATIONS, COUNTS, Limits, Odometer, Planned, Release
 from clients.releasing import Releases, function_of
 from clients.shields import Mechanism, Shield
@@ -46,7 +46,7 @@ class EdgeReleases:
     ------
     RuntimeError
         Something is promised, and can't be kept: with images that are normalised by one another,
-        a larger δ than this device allows, or other terms than this case began with.
+        or a larger δ than this device allows.
     """
 
     def __init__(
@@ -75,11 +75,6 @@ class EdgeReleases:
                 f"the organiser wants δ = {delta:.4g}; this device allows {self.delta:.4g} at most "
                 f"(it has {self._images} images)"
             )
-        if not self._vault.pin(f"{a.case}-terms", self._terms):
-            raise RuntimeError(
-                f"this device joined the case '{a.case}' of this run on other terms; a budget "
-                "can't be begun anew"
-            )
 
     # ---------------------------------------------------------------------------- limits
 
@@ -93,7 +88,12 @@ class EdgeReleases:
 
     @property
     def _images(self) -> int:
-        return sum(len(self._assignment.share(self._data, part)) for part in get_args(Part))
+        """How many images the device has, also those that the organiser leaves out."""
+        a, data = self._assignment, self._data
+        if a.data.limit is not None:
+            everything = a.data.model_copy(update={"limit": None})
+            data = load_once(everything.model_dump_json(), a.data_seed)
+        return sum(len(a.share(data, part)) for part in get_args(Part))
 
     @cached_property
     def _releases(self) -> Releases:
@@ -114,9 +114,21 @@ class EdgeReleases:
         ------
         BudgetExhausted
             If it does not.
+        RequestError
+            If there is no noise for an ε of the counts.
+        RuntimeError
+            If the device joined this case on other terms before.
         """
-        if self.counts:
-            self._releases.check(self.planned())
+        self._releases.check(self.planned())
+        if not self.guaranteed:
+            return
+        for report in self._assignment.reports.values():
+            shields.build(CountsConfig(epsilon=report.epsilon), (2,), 1)
+        if not self._vault.pin(f"{self._assignment.case}-terms", self._terms):
+            raise RuntimeError(
+                f"this device joined the case '{self._assignment.case}' of this run on other "
+                "terms; a budget can't be begun anew"
+            )
 
     def planned(self) -> list[Planned]:
         """Return all that this case may release."""
@@ -168,9 +180,8 @@ class EdgeReleases:
     def _division(self) -> str:
         """What tells how images were divided into parts: all of it the organiser may choose."""
         a = self._assignment
-        return function_of(
-            a.data.model_dump_json(), a.data_seed, a.partition, a.partitions, a.whole
-        )
+        place = (a.data_seed, a.partition, a.partitions, a.whole)
+        return function_of(self._data.content, a.data.model_dump_json(), *place)
 
     # -------------------------------------------------------------------------- releasing
 
@@ -186,11 +197,7 @@ class EdgeReleases:
         """
         functions = {str(step): self._function("train", epoch, step, front) for step in steps}
         group = self._group("train", epoch)
-        found = self._releases.release(self._of_training, group, functions, draw)
-        if self.guaranteed and epoch > 1:
-            # A run that is resumed goes back by one epoch at most.
-            self._releases.forget(self._group("train", epoch - 2))
-        return found
+        return self._releases.release(self._of_training, group, functions, draw)
 
     def of_test(
         self, starts: Iterable[int], front: bytes, noisy: bool, draw: Draw

@@ -34,7 +34,7 @@ from clients.shields import Mechanism
 from clients.shields.disguises import UNUSABLE, Key
 from clients.shields.mixing import MixingConfig
 from models.compute import ComputeConfig
-from models.custom import SUFFIX
+from models.custom import PREFIX, SUFFIX
 from models.errors import RequestError
 from models.explain import explained
 from models.files import absolute
@@ -212,6 +212,10 @@ class NodeConfig(BaseModel):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
+        if self.shield is None:
+            for name in ("fronts", "cut", "releases", "budget", "front"):
+                if getattr(self, name) is not None:
+                    raise ValueError(f"{name}: needs a shield, behind which it holds")
         if not self.guarantees:
             self._check_no_guarantee()
         elif self.report == "exact":
@@ -336,6 +340,7 @@ class NodeConfig(BaseModel):
                 f"this node's images are under a budget, which {assignment.system} would spend "
                 "without end; take part in it with other images, in a folder of its own"
             )
+        self._check_model(assignment)
         changes: dict[str, Any] = {
             "data": self.data.applied(assignment.data),
             "compute": self.computes(assignment.compute),
@@ -343,6 +348,18 @@ class NodeConfig(BaseModel):
             **self._own(assignment),
         }
         return type(assignment).model_validate({**assignment.model_dump(), **changes})
+
+    def _check_model(self, assignment: Assignment) -> None:
+        """See that no code or file is loaded that only the organiser names."""
+        theirs = getattr(assignment, "model", None)
+        if isinstance(assignment, ParticipantAssignment) and self.model is None:
+            theirs = assignment.participant.model
+        foreign = (theirs is not None and theirs.startswith(PREFIX)) or str(theirs).endswith(SUFFIX)
+        if foreign and theirs != self.model and not self.trust_organiser:
+            raise RuntimeError(
+                "the organiser names a model that is code or a file of this node; it loads none "
+                "but its own, model: … in node.yaml"
+            )
 
     def computes(self, compute: ComputeConfig) -> ComputeConfig:
         """Return how it computes."""

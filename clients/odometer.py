@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -156,18 +157,23 @@ class Odometer:
         WentBack
             If there was more once.
         """
-        kept = json.loads(self._record.read(RECORD) or b"[]")
-        entries = [Entry(Release(**each.pop("release")), **each) for each in kept]
-        if len(entries) < (known := self._known()):
+        return self._read()[0]
+
+    def _read(self) -> tuple[list[Entry], int]:
+        """Return everything that was paid for, and how many batches and answers have left."""
+        kept = json.loads(self._record.read(RECORD) or b'{"entries": [], "left": 0}')
+        entries = [Entry(Release(**each.pop("release")), **each) for each in kept["entries"]]
+        done = len(entries) + kept["left"]
+        if done < (known := self._known()):
             raise WentBack(
-                f"this node has paid for {known} releases, and its record in "
-                f"{self._record.root} knows of {len(entries)}: it was put back to an earlier "
-                "state. Give it back as it was; nothing is released before"
+                f"this node has noted {known} steps of releases, and its record in "
+                f"{self._record.root} knows of {done}: it was put back to an earlier state. Give "
+                "it back as it was; nothing is released before"
             )
-        return entries
+        return entries, kept["left"]
 
     def _known(self) -> int:
-        """Return how many entries the run's vault and the anchor remember."""
+        """Return how many steps the run's vault and the anchor remember."""
         anchored = self._anchor.read_bytes() if self._anchor and self._anchor.exists() else b"0"
         return max(int(self._run.read(KNOWN) or b"0"), int(anchored))
 
@@ -212,7 +218,7 @@ class Odometer:
             If it is more than this case or this node may release; nothing is paid for.
         """
         with self._alone():
-            entries, left = self.entries(), self._left(group)
+            (entries, settled), left = self._read(), self._left(group)
             new = [p for p, what in wanted.items() if not _has_left(left, p, what)]
             needed = max((_turns(left, place) + 1 for place in new), default=0)
             own = sum(_is_of(entry, planned.release, group) for entry in entries)
@@ -220,7 +226,7 @@ class Odometer:
                 more = [Entry(planned.release, group, timestamp())] * (needed - own)
                 self._check_case(entries, more, planned)
                 _check(count([*entries, *more]), limits)
-                self._write([*entries, *more])
+                self._write([*entries, *more], settled)
 
     def settle(self, group: str, leaving: Mapping[str, str]) -> None:
         """Note what is about to leave, by place; once it is kept, and before it leaves."""
@@ -232,14 +238,16 @@ class Odometer:
                 left += [{} for _ in range(turn + 1 - len(left))]
                 left[turn][place] = what
             if new:
+                entries, settled = self._read()
                 self._record.write(_file(group), json.dumps(left).encode(), durable=True)
+                self._write(entries, settled + len(new))
 
     def note(self, release: Release) -> None:
         """Write down a release that nothing limits, once."""
         with self._alone():
-            entries = self.entries()
+            entries, settled = self._read()
             if release not in (entry.release for entry in entries):
-                self._write([*entries, Entry(release, "", timestamp())])
+                self._write([*entries, Entry(release, "", timestamp())], settled)
 
     @staticmethod
     def _check_case(entries: list[Entry], new: list[Entry], planned: Planned) -> None:
@@ -260,14 +268,14 @@ class Odometer:
         """Return for each entry of a group which places have left under it, and as what."""
         return list(json.loads(self._record.read(_file(group)) or b"[]"))
 
-    def _write(self, entries: list[Entry]) -> None:
-        kept = [asdict(entry) for entry in entries]
+    def _write(self, entries: list[Entry], left: int) -> None:
+        kept = {"entries": [asdict(entry) for entry in entries], "left": left}
         self._record.write(RECORD, json.dumps(kept, indent=1).encode(), durable=True)
-        count = str(len(entries)).encode()
-        self._run.write(KNOWN, count)
+        known = str(len(entries) + left).encode()
+        self._run.write(KNOWN, known, durable=True)
         if self._anchor:
             self._anchor.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            write_atomically(self._anchor, count, 0o600)
+            write_atomically(self._anchor, known, 0o600, durable=True)
 
 
 def anchor_of(vaults: Path) -> Path:
@@ -309,7 +317,8 @@ def spent(times: Mapping[Release, int], delta: float) -> float:
         costs: Counter[tuple[str | None, float]] = Counter()
         for release, number in own.items():
             costs[release.noise, release.ratio] += number
-        worst = max(worst, _composed(frozenset(costs.items()), delta))
+        epsilon = _composed(frozenset(costs.items()), delta)
+        worst = math.inf if math.isnan(epsilon) else max(worst, epsilon)
     return worst
 
 
@@ -359,7 +368,8 @@ def _check_epsilon(times: Mapping[Release, int], limits: Limits) -> None:
     if limits.epsilon is None:
         return
     epsilon = spent(times, limits.delta)
-    if epsilon > limits.epsilon * (1 + ROUNDING):
+    # So that what is no number is not within any limit.
+    if not epsilon <= limits.epsilon * (1 + ROUNDING):
         raise BudgetExhausted(
             f"the budget is exhausted: it is ε = {limits.epsilon:.4g} (δ = {limits.delta:.4g}) for "
             f"one image, {limits.within}, and would be ε = {epsilon:.4g} with this release"

@@ -68,47 +68,49 @@ class Releases:
         BudgetExhausted
             If it is not allowed. Nothing of it may leave.
         """
-        found = {place: self._found(group, place, f, draw) for place, f in functions.items()}
-        self._odometer.reserve(planned, group, _named(functions, found), self._limits)
+        found = {place: self._kept(group, function) for place, function in functions.items()}
+        self._odometer.reserve(planned, group, self._named(functions, found), self._limits)
+        if not self._keeps:
+            # What is refused for its values has answered, too.
+            self._odometer.settle(group, functions)
         for place, array in found.items():
             if array is None:
                 found[place] = drawn = draw(place)
-                self._vault.write(_file(group, functions[place]), _as_bytes(drawn), durable=True)
-        self._odometer.settle(group, {p: n for p, n in _named(functions, found).items() if n})
+                self._keep(group, functions[place], drawn)
+        if self._keeps:
+            leaving = self._named(functions, found)
+            self._odometer.settle(group, {place: name for place, name in leaving.items() if name})
         return {place: array for place, array in found.items() if array is not None}
 
-    def _found(
-        self, group: str, place: str, function: str, draw: Callable[[str], np.ndarray]
-    ) -> np.ndarray | None:
-        """Return what is to leave, if it need not be drawn first."""
-        if not self._keeps:
-            return draw(place)
-        kept = self._vault.read(_file(group, function))
+    def _kept(self, group: str, function: str) -> np.ndarray | None:
+        """Return what is to leave, if it was drawn before."""
+        kept = self._vault.read(_file(group, function)) if self._keeps else None
         return None if kept is None else np.load(io.BytesIO(kept), allow_pickle=False)
 
-    def forget(self, group: str) -> None:
-        """Drop what was released in a group, that nobody will ask for again.
+    def _keep(self, group: str, function: str, drawn: np.ndarray) -> None:
+        if self._keeps:
+            self._vault.write(_file(group, function), _as_bytes(drawn), durable=True)
 
-        Who does is refused, or pays again.
+    def _named(
+        self, functions: Mapping[str, str], found: Mapping[str, np.ndarray | None]
+    ) -> dict[str, str | None]:
+        """Return what tells what leaves from all else; None while it is not drawn.
+
+        That is the bytes where noise is new each time; else what they are a function of, and
+        nothing that is drawn before it is paid for: whether that fails is an answer, too.
         """
-        for path in self._vault.root.glob(f"{_file(group, '')}*"):
-            self._vault.delete(path.name)
+        if not self._keeps:
+            return dict(functions)
+        return {
+            place: None if array is None else function_of(functions[place], array.tobytes())
+            for place, array in found.items()
+        }
 
 
 def function_of(*parts: Any) -> str:
     """Return the digest of what a release is computed from: texts, numbers, bytes."""
     texts = [part.hex() if isinstance(part, bytes) else part for part in parts]
     return hashlib.blake2b(json.dumps(texts).encode(), digest_size=16).hexdigest()
-
-
-def _named(
-    functions: Mapping[str, str], found: Mapping[str, np.ndarray | None]
-) -> dict[str, str | None]:
-    """Return what tells the bytes that leave from others; None while they are not drawn."""
-    return {
-        place: None if array is None else function_of(functions[place], array.tobytes())
-        for place, array in found.items()
-    }
 
 
 def _as_bytes(array: np.ndarray) -> bytes:

@@ -191,7 +191,7 @@ def vault_of(context: Context, run: str) -> Vault:
     What a deployed node keeps beyond its runs hangs on its folder, not on what it is called.
     """
     place = vault_path(context, run)
-    return Vault(place, deployed_lasting(place.parent.parent) if _is_deployed(context) else None)
+    return Vault(place, deployed_lasting(place.parent.parent) if is_deployed(context) else None)
 
 
 def deployed_lasting(vaults: Path) -> Path:
@@ -205,5 +205,6 @@ def deployed_lasting(vaults: Path) -> Path:
     return vaults / LASTING / "node"
 
 
-def _is_deployed(context: Context) -> bool:
+def is_deployed(context: Context) -> bool:
+    """Tell whether a message reached a deployed node, which has settings of its own."""
     return NodeConfig.of(context) is not None

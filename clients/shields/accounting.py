@@ -58,7 +58,10 @@ class Cost(NamedTuple):
         """Return what one release by a mechanism tells."""
         if _nothing(mechanism):
             return cls(None)
-        return cls(mechanism.kind, (mechanism.sensitivity or 0.0) / mechanism.scale)
+        ratio = (mechanism.sensitivity or 0.0) / mechanism.scale
+        if not 0 < ratio < math.inf:
+            raise RequestError(f"a release can't be accounted for: it costs {ratio:g}")
+        return cls(mechanism.kind, ratio)
 
 
 TOO_MANY = "so many releases on a grid that their discrete noise is not accounted for any more"

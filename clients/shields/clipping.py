@@ -24,7 +24,7 @@ class ClipLaplaceConfig(ShieldConfig):
 
     name: Literal["clip-laplace"] = "clip-laplace"
     epsilon: float | None = Field(gt=0)
-    clip: float = Field(default=1.0, gt=0)
+    clip: float = Field(default=1.0, ge=1e-6, le=1e6)
 
 
 class ClipGaussianConfig(ShieldConfig):
@@ -33,7 +33,7 @@ class ClipGaussianConfig(ShieldConfig):
     name: Literal["clip-gaussian"] = "clip-gaussian"
     epsilon: float | None = Field(gt=0)
     delta: float = Field(default=1e-5, gt=0, lt=1)
-    clip: float = Field(default=1.0, gt=0)
+    clip: float = Field(default=1.0, ge=1e-6, le=1e6)
 
 
 class Clipped(IntegerMechanism):

@@ -291,6 +291,22 @@ def test_predictions_are_counted_as_often_as_agreed(device: NodeUnderAttack) -> 
     assert_within_budget(device)
 
 
+@pytest.mark.parametrize("shape", ["square", "one row", "floats", "one more"])
+def test_predictions_are_one_for_each_image(device: NodeUnderAttack, shape: str) -> None:
+    """Compared in all combinations, one column told one label through any noise."""
+    total = len(device.held_out("test"))
+    square = np.full((total, total), -1)
+    asked = {
+        "square": square,
+        "one row": square[:1],
+        "floats": np.zeros(total, np.float32),
+        "one more": np.zeros(total + 1, np.int64),
+    }
+    with pytest.raises(Refused, match="predictions"):
+        device.count_correct(asked[shape])
+    assert device.odometer().entries() == []
+
+
 def test_a_count_costs_its_epsilon_whoever_names_it(device: NodeUnderAttack) -> None:
     for number, epsilon in ((1, None), (1, 50.0), (7, 0.5), (10_000, 0.5)):
         with pytest.raises(Refused, match="exhausted"):
@@ -362,6 +378,27 @@ def test_no_mechanism_goes_without_an_epsilon(
         device.join(shield={"name": name, "epsilon": None})
 
 
+@pytest.mark.parametrize("clip", [1.5e308, 1e7, 1e-9, 0.0, -1.0])
+@pytest.mark.parametrize("name", ["clip-gaussian", "clip-laplace"])
+def test_a_clip_is_a_number_that_can_be_accounted_for(
+    tmp_path: Path, clip: float, name: str
+) -> None:
+    """A cost that is no number was within any budget, and so was all that came after it."""
+    device = NodeUnderAttack(tmp_path / "node", shield={"name": name, "epsilon": 3.0})
+    shield = {"name": name, "epsilon": 3.0, "clip": clip}
+    device.join(shield={**shield, "clip": 1.0})
+    content = device.assignment.model_dump(mode="json")
+    told = json.dumps({**content, "shield": shield, "case": "another"})
+    with pytest.raises(Refused, match="clip"):
+        device.send(protocol.JOIN, {"assignment": told, "turn": -1})
+
+
+def test_no_code_is_loaded_that_only_the_organiser_names(device: NodeUnderAttack) -> None:
+    for model in ("custom:unittest.__main__:main", "custom:this:x", "here.pt2"):
+        with pytest.raises(Refused, match="names a model that is code or a file"):
+            device.join(case="another", model=model)
+
+
 @pytest.mark.parametrize(
     "shield",
     [
@@ -389,11 +426,49 @@ def test_a_pinned_front_is_the_only_one(tmp_path: Path) -> None:
     assert device.try_smash(front=fronts(device, 1)[0]) is not None
 
 
+def test_no_front_is_made_up_by_keeping_what_was_never_given(tmp_path: Path) -> None:
+    device = NodeUnderAttack(tmp_path / "node", **DEFAULT, front="0" * 32)
+    device.join()
+    for attempt in (
+        partial(device.smash, count=0, keep=1),
+        partial(device.ask, protocol.FRONT, {"turn": 1}, {}),
+        device.smash,
+    ):
+        with pytest.raises(Refused, match=r"no front|stays on this device"):
+            attempt()
+
+
+def test_a_pinned_front_is_pinned_behind_a_papers_shield_too(tmp_path: Path) -> None:
+    shield = {"name": "batch-norm-laplace", "epsilon": 5.0}
+    device = NodeUnderAttack(tmp_path / "node", shield=shield, front="0" * 32)
+    device.join(shield=shield, fronts="private")
+    with pytest.raises(Refused, match="and no other"):
+        device.smash(front=fronts(device, 1)[0])
+
+
+def test_what_can_not_be_protected_is_paid_for_all_the_same(tmp_path: Path) -> None:
+    """Whether a front overflows tells of images: no oftener than activations may leave."""
+    shield = {"name": "pixel-laplace", "epsilon": 5.0}
+    device = NodeUnderAttack(tmp_path / "node", shield=shield, releases=2)
+    device.join(shield=shield, fronts="private", reports={}, releases=2)
+    answers = []
+    for number in range(6):
+        front = fronts(device, 1)[0]
+        front[number:] = np.inf
+        answers.append(outcome(partial(device.smash, front=front)))
+    assert answers[2:] == ["the budget is exhausted"] * 4
+    assert "ValueError" in answers[0]
+    assert activations(count(device.odometer().entries())) == 2
+
+
 def test_settings_that_contradict_a_guarantee_are_refused(tmp_path: Path) -> None:
     for settings, why in (
         ({**DEFAULT, "report": "exact"}, "no part of what this shield promises"),
         ({"shield": {"name": "norm-gaussian", "epsilon": 1.0}, "budget": {"epsilon": 1}}, "needs"),
         ({"report": "noisy"}, "needs a shield that has a guarantee"),
+        ({"fronts": ["frozen"], "trust_organiser": True}, "fronts: needs a shield"),
+        ({"cut": "2", "trust_organiser": True}, "cut: needs a shield"),
+        ({"releases": 1}, "releases: needs a shield"),
         ({**DEFAULT, "budget": {"epsilon": -1}}, "budget.epsilon"),
     ):
         device = NodeUnderAttack(tmp_path / "node", **DEFAULT)

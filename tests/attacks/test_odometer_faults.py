@@ -128,6 +128,19 @@ def test_a_copy_from_before_buys_nothing(tmp_path: Path, part: str) -> None:
     assert len(sent)
 
 
+def test_a_copy_from_within_an_epoch_buys_nothing(tmp_path: Path) -> None:
+    """Its record has the same entry, but not the batch that left since."""
+    device = NodeUnderAttack(tmp_path / "node", **STRICTEST)
+    device.join()
+    front = device.packed(device.front(0))
+    assert device.try_smash(front=front, step=0) is not None
+    shutil.copytree(tmp_path / "node" / "vault", tmp_path / "before")
+    assert device.try_smash(front=front, step=1) is not None
+    put_back(tmp_path / "node" / "vault", tmp_path / "before")
+    with pytest.raises(Refused, match="put back to an earlier state"):
+        device.smash(front=front, step=1)
+
+
 def test_an_emptied_vault_buys_nothing(tmp_path: Path) -> None:
     device, _ = used(tmp_path / "node")
     shutil.rmtree(tmp_path / "node" / "vault" / "first")
