@@ -23,8 +23,9 @@ from models.files import write_atomically
 from models.naming import QUOTES, SIGNS
 from models.printable import is_hidden
 
-_BEGINS_WITH_BREAK = re.compile(r"'*[\t\r\n]")
-_SEPARATOR = re.compile(r"([;\t\r\n])")
+_BREAKS = r"\t\r\n\v\f\x1c-\x1e\x85\u2028\u2029"
+_BEGINS_WITH_BREAK = re.compile(rf"'*[{_BREAKS}]")
+_SEPARATOR = re.compile(rf"([;{_BREAKS}])")
 
 
 def escape_cell(text: str) -> str:

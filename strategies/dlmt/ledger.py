@@ -41,7 +41,7 @@ def _images(session: Session) -> str:
 
 def _of_measurements(session: Session) -> Iterator[Release]:
     settings = session.settings
-    answers = in_the_clear(session.case, (), 1, what="number of right answers", public=True)
+    answers = in_the_clear(session.case, (), 1, what="number of right answers")
     times = sum(settings.evaluates(done + 1) for done in range(settings.rounds))
     measured = settings.measures and settings.shield is not None
     examined = session.experiment.dlmt.examining() is not None
@@ -51,6 +51,6 @@ def _of_measurements(session: Session) -> Iterator[Release]:
         yield dataclasses.replace(answers, records="validation", count=times)
     if measured:
         what = "how far attacks on the disguise come"
-        yield dataclasses.replace(answers, what=what, public=False)
+        yield dataclasses.replace(answers, what=what)
         what = "how like plain images disguised ones are"
-        yield dataclasses.replace(answers, what=what, public=False, records="test")
+        yield dataclasses.replace(answers, what=what, records="test")

@@ -247,7 +247,7 @@ def fuzzed(
                 {"reports": {"validation": {"count": 2, "epsilon": 0.5}}},
                 {"test_features": True, "reports": {}},
                 {"shield": {**STRICTEST["shield"], "epsilon": 0.5}},
-                {"shield": {**STRICTEST["shield"], "clip": 1e9}},
+                {"shield": {**STRICTEST["shield"], "clip": 1e6}},
                 {"shield": {"name": "none"}},
             ]
         )

@@ -75,7 +75,7 @@ def ways(*tensors: torch.Tensor) -> list[bytes]:
 SAID = {
     protocol.HELLO: {"code", "partition"},
     protocol.JOIN: {
-        *("attributes", "classes", "key", "shape"),
+        *("attributes", "classes", "key", "reports", "shape"),
         *("train", "validation", "test"),
     },
     protocol.ADOPT: {"requests"},
@@ -275,7 +275,7 @@ def test_a_deployed_edge_insists_on_mixing(
     grid = run(tiny(*settings, "facemix.report=true"), tmp_path / "run")
     words = protocol.words_of(asked(grid, protocol.JOIN)[0].content)
     assignment = assignment_of(str(words["assignment"]))
-    own = {"systems": ["facemix"], "mixing": 8, "report": False}
+    own = {"systems": ["facemix"], "mixing": 8, "report": "none"}
     node = NodeConfig.read(node_file(tmp_path / "node.yaml", **own))
     if allowed:
         assert node.agreed(assignment).report is False  # type: ignore[union-attr]

@@ -72,10 +72,10 @@ def test_a_node_whose_disk_is_full_says_so_and_goes_on_once_there_is_room(
     vault, full = Vault(tmp_path / "vault" / "run" / "ann"), [True]
     vault.write("model", b"as it was")
 
-    def write(path: Path, data: bytes, mode: int = 0o644) -> None:
+    def write(path: Path, data: bytes, mode: int = 0o644, durable: bool = False) -> None:
         if full:
             raise OSError(errno.ENOSPC, "No space left on device")
-        write_atomically(path, data, mode)
+        write_atomically(path, data, mode, durable)
 
     def trained() -> RecordDict:
         vault.write("model", b"trained")
@@ -96,10 +96,10 @@ def test_the_organiser_is_told_of_a_full_disk(
     """Others go on, and so does the node once there is room."""
     turn: list[tuple[str, int]] = []
 
-    def write(path: Path, data: bytes, mode: int = 0o644) -> None:
+    def write(path: Path, data: bytes, mode: int = 0o644, durable: bool = False) -> None:
         if turn[-1] == (protocol.GRADIENT, 1) and turn.count(turn[-1]) == 1:
             raise OSError(errno.ENOSPC, "No space left on device")
-        write_atomically(path, data, mode)
+        write_atomically(path, data, mode, durable)
 
     monkeypatch.setattr(clients.vault, "write_atomically", write)
     compete("client.patience=5", app=Deployed(lambda kind, node: turn.append((kind, node))))
