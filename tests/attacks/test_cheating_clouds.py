@@ -237,6 +237,16 @@ def test_a_node_with_a_budget_takes_part_in_nothing_that_has_none(tmp_path: Path
         device.send(protocol.JOIN, {"assignment": json.dumps(assignment), "turn": -1})
 
 
+def test_what_left_without_a_guarantee_before_is_not_forgotten(tmp_path: Path) -> None:
+    device = NodeUnderAttack(tmp_path / "node", trust_organiser=True)
+    device.join(shield={"name": "none"}, fronts="private")
+    assert device.try_smash(front=fronts(device, 1)[0]) is not None
+    device.settings(**DEFAULT)
+    device.run = "another"
+    with pytest.raises(Refused, match="would be ε = inf"):
+        device.join()
+
+
 # ------------------------------------------------------------------- 4: counts as an oracle
 
 

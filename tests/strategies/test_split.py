@@ -775,6 +775,21 @@ def test_a_killed_run_releases_nothing_twice(tmp_path: Path, stop: tuple[str, in
     assert [(e.release.part, e.release.case) for e in paid] == [("train", "main")]
 
 
+@pytest.mark.parametrize("stop", [(protocol.SMASH, 9), (protocol.SMASH, 26)])
+def test_a_killed_run_goes_back_several_epochs_for_nothing(
+    tmp_path: Path, stop: tuple[str, int]
+) -> None:
+    """Checkpoints are taken every so many seconds: what was released since is asked for again."""
+    experiment = tiny(*BUDGET, "split.noise=secret", "split.epochs=5")
+    with pytest.raises(Interrupted):
+        run(experiment, tmp_path / "run", stop=stop)
+    clients.app._nodes.clear()
+    run(experiment, tmp_path / "run")
+    for device in edges(experiment, tmp_path / "run"):
+        paid = [e for e in Odometer(device.vault).entries() if e.release.what == ACTIVATIONS]
+        assert len(paid) == 5
+
+
 def test_a_device_in_a_fresh_process_for_each_message_does_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
