@@ -18,7 +18,7 @@ from models.errors import RequestError
 from models.generator import GeneratorTraining, NoiseGenerator
 from models.optimizers import set_rate
 from models.packing import under
-from models.randomness import numpy_generator, torch_generator
+from models.randomness import draws, layers_seeded, numpy_generator, torch_generator
 
 CHEAT_WEIGHT = 5.0
 CHEAT_LEARNING_RATE = 0.01
@@ -120,7 +120,7 @@ class Training:
         Trained in place.
     config : TrainingConfig
     seed : int
-        Of batch order and augmentation.
+        Of batch order, augmentation, and layers that draw, such as dropout.
     compute : Compute
     own_noise : NoiseGenerator or None
         A cheating participant's own generator, trained together with the model so that the
@@ -136,6 +136,7 @@ class Training:
         own_noise: NoiseGenerator | None = None,
     ) -> None:
         self.model = compute.host(model)
+        self._draws = draws(self.model)
         self.config = config
         self.seed = seed
         self.compute = compute
@@ -181,9 +182,10 @@ class Training:
         order = numpy_generator(self.seed, "order", self.epoch).permutation(len(train))
         randomness = torch_generator(self.seed, "augment", self.epoch)
         total = 0.0
-        for start in range(0, len(order), self.config.batch_size):
-            positions = order[start : start + self.config.batch_size]
-            total += self._step(train, positions, randomness) * len(positions)
+        with layers_seeded(self._draws, self.seed, self.epoch):
+            for start in range(0, len(order), self.config.batch_size):
+                positions = order[start : start + self.config.batch_size]
+                total += self._step(train, positions, randomness) * len(positions)
         if not math.isfinite(total):
             raise RequestError(
                 f"training diverged in epoch {self.epoch + 1}, the loss is {total}; lower the "

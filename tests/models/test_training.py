@@ -52,6 +52,21 @@ def test_stopping_after_any_epoch_and_going_on_elsewhere_changes_nothing(
         assert torch.equal(value, resumed.tensors()[key]), key
 
 
+def test_what_dropout_draws_comes_from_the_seed_alone(digits: Splits) -> None:
+    losses = []
+    for before in (0, 1):
+        torch.manual_seed(before)  # of whoever used PyTorch's own generator last
+        state = torch.get_rng_state()
+        model = models.build("cnn-small", num_classes=10, channels=1, image_size=8, seed=0)
+        model = torch.nn.Sequential(torch.nn.Dropout(0.5), model)
+        trained = Training(model, TrainingConfig(epochs=2, learning_rate=0.05), 0, CPU)
+        for _ in range(2):
+            trained.train_epoch(digits.train)
+        losses.append(trained.losses)
+        assert torch.equal(torch.get_rng_state(), state)
+    assert losses[0] == losses[1]
+
+
 def test_the_cosine_schedule_falls_to_zero_and_the_other_by_steps() -> None:
     cosine = TrainingConfig(epochs=4, learning_rate=0.2, schedule="cosine")
     rates = [0.2, 0.1 * (1 + 0.5**0.5), 0.1, 0.1 * (1 - 0.5**0.5), 0.0]
