@@ -31,6 +31,8 @@ Fronts = Literal["average", "handoff", "private", "frozen"]
 Wire = Literal["float32", "float16"]
 MOST_RELEASES = 10_000
 """Of an image in one case: that many can be added up in no time."""
+USUAL_DELTA = 1e-5
+"""Of all releases of an image, where nothing else is said."""
 OWN = "own"
 """The model of a participant that brings one the organiser does not know."""
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from clients import odometer, shields
-from clients.assignments import EdgeAssignment
+from clients.assignments import USUAL_DELTA, EdgeAssignment
 from clients.data import Part, Splits, load_once
 from clients.odometer import ACTIVATIONS, COUNTS, Limits, Odometer, Planned, Release
 from clients.releasing import Releases, function_of
@@ -19,7 +19,6 @@ from clients.shields.counts import CountsConfig
 from clients.vault import Vault
 from models.randomness import SystemGenerator
 
-USUAL_DELTA = 1e-5
 Draw = Callable[[str], np.ndarray]
 HeldOut = Literal["validation", "test"]
 

@@ -20,6 +20,7 @@ from pydantic import (
 from clients import shields
 from clients.assignments import (
     OWN,
+    USUAL_DELTA,
     AnyAssignment,
     Assignment,
     EdgeAssignment,
@@ -48,7 +49,6 @@ LEAST_GROUPS = 8
 
 USUAL_RELEASES = 100
 """Of an image's activations, behind noise that promises nothing."""
-USUAL_DELTA = 1e-5
 
 System = Literal["themis", "split", "dlmt", "facemix"]
 Server = Annotated[str, Field(pattern=r"^[^\s:/]+:\d+$", description="HOST:PORT")]

@@ -105,7 +105,7 @@ def rounded(rows: torch.Tensor, order: int, most: int) -> torch.Tensor:
         Of the norm.
     """
     rows = torch.nan_to_num(rows).clamp(-most, most)
-    return _with_same_sum(rows, most) if order == 1 else _nearest(rows, most)
+    return _with_same_sum(rows, most) if order == 1 else _shrunk(rows, 2, most)
 
 
 def _with_same_sum(rows: torch.Tensor, most: int) -> torch.Tensor:
@@ -130,11 +130,6 @@ def _largest(rows: torch.Tensor, number: torch.Tensor) -> torch.Tensor:
     above, equal = rows > least, rows == least
     room = number - above.sum(1, keepdim=True)
     return above & (number > 0) | equal & (equal.cumsum(1) <= room)
-
-
-def _nearest(rows: torch.Tensor, most: int) -> torch.Tensor:
-    """Round to the nearest, but for rows that this makes too long: these are shrunk before."""
-    return _shrunk(rows, 2, most)
 
 
 def _shrunk(rows: torch.Tensor, order: int, most: int) -> torch.Tensor:

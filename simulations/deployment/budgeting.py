@@ -7,7 +7,8 @@ from collections.abc import Iterator
 
 import pandas as pd
 
-from clients.node import USUAL_DELTA, NodeConfig
+from clients.assignments import USUAL_DELTA
+from clients.node import NodeConfig
 from clients.odometer import Entry, Odometer, activations, anchor_of, count, spent
 from clients.vault import Vault, deployed_lasting
 from models.errors import RequestError
