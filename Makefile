@@ -2,13 +2,14 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+FOLDERS := models clients strategies analysis simulations
 export FLWR_TELEMETRY_ENABLED = 0
 
 .PHONY: demo test test-deploy check bench install clean
 
 install: $(VENV)/.installed
 
-$(VENV)/.installed: pyproject.toml constraints.txt
+$(VENV)/.installed: pyproject.toml setup.py constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
@@ -26,11 +27,14 @@ test-deploy: install
 check: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	# mypy finds the folders under the name that they are installed by.
+	mkdir -p build/tree/pudica
+	for folder in $(FOLDERS); do ln -sfn ../../../$$folder build/tree/pudica/$$folder; done
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
 bench: install
-	$(BIN)/python -m simulations.benchmarks
+	$(BIN)/python -m pudica.simulations.benchmarks
 
 clean:
 	rm -rf $(VENV) build *.egg-info

@@ -7,21 +7,21 @@ Examples
 >>> plot("results/seed0")                     # results/seed0/plots/*.png
 """
 
-from analysis.dlmt import dlmt_accuracy, dlmt_breaks, dlmt_measures
-from analysis.facemix import (
+from pudica.analysis.dlmt import dlmt_accuracy, dlmt_breaks, dlmt_measures
+from pudica.analysis.facemix import (
     facemix_accuracy,
     facemix_attacks,
     facemix_attributes,
     facemix_reconstructions,
     facemix_transmission,
 )
-from analysis.facemix_figures import facemix_trade_off
-from analysis.page import publish
-from analysis.plots import plot
-from analysis.runs import describe, find, load
-from analysis.split import split_accuracy, split_costs
-from analysis.summary import tables
-from analysis.themis import (
+from pudica.analysis.facemix_figures import facemix_trade_off
+from pudica.analysis.page import publish
+from pudica.analysis.plots import plot
+from pudica.analysis.runs import describe, find, load
+from pudica.analysis.split import split_accuracy, split_costs
+from pudica.analysis.summary import tables
+from pudica.analysis.themis import (
     themis_protection,
     themis_table1,
     themis_table1_spread,

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from scipy.stats import beta
 
-from clients.shields import Guarantee, Mechanism
-from models.randomness import numpy_generator
+from pudica.clients.shields import Guarantee, Mechanism
+from pudica.models.randomness import numpy_generator
 
 COORDINATES = 2_000
 QUANTILES = np.linspace(0.001, 0.999, 199)

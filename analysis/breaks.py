@@ -7,9 +7,9 @@ import torch
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from analysis.drawing import draw_image_rows
-from clients.shields.disguises import Disguise
-from clients.shields.disguises.breaks import factors, offsets, undone
+from pudica.analysis.drawing import draw_image_rows
+from pudica.clients.shields.disguises import Disguise
+from pudica.clients.shields.disguises.breaks import factors, offsets, undone
 
 
 def draw_breaks(disguise: Disguise, plain: NDArray[np.uint8], shown: int = 8) -> Figure:

@@ -10,11 +10,11 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.runs import Run, RunPaths, runs_of
-from clients.shields.disguises.breaks import COMMON_DIVISOR, KNOWN_PAIR
-from strategies.dlmt.config import DlmtConfig
-from strategies.dlmt.measures import BY_IMAGES, BY_MODEL, DISGUISED, STANDARDISED
-from strategies.session import CLOUD
+from pudica.analysis.runs import Run, RunPaths, runs_of
+from pudica.clients.shields.disguises.breaks import COMMON_DIVISOR, KNOWN_PAIR
+from pudica.strategies.dlmt.config import DlmtConfig
+from pudica.strategies.dlmt.measures import BY_IMAGES, BY_MODEL, DISGUISED, STANDARDISED
+from pudica.strategies.session import CLOUD
 
 TAGS = ("view", "normalised", "attack", "images")
 SETTINGS = ["run", "experiment", "case", "shield", "key", "train"]
@@ -42,7 +42,7 @@ def dlmt_accuracy(runs: RunPaths) -> pd.DataFrame:
     Parameters
     ----------
     runs : str, Path, or a sequence of these
-        As of :func:`analysis.load`.
+        As of :func:`pudica.analysis.load`.
 
     Returns
     -------
@@ -55,7 +55,7 @@ def dlmt_accuracy(runs: RunPaths) -> pd.DataFrame:
     Raises
     ------
     RequestError
-        As of :func:`analysis.load`.
+        As of :func:`pudica.analysis.load`.
     """
     rows = [row for run in runs_of("dlmt", runs) for row in _accuracies(run)]
     numbers = ["accuracy", "best", "published"]
@@ -73,7 +73,7 @@ def dlmt_measures(runs: RunPaths) -> pd.DataFrame:
         A row per run and case with a disguise: ``run, experiment, case, shield, key, train``; in
         per cent ``MA``, ``VP`` and ``MM`` as the paper has them, with ``_published``;
         ``VP_by_images``, ``MM_by_images`` where strange images are normalised by statistics of
-        their own kind, see :mod:`strategies.dlmt.measures`; ``VP_standardised`` after each
+        their own kind, see :mod:`pudica.strategies.dlmt.measures`; ``VP_standardised`` after each
         pixel's z-score, with no key; ``VP_plain``: the examiner's errors on plain images, below
         which no disguise can bring it; ``psnr`` (dB) and ``ssim`` of disguised images, and after
         z-scores.
@@ -86,7 +86,7 @@ def dlmt_measures(runs: RunPaths) -> pd.DataFrame:
 
 
 def dlmt_breaks(runs: RunPaths) -> pd.DataFrame:
-    """Return how far the exact attacks come, of :mod:`clients.shields.disguises.breaks`.
+    """Return how far the exact attacks come, of :mod:`pudica.clients.shields.disguises.breaks`.
 
     Returns
     -------
@@ -202,7 +202,7 @@ def _percent(rows: pd.DataFrame) -> float | None:
 
 @cache
 def _paper(table: str, key: str) -> pd.DataFrame:
-    with (files("analysis") / "paper" / f"dlmt_{table}.csv").open() as file:
+    with (files("pudica.analysis") / "paper" / f"dlmt_{table}.csv").open() as file:
         return pd.read_csv(file).set_index(key)
 
 

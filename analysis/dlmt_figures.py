@@ -8,11 +8,11 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis.dlmt import dlmt_accuracy, dlmt_measures, settings_of
-from analysis.drawing import draw_curves, draw_image_rows, new_figure
-from analysis.runs import Run
-from models.files import load_tensors
-from strategies.dlmt.config import DlmtConfig
+from pudica.analysis.dlmt import dlmt_accuracy, dlmt_measures, settings_of
+from pudica.analysis.drawing import draw_curves, draw_image_rows, new_figure
+from pudica.analysis.runs import Run
+from pudica.models.files import load_tensors
+from pudica.strategies.dlmt.config import DlmtConfig
 
 HALF = 4
 """Images of a case as they are received, and as many as they are undone."""

@@ -9,12 +9,12 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.runs import Run, RunPaths, runs_of
-from clients.shields import ShieldConfig
-from clients.shields.mixing import MixingConfig, group_of
-from clients.shields.obfuscation import LowResolutionConfig, NoiseConfig
-from strategies.facemix.config import FacemixConfig
-from strategies.session import CLOUD
+from pudica.analysis.runs import Run, RunPaths, runs_of
+from pudica.clients.shields import ShieldConfig
+from pudica.clients.shields.mixing import MixingConfig, group_of
+from pudica.clients.shields.obfuscation import LowResolutionConfig, NoiseConfig
+from pudica.strategies.facemix.config import FacemixConfig
+from pudica.strategies.session import CLOUD
 
 SETTINGS = ["run", "experiment", "case", "place", "shield", "pre"]
 RATES = ("accuracy", "balanced_accuracy")
@@ -31,7 +31,7 @@ def facemix_accuracy(runs: RunPaths) -> pd.DataFrame:
     Parameters
     ----------
     runs : str, Path, or a sequence of these
-        As of :func:`analysis.load`.
+        As of :func:`pudica.analysis.load`.
 
     Returns
     -------
@@ -263,7 +263,7 @@ def _percent(rows: pd.DataFrame, metric: str) -> float | None:
 
 @cache
 def _paper(table: str) -> pd.DataFrame:
-    with (files("analysis") / "paper" / f"facemix_{table}.csv").open() as file:
+    with (files("pudica.analysis") / "paper" / f"facemix_{table}.csv").open() as file:
         return pd.read_csv(file).set_index("method")
 
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis.drawing import COLOURS, draw_curves, label_points, new_figure, own_look, save
-from analysis.facemix import facemix_accuracy, settings_of
-from analysis.runs import Run, RunPaths, runs_of
-from models.errors import RequestError
+from pudica.analysis.drawing import COLOURS, draw_curves, label_points, new_figure, own_look, save
+from pudica.analysis.facemix import facemix_accuracy, settings_of
+from pudica.analysis.runs import Run, RunPaths, runs_of
+from pudica.models.errors import RequestError
 
 
 def figures(run: Run) -> Iterator[tuple[str, Figure]]:
@@ -48,14 +48,14 @@ def facemix_trade_off(runs: RunPaths, path: str | Path) -> Path:
     Parameters
     ----------
     runs : str, Path, or a sequence of these
-        As of :func:`analysis.load`. Cases of one name have one colour.
+        As of :func:`pudica.analysis.load`. Cases of one name have one colour.
     path : str or Path
         Where the PNG goes.
 
     Raises
     ------
     RequestError
-        As of :func:`analysis.load`; or there are fewer than two cases.
+        As of :func:`pudica.analysis.load`; or there are fewer than two cases.
     """
     with own_look():
         figure = draw_trade_off([*runs_of("facemix", runs)])

@@ -9,15 +9,15 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.drawing import own_look, save
-from analysis.runs import Run, open_run
-from analysis.themis import board, competition, themis_protection
-from analysis.themis_figures import draw_images
-from models.errors import RequestError
-from models.files import write_atomically
-from models.printable import escape_hidden
-from strategies.spreadsheets import write_csv
-from strategies.themis.orders import states
+from pudica.analysis.drawing import own_look, save
+from pudica.analysis.runs import Run, open_run
+from pudica.analysis.themis import board, competition, themis_protection
+from pudica.analysis.themis_figures import draw_images
+from pudica.models.errors import RequestError
+from pudica.models.files import write_atomically
+from pudica.models.printable import escape_hidden
+from pudica.strategies.spreadsheets import write_csv
+from pudica.strategies.themis.orders import states
 
 HEADINGS = {
     "rank": "rank",

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from analysis import dlmt_figures, facemix_figures, split_figures, themis_figures
-from analysis.drawing import own_look, save
-from analysis.runs import Run, open_run
+from pudica.analysis import dlmt_figures, facemix_figures, split_figures, themis_figures
+from pudica.analysis.drawing import own_look, save
+from pudica.analysis.runs import Run, open_run
 
 FIGURES: dict[str, Callable[[Run], Iterator[tuple[str, Figure]]]] = {
     "dlmt": dlmt_figures.figures,
@@ -41,7 +41,7 @@ def plot(run: str | Path) -> list[Path]:
     Raises
     ------
     RequestError
-        As of :func:`analysis.load`.
+        As of :func:`pudica.analysis.load`.
     """
     one = open_run(run)
     folder = one.directory / "plots"

@@ -10,12 +10,12 @@ from typing import Any
 import pandas as pd
 from pydantic import TypeAdapter, ValidationError
 
-from analysis.runs import Run, open_run
-from clients.shields import Guarantee, Mechanism
-from clients.shields.accounting import composed_rdp, together
-from clients.shields.base import NO_NOISE
-from models.errors import RequestError
-from strategies.releases import FILE, IN_THE_CLEAR, Release
+from pudica.analysis.runs import Run, open_run
+from pudica.clients.shields import Guarantee, Mechanism
+from pudica.clients.shields.accounting import composed_rdp, together
+from pudica.clients.shields.base import NO_NOISE
+from pudica.models.errors import RequestError
+from pudica.strategies.releases import FILE, IN_THE_CLEAR, Release
 
 DELTA = 1e-5
 """Of all releases of a record together, unless another one is asked for."""
@@ -74,7 +74,7 @@ def privacy(run: str | Path, delta: float = DELTA) -> pd.DataFrame:
         at most; ``mechanism, randomness``; ``claimed``: by the shield's paper;
         ``record_epsilon, record_delta``: of a record in one release;
         ``composed_epsilon``: in all of this kind, and ``composed_rdp``, the same by Rényi
-        differential privacy, see :mod:`clients.shields.accounting`; ``reasons``: a tuple of
+        differential privacy, see :mod:`pudica.clients.shields.accounting`; ``reasons``: a tuple of
         texts. An ε that is not finite is NaN.
 
     Raises

@@ -19,8 +19,8 @@ import pandas as pd
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from clients.data.registry import DISGUISED
-from models.errors import RequestError
+from pudica.clients.data.registry import DISGUISED
+from pudica.models.errors import RequestError
 
 FILES = ("run.json", "experiment.yaml", "metrics.jsonl")
 TEXTS = ("run", "system", "experiment", "case", "stage", "node", "metric", "release")

@@ -9,11 +9,11 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.privacy import claims, verdict
-from analysis.runs import Run, RunPaths, runs_of
-from strategies.session import CLOUD
-from strategies.split.config import SplitConfig
-from strategies.spreadsheets import read_csv
+from pudica.analysis.privacy import claims, verdict
+from pudica.analysis.runs import Run, RunPaths, runs_of
+from pudica.strategies.session import CLOUD
+from pudica.strategies.split.config import SplitConfig
+from pudica.strategies.spreadsheets import read_csv
 
 # What is measured in the end: with noise or without, classified by the devices or the cloud.
 TESTS = {
@@ -31,7 +31,7 @@ def split_accuracy(runs: RunPaths) -> pd.DataFrame:
     Parameters
     ----------
     runs : str, Path, or a sequence of these
-        As of :func:`analysis.load`.
+        As of :func:`pudica.analysis.load`.
 
     Returns
     -------
@@ -46,7 +46,7 @@ def split_accuracy(runs: RunPaths) -> pd.DataFrame:
     Raises
     ------
     RequestError
-        As of :func:`analysis.load`.
+        As of :func:`pudica.analysis.load`.
     """
     rows = [row for run in runs_of("split", runs) for row in _accuracies(run)]
     columns = ["run", "experiment", "case", "shield", "epsilon", "batch_size", "front", "cut"]
@@ -121,7 +121,7 @@ def _accuracy(rows: pd.DataFrame, release: str, classified: str) -> float | None
 
 @cache
 def _paper() -> pd.DataFrame:
-    with (files("analysis") / "paper" / "split_laplace_mnist.csv").open() as file:
+    with (files("pudica.analysis") / "paper" / "split_laplace_mnist.csv").open() as file:
         return pd.read_csv(file)
 
 

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from analysis.drawing import draw_curves, label_points, new_figure
-from analysis.runs import Run
-from analysis.split import settings_of, split_accuracy
+from pudica.analysis.drawing import draw_curves, label_points, new_figure
+from pudica.analysis.runs import Run
+from pudica.analysis.split import settings_of, split_accuracy
 
 RELEASES = {"plain": "without noise", "noisy": "with noise"}
 

@@ -6,16 +6,22 @@ from collections.abc import Callable, Mapping, Sequence
 
 import pandas as pd
 
-from analysis.dlmt import dlmt_accuracy, dlmt_breaks, dlmt_measures
-from analysis.facemix import (
+from pudica.analysis.dlmt import dlmt_accuracy, dlmt_breaks, dlmt_measures
+from pudica.analysis.facemix import (
     facemix_accuracy,
     facemix_attacks,
     facemix_reconstructions,
     facemix_transmission,
 )
-from analysis.runs import Run, RunPaths, open_runs, runs_of
-from analysis.split import split_accuracy, split_costs
-from analysis.themis import board, competition, themis_protection, themis_table1, themis_table2
+from pudica.analysis.runs import Run, RunPaths, open_runs, runs_of
+from pudica.analysis.split import split_accuracy, split_costs
+from pudica.analysis.themis import (
+    board,
+    competition,
+    themis_protection,
+    themis_table1,
+    themis_table2,
+)
 
 OVERVIEW = ("system", "experiment", "engine", "status", "seed", "started")
 RUN = ["run", "experiment"]
@@ -36,7 +42,7 @@ def tables(runs: RunPaths) -> dict[str, pd.DataFrame]:
     Parameters
     ----------
     runs : str, Path, or a sequence of these
-        As of :func:`analysis.load`.
+        As of :func:`pudica.analysis.load`.
 
     Returns
     -------
@@ -47,7 +53,7 @@ def tables(runs: RunPaths) -> dict[str, pd.DataFrame]:
     Raises
     ------
     RequestError
-        As of :func:`analysis.load`.
+        As of :func:`pudica.analysis.load`.
     """
     opened = open_runs(runs)
     of = {name: runs_of(name, opened) for name in SYSTEMS}

@@ -9,12 +9,12 @@ from typing import Any
 
 import pandas as pd
 
-import models
-from analysis.runs import Run, RunPaths, runs_of
-from clients.data.registry import lookup
-from models.errors import RequestError
-from strategies.leaderboard import agreement, leaderboard, ranks
-from strategies.themis.config import ThemisConfig
+from pudica import models
+from pudica.analysis.runs import Run, RunPaths, runs_of
+from pudica.clients.data.registry import lookup
+from pudica.models.errors import RequestError
+from pudica.strategies.leaderboard import agreement, leaderboard, ranks
+from pudica.strategies.themis.config import ThemisConfig
 
 FIGURES = (
     "plain_accuracy",
@@ -59,7 +59,7 @@ def themis_table1(runs: RunPaths, case: str | None = None, M: float | None = Non
     Parameters
     ----------
     runs : str, Path, or a sequence of these
-        As of :func:`analysis.load`. A run that has not got as far gives no rows.
+        As of :func:`pudica.analysis.load`. A run that has not got as far gives no rows.
     case : str, optional
         By default each run's first case.
     M : float, optional
@@ -76,7 +76,7 @@ def themis_table1(runs: RunPaths, case: str | None = None, M: float | None = Non
     Raises
     ------
     RequestError
-        As of :func:`analysis.load`; or no run has this case or M.
+        As of :func:`pudica.analysis.load`; or no run has this case or M.
     """
     parts = [_table1_of(run, case, M) for run in _opened(runs, case, M)]
     last = ["run", "experiment", "case", "M"]
@@ -121,7 +121,7 @@ def themis_table2(runs: RunPaths, M: float | None = None) -> pd.DataFrame:
     Parameters
     ----------
     runs : str, Path, or a sequence of these
-        As of :func:`analysis.load`. The published columns come from the cases ``case0``,
+        As of :func:`pudica.analysis.load`. The published columns come from the cases ``case0``,
         ``case1`` and ``case2``; a case of another name gives a column of its name.
     M : float, optional
         Upper bound of σ at release; by default each run's official (first) one.
@@ -136,7 +136,7 @@ def themis_table2(runs: RunPaths, M: float | None = None) -> pd.DataFrame:
     Raises
     ------
     RequestError
-        As of :func:`analysis.load`; or no run has this M.
+        As of :func:`pudica.analysis.load`; or no run has this M.
     """
     parts = [_table2_of(run, M) for run in _opened(runs, None, M)]
     last = ["run", "experiment"]
@@ -195,7 +195,7 @@ def draws(run: Run, release: str, case: str, M: float) -> pd.DataFrame:
 def board(run: Run, case: str, M: float) -> pd.DataFrame | None:
     """Return a case's leaderboard at one M, or None before there is one.
 
-    Columns as of :func:`strategies.leaderboard.leaderboard`.
+    Columns as of :func:`pudica.strategies.leaderboard.leaderboard`.
     """
     trained = draws(run, "trained", case, M)
     if trained.empty:
@@ -345,7 +345,7 @@ def _published_name(model: str) -> str:
 @cache
 def _paper(table: str) -> pd.DataFrame:
     """Return a published table; accuracies in per cent."""
-    with (files("analysis") / "paper" / f"{table}.csv").open(encoding="utf-8") as file:
+    with (files("pudica.analysis") / "paper" / f"{table}.csv").open(encoding="utf-8") as file:
         return pd.read_csv(file)
 
 

@@ -13,7 +13,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from analysis.drawing import (
+from pudica.analysis.drawing import (
     HORIZONTAL,
     draw_image_rows,
     label_lines,
@@ -22,8 +22,8 @@ from analysis.drawing import (
     number,
     styles,
 )
-from analysis.runs import Run
-from analysis.themis import (
+from pudica.analysis.runs import Run
+from pudica.analysis.themis import (
     board,
     by_name,
     competition,
@@ -31,8 +31,8 @@ from analysis.themis import (
     themis_protection,
     themis_table2,
 )
-from models import NoiseGenerator
-from strategies.leaderboard import agreement
+from pudica.models import NoiseGenerator
+from pudica.strategies.leaderboard import agreement
 
 RELEASES = ("untrained", "trained")
 CHANNELS = {1: ("",), 3: ("red", "green", "blue")}

@@ -14,24 +14,24 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.common.logger import log
 
-from clients import assignments, protocol
-from clients.assignments import (
+from pudica.clients import assignments, protocol
+from pudica.clients.assignments import (
     AnyAssignment,
     EdgeAssignment,
     InferenceAssignment,
     OwnerAssignment,
     ParticipantAssignment,
 )
-from clients.data import DataError
-from clients.edge import Edge
-from clients.inference import InferenceEdge
-from clients.inference_training import TrainingEdge, edge_of
-from clients.node import NodeConfig
-from clients.odometer import IN_THE_CLEAR, Odometer, Release, anchor_of
-from clients.once import answered_once
-from clients.owner import Owner
-from clients.participant import Participant, Schedule, attacked
-from clients.vault import Vault, is_deployed, vault_of, vault_path
+from pudica.clients.data import DataError
+from pudica.clients.edge import Edge
+from pudica.clients.inference import InferenceEdge
+from pudica.clients.inference_training import TrainingEdge, edge_of
+from pudica.clients.node import NodeConfig
+from pudica.clients.odometer import IN_THE_CLEAR, Odometer, Release, anchor_of
+from pudica.clients.once import answered_once
+from pudica.clients.owner import Owner
+from pudica.clients.participant import Participant, Schedule, attacked
+from pudica.clients.vault import Vault, is_deployed, vault_of, vault_path
 
 app = ClientApp()
 

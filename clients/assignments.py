@@ -16,15 +16,16 @@ from pydantic import (
     model_validator,
 )
 
-import models
-from clients import shields
-from clients.data import DataConfig, ImageSet, Part, Splits, own_images
-from clients.shields import ShieldConfig
-from clients.shields.mixing import whole_groups
-from models.compute import ComputeConfig
-from models.naming import CaseName, Name, RunName
-from models.optimizers import OptimizerConfig
-from models.training import TrainingConfig
+from pudica import models
+from pudica.clients import shields
+from pudica.clients.data import DataConfig, ImageSet, Part, Splits, own_images
+from pudica.clients.shields import ShieldConfig
+from pudica.clients.shields.mixing import whole_groups
+from pudica.models.compute import ComputeConfig
+from pudica.models.custom import ModelName
+from pudica.models.naming import CaseName, Name, RunName
+from pudica.models.optimizers import OptimizerConfig
+from pudica.models.training import TrainingConfig
 
 Attack = Literal["nan", "huge", "sign-flip", "wrong-shape", "wrong-key", "empty"]
 Fronts = Literal["average", "handoff", "private", "frozen"]
@@ -83,7 +84,7 @@ class ParticipantConfig(BaseModel):
     Attributes
     ----------
     model : str
-        A name of the zoo, ``custom:module:callable`` or a ``.pt2`` file; ``own`` where only the
+        A name of the zoo, ``custom:FILE.py:callable`` or a ``.pt2`` file; ``own`` where only the
         participant knows it.
     weights : Path or None
         Safetensors of a model that is trained already, and is not trained on.
@@ -95,7 +96,7 @@ class ParticipantConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    model: str
+    model: ModelName
     weights: Path | None = None
     name: Name = Field(default="", pattern=r"^[^/\\]*$", description="a name without / and \\")
     training: TrainingConfig | None = None
@@ -285,7 +286,7 @@ class OwnerAssignment(Assignment):
     case : str
         Of the experiment.
     shield : str or None
-        How images are disguised, in the notation of :mod:`clients.shields.disguises`.
+        How images are disguised, in the notation of :mod:`pudica.clients.shields.disguises`.
     key : str
         ``shared``: from ``data_seed``; ``per-owner``: from that and the partition; else the
         name of a file.

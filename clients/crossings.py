@@ -11,8 +11,8 @@ import json
 
 import numpy as np
 
-from clients.data import ImageSet
-from clients.vault import Vault
+from pudica.clients.data import ImageSet
+from pudica.clients.vault import Vault
 
 FOLDER = ".crossed"
 

@@ -14,19 +14,19 @@ from typing import Any
 import numpy as np
 import torch
 
-import models
-from clients import protocol, shields
-from clients.assignments import EdgeAssignment
-from clients.data import ImageSet, Part, Splits, load_once
-from clients.edge_releases import EdgeReleases
-from clients.shields.front import Front, activation_shape
-from clients.shields.integers import IntegerMechanism
-from clients.snapshots import Snapshots
-from clients.vault import Vault
-from models import optimizers, packing
-from models.compute import Compute
-from models.cut import Cutter
-from models.randomness import (
+from pudica import models
+from pudica.clients import protocol, shields
+from pudica.clients.assignments import EdgeAssignment
+from pudica.clients.data import ImageSet, Part, Splits, load_once
+from pudica.clients.edge_releases import EdgeReleases
+from pudica.clients.shields.front import Front, activation_shape
+from pudica.clients.shields.integers import IntegerMechanism
+from pudica.clients.snapshots import Snapshots
+from pudica.clients.vault import Vault
+from pudica.models import optimizers, packing
+from pudica.models.compute import Compute
+from pudica.models.cut import Cutter
+from pudica.models.randomness import (
     Randomness,
     SecretGenerator,
     SystemGenerator,
@@ -587,7 +587,7 @@ class Edge:
         Parameters
         ----------
         turn, needed : int
-            As of :meth:`clients.snapshots.Snapshots.keep`.
+            As of :meth:`pudica.clients.snapshots.Snapshots.keep`.
         """
         self._need_front()
         tensors = {f"front/{k}": v for k, v in self.front.state_dict().items()}

@@ -1,4 +1,4 @@
-"""What a device of split learning may release, and how: see :mod:`clients.odometer`."""
+"""What a device of split learning may release, and how: see :mod:`pudica.clients.odometer`."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Any, Literal, get_args
 import numpy as np
 import torch
 
-from clients import odometer, shields
-from clients.assignments import USUAL_DELTA, EdgeAssignment
-from clients.data import Part, Splits, load_once
-from clients.odometer import ACTIVATIONS, COUNTS, Limits, Odometer, Planned, Release
-from clients.releasing import Releases, function_of
-from clients.shields import Mechanism, Shield
-from clients.shields.counts import CountsConfig
-from clients.vault import Vault
-from models.randomness import SystemGenerator
+from pudica.clients import odometer, shields
+from pudica.clients.assignments import USUAL_DELTA, EdgeAssignment
+from pudica.clients.data import Part, Splits, load_once
+from pudica.clients.odometer import ACTIVATIONS, COUNTS, Limits, Odometer, Planned, Release
+from pudica.clients.releasing import Releases, function_of
+from pudica.clients.shields import Mechanism, Shield
+from pudica.clients.shields.counts import CountsConfig
+from pudica.clients.vault import Vault
+from pudica.models.randomness import SystemGenerator
 
 Draw = Callable[[str], np.ndarray]
 HeldOut = Literal["validation", "test"]
@@ -157,7 +157,7 @@ class EdgeReleases:
 
     def _release(self, what: str, part: Part) -> Release:
         # Imported late: it takes seconds, which only those pay who are promised something.
-        from clients.shields.accounting import Cost
+        from pudica.clients.shields.accounting import Cost
 
         mechanism = self._shield
         cost = Cost(None)

@@ -1,7 +1,7 @@
 """An edge of FaceMix: private images, the first and the last layers, keys that live for a request.
 
-What the cloud computes for it is mixed (see :mod:`clients.shields.mixing`); what it predicts stays
-in its vault.
+What the cloud computes for it is mixed (see :mod:`pudica.clients.shields.mixing`); what it
+predicts stays in its vault.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ import numpy as np
 import torch
 from torch import nn
 
-from clients import protocol
-from clients.assignments import InferenceAssignment
-from clients.crossings import Crossings
-from clients.data import ImageSet, Part, Splits, load_once
-from clients.shields.decoys import decoys, missing
-from clients.shields.draws import shuffled
-from clients.shields.front import activation_shape
-from clients.shields.mixing import group_of
-from clients.shields.stages import Staged, staged_once
-from clients.vault import Vault
-from models import packing
-from models.attributes import answered, confusion
-from models.compute import Compute
-from models.cut import OUTPUT
-from models.randomness import Randomness, SecretGenerator, numpy_generator
+from pudica.clients import protocol
+from pudica.clients.assignments import InferenceAssignment
+from pudica.clients.crossings import Crossings
+from pudica.clients.data import ImageSet, Part, Splits, load_once
+from pudica.clients.shields.decoys import decoys, missing
+from pudica.clients.shields.draws import shuffled
+from pudica.clients.shields.front import activation_shape
+from pudica.clients.shields.mixing import group_of
+from pudica.clients.shields.stages import Staged, staged_once
+from pudica.clients.vault import Vault
+from pudica.models import packing
+from pudica.models.attributes import answered, confusion
+from pudica.models.compute import Compute
+from pudica.models.cut import OUTPUT
+from pudica.models.randomness import Randomness, SecretGenerator, numpy_generator
 
 ENDS = "ends"
 DECOYS_OF = 32

@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from clients import protocol
-from clients.assignments import InferenceAssignment
-from clients.inference import Arrays, InferenceEdge, Numbers, Tensors
-from clients.shields.decoys import filled
-from clients.vault import Vault
-from models import packing
-from models.attributes import attribute_loss, balancing
-from models.augmentation import AUGMENTATIONS
-from models.randomness import draws, layers_seeded, numpy_generator, torch_generator
+from pudica.clients import protocol
+from pudica.clients.assignments import InferenceAssignment
+from pudica.clients.inference import Arrays, InferenceEdge, Numbers, Tensors
+from pudica.clients.shields.decoys import filled
+from pudica.clients.vault import Vault
+from pudica.models import packing
+from pudica.models.attributes import attribute_loss, balancing
+from pudica.models.augmentation import AUGMENTATIONS
+from pudica.models.randomness import draws, layers_seeded, numpy_generator, torch_generator
 
 
 @dataclass
@@ -51,7 +51,7 @@ class TrainingEdge(InferenceEdge):
     Parameters
     ----------
     vault, assignment
-        As of :class:`~clients.inference.InferenceEdge`.
+        As of :class:`~pudica.clients.inference.InferenceEdge`.
     """
 
     def __init__(self, vault: Vault, assignment: InferenceAssignment) -> None:

@@ -17,8 +17,8 @@ from pydantic import (
     model_validator,
 )
 
-from clients import shields
-from clients.assignments import (
+from pudica.clients import shields
+from pudica.clients.assignments import (
     OWN,
     USUAL_DELTA,
     AnyAssignment,
@@ -30,16 +30,16 @@ from clients.assignments import (
     OwnerAssignment,
     ParticipantAssignment,
 )
-from clients.data import DataConfig
-from clients.shields import Mechanism
-from clients.shields.disguises import UNUSABLE, Key
-from clients.shields.mixing import MixingConfig
-from models.compute import ComputeConfig
-from models.custom import PREFIX, SUFFIX
-from models.errors import RequestError
-from models.explain import explained
-from models.files import absolute
-from models.naming import NodeName
+from pudica.clients.data import DataConfig
+from pudica.clients.shields import Mechanism
+from pudica.clients.shields.disguises import UNUSABLE, Key
+from pudica.clients.shields.mixing import MixingConfig
+from pudica.models.compute import ComputeConfig
+from pudica.models.custom import PREFIX, SUFFIX, with_absolute_path
+from pudica.models.errors import RequestError
+from pudica.models.explain import explained
+from pudica.models.files import absolute
+from pudica.models.naming import NodeName
 
 NODE = "node"
 """The key of Flower's node configuration that names the file."""
@@ -130,7 +130,7 @@ class NodeConfig(BaseModel):
         In what it takes part; anything else is refused.
     data : OwnData
     model : str or None
-        THEMIS: its own, a name of the zoo, ``custom:module:callable`` or a ``.pt2`` file.
+        THEMIS: its own, a name of the zoo, ``custom:FILE.py:callable`` or a ``.pt2`` file.
     weights : Path or None
         THEMIS: safetensors of a model that is trained already.
     key : Path or None
@@ -273,7 +273,7 @@ class NodeConfig(BaseModel):
         if self.budget:
             return self.budget.epsilon, self.budget.delta
         # Imported late: it takes seconds.
-        from clients.shields.accounting import Cost, spent
+        from pudica.clients.shields.accounting import Cost, spent
 
         assert self.shield
         settings = {key: value for key, value in self.shield.items() if key != "clip"}
@@ -310,9 +310,7 @@ class NodeConfig(BaseModel):
         own = ("certificate", "private_key", "vault", "weights", "key")
         places = {name: placed(getattr(self, name)) for name in own}
         data = {name: placed(getattr(self.data, name)) for name in ("root", "path")}
-        model = self.model
-        if model and model.endswith(SUFFIX):
-            model = str(placed(Path(model)))
+        model = self.model and with_absolute_path(self.model, folder)
         return self.model_copy(
             update={**places, "data": self.data.model_copy(update=data), "model": model}
         )

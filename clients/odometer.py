@@ -24,9 +24,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from clients.vault import Vault
-from models.clock import timestamp
-from models.files import waiting_for, write_atomically
+from pudica.clients.vault import Vault
+from pudica.models.clock import timestamp
+from pudica.models.files import waiting_for, write_atomically
 
 RECORD = "odometer"
 KNOWN = "paid-for"
@@ -64,7 +64,7 @@ class Release:
     noise : {"gaussian", "laplace"} or None
         None: it has no guarantee.
     ratio : float
-        Sensitivity over the noise's scale, as of :class:`clients.shields.accounting.Cost`.
+        Sensitivity over the noise's scale, as of :class:`pudica.clients.shields.accounting.Cost`.
     """
 
     run: str
@@ -325,8 +325,8 @@ def spent(times: Mapping[Release, int], delta: float) -> float:
 @lru_cache(maxsize=256)
 def _composed(costs: frozenset[tuple[tuple[Any, float], int]], delta: float) -> float:
     # Imported late: it takes seconds, which only those pay who have limits.
-    from clients.shields.accounting import Cost
-    from clients.shields.accounting import spent as spent_by
+    from pudica.clients.shields.accounting import Cost
+    from pudica.clients.shields.accounting import spent as spent_by
 
     return spent_by([(Cost(*cost), number) for cost, number in costs if number], delta)[0]
 

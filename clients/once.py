@@ -13,8 +13,8 @@ from flwr.app import RecordDict
 from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 from flwr.proto.recorddict_pb2 import RecordDict as Packed
 
-from clients import protocol
-from clients.vault import Vault
+from pudica.clients import protocol
+from pudica.clients.vault import Vault
 
 REPLY = "reply"
 REMEMBERED = 32
@@ -35,7 +35,7 @@ def answered_once(vault: Vault, exchange: str, answer: Callable[[], RecordDict])
     Returns
     -------
     RecordDict
-        Or :func:`clients.protocol.busy`, if another process of this node is at work.
+        Or :func:`pudica.clients.protocol.busy`, if another process of this node is at work.
     """
     with vault.alone() as alone:
         if not alone:

@@ -12,18 +12,18 @@ import numpy as np
 import torch
 from torch import nn
 
-import models
-from clients.assignments import OwnerAssignment
-from clients.data import ImageSet, Part, Splits, load_once
-from clients.shields.disguises import UNUSABLE, Disguise, Key
-from clients.shields.disguises.breaks import KNOWN_PAIR, breaks, is_affine, search_space_of
-from clients.snapshots import Snapshots
-from clients.vault import Vault
-from models import optimizers, packing
-from models.compute import Compute
-from models.errors import RequestError
-from models.similarity import psnr, ssim
-from models.training import Images, Training, right
+from pudica import models
+from pudica.clients.assignments import OwnerAssignment
+from pudica.clients.data import ImageSet, Part, Splits, load_once
+from pudica.clients.shields.disguises import UNUSABLE, Disguise, Key
+from pudica.clients.shields.disguises.breaks import KNOWN_PAIR, breaks, is_affine, search_space_of
+from pudica.clients.snapshots import Snapshots
+from pudica.clients.vault import Vault
+from pudica.models import optimizers, packing
+from pudica.models.compute import Compute
+from pudica.models.errors import RequestError
+from pudica.models.similarity import psnr, ssim
+from pudica.models.training import Images, Training, right
 
 SAMPLE = 1000
 """Images that a disguise is audited with."""
@@ -233,8 +233,8 @@ class Owner:
             ``psnr`` (dB) and ``ssim`` of disguised test images, both scaled to [0, 1];
             ``psnr-standardised`` and ``ssim-standardised`` of what z-scores make of them;
             ``search-space``, where Eqs. (6) to (9) of paper 001 apply;
-            ``ATTACK/IMAGES/WHAT`` of :class:`~clients.shields.disguises.breaks.Break`, of one
-            known pair with 1 image. Numbers that there are none of are left out.
+            ``ATTACK/IMAGES/WHAT`` of :class:`~pudica.clients.shields.disguises.breaks.Break`, of
+            one known pair with 1 image. Numbers that there are none of are left out.
 
         Raises
         ------

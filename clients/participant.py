@@ -10,17 +10,17 @@ import numpy as np
 import torch
 from torch import nn
 
-import models
-from clients import submissions
-from clients.assignments import ParticipantAssignment
-from clients.data import ImageSet, Splits, load_once
-from clients.vault import Vault
-from models.clock import timestamp
-from models.compute import Compute
-from models.files import load_into
-from models.generator import GeneratorTraining, NoiseGenerator
-from models.randomness import derive, numpy_generator, torch_generator
-from models.training import Training, accuracy, predict
+from pudica import models
+from pudica.clients import submissions
+from pudica.clients.assignments import ParticipantAssignment
+from pudica.clients.data import ImageSet, Splits, load_once
+from pudica.clients.vault import Vault
+from pudica.models.clock import timestamp
+from pudica.models.compute import Compute
+from pudica.models.files import load_into
+from pudica.models.generator import GeneratorTraining, NoiseGenerator
+from pudica.models.randomness import derive, numpy_generator, torch_generator
+from pudica.models.training import Training, accuracy, predict
 
 Update = tuple[np.ndarray, dict[str, int | float]]
 Measured = tuple[dict[str, int | float], dict[str, np.ndarray]]
@@ -245,7 +245,7 @@ class Participant:
         Parameters
         ----------
         state : Tensor of shape (6, C, H, W)
-            As of :meth:`models.generator.GeneratorTraining.packed`.
+            As of :meth:`pudica.models.generator.GeneratorTraining.packed`.
         weight : float
             λ.
         """
@@ -350,7 +350,7 @@ def attacked(name: str, values: np.ndarray, reference: np.ndarray) -> dict[str, 
     Parameters
     ----------
     name : str
-        An attack of ``clients.protocol.Attack``.
+        An attack of ``pudica.clients.protocol.Attack``.
     values : ndarray
         The honest gradient, or the honest state after a visit.
     reference : ndarray

@@ -73,7 +73,7 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from flwr.common.constant import SType
 
-from clients.shields.grid import Grid
+from pudica.clients.shields.grid import Grid
 
 HELLO = "query.hello"
 JOIN = "query.join"
@@ -380,8 +380,8 @@ def payload_bytes(content: RecordDict) -> int:
 def code_fingerprint() -> str:
     """Return the hash of the code that a node runs: the packages models and clients.
 
-    Flower can put other packages called ``models`` or ``clients`` on a worker's path; the
-    organiser compares this with its own before anything else.
+    The organiser compares it with its own before anything else: a node runs the Pudica that is
+    installed there, which may be another version.
     """
     digest = hashlib.blake2b(digest_size=16)
     root = Path(__file__).parent.parent

@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from flwr.app import Context
 
-from clients.node import NodeConfig
-from models.errors import RequestError
-from models.files import DISK_FULL, as_file, load_tensors, locked, write_atomically
+from pudica.clients.node import NodeConfig
+from pudica.models.errors import RequestError
+from pudica.models.files import DISK_FULL, as_file, load_tensors, locked, write_atomically
 
 LASTING = ".lasting"
 """Beside the vaults of runs, whose names do not begin with a dot."""

@@ -1,11 +1,11 @@
 """Classifiers, the noise generator, and how they are trained and computed."""
 
-from models.compute import Compute, ComputeConfig
-from models.custom import is_frozen
-from models.errors import RequestError, unknown
-from models.generator import GeneratorTraining, NoiseGenerator
-from models.training import Training, TrainingConfig, accuracy, predict
-from models.zoo import (
+from pudica.models.compute import Compute, ComputeConfig
+from pudica.models.custom import is_frozen
+from pudica.models.errors import RequestError, unknown
+from pudica.models.generator import GeneratorTraining, NoiseGenerator
+from pudica.models.training import Training, TrainingConfig, accuracy, predict
+from pudica.models.zoo import (
     build,
     canonical_name,
     check_there,

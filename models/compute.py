@@ -10,7 +10,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
-from models.errors import RequestError
+from pudica.models.errors import RequestError
 
 
 class ComputeConfig(BaseModel):

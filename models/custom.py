@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import importlib
+import importlib.util
 import inspect
+import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Annotated, Any
 
 import torch
+from pydantic import AfterValidator
 from torch import nn
 
-from models.architectures import TORCHVISION, ImageTask
-from models.errors import RequestError
-from models.frozen import FrozenProgram
+from pudica.models.architectures import TORCHVISION, ImageTask
+from pudica.models.errors import RequestError
+from pudica.models.files import absolute
+from pudica.models.frozen import FrozenProgram
 
 PREFIX = "custom:"
 SUFFIX = ".pt2"
+SOURCE = ".py"
 
 
 def is_custom(name: str) -> bool:
@@ -40,9 +47,9 @@ def build(name: str, task: ImageTask) -> nn.Module:
     Parameters
     ----------
     name : str
-        ``custom:package.module:callable``, ``torchvision:name``, or a path that ends in
-        ``.pt2``. The first runs code of that module, so it must come from whoever runs the
-        process.
+        ``custom:FILE.py:callable``, ``custom:package.module:callable``, ``torchvision:name``, or
+        a path that ends in ``.pt2``. The first two run code of that file or module, so they must
+        come from whoever runs the process.
     task : ImageTask
         The images and classes that it must fit.
 
@@ -54,11 +61,11 @@ def build(name: str, task: ImageTask) -> nn.Module:
     """
     if name.endswith(SUFFIX):
         # Two seconds to import, which every worker would pay.
-        from models.exported import load_program
+        from pudica.models.exported import load_program
 
         return load_program(Path(name), task)
     if name.startswith(TORCHVISION):
-        from models import published  # slow to import
+        from pudica.models import published  # slow to import
 
         model = published.build(name, task)
     else:
@@ -73,7 +80,7 @@ def check_there(name: str) -> None:
         if not Path(name).is_file():
             raise RequestError(f"model '{name}': there is no such file")
     elif name.startswith(TORCHVISION):
-        from models import published  # slow to import
+        from pudica.models import published  # slow to import
 
         published.known(name)
     else:
@@ -81,10 +88,33 @@ def check_there(name: str) -> None:
 
 
 def display_name(name: str) -> str:
-    """Return the import path or torchvision's name, or the file's name without its ending."""
-    if name.startswith((PREFIX, TORCHVISION)):
+    """Return the import path or torchvision's name; of a file its name without folder or ending."""
+    if name.startswith(TORCHVISION):
         return name.partition(":")[2]
+    if name.startswith(PREFIX):
+        source, attribute = _split(name)
+        return f"{Path(source).stem if _is_file(source) else source}:{attribute}"
     return Path(name).stem
+
+
+def with_absolute_path(name: str, folder: Path = Path()) -> str:
+    """Return a model's name with the file in it, if any, named as it holds in any directory.
+
+    Parameters
+    ----------
+    folder : Path
+        From which a relative path counts.
+    """
+    if name.endswith(SUFFIX):
+        return str(absolute(folder / Path(name).expanduser()))
+    if name.startswith(PREFIX) and _is_file(_split(name)[0]):
+        source, attribute = _split(name)
+        return f"{PREFIX}{absolute(folder / Path(source).expanduser())}:{attribute}"
+    return name
+
+
+ModelName = Annotated[str, AfterValidator(with_absolute_path)]
+"""A model's name in settings. A relative path counts from where the settings are read."""
 
 
 def describe(name: str) -> str:
@@ -95,23 +125,67 @@ def describe(name: str) -> str:
     return f"{display_name(name)}: {kind}"
 
 
+def _split(name: str) -> tuple[str, str]:
+    """Return the module or file of a ``custom:`` name, and what is called in it."""
+    source, _, attribute = name.removeprefix(PREFIX).rpartition(":")
+    return source, attribute
+
+
+def _is_file(source: str) -> bool:
+    return source.endswith(SOURCE)
+
+
 def _import(name: str) -> Callable[..., Any]:
-    module_name, _, attribute = name.removeprefix(PREFIX).partition(":")
-    if not module_name or not attribute:
-        raise RequestError(f"model '{name}' must be written custom:package.module:callable")
-    try:
-        module = importlib.import_module(module_name)
-    except ImportError as error:
+    source, attribute = _split(name)
+    if not source or not attribute:
         raise RequestError(
-            f"model '{name}': cannot import '{module_name}' ({error}); "
-            "it must be installed or on PYTHONPATH"
-        ) from error
+            f"model '{name}' must be written custom:FILE.py:callable or "
+            "custom:package.module:callable"
+        )
+    module = _load_file(name, Path(source)) if _is_file(source) else _import_module(name, source)
     make = getattr(module, attribute, None)
     if not callable(make):
         problem = "is not callable" if hasattr(module, attribute) else "does not exist"
-        raise RequestError(f"model '{name}': '{attribute}' {problem} in module '{module_name}'")
+        raise RequestError(f"model '{name}': '{attribute}' {problem} in '{source}'")
     found: Callable[..., Any] = make
     return found
+
+
+def _import_module(name: str, source: str) -> ModuleType:
+    try:
+        return importlib.import_module(source)
+    except ImportError as error:
+        raise RequestError(
+            f"model '{name}': cannot import '{source}' ({error}); "
+            "it must be installed or on PYTHONPATH; a file is named as custom:./FILE.py:callable"
+        ) from error
+
+
+def _load_file(name: str, source: Path) -> ModuleType:
+    """Run a file as a module of a name that nothing else has, once for each content."""
+    path = absolute(source)
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise RequestError(f"model '{name}': {path}: {error.strerror}") from error
+    digest = hashlib.sha256(str(path).encode() + content).hexdigest()
+    own_name = f"custom_{digest[:16]}"
+    if own_name in sys.modules:
+        return sys.modules[own_name]
+    spec = importlib.util.spec_from_file_location(own_name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[own_name] = module  # dataclasses and torch.fx look a class's module up there
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[own_name]
+        raise RequestError(
+            f"model '{name}': {path} fails: {type(error).__name__}: {error}; what it imports must "
+            "be installed or on PYTHONPATH"
+        ) from error
+    return module
 
 
 def _call(name: str, make: Callable[..., Any], task: ImageTask) -> nn.Module:

@@ -18,7 +18,7 @@ from torch import fx, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
-from models.errors import RequestError, unknown
+from pudica.models.errors import RequestError, unknown
 
 INPUT, OUTPUT = "input", "output"
 

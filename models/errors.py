@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from difflib import get_close_matches
 
-from models.printable import escape_hidden
+from pudica.models.printable import escape_hidden
 
 
 class RequestError(ValueError):

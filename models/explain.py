@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from models.errors import unknown
+from pudica.models.errors import unknown
 
 Location = tuple[int | str, ...]
 

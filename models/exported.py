@@ -28,9 +28,9 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 from torch.export.pt2_archive import PT2ArchiveReader
 
-from models.architectures import ImageTask
-from models.errors import RequestError
-from models.frozen import FrozenProgram
+from pudica.models.architectures import ImageTask
+from pudica.models.errors import RequestError
+from pudica.models.frozen import FrozenProgram
 
 _PROGRAM = "models/model.json"
 _SAMPLE_INPUTS = "data/sample_inputs/model.pt"

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from models.compute import Compute
+from pudica.models.compute import Compute
 
 
 class NoiseGenerator(nn.Module):

@@ -12,8 +12,8 @@ from typing import Annotated
 
 from pydantic import AfterValidator
 
-from models.errors import RequestError
-from models.printable import is_hidden, quoted, to_nfc
+from pudica.models.errors import RequestError
+from pudica.models.printable import is_hidden, quoted, to_nfc
 
 LONGEST_NAME, LONGEST_CASE, LONGEST_LABEL = 80, 100, 255
 

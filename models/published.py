@@ -11,8 +11,8 @@ import torch
 import torchvision
 from torch import nn
 
-from models.architectures import TORCHVISION, ImageTask
-from models.errors import RequestError, unknown
+from pudica.models.architectures import TORCHVISION, ImageTask
+from pudica.models.errors import RequestError, unknown
 
 
 def build(name: str, task: ImageTask) -> nn.Module:

@@ -132,7 +132,7 @@ DRAWING = (nn.modules.dropout._DropoutNd, nn.RReLU, nn.RNNBase, nn.MultiheadAtte
 
 def draws(model: nn.Module) -> bool:
     """Tell whether a model has layers that draw while they train."""
-    known = ("torch.nn.", "torch.fx.", "models.architectures.", "clients.shields.")
+    known = ("torch.nn.", "torch.fx.", "pudica.models.architectures.", "pudica.clients.shields.")
     layers = list(model.modules())
     graphs = [layer.graph for layer in layers if isinstance(layer, fx.GraphModule)]
     return (

@@ -12,13 +12,13 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from models.augmentation import AUGMENTATIONS
-from models.compute import Compute
-from models.errors import RequestError
-from models.generator import GeneratorTraining, NoiseGenerator
-from models.optimizers import set_rate
-from models.packing import under
-from models.randomness import draws, layers_seeded, numpy_generator, torch_generator
+from pudica.models.augmentation import AUGMENTATIONS
+from pudica.models.compute import Compute
+from pudica.models.errors import RequestError
+from pudica.models.generator import GeneratorTraining, NoiseGenerator
+from pudica.models.optimizers import set_rate
+from pudica.models.packing import under
+from pudica.models.randomness import draws, layers_seeded, numpy_generator, torch_generator
 
 CHEAT_WEIGHT = 5.0
 CHEAT_LEARNING_RATE = 0.01

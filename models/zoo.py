@@ -9,10 +9,10 @@ from importlib import import_module
 import torch
 from torch import nn
 
-from models import custom
-from models.architectures import ImageTask
-from models.errors import RequestError, unknown
-from models.randomness import seeded
+from pudica.models import custom
+from pudica.models.architectures import ImageTask
+from pudica.models.errors import RequestError, unknown
+from pudica.models.randomness import seeded
 
 LARGEST_SIDE = 224
 CHANNELS = (1, 3)
@@ -50,7 +50,7 @@ def build(
     name : str
         A name of :func:`names` in any usual spelling, ``custom:package.module:callable``,
         ``torchvision:name``, or the path of an exported program that ends in ``.pt2`` (its
-        weights are its own, and it is frozen; see :func:`models.custom.is_frozen`).
+        weights are its own, and it is frozen; see :func:`pudica.models.custom.is_frozen`).
     num_classes : int
         Classes to tell apart, at least 2.
     channels : int
@@ -209,7 +209,7 @@ def _of(family: str, constructor: str, **settings: int) -> Callable[[ImageTask],
     """
 
     def make(task: ImageTask) -> nn.Module:
-        found = getattr(import_module(f"models.architectures.{family}"), constructor)
+        found = getattr(import_module(f"pudica.models.architectures.{family}"), constructor)
         built: nn.Module = found(task, **settings)
         return built
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from models.errors import RequestError
+from pudica.models.errors import RequestError
 
 
 def picture(text: str, option: str) -> tuple[int, int, int]:

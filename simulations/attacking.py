@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from analysis.attacks import (
+from pudica.analysis.attacks import (
     Guess,
     View,
     guess_attributes,
@@ -26,22 +26,22 @@ from analysis.attacks import (
     told_of,
     trained_generator,
 )
-from analysis.attacks.reconstruction import Rebuilt
-from analysis.attacks.view import mean
-from analysis.drawing import draw_image_rows, own_look, save
-from analysis.facemix import settings_of
-from analysis.runs import Run, open_run
-from clients.data import DataConfig, ImageSet, Splits, load
-from clients.shields.mixing import whole_groups
-from models.compute import Compute
-from models.errors import RequestError, unknown
-from models.files import write_atomically
-from models.printable import to_nfc
-from models.randomness import derive
-from strategies.experiment import ClientConfig
-from strategies.facemix.system import MODEL
-from strategies.loading import validated
-from strategies.session import CLOUD
+from pudica.analysis.attacks.reconstruction import Rebuilt
+from pudica.analysis.attacks.view import mean
+from pudica.analysis.drawing import draw_image_rows, own_look, save
+from pudica.analysis.facemix import settings_of
+from pudica.analysis.runs import Run, open_run
+from pudica.clients.data import DataConfig, ImageSet, Splits, load
+from pudica.clients.shields.mixing import whole_groups
+from pudica.models.compute import Compute
+from pudica.models.errors import RequestError, unknown
+from pudica.models.files import write_atomically
+from pudica.models.printable import to_nfc
+from pudica.models.randomness import derive
+from pudica.strategies.experiment import ClientConfig
+from pudica.strategies.facemix.system import MODEL
+from pudica.strategies.loading import validated
+from pudica.strategies.session import CLOUD
 
 SHOWN = 8
 CLEAR = "_in_the_clear"

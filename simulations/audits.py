@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pandas as pd
 
-from analysis.audit import Audit, audit
-from clients.shields import SHIELDS, Guarantee, Mechanism, build
-from models.errors import RequestError, unknown
-from strategies.loading import validated
+from pudica.analysis.audit import Audit, audit
+from pudica.clients.shields import SHIELDS, Guarantee, Mechanism, build
+from pudica.models.errors import RequestError, unknown
+from pudica.strategies.loading import validated
 
 
 def run(
@@ -18,7 +18,7 @@ def run(
     Parameters
     ----------
     name : str
-        Of :data:`clients.shields.SHIELDS`.
+        Of :data:`pudica.clients.shields.SHIELDS`.
     settings : list of str
         ``KEY=VALUE``, of the shield.
     shape : tuple of int

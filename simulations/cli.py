@@ -9,9 +9,9 @@ from typing import Annotated
 
 import typer
 
-from simulations.competition import competition_app
-from simulations.console import ENGINE, INTERRUPTED, ends_of, refusals, report, say, shown
-from simulations.deployment.commands import deploy_app, node_app
+from pudica.simulations.competition import competition_app
+from pudica.simulations.console import ENGINE, INTERRUPTED, ends_of, refusals, report, say, shown
+from pudica.simulations.deployment.commands import deploy_app, node_app
 
 # Heavy imports (torch, ray, flwr, pandas) stay inside the commands: `pudica --help` is instant.
 
@@ -32,7 +32,7 @@ def _version(wanted: bool) -> None:
     if wanted:
         from importlib.metadata import version
 
-        from clients.protocol import code_fingerprint
+        from pudica.clients.protocol import code_fingerprint
 
         typer.echo(f"pudica {version('pudica')}, code {code_fingerprint()}")
         raise typer.Exit
@@ -58,9 +58,9 @@ def list_() -> None:
     """Show the experiments, data sets and models, and which data are here."""
     import yaml
 
-    import models
-    from clients.data import catalogue
-    from strategies.loading import shipped
+    from pudica import models
+    from pudica.clients.data import catalogue
+    from pudica.strategies.loading import shipped
 
     typer.echo("Experiments (pudica run NAME)")
     for name, path in shipped().items():
@@ -73,9 +73,7 @@ def list_() -> None:
     typer.echo("\nModels (participants: - model: NAME; parameters for 10 classes, 3x32x32)")
     for name in models.names():
         typer.echo(f"  {name:16} {models.describe(name)}")
-    typer.echo(
-        "  custom:package.module:callable, torchvision:NAME, or an exported program FILE.pt2"
-    )
+    typer.echo("  custom:FILE.py:callable, torchvision:NAME, or an exported program FILE.pt2")
 
 
 @app.command()
@@ -98,8 +96,8 @@ def run(
 ) -> None:
     """Run an experiment. Exit code 0: done, 1: the run failed, 2: the request is wrong."""
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
-    from models.errors import unknown
-    from simulations import runner
+    from pudica.models.errors import unknown
+    from pudica.simulations import runner
 
     with refusals():
         if engine not in runner.ENGINES:
@@ -119,8 +117,8 @@ def run(
 @app.command()
 def show(runs: RunPaths) -> None:
     """Print the tables of one or several runs, side by side."""
-    import analysis
-    from simulations.display import print_frame
+    from pudica import analysis
+    from pudica.simulations.display import print_frame
 
     with refusals():
         for title, frame in analysis.tables(runs).items():
@@ -130,7 +128,7 @@ def show(runs: RunPaths) -> None:
 @app.command()
 def plot(runs: RunPaths) -> None:
     """Draw the figures of one or several runs and print their paths."""
-    import analysis
+    from pudica import analysis
 
     with refusals():
         for one in runs:
@@ -152,9 +150,9 @@ def cuts(
     ] = None,
 ) -> None:
     """Show where a model can be cut, and what each cut costs an edge device."""
-    from simulations import arguments
-    from simulations.cuts import best, in_three, table
-    from simulations.display import print_frame
+    from pudica.simulations import arguments
+    from pudica.simulations.cuts import best, in_three, table
+    from pudica.simulations.display import print_frame
 
     with refusals():
         shape, importance = arguments.picture(input_, "--input"), arguments.weights(weights)
@@ -189,8 +187,8 @@ def audit(
     seed: Annotated[int, typer.Option(min=0)] = 0,
 ) -> None:
     """Attack a shield: what it claims, what holds, and what can be shown to be lost."""
-    from simulations import arguments, audits
-    from simulations.display import print_frame
+    from pudica.simulations import arguments, audits
+    from pudica.simulations.display import print_frame
 
     with refusals():
         result = audits.run(shield, set_ or [], arguments.shape(shape), batch, samples, seed)
@@ -205,8 +203,8 @@ def privacy(
     delta: Annotated[float, typer.Option(help="Of all releases of a record together.")] = 1e-5,
 ) -> None:
     """Show what left its owner in a run, and what is promised to a training record."""
-    from simulations import ledgers
-    from simulations.display import print_frame
+    from pudica.simulations import ledgers
+    from pudica.simulations.display import print_frame
 
     with refusals():
         reports = ledgers.reports(runs, delta)
@@ -238,10 +236,10 @@ def attack(
     seed: Annotated[int, typer.Option(min=0)] = 0,
 ) -> None:
     """Attack what the cloud saw in a run, as the cloud could; and show what it learns."""
-    import analysis
-    from models.errors import RequestError
-    from simulations import attacking
-    from simulations.display import print_frame
+    from pudica import analysis
+    from pudica.models.errors import RequestError
+    from pudica.simulations import attacking
+    from pudica.simulations.display import print_frame
 
     with refusals():
         if set_ and not data:
@@ -273,8 +271,8 @@ def disguise(
     channels: Annotated[int | None, typer.Option(help="1 (grey) or 3 (colour).")] = None,
 ) -> None:
     """Disguise a data set under a key, to give it away; or undo that with --undo."""
-    from models.errors import RequestError
-    from simulations import disguising
+    from pudica.models.errors import RequestError
+    from pudica.simulations import disguising
 
     with refusals():
         if channels not in (None, 1, 3):
@@ -299,7 +297,7 @@ def new_key(
     ] = None,
 ) -> None:
     """Draw a key into a file that only its owner reads, and show its fingerprint."""
-    from simulations import arguments, keys
+    from pudica.simulations import arguments, keys
 
     with refusals():
         key = keys.new(shield, arguments.picture(shape, "--shape"), out, seed)
@@ -309,8 +307,8 @@ def new_key(
 @key_app.command("show")
 def show_key(key: Annotated[Path, typer.Argument(help="A key file.")]) -> None:
     """Show what a key is for, and its fingerprint; never the key."""
-    from clients.shields.disguises import Key
-    from simulations import keys
+    from pudica.clients.shields.disguises import Key
+    from pudica.simulations import keys
 
     with refusals():
         found = Key.load(key)
@@ -329,10 +327,10 @@ def attack_key(
     picture: Annotated[Path | None, typer.Option(help="A PNG to draw.")] = None,
 ) -> None:
     """Undo a matrix transformation without its key, from disguised images alone."""
-    from clients.shields.disguises import Key
-    from models.errors import RequestError
-    from simulations import keys
-    from simulations.display import print_frame
+    from pudica.clients.shields.disguises import Key
+    from pudica.models.errors import RequestError
+    from pudica.simulations import keys
+    from pudica.simulations.display import print_frame
 
     with refusals():
         if picture and picture.suffix != ".png":

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from simulations.console import conclude, refusals, say, shown
+from pudica.simulations.console import conclude, refusals, say, shown
 
 # Heavy imports stay inside the commands: `pudica --help` is instant.
 
@@ -37,7 +37,7 @@ def close(run: Run, stage: Stage = None) -> None:
 @competition_app.command("stages")
 def stages(run: Run) -> None:
     """Show which stages are over, open, and still to come."""
-    from strategies.themis.orders import said, states
+    from pudica.strategies.themis.orders import said, states
 
     with refusals():
         settings = _settings(run)
@@ -55,8 +55,8 @@ def publish(
     out: Annotated[Path, typer.Option(help="A folder to be served, or opened.")] = Path("public"),
 ) -> None:
     """Write the leaderboard as a page: HTML, CSV, pictures of what was released, a manifest."""
-    import analysis
-    from simulations.deployment.auditing import publish_manifest
+    from pudica import analysis
+    from pudica.simulations.deployment.auditing import publish_manifest
 
     with refusals():
         written = analysis.publish(run, out)
@@ -78,7 +78,7 @@ def verify(
     ] = None,
 ) -> None:
     """See whether a leaderboard is signed, and what was submitted."""
-    from simulations.deployment.auditing import verify as verified
+    from pudica.simulations.deployment.auditing import verify as verified
 
     with refusals():
         findings = verified(folder, certificate, node, run)
@@ -86,7 +86,7 @@ def verify(
 
 
 def _order(run: Path, what: str, stage: str | None) -> None:
-    from strategies.themis.orders import order
+    from pudica.strategies.themis.orders import order
 
     with refusals():
         _settings(run)
@@ -98,8 +98,8 @@ def _order(run: Path, what: str, stage: str | None) -> None:
 
 
 def _settings(run: Path):  # type: ignore[no-untyped-def]  # a pydantic model, imported late
-    from analysis.runs import open_run
-    from analysis.themis import competition
+    from pudica.analysis.runs import open_run
+    from pudica.analysis.themis import competition
 
     return competition(open_run(run)).stages
 
@@ -134,9 +134,9 @@ class Drafts:
             self._look()
 
     def _look(self) -> None:
-        import analysis
-        from models.errors import RequestError
-        from strategies.themis.orders import STATE
+        from pudica import analysis
+        from pudica.models.errors import RequestError
+        from pudica.strategies.themis.orders import STATE
 
         try:
             changed = (self.directory / STATE).stat().st_mtime

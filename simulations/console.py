@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import typer
 
 if TYPE_CHECKING:
-    from simulations.deployment.checking import Finding
+    from pudica.simulations.deployment.checking import Finding
 
 FAILED, WRONG, INTERRUPTED = 1, 2, 130
 ENGINE = "ray"
@@ -26,7 +26,7 @@ DISK_ERROR = re.compile(r"(?:OSError|PermissionError)\)?: \[Errno (\d+)\]")
 @contextmanager
 def refusals() -> Iterator[None]:
     """Turn a wrong request into its message and exit code 2."""
-    from models.errors import RequestError
+    from pudica.models.errors import RequestError
 
     try:
         yield
@@ -37,7 +37,7 @@ def refusals() -> Iterator[None]:
 
 def say(text: str, err: bool = True) -> None:
     """Print lines on standard error, or output; what a terminal would act on is escaped."""
-    from models.printable import escape_hidden
+    from pudica.models.printable import escape_hidden
 
     typer.echo(escape_hidden(text, keep="\n"), err=err)
 
@@ -70,7 +70,7 @@ def ends_of(
     what : str
         Happened.
     """
-    from models.errors import RequestError
+    from pudica.models.errors import RequestError
 
     again = f"{command} --resume {shlex.quote(str(shown(directory)))} {options}".rstrip()
     try:
@@ -100,8 +100,8 @@ def _disk_problem(error: Exception) -> str:
 
 def report(directory: Path, quiet: bool) -> None:
     """Print the tables and draw the plots of a run that is done."""
-    import analysis
-    from simulations.display import print_frame
+    from pudica import analysis
+    from pudica.simulations.display import print_frame
 
     figures = analysis.plot(directory)
     if quiet:

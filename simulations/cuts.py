@@ -8,10 +8,10 @@ from contextlib import contextmanager
 import pandas as pd
 from torch import nn
 
-import models
-from models.cut import Cutter, cutting_cost
-from models.errors import RequestError
-from strategies.facemix.costs import stage_costs
+from pudica import models
+from pudica.models.cut import Cutter, cutting_cost
+from pudica.models.errors import RequestError
+from pudica.strategies.facemix.costs import stage_costs
 
 MEBI = 2**20
 

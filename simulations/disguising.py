@@ -8,21 +8,21 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
-from clients.data import names
-from clients.data.disguised import MANIFEST, Request, disguise_set, restore_set
-from clients.data.errors import DataError
-from clients.data.fingerprints import fingerprint_of
-from clients.data.folders import image_folder
-from clients.data.parquet import parquet, parquet_folder
-from clients.data.pixels import Channels
-from clients.data.places import Place, cache_root, data_root
-from clients.data.registry import find, lookup
-from clients.data.source import Source
-from clients.shields.disguises import Disguise, Key
-from models.errors import RequestError
-from models.files import DISK_FULL
-from simulations.keys import way_back
-from simulations.progress import display
+from pudica.clients.data import names
+from pudica.clients.data.disguised import MANIFEST, Request, disguise_set, restore_set
+from pudica.clients.data.errors import DataError
+from pudica.clients.data.fingerprints import fingerprint_of
+from pudica.clients.data.folders import image_folder
+from pudica.clients.data.parquet import parquet, parquet_folder
+from pudica.clients.data.pixels import Channels
+from pudica.clients.data.places import Place, cache_root, data_root
+from pudica.clients.data.registry import find, lookup
+from pudica.clients.data.source import Source
+from pudica.clients.shields.disguises import Disguise, Key
+from pudica.models.errors import RequestError
+from pudica.models.files import DISK_FULL
+from pudica.simulations.keys import way_back
+from pudica.simulations.progress import display
 
 Result = TypeVar("Result")
 

@@ -11,7 +11,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from models.printable import escape_hidden
+from pudica.models.printable import escape_hidden
 
 if TYPE_CHECKING:
     import pandas as pd

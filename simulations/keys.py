@@ -8,14 +8,14 @@ import numpy as np
 import pandas as pd
 import torch
 
-from analysis.breaks import draw_breaks
-from analysis.drawing import own_look, save
-from clients.data import DataConfig, load
-from clients.shields.disguises import Disguise, Key
-from clients.shields.disguises.breaks import breaks, standardised
-from models.errors import RequestError
-from models.randomness import SystemGenerator, derive
-from strategies.loading import validated
+from pudica.analysis.breaks import draw_breaks
+from pudica.analysis.drawing import own_look, save
+from pudica.clients.data import DataConfig, load
+from pudica.clients.shields.disguises import Disguise, Key
+from pudica.clients.shields.disguises.breaks import breaks, standardised
+from pudica.models.errors import RequestError
+from pudica.models.randomness import SystemGenerator, derive
+from pudica.strategies.loading import validated
 
 
 def new(notation: str, shape: tuple[int, int, int], out: Path, seed: int | None) -> Key:

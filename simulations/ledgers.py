@@ -8,15 +8,15 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from analysis.privacy import (
+from pudica.analysis.privacy import (
     COUNTED,
     privacy,
     verdict,
     verdict_of_all,
     verdict_on_held_out,
 )
-from analysis.runs import Run, open_runs
-from clients.shields import Guarantee
+from pudica.analysis.runs import Run, open_runs
+from pudica.clients.shields import Guarantee
 
 
 class Report(NamedTuple):
@@ -33,14 +33,14 @@ def reports(runs: Sequence[Path], delta: float) -> list[Report]:
     Parameters
     ----------
     runs : sequence of Path
-        As of :func:`analysis.load`.
+        As of :func:`pudica.analysis.load`.
     delta : float
         Of all releases of a record together.
 
     Raises
     ------
     RequestError
-        As :func:`analysis.privacy.privacy`.
+        As :func:`pudica.analysis.privacy.privacy`.
     """
     return [_report(run, delta) for run in open_runs(list(runs))]
 

@@ -15,7 +15,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from models.printable import escape_hidden
+from pudica.models.printable import escape_hidden
 
 Nodes = dict[str, dict[str, Any]]
 

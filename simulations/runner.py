@@ -14,12 +14,12 @@ from importlib import import_module
 from pathlib import Path
 from types import FrameType
 
-from models.errors import RequestError, unknown
-from simulations.progress import Watcher
-from strategies.app import new_directory
-from strategies.experiment import Experiment
-from strategies.loading import load_experiment
-from strategies.recorder import lock
+from pudica.models.errors import RequestError, unknown
+from pudica.simulations.progress import Watcher
+from pudica.strategies.app import new_directory
+from pudica.strategies.experiment import Experiment
+from pudica.strategies.loading import load_experiment
+from pudica.strategies.recorder import lock
 
 ENGINES = ("inprocess", "ray", "flower")
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -120,7 +120,7 @@ def execute(experiment: Experiment, directory: Path, engine: str, quiet: bool) -
     """
     if engine not in ENGINES:
         raise unknown("engine", engine, ENGINES)
-    run = import_module(f"simulations.engines.{engine}").run
+    run = import_module(f"pudica.simulations.engines.{engine}").run
     new = not (directory / "experiment.yaml").exists()
     try:
         with _terminable(), Watcher(directory, quiet):

@@ -11,15 +11,15 @@ from typing import Any
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from models.compute import Compute
-from strategies.dlmt.system import learn_disguised
-from strategies.experiment import Experiment
-from strategies.facemix.system import infer_mixed
-from strategies.loading import load_experiment
-from strategies.recorder import Recorder
-from strategies.roster import home, placed
-from strategies.split.system import learn
-from strategies.themis.competition import compete
+from pudica.models.compute import Compute
+from pudica.strategies.dlmt.system import learn_disguised
+from pudica.strategies.experiment import Experiment
+from pudica.strategies.facemix.system import infer_mixed
+from pudica.strategies.loading import load_experiment
+from pudica.strategies.recorder import Recorder
+from pudica.strategies.roster import home, placed
+from pudica.strategies.split.system import learn
+from pudica.strategies.themis.competition import compete
 
 SYSTEMS: dict[str, Callable[[Grid, Any, Recorder], None]] = {
     "dlmt": learn_disguised,

@@ -7,9 +7,9 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from models.explain import explained
-from models.naming import describe_case_names, validate_case_name
-from models.printable import quoted
+from pudica.models.explain import explained
+from pudica.models.naming import describe_case_names, validate_case_name
+from pudica.models.printable import quoted
 
 # Of a run's directory, where each case has a folder of its own.
 OWN_NAMES = (

@@ -15,11 +15,11 @@ from flwr.app import Message, RecordDict
 from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
-from clients.protocol import is_busy, payload_bytes
-from models.printable import escape_hidden
-from strategies.experiment import ClientConfig
-from strategies.recorder import Recorder
-from strategies.roster import is_removed
+from pudica.clients.protocol import is_busy, payload_bytes
+from pudica.models.printable import escape_hidden
+from pudica.strategies.experiment import ClientConfig
+from pudica.strategies.recorder import Recorder
+from pudica.strategies.roster import is_removed
 
 POLL_SECONDS = 0.02
 GIVE_UP_AFTER = 3

@@ -11,12 +11,12 @@ from typing import Annotated, Self
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from clients.data import DataConfig, PartitionConfig, Splits, divided, load
-from models.compute import Compute, ComputeConfig
-from models.errors import RequestError
-from models.files import absolute
-from models.naming import validate_name, validate_text
-from models.randomness import derive
+from pudica.clients.data import DataConfig, PartitionConfig, Splits, divided, load
+from pudica.models.compute import Compute, ComputeConfig
+from pudica.models.errors import RequestError
+from pudica.models.files import absolute
+from pudica.models.naming import validate_name, validate_text
+from pudica.models.randomness import derive
 
 LONGEST_NAME = 100
 

@@ -8,13 +8,13 @@ from typing import Any, TypeVar
 
 from flwr.app import RecordDict
 
-from clients import protocol
-from clients.assignments import Assignment
-from models.compute import ComputeConfig
-from models.randomness import derive
-from strategies.exchange import Exchanges
-from strategies.experiment import Experiment
-from strategies.roster import home, registered
+from pudica.clients import protocol
+from pudica.clients.assignments import Assignment
+from pudica.models.compute import ComputeConfig
+from pudica.models.randomness import derive
+from pudica.strategies.exchange import Exchanges
+from pudica.strategies.experiment import Experiment
+from pudica.strategies.roster import home, registered
 
 Words = dict[str, protocol.Scalar]
 T = TypeVar("T")

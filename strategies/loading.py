@@ -10,14 +10,14 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from models.errors import RequestError, unknown
-from models.explain import explained, keys_of, misplaced_booleans, source_of
-from models.printable import to_nfc
-from strategies.dlmt.experiment import DlmtExperiment
-from strategies.experiment import Experiment
-from strategies.facemix.experiment import FacemixExperiment
-from strategies.split.experiment import SplitExperiment
-from strategies.themis.experiment import ThemisExperiment
+from pudica.models.errors import RequestError, unknown
+from pudica.models.explain import explained, keys_of, misplaced_booleans, source_of
+from pudica.models.printable import to_nfc
+from pudica.strategies.dlmt.experiment import DlmtExperiment
+from pudica.strategies.experiment import Experiment
+from pudica.strategies.facemix.experiment import FacemixExperiment
+from pudica.strategies.split.experiment import SplitExperiment
+from pudica.strategies.themis.experiment import ThemisExperiment
 
 # The shipped experiments are data of the package `simulations`; no code of it is used here.
 SHIPPED = Path(__file__).parent.parent / "simulations" / "experiments"

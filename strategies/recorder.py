@@ -31,12 +31,12 @@ from typing import IO, Any
 import psutil
 import torch
 
-from clients.protocol import code_fingerprint
-from models.clock import timestamp
-from models.errors import RequestError
-from models.files import load_tensors, locked, save_tensors, write_atomically
-from models.printable import escape_hidden
-from strategies.experiment import Experiment
+from pudica.clients.protocol import code_fingerprint
+from pudica.models.clock import timestamp
+from pudica.models.errors import RequestError
+from pudica.models.files import load_tensors, locked, save_tensors, write_atomically
+from pudica.models.printable import escape_hidden
+from pudica.strategies.experiment import Experiment
 
 PROGRESS_SECONDS = 0.25
 CHECKPOINT_SECONDS = 15.0

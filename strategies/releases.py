@@ -11,10 +11,10 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import ConfigDict, NonNegativeInt, PositiveInt
 
-from clients.shields import Guarantee, Mechanism, Shield, build, configured
-from clients.shields.base import FLOATING, NO_NOISE
-from models.files import write_atomically
-from strategies.recorder import Recorder
+from pudica.clients.shields import Guarantee, Mechanism, Shield, build, configured
+from pudica.clients.shields.base import FLOATING, NO_NOISE
+from pudica.models.files import write_atomically
+from pudica.strategies.recorder import Recorder
 
 FILE = "releases.json"
 Records = Literal["training", "test", "validation", "served"]

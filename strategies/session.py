@@ -10,13 +10,13 @@ from typing import Self, get_args
 
 from flwr.app import Array, RecordDict
 
-from clients import protocol
-from clients.shields.disguises import Span
-from clients.shields.disguises.steps import Kind
-from models.errors import RequestError
-from models.printable import quoted
-from strategies.exchange import Exchanges
-from strategies.recorder import Recorder
+from pudica.clients import protocol
+from pudica.clients.shields.disguises import Span
+from pudica.clients.shields.disguises.steps import Kind
+from pudica.models.errors import RequestError
+from pudica.models.printable import quoted
+from pudica.strategies.exchange import Exchanges
+from pudica.strategies.recorder import Recorder
 
 CLOUD = "cloud"
 MOST_IMAGES, MOST_CLASSES = 10**9, 10**6

@@ -19,9 +19,9 @@ from typing import Any
 
 import pandas as pd
 
-from models.files import write_atomically
-from models.naming import QUOTES, SIGNS
-from models.printable import is_hidden
+from pudica.models.files import write_atomically
+from pudica.models.naming import QUOTES, SIGNS
+from pudica.models.printable import is_hidden
 
 _BREAKS = r"\t\r\n\v\f\x1c-\x1e\x85\u2028\u2029"
 _BEGINS_WITH_BREAK = re.compile(rf"'*[{_BREAKS}]")

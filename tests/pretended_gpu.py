@@ -12,7 +12,7 @@ from torch import fx
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_map
 
-from models.compute import Compute
+from pudica.models.compute import Compute
 
 GPU = torch.device("cuda:0")
 INDEXING = ("__getitem__", "__setitem__")

@@ -6,16 +6,16 @@ then attacks the test part. Each attack is also run with the shield left out: on
 succeed there proves nothing.
 """
 
-from analysis.attacks.guessing import Guess, guess_attributes, guess_identity
-from analysis.attacks.reconstruction import (
+from pudica.analysis.attacks.guessing import Guess, guess_attributes, guess_identity
+from pudica.analysis.attacks.reconstruction import (
     Rebuilt,
     reconstruct,
     redrawn,
     told_of,
     trained_generator,
 )
-from analysis.attacks.separation import Separated, left_mixed, left_plain, separate
-from analysis.attacks.view import View
+from pudica.analysis.attacks.separation import Separated, left_mixed, left_plain, separate
+from pudica.analysis.attacks.view import View
 
 __all__ = [
     "Guess",

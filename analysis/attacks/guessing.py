@@ -11,11 +11,11 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from analysis.attacks.view import View, in_parts, mean
-from clients.data import ImageSet
-from clients.shields.front import activation_shape
-from models.attributes import attribute_loss, balancing
-from models.randomness import derive, seeded
+from pudica.analysis.attacks.view import View, in_parts, mean
+from pudica.clients.data import ImageSet
+from pudica.clients.shields.front import activation_shape
+from pudica.models.attributes import attribute_loss, balancing
+from pudica.models.randomness import derive, seeded
 
 LEARNING_RATE = 1e-3
 BATCH = 64

@@ -20,9 +20,9 @@ import torch
 from torch import nn
 from torch.nn.functional import mse_loss, one_hot
 
-from clients.data import ImageSet
-from clients.shields.front import Front
-from models.randomness import derive, numpy_generator, seeded, torch_generator
+from pudica.clients.data import ImageSet
+from pudica.clients.shields.front import Front
+from pudica.models.randomness import derive, numpy_generator, seeded, torch_generator
 
 WIDTH = 256
 CRITIC_WIDTH = 128

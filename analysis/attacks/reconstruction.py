@@ -14,11 +14,11 @@ from scipy.optimize import linear_sum_assignment
 from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits, conv2d, interpolate
 
-from analysis.attacks.separation import Separated
-from analysis.attacks.view import Observation, View, in_parts
-from clients.data import ImageSet
-from models.randomness import derive, seeded
-from models.similarity import psnr, ssim
+from pudica.analysis.attacks.separation import Separated
+from pudica.analysis.attacks.view import Observation, View, in_parts
+from pudica.clients.data import ImageSet
+from pudica.models.randomness import derive, seeded
+from pudica.models.similarity import psnr, ssim
 
 WIDTH = 32
 ADVERSARY = 0.01

@@ -20,8 +20,8 @@ from scipy.optimize import linear_sum_assignment
 from sklearn.decomposition import FastICA
 from sklearn.exceptions import ConvergenceWarning
 
-from analysis.attacks.view import Observation, View, in_parts, mean
-from models.randomness import derive, numpy_generator
+from pudica.analysis.attacks.view import Observation, View, in_parts, mean
+from pudica.models.randomness import derive, numpy_generator
 
 ITERATIONS = 500
 COMMON = 1000

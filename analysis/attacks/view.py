@@ -11,21 +11,21 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from analysis.facemix import settings_of
-from analysis.runs import Run
-from clients.data import DataConfig, ImageSet, Splits, load
-from clients.data.images import Positions
-from clients.shields.mixing import MixingKey, group_of
-from clients.shields.stages import Staged, staged
-from models.anonymiser import Anonymiser
-from models.attributes import answered, balanced_accuracies, confusion
-from models.compute import Compute
-from models.cut import Cutter
-from models.errors import RequestError
-from models.files import load_tensors
-from models.randomness import Randomness, derive, numpy_generator
-from strategies.experiment import ClientConfig
-from strategies.facemix.system import MODEL
+from pudica.analysis.facemix import settings_of
+from pudica.analysis.runs import Run
+from pudica.clients.data import DataConfig, ImageSet, Splits, load
+from pudica.clients.data.images import Positions
+from pudica.clients.shields.mixing import MixingKey, group_of
+from pudica.clients.shields.stages import Staged, staged
+from pudica.models.anonymiser import Anonymiser
+from pudica.models.attributes import answered, balanced_accuracies, confusion
+from pudica.models.compute import Compute
+from pudica.models.cut import Cutter
+from pudica.models.errors import RequestError
+from pudica.models.files import load_tensors
+from pudica.models.randomness import Randomness, derive, numpy_generator
+from pudica.strategies.experiment import ClientConfig
+from pudica.strategies.facemix.system import MODEL
 
 
 class Observation(NamedTuple):

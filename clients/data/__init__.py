@@ -6,13 +6,13 @@ Examples
 >>> images, labels = splits.train.batch(slice(0, 64))
 """
 
-from clients.data.config import DataConfig
-from clients.data.errors import DataError
-from clients.data.images import ImageSet
-from clients.data.partition import PartitionConfig, partition
-from clients.data.registry import DataEntry, catalogue, names
-from clients.data.shares import Part, divided, own_images
-from clients.data.splits import Splits, load, load_once
+from pudica.clients.data.config import DataConfig
+from pudica.clients.data.errors import DataError
+from pudica.clients.data.images import ImageSet
+from pudica.clients.data.partition import PartitionConfig, partition
+from pudica.clients.data.registry import DataEntry, catalogue, names
+from pudica.clients.data.shares import Part, divided, own_images
+from pudica.clients.data.splits import Splits, load, load_once
 
 __all__ = [
     "DataConfig",

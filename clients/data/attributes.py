@@ -15,10 +15,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from clients.data.cache import Stored
-from clients.data.errors import DataError
-from clients.data.naming import checked_label, listed
-from models.printable import to_nfc
+from pudica.clients.data.cache import Stored
+from pudica.clients.data.errors import DataError
+from pudica.clients.data.naming import checked_label, listed
+from pudica.models.printable import to_nfc
 
 EVERY = "*"
 _WRITTEN = re.compile(r"(?P<column>[^=:]+)(?:=(?P<value>.+)|:(?P<low>\d+)-(?P<high>\d+))?")

@@ -23,14 +23,14 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from clients.data.decoding import decode
-from clients.data.disguised import Manifest, copy_images
-from clients.data.errors import DataError
-from clients.data.fingerprints import fingerprint_of, signature_of
-from clients.data.pixels import Channels
-from clients.data.places import cache_root
-from clients.data.source import Content, Source, origin
-from models.printable import to_nfc
+from pudica.clients.data.decoding import decode
+from pudica.clients.data.disguised import Manifest, copy_images
+from pudica.clients.data.errors import DataError
+from pudica.clients.data.fingerprints import fingerprint_of, signature_of
+from pudica.clients.data.pixels import Channels
+from pudica.clients.data.places import cache_root
+from pudica.clients.data.source import Content, Source, origin
+from pudica.models.printable import to_nfc
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Stored:
     unusable : dict
         Columns that cannot be a label, with their type.
     segments : list
-        As in :class:`~clients.data.source.Content`.
+        As in :class:`~pudica.clients.data.source.Content`.
     base : Path
         The folder that holds the files.
     disguised : Manifest or None

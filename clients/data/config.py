@@ -7,13 +7,13 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from clients.data.errors import DataError
-from clients.data.partition import PartitionConfig
-from clients.data.pixels import MIN_SIDE, Channels
-from clients.data.registry import DISGUISED, lookup
-from clients.shields.disguises import parsed, written
-from models.files import absolute
-from models.naming import Label
+from pudica.clients.data.errors import DataError
+from pudica.clients.data.partition import PartitionConfig
+from pudica.clients.data.pixels import MIN_SIDE, Channels
+from pudica.clients.data.registry import DISGUISED, lookup
+from pudica.clients.shields.disguises import parsed, written
+from pudica.models.files import absolute
+from pudica.models.naming import Label
 
 
 class DataConfig(BaseModel):
@@ -22,7 +22,7 @@ class DataConfig(BaseModel):
     Parameters
     ----------
     name : str
-        One of :func:`~clients.data.names`.
+        One of :func:`~pudica.clients.data.names`.
     root : Path or None
         The folder that holds the data sets; by default ``PUDICA_DATA``, else ``./data``.
     path : Path or None
@@ -32,7 +32,7 @@ class DataConfig(BaseModel):
     label : str or None
         Name of the label column; by default the set's usual one.
     attributes : tuple of str
-        Binary attributes besides the label, as of :mod:`clients.data.attributes`.
+        Binary attributes besides the label, as of :mod:`pudica.clients.data.attributes`.
     image_size : int or None
         Side of the square that images are resized to, in pixels; by default their own if they
         are square, 64 for ``celeba``, ``lfw`` and ``att-faces``.
@@ -59,7 +59,7 @@ class DataConfig(BaseModel):
         How training rows are divided among nodes, where an experiment does that.
     shield : str or None
         A disguise that nobody sees the images without, in the notation of
-        :func:`clients.shields.disguises.parsed`.
+        :func:`pudica.clients.shields.disguises.parsed`.
     key : Path or None
         Its key. By default one is drawn from the run's seed, which is for experiments only.
     """

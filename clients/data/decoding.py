@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from clients.data.errors import DataError
-from clients.data.pixels import Channels, Layout, layout_of, to_pixels
-from clients.data.source import Content, RawImage, origin
+from pudica.clients.data.errors import DataError
+from pudica.clients.data.pixels import Channels, Layout, layout_of, to_pixels
+from pudica.clients.data.source import Content, RawImage, origin
 
 #: Broken images listed before a decode gives up.
 MAX_REPORTED = 10

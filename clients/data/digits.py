@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from clients.data.places import Place
-from clients.data.source import Content, Source
+from pudica.clients.data.places import Place
+from pudica.clients.data.source import Content, Source
 
 _FILE = Path("datasets", "data", "digits.csv.gz")
 

@@ -1,6 +1,6 @@
 """The error of this package."""
 
-from models.errors import RequestError
+from pudica.models.errors import RequestError
 
 
 class DataError(RequestError):

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from clients.data.errors import DataError
-from clients.data.source import Source
+from pudica.clients.data.errors import DataError
+from pudica.clients.data.source import Source
 
 #: Part of every fingerprint: raise it when the same files would give other bytes.
 FORMAT = "1"

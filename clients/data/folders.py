@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from clients.data.errors import DataError
-from clients.data.naming import checked_label
-from clients.data.places import Place, entries, files_below
-from clients.data.source import Content, Source
-from models.printable import escape_hidden, to_nfc
+from pudica.clients.data.errors import DataError
+from pudica.clients.data.naming import checked_label
+from pudica.clients.data.places import Place, entries, files_below
+from pudica.clients.data.source import Content, Source
+from pudica.models.printable import escape_hidden, to_nfc
 
 #: File endings taken for images.
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".pgm", ".ppm", ".tif", ".tiff", ".webp")

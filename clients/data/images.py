@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import pad
 
-from clients.data.errors import DataError
-from clients.shields.disguises import Disguise, Span
+from pudica.clients.data.errors import DataError
+from pudica.clients.shields.disguises import Disguise, Span
 
 STATISTICS_CHUNK = 500
 Positions = NDArray[np.int64] | slice

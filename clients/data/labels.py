@@ -9,9 +9,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from clients.data.cache import Stored
-from clients.data.errors import DataError
-from clients.data.naming import checked_label, checked_labels, listed
+from pudica.clients.data.cache import Stored
+from pudica.clients.data.errors import DataError
+from pudica.clients.data.naming import checked_label, checked_labels, listed
 
 Labels = NDArray[np.int64]
 

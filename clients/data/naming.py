@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from clients.data.errors import DataError
-from models.naming import validate_label, validate_labels
-from models.printable import escape_hidden
+from pudica.clients.data.errors import DataError
+from pudica.models.naming import validate_label, validate_labels
+from pudica.models.printable import escape_hidden
 
 
 def checked_label(text: str, where: str) -> str:
@@ -20,7 +20,7 @@ def checked_label(text: str, where: str) -> str:
     Raises
     ------
     DataError
-        As :func:`~models.naming.validate_label`.
+        As :func:`~pudica.models.naming.validate_label`.
     """
     try:
         return validate_label(text)
@@ -34,7 +34,7 @@ def checked_labels(texts: Sequence[str], where: str) -> list[str]:
     Raises
     ------
     DataError
-        As :func:`~models.naming.validate_labels`.
+        As :func:`~pudica.models.naming.validate_labels`.
     """
     try:
         return validate_labels(texts)

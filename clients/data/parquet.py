@@ -13,12 +13,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from clients.data.errors import DataError
-from clients.data.folders import SPLITS
-from clients.data.naming import checked_labels, listed
-from clients.data.places import Place, entries
-from clients.data.source import Content, RawImage, Source
-from models.printable import quoted, to_nfc
+from pudica.clients.data.errors import DataError
+from pudica.clients.data.folders import SPLITS
+from pudica.clients.data.naming import checked_labels, listed
+from pudica.clients.data.places import Place, entries
+from pudica.clients.data.source import Content, RawImage, Source
+from pudica.models.printable import quoted, to_nfc
 
 #: Rows read at once: bounds the memory a decode needs.
 BATCH_ROWS = 256

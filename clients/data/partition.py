@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
-from clients.data.errors import DataError
-from models.randomness import derive, numpy_generator
+from pudica.clients.data.errors import DataError
+from pudica.models.randomness import derive, numpy_generator
 
 if TYPE_CHECKING:
     from flwr_datasets.partitioner import Partitioner

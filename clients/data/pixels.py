@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from clients.data.errors import DataError
-from clients.data.source import RawImage
+from pudica.clients.data.errors import DataError
+from pudica.clients.data.source import RawImage
 
 #: The shortest side, in pixels, that an image may have.
 MIN_SIDE = 8

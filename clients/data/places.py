@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from clients.data.errors import DataError
-from models.printable import to_nfc
+from pudica.clients.data.errors import DataError
+from pudica.models.printable import to_nfc
 
 
 @dataclass(frozen=True)

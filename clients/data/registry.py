@@ -8,12 +8,12 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from clients.data import digits, disguised, folders, parquet, torchvision_sets
-from clients.data.errors import DataError
-from clients.data.pixels import Channels
-from clients.data.places import Place, data_root
-from clients.data.source import Source
-from models.errors import unknown
+from pudica.clients.data import digits, disguised, folders, parquet, torchvision_sets
+from pudica.clients.data.errors import DataError
+from pudica.clients.data.pixels import Channels
+from pudica.clients.data.places import Place, data_root
+from pudica.clients.data.source import Source
+from pudica.models.errors import unknown
 
 
 class Form(NamedTuple):
@@ -129,7 +129,7 @@ def catalogue(root: Path | None = None) -> list[DataEntry]:
     Parameters
     ----------
     root : Path, optional
-        The folder that holds the data sets; by default as for :func:`~clients.data.load`.
+        The folder that holds the data sets; by default as for :func:`~pudica.clients.data.load`.
     """
     place = Place(data_root(root))
     return [_listed(entry, place) for entry in _ENTRIES.values()]

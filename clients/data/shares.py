@@ -8,9 +8,9 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from clients.data.images import ImageSet
-from clients.data.partition import PartitionConfig, partition
-from clients.data.splits import Splits
+from pudica.clients.data.images import ImageSet
+from pudica.clients.data.partition import PartitionConfig, partition
+from pudica.clients.data.splits import Splits
 
 Part = Literal["train", "validation", "test"]
 
@@ -30,7 +30,7 @@ def own_images(
     scheme : PartitionConfig or None
         Evenly at random, if nothing is said.
     seed : int
-        As of :func:`~clients.data.partition.partition`.
+        As of :func:`~pudica.clients.data.partition.partition`.
     """
     images: ImageSet = getattr(data, part)
     if part != "train":
@@ -44,7 +44,7 @@ def own_images(
 def divided(
     labels: NDArray[np.int64], nodes: int, scheme: PartitionConfig, seed: int
 ) -> list[NDArray[np.int64]]:
-    """Return :func:`~clients.data.partition.partition`, worked out once for all in a process."""
+    """Return what :func:`.partition` does, computed once per process."""
     return _divided(labels.tobytes(), nodes, scheme, seed)
 
 

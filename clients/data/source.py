@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from models.printable import escape_hidden
+from pudica.models.printable import escape_hidden
 
 #: An image before decoding: a file's bytes, a file, or an array of shape (H, W) or (H, W, 3).
 RawImage = bytes | Path | np.ndarray
@@ -35,7 +35,7 @@ class Content:
         Columns that cannot be a label, with their type.
     disguised : dict or None
         For images that are disguised: what ``disguise.json`` says of them, which are read by
-        :func:`clients.data.disguised.copy_images` then.
+        :func:`pudica.clients.data.disguised.copy_images` then.
     """
 
     train: int

@@ -12,17 +12,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from clients.data.attributes import attributes_of
-from clients.data.cache import Stored, fetch
-from clients.data.config import DataConfig
-from clients.data.errors import DataError
-from clients.data.images import ImageSet
-from clients.data.labels import class_labels
-from clients.data.places import Place, data_root
-from clients.data.registry import Entry, find, lookup
-from clients.shields.disguises import Disguise, Key, Span
-from models.errors import RequestError
-from models.randomness import numpy_generator
+from pudica.clients.data.attributes import attributes_of
+from pudica.clients.data.cache import Stored, fetch
+from pudica.clients.data.config import DataConfig
+from pudica.clients.data.errors import DataError
+from pudica.clients.data.images import ImageSet
+from pudica.clients.data.labels import class_labels
+from pudica.clients.data.places import Place, data_root
+from pudica.clients.data.registry import Entry, find, lookup
+from pudica.clients.shields.disguises import Disguise, Key, Span
+from pudica.models.errors import RequestError
+from pudica.models.randomness import numpy_generator
 
 Rows = NDArray[np.int64]
 

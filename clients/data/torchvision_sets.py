@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from clients.data.errors import DataError
-from clients.data.places import Place, files_below
-from clients.data.source import Content, RawImage, Source
+from pudica.clients.data.errors import DataError
+from pudica.clients.data.places import Place, files_below
+from pudica.clients.data.source import Content, RawImage, Source
 
 _IDX = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte")
 _IDX_FILES = (*_IDX, *(name.replace("train", "t10k") for name in _IDX))

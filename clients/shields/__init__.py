@@ -11,25 +11,30 @@ from typing import Any
 
 import torch
 
-from clients.shields.base import Guarantee, Mechanism, Shape, Shield, ShieldConfig
-from clients.shields.clipping import (
+from pudica.clients.shields.base import Guarantee, Mechanism, Shape, Shield, ShieldConfig
+from pudica.clients.shields.clipping import (
     ClipGaussian,
     ClipGaussianConfig,
     ClipLaplace,
     ClipLaplaceConfig,
 )
-from clients.shields.counts import Counts, CountsConfig
-from clients.shields.gaussian import NormGaussian, NormGaussianConfig
-from clients.shields.laplace import (
+from pudica.clients.shields.counts import Counts, CountsConfig
+from pudica.clients.shields.gaussian import NormGaussian, NormGaussianConfig
+from pudica.clients.shields.laplace import (
     BatchNormLaplace,
     BatchNormLaplaceConfig,
     PixelLaplace,
     PixelLaplaceConfig,
 )
-from clients.shields.mixing import Mixing, MixingConfig
-from clients.shields.obfuscation import LowResolution, LowResolutionConfig, Noise, NoiseConfig
-from clients.shields.plain import NoShield, NoShieldConfig
-from models.errors import RequestError, unknown
+from pudica.clients.shields.mixing import Mixing, MixingConfig
+from pudica.clients.shields.obfuscation import (
+    LowResolution,
+    LowResolutionConfig,
+    Noise,
+    NoiseConfig,
+)
+from pudica.clients.shields.plain import NoShield, NoShieldConfig
+from pudica.models.errors import RequestError, unknown
 
 __all__ = [
     "RECORD_LEVEL",

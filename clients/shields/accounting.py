@@ -15,11 +15,11 @@ from typing import Any, NamedTuple
 
 from scipy.optimize import brentq
 
-from clients.shields import RECORD_LEVEL, Guarantee, Mechanism, Shape, ShieldConfig, build
-from clients.shields.analytic import discrete_epsilon, discrete_sigma
-from clients.shields.discrete import Noise
-from clients.shields.grid import slack, within_slack
-from models.errors import RequestError
+from pudica.clients.shields import RECORD_LEVEL, Guarantee, Mechanism, Shape, ShieldConfig, build
+from pudica.clients.shields.analytic import discrete_epsilon, discrete_sigma
+from pudica.clients.shields.discrete import Noise
+from pudica.clients.shields.grid import slack, within_slack
+from pudica.models.errors import RequestError
 
 LARGEST = 50.0
 """Beyond this ε of its own, a part is only added up.
@@ -107,7 +107,8 @@ def together(releases: Sequence[tuple[Mechanism, int]], delta: float) -> Guarant
 
     Gaussian releases together tell what a single one does whose squared ratio of sensitivity
     and σ is the sum of theirs (Dong, Roth and Su 2019, Corollary 3.3), of which ε is known
-    exactly; to it comes by how much discrete noise differs (:func:`clients.shields.grid.slack`).
+    exactly; to it comes by how much discrete noise differs
+    (:func:`pudica.clients.shields.grid.slack`).
     The ε of Laplace releases add up; for δ > 0 there is less: no ε-private release tells more
     than randomised response (Kairouz, Oh and Viswanath 2015), whose privacy loss distributions
     are composed. All of it holds if a release depends on the ones before.

@@ -7,7 +7,7 @@ from functools import cache
 
 import numpy as np
 
-from clients.shields.grid import slack, within_slack
+from pudica.clients.shields.grid import slack, within_slack
 
 MOST_SLACK = 1.0
 """What is proven of it holds up to here; it takes a hundred million releases to get there."""

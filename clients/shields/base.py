@@ -11,11 +11,11 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import nn
 
-from clients.shields.analytic import analytic_epsilon
-from clients.shields.discrete import Noise
-from clients.shields.grid import Grid
-from models.packing import all_finite
-from models.randomness import Randomness
+from pudica.clients.shields.analytic import analytic_epsilon
+from pudica.clients.shields.discrete import Noise
+from pudica.clients.shields.grid import Grid
+from pudica.models.packing import all_finite
+from pudica.models.randomness import Randomness
 
 Shape = tuple[int, ...]
 

@@ -12,11 +12,11 @@ from typing import Any, ClassVar, Literal
 import torch
 from pydantic import Field
 
-from clients.shields.analytic import discrete_sigma
-from clients.shields.base import JUST_BELOW, Shape, ShieldConfig
-from clients.shields.discrete import Noise
-from clients.shields.grid import MOST_FEATURES, Grid, rounded
-from clients.shields.integers import IntegerMechanism
+from pudica.clients.shields.analytic import discrete_sigma
+from pudica.clients.shields.base import JUST_BELOW, Shape, ShieldConfig
+from pudica.clients.shields.discrete import Noise
+from pudica.clients.shields.grid import MOST_FEATURES, Grid, rounded
+from pudica.clients.shields.integers import IntegerMechanism
 
 
 class ClipLaplaceConfig(ShieldConfig):
@@ -122,5 +122,5 @@ class ClipGaussian(Clipped):
     order: ClassVar[Literal[1, 2]] = 2
 
     def unit(self, epsilon: float) -> float:
-        """Return the least σ for (ε, δ), with :func:`~clients.shields.grid.slack` taken off."""
+        """Return the least σ for (ε, δ), with :func:`.grid.slack` taken off."""
         return discrete_sigma(epsilon, self.config.delta)

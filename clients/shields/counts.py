@@ -8,10 +8,10 @@ from typing import ClassVar, Literal
 import torch
 from pydantic import Field
 
-from clients.shields.base import ShieldConfig
-from clients.shields.discrete import Noise
-from clients.shields.grid import Grid
-from clients.shields.integers import ON_GRID, IntegerMechanism
+from pudica.clients.shields.base import ShieldConfig
+from pudica.clients.shields.discrete import Noise
+from pudica.clients.shields.grid import Grid
+from pudica.clients.shields.integers import ON_GRID, IntegerMechanism
 
 
 class CountsConfig(ShieldConfig):

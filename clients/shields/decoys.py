@@ -10,9 +10,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from clients.shields.base import ShieldConfig
-from clients.shields.mixing import MixingConfig, whole_groups
-from models.randomness import Randomness
+from pudica.clients.shields.base import ShieldConfig
+from pudica.clients.shields.mixing import MixingConfig, whole_groups
+from pudica.models.randomness import Randomness
 
 NOISE = 0.1
 """Of each decoy's own, as a share of the images' deviation: behind layers that are linear a

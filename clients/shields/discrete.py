@@ -23,7 +23,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from models.randomness import Randomness
+from pudica.models.randomness import Randomness
 
 Noise = Literal["laplace", "gaussian"]
 Integers = NDArray[np.int64]

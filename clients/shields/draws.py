@@ -7,7 +7,7 @@ import math
 import numpy as np
 import torch
 
-from models.randomness import Randomness
+from pudica.models.randomness import Randomness
 
 
 def orthogonal(shape: tuple[int, ...], randomness: Randomness) -> torch.Tensor:

@@ -7,7 +7,7 @@ import copy
 import torch
 from torch import nn
 
-from clients.shields.base import Shape, Shield
+from pudica.clients.shields.base import Shape, Shield
 
 
 class Front(nn.Module):

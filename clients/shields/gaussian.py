@@ -9,15 +9,15 @@ import torch
 from pydantic import Field
 from torch.nn.functional import pad
 
-from clients.shields.analytic import analytic_sigma
-from clients.shields.base import (
+from pudica.clients.shields.analytic import analytic_sigma
+from pudica.clients.shields.base import (
     ASSUMED,
     Guarantee,
     Mechanism,
     Shape,
     ShieldConfig,
 )
-from clients.shields.discrete import Noise
+from pudica.clients.shields.discrete import Noise
 
 # S_f of section V.A, for activations in [0, 1) and the constants below.
 SENSITIVITY = 1 / math.sqrt(2)

@@ -2,7 +2,7 @@
 
 The bounded function of an example is rounded to whole steps, in such a way that its norm stays
 within the bound, exactly; noise is a whole number of steps, drawn exactly
-(:mod:`clients.shields.discrete`). So what is proven of integers is true of what leaves.
+(:mod:`pudica.clients.shields.discrete`). So what is proven of integers is true of what leaves.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from clients.shields.discrete import Noise
+from pudica.clients.shields.discrete import Noise
 
 MOST_FEATURES = 2**20
 """Of one example: for so many, :func:`slack` is small."""

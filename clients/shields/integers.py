@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
-from clients.shields.base import ASSUMED, NO_NOISE, Guarantee, Mechanism, Shape
-from clients.shields.discrete import LARGEST_SCALE, exact_sampler
-from clients.shields.grid import Grid
-from models.randomness import Randomness
+from pudica.clients.shields.base import ASSUMED, NO_NOISE, Guarantee, Mechanism, Shape
+from pudica.clients.shields.discrete import LARGEST_SCALE, exact_sampler
+from pudica.clients.shields.grid import Grid
+from pudica.models.randomness import Randomness
 
 ON_GRID = "released as whole numbers on a public grid, with noise drawn exactly"
 

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 import torch
 from pydantic import Field
 
-from clients.shields.base import (
+from pudica.clients.shields.base import (
     ASSUMED,
     JUST_BELOW,
     Guarantee,
@@ -16,7 +16,7 @@ from clients.shields.base import (
     Shape,
     ShieldConfig,
 )
-from clients.shields.discrete import Noise
+from pudica.clients.shields.discrete import Noise
 
 # Activations beyond it are cut off: even float64 could not tell their batch's variance.
 LARGEST = 1e6

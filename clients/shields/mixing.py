@@ -8,9 +8,9 @@ from typing import Literal
 import torch
 from pydantic import Field
 
-from clients.shields.base import NOT_FINITE, Guarantee, Shield, ShieldConfig
-from clients.shields.draws import orthogonal, shuffled
-from models.randomness import Randomness
+from pudica.clients.shields.base import NOT_FINITE, Guarantee, Shield, ShieldConfig
+from pudica.clients.shields.draws import orthogonal, shuffled
+from pudica.models.randomness import Randomness
 
 AT_ONCE = 2**13
 """Features that are worked on together where nothing is trained: what fits the caches."""
@@ -34,7 +34,7 @@ class MixingConfig(ShieldConfig):
         Whether the mixtures of all groups are put in another order.
     pad : bool
         Whether a last group that is not full is filled with decoys
-        (:mod:`clients.shields.decoys`). Otherwise it is an error.
+        (:mod:`pudica.clients.shields.decoys`). Otherwise it is an error.
     """
 
     name: Literal["mixing"] = "mixing"
@@ -89,7 +89,7 @@ class Mixing(Shield):
         Raises
         ------
         ValueError
-            Also where examples are no whole groups; see :mod:`clients.shields.decoys`.
+            Also where examples are no whole groups; see :mod:`pudica.clients.shields.decoys`.
         """
         rows, size = self.fitting(tensor), self.config.group
         if len(rows) % size:

@@ -8,8 +8,8 @@ import torch
 from pydantic import Field
 from torch.nn.functional import adaptive_avg_pool2d, interpolate
 
-from clients.shields.base import Guarantee, Shape, Shield, ShieldConfig, draw
-from models.randomness import Randomness
+from pudica.clients.shields.base import Guarantee, Shape, Shield, ShieldConfig, draw
+from pudica.models.randomness import Randomness
 
 
 class NoiseConfig(ShieldConfig):

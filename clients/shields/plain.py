@@ -6,8 +6,8 @@ from typing import Literal
 
 import torch
 
-from clients.shields.base import NO_NOISE, Guarantee, Shield, ShieldConfig
-from models.randomness import Randomness
+from pudica.clients.shields.base import NO_NOISE, Guarantee, Shield, ShieldConfig
+from pudica.models.randomness import Randomness
 
 
 class NoShieldConfig(ShieldConfig):

@@ -7,15 +7,15 @@ from functools import lru_cache
 import torch
 from torch import nn
 
-import models
-from clients.shields import ShieldConfig, build
-from clients.shields.base import Shape, Shield
-from clients.shields.decoys import filled
-from clients.shields.front import activation_shape
-from models.anonymiser import Anonymiser
-from models.attributes import LOGITS
-from models.cut import INPUT, OUTPUT, Cutter
-from models.randomness import Randomness, seeded
+from pudica import models
+from pudica.clients.shields import ShieldConfig, build
+from pudica.clients.shields.base import Shape, Shield
+from pudica.clients.shields.decoys import filled
+from pudica.clients.shields.front import activation_shape
+from pudica.models.anonymiser import Anonymiser
+from pudica.models.attributes import LOGITS
+from pudica.models.cut import INPUT, OUTPUT, Cutter
+from pudica.models.randomness import Randomness, seeded
 
 ANONYMISER = "anonymiser"
 """In place of a layer: the first stage is one, and no part of the model."""

@@ -1,4 +1,4 @@
-"""The architectures behind :mod:`models.zoo`, one file a family.
+"""The architectures behind :mod:`pudica.models.zoo`, one file a family.
 
 Every constructor takes the :class:`ImageTask` and returns a freshly initialised module from
 images to logits; names, limits and seeds are the registry's business.

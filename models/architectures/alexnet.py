@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import nn
 
-from models.architectures import ImageTask
-from models.architectures.layers import pooled_classifier
+from pudica.models.architectures import ImageTask
+from pudica.models.architectures.layers import pooled_classifier
 
 
 def alexnet(task: ImageTask) -> nn.Module:

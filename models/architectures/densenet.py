@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import nn
 from torchvision.models import DenseNet
 
-from models.architectures import ImageTask
-from models.architectures.layers import conv3x3
+from pudica.models.architectures import ImageTask
+from pudica.models.architectures.layers import conv3x3
 
 _CONFIGURATION: dict[int, tuple[int, int, tuple[int, ...]]] = {
     121: (32, 64, (6, 12, 24, 16)),

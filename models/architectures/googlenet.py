@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 from torchvision.models.googlenet import BasicConv2d, GoogLeNet, Inception, InceptionAux
 
-from models.architectures import ImageTask
+from pudica.models.architectures import ImageTask
 
 
 def googlenet(task: ImageTask) -> nn.Module:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from models.architectures import ImageTask
+from pudica.models.architectures import ImageTask
 
 
 def lenet(task: ImageTask) -> nn.Module:

@@ -8,8 +8,8 @@ from torch.nn import functional
 from torchvision.models.resnet import BasicBlock, resnet18
 from torchvision.ops import SqueezeExcitation
 
-from models.architectures import ImageTask
-from models.architectures.layers import (
+from pudica.models.architectures import ImageTask
+from pudica.models.architectures.layers import (
     Block,
     conv3x3,
     conv_bn_relu,

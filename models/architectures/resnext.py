@@ -5,8 +5,13 @@ from __future__ import annotations
 from torch import nn
 from torchvision.models.resnet import Bottleneck
 
-from models.architectures import ImageTask
-from models.architectures.layers import conv_bn_relu, he_initialised, pooled_classifier, stages
+from pudica.models.architectures import ImageTask
+from pudica.models.architectures.layers import (
+    conv_bn_relu,
+    he_initialised,
+    pooled_classifier,
+    stages,
+)
 
 _STEM = 64
 _WIDTHS = (256, 512, 1024)

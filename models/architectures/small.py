@@ -7,8 +7,8 @@ from itertools import pairwise
 
 from torch import nn
 
-from models.architectures import ImageTask
-from models.architectures.layers import UnitLength, conv_bn_relu, pooled_classifier
+from pudica.models.architectures import ImageTask
+from pudica.models.architectures.layers import UnitLength, conv_bn_relu, pooled_classifier
 
 
 def softmax(task: ImageTask) -> nn.Module:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import nn
 from torchvision.models.vgg import cfgs, make_layers
 
-from models.architectures import ImageTask
-from models.architectures.layers import he_initialised, pooled_classifier
+from pudica.models.architectures import ImageTask
+from pudica.models.architectures.layers import he_initialised, pooled_classifier
 
 _CONFIGURATION = {11: "A", 13: "B", 16: "D", 19: "E"}
 """The columns of Table 1 in Simonyan and Zisserman 2015, by depth."""

@@ -11,13 +11,21 @@ from typing import Annotated
 
 import typer
 
-from clients.data import catalogue
-from simulations.benchmarks import disguises, exchange, facemix, federated, generator, memory, split
-from simulations.benchmarks.measure import Row, table
-from simulations.display import print_frame
-from simulations.engines.ray import connected
-from strategies.experiment import RayConfig
-from strategies.spreadsheets import write_csv
+from pudica.clients.data import catalogue
+from pudica.simulations.benchmarks import (
+    disguises,
+    exchange,
+    facemix,
+    federated,
+    generator,
+    memory,
+    split,
+)
+from pudica.simulations.benchmarks.measure import Row, table
+from pudica.simulations.display import print_frame
+from pudica.simulations.engines.ray import connected
+from pudica.strategies.experiment import RayConfig
+from pudica.strategies.spreadsheets import write_csv
 
 MEASURED: dict[Callable[[int], list[Row]], set[str]] = {
     generator.rows: {"mnist"},

@@ -8,24 +8,22 @@ turn.
 from __future__ import annotations
 
 import json
-import tomllib
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated
 
-import tomli_w
 import typer
 
-from simulations.benchmarks.measure import Row, compared, table
-from simulations.deployment.invitation import Invitation
-from simulations.deployment.kit import Kit
-from simulations.deployment.organiser import Organiser
-from simulations.display import print_frame
-from simulations.programs.bundle import stage
-from simulations.programs.calling import LOOPBACK, SUPERNODE, free_port
-from simulations.programs.submission import Submission
+from pudica.simulations.benchmarks.measure import Row, compared, table
+from pudica.simulations.deployment.invitation import Invitation
+from pudica.simulations.deployment.kit import Kit
+from pudica.simulations.deployment.organiser import Organiser
+from pudica.simulations.display import print_frame
+from pudica.simulations.programs.bundle import stage
+from pudica.simulations.programs.calling import LOOPBACK, SUPERNODE, free_port
+from pudica.simulations.programs.submission import Submission
 
 # A plain Flower app, and a ServerApp that asks Pudica's nodes who they are. Both time exchanges.
 APP = """
@@ -68,11 +66,11 @@ def plain(grid, context):
 
 @pudica_server.main()
 def pudica(grid, context):
-    from clients import protocol
-    from strategies.exchange import Exchanges
-    from strategies.experiment import ClientConfig
-    from strategies.loading import load_experiment
-    from strategies.recorder import Recorder
+    from pudica.clients import protocol
+    from pudica.strategies.exchange import Exchanges
+    from pudica.strategies.experiment import ClientConfig
+    from pudica.strategies.loading import load_experiment
+    from pudica.strategies.recorder import Recorder
     folder = Path(context.run_config["out"]).with_suffix("")
     recorder = Recorder(folder, load_experiment("themis-digits", []), "deployment")
     nodes = {"node": int(context.run_config["node"])}
@@ -86,7 +84,7 @@ def pudica(grid, context):
 APPS = {
     "bare": ("plain", "measuring:plain_server", "measuring:bare_client"),
     "torch": ("plain", "measuring:plain_server", "measuring:torch_client"),
-    "pudica": ("gated", "measuring:pudica_server", "clients.app:app"),
+    "pudica": ("gated", "measuring:pudica_server", "pudica.clients.app:app"),
 }
 
 
@@ -134,13 +132,8 @@ def _run(
 ) -> list[float]:
     app, out = organiser.flower / name, organiser.folder / f"{name}.json"
     config = {"node": str(node), "repeats": str(repeats), "out": str(out)}
-    app.mkdir(exist_ok=True)
-    stage(app, config)
+    stage(app, config, dict(zip(("serverapp", "clientapp"), components, strict=True)))
     (app / "measuring.py").write_text(APP)
-    project = tomllib.loads((app / "pyproject.toml").read_text())
-    parts = dict(zip(("serverapp", "clientapp"), components, strict=True))
-    project["tool"]["flwr"]["app"]["components"] = parts
-    (app / "pyproject.toml").write_text(tomli_w.dumps(project))
     directory = organiser.folder / "runs" / name
     directory.mkdir(parents=True, exist_ok=True)
     check = organiser.programs.check

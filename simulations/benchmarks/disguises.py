@@ -9,12 +9,12 @@ from typing import cast
 
 import torch
 
-from clients.data import DataConfig, load
-from clients.data.disguised import Request, disguise_set
-from clients.data.places import Place, data_root
-from clients.data.registry import find, lookup
-from clients.shields.disguises import Disguise, Key, Span
-from simulations.benchmarks.measure import Row, compared, seconds, threads
+from pudica.clients.data import DataConfig, load
+from pudica.clients.data.disguised import Request, disguise_set
+from pudica.clients.data.places import Place, data_root
+from pudica.clients.data.registry import find, lookup
+from pudica.clients.shields.disguises import Disguise, Key, Span
+from pudica.simulations.benchmarks.measure import Row, compared, seconds, threads
 
 DISGUISE = "MAT(256)+MMT(10)"
 SETS = {"mnist": (1, 28, 28), "cifar10": (3, 32, 32)}

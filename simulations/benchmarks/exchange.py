@@ -12,10 +12,10 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
-from simulations.benchmarks.measure import Row, absolute, compared, seconds
-from simulations.engines.inprocess import InProcessGrid
-from simulations.engines.local import LocalGrid, server_context
-from simulations.engines.ray import RayGrid
+from pudica.simulations.benchmarks.measure import Row, absolute, compared, seconds
+from pudica.simulations.engines.inprocess import InProcessGrid
+from pudica.simulations.engines.local import LocalGrid, server_context
+from pudica.simulations.engines.ray import RayGrid
 
 NODES = 10
 ROUNDS = 50
@@ -47,7 +47,7 @@ def round_seconds(grid: LocalGrid, nodes: int) -> float:
 
 def flower_round_seconds() -> float:
     """Return the median seconds of a round on Flower's own simulation, in a process of its own."""
-    command = [sys.executable, "-m", "simulations.benchmarks.exchange"]
+    command = [sys.executable, "-m", "pudica.simulations.benchmarks.exchange"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     measured: list[float] = json.loads(done.stdout.splitlines()[-1])
     return median(measured)

@@ -11,23 +11,23 @@ import numpy as np
 import torch
 from torch import nn
 
-import models
-from clients.app import app
-from clients.shields import build, configured
-from clients.shields.stages import staged
-from models.attributes import LOGITS, attribute_loss
-from models.compute import Compute
-from simulations.benchmarks.measure import Row, absolute, compared, seconds, threads
-from simulations.cuts import in_three
-from simulations.engines.inprocess import InProcessGrid
-from simulations.engines.local import run_config, server_context
-from strategies.exchange import Exchanges
-from strategies.facemix.experiment import FacemixExperiment
-from strategies.facemix.serving import Serving
-from strategies.facemix.session import Session
-from strategies.joining import gather
-from strategies.loading import load_experiment
-from strategies.recorder import Recorder
+from pudica import models
+from pudica.clients.app import app
+from pudica.clients.shields import build, configured
+from pudica.clients.shields.stages import staged
+from pudica.models.attributes import LOGITS, attribute_loss
+from pudica.models.compute import Compute
+from pudica.simulations.benchmarks.measure import Row, absolute, compared, seconds, threads
+from pudica.simulations.cuts import in_three
+from pudica.simulations.engines.inprocess import InProcessGrid
+from pudica.simulations.engines.local import run_config, server_context
+from pudica.strategies.exchange import Exchanges
+from pudica.strategies.facemix.experiment import FacemixExperiment
+from pudica.strategies.facemix.serving import Serving
+from pudica.strategies.facemix.session import Session
+from pudica.strategies.joining import gather
+from pudica.strategies.loading import load_experiment
+from pudica.strategies.recorder import Recorder
 
 STEM = (64, 64, 64)
 """What leaves the stem of the zoo's ResNet-18 of an image of 64 pixels a side."""

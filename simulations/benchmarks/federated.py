@@ -12,18 +12,18 @@ from typing import cast
 import torch
 from flwr.serverapp import Grid
 
-from clients.app import app
-from simulations.benchmarks.measure import Row, absolute, compared, seconds
-from simulations.engines.inprocess import InProcessGrid
-from simulations.engines.local import run_config, server_context
-from simulations.engines.ray import RayGrid
-from strategies.dlmt.experiment import DlmtExperiment
-from strategies.dlmt.federated import Federated
-from strategies.dlmt.session import Session
-from strategies.exchange import Exchanges
-from strategies.joining import gather
-from strategies.loading import load_experiment
-from strategies.recorder import Recorder
+from pudica.clients.app import app
+from pudica.simulations.benchmarks.measure import Row, absolute, compared, seconds
+from pudica.simulations.engines.inprocess import InProcessGrid
+from pudica.simulations.engines.local import run_config, server_context
+from pudica.simulations.engines.ray import RayGrid
+from pudica.strategies.dlmt.experiment import DlmtExperiment
+from pudica.strategies.dlmt.federated import Federated
+from pudica.strategies.dlmt.session import Session
+from pudica.strategies.exchange import Exchanges
+from pudica.strategies.joining import gather
+from pudica.strategies.loading import load_experiment
+from pudica.strategies.recorder import Recorder
 
 ROUNDS = 3
 SIZES = {"short": 300, "longer": 20_000}
@@ -77,7 +77,13 @@ def rows(repeats: int) -> list[Row]:
 
 
 def _rows(name: str, images: int, repeats: int) -> list[Row]:
-    command = [sys.executable, "-m", "simulations.benchmarks.federated", str(images), str(repeats)]
+    command = [
+        sys.executable,
+        "-m",
+        "pudica.simulations.benchmarks.federated",
+        str(images),
+        str(repeats),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     flower = json.loads(done.stdout.splitlines()[-1])
     with tempfile.TemporaryDirectory() as folder:

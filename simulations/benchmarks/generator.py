@@ -13,22 +13,22 @@ from flwr.serverapp import Grid
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-import models
-from clients.app import app
-from clients.data import ImageSet, Splits
-from models.generator import NoiseGenerator
-from models.randomness import numpy_generator, torch_generator
-from simulations.benchmarks.measure import Row, compared, seconds
-from simulations.engines.inprocess import InProcessGrid
-from simulations.engines.local import run_config, server_context
-from simulations.engines.ray import RayGrid
-from strategies.loading import load_experiment
-from strategies.recorder import Recorder
-from strategies.themis.experiment import ThemisExperiment
-from strategies.themis.generator import GeneratorStage
-from strategies.themis.joining import join
-from strategies.themis.local import train_models
-from strategies.themis.organiser import Organiser
+from pudica import models
+from pudica.clients.app import app
+from pudica.clients.data import ImageSet, Splits
+from pudica.models.generator import NoiseGenerator
+from pudica.models.randomness import numpy_generator, torch_generator
+from pudica.simulations.benchmarks.measure import Row, compared, seconds
+from pudica.simulations.engines.inprocess import InProcessGrid
+from pudica.simulations.engines.local import run_config, server_context
+from pudica.simulations.engines.ray import RayGrid
+from pudica.strategies.loading import load_experiment
+from pudica.strategies.recorder import Recorder
+from pudica.strategies.themis.experiment import ThemisExperiment
+from pudica.strategies.themis.generator import GeneratorStage
+from pudica.strategies.themis.joining import join
+from pudica.strategies.themis.local import train_models
+from pudica.strategies.themis.organiser import Organiser
 
 IMAGES = 12_000
 SETTINGS = [
@@ -54,7 +54,7 @@ class Plain:
     threads : int
         PyTorch threads it may use.
     frozen : bool
-        Use the models as participants use them (:func:`models.freeze`), and not as PyTorch
+        Use the models as participants use them (:func:`pudica.models.freeze`), and not as PyTorch
         makes them: in its own layout, batch norm apart.
     """
 

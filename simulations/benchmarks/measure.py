@@ -10,7 +10,7 @@ from statistics import median
 
 import pandas as pd
 
-from models.compute import Compute, ComputeConfig
+from pudica.models.compute import Compute, ComputeConfig
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ from typing import Any
 import psutil
 import ray
 
-from clients.data import DataConfig
-from models.randomness import numpy_generator
-from simulations.benchmarks.measure import Row, absolute
+from pudica.clients.data import DataConfig
+from pudica.models.randomness import numpy_generator
+from pudica.simulations.benchmarks.measure import Row, absolute
 
 SMALL, LARGE = 6_000, 60_000
 
@@ -19,7 +19,7 @@ class Reader:
 
     def read(self, config: str) -> int:
         """Read every batch, in random order, and return this process's USS in bytes."""
-        from clients.data import load_once
+        from pudica.clients.data import load_once
 
         data = load_once(config, 0)
         for images in (data.train, data.validation):

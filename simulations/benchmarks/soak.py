@@ -1,8 +1,8 @@
 """A competition over TLS in which something is killed again and again.
 
-``python -m simulations.benchmarks.soak --nodes 20 --epochs 6 --every 30`` makes an organiser and
-nodes on this machine, kills one of their processes every so many seconds (SIGKILL), brings it back
-as whoever looks after it would, and compares the table with that of one process.
+``python -m pudica.simulations.benchmarks.soak --nodes 20 --epochs 6 --every 30`` makes an
+organiser and nodes on this machine, kills one of their processes every so many seconds (SIGKILL),
+brings it back as whoever looks after it would, and compares the table with that of one process.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ import pandas as pd
 import psutil
 import typer
 
-from models.errors import RequestError
-from models.files import write_atomically
-from simulations.deployment.kit import Kit
-from simulations.deployment.place import Place
-from simulations.deployment.trial import Trial, differences
-from simulations.display import print_frame
-from simulations.programs.calling import POLL_INTERVAL
-from simulations.programs.submission import FlowerRunFailed
-from strategies.experiment import Experiment
+from pudica.models.errors import RequestError
+from pudica.models.files import write_atomically
+from pudica.simulations.deployment.kit import Kit
+from pudica.simulations.deployment.place import Place
+from pudica.simulations.deployment.trial import Trial, differences
+from pudica.simulations.display import print_frame
+from pudica.simulations.programs.calling import POLL_INTERVAL
+from pudica.simulations.programs.submission import FlowerRunFailed
+from pudica.strategies.experiment import Experiment
 
 EXPERIMENT = "themis-digits"
 MODELS = ("softmax", "mlp")
@@ -346,7 +346,7 @@ def main(
     out: Annotated[Path, typer.Option(help="A new folder for all of it.")] = Path("soak"),
 ) -> None:
     """Kill, bring back, and compare."""
-    from strategies.loading import load_experiment
+    from pudica.strategies.loading import load_experiment
 
     overrides = settings(nodes, epochs)
     experiment = load_experiment(EXPERIMENT, overrides)

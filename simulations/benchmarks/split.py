@@ -15,22 +15,22 @@ import torch
 from flwr.serverapp import Grid
 from torch.nn.functional import cross_entropy
 
-import models
-from clients import shields
-from clients.app import app
-from models.randomness import SecretGenerator, numpy_generator
-from simulations.benchmarks.measure import Row, compared, seconds
-from simulations.engines.inprocess import InProcessGrid
-from simulations.engines.local import run_config, server_context
-from simulations.engines.ray import RayGrid
-from strategies.exchange import Exchanges
-from strategies.joining import gather
-from strategies.loading import load_experiment
-from strategies.recorder import Recorder
-from strategies.split.experiment import SplitExperiment
-from strategies.split.session import Session
-from strategies.split.system import Case
-from strategies.split.training import Training, Turn
+from pudica import models
+from pudica.clients import shields
+from pudica.clients.app import app
+from pudica.models.randomness import SecretGenerator, numpy_generator
+from pudica.simulations.benchmarks.measure import Row, compared, seconds
+from pudica.simulations.engines.inprocess import InProcessGrid
+from pudica.simulations.engines.local import run_config, server_context
+from pudica.simulations.engines.ray import RayGrid
+from pudica.strategies.exchange import Exchanges
+from pudica.strategies.joining import gather
+from pudica.strategies.loading import load_experiment
+from pudica.strategies.recorder import Recorder
+from pudica.strategies.split.experiment import SplitExperiment
+from pudica.strategies.split.session import Session
+from pudica.strategies.split.system import Case
+from pudica.strategies.split.training import Training, Turn
 
 IMAGES = 12_000
 FLOWER_TURNS = 6
@@ -209,7 +209,7 @@ def _on_flower() -> list[Row]:
     plain = Plain(experiment(1), 1, BATCH)
     steps = -(-IMAGES // BATCH)
     for count in (1, 32):
-        command = [sys.executable, "-m", "simulations.benchmarks.split", str(count)]
+        command = [sys.executable, "-m", "pudica.simulations.benchmarks.split", str(count)]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         ours = [json.loads(done.stdout.splitlines()[-1])]
         rival = [1000 * seconds(plain.epoch) / steps]

@@ -8,21 +8,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from analysis.themis import participant
-from clients.node import NodeConfig
-from clients.participant import SUBMITTED
-from clients.submissions import digest, is_signed, signed, statement
-from clients.vault import check_run
-from models.errors import RequestError
-from models.files import load_tensors, write_atomically
-from simulations.deployment import authority
-from simulations.deployment.checking import Finding, found
-from simulations.deployment.organiser import SETTINGS
-from strategies.cases import MAIN
-from strategies.loading import load_experiment
-from strategies.roster import fingerprint_of
-from strategies.spreadsheets import read_csv
-from strategies.themis.submissions import FORMAT, MANIFEST, PREDICTIONS, sha256
+from pudica.analysis.themis import participant
+from pudica.clients.node import NodeConfig
+from pudica.clients.participant import SUBMITTED
+from pudica.clients.submissions import digest, is_signed, signed, statement
+from pudica.clients.vault import check_run
+from pudica.models.errors import RequestError
+from pudica.models.files import load_tensors, write_atomically
+from pudica.simulations.deployment import authority
+from pudica.simulations.deployment.checking import Finding, found
+from pudica.simulations.deployment.organiser import SETTINGS
+from pudica.strategies.cases import MAIN
+from pudica.strategies.loading import load_experiment
+from pudica.strategies.roster import fingerprint_of
+from pudica.strategies.spreadsheets import read_csv
+from pudica.strategies.themis.submissions import FORMAT, MANIFEST, PREDICTIONS, sha256
 
 SIGNATURE = f"{MANIFEST}.sig"
 Entry = dict[str, Any]

@@ -31,11 +31,11 @@ from flwr.common.constant import TIMESTAMP_HEADER
 from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER, FLEET_HTTP_SIGNATURE_HEADER
 from flwr.supercore.primitives.asymmetric import sign_message, verify_signature
 
-from clients.submissions import signed_by
-from models.errors import RequestError
-from models.files import others_may_read, write_atomically
-from simulations.programs.calling import LOOPBACK
-from strategies.roster import fingerprint_of
+from pudica.clients.submissions import signed_by
+from pudica.models.errors import RequestError
+from pudica.models.files import others_may_read, write_atomically
+from pudica.simulations.programs.calling import LOOPBACK
+from pudica.strategies.roster import fingerprint_of
 
 AUTHORITY_DAYS, SERVER_DAYS = 3650, 365
 SECRET = 0o600

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 
 import pandas as pd
 
-from clients.assignments import USUAL_DELTA
-from clients.node import NodeConfig
-from clients.odometer import Entry, Odometer, activations, anchor_of, count, spent
-from clients.vault import Vault, deployed_lasting
-from models.errors import RequestError
+from pudica.clients.assignments import USUAL_DELTA
+from pudica.clients.node import NodeConfig
+from pudica.clients.odometer import Entry, Odometer, activations, anchor_of, count, spent
+from pudica.clients.vault import Vault, deployed_lasting
+from pudica.models.errors import RequestError
 
 COLUMNS = ("run", "case", "what", "images", "times", "each costs", "last")
 

@@ -17,16 +17,16 @@ from typing import NamedTuple
 import psutil
 import torch
 
-import models
-from clients.assignments import OWN
-from clients.data import DataConfig, Splits, load
-from clients.node import NodeConfig
-from clients.shields.disguises import Key
-from models.compute import Compute, ComputeConfig
-from models.errors import RequestError
-from models.files import load_into
-from simulations.deployment import authority
-from simulations.deployment.invitation import Invitation
+from pudica import models
+from pudica.clients.assignments import OWN
+from pudica.clients.data import DataConfig, Splits, load
+from pudica.clients.node import NodeConfig
+from pudica.clients.shields.disguises import Key
+from pudica.models.compute import Compute, ComputeConfig
+from pudica.models.errors import RequestError
+from pudica.models.files import load_into
+from pudica.simulations.deployment import authority
+from pudica.simulations.deployment.invitation import Invitation
 
 SAMPLE = 64
 AHEAD_SECONDS, BEHIND_SECONDS = 4.0, 250.0
@@ -207,7 +207,7 @@ def _model(config: NodeConfig) -> str:
         if "themis" in config.systems:
             raise RequestError(
                 "a competition is between own models: set model in node.yaml, to a name of the "
-                "zoo (`pudica list`), custom:package.module:callable or FILE.pt2"
+                "zoo (`pudica list`), custom:./my_models.py:callable or FILE.pt2"
             )
         return "none of its own"
     data = _own_data(config)

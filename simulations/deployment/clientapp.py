@@ -56,13 +56,13 @@ from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supercore.task_identity import TaskIdentity
 from flwr.supernode.runtime.run_clientapp import push_message, push_task_output
 
-from clients.app import app
-from simulations.programs.calling import CLIENTAPP_READY, POLL_INTERVAL
+from pudica.clients.app import app
+from pudica.simulations.programs.calling import CLIENTAPP_READY, POLL_INTERVAL
 
 NAME = "pudica-clientapp"
 ACQUIRE = "/flwr.proto.Runtime/AcquireTask"
 HEARTBEAT_SECONDS = 10.0
-# What answers may need that `clients.app` imports only then: seconds, for each message.
+# What answers may need that `pudica.clients.app` imports only then: seconds, for each message.
 ALSO = ("pyarrow.dataset", "torch._dynamo", "torchvision")
 LOOK_SECONDS, ARRIVAL_SECONDS = 0.05, 60.0
 # A process that has nothing in it but imports can be forked; that of a CUDA device could not.

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from simulations.competition import Drafts
-from simulations.console import FAILED, conclude, ends_of, refusals, report, say, shown
+from pudica.simulations.competition import Drafts
+from pudica.simulations.console import FAILED, conclude, ends_of, refusals, report, say, shown
 
 if TYPE_CHECKING:
-    from simulations.deployment.kit import Kit
-    from simulations.deployment.organiser import Organiser
+    from pudica.simulations.deployment.kit import Kit
+    from pudica.simulations.deployment.organiser import Organiser
 
 # Heavy imports stay inside the commands: `pudica --help` is instant.
 
@@ -39,7 +39,7 @@ def init(
 ) -> None:
     """Make an organiser's folder: certificates, settings, and an invitation to send."""
     with refusals():
-        from simulations.deployment.organiser import Organiser
+        from pudica.simulations.deployment.organiser import Organiser
 
         made = Organiser.init(folder, host, port)
     typer.echo(f"{shown(made.folder / 'invitation.yaml')}  send this to participants, unchanged")
@@ -56,9 +56,9 @@ def node(
 ) -> None:
     """Make a participant's kit: a node's key, its public half to send, and node.yaml."""
     with refusals():
-        from simulations.deployment.authority import fingerprint
-        from simulations.deployment.invitation import Invitation
-        from simulations.deployment.kit import Kit
+        from pudica.simulations.deployment.authority import fingerprint
+        from pudica.simulations.deployment.invitation import Invitation
+        from pudica.simulations.deployment.kit import Kit
 
         kit = Kit.make(folder or Path(name), name, Invitation.read(invitation), system)
     place = shlex.quote(str(shown(kit.folder / "node.yaml")))
@@ -75,7 +75,7 @@ def register(
 ) -> None:
     """Let a participant's node take part."""
     with refusals():
-        from simulations.deployment.organiser import Organiser
+        from pudica.simulations.deployment.organiser import Organiser
 
         entry = Organiser(folder, say).register(public_key, name or public_key.stem)
     typer.echo(f"'{entry.name}' may take part, with the key {entry.fingerprint}")
@@ -88,7 +88,7 @@ def remove(
 ) -> None:
     """Let a participant's node take part no more; what it has submitted stays."""
     with refusals():
-        from simulations.deployment.organiser import Organiser
+        from pudica.simulations.deployment.organiser import Organiser
 
         entry = Organiser(folder, say).remove(name)
     typer.echo(f"'{entry.name}' may not take part any more; its key was {entry.fingerprint}")
@@ -118,7 +118,7 @@ def down(folder: Folder = HERE) -> None:
 def status(folder: Folder = HERE) -> None:
     """Show which programs run, who is registered, and who is online."""
     with refusals():
-        from simulations.deployment.organiser import Organiser
+        from pudica.simulations.deployment.organiser import Organiser
 
         place = _opened(folder)
         for name in place.PROGRAMS:
@@ -148,8 +148,8 @@ def run(
 ) -> None:
     """Run an experiment with the registered nodes."""
     with refusals():
-        from simulations.deployment.organiser import Organiser
-        from simulations.progress import Watcher
+        from pudica.simulations.deployment.organiser import Organiser
+        from pudica.simulations.progress import Watcher
 
         organiser = Organiser(folder, (lambda _: None) if quiet else say)
         prepared, directory = organiser.prepare(experiment, set_ or [], resume)
@@ -171,8 +171,8 @@ def attempt(
 ) -> None:
     """Do all of it on this machine, over loopback: server, gate, nodes, and a run."""
     with refusals():
-        from simulations.deployment import trial
-        from simulations.programs.submission import FlowerRunFailed
+        from pudica.simulations.deployment import trial
+        from pudica.simulations.programs.submission import FlowerRunFailed
 
         told = (lambda _: None) if quiet else say
         try:
@@ -190,8 +190,8 @@ def check(
 ) -> None:
     """See that everything is right before a competition begins."""
     with refusals():
-        from clients.node import NodeConfig
-        from simulations.deployment import budgeting, checking
+        from pudica.clients.node import NodeConfig
+        from pudica.simulations.deployment import budgeting, checking
 
         findings = checking.check(settings.absolute())
         lines = budgeting.promises(NodeConfig.read(settings.absolute()))
@@ -205,9 +205,9 @@ def budget(
 ) -> None:
     """Show what left this node in all runs, what that cost, and what is left."""
     with refusals():
-        from clients.node import NodeConfig
-        from simulations.deployment import budgeting
-        from simulations.display import print_frame
+        from pudica.clients.node import NodeConfig
+        from pudica.simulations.deployment import budgeting
+        from pudica.simulations.display import print_frame
 
         config = NodeConfig.read(settings.absolute())
         entries = budgeting.entries_of(config)
@@ -219,7 +219,7 @@ def budget(
 
 def _opened(folder: Path) -> Organiser | Kit:
     """Return what a folder is: an organiser's or a node's."""
-    from simulations.deployment import kit, organiser
+    from pudica.simulations.deployment import kit, organiser
 
     if (folder / kit.SETTINGS).is_file():
         return kit.Kit(folder, say)

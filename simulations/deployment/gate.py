@@ -45,8 +45,8 @@ from flwr.supercore.primitives.asymmetric import bytes_to_public_key, verify_sig
 from flwr.supercore.protobuf.constants import PROTOBUF_MEDIA_TYPE
 from google.protobuf.message import DecodeError
 
-from simulations.deployment.allowance import TRY_LATER, Allowance, Limits, PerMinute, Refused
-from simulations.deployment.answers import (
+from pudica.simulations.deployment.allowance import TRY_LATER, Allowance, Limits, PerMinute, Refused
+from pudica.simulations.deployment.answers import (
     PUSH,
     PUSH_OBJECT,
     STORED,
@@ -55,8 +55,8 @@ from simulations.deployment.answers import (
     Malformed,
     Spoilt,
 )
-from simulations.programs.calling import LOOPBACK
-from strategies.roster import ROSTER, Registered, fingerprint_of, registered
+from pudica.simulations.programs.calling import LOOPBACK
+from pudica.strategies.roster import ROSTER, Registered, fingerprint_of, registered
 
 PULL = "/v1/fleet/pull-messages"
 PULL_OBJECT, CONFIRM = "/v1/fleet/pull-object", "/v1/fleet/confirm-message-received"

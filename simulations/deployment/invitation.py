@@ -9,10 +9,10 @@ from typing import Self
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from clients.node import Server
-from clients.protocol import code_fingerprint
-from models.errors import RequestError
-from models.files import write_atomically
+from pudica.clients.node import Server
+from pudica.clients.protocol import code_fingerprint
+from pudica.models.errors import RequestError
+from pudica.models.files import write_atomically
 
 PACKAGES = ("flwr", "torch", "torchvision", "numpy")
 

@@ -11,15 +11,21 @@ from typing import get_args
 
 import yaml
 
-from clients.node import NODE, NodeConfig, System
-from models.errors import RequestError, unknown
-from models.files import write_atomically
-from models.naming import validate_node_name
-from simulations.deployment import authority
-from simulations.deployment.checking import check_server
-from simulations.deployment.invitation import Invitation
-from simulations.deployment.place import Place, make_folder
-from simulations.programs.calling import CLIENTAPP, CLIENTAPP_READY, LOOPBACK, SUPERNODE, free_port
+from pudica.clients.node import NODE, NodeConfig, System
+from pudica.models.errors import RequestError, unknown
+from pudica.models.files import write_atomically
+from pudica.models.naming import validate_node_name
+from pudica.simulations.deployment import authority
+from pudica.simulations.deployment.checking import check_server
+from pudica.simulations.deployment.invitation import Invitation
+from pudica.simulations.deployment.place import Place, make_folder
+from pudica.simulations.programs.calling import (
+    CLIENTAPP,
+    CLIENTAPP_READY,
+    LOOPBACK,
+    SUPERNODE,
+    free_port,
+)
 
 SETTINGS = "node.yaml"
 START_SECONDS, ANSWER_SECONDS = 120.0, 20.0
@@ -43,7 +49,7 @@ data: {{}}
 #  path: /path/to/images
 #  label: label             # the column of the classes
 
-# THEMIS: the model that competes. A name of the zoo, custom:package.module:callable, or FILE.pt2.
+# THEMIS: the model that competes. A name of the zoo, custom:./my_models.py:callable, or FILE.pt2.
 # With `weights` (safetensors) it is not trained any more.
 # model: resnet-20
 # weights: trained.safetensors

@@ -13,16 +13,16 @@ import tomli_w
 import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
-from models.clock import timestamp
-from models.errors import RequestError, unknown
-from models.files import write_atomically
-from models.naming import validate_node_name
-from models.printable import to_nfc
-from simulations.deployment import authority
-from simulations.deployment.invitation import Invitation
-from simulations.deployment.place import Place, make_folder
-from simulations.programs.bundle import stage
-from simulations.programs.calling import (
+from pudica.models.clock import timestamp
+from pudica.models.errors import RequestError, unknown
+from pudica.models.files import write_atomically
+from pudica.models.naming import validate_node_name
+from pudica.models.printable import to_nfc
+from pudica.simulations.deployment import authority
+from pudica.simulations.deployment.invitation import Invitation
+from pudica.simulations.deployment.place import Place, make_folder
+from pudica.simulations.programs.bundle import stage
+from pudica.simulations.programs.calling import (
     CONNECTION,
     GATE,
     LOOPBACK,
@@ -30,12 +30,12 @@ from simulations.programs.calling import (
     free_port,
     healthy,
 )
-from simulations.programs.submission import FlowerRunFailed, Submission, asked, recorded
-from simulations.runner import resumed
-from strategies.app import new_directory
-from strategies.experiment import Experiment
-from strategies.loading import load_experiment, read_settings
-from strategies.roster import HOME, ROSTER, Registered, registered
+from pudica.simulations.programs.submission import FlowerRunFailed, Submission, asked, recorded
+from pudica.simulations.runner import resumed
+from pudica.strategies.app import new_directory
+from pudica.strategies.experiment import Experiment
+from pudica.strategies.loading import load_experiment, read_settings
+from pudica.strategies.roster import HOME, ROSTER, Registered, registered
 
 SETTINGS = "organiser.yaml"
 START_SECONDS = 60.0
@@ -53,7 +53,7 @@ class OrganiserConfig(BaseModel):
     superlink : int
         Of this machine alone.
     limits : dict of str to int
-        As of :class:`simulations.deployment.allowance.Limits`.
+        As of :class:`pudica.simulations.deployment.allowance.Limits`.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from models.errors import RequestError
-from simulations.deployment.processes import Programs
-from simulations.programs.calling import environment_of
+from pudica.models.errors import RequestError
+from pudica.simulations.deployment.processes import Programs
+from pudica.simulations.programs.calling import environment_of
 
 
 class Place:

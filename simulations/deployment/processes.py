@@ -11,10 +11,10 @@ from pathlib import Path
 
 import psutil
 
-from models.errors import RequestError
-from models.files import write_atomically
-from models.printable import remove_colours
-from simulations.programs.calling import begun, spelled
+from pudica.models.errors import RequestError
+from pudica.models.files import write_atomically
+from pudica.models.printable import remove_colours
+from pudica.simulations.programs.calling import begun, spelled
 
 END_SECONDS = 15.0
 

@@ -8,12 +8,12 @@ from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING
 
-from models.errors import RequestError
-from simulations.deployment.invitation import Invitation
-from simulations.deployment.kit import Kit
-from simulations.deployment.organiser import Organiser
-from simulations.programs.calling import LOOPBACK, free_port
-from strategies.loading import load_experiment
+from pudica.models.errors import RequestError
+from pudica.simulations.deployment.invitation import Invitation
+from pudica.simulations.deployment.kit import Kit
+from pudica.simulations.deployment.organiser import Organiser
+from pudica.simulations.programs.calling import LOOPBACK, free_port
+from pudica.strategies.loading import load_experiment
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -134,8 +134,8 @@ def differences(directory: Path, here: Path) -> int:
         A new one, for the other.
     """
     # Heavy, and of no use to nodes.
-    import analysis
-    from simulations.engines import inprocess
+    from pudica import analysis
+    from pudica.simulations.engines import inprocess
 
     inprocess.run(load_experiment(str(directory / "experiment.yaml"), []), here)
     deployed, ours = (_measurements(analysis.load(run)) for run in (directory, here))

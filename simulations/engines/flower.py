@@ -2,9 +2,8 @@
 
 Everything that Flower and Ray write lies in one temporary directory, the run's *home*::
 
-    app/         what `flwr run` bundles: our packages and a pyproject.toml with the experiment
-    work/        empty; the working directory of every process, so that no package found in the
-                 user's own can win over the bundle's
+    app/         what `flwr run` bundles: a pyproject.toml with the experiment
+    work/        empty; the working directory of every process
     config.toml  FLWR_HOME: the address of our SuperLink
     ray/         Ray's session
     token        without which nobody gets into this Ray
@@ -26,10 +25,10 @@ from pathlib import Path
 
 import tomli_w
 
-from models.errors import RequestError
-from simulations.engines.local import run_config
-from simulations.programs.bundle import stage
-from simulations.programs.calling import (
+from pudica.models.errors import RequestError
+from pudica.simulations.engines.local import run_config
+from pudica.simulations.programs.bundle import stage
+from pudica.simulations.programs.calling import (
     CONNECTION,
     LOOPBACK,
     SUPERLINK,
@@ -40,8 +39,8 @@ from simulations.programs.calling import (
     make_private_folder,
     write_ray_token,
 )
-from simulations.programs.submission import FlowerRunFailed, Submission, recorded
-from strategies.experiment import ClientConfig, Experiment
+from pudica.simulations.programs.submission import FlowerRunFailed, Submission, recorded
+from pudica.strategies.experiment import ClientConfig, Experiment
 
 START_SECONDS = 60.0
 END_SECONDS = 20.0

@@ -9,14 +9,14 @@ from pathlib import Path
 from flwr.app import Message
 from flwr.clientapp import ClientApp
 
-from simulations.engines.local import (
+from pudica.simulations.engines.local import (
     LocalGrid,
     client_context,
     error_reply,
     run_config,
     server_context,
 )
-from strategies.experiment import Experiment
+from pudica.strategies.experiment import Experiment
 
 
 class InProcessGrid(LocalGrid):
@@ -59,8 +59,8 @@ class InProcessGrid(LocalGrid):
 
 def run(experiment: Experiment, directory: Path) -> None:
     """Run the experiment in this process."""
-    from clients.app import app as client_app
-    from strategies.app import app as server_app
+    from pudica.clients.app import app as client_app
+    from pudica.strategies.app import app as server_app
 
     config = run_config(experiment, directory, "inprocess")
     grid = InProcessGrid(client_app, len(experiment.names()), config)

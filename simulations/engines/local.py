@@ -17,10 +17,10 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
-from models.files import DISK_FULL
+from pudica.models.files import DISK_FULL
 
 if TYPE_CHECKING:
-    from strategies.experiment import Experiment
+    from pudica.strategies.experiment import Experiment
 
 RUN_ID = 1
 SERVER = 1

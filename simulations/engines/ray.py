@@ -19,18 +19,18 @@ from ray._private import ray_constants
 from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 from ray.exceptions import AuthenticationError
 
-from models.errors import RequestError
-from models.files import others_may_read
-from simulations.engines.local import (
+from pudica.models.errors import RequestError
+from pudica.models.files import others_may_read
+from pudica.simulations.engines.local import (
     PULL_SECONDS,
     LocalGrid,
     error_reply,
     run_config,
     server_context,
 )
-from simulations.engines.worker import Worker
-from simulations.programs.calling import make_private_folder, write_ray_token
-from strategies.experiment import ClientConfig, Experiment, RayConfig
+from pudica.simulations.engines.worker import Worker
+from pudica.simulations.programs.calling import make_private_folder, write_ray_token
+from pudica.strategies.experiment import ClientConfig, Experiment, RayConfig
 
 PACKAGES = str(Path(__file__).parents[2])
 ATTEMPTS = 3
@@ -343,8 +343,8 @@ def worker_count(config: RayConfig, client: ClientConfig, partitions: int) -> in
 
 def run(experiment: Experiment, directory: Path) -> None:
     """Run the experiment with its nodes on Ray."""
-    from clients.app import app as client_app
-    from strategies.app import app as server_app
+    from pudica.clients.app import app as client_app
+    from pudica.strategies.app import app as server_app
 
     config = run_config(experiment, directory, "ray")
     partitions, client = len(experiment.names()), experiment.client

@@ -7,7 +7,7 @@ import os
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from simulations.engines.local import client_context, error_reply
+from pudica.simulations.engines.local import client_context, error_reply
 
 
 class Worker:

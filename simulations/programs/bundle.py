@@ -1,32 +1,32 @@
-"""The bundle of a run: what Flower carries to its nodes."""
+"""The bundle of a run: what Flower carries to its nodes.
+
+It names the apps and carries no code: each node runs the Pudica that is installed there, and says
+which at join (:func:`pudica.clients.protocol.code_fingerprint`).
+"""
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
-from types import ModuleType
 
 import tomli_w
 
-import clients
-import models
-import strategies
-from strategies.loading import SHIPPED
-
-PACKAGES: tuple[ModuleType, ...] = (models, clients, strategies)
-TRAVELLING = {".py", ".yaml", ".toml", ".json"}
+COMPONENTS = {"serverapp": "pudica.strategies.app:app", "clientapp": "pudica.clients.app:app"}
 
 
-def stage(app: Path, config: dict[str, str]) -> None:
-    """Write the app's folder: our packages, wherever they are installed, and the experiment.
+def stage(app: Path, config: dict[str, str], components: dict[str, str] = COMPONENTS) -> None:
+    """Write the app's folder.
 
-    The experiment is the configuration's default and not a ``--run-config``: Flower splits
-    that at quotation marks.
+    Parameters
+    ----------
+    app : Path
+        Made if it is not there.
+    config : dict
+        Its default configuration, the experiment included. Not a ``--run-config``, which Flower
+        splits at quotation marks.
+    components : dict
+        The ServerApp and the ClientApp.
     """
-    for package in PACKAGES:
-        _copy_sources(Path(str(package.__file__)).parent, app / package.__name__)
-    _copy_sources(SHIPPED, app / "simulations" / "experiments")
-    components = {"serverapp": "strategies.app:app", "clientapp": "clients.app:app"}
+    app.mkdir(parents=True, exist_ok=True)
     pyproject = {
         "project": {"name": "pudica", "version": "0.0.0", "description": "One run of Pudica"},
         "tool": {
@@ -34,12 +34,3 @@ def stage(app: Path, config: dict[str, str]) -> None:
         },
     }
     (app / "pyproject.toml").write_text(tomli_w.dumps(pyproject), encoding="utf-8")
-
-
-def _copy_sources(source: Path, target: Path) -> None:
-    """Copy what a bundle can carry; compiled and other files stay behind."""
-    for file in source.rglob("*"):
-        if file.suffix in TRAVELLING and file.is_file():
-            copy = target / file.relative_to(source)
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(file, copy)

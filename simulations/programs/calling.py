@@ -18,8 +18,8 @@ from pathlib import Path
 SUPERLINK = ("-c", "from flwr.superlink.cli import flower_superlink as main; main()")
 SUPERNODE = ("-c", "from flwr.supernode.cli import flower_supernode as main; main()")
 FLWR = ("-c", "from flwr.cli.app import app as main; main()")
-CLIENTAPP = ("-c", "from simulations.deployment.clientapp import main; main()")
-GATE = ("-c", "from simulations.deployment.gate import main; main()")
+CLIENTAPP = ("-c", "from pudica.simulations.deployment.clientapp import main; main()")
+GATE = ("-c", "from pudica.simulations.deployment.gate import main; main()")
 SPELLED = {
     SUPERLINK[1]: "flower-superlink",
     SUPERNODE[1]: "flower-supernode",
@@ -81,7 +81,7 @@ def environment_of(home: Path) -> dict[str, str]:
     for the token of a Ray cluster, which they do not join. Every path is absolute.
     """
     # Heavy, and of no use to the gate.
-    from clients.data.places import cache_root, data_root
+    from pudica.clients.data.places import cache_root, data_root
 
     others = ("FLWR_", "RAY_AUTH_")
     inherited = {key: value for key, value in os.environ.items() if not key.startswith(others)}

@@ -12,12 +12,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from models.clock import timestamp
-from models.errors import RequestError
-from models.files import write_atomically
-from models.printable import remove_colours
-from simulations.programs.calling import CONNECTION, FLWR
-from strategies.recorder import lock
+from pudica.models.clock import timestamp
+from pudica.models.errors import RequestError
+from pudica.models.files import write_atomically
+from pudica.models.printable import remove_colours
+from pudica.simulations.programs.calling import CONNECTION, FLWR
+from pudica.strategies.recorder import lock
 
 POLL_SECONDS = 0.5
 # After its ServerApp has failed, Flower still brings Ray up, to end it again; that is not

@@ -9,14 +9,14 @@ import numpy as np
 import torch
 from flwr.app import RecordDict
 
-from clients import protocol
-from clients.data import ImageSet
-from clients.data.decoding import allocate
-from models import optimizers
-from models.packing import under
-from models.training import Training
-from strategies.dlmt.learning import Learning
-from strategies.dlmt.session import Session
+from pudica.clients import protocol
+from pudica.clients.data import ImageSet
+from pudica.clients.data.decoding import allocate
+from pudica.models import optimizers
+from pudica.models.packing import under
+from pudica.models.training import Training
+from pudica.strategies.dlmt.learning import Learning
+from pudica.strategies.dlmt.session import Session
 
 MESSAGE_BYTES = 2**23
 """Of images in a message, about."""

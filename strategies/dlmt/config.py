@@ -7,12 +7,13 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from clients.data import PartitionConfig
-from clients.shields.disguises import parsed, written
-from models.files import absolute
-from models.naming import CaseName
-from models.training import TrainingConfig
-from strategies.cases import each_case
+from pudica.clients.data import PartitionConfig
+from pudica.clients.shields.disguises import parsed, written
+from pudica.models.custom import ModelName
+from pudica.models.files import absolute
+from pudica.models.naming import CaseName
+from pudica.models.training import TrainingConfig
+from pudica.strategies.cases import each_case
 
 SHARED = {"owners", "examiner"}
 FEDERATED_ONLY = {"local_epochs", "participation", "keep_momentum", "aggregate"}
@@ -67,7 +68,7 @@ class DlmtConfig(BaseModel):
         How training images are divided among owners, by default evenly at random; the others
         are divided evenly.
     shield : str or None
-        How images are disguised, in the notation of :mod:`clients.shields.disguises`.
+        How images are disguised, in the notation of :mod:`pudica.clients.shields.disguises`.
     key : str
         ``shared`` by all owners, or one ``per-owner``, both from the run's seed; or a key file.
     train : {"central", "federated"}
@@ -107,7 +108,7 @@ class DlmtConfig(BaseModel):
     shield: str | None = None
     key: str = Field(default=SHARED_KEY, min_length=1)
     train: Literal["central", "federated"] = "central"
-    model: str = "cnn-five"
+    model: ModelName = "cnn-five"
     training: ScheduleConfig = ScheduleConfig()
     local_epochs: int = Field(default=1, ge=1)
     participation: float = Field(default=1.0, gt=0, le=1)

@@ -8,13 +8,13 @@ from typing import Literal, Self
 
 from pydantic import model_validator
 
-import models
-from clients.data import Splits, divided
-from clients.shields.disguises import Key
-from models.errors import RequestError
-from models.randomness import derive
-from strategies.dlmt.config import OWN_KEYS, SHARED_KEY, DlmtConfig
-from strategies.experiment import Experiment
+from pudica import models
+from pudica.clients.data import Splits, divided
+from pudica.clients.shields.disguises import Key
+from pudica.models.errors import RequestError
+from pudica.models.randomness import derive
+from pudica.strategies.dlmt.config import OWN_KEYS, SHARED_KEY, DlmtConfig
+from pudica.strategies.experiment import Experiment
 
 
 class DlmtExperiment(Experiment):

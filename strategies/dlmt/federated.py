@@ -12,12 +12,12 @@ import torch
 from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp.strategy import FedAdagrad, FedAdam, FedAvg, FedYogi
 
-from clients import protocol
-from models.packing import check_statistics, load_model_arrays, under
-from models.randomness import numpy_generator
-from strategies.dlmt.config import AggregationConfig
-from strategies.dlmt.learning import Learning
-from strategies.dlmt.session import Model, Session
+from pudica.clients import protocol
+from pudica.models.packing import check_statistics, load_model_arrays, under
+from pudica.models.randomness import numpy_generator
+from pudica.strategies.dlmt.config import AggregationConfig
+from pudica.strategies.dlmt.learning import Learning
+from pudica.strategies.dlmt.session import Model, Session
 
 MOMENTS = ("m_t", "v_t")
 

@@ -8,11 +8,11 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-import models
-from models.packing import load_model_arrays, model_arrays, under
-from models.randomness import derive
-from strategies.dlmt.measures import DISGUISED, count_right
-from strategies.dlmt.session import Model, Session
+from pudica import models
+from pudica.models.packing import load_model_arrays, model_arrays, under
+from pudica.models.randomness import derive
+from pudica.strategies.dlmt.measures import DISGUISED, count_right
+from pudica.strategies.dlmt.session import Model, Session
 
 TRAINING = "training"
 

@@ -17,12 +17,12 @@ import numpy as np
 import torch
 from flwr.app import Array, RecordDict
 
-from clients import protocol
-from clients.shields.disguises import Span
-from clients.shields.disguises.breaks import ATTACKS
-from models.packing import under
-from strategies.dlmt.session import Model, Session
-from strategies.session import CLOUD
+from pudica.clients import protocol
+from pudica.clients.shields.disguises import Span
+from pudica.clients.shields.disguises.breaks import ATTACKS
+from pudica.models.packing import under
+from pudica.strategies.dlmt.session import Model, Session
+from pudica.strategies.session import CLOUD
 
 MEASURES = "measures"
 BREAKS = "breaks"
@@ -77,7 +77,7 @@ def count_right(
         Without ``normalisation`` each owner normalises by its own plain images.
     part : {"validation", "test"}
     view : {"disguised", "plain", "standardised"}
-        As of :meth:`clients.owner.Owner.right`.
+        As of :meth:`pudica.clients.owner.Owner.right`.
     name : str or None
         The model's; by default the case's.
     """

@@ -8,16 +8,16 @@ import numpy as np
 import torch
 from flwr.app import RecordDict
 
-from clients import protocol
-from clients.assignments import OwnerAssignment
-from clients.shields.disguises import Span
-from models.compute import Compute
-from models.randomness import derive
-from strategies.dlmt.config import DlmtConfig
-from strategies.dlmt.experiment import DlmtExperiment
-from strategies.exchange import Exchanges
-from strategies.joining import introduce, told
-from strategies.session import CaseSession, Member, Shape
+from pudica.clients import protocol
+from pudica.clients.assignments import OwnerAssignment
+from pudica.clients.shields.disguises import Span
+from pudica.models.compute import Compute
+from pudica.models.randomness import derive
+from pudica.strategies.dlmt.config import DlmtConfig
+from pudica.strategies.dlmt.experiment import DlmtExperiment
+from pudica.strategies.exchange import Exchanges
+from pudica.strategies.joining import introduce, told
+from pudica.strategies.session import CaseSession, Member, Shape
 
 Model = dict[str, np.ndarray]
 """A model as it travels, with what images are normalised by."""

@@ -6,20 +6,20 @@ import numpy as np
 import torch
 from flwr.serverapp import Grid
 
-from clients.shields.disguises import parsed
-from clients.shields.disguises.breaks import factors, is_affine, offsets, undone
-from models.files import save_tensors
-from strategies.dlmt.central import Central, Collection, Received, file_of
-from strategies.dlmt.experiment import DlmtExperiment
-from strategies.dlmt.federated import Federated
-from strategies.dlmt.learning import TRAINING, Learning
-from strategies.dlmt.ledger import releases
-from strategies.dlmt.measures import MEASURES, keep_examiner, measure
-from strategies.dlmt.session import Session
-from strategies.exchange import Exchanges
-from strategies.joining import gather
-from strategies.recorder import Recorder
-from strategies.releases import keep
+from pudica.clients.shields.disguises import parsed
+from pudica.clients.shields.disguises.breaks import factors, is_affine, offsets, undone
+from pudica.models.files import save_tensors
+from pudica.strategies.dlmt.central import Central, Collection, Received, file_of
+from pudica.strategies.dlmt.experiment import DlmtExperiment
+from pudica.strategies.dlmt.federated import Federated
+from pudica.strategies.dlmt.learning import TRAINING, Learning
+from pudica.strategies.dlmt.ledger import releases
+from pudica.strategies.dlmt.measures import MEASURES, keep_examiner, measure
+from pudica.strategies.dlmt.session import Session
+from pudica.strategies.exchange import Exchanges
+from pudica.strategies.joining import gather
+from pudica.strategies.recorder import Recorder
+from pudica.strategies.releases import keep
 
 SHOWN, SEEN = 8, 400
 """Images that are kept to look at, and that the cloud tries to undo their disguise with."""

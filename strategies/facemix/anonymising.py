@@ -10,13 +10,13 @@ from __future__ import annotations
 import torch
 from torch.nn.functional import cross_entropy, l1_loss, log_softmax
 
-import models
-from models import optimizers
-from models.attributes import attribute_loss
-from models.packing import under
-from models.randomness import derive
-from strategies.facemix.session import Session
-from strategies.facemix.training import TRAINING, Central
+from pudica import models
+from pudica.models import optimizers
+from pudica.models.attributes import attribute_loss
+from pudica.models.packing import under
+from pudica.models.randomness import derive
+from pudica.strategies.facemix.session import Session
+from pudica.strategies.facemix.training import TRAINING, Central
 
 
 class Anonymising(Central):

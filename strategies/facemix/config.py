@@ -7,13 +7,14 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, field_validator, model_validator
 
-from clients import shields
-from clients.shields import ShieldConfig
-from clients.shields.mixing import MixingConfig
-from clients.shields.stages import ANONYMISER
-from models.cut import INPUT, OUTPUT
-from models.optimizers import OptimizerConfig
-from strategies.cases import each_case
+from pudica.clients import shields
+from pudica.clients.shields import ShieldConfig
+from pudica.clients.shields.mixing import MixingConfig
+from pudica.clients.shields.stages import ANONYMISER
+from pudica.models.custom import ModelName
+from pudica.models.cut import INPUT, OUTPUT
+from pudica.models.optimizers import OptimizerConfig
+from pudica.strategies.cases import each_case
 
 SHARED = {"edges"}
 
@@ -116,7 +117,7 @@ class FacemixConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     edges: int = Field(default=2, ge=1, le=10_000)
-    model: str = "resnet-18"
+    model: ModelName = "resnet-18"
     place: Literal["both", "cloud", "edge"] = "both"
     pre: str = "maxpool"
     post: str = "flatten"

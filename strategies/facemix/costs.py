@@ -6,12 +6,12 @@ import math
 
 from torch import nn
 
-from clients.shields.base import Shape
-from clients.shields.front import activation_shape
-from clients.shields.mixing import group_of, whole_groups
-from models.cut import flops
-from strategies.facemix.config import WIRE_BYTES
-from strategies.facemix.session import Session
+from pudica.clients.shields.base import Shape
+from pudica.clients.shields.front import activation_shape
+from pudica.clients.shields.mixing import group_of, whole_groups
+from pudica.models.cut import flops
+from pudica.strategies.facemix.config import WIRE_BYTES
+from pudica.strategies.facemix.session import Session
 
 COSTS = "costs"
 

@@ -7,16 +7,16 @@ from typing import Literal, Self
 
 from pydantic import model_validator
 
-import models
-from clients.data import Splits
-from clients.protocol import batch_sizes
-from clients.shields.decoys import missing
-from clients.shields.mixing import whole_groups
-from clients.shields.stages import Staged, staged
-from models.errors import RequestError
-from models.randomness import derive
-from strategies.experiment import Experiment
-from strategies.facemix.config import WIRE_BYTES, FacemixConfig
+from pudica import models
+from pudica.clients.data import Splits
+from pudica.clients.protocol import batch_sizes
+from pudica.clients.shields.decoys import missing
+from pudica.clients.shields.mixing import whole_groups
+from pudica.clients.shields.stages import Staged, staged
+from pudica.models.errors import RequestError
+from pudica.models.randomness import derive
+from pudica.strategies.experiment import Experiment
+from pudica.strategies.facemix.config import WIRE_BYTES, FacemixConfig
 
 LARGEST_MESSAGE = 2**30
 """What a deployed server takes unless it is told otherwise."""
@@ -74,7 +74,7 @@ class FacemixExperiment(Experiment):
         Raises
         ------
         RequestError
-            As :func:`~clients.shields.stages.staged`.
+            As :func:`~pudica.clients.shields.stages.staged`.
         """
         return staged(
             settings.model,

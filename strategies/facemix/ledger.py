@@ -7,9 +7,9 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from clients.shields.mixing import group_of, whole_groups
-from strategies.facemix.session import Session
-from strategies.releases import Release, in_the_clear
+from pudica.clients.shields.mixing import group_of, whole_groups
+from pudica.strategies.facemix.session import Session
+from pudica.strategies.releases import Release, in_the_clear
 
 
 def releases(session: Session) -> list[Release]:

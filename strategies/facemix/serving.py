@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from flwr.app import Array, RecordDict
 
-from clients import protocol
-from clients.shields.mixing import whole_groups
-from models.packing import joined
-from strategies.facemix.session import Session
-from strategies.facemix.together import admitted
-from strategies.facemix.training import log_rates
+from pudica.clients import protocol
+from pudica.clients.shields.mixing import whole_groups
+from pudica.models.packing import joined
+from pudica.strategies.facemix.session import Session
+from pudica.strategies.facemix.together import admitted
+from pudica.strategies.facemix.training import log_rates
 
 SERVING = "serving"
 WAIT_SECONDS = 0.5

@@ -8,20 +8,20 @@ import numpy as np
 import torch
 from flwr.app import Array
 
-from clients import protocol
-from clients.assignments import InferenceAssignment
-from clients.data import Splits
-from clients.shields.decoys import missing
-from clients.shields.mixing import group_of
-from clients.shields.stages import Staged
-from models.compute import Compute
-from models.packing import model_arrays
-from models.randomness import derive
-from strategies.exchange import Exchanges
-from strategies.facemix.config import FacemixConfig
-from strategies.facemix.experiment import FacemixExperiment
-from strategies.joining import introduce, told
-from strategies.session import CaseSession, Member
+from pudica.clients import protocol
+from pudica.clients.assignments import InferenceAssignment
+from pudica.clients.data import Splits
+from pudica.clients.shields.decoys import missing
+from pudica.clients.shields.mixing import group_of
+from pudica.clients.shields.stages import Staged
+from pudica.models.compute import Compute
+from pudica.models.packing import model_arrays
+from pudica.models.randomness import derive
+from pudica.strategies.exchange import Exchanges
+from pudica.strategies.facemix.config import FacemixConfig
+from pudica.strategies.facemix.experiment import FacemixExperiment
+from pudica.strategies.joining import introduce, told
+from pudica.strategies.session import CaseSession, Member
 
 
 class Session(CaseSession):

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from flwr.serverapp import Grid
 
-from models.files import save_tensors
-from strategies.exchange import Exchanges
-from strategies.facemix.anonymising import Anonymising
-from strategies.facemix.costs import log_costs
-from strategies.facemix.experiment import FacemixExperiment
-from strategies.facemix.ledger import releases
-from strategies.facemix.serving import Serving
-from strategies.facemix.session import Session
-from strategies.facemix.together import Together
-from strategies.facemix.training import Central, Learning
-from strategies.joining import gather
-from strategies.recorder import Recorder
-from strategies.releases import keep
+from pudica.models.files import save_tensors
+from pudica.strategies.exchange import Exchanges
+from pudica.strategies.facemix.anonymising import Anonymising
+from pudica.strategies.facemix.costs import log_costs
+from pudica.strategies.facemix.experiment import FacemixExperiment
+from pudica.strategies.facemix.ledger import releases
+from pudica.strategies.facemix.serving import Serving
+from pudica.strategies.facemix.session import Session
+from pudica.strategies.facemix.together import Together
+from pudica.strategies.facemix.training import Central, Learning
+from pudica.strategies.joining import gather
+from pudica.strategies.recorder import Recorder
+from pudica.strategies.releases import keep
 
 MODEL = "model.safetensors"
 

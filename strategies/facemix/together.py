@@ -11,11 +11,11 @@ from dataclasses import dataclass
 import torch
 from flwr.app import Array, RecordDict
 
-from clients import protocol
-from clients.shields.mixing import whole_groups
-from models.packing import check_statistics, unpack
-from models.randomness import layers_seeded
-from strategies.facemix.training import Learning
+from pudica.clients import protocol
+from pudica.clients.shields.mixing import whole_groups
+from pudica.models.packing import check_statistics, unpack
+from pudica.models.randomness import layers_seeded
+from pudica.strategies.facemix.training import Learning
 
 
 @dataclass(frozen=True)
@@ -147,5 +147,5 @@ class Together(Learning):
 def admitted(
     content: RecordDict, name: str, shape: tuple[int, ...], wire: str = "float32"
 ) -> torch.Tensor:
-    """Return what an edge sent as float32; errors as of :func:`clients.protocol.array_of`."""
+    """Return what an edge sent as float32; errors as of :func:`.protocol.array_of`."""
     return torch.from_numpy(protocol.array_of(content, name, shape, wire)).float()

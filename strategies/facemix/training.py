@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-from clients.inference_training import augmented, batch_rows
-from clients.protocol import batch_sizes
-from models import optimizers
-from models.attributes import (
+from pudica.clients.inference_training import augmented, batch_rows
+from pudica.clients.protocol import batch_sizes
+from pudica.models import optimizers
+from pudica.models.attributes import (
     accuracies,
     answered,
     attribute_loss,
@@ -19,10 +19,10 @@ from models.attributes import (
     balancing,
     confusion,
 )
-from models.errors import RequestError
-from models.packing import under
-from models.randomness import draws, layers_seeded, numpy_generator
-from strategies.facemix.session import Session
+from pudica.models.errors import RequestError
+from pudica.models.packing import under
+from pudica.models.randomness import draws, layers_seeded, numpy_generator
+from pudica.strategies.facemix.session import Session
 
 TRAINING = "training"
 RATES = {"accuracy": accuracies, "balanced_accuracy": balanced_accuracies}
@@ -34,7 +34,7 @@ def log_rates(session: Session, stage: str, counts: torch.Tensor, round_: int, *
     Parameters
     ----------
     counts : int64 tensor of shape (A, 2, 2)
-        As of :func:`models.attributes.confusion`.
+        As of :func:`pudica.models.attributes.confusion`.
     """
     for metric, rate in RATES.items():
         each = rate(counts)

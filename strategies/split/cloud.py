@@ -13,14 +13,14 @@ from flwr.app import RecordDict
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from clients import protocol
-from clients.shields.grid import Grid
-from models import optimizers, packing
-from models.compute import Compute
-from models.packing import joined, under
-from models.randomness import draws, layers_seeded
-from strategies.split.config import SplitConfig
-from strategies.split.costs import FORWARD, seconds_of
+from pudica.clients import protocol
+from pudica.clients.shields.grid import Grid
+from pudica.models import optimizers, packing
+from pudica.models.compute import Compute
+from pudica.models.packing import joined, under
+from pudica.models.randomness import draws, layers_seeded
+from pudica.strategies.split.config import SplitConfig
+from pudica.strategies.split.costs import FORWARD, seconds_of
 
 
 @dataclass(frozen=True)

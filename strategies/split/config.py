@@ -14,16 +14,17 @@ from pydantic import (
     model_validator,
 )
 
-from clients import shields
-from clients.assignments import Fronts, Wire
-from clients.data import DataConfig
-from clients.shields import ShieldConfig
-from clients.shields.mixing import MixingConfig
-from clients.shields.plain import NoShieldConfig
-from models.explain import explained
-from models.optimizers import OptimizerConfig
-from models.training import TrainingConfig
-from strategies.cases import each_case
+from pudica.clients import shields
+from pudica.clients.assignments import Fronts, Wire
+from pudica.clients.data import DataConfig
+from pudica.clients.shields import ShieldConfig
+from pudica.clients.shields.mixing import MixingConfig
+from pudica.clients.shields.plain import NoShieldConfig
+from pudica.models.custom import ModelName
+from pudica.models.explain import explained
+from pudica.models.optimizers import OptimizerConfig
+from pudica.models.training import TrainingConfig
+from pudica.strategies.cases import each_case
 
 SHARED = {"devices", "pretraining"}
 PRETRAINED, TORCHVISION = "pretrained", "torchvision"
@@ -137,7 +138,7 @@ class SplitConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     devices: int = Field(default=4, ge=1, le=10_000)
-    model: str = "cnn-tiny"
+    model: ModelName = "cnn-tiny"
     cut: str = "2"
     shield: SerializeAsAny[ShieldConfig] = NoShieldConfig()
     noise: Literal["seeded", "secret"] = "seeded"

@@ -9,9 +9,9 @@ from typing import Any
 import pandas as pd
 from flwr.app import RecordDict
 
-from clients import protocol
-from strategies.exchange import Exchanges
-from strategies.spreadsheets import write_csv
+from pudica.clients import protocol
+from pudica.strategies.exchange import Exchanges
+from pudica.strategies.spreadsheets import write_csv
 
 MOST_SECONDS = 1e9
 FORWARD, BACKWARD, SKIPPED = "forward", "backward", "skipped"

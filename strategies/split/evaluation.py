@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from flwr.app import Array, RecordDict
 
-from clients import protocol
-from clients.shields.grid import Grid
-from strategies.split.cloud import Cloud
-from strategies.split.session import Session
+from pudica.clients import protocol
+from pudica.clients.shields.grid import Grid
+from pudica.strategies.split.cloud import Cloud
+from pudica.strategies.split.session import Session
 
 PLAIN, NOISY = "plain", "noisy"
 RELEASES = (PLAIN, NOISY)

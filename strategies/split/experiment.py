@@ -5,19 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal, Self
 
-import models
-from clients import shields
-from clients.assignments import is_guaranteed
-from clients.data import DataConfig, PartitionConfig, Splits, load
-from clients.shields.front import activation_shape
-from models.cut import Cutter
-from models.errors import RequestError
-from models.files import absolute
-from models.randomness import derive
-from strategies.experiment import Experiment
-from strategies.split.config import PRETRAINED, TORCHVISION, SplitConfig
-from strategies.split.means import single_layer
-from strategies.split.model import built, guarded
+from pudica import models
+from pudica.clients import shields
+from pudica.clients.assignments import is_guaranteed
+from pudica.clients.data import DataConfig, PartitionConfig, Splits, load
+from pudica.clients.shields.front import activation_shape
+from pudica.models.cut import Cutter
+from pudica.models.errors import RequestError
+from pudica.models.files import absolute
+from pudica.models.randomness import derive
+from pudica.strategies.experiment import Experiment
+from pudica.strategies.split.config import PRETRAINED, TORCHVISION, SplitConfig
+from pudica.strategies.split.means import single_layer
+from pudica.strategies.split.model import built, guarded
 
 
 class SplitExperiment(Experiment):

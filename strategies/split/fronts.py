@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from flwr.app import Array, RecordDict
 
-from clients import protocol
-from clients.shields.front import Front
-from models import optimizers, packing
-from models.packing import under
-from strategies.split.costs import BACKWARD, FORWARD, seconds_of
-from strategies.split.session import Session
+from pudica.clients import protocol
+from pudica.clients.shields.front import Front
+from pudica.models import optimizers, packing
+from pudica.models.packing import under
+from pudica.strategies.split.costs import BACKWARD, FORWARD, seconds_of
+from pudica.strategies.split.session import Session
 
 State = dict[str, torch.Tensor]
 Extras = tuple[dict[str, protocol.Scalar], dict[str, Array]]

@@ -7,12 +7,12 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from clients.assignments import Report
-from clients.shields.counts import CountsConfig
-from strategies.releases import Release, in_the_clear
-from strategies.split.fronts import Fronts
-from strategies.split.reporting import reports
-from strategies.split.session import Session
+from pudica.clients.assignments import Report
+from pudica.clients.shields.counts import CountsConfig
+from pudica.strategies.releases import Release, in_the_clear
+from pudica.strategies.split.fronts import Fronts
+from pudica.strategies.split.reporting import reports
+from pudica.strategies.split.session import Session
 
 SHUFFLED = "every example once an epoch, in random order: no amplification is claimed"
 ONCE = "every example once"

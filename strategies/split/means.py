@@ -7,7 +7,7 @@ import math
 import torch
 from torch import nn
 
-from models.errors import RequestError
+from pudica.models.errors import RequestError
 
 
 @torch.no_grad()

@@ -8,14 +8,14 @@ from pathlib import Path
 import torch
 from torch import nn
 
-import models
-from clients.shields import ShieldConfig
-from clients.shields.accounting import calibrated
-from models.errors import RequestError
-from models.files import load_weights
-from models.randomness import derive
-from strategies.split.config import PRETRAINED, TORCHVISION, SplitConfig
-from strategies.split.reporting import spent_on_test
+from pudica import models
+from pudica.clients.shields import ShieldConfig
+from pudica.clients.shields.accounting import calibrated
+from pudica.models.errors import RequestError
+from pudica.models.files import load_weights
+from pudica.models.randomness import derive
+from pudica.strategies.split.config import PRETRAINED, TORCHVISION, SplitConfig
+from pudica.strategies.split.reporting import spent_on_test
 
 
 def built(settings: SplitConfig, classes: int, shape: tuple[int, int, int], seed: int) -> nn.Module:
@@ -42,7 +42,7 @@ def built(settings: SplitConfig, classes: int, shape: tuple[int, int, int], seed
         seed=derive(seed, "weights"),
     )
     if settings.weights == TORCHVISION:
-        from models import published  # slow to import
+        from pudica.models import published  # slow to import
 
         start_from(model, published.load_weights(settings.model), TORCHVISION)
     elif settings.weights and settings.weights != PRETRAINED:

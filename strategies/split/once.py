@@ -8,14 +8,14 @@ from pathlib import Path
 import torch
 from flwr.app import RecordDict
 
-from clients import protocol
-from models.files import load_tensors, save_tensors
-from models.packing import under
-from models.randomness import numpy_generator
-from strategies.split.cloud import Chunk
-from strategies.split.evaluation import log_bytes, measure_whole
-from strategies.split.means import fit_means
-from strategies.split.stage import Stage
+from pudica.clients import protocol
+from pudica.models.files import load_tensors, save_tensors
+from pudica.models.packing import under
+from pudica.models.randomness import numpy_generator
+from pudica.strategies.split.cloud import Chunk
+from pudica.strategies.split.evaluation import log_bytes, measure_whole
+from pudica.strategies.split.means import fit_means
+from pudica.strategies.split.stage import Stage
 
 ATTEMPTS = 3
 

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import torch
 
-import models
-from models.compute import Compute
-from models.errors import RequestError
-from models.files import save_tensors
-from models.packing import under
-from models.randomness import derive
-from models.training import Training
-from strategies.recorder import Recorder
-from strategies.split.config import PRETRAINED, SplitConfig
-from strategies.split.experiment import SplitExperiment
+from pudica import models
+from pudica.models.compute import Compute
+from pudica.models.errors import RequestError
+from pudica.models.files import save_tensors
+from pudica.models.packing import under
+from pudica.models.randomness import derive
+from pudica.models.training import Training
+from pudica.strategies.recorder import Recorder
+from pudica.strategies.split.config import PRETRAINED, SplitConfig
+from pudica.strategies.split.experiment import SplitExperiment
 
 TASK = "pretraining"
 STAGE = "public pretraining"

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from clients.assignments import Report, is_guaranteed
-from clients.shields import ShieldConfig
-from strategies.split.config import SplitConfig
+from pudica.clients.assignments import Report, is_guaranteed
+from pudica.clients.shields import ShieldConfig
+from pudica.strategies.split.config import SplitConfig
 
 SHARE = 0.2
 """Of a test image's budget, for answers about it, where its activation is sent, too."""

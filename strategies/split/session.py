@@ -8,19 +8,19 @@ from collections.abc import Callable
 import torch
 from flwr.app import Array
 
-from clients import protocol
-from clients.assignments import Budget, EdgeAssignment
-from clients.protocol import batch_sizes
-from models.compute import Compute
-from models.randomness import derive
-from strategies.exchange import Exchanges
-from strategies.joining import introduce, told
-from strategies.session import CaseSession, Member
-from strategies.split.config import SplitConfig
-from strategies.split.costs import Costs
-from strategies.split.experiment import SplitExperiment
-from strategies.split.model import guarded
-from strategies.split.reporting import reports
+from pudica.clients import protocol
+from pudica.clients.assignments import Budget, EdgeAssignment
+from pudica.clients.protocol import batch_sizes
+from pudica.models.compute import Compute
+from pudica.models.randomness import derive
+from pudica.strategies.exchange import Exchanges
+from pudica.strategies.joining import introduce, told
+from pudica.strategies.session import CaseSession, Member
+from pudica.strategies.split.config import SplitConfig
+from pudica.strategies.split.costs import Costs
+from pudica.strategies.split.experiment import SplitExperiment
+from pudica.strategies.split.model import guarded
+from pudica.strategies.split.reporting import reports
 
 # Of float16, half of what it can hold: gradients are scaled up to it.
 ROOM = 2.0**14

@@ -6,10 +6,10 @@ from typing import Any
 
 from flwr.app import RecordDict
 
-from strategies.split.cloud import Chunk, Cloud, admitted
-from strategies.split.costs import SKIPPED
-from strategies.split.fronts import Fronts
-from strategies.split.session import Session
+from pudica.strategies.split.cloud import Chunk, Cloud, admitted
+from pudica.strategies.split.costs import SKIPPED
+from pudica.strategies.split.fronts import Fronts
+from pudica.strategies.split.session import Session
 
 
 class Stage:

@@ -4,26 +4,26 @@ from __future__ import annotations
 
 from flwr.serverapp import Grid
 
-from clients import shields
-from clients.shields.front import Front, activation_shape
-from models.cut import Cutter
-from models.files import save_tensors
-from models.packing import under
-from strategies.exchange import Exchanges
-from strategies.joining import gather
-from strategies.recorder import Recorder
-from strategies.releases import keep
-from strategies.split.cloud import Cloud
-from strategies.split.config import PRETRAINED, SplitConfig
-from strategies.split.evaluation import NOISY, PLAIN, CloudClassification, measure_whole
-from strategies.split.experiment import SplitExperiment
-from strategies.split.fronts import MODES, Fronts
-from strategies.split.ledger import releases
-from strategies.split.model import built, start_from
-from strategies.split.once import Once
-from strategies.split.pretraining import pretrain, pretrained
-from strategies.split.session import Session
-from strategies.split.training import Training, start_turn
+from pudica.clients import shields
+from pudica.clients.shields.front import Front, activation_shape
+from pudica.models.cut import Cutter
+from pudica.models.files import save_tensors
+from pudica.models.packing import under
+from pudica.strategies.exchange import Exchanges
+from pudica.strategies.joining import gather
+from pudica.strategies.recorder import Recorder
+from pudica.strategies.releases import keep
+from pudica.strategies.split.cloud import Cloud
+from pudica.strategies.split.config import PRETRAINED, SplitConfig
+from pudica.strategies.split.evaluation import NOISY, PLAIN, CloudClassification, measure_whole
+from pudica.strategies.split.experiment import SplitExperiment
+from pudica.strategies.split.fronts import MODES, Fronts
+from pudica.strategies.split.ledger import releases
+from pudica.strategies.split.model import built, start_from
+from pudica.strategies.split.once import Once
+from pudica.strategies.split.pretraining import pretrain, pretrained
+from pudica.strategies.split.session import Session
+from pudica.strategies.split.training import Training, start_turn
 
 
 def learn(grid: Grid, experiment: SplitExperiment, recorder: Recorder) -> None:

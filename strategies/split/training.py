@@ -8,14 +8,14 @@ from typing import Any
 
 from flwr.app import RecordDict
 
-from clients import protocol
-from models.packing import under
-from models.randomness import numpy_generator
-from strategies.split.cloud import Chunk, Cloud
-from strategies.split.evaluation import log_bytes, measure_whole
-from strategies.split.fronts import Fronts
-from strategies.split.session import Session
-from strategies.split.stage import Stage
+from pudica.clients import protocol
+from pudica.models.packing import under
+from pudica.models.randomness import numpy_generator
+from pudica.strategies.split.cloud import Chunk, Cloud
+from pudica.strategies.split.evaluation import log_bytes, measure_whole
+from pudica.strategies.split.fronts import Fronts
+from pudica.strategies.split.session import Session
+from pudica.strategies.split.stage import Stage
 
 # Turns are numbered through the epochs; the odd number after one is for what settles it.
 EPOCH = 2_000_000

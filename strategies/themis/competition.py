@@ -8,17 +8,17 @@ from functools import partial
 import torch
 from flwr.serverapp import Grid
 
-from models.generator import NoiseGenerator
-from strategies.recorder import Recorder
-from strategies.themis.config import ThemisConfig
-from strategies.themis.evaluation import Evaluation
-from strategies.themis.experiment import ThemisExperiment
-from strategies.themis.generator import GeneratorStage
-from strategies.themis.joining import join
-from strategies.themis.local import need_models, train_models
-from strategies.themis.organiser import Organiser
-from strategies.themis.publication import Publication
-from strategies.themis.stages import Stages
+from pudica.models.generator import NoiseGenerator
+from pudica.strategies.recorder import Recorder
+from pudica.strategies.themis.config import ThemisConfig
+from pudica.strategies.themis.evaluation import Evaluation
+from pudica.strategies.themis.experiment import ThemisExperiment
+from pudica.strategies.themis.generator import GeneratorStage
+from pudica.strategies.themis.joining import join
+from pudica.strategies.themis.local import need_models, train_models
+from pudica.strategies.themis.organiser import Organiser
+from pudica.strategies.themis.publication import Publication
+from pudica.strategies.themis.stages import Stages
 
 
 def compete(grid: Grid, experiment: ThemisExperiment, recorder: Recorder) -> None:

@@ -7,11 +7,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from clients.assignments import Attack
-from models.errors import RequestError
-from models.naming import Name
-from models.training import TrainingConfig
-from strategies.cases import each_case
+from pudica.clients.assignments import Attack
+from pudica.models.custom import ModelName
+from pudica.models.errors import RequestError
+from pudica.models.naming import Name
+from pudica.models.training import TrainingConfig
+from pudica.strategies.cases import each_case
 
 SHARED = {"release", "examiner", "M", "epochs_per_message", "stages"}
 STAGES = ("join", "noise", "test")
@@ -61,7 +62,7 @@ class ExaminerConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    model: str = "resnet-8"
+    model: ModelName = "resnet-8"
     training: TrainingConfig = TrainingConfig(epochs=10, step_size=4)
 
 

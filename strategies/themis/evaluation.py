@@ -9,14 +9,14 @@ import numpy as np
 import torch
 from flwr.app import Array, RecordDict
 
-from clients import protocol
-from clients.data import ImageSet
-from clients.submissions import digest
-from models.generator import NoiseGenerator
-from models.randomness import derive
-from strategies.themis.organiser import SHARED, VARIANTS, Contestants, Organiser, of_variant
-from strategies.themis.protection import Examiner, Seed, hiding, noisy_chunks
-from strategies.themis.submissions import Submission, Submissions
+from pudica.clients import protocol
+from pudica.clients.data import ImageSet
+from pudica.clients.submissions import digest
+from pudica.models.generator import NoiseGenerator
+from pudica.models.randomness import derive
+from pudica.strategies.themis.organiser import SHARED, VARIANTS, Contestants, Organiser, of_variant
+from pudica.strategies.themis.protection import Examiner, Seed, hiding, noisy_chunks
+from pudica.strategies.themis.submissions import Submission, Submissions
 
 
 class Sheet(NamedTuple):

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Literal, Self
 
 from pydantic import model_validator
 
-import models
-from clients.assignments import OWN, ParticipantConfig
-from clients.data import Splits
-from models.custom import PREFIX, SUFFIX
-from models.errors import RequestError
-from models.files import absolute, load_into
-from models.training import TrainingConfig
-from strategies.experiment import Experiment
-from strategies.themis.config import ThemisConfig
+from pudica import models
+from pudica.clients.assignments import OWN, ParticipantConfig
+from pudica.clients.data import Splits
+from pudica.models.custom import PREFIX, SUFFIX
+from pudica.models.errors import RequestError
+from pudica.models.files import absolute, load_into
+from pudica.models.training import TrainingConfig
+from pudica.strategies.experiment import Experiment
+from pudica.strategies.themis.config import ThemisConfig
 
 REHEARSAL = (
     "a rehearsal: the test set is no split of its own (data.split: own), so participants hold its "
@@ -119,12 +118,7 @@ class ThemisExperiment(Experiment):
     def with_absolute_paths(self) -> Self:
         """Return the experiment with its files named in a way that holds in any directory."""
         participants = [
-            p.model_copy(
-                update={
-                    "model": str(absolute(Path(p.model))) if p.model.endswith(SUFFIX) else p.model,
-                    "weights": absolute(p.weights) if p.weights else None,
-                }
-            )
+            p.model_copy(update={"weights": p.weights and absolute(p.weights)})
             for p in self.participants
         ]
         return super().with_absolute_paths().model_copy(update={"participants": participants})

@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from flwr.app import Array, RecordDict
 
-from clients import protocol
-from models.generator import GeneratorTraining, NoiseGenerator
-from models.randomness import derive, numpy_generator
-from strategies.themis.config import ThemisConfig
-from strategies.themis.organiser import Organiser
-from strategies.themis.screening import Clip, admitted, combined, reachable
+from pudica.clients import protocol
+from pudica.models.generator import GeneratorTraining, NoiseGenerator
+from pudica.models.randomness import derive, numpy_generator
+from pudica.strategies.themis.config import ThemisConfig
+from pudica.strategies.themis.organiser import Organiser
+from pudica.strategies.themis.screening import Clip, admitted, combined, reachable
 
 
 @dataclass(frozen=True)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 
-from clients import protocol
-from clients.assignments import ParticipantAssignment
-from models.randomness import derive
-from strategies.exchange import Exchanges
-from strategies.joining import called, gather, greeted, introduce, told
-from strategies.roster import home
-from strategies.themis.organiser import Organiser
+from pudica.clients import protocol
+from pudica.clients.assignments import ParticipantAssignment
+from pudica.models.randomness import derive
+from pudica.strategies.exchange import Exchanges
+from pudica.strategies.joining import called, gather, greeted, introduce, told
+from pudica.strategies.roster import home
+from pudica.strategies.themis.organiser import Organiser
 
 REFUSED_SECONDS, DOOR_SECONDS = 60.0, 60.0
 

@@ -9,9 +9,9 @@ from typing import NamedTuple
 import numpy as np
 from flwr.app import RecordDict
 
-from clients import protocol
-from models.training import TrainingConfig
-from strategies.themis.organiser import VARIANTS, Organiser, of_variant
+from pudica.clients import protocol
+from pudica.models.training import TrainingConfig
+from pudica.strategies.themis.organiser import VARIANTS, Organiser, of_variant
 
 
 def train_models(organiser: Organiser, door: Callable[[], object] | None = None) -> None:

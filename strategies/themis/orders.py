@@ -12,10 +12,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
-from models.clock import timestamp
-from models.errors import RequestError, unknown
-from models.files import write_atomically
-from strategies.themis.config import STAGES
+from pudica.models.clock import timestamp
+from pudica.models.errors import RequestError, unknown
+from pudica.models.files import write_atomically
+from pudica.strategies.themis.config import STAGES
 
 STATE, ORDERS = "stages.json", "orders.json"
 What = Literal["open", "close"]

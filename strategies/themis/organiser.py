@@ -7,16 +7,16 @@ import secrets
 from flwr.app import RecordDict
 from flwr.serverapp import Grid
 
-from clients import protocol
-from clients.assignments import OWN, ParticipantConfig
-from models.compute import Compute
-from models.generator import NoiseGenerator
-from models.randomness import derive, torch_generator
-from strategies.exchange import Exchanges
-from strategies.recorder import Recorder
-from strategies.roster import home, registered
-from strategies.themis.config import StagesConfig
-from strategies.themis.experiment import ThemisExperiment
+from pudica.clients import protocol
+from pudica.clients.assignments import OWN, ParticipantConfig
+from pudica.models.compute import Compute
+from pudica.models.generator import NoiseGenerator
+from pudica.models.randomness import derive, torch_generator
+from pudica.strategies.exchange import Exchanges
+from pudica.strategies.recorder import Recorder
+from pudica.strategies.roster import home, registered
+from pudica.strategies.themis.config import StagesConfig
+from pudica.strategies.themis.experiment import ThemisExperiment
 
 VARIANTS = ("honest", "cheating")
 # What does not differ between the cases is measured once, under no case's name.

@@ -17,16 +17,16 @@ import torch
 from torch import nn
 from torch.nn.functional import conv2d, pad
 
-import models
-from clients.data import ImageSet, Splits
-from models.compute import Compute
-from models.files import load_tensors, save_tensors
-from models.generator import NoiseGenerator
-from models.randomness import derive, secret_normal
-from models.similarity import psnr, ssim
-from models.training import Training, predict
-from strategies.recorder import Recorder
-from strategies.themis.config import ExaminerConfig
+from pudica import models
+from pudica.clients.data import ImageSet, Splits
+from pudica.models.compute import Compute
+from pudica.models.files import load_tensors, save_tensors
+from pudica.models.generator import NoiseGenerator
+from pudica.models.randomness import derive, secret_normal
+from pudica.models.similarity import psnr, ssim
+from pudica.models.training import Training, predict
+from pudica.strategies.recorder import Recorder
+from pudica.strategies.themis.config import ExaminerConfig
 
 # A secret, and what the draw is for.
 Seed = tuple[int | str, ...]

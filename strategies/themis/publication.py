@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from models.generator import NoiseGenerator
-from strategies.leaderboard import agreement, leaderboard
-from strategies.spreadsheets import write_csv
-from strategies.themis.evaluation import Evaluation
-from strategies.themis.organiser import SHARED, Organiser
-from strategies.themis.protection import noisy_chunks
-from strategies.themis.rank_condition import Gaussian, rank_condition
+from pudica.models.generator import NoiseGenerator
+from pudica.strategies.leaderboard import agreement, leaderboard
+from pudica.strategies.spreadsheets import write_csv
+from pudica.strategies.themis.evaluation import Evaluation
+from pudica.strategies.themis.organiser import SHARED, Organiser
+from pudica.strategies.themis.protection import noisy_chunks
+from pudica.strategies.themis.rank_condition import Gaussian, rank_condition
 
 SAMPLES = 8
 

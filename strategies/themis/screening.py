@@ -14,7 +14,7 @@ from flwr.app import Array, ArrayRecord, RecordDict
 from flwr.serverapp.strategy.fedtrimmedavg import trim_mean
 from flwr.serverapp.strategy.multikrum import select_multikrum
 
-from clients.protocol import arrays_of, check_values
+from pudica.clients.protocol import arrays_of, check_values
 
 # |m| ≤ ADAM_REACH·√v holds for Adam's moments of any gradients, by Cauchy and Schwarz, so no
 # honest step moves a parameter further than this many learning rates (bias correction only
@@ -54,7 +54,7 @@ def reachable(values: np.ndarray, before: np.ndarray, learning_rate: float, step
     Parameters
     ----------
     values, before : ndarray of shape (6, C, H, W)
-        As of :meth:`models.generator.GeneratorTraining.packed`.
+        As of :meth:`pudica.models.generator.GeneratorTraining.packed`.
 
     Raises
     ------

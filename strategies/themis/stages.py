@@ -9,13 +9,13 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import partial
 
-from models.clock import timestamp
-from models.files import write_atomically
-from strategies.themis.config import STAGES, StageConfig
-from strategies.themis.joining import admit
-from strategies.themis.local import train_models
-from strategies.themis.orders import ORDERS, STATE, Times, What, read_times, said
-from strategies.themis.organiser import Organiser
+from pudica.models.clock import timestamp
+from pudica.models.files import write_atomically
+from pudica.strategies.themis.config import STAGES, StageConfig
+from pudica.strategies.themis.joining import admit
+from pudica.strategies.themis.local import train_models
+from pudica.strategies.themis.orders import ORDERS, STATE, Times, What, read_times, said
+from pudica.strategies.themis.organiser import Organiser
 
 LOOK_SECONDS = 0.5
 # Meanwhile somebody may come, or come back with what was wrong mended.

@@ -1,7 +1,8 @@
 """What participants submitted, so that a leaderboard can be audited later.
 
-Kept where participants are real (:mod:`strategies.roster`): in ``manifest.json`` the hashes, and
-who signed them; in ``submissions.safetensors``, for the organiser alone, the predictions.
+Kept where participants are real (:mod:`pudica.strategies.roster`): in ``manifest.json`` the
+hashes, and who signed them; in ``submissions.safetensors``, for the organiser alone, the
+predictions.
 """
 
 from __future__ import annotations
@@ -15,12 +16,12 @@ import numpy as np
 import torch
 from flwr.app import RecordDict
 
-from clients import protocol
-from clients.submissions import digest, is_signed, statement
-from models.clock import timestamp
-from models.files import save_tensors, write_atomically
-from strategies.recorder import Recorder
-from strategies.roster import fingerprint_of, home, registered
+from pudica.clients import protocol
+from pudica.clients.submissions import digest, is_signed, statement
+from pudica.models.clock import timestamp
+from pudica.models.files import save_tensors, write_atomically
+from pudica.strategies.recorder import Recorder
+from pudica.strategies.roster import fingerprint_of, home, registered
 
 MANIFEST, PREDICTIONS = "manifest.json", "submissions.safetensors"
 FORMAT = "pudica-manifest-1"
@@ -34,7 +35,7 @@ class Submission(NamedTuple):
     predictions : ndarray of shape (N,)
         Classes.
     signature, public_key : str
-        Of :func:`clients.submissions.signed`; empty in a simulation.
+        Of :func:`pudica.clients.submissions.signed`; empty in a simulation.
     """
 
     predictions: np.ndarray

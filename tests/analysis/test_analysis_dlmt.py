@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 import yaml
 
-import analysis
-from models.errors import RequestError
+from pudica import analysis
+from pudica.models.errors import RequestError
 
 CASES: dict[str, dict[str, Any]] = {
     "original": {},

@@ -7,8 +7,8 @@ import pytest
 from matplotlib.image import imread
 from written_runs import accuracy_rows, competition_rows, generator_rows, write_artefacts, write_run
 
-import analysis
-from analysis.drawing import spread
+from pudica import analysis
+from pudica.analysis.drawing import spread
 
 Write = Callable[..., Path]
 

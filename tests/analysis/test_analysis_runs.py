@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 from written_runs import accuracy_rows, row, write_run
 
-import analysis
-from models.errors import RequestError
+from pudica import analysis
+from pudica.models.errors import RequestError
 
 COLUMNS = [
     "run",

@@ -16,11 +16,11 @@ from matplotlib.image import imread
 from written_ledgers import NORMALISED, entry
 from written_runs import competition_rows, row, write_run
 
-import analysis
-from analysis.split import split_accuracy, split_costs
-from models.errors import RequestError
-from simulations.engines import inprocess
-from strategies.loading import load_experiment
+from pudica import analysis
+from pudica.analysis.split import split_accuracy, split_costs
+from pudica.models.errors import RequestError
+from pudica.simulations.engines import inprocess
+from pudica.strategies.loading import load_experiment
 
 RUN = [
     "data.limit=100",

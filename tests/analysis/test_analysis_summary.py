@@ -5,9 +5,9 @@ import pandas as pd
 import pytest
 from written_runs import competition_rows, write_run
 
-import analysis
-from simulations.engines import inprocess
-from strategies.loading import load_experiment
+from pudica import analysis
+from pudica.simulations.engines import inprocess
+from pudica.strategies.loading import load_experiment
 
 Write = Callable[..., Path]
 

@@ -5,8 +5,8 @@ import pandas as pd
 import pytest
 from written_runs import accuracy_rows, competition_rows, write_run
 
-import analysis
-from models.errors import RequestError
+from pudica import analysis
+from pudica.models.errors import RequestError
 
 PAPER = Path(analysis.__file__).parent / "paper"
 TABLE1 = pd.read_csv(PAPER / "themis_table1.csv")

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn.functional import interpolate
 
-from analysis.attacks import (
+from pudica.analysis.attacks import (
     View,
     guess_attributes,
     guess_identity,
@@ -19,19 +19,19 @@ from analysis.attacks import (
     separate,
     trained_generator,
 )
-from analysis.attacks.reconstruction import Discriminator, Generator, Rebuilt, chamfer
-from analysis.attacks.separation import demixed, matched
-from analysis.runs import open_run
-from clients.app import app as client_app
-from clients.data import ImageSet
-from clients.data.images import Positions
-from clients.shields.draws import orthogonal
-from clients.shields.front import activation_shape
-from models.errors import RequestError
-from simulations.engines.inprocess import InProcessGrid
-from simulations.engines.local import run_config, server_context
-from strategies.app import app as server_app
-from strategies.loading import load_experiment
+from pudica.analysis.attacks.reconstruction import Discriminator, Generator, Rebuilt, chamfer
+from pudica.analysis.attacks.separation import demixed, matched
+from pudica.analysis.runs import open_run
+from pudica.clients.app import app as client_app
+from pudica.clients.data import ImageSet
+from pudica.clients.data.images import Positions
+from pudica.clients.shields.draws import orthogonal
+from pudica.clients.shields.front import activation_shape
+from pudica.models.errors import RequestError
+from pudica.simulations.engines.inprocess import InProcessGrid
+from pudica.simulations.engines.local import run_config, server_context
+from pudica.strategies.app import app as server_app
+from pudica.strategies.loading import load_experiment
 
 SETTINGS = [
     "data.limit=600",

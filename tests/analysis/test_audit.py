@@ -8,11 +8,11 @@ import pytest
 import torch
 from scipy import stats
 
-from analysis.audit import _lower, _upper, audit
-from clients.shields import SHIELDS, Guarantee, Mechanism, build
-from clients.shields.clipping import ClipLaplace
-from clients.shields.grid import Grid
-from models.randomness import Randomness
+from pudica.analysis.audit import _lower, _upper, audit
+from pudica.clients.shields import SHIELDS, Guarantee, Mechanism, build
+from pudica.clients.shields.clipping import ClipLaplace
+from pudica.clients.shields.grid import Grid
+from pudica.models.randomness import Randomness
 
 # Of these the guarantee for a record is small enough to be refuted; a pixel's would be one in
 # real numbers.

@@ -12,12 +12,12 @@ import pandas as pd
 import pytest
 from hostile_names import FORMULAS, HIDDEN, MARKUP
 
-import analysis
-from models.errors import RequestError
-from models.printable import escape_hidden
-from simulations.engines import inprocess
-from strategies.loading import load_experiment
-from strategies.spreadsheets import read_csv
+from pudica import analysis
+from pudica.models.errors import RequestError
+from pudica.models.printable import escape_hidden
+from pudica.simulations.engines import inprocess
+from pudica.strategies.loading import load_experiment
+from pudica.strategies.spreadsheets import read_csv
 
 NAME = "<script>alert(1)</script> & co".replace("/", "|")
 SHORT = (

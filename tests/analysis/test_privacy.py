@@ -22,7 +22,7 @@ from written_ledgers import (
     write_ledger,
 )
 
-from analysis.privacy import (
+from pudica.analysis.privacy import (
     NUMBERS,
     SEEDED,
     STEERED,
@@ -32,10 +32,10 @@ from analysis.privacy import (
     releases,
     verdict,
 )
-from clients.shields import SHIELDS, build
-from clients.shields.base import FLOATING
-from clients.shields.grid import slack, within_slack
-from models.errors import RequestError
+from pudica.clients.shields import SHIELDS, build
+from pudica.clients.shields.base import FLOATING
+from pudica.clients.shields.grid import slack, within_slack
+from pudica.models.errors import RequestError
 
 Ledger = Callable[..., Path]
 RECORD_OF_5 = 1280 * 5 * (2 + math.sqrt(68))  # NORMALISED's ε of a record, in batches of 64

@@ -10,19 +10,19 @@ import numpy as np
 import torch
 from flwr.app import Array, RecordDict
 
-import models
-from clients import protocol, shields
-from clients.app import app as client_app
-from clients.assignments import EdgeAssignment
-from clients.data import DataConfig, ImageSet, Splits, load_once
-from clients.shields.front import Front, activation_shape
-from models import packing
-from models.compute import ComputeConfig
-from models.cut import Cutter
-from models.optimizers import OptimizerConfig
-from models.randomness import derive, numpy_generator
-from simulations.engines.inprocess import InProcessGrid
-from simulations.engines.local import server_context
+from pudica import models
+from pudica.clients import protocol, shields
+from pudica.clients.app import app as client_app
+from pudica.clients.assignments import EdgeAssignment
+from pudica.clients.data import DataConfig, ImageSet, Splits, load_once
+from pudica.clients.shields.front import Front, activation_shape
+from pudica.models import packing
+from pudica.models.compute import ComputeConfig
+from pudica.models.cut import Cutter
+from pudica.models.optimizers import OptimizerConfig
+from pudica.models.randomness import derive, numpy_generator
+from pudica.simulations.engines.inprocess import InProcessGrid
+from pudica.simulations.engines.local import server_context
 
 RUN = "cheating"
 

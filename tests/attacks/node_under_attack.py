@@ -12,16 +12,16 @@ from cheating_cloud import Answer, CheatingCloud, Refused, decoded
 from flwr.app import Array, Context, RecordDict
 from node_files import node_file
 
-import clients.app
-import models
-from clients import protocol
-from clients.app import app as client_app
-from clients.assignments import EdgeAssignment
-from clients.data import ImageSet, Part
-from clients.odometer import Odometer, anchor_of
-from clients.vault import Vault, deployed_lasting
-from models import packing
-from models.cut import Cutter
+import pudica.clients.app
+from pudica import models
+from pudica.clients import protocol
+from pudica.clients.app import app as client_app
+from pudica.clients.assignments import EdgeAssignment
+from pudica.clients.data import ImageSet, Part
+from pudica.clients.odometer import Odometer, anchor_of
+from pudica.clients.vault import Vault, deployed_lasting
+from pudica.models import packing
+from pudica.models.cut import Cutter
 
 STRICTEST: dict[str, Any] = {
     "shield": {"name": "clip-gaussian", "epsilon": 3.0, "delta": 1e-5, "clip": 1.0},
@@ -89,7 +89,7 @@ class NodeUnderAttack(CheatingCloud):
     def send(self, kind: str, config: Mapping[str, Any], **arrays: np.ndarray) -> Answer:
         """Send a request; see :meth:`CheatingCloud.send`."""
         if self.random.random() < self.forgets:
-            clients.app._nodes.clear()
+            pudica.clients.app._nodes.clear()
         packed = {key: Array(np.asarray(value, order="C")) for key, value in arrays.items()}
         content = protocol.request({**config, "run": self.run}, **packed)
         message = self.grid.create_message(content, kind, self.node, "")

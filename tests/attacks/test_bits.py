@@ -15,10 +15,10 @@ import torch
 from numpy.typing import NDArray
 from scipy import stats
 
-from clients.shields import SHIELDS, build
-from clients.shields.base import draw
-from clients.shields.clipping import Clipped
-from models.randomness import SecretGenerator
+from pudica.clients.shields import SHIELDS, build
+from pudica.clients.shields.base import draw
+from pudica.clients.shields.clipping import Clipped
+from pudica.models.randomness import SecretGenerator
 
 CANDIDATES, FEATURES, EPSILON = 600, 32, 3.0
 CLIPPED = ("clip-gaussian", "clip-laplace")

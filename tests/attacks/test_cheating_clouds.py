@@ -18,12 +18,12 @@ import torch
 from cheating_cloud import Refused
 from node_under_attack import DEFAULT, SETTINGS, STRICTEST, NodeUnderAttack
 
-from clients import protocol
-from clients.node import NodeConfig
-from clients.odometer import ACTIVATIONS, COUNTS, activations, count, spent
-from clients.shields.accounting import LARGEST
-from models import packing
-from models.errors import RequestError
+from pudica.clients import protocol
+from pudica.clients.node import NodeConfig
+from pudica.clients.odometer import ACTIVATIONS, COUNTS, activations, count, spent
+from pudica.clients.shields.accounting import LARGEST
+from pudica.models import packing
+from pudica.models.errors import RequestError
 
 EPSILON, DELTA = 3.0, 1e-5
 

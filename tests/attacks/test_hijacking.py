@@ -23,15 +23,20 @@ import torch
 from cheating_cloud import CheatingCloud, Refused
 from torch.nn.functional import cross_entropy
 
-import models
-from analysis.attacks.hijacking import FeatureSpaceHijacking, SplitGuard, correlations, splitguard
-from clients.data import ImageSet
-from clients.shields.front import Front
-from models import optimizers, packing
-from models.cut import Cutter
-from models.optimizers import OptimizerConfig
-from models.randomness import derive, numpy_generator
-from models.similarity import psnr, ssim
+from pudica import models
+from pudica.analysis.attacks.hijacking import (
+    FeatureSpaceHijacking,
+    SplitGuard,
+    correlations,
+    splitguard,
+)
+from pudica.clients.data import ImageSet
+from pudica.clients.shields.front import Front
+from pudica.models import optimizers, packing
+from pudica.models.cut import Cutter
+from pudica.models.optimizers import OptimizerConfig
+from pudica.models.randomness import derive, numpy_generator
+from pudica.models.similarity import psnr, ssim
 
 T = TypeVar("T")
 

@@ -15,12 +15,20 @@ import torch
 from cheating_cloud import Refused
 from node_under_attack import DEFAULT, STRICTEST, NodeUnderAttack
 
-import clients.app
-import clients.odometer
-import clients.vault
-from clients.odometer import ACTIVATIONS, COUNTS, Odometer, Release, activations, count, spent
-from clients.releasing import function_of
-from clients.vault import Vault
+import pudica.clients.app
+import pudica.clients.odometer
+import pudica.clients.vault
+from pudica.clients.odometer import (
+    ACTIVATIONS,
+    COUNTS,
+    Odometer,
+    Release,
+    activations,
+    count,
+    spent,
+)
+from pudica.clients.releasing import function_of
+from pudica.clients.vault import Vault
 
 EPSILON, DELTA = 3.0, 1e-5
 WORK: dict[str, Any] = {
@@ -40,7 +48,7 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def work(device: NodeUnderAttack, wire: Path) -> None:
     """Let a device release an epoch of two batches and a count; what leaves goes to a file."""
-    clients.app._nodes.clear()
+    pudica.clients.app._nodes.clear()
     device.forgets = 0.0
     device.join(**WORK)
     front = device.packed(device.front(0))
@@ -57,15 +65,15 @@ def killed_at(point: int, directory: Path, wire: Path) -> bool:
     if not child:
         torch.set_num_threads(1)
         left = iter(range(point))
-        write = clients.vault.write_atomically
+        write = pudica.clients.vault.write_atomically
 
         def or_die(*arguments: Any, **further: Any) -> None:
             if next(left, None) is None:
                 os.kill(os.getpid(), signal.SIGKILL)
             write(*arguments, **further)
 
-        clients.vault.write_atomically = or_die  # type: ignore[assignment]
-        clients.odometer.write_atomically = or_die  # type: ignore[attr-defined]
+        pudica.clients.vault.write_atomically = or_die  # type: ignore[assignment]
+        pudica.clients.odometer.write_atomically = or_die  # type: ignore[attr-defined]
         work(NodeUnderAttack(directory, **STRICTEST), wire)
         os._exit(0)
     _, status = os.waitpid(child, 0)

@@ -10,14 +10,21 @@ import torch
 from scipy import stats
 from scipy.optimize import brentq
 
-from analysis.audit import audit
-from clients.shields import SHIELDS, Mechanism, ShieldConfig, build
-from clients.shields.accounting import Cost, calibrated, composed, composed_rdp, spent, together
-from clients.shields.base import FLOATING
-from clients.shields.clipping import ClipGaussian
-from clients.shields.grid import slack, within_slack
-from models.errors import RequestError
-from models.randomness import Randomness
+from pudica.analysis.audit import audit
+from pudica.clients.shields import SHIELDS, Mechanism, ShieldConfig, build
+from pudica.clients.shields.accounting import (
+    Cost,
+    calibrated,
+    composed,
+    composed_rdp,
+    spent,
+    together,
+)
+from pudica.clients.shields.base import FLOATING
+from pudica.clients.shields.clipping import ClipGaussian
+from pudica.clients.shields.grid import slack, within_slack
+from pudica.models.errors import RequestError
+from pudica.models.randomness import Randomness
 
 DELTA = 1e-5
 

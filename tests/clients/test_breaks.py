@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from clients.shields.disguises import Disguise, Key
-from clients.shields.disguises.breaks import (
+from pudica.clients.shields.disguises import Disguise, Key
+from pudica.clients.shields.disguises.breaks import (
     affine,
     breaks,
     divisors_below_256,
@@ -19,8 +19,8 @@ from clients.shields.disguises.breaks import (
     standardised,
     undone,
 )
-from models.errors import RequestError
-from models.randomness import SystemGenerator, numpy_generator
+from pudica.models.errors import RequestError
+from pudica.models.randomness import SystemGenerator, numpy_generator
 
 SHAPE = (1, 6, 6)
 COMPOSITIONS = [

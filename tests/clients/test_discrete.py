@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from clients.shields import discrete
-from clients.shields.discrete import (
+from pudica.clients.shields import discrete
+from pudica.clients.shields.discrete import (
     ERROR,
     LARGEST_SCALE,
     PRECISION,
@@ -26,7 +26,7 @@ from clients.shields.discrete import (
     _cumulative,
     exact_sampler,
 )
-from models.randomness import Randomness, SecretGenerator, SystemGenerator, numpy_generator
+from pudica.models.randomness import Randomness, SecretGenerator, SystemGenerator, numpy_generator
 
 KINDS: tuple[Noise, ...] = ("laplace", "gaussian")
 SCALES = (0.065, 0.3, 1.0, 2.3, 37.5, 1300.0, 5200.0)

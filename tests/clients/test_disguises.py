@@ -13,10 +13,10 @@ import pytest
 import torch
 from scipy import stats
 
-from clients.shields.disguises import STEPS, Disguise, Key, parsed, written
-from clients.shields.disguises.noise import NOISE_KEY
-from models.errors import RequestError
-from models.randomness import Randomness, SystemGenerator, numpy_generator
+from pudica.clients.shields.disguises import STEPS, Disguise, Key, parsed, written
+from pudica.clients.shields.disguises.noise import NOISE_KEY
+from pudica.models.errors import RequestError
+from pudica.models.randomness import Randomness, SystemGenerator, numpy_generator
 
 IMAGE = torch.tensor([[[0, 1], [128, 255]]], dtype=torch.uint8)  # (1, 2, 2)
 ADDED = torch.tensor([[[1, 256], [7, 100]]])
@@ -193,7 +193,7 @@ def test_a_disguise_is_of_each_image_alone(notation: str) -> None:
 def test_more_images_than_are_worked_on_together(monkeypatch: pytest.MonkeyPatch) -> None:
     disguise, originals = Disguise(new_key("MAT(256)+MMT(10)")), images(101)
     whole = disguise.protect(originals)
-    monkeypatch.setattr("clients.shields.disguises.disguise.AT_ONCE", 3 * 8 * 8 * 10)
+    monkeypatch.setattr("pudica.clients.shields.disguises.disguise.AT_ONCE", 3 * 8 * 8 * 10)
     assert torch.equal(disguise.protect(originals), whole)
 
 
@@ -263,8 +263,8 @@ def test_a_key_comes_back_from_its_file(notation: str, tmp_path: Path) -> None:
 
 def test_a_seed_gives_the_same_key_in_every_process() -> None:
     code = (
-        "from clients.shields.disguises import Key\n"
-        "from models.randomness import numpy_generator\n"
+        "from pudica.clients.shields.disguises import Key\n"
+        "from pudica.models.randomness import numpy_generator\n"
         "print(Key.new('MAT(256)+MMT(10)', (3, 8, 8), numpy_generator(0, 'key')).fingerprint)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -323,7 +323,7 @@ def test_a_key_that_cannot_be_written_leaves_nothing(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("clients.shields.disguises.key.save_tensors", full)
+        patch.setattr("pudica.clients.shields.disguises.key.save_tensors", full)
         with pytest.raises(RequestError, match=r"can't write the key .*: No space left"):
             new_key("MAT(256)").save(tmp_path / "key")
     assert not list(tmp_path.iterdir())
@@ -365,7 +365,7 @@ def test_a_key_with_one_changed_value_is_damaged(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("damage", ["text", "weights", "shape", "empty"])
 def test_what_is_no_key_is_refused(damage: str, tmp_path: Path) -> None:
-    from models.files import save_tensors
+    from pudica.models.files import save_tensors
 
     path, key = tmp_path / "key.safetensors", new_key("MAT(256)")
     note = {"format": "pudica-key-1", "notation": key.notation, "shape": [3, 8, 8]}

@@ -12,11 +12,11 @@ import pytest
 import torch
 from scipy import special, stats
 
-from clients.shields import SHIELDS, build, grid
-from clients.shields.analytic import analytic_epsilon, discrete_epsilon, discrete_sigma
-from clients.shields.clipping import Clipped
-from clients.shields.discrete import LARGEST_SCALE, Noise, exact_sampler
-from clients.shields.grid import (
+from pudica.clients.shields import SHIELDS, build, grid
+from pudica.clients.shields.analytic import analytic_epsilon, discrete_epsilon, discrete_sigma
+from pudica.clients.shields.clipping import Clipped
+from pudica.clients.shields.discrete import LARGEST_SCALE, Noise, exact_sampler
+from pudica.clients.shields.grid import (
     LARGEST_INTEGER,
     LEAST_LEVELS,
     LEAST_SIGMA,
@@ -28,7 +28,7 @@ from clients.shields.grid import (
     slack,
     within_slack,
 )
-from models.randomness import numpy_generator
+from pudica.models.randomness import numpy_generator
 
 CLIPPED = ("clip-gaussian", "clip-laplace")
 LEVELS = (1, 2, 3, 4, 7, 100, 728, 5041, 30_000)

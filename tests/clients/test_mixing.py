@@ -7,13 +7,13 @@ import pytest
 import torch
 from torch import nn
 
-from clients.protocol import on_wire
-from clients.shields import build, configured
-from clients.shields.decoys import filled
-from clients.shields.draws import orthogonal
-from clients.shields.mixing import Mixing, MixingKey
-from models.errors import RequestError
-from models.randomness import SystemGenerator
+from pudica.clients.protocol import on_wire
+from pudica.clients.shields import build, configured
+from pudica.clients.shields.decoys import filled
+from pudica.clients.shields.draws import orthogonal
+from pudica.clients.shields.mixing import Mixing, MixingKey
+from pudica.models.errors import RequestError
+from pudica.models.randomness import SystemGenerator
 
 SHAPE = (3, 4, 4)
 

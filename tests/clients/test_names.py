@@ -10,12 +10,12 @@ from hostile_names import EMPTY, FORMULAS, HIDDEN, MARKUP, NFC, NFD, QUOTED, SPA
 from node_files import node_file
 from pydantic import TypeAdapter, ValidationError
 
-from clients.assignments import Assignment, ParticipantConfig
-from clients.data import DataConfig
-from clients.node import NodeConfig
-from models.compute import ComputeConfig
-from models.errors import RequestError
-from models.naming import CaseName
+from pudica.clients.assignments import Assignment, ParticipantConfig
+from pudica.clients.data import DataConfig
+from pudica.clients.node import NodeConfig
+from pudica.models.compute import ComputeConfig
+from pudica.models.errors import RequestError
+from pudica.models.naming import CaseName
 
 WRONG = [*HIDDEN.values(), *FORMULAS.values(), *QUOTED.values(), *SPACED.values(), "x" * 81]
 IDS = [*HIDDEN, *FORMULAS, *QUOTED, *SPACED, "long"]

@@ -17,8 +17,8 @@ SLOW = (
 )
 SAY = f"""
 import sys
-import clients.app
-import models
+import pudica.clients.app
+from pudica import models
 models.build("cnn-small", num_classes=10, channels=1, image_size=8)
 print(*[name for name in {SLOW!r} if name in sys.modules])
 """

@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from clients import protocol
-from clients.once import answered_once
-from clients.vault import Vault
+from pudica.clients import protocol
+from pudica.clients.once import answered_once
+from pudica.clients.vault import Vault
 
 HOLDS = (
-    "import sys; from pathlib import Path; from clients.vault import Vault\n"
+    "import sys; from pathlib import Path; from pudica.clients.vault import Vault\n"
     "with Vault(Path(sys.argv[1])).alone() as alone:\n"
     "    print(alone, flush=True); sys.stdin.read()"
 )

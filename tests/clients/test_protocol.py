@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flwr.app import Array, ConfigRecord, MetricRecord, RecordDict
 
-from clients import protocol
+from pudica.clients import protocol
 
 
 def saying(value: Any) -> RecordDict:

@@ -13,14 +13,14 @@ from pydantic import ValidationError
 from scipy import stats
 from torch import nn
 
-from clients.shields import SHIELDS, Mechanism, Shield, build
-from clients.shields.base import FLOATING, draw
-from clients.shields.clipping import Clipped
-from clients.shields.gaussian import SENSITIVITY, NormGaussian
-from clients.shields.grid import slack, within_slack
-from clients.shields.integers import IntegerMechanism
-from models.errors import RequestError
-from models.randomness import Randomness, SystemGenerator, numpy_generator
+from pudica.clients.shields import SHIELDS, Mechanism, Shield, build
+from pudica.clients.shields.base import FLOATING, draw
+from pudica.clients.shields.clipping import Clipped
+from pudica.clients.shields.gaussian import SENSITIVITY, NormGaussian
+from pudica.clients.shields.grid import slack, within_slack
+from pudica.clients.shields.integers import IntegerMechanism
+from pudica.models.errors import RequestError
+from pudica.models.randomness import Randomness, SystemGenerator, numpy_generator
 
 MECHANISMS = {
     name: {"epsilon": 2.0} for name, (_, kind) in SHIELDS.items() if issubclass(kind, Mechanism)

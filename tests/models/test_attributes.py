@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from models.attributes import (
+from pudica.models.attributes import (
     accuracies,
     answered,
     attribute_loss,

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from clients.data import DataConfig, load
-from models.augmentation import AUGMENTATIONS, handwriting
-from models.randomness import torch_generator
+from pudica.clients.data import DataConfig, load
+from pudica.models.augmentation import AUGMENTATIONS, handwriting
+from pudica.models.randomness import torch_generator
 
 BLACK = torch.zeros(1, 1, 1)
 

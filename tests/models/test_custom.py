@@ -16,8 +16,10 @@ import pytest
 import torch
 from torch import nn
 
-from models import build, describe, display_name, is_frozen, minimum_side
-from models.errors import RequestError
+from pudica.clients.assignments import ParticipantConfig
+from pudica.models import build, describe, display_name, is_frozen, minimum_side
+from pudica.models.custom import with_absolute_path
+from pudica.models.errors import RequestError
 
 PROGRAM = "models/model.json"
 
@@ -80,8 +82,84 @@ def test_import_path_is_called_with_the_task_and_the_seed(own_module: types.Modu
     assert not is_frozen(load("custom:somebodys_models:net"))
 
 
+SOURCE = """
+import math
+from dataclasses import dataclass
+from torch import nn
+
+@dataclass
+class Width:
+    value: int = {width}
+
+def network(num_classes: int, channels: int, image_size: int) -> nn.Module:
+    inner = Width().value
+    return nn.Sequential(nn.Flatten(), nn.Linear(channels * image_size**2, inner), nn.ReLU(),
+                         nn.Linear(inner, num_classes))
+"""
+
+
+def test_a_file_is_loaded_by_its_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever it is called, wherever it lies, and as it is now."""
+    for number, name in enumerate(("models.py", "pudica.py", "torch.py", "a b.py"), 3):
+        (tmp_path / name).write_text(SOURCE.format(width=number))
+        assert load(f"custom:{tmp_path / name}:network")[1].out_features == number
+        monkeypatch.chdir(tmp_path)
+        assert load(f"custom:./{name}:network")[1].out_features == number
+    (tmp_path / "models.py").write_text(SOURCE.format(width=9))
+    assert load("custom:models.py:network")[1].out_features == 9
+
+
+def test_two_files_of_one_name_are_two_modules(tmp_path: Path) -> None:
+    for number, folder in enumerate(("a", "b"), 3):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "net.py").write_text(SOURCE.format(width=number))
+    first, second = (load(f"custom:{tmp_path / f / 'net.py'}:network") for f in "ab")
+    assert (first[1].out_features, second[1].out_features) == (3, 4)
+
+
+def test_a_file_in_settings_is_the_same_in_any_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, wanted in {
+        "custom:./net.py:network": f"custom:{tmp_path}/net.py:network",
+        "custom:sub/net.py:network": f"custom:{tmp_path}/sub/net.py:network",
+        "custom:package.net:network": "custom:package.net:network",
+        "net.pt2": f"{tmp_path}/net.pt2",
+        "resnet-8": "resnet-8",
+        "torchvision:vgg11": "torchvision:vgg11",
+    }.items():
+        assert Path(ParticipantConfig(model=name).model) == Path(wanted)
+    assert with_absolute_path("custom:net.py:f", Path("/else")) == "custom:/else/net.py:f"
+
+
+@pytest.mark.parametrize(
+    ("content", "attribute", "message"),
+    [
+        (None, "net", "No such file"),
+        ("def net(:", "net", "fails: SyntaxError"),
+        ("import a_module_that_nobody_has", "net", "fails: ModuleNotFoundError.*installed"),
+        ("1 / 0", "net", "fails: ZeroDivisionError"),
+        ("net = 3", "net", "'net' is not callable"),
+        ("net = 3", "other", "'other' does not exist"),
+        ("net = 3", "", "must be written custom:FILE.py:callable"),
+    ],
+)
+def test_what_is_wrong_with_a_file_is_said(
+    tmp_path: Path, content: str | None, attribute: str, message: str
+) -> None:
+    path = tmp_path / "net.py"
+    if content is not None:
+        path.write_text(content)
+    for _ in range(2):
+        with pytest.raises(RequestError, match=message) as caught:
+            load(f"custom:{path}:{attribute}")
+        assert str(path) in str(caught.value)
+
+
 def test_names_from_outside_have_names_too() -> None:
     assert display_name("custom:somebodys_models:net") == "somebodys_models:net"
+    assert display_name("custom:./some/where/team_green.py:net") == "team_green:net"
     assert display_name("some/where/net.pt2") == "net"
     assert "frozen" in describe("net.pt2")
     assert minimum_side("net.pt2") == 1
@@ -90,9 +168,9 @@ def test_names_from_outside_have_names_too() -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("custom:somebodys_models", "must be written custom:package.module:callable"),
+        ("custom:somebodys_models", "must be written custom:FILE.py:callable or custom:package"),
         ("custom:no_such_module:net", "cannot import 'no_such_module'.*on PYTHONPATH"),
-        ("custom:somebodys_models:absent", "'absent' does not exist in module"),
+        ("custom:somebodys_models:absent", "'absent' does not exist in 'somebodys_models'"),
         ("custom:somebodys_models:constant", "'constant' is not callable"),
         ("custom:somebodys_models:text", "must return a torch.nn.Module, got str"),
         ("custom:somebodys_models:bare", "must accept the keyword arguments num_classes"),

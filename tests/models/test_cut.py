@@ -11,8 +11,8 @@ from torch import nn
 from torch.nn import functional
 from torch.profiler import ProfilerActivity, profile
 
-from models import RequestError, build
-from models.cut import INPUT, OUTPUT, Cutter, cutting_cost, flops
+from pudica.models import RequestError, build
+from pudica.models.cut import INPUT, OUTPUT, Cutter, cutting_cost, flops
 
 FAMILIES = (
     "lenet",

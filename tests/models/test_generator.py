@@ -7,8 +7,8 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from models import Compute, ComputeConfig, GeneratorTraining, NoiseGenerator
-from models.randomness import torch_generator
+from pudica.models import Compute, ComputeConfig, GeneratorTraining, NoiseGenerator
+from pudica.models.randomness import torch_generator
 
 SHAPE = (1, 6, 6)
 CPU = Compute(ComputeConfig(device="cpu"))

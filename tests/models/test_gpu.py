@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-import models
-from clients.data import DataConfig, load
-from models import Compute, ComputeConfig, NoiseGenerator, Training, TrainingConfig
-from models.randomness import torch_generator
+from pudica import models
+from pudica.clients.data import DataConfig, load
+from pudica.models import Compute, ComputeConfig, NoiseGenerator, Training, TrainingConfig
+from pudica.models.randomness import torch_generator
 
 pytestmark = [
     pytest.mark.gpu,

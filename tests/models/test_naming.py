@@ -10,8 +10,8 @@ from hostile_names import EMPTY, FORMULAS, HIDDEN, MARKUP, NFC, NFD, QUOTED, SPA
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.errors import RequestError
-from models.naming import (
+from pudica.models.errors import RequestError
+from pudica.models.naming import (
     validate_case_name,
     validate_label,
     validate_labels,
@@ -20,7 +20,7 @@ from models.naming import (
     validate_run_name,
     validate_text,
 )
-from models.printable import escape_hidden, is_hidden
+from pudica.models.printable import escape_hidden, is_hidden
 
 Validate = Callable[[str], str]
 NAMES: tuple[Validate, ...] = (validate_name, validate_node_name, validate_case_name)

@@ -10,9 +10,9 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from models import optimizers
-from models.files import load_tensors, save_tensors
-from models.optimizers import WITH_MOMENTUM, OptimizerConfig
+from pudica.models import optimizers
+from pudica.models.files import load_tensors, save_tensors
+from pudica.models.optimizers import WITH_MOMENTUM, OptimizerConfig
 
 NAMES = get_args(OptimizerConfig.model_fields["name"].annotation)
 CONFIGS: list[dict[str, Any]] = [

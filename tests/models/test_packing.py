@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from models import packing
+from pudica.models import packing
 
 
 def model() -> nn.Module:

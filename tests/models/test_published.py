@@ -9,10 +9,10 @@ import pytest
 import torch
 import torchvision
 
-import models
-from models import published
-from models.cut import Cutter
-from models.errors import RequestError
+from pudica import models
+from pudica.models import published
+from pudica.models.cut import Cutter
+from pudica.models.errors import RequestError
 
 NAME = "torchvision:squeezenet1_1"
 FILE = "squeezenet1_1-b8a52dc0.pth"

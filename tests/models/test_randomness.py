@@ -13,9 +13,9 @@ from scipy import stats
 from torch import nn
 from torchvision.ops import StochasticDepth
 
-from models import build
-from models.cut import Cutter
-from models.randomness import SecretGenerator, SystemGenerator, draws, seeded
+from pudica.models import build
+from pudica.models.cut import Cutter
+from pudica.models.randomness import SecretGenerator, SystemGenerator, draws, seeded
 
 KEY, OTHER = bytes(range(32)), bytes(range(1, 33))
 ERROR_RATE = 1e-6

@@ -7,12 +7,12 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-import models
-from clients.data import DataConfig, Splits, load
-from models import Compute, ComputeConfig, NoiseGenerator, Training, TrainingConfig
-from models.augmentation import crop_flip
-from models.errors import RequestError
-from models.randomness import derive, numpy_generator, secret_normal, torch_generator
+from pudica import models
+from pudica.clients.data import DataConfig, Splits, load
+from pudica.models import Compute, ComputeConfig, NoiseGenerator, Training, TrainingConfig
+from pudica.models.augmentation import crop_flip
+from pudica.models.errors import RequestError
+from pudica.models.randomness import derive, numpy_generator, secret_normal, torch_generator
 
 CPU = Compute(ComputeConfig(device="cpu"))
 

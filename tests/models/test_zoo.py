@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from models import (
+from pudica.models import (
     build,
     canonical_name,
     describe,
@@ -16,8 +16,8 @@ from models import (
     names,
     zoo,
 )
-from models.architectures import ImageTask
-from models.errors import RequestError
+from pudica.models.architectures import ImageTask
+from pudica.models.errors import RequestError
 
 # Parameters for 10 classes of 3x32x32.
 PUBLISHED = {

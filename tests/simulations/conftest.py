@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 @pytest.fixture
 def pudica(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
     """Call the command line from an empty directory: ``pudica("run", …)``."""
-    from simulations.cli import app
+    from pudica.simulations.cli import app
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PUDICA_DATA", str(tmp_path / "data"))

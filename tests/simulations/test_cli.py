@@ -19,7 +19,7 @@ from click.testing import Result
 
 Command = Callable[..., Result]
 
-PUDICA = (sys.executable, "-c", "from simulations.cli import main; main()")
+PUDICA = (sys.executable, "-c", "from pudica.simulations.cli import main; main()")
 # Takes its time where the environment says so, so that a test can step in; computes the same.
 SLOW = """
 import os, time, torch
@@ -36,7 +36,7 @@ HEAVY = ("torch", "ray", "flwr", "pandas", "numpy", "pydantic", "matplotlib")
 IMPORTS = f"""
 import sys
 from typer.testing import CliRunner
-from simulations.cli import app
+from pudica.simulations.cli import app
 result = CliRunner().invoke(app, sys.argv[1:])
 assert result.exit_code == 0, result.output
 assert "Usage" in result.output

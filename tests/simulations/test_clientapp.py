@@ -24,10 +24,10 @@ from flwr.supernode.main import create_app
 from flwr.supernode.nodestate import NodeStateFactory
 from flwr.supernode.start_client_internal import _insert_message
 
-from clients import protocol
-from simulations.deployment import clientapp
-from simulations.deployment.clientapp import Tasks
-from simulations.programs.calling import LOOPBACK, free_port
+from pudica.clients import protocol
+from pudica.simulations.deployment import clientapp
+from pudica.simulations.deployment.clientapp import Tasks
+from pudica.simulations.programs.calling import LOOPBACK, free_port
 
 SECRET = b"the SuperNode's and its ClientApp's"
 RUN, NODE, SERVER = 7, 3, 1

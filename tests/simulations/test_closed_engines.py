@@ -20,12 +20,12 @@ import psutil
 import pytest
 import ray
 
-from models.errors import RequestError
-from simulations.engines import flower
-from simulations.engines.ray import connected
-from simulations.programs.calling import LOOPBACK, make_private_folder, write_ray_token
-from strategies.experiment import RayConfig
-from strategies.loading import load_experiment
+from pudica.models.errors import RequestError
+from pudica.simulations.engines import flower
+from pudica.simulations.engines.ray import connected
+from pudica.simulations.programs.calling import LOOPBACK, make_private_folder, write_ray_token
+from pudica.strategies.experiment import RayConfig
+from pudica.strategies.loading import load_experiment
 
 ATTACK = """
 import sys

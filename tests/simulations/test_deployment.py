@@ -25,32 +25,32 @@ from cryptography import x509
 from node_files import node_file
 from PIL import Image
 
-import analysis
-from clients import protocol
-from clients.assignments import (
+from pudica import analysis
+from pudica.clients import protocol
+from pudica.clients.assignments import (
     EdgeAssignment,
     NodeLimits,
     ParticipantAssignment,
     ParticipantConfig,
 )
-from clients.data import DataConfig
-from clients.node import NodeConfig
-from clients.shields import configured
-from models.compute import ComputeConfig
-from models.errors import RequestError
-from models.optimizers import OptimizerConfig
-from models.training import TrainingConfig
-from simulations.deployment import authority, checking
-from simulations.deployment import organiser as organisers
-from simulations.deployment.auditing import publish_manifest, verify
-from simulations.deployment.invitation import Invitation
-from simulations.deployment.kit import Kit
-from simulations.deployment.organiser import Organiser
-from simulations.deployment.processes import Programs
-from simulations.engines import inprocess
-from simulations.programs.calling import LOOPBACK, free_port
-from strategies.loading import load_experiment
-from strategies.roster import ROSTER, Registered
+from pudica.clients.data import DataConfig
+from pudica.clients.node import NodeConfig
+from pudica.clients.shields import configured
+from pudica.models.compute import ComputeConfig
+from pudica.models.errors import RequestError
+from pudica.models.optimizers import OptimizerConfig
+from pudica.models.training import TrainingConfig
+from pudica.simulations.deployment import authority, checking
+from pudica.simulations.deployment import organiser as organisers
+from pudica.simulations.deployment.auditing import publish_manifest, verify
+from pudica.simulations.deployment.invitation import Invitation
+from pudica.simulations.deployment.kit import Kit
+from pudica.simulations.deployment.organiser import Organiser
+from pudica.simulations.deployment.processes import Programs
+from pudica.simulations.engines import inprocess
+from pudica.simulations.programs.calling import LOOPBACK, free_port
+from pudica.strategies.loading import load_experiment
+from pudica.strategies.roster import ROSTER, Registered
 
 
 @pytest.fixture
@@ -442,7 +442,7 @@ SLEEPS = ("-c", "import time; print('ready', flush=True); time.sleep(60)")
 def test_programs_outlive_who_started_them_and_are_found_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("simulations.deployment.processes.spelled", " ".join)
+    monkeypatch.setattr("pudica.simulations.deployment.processes.spelled", " ".join)
     programs = Programs(tmp_path, {}, lambda _: None)
     programs.start("sleeper", SLEEPS)
     assert programs.wait("sleeper", lambda: programs.end_of("sleeper") == "ready", 60)

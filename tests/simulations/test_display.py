@@ -9,9 +9,9 @@ import pandas as pd
 import pytest
 from hostile_names import HIDDEN, MARKUP
 
-from models.printable import escape_hidden
-from simulations.cuts import table
-from simulations.display import print_frame
+from pudica.models.printable import escape_hidden
+from pudica.simulations.cuts import table
+from pudica.simulations.display import print_frame
 
 WORDS = ("accuracy", "edge", "of", "MiB", "differential-privacy", "ε", "batch", "64", "a")
 CELLS = ("Conv2d", "16x28x28", "", "a name of three words", "[red]", "a[b]c", ":heart:", "0.13")

@@ -9,7 +9,7 @@ from pathlib import Path
 from cli_helpers import as_options
 from click.testing import Result
 
-from analysis import dlmt_breaks, dlmt_measures
+from pudica.analysis import dlmt_breaks, dlmt_measures
 
 Command = Callable[..., Result]
 

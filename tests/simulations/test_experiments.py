@@ -10,11 +10,10 @@ import pytest
 from celeba_files import write_celeba
 from PIL import Image
 
-import analysis
-import models
-from simulations.engines import inprocess
-from strategies.loading import load_experiment, shipped
-from strategies.themis.experiment import ThemisExperiment
+from pudica import analysis, models
+from pudica.simulations.engines import inprocess
+from pudica.strategies.loading import load_experiment, shipped
+from pudica.strategies.themis.experiment import ThemisExperiment
 
 QUICK = [
     "training={epochs: 1, learning_rate: 0.05}",

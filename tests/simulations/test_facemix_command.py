@@ -13,8 +13,8 @@ from cli_helpers import as_options
 from click.testing import Result
 from matplotlib.axes import Axes
 
-import analysis
-from models.errors import RequestError
+from pudica import analysis
+from pudica.models.errors import RequestError
 
 Command = Callable[..., Result]
 

@@ -8,19 +8,21 @@ import subprocess
 import sys
 import tempfile
 import time
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 import torchvision  # noqa: F401 - importing it makes a folder among the temporary ones
+from flwr.supercore.object_ref import validate
 
-from clients.protocol import code_fingerprint
-from models.errors import RequestError
-from simulations.engines import flower, inprocess
-from simulations.programs import bundle, submission
-from strategies.experiment import Experiment
-from strategies.loading import load_experiment
+from pudica.clients.protocol import code_fingerprint
+from pudica.models.errors import RequestError
+from pudica.simulations.engines import flower, inprocess
+from pudica.simulations.programs import bundle, submission
+from pudica.strategies.experiment import Experiment
+from pudica.strategies.loading import load_experiment
 
 SHORT = [
     "training.epochs=2",
@@ -34,8 +36,8 @@ INTERRUPTIBLE = """
 import signal
 import sys
 from pathlib import Path
-from simulations.engines import flower
-from strategies.loading import load_experiment
+from pudica.simulations.engines import flower
+from pudica.strategies.loading import load_experiment
 # Started in the background of a shell, a process inherits that SIGINT is ignored.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 flower.run(load_experiment("themis-digits", []), Path(sys.argv[1]))
@@ -81,7 +83,7 @@ def temporary(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working directory whose packages have the names of ours."""
     folder = tmp_path / "elsewhere"
-    for package in ("models", "clients", "strategies"):
+    for package in ("models", "clients", "strategies", "utils"):
         (folder / package).mkdir(parents=True)
         (folder / package / "__init__.py").write_text("raise RuntimeError('the wrong package')")
     monkeypatch.chdir(folder)
@@ -169,12 +171,12 @@ def test_workers_are_as_many_as_fit_and_are_needed() -> None:
         workers(2, "client.num_cpus=4")
 
 
-def test_bundle_holds_every_source_file_and_the_experiment(tmp_path: Path) -> None:
-    bundle.stage(tmp_path, {"experiment": short_experiment().model_dump_json(by_alias=True)})
+def test_bundle_names_the_installed_apps_and_carries_no_code(tmp_path: Path) -> None:
+    wanted = short_experiment().model_dump_json(by_alias=True)
+    bundle.stage(tmp_path, {"experiment": wanted})
 
-    for package in bundle.PACKAGES:
-        source = Path(str(package.__file__)).parent
-        files = {file.relative_to(source.parent) for file in source.rglob("*.py")}
-        assert files
-        assert all((tmp_path / f).read_bytes() == (source.parent / f).read_bytes() for f in files)
-    assert not list(tmp_path.rglob("__pycache__"))
+    assert [file.name for file in tmp_path.rglob("*")] == ["pyproject.toml"]
+    app = tomllib.loads((tmp_path / "pyproject.toml").read_text())["tool"]["flwr"]["app"]
+    assert app["config"]["experiment"] == wanted
+    for name in app["components"].values():
+        assert validate(name, check_module=True, project_dir=tmp_path) == (True, None)

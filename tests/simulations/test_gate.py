@@ -41,11 +41,11 @@ from flwr.supercore.inflatable.inflatable_object import (
 )
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes, sign_message
 
-from simulations.deployment import authority
-from simulations.deployment.allowance import Limits
-from simulations.deployment.answers import PUSH, PUSH_OBJECT
-from simulations.deployment.gate import OPEN, Gate
-from strategies.roster import ROSTER
+from pudica.simulations.deployment import authority
+from pudica.simulations.deployment.allowance import Limits
+from pudica.simulations.deployment.answers import PUSH, PUSH_OBJECT
+from pudica.simulations.deployment.gate import OPEN, Gate
+from pudica.strategies.roster import ROSTER
 
 PULL = "/v1/fleet/pull-messages"
 
@@ -298,7 +298,7 @@ def test_an_answer_has_a_size_that_it_may_have(
 def test_a_node_may_not_keep_many_requests_open(
     gate: Gate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("simulations.deployment.gate.BODY_SECONDS", 0.2)
+    monkeypatch.setattr("pudica.simulations.deployment.gate.BODY_SECONDS", 0.2)
     gate.allowance.limits = Limits(open_requests=2)
 
     async def silent() -> MutableMapping[str, Any]:
@@ -653,6 +653,6 @@ def test_a_message_is_not_fetched_for_a_node_that_has_gone(
 
 def test_the_gate_needs_nothing_that_models_need() -> None:
     """Nobody gets through while it starts anew."""
-    say = "import sys, simulations.deployment.gate; print('torch' in sys.modules)"
+    say = "import sys, pudica.simulations.deployment.gate; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", say], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False"]

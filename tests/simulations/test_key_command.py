@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from click.testing import Result
 
-from clients.data import load_once
-from clients.shields.disguises import Key
-from strategies.loading import load_experiment
-from strategies.recorder import Recorder
+from pudica.clients.data import load_once
+from pudica.clients.shields.disguises import Key
+from pudica.strategies.loading import load_experiment
+from pudica.strategies.recorder import Recorder
 
 Command = Callable[..., Result]
 NEW = ("key", "new", "--shield", "mat(256) + mmt(10)", "--shape", "3x8x4")

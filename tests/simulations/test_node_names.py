@@ -9,17 +9,17 @@ import pytest
 import typer
 from hostile_names import EMPTY, FORMULAS, HIDDEN, MARKUP, NFC, NFD, QUOTED, SPACED
 
-from clients.node import NodeConfig
-from models.errors import RequestError
-from models.printable import escape_hidden
-from simulations.console import conclude, refusals, say
-from simulations.deployment.auditing import verify
-from simulations.deployment.checking import Finding
-from simulations.deployment.invitation import Invitation
-from simulations.deployment.kit import SETTINGS, Kit
-from simulations.deployment.organiser import Organiser
-from simulations.programs.calling import LOOPBACK, free_port
-from strategies.spreadsheets import write_csv
+from pudica.clients.node import NodeConfig
+from pudica.models.errors import RequestError
+from pudica.models.printable import escape_hidden
+from pudica.simulations.console import conclude, refusals, say
+from pudica.simulations.deployment.auditing import verify
+from pudica.simulations.deployment.checking import Finding
+from pudica.simulations.deployment.invitation import Invitation
+from pudica.simulations.deployment.kit import SETTINGS, Kit
+from pudica.simulations.deployment.organiser import Organiser
+from pudica.simulations.programs.calling import LOOPBACK, free_port
+from pudica.strategies.spreadsheets import write_csv
 
 WRONG = [
     *(*HIDDEN.values(), *EMPTY.values(), *FORMULAS.values(), *QUOTED.values(), *SPACED.values()),

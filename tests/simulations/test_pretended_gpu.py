@@ -9,12 +9,12 @@ import pytest
 import torch
 from pretended_gpu import pretended_gpu
 
-from analysis.attacks import View
-from analysis.runs import open_run
-from models.compute import Compute, ComputeConfig
-from simulations.attacking import ATTACKS, Effort
-from simulations.engines import inprocess
-from strategies.loading import load_experiment
+from pudica.analysis.attacks import View
+from pudica.analysis.runs import open_run
+from pudica.models.compute import Compute, ComputeConfig
+from pudica.simulations.attacking import ATTACKS, Effort
+from pudica.simulations.engines import inprocess
+from pudica.strategies.loading import load_experiment
 
 SMALL = ["data.limit=160", "client.channels_last=true"]
 BRIEF = "facemix.training={epochs: 1, batch_size: 32}"

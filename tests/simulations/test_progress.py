@@ -15,15 +15,15 @@ import pandas as pd
 import pytest
 from hostile_names import HIDDEN, MARKUP
 
-from models.printable import escape_hidden
-from simulations.display import print_frame
-from simulations.progress import LINE_SECONDS, Lines, Rate
+from pudica.models.printable import escape_hidden
+from pudica.simulations.display import print_frame
+from pudica.simulations.progress import LINE_SECONDS, Lines, Rate
 
 WATCHED = """
 import json, sys, time
 from pathlib import Path
-from models.files import write_atomically
-from simulations.progress import Watcher
+from pudica.models.files import write_atomically
+from pudica.simulations.progress import Watcher
 folder = Path(sys.argv[1])
 def say(stage, done):
     state = {"stage": stage, "done": done, "total": 4, "unit": "epoch"}
@@ -40,7 +40,7 @@ with Watcher(folder, quiet=sys.argv[2] == "quiet"):
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """A clock that stands still until the test moves it."""
     now = [100.0]
-    monkeypatch.setattr("simulations.progress.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("pudica.simulations.progress.time.monotonic", lambda: now[0])
     return now
 
 

@@ -18,16 +18,16 @@ import ray
 import torch
 from flwr.app import ConfigRecord, Message, RecordDict
 
-from clients import protocol
-from clients.app import app as client_app
-from models.errors import RequestError
-from models.files import load_tensors
-from simulations.engines import inprocess
-from simulations.engines.local import run_config, server_context
-from simulations.engines.ray import PACKAGES, RayGrid, connected, worker_count
-from strategies.app import app as server_app
-from strategies.experiment import ClientConfig, Experiment, RayConfig
-from strategies.loading import load_experiment
+from pudica.clients import protocol
+from pudica.clients.app import app as client_app
+from pudica.models.errors import RequestError
+from pudica.models.files import load_tensors
+from pudica.simulations.engines import inprocess
+from pudica.simulations.engines.local import run_config, server_context
+from pudica.simulations.engines.ray import PACKAGES, RayGrid, connected, worker_count
+from pudica.strategies.app import app as server_app
+from pudica.strategies.experiment import ClientConfig, Experiment, RayConfig
+from pudica.strategies.loading import load_experiment
 
 TINY = [
     "data.limit=160",
@@ -143,7 +143,7 @@ def test_private_fronts_survive_a_worker_that_dies(
     cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They go on from what the vaults have: from all, if it was written in each turn."""
-    monkeypatch.setattr("strategies.recorder.CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr("pudica.strategies.recorder.CHECKPOINT_SECONDS", 0.0)
     wanted = split_experiment("split.front=private")
     here, there = tmp_path / "here" / "run", tmp_path / "there" / "run"
     inprocess.run(wanted, here)
@@ -241,8 +241,8 @@ def test_the_engine_leaves_no_process_behind(tmp_path: Path) -> None:
     import sys
 
     script = (
-        "import sys; from pathlib import Path; from simulations.engines import ray;"
-        "from strategies.themis.experiment import ThemisExperiment;"
+        "import sys; from pathlib import Path; from pudica.simulations.engines import ray;"
+        "from pudica.strategies.themis.experiment import ThemisExperiment;"
         "ray.run(ThemisExperiment.model_validate_json(sys.argv[1]), Path(sys.argv[2]))"
     )
     wanted = experiment("themis.epochs=0", "themis.release.compare=false")

@@ -15,13 +15,13 @@ from pathlib import Path
 import psutil
 import pytest
 
-from models.errors import RequestError
-from simulations.deployment.place import Place
-from simulations.deployment.trial import Trial, differences
-from simulations.programs.submission import FlowerRunFailed
-from strategies.experiment import Experiment
-from strategies.loading import load_experiment
-from strategies.recorder import lock
+from pudica.models.errors import RequestError
+from pudica.simulations.deployment.place import Place
+from pudica.simulations.deployment.trial import Trial, differences
+from pudica.simulations.programs.submission import FlowerRunFailed
+from pudica.strategies.experiment import Experiment
+from pudica.strategies.loading import load_experiment
+from pudica.strategies.recorder import lock
 
 pytestmark = pytest.mark.deployment
 

@@ -10,8 +10,8 @@ import pytest
 from cli_helpers import as_options
 from click.testing import Result
 
-from analysis.split import split_accuracy
-from strategies.loading import shipped
+from pudica.analysis.split import split_accuracy
+from pudica.strategies.loading import shipped
 
 Command = Callable[..., Result]
 
@@ -113,7 +113,7 @@ def test_a_file_runs_like_its_name(run_split: Command, pudica: Command) -> None:
 def test_dropouts_are_counted_on_the_error_stream(
     run_split: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from clients.edge import Edge
+    from pudica.clients.edge import Edge
 
     original, failed = Edge.smash, []
 

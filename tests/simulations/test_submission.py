@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from simulations.programs.submission import FlowerRunFailed, Submission, recorded
+from pudica.simulations.programs.submission import FlowerRunFailed, Submission, recorded
 
 
 class Command:

@@ -8,9 +8,9 @@ from typing import Any
 
 from flwr.app import Message
 
-from simulations.engines.inprocess import InProcessGrid
-from strategies.experiment import Experiment
-from strategies.loading import load_experiment
+from pudica.simulations.engines.inprocess import InProcessGrid
+from pudica.strategies.experiment import Experiment
+from pudica.strategies.loading import load_experiment
 
 TINY = [
     "data.limit=160",

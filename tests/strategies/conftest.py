@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from competition_helpers import ListeningGrid, tiny
 
-from clients.app import app as client_app
-from simulations.engines.local import run_config, server_context
-from strategies.app import app as server_app
+from pudica.clients.app import app as client_app
+from pudica.simulations.engines.local import run_config, server_context
+from pudica.strategies.app import app as server_app
 
 Compete = Callable[..., ListeningGrid]
 

@@ -10,13 +10,13 @@ from competition_helpers import ListeningGrid
 from flwr.app import Message
 from split_helpers import asked
 
-from clients import protocol
-from clients.assignments import parsed as assignment_of
-from clients.inference import InferenceEdge
-from clients.inference_training import edge_of
-from clients.vault import Vault
-from strategies.facemix.experiment import FacemixExperiment
-from strategies.loading import load_experiment
+from pudica.clients import protocol
+from pudica.clients.assignments import parsed as assignment_of
+from pudica.clients.inference import InferenceEdge
+from pudica.clients.inference_training import edge_of
+from pudica.clients.vault import Vault
+from pudica.strategies.facemix.experiment import FacemixExperiment
+from pudica.strategies.loading import load_experiment
 
 TINY = [
     "data.limit=120",

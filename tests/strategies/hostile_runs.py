@@ -7,11 +7,11 @@ from pathlib import Path
 
 from competition_helpers import TINY as COMPETITION
 
-import clients.app
-from simulations.engines.inprocess import InProcessGrid
-from simulations.engines.local import run_config, server_context
-from strategies.app import app as server_app
-from strategies.loading import load_experiment
+import pudica.clients.app
+from pudica.simulations.engines.inprocess import InProcessGrid
+from pudica.simulations.engines.local import run_config, server_context
+from pudica.strategies.app import app as server_app
+from pudica.strategies.loading import load_experiment
 
 # Central DLMT and split training of FaceMix need everybody, by design: they stop, to be resumed.
 EXPERIMENTS = {
@@ -62,7 +62,7 @@ def measured(
     """
     wanted = load_experiment(settings[0], settings[1:])
     config = run_config(wanted, directory, "inprocess")
-    server_app(kind(clients.app.app, len(wanted.names()), config), server_context(config))
+    server_app(kind(pudica.clients.app.app, len(wanted.names()), config), server_context(config))
     assert json.loads((directory / "run.json").read_text())["status"] == "done"
     rows = map(json.loads, (directory / "metrics.jsonl").read_text().splitlines())
     return sorted(

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
-from clients import protocol
+from pudica.clients import protocol
 
 Change = Callable[[RecordDict], object]
 Ways = Iterator[tuple[str, Change]]

@@ -12,13 +12,13 @@ import torch
 from competition_helpers import ListeningGrid
 from flwr.app import Error, Message
 
-import clients.app
-from clients.app import app as client_app
-from models.files import load_tensors
-from simulations.engines.local import run_config, server_context
-from strategies.app import app as server_app
-from strategies.loading import load_experiment
-from strategies.split.experiment import SplitExperiment
+import pudica.clients.app
+from pudica.clients.app import app as client_app
+from pudica.models.files import load_tensors
+from pudica.simulations.engines.local import run_config, server_context
+from pudica.strategies.app import app as server_app
+from pudica.strategies.loading import load_experiment
+from pudica.strategies.split.experiment import SplitExperiment
 
 TINY = [
     "data.limit=96",
@@ -110,13 +110,13 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 
 def forget_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let every message find a fresh process: nothing but the vault is remembered."""
-    node = clients.app._node
+    node = pudica.clients.app._node
 
     def forgetful(config: Any, context: Any) -> Any:
-        clients.app._nodes.clear()
+        pudica.clients.app._nodes.clear()
         return node(config, context)
 
-    monkeypatch.setattr(clients.app, "_node", forgetful)
+    monkeypatch.setattr(pudica.clients.app, "_node", forgetful)
 
 
 def bytes_of(message: Message) -> bytes:

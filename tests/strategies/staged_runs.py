@@ -12,12 +12,12 @@ from typing import Any
 from competition_helpers import tiny
 from flwr.app import Message
 
-from clients.app import app as client_app
-from simulations.engines.inprocess import InProcessGrid
-from simulations.engines.local import run_config, server_context
-from strategies.app import run
-from strategies.recorder import Recorder
-from strategies.themis.orders import states
+from pudica.clients.app import app as client_app
+from pudica.simulations.engines.inprocess import InProcessGrid
+from pudica.simulations.engines.local import run_config, server_context
+from pudica.strategies.app import run
+from pudica.strategies.recorder import Recorder
+from pudica.strategies.themis.orders import states
 
 SECONDS = 60.0
 

@@ -21,19 +21,19 @@ from safetensors.torch import load_file, save_file
 from sklearn.datasets import load_digits
 from torch.nn.functional import cross_entropy
 
-import clients.app
-import models
-from clients import protocol
-from clients.participant import Measured, Participant, epoch_order
-from models import GeneratorTraining, NoiseGenerator
-from models.errors import RequestError
-from models.randomness import derive, torch_generator
-from simulations.deployment.authority import new_node_key
-from simulations.engines.inprocess import InProcessGrid
-from simulations.engines.local import run_config, server_context
-from strategies import joining
-from strategies.app import app as server_app
-from strategies.exchange import TooFewParticipants
+import pudica.clients.app
+from pudica import models
+from pudica.clients import protocol
+from pudica.clients.participant import Measured, Participant, epoch_order
+from pudica.models import GeneratorTraining, NoiseGenerator
+from pudica.models.errors import RequestError
+from pudica.models.randomness import derive, torch_generator
+from pudica.simulations.deployment.authority import new_node_key
+from pudica.simulations.engines.inprocess import InProcessGrid
+from pudica.simulations.engines.local import run_config, server_context
+from pudica.strategies import joining
+from pudica.strategies.app import app as server_app
+from pudica.strategies.exchange import TooFewParticipants
 
 Compete = Callable[..., ListeningGrid]
 
@@ -66,7 +66,7 @@ def untrained(directory: Path, case: str = "main") -> np.ndarray:
 def participants(directory: Path) -> list[Participant]:
     """Return the participants of a run that was made in this process."""
     places = sorted((directory / "vault" / directory.name).iterdir())
-    return [clients.app._nodes[place] for place in places]
+    return [pudica.clients.app._nodes[place] for place in places]
 
 
 # ------------------------------------------------------------------------- mathematics
@@ -547,7 +547,7 @@ def test_participants_need_the_public_part_alone_and_the_same(tmp_path: Path, fi
     own = {"data": {"name": "image-folder", "path": "participant"}}
     wanted = tiny("data.name=image-folder", f"data.path={tmp_path / 'organiser'}", "data.limit=")
     config = run_config(wanted, tmp_path / "run", "inprocess")
-    grid = InProcessGrid(clients.app.app, 3, config)
+    grid = InProcessGrid(pudica.clients.app.app, 3, config)
     new_node_key(tmp_path / "node.key", tmp_path / "node.pub", "node")
     for number, context in enumerate(grid._contexts.values()):
         file = tmp_path / f"node{number}.yaml"

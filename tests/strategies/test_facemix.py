@@ -12,12 +12,12 @@ from facemix_runs import SPLIT, counts_of, edges_of, tiny
 from split_helpers import asked, measured, model_of, run, same
 from torch import nn
 
-from clients import protocol
-from models.attributes import answered, confusion
-from strategies.exchange import Exchanges
-from strategies.facemix.serving import Serving
-from strategies.facemix.session import Session
-from strategies.recorder import Recorder
+from pudica.clients import protocol
+from pudica.models.attributes import answered, confusion
+from pudica.strategies.exchange import Exchanges
+from pudica.strategies.facemix.serving import Serving
+from pudica.strategies.facemix.session import Session
+from pudica.strategies.recorder import Recorder
 
 
 def test_in_groups_of_one_it_is_the_plain_model(tmp_path: Path) -> None:

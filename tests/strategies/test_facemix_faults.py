@@ -23,15 +23,15 @@ from split_helpers import (
     same,
 )
 
-import strategies.recorder
-from clients import inference, protocol
-from clients.assignments import parsed as assignment_of
-from clients.data import Splits
-from clients.inference import InferenceEdge
-from clients.vault import Vault
-from models.errors import RequestError
-from strategies.facemix.serving import Serving
-from strategies.loading import load_experiment
+import pudica.strategies.recorder
+from pudica.clients import inference, protocol
+from pudica.clients.assignments import parsed as assignment_of
+from pudica.clients.data import Splits
+from pudica.clients.inference import InferenceEdge
+from pudica.clients.vault import Vault
+from pudica.models.errors import RequestError
+from pudica.strategies.facemix.serving import Serving
+from pudica.strategies.loading import load_experiment
 
 
 @pytest.mark.parametrize(
@@ -53,7 +53,7 @@ def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(
     stop: tuple[str, int],
     seconds: float,
 ) -> None:
-    monkeypatch.setattr(strategies.recorder, "CHECKPOINT_SECONDS", seconds)
+    monkeypatch.setattr(pudica.strategies.recorder, "CHECKPOINT_SECONDS", seconds)
     run(tiny(*settings), tmp_path / "whole")
     with pytest.raises(Interrupted):
         run(tiny(*settings), tmp_path / "stopped", stop=stop)
@@ -72,7 +72,7 @@ def test_an_edge_in_a_fresh_process_for_each_message_does_the_same(
 ) -> None:
     run(tiny(*settings), tmp_path / "kept")
     forget_nodes(monkeypatch)
-    monkeypatch.setattr("strategies.session.LASTING", ())
+    monkeypatch.setattr("pudica.strategies.session.LASTING", ())
     run(tiny(*settings), tmp_path / "fresh")
     assert same(model_of(tmp_path / "kept"), model_of(tmp_path / "fresh"))
     if settings == SPLIT:  # secret keys are others, and so is what is lost by not being linear
@@ -105,7 +105,7 @@ def test_an_edge_that_falls_silent_changes_nothing_for_the_others(
             hand(self, message, identifier)
 
     monkeypatch.setattr(FaultyGrid, "_hand", lost)
-    monkeypatch.setattr("strategies.exchange.GIVE_UP_AFTER", 1)
+    monkeypatch.setattr("pudica.strategies.exchange.GIVE_UP_AFTER", 1)
     rest = counted(run(tiny(*settings), tmp_path / "run"))
     assert whole.keys() == {2, 3, 4}
     assert rest.keys() == {2, 4}
@@ -228,7 +228,7 @@ def test_an_edge_refuses_what_is_no_answer_to_its_request(
 def test_a_message_that_no_server_takes_is_refused_beforehand(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("strategies.facemix.experiment.LARGEST_MESSAGE", 2**16)
+    monkeypatch.setattr("pudica.strategies.facemix.experiment.LARGEST_MESSAGE", 2**16)
     for settings, why in (
         (["facemix.request=64"], r"request: 64 images make a message of"),
         ([*SPLIT, "facemix.training.batch_size=64"], r"training.batch_size: 64 images make a"),
@@ -298,7 +298,7 @@ def test_an_edge_that_was_given_no_stages_says_so(tmp_path: Path) -> None:
 
 
 def test_a_model_file_says_all_that_is_needed_to_use_it(tmp_path: Path) -> None:
-    from models.files import load_tensors
+    from pudica.models.files import load_tensors
 
     run(tiny(), tmp_path / "run")
     kept = load_tensors(tmp_path / "run" / "main" / "model.safetensors")

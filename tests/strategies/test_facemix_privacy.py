@@ -14,14 +14,14 @@ from flwr.app import Message
 from node_files import node_file
 from split_helpers import asked, bytes_of, measured, names_in, run
 
-import clients.app
-import clients.shields.mixing
-from clients import inference, protocol
-from clients.assignments import parsed as assignment_of
-from clients.inference import InferenceEdge
-from clients.node import NodeConfig
-from clients.shields.mixing import Mixing, MixingKey
-from clients.vault import Vault
+import pudica.clients.app
+import pudica.clients.shields.mixing
+from pudica.clients import inference, protocol
+from pudica.clients.assignments import parsed as assignment_of
+from pudica.clients.inference import InferenceEdge
+from pudica.clients.node import NodeConfig
+from pudica.clients.shields.mixing import Mixing, MixingKey
+from pudica.clients.vault import Vault
 
 
 @pytest.mark.parametrize("training", [(), SPLIT], ids=["central", "split"])
@@ -41,7 +41,7 @@ def test_no_key_is_in_any_message_or_result(
 
         monkeypatch.setattr(place, name, noted)
 
-    mixing = clients.shields.mixing
+    mixing = pudica.clients.shields.mixing
     noting(mixing, "orthogonal", lambda matrices: [w for m in matrices for w in ways(m, m.mT)])
     noting(mixing, "shuffled", lambda order: ways(order, order.argsort()))
     noting(inference, "shuffled", lambda order: ways(order, order.argsort()))
@@ -305,7 +305,7 @@ def test_a_secret_key_is_never_drawn_twice(tmp_path: Path) -> None:
 
 
 def test_the_ledger_promises_nothing(tmp_path: Path) -> None:
-    from analysis.privacy import privacy, verdict
+    from pudica.analysis.privacy import privacy, verdict
 
     run(tiny(*SPLIT), tmp_path / "split")
     run(tiny(), tmp_path / "central")

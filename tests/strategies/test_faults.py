@@ -11,12 +11,12 @@ from competition_helpers import ListeningGrid, rows_of, tiny
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.common.constant import ErrorCode
 
-import clients.app
-import clients.vault
-from clients import protocol
-from clients.once import answered_once
-from clients.vault import Vault
-from models.files import write_atomically
+import pudica.clients.app
+import pudica.clients.vault
+from pudica.clients import protocol
+from pudica.clients.once import answered_once
+from pudica.clients.vault import Vault
+from pudica.models.files import write_atomically
 
 Compete = Callable[..., ListeningGrid]
 
@@ -34,10 +34,10 @@ class Deployed:
         self.before = before
 
     def __call__(self, message: Message, context: Context) -> Message:
-        clients.app._nodes.clear()
+        pudica.clients.app._nodes.clear()
         self.before(message.metadata.message_type, int(context.node_config["partition-id"]))
         try:
-            return clients.app.app(message, context)
+            return pudica.clients.app.app(message, context)
         except Exception as error:
             reason = f"{type(error)}:<'{error}'>"
             raised = Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason)
@@ -81,7 +81,7 @@ def test_a_node_whose_disk_is_full_says_so_and_goes_on_once_there_is_room(
         vault.write("model", b"trained")
         return protocol.reply({"loss": 0.5})
 
-    monkeypatch.setattr(clients.vault, "write_atomically", write)
+    monkeypatch.setattr(pudica.clients.vault, "write_atomically", write)
     with pytest.raises(OSError, match="no room on this node's disk for 'model' in its vault"):
         answered_once(vault, "one", trained)
     assert vault.read("model") == b"as it was"
@@ -101,7 +101,7 @@ def test_the_organiser_is_told_of_a_full_disk(
             raise OSError(errno.ENOSPC, "No space left on device")
         write_atomically(path, data, mode, durable)
 
-    monkeypatch.setattr(clients.vault, "write_atomically", write)
+    monkeypatch.setattr(pudica.clients.vault, "write_atomically", write)
     compete("client.patience=5", app=Deployed(lambda kind, node: turn.append((kind, node))))
     assert events(tmp_path).count("dropout: MLP: OSError: [Errno 28] no room on this node's") == 1
     assert turn.count((protocol.GRADIENT, 1)) == turn.count((protocol.GRADIENT, 0)) > 1
@@ -121,7 +121,7 @@ def test_a_node_slower_than_the_deadline_is_left_out_and_said(
             else:
                 super()._hand(message, identifier)
 
-    monkeypatch.setattr("strategies.exchange.GIVE_UP_AFTER", 1)
+    monkeypatch.setattr("pudica.strategies.exchange.GIVE_UP_AFTER", 1)
     compete("client.timeout=3", "client.patience=60", kind=Slow)
     assert "dropout: MLP: no answer within 3 s" in events(tmp_path)
     assert len(silent) == 2  # once an epoch

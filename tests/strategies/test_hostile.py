@@ -13,7 +13,7 @@ from hostile_runs import EXPERIMENTS, measured
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from simulations.engines.inprocess import InProcessGrid
+from pudica.simulations.engines.inprocess import InProcessGrid
 
 HOSTILE = 1
 

@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from strategies.leaderboard import agreement, leaderboard, ranks
-from strategies.themis.rank_condition import divergence, rank_condition
+from pudica.strategies.leaderboard import agreement, leaderboard, ranks
+from pudica.strategies.themis.rank_condition import divergence, rank_condition
 
 
 def test_ties_share_the_better_rank() -> None:

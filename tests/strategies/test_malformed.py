@@ -19,8 +19,8 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from malformed import Change, changed, drawn, ways
 
-from clients import protocol
-from strategies.exchange import Exchanges
+from pudica.clients import protocol
+from pudica.strategies.exchange import Exchanges
 
 Measured = Callable[[str], list[str]]
 

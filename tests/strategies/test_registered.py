@@ -12,12 +12,12 @@ import pytest
 from node_files import node_file
 from staged_runs import Running, trained
 
-from clients import protocol
-from models.clock import timestamp
-from models.files import write_atomically
-from simulations.deployment import authority
-from strategies.roster import HOME, ROSTER, Registered
-from strategies.themis.orders import order
+from pudica.clients import protocol
+from pudica.models.clock import timestamp
+from pudica.models.files import write_atomically
+from pudica.simulations.deployment import authority
+from pudica.strategies.roster import HOME, ROSTER, Registered
+from pudica.strategies.themis.orders import order
 
 WAITS = "themis.stages.noise.opens=command"
 REAL = ("themis.release.compare=false", "themis.release.draws=1")
@@ -28,9 +28,9 @@ TWO = "participants=[{model: softmax}, {model: mlp}]"
 def organiser(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An organiser's folder, with an empty roster."""
     monkeypatch.setenv(HOME, str(tmp_path))
-    monkeypatch.setattr("strategies.themis.stages.LOOK_SECONDS", 0.02)
-    monkeypatch.setattr("strategies.themis.stages.DOOR_SECONDS", 0.05)
-    monkeypatch.setattr("strategies.joining.JOIN_SECONDS", 0.2)
+    monkeypatch.setattr("pudica.strategies.themis.stages.LOOK_SECONDS", 0.02)
+    monkeypatch.setattr("pudica.strategies.themis.stages.DOOR_SECONDS", 0.05)
+    monkeypatch.setattr("pudica.strategies.joining.JOIN_SECONDS", 0.2)
     (tmp_path / ROSTER).write_text("[]")
     return tmp_path
 

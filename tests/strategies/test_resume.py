@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from competition_helpers import tiny
 
-from models.errors import RequestError
-from strategies.recorder import Recorder
+from pudica.models.errors import RequestError
+from pudica.strategies.recorder import Recorder
 
 HERE = Path(__file__).parent
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, MetricRecord, RecordDict
 
-from strategies.themis.screening import Clip, admitted, combined, reachable
+from pudica.strategies.themis.screening import Clip, admitted, combined, reachable
 
 SHAPE = (2, 1, 4, 4)
 

@@ -14,20 +14,20 @@ from split_helpers import Interrupted, asked, measured, model_of, run, tiny
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-import clients.app
-from clients import protocol
-from clients.assignments import EdgeAssignment
-from clients.edge import Edge
-from clients.odometer import ACTIVATIONS, BudgetExhausted, Odometer
-from models import build, optimizers, packing
-from models.compute import Compute
-from models.cut import Cutter
-from models.errors import RequestError
-from models.randomness import derive
-from strategies.exchange import TooFewParticipants
-from strategies.recorder import Recorder
-from strategies.split.cloud import Cloud
-from strategies.split.experiment import SplitExperiment
+import pudica.clients.app
+from pudica.clients import protocol
+from pudica.clients.assignments import EdgeAssignment
+from pudica.clients.edge import Edge
+from pudica.clients.odometer import ACTIVATIONS, BudgetExhausted, Odometer
+from pudica.models import build, optimizers, packing
+from pudica.models.compute import Compute
+from pudica.models.cut import Cutter
+from pudica.models.errors import RequestError
+from pudica.models.randomness import derive
+from pudica.strategies.exchange import TooFewParticipants
+from pudica.strategies.recorder import Recorder
+from pudica.strategies.split.cloud import Cloud
+from pudica.strategies.split.experiment import SplitExperiment
 
 
 def whole(experiment: SplitExperiment) -> nn.Module:
@@ -46,7 +46,8 @@ def whole(experiment: SplitExperiment) -> nn.Module:
 def edges(experiment: SplitExperiment, directory: Path) -> list[Edge]:
     """Return the devices of a run of this process."""
     places = [directory / "vault" / directory.name / f"node-{i}" for i in range(9)]
-    found = [clients.app._nodes[place] for place in places if place in clients.app._nodes]
+    nodes = pudica.clients.app._nodes
+    found = [nodes[place] for place in places if place in nodes]
     assert all(isinstance(node, Edge) for node in found)
     return found  # type: ignore[return-value]
 
@@ -213,7 +214,7 @@ def test_float16_on_the_wire_halves_the_bytes_and_learns_the_same(tmp_path: Path
 
 
 def test_tiny_gradients_survive_float16(tmp_path: Path) -> None:
-    from strategies.split.session import ROOM, Session
+    from pudica.strategies.split.session import ROOM, Session
 
     experiment = tiny("split.wire=float16")
     session = Session.__new__(Session)
@@ -364,7 +365,7 @@ def test_what_was_released_once_is_used_as_it_is_after_a_kill(
     )
     with pytest.raises(Interrupted):
         run(experiment, tmp_path / "killed" / "run", stop=stop)
-    clients.app._nodes.clear()
+    pudica.clients.app._nodes.clear()
     run(experiment, tmp_path / "killed" / "run")
     run(experiment, tmp_path / "whole" / "run")
     plain = [r for r in rows_of(tmp_path / "whole" / "run") if '"costs"' not in r]
@@ -404,9 +405,9 @@ def test_a_device_refuses_to_go_past_its_budget(tmp_path: Path, noise: str) -> N
 
 
 def test_the_budgets_noise_follows_from_the_number_of_releases(tmp_path: Path) -> None:
-    from clients.shields import build as shield_of
-    from clients.shields.analytic import analytic_sigma
-    from strategies.split.model import guarded
+    from pudica.clients.shields import build as shield_of
+    from pudica.clients.shields.analytic import analytic_sigma
+    from pudica.strategies.split.model import guarded
 
     scales = []
     for epochs in (1, 4):
@@ -418,7 +419,7 @@ def test_the_budgets_noise_follows_from_the_number_of_releases(tmp_path: Path) -
 
 def test_the_budget_outlives_the_process(tmp_path: Path) -> None:
     run(tiny(*BUDGET), tmp_path / "run")
-    clients.app._nodes.clear()
+    pudica.clients.app._nodes.clear()
     device = edges_anew(tmp_path / "run")
     device.catch_up()
     with pytest.raises(BudgetExhausted):
@@ -465,8 +466,8 @@ def test_no_assignment_reaches_out_of_the_vault(tmp_path: Path) -> None:
 
 def edges_anew(directory: Path) -> Edge:
     """Return the first device as a fresh process makes it from its vault."""
-    from clients import assignments
-    from clients.vault import Vault
+    from pudica.clients import assignments
+    from pudica.clients.vault import Vault
 
     vault = Vault(directory / "vault" / directory.name / "node-0")
     kept = vault.read("assignment.json")
@@ -644,7 +645,7 @@ def test_a_killed_run_with_uneven_partitions_ends_as_if_it_had_not_been(
         patch.setattr(Recorder, "due", lambda _: next(due))
         with pytest.raises(Interrupted):
             run(experiment, tmp_path / "killed" / "run", stop=(protocol.SMASH, 15))
-        clients.app._nodes.clear()
+        pudica.clients.app._nodes.clear()
         run(experiment, tmp_path / "killed" / "run")
     run(experiment, tmp_path / "whole" / "run")
     killed, undisturbed = (tmp_path / name / "run" for name in ("killed", "whole"))
@@ -745,7 +746,7 @@ def test_a_run_that_was_killed_ends_as_if_it_had_not_been(
     often: bool,
 ) -> None:
     """Checkpoints at every turn, or none but after finished tasks; devices begin anew."""
-    monkeypatch.setattr("strategies.recorder.CHECKPOINT_SECONDS", 0.0 if often else 1e9)
+    monkeypatch.setattr("pudica.strategies.recorder.CHECKPOINT_SECONDS", 0.0 if often else 1e9)
     experiment = tiny(
         f"split.front={front}",
         "split.shield={name: batch-norm-laplace, epsilon: 5}",
@@ -754,7 +755,7 @@ def test_a_run_that_was_killed_ends_as_if_it_had_not_been(
     )
     with pytest.raises(Interrupted):
         run(experiment, tmp_path / "killed" / "run", stop=stop)
-    clients.app._nodes.clear()
+    pudica.clients.app._nodes.clear()
     run(experiment, tmp_path / "killed" / "run")
     run(experiment, tmp_path / "whole" / "run")
     killed, undisturbed = tmp_path / "killed" / "run", tmp_path / "whole" / "run"
@@ -768,7 +769,7 @@ def test_a_killed_run_releases_nothing_twice(tmp_path: Path, stop: tuple[str, in
     experiment = tiny(*BUDGET, "split.release=once", "split.noise=secret", "split.validate_every=1")
     with pytest.raises(Interrupted):
         run(experiment, tmp_path / "run", stop=stop)
-    clients.app._nodes.clear()
+    pudica.clients.app._nodes.clear()
     run(experiment, tmp_path / "run")
     device = edges(experiment, tmp_path / "run")[0]
     paid = [e for e in Odometer(device.vault).entries() if e.release.what == ACTIVATIONS]
@@ -783,7 +784,7 @@ def test_a_killed_run_goes_back_several_epochs_for_nothing(
     experiment = tiny(*BUDGET, "split.noise=secret", "split.epochs=5")
     with pytest.raises(Interrupted):
         run(experiment, tmp_path / "run", stop=stop)
-    clients.app._nodes.clear()
+    pudica.clients.app._nodes.clear()
     run(experiment, tmp_path / "run")
     for device in edges(experiment, tmp_path / "run"):
         paid = [e for e in Odometer(device.vault).entries() if e.release.what == ACTIVATIONS]
@@ -798,14 +799,14 @@ def test_a_device_in_a_fresh_process_for_each_message_does_the_same(
         experiment = tiny(f"split.front={front}", "split.optimizer={momentum: 0.9}")
         run(experiment, tmp_path / front / "lasting")
         with monkeypatch.context() as patch:
-            patch.setattr("strategies.session.LASTING", ())
-            original = clients.app._node
+            patch.setattr("pudica.strategies.session.LASTING", ())
+            original = pudica.clients.app._node
 
             def fresh(*arguments: object, original: object = original) -> object:
-                clients.app._nodes.clear()
+                pudica.clients.app._nodes.clear()
                 return original(*arguments)  # type: ignore[operator]
 
-            patch.setattr(clients.app, "_node", fresh)
+            patch.setattr(pudica.clients.app, "_node", fresh)
             run(experiment, tmp_path / front / "fresh")
         one, other = (model_of(tmp_path / front / name) for name in ("lasting", "fresh"))
         assert all(torch.equal(one[name], other[name]) for name in one)

@@ -14,21 +14,20 @@ from safetensors.torch import save_file
 from split_helpers import Interrupted, asked, measured, model_of, run, tiny
 from torch import nn
 
-import analysis
-import clients.app
-import models
-from analysis.privacy import privacy, releases, verdict
-from clients import protocol
-from clients.edge import Edge
-from clients.odometer import Odometer
-from clients.vault import Vault
-from models import Compute, Training
-from models.errors import RequestError
-from models.randomness import derive
-from strategies.exchange import TooFewParticipants
-from strategies.recorder import Recorder
-from strategies.split.experiment import SplitExperiment
-from strategies.split.means import fit_means
+import pudica.clients.app
+from pudica import analysis, models
+from pudica.analysis.privacy import privacy, releases, verdict
+from pudica.clients import protocol
+from pudica.clients.edge import Edge
+from pudica.clients.odometer import Odometer
+from pudica.clients.vault import Vault
+from pudica.models import Compute, Training
+from pudica.models.errors import RequestError
+from pudica.models.randomness import derive
+from pudica.strategies.exchange import TooFewParticipants
+from pudica.strategies.recorder import Recorder
+from pudica.strategies.split.experiment import SplitExperiment
+from pudica.strategies.split.means import fit_means
 
 PUBLIC = [
     "split.front=frozen",
@@ -282,7 +281,7 @@ def test_means_are_those_of_what_was_released(tmp_path: Path) -> None:
 
 
 def edge_of(directory: Path) -> Edge:
-    node = clients.app._nodes[directory / "vault" / directory.name / "node-0"]
+    node = pudica.clients.app._nodes[directory / "vault" / directory.name / "node-0"]
     assert isinstance(node, Edge)
     return node
 

@@ -14,9 +14,9 @@ from hostile_names import FORMULAS, NFC, QUOTED
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from simulations.engines import inprocess
-from strategies.loading import load_experiment
-from strategies.spreadsheets import escape_cell, read_csv, to_csv, unescape_cell, write_csv
+from pudica.simulations.engines import inprocess
+from pudica.strategies.loading import load_experiment
+from pudica.strategies.spreadsheets import escape_cell, read_csv, to_csv, unescape_cell, write_csv
 
 SIGNS = "=+-@"
 HIDDEN_SIGNS = {

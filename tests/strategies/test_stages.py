@@ -12,15 +12,15 @@ import pytest
 from competition_helpers import rows_of, tiny
 from staged_runs import Running, trained
 
-from clients import protocol
-from models.errors import RequestError
-from strategies.themis.orders import order, states
+from pudica.clients import protocol
+from pudica.models.errors import RequestError
+from pudica.strategies.themis.orders import order, states
 
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("strategies.themis.stages.LOOK_SECONDS", 0.02)
-    monkeypatch.setattr("strategies.themis.stages.DOOR_SECONDS", 0.05)
+    monkeypatch.setattr("pudica.strategies.themis.stages.LOOK_SECONDS", 0.02)
+    monkeypatch.setattr("pudica.strategies.themis.stages.DOOR_SECONDS", 0.05)
 
 
 def board(directory: Path) -> pd.DataFrame:
@@ -105,7 +105,7 @@ def test_predictions_are_accepted_until_the_test_closes(tmp_path: Path) -> None:
 def test_who_comes_between_stages_takes_part(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("strategies.joining.JOIN_SECONDS", 0.2)
+    monkeypatch.setattr("pudica.strategies.joining.JOIN_SECONDS", 0.2)
     running = Running(tmp_path / "run", "themis.stages.noise.opens=command", away=frozenset({2}))
     running.until(lambda: running.stands("join", "closed"))
     assert len(running.grid.get_node_ids()) == 2

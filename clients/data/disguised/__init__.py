@@ -6,10 +6,10 @@ undo. Files are written one after the other and are whole or not there, so writi
 on at any moment.
 """
 
-from clients.data.disguised.manifest import MANIFEST, Manifest, read_manifest
-from clients.data.disguised.reading import copy_images, disguised, disguised_folder
-from clients.data.disguised.restoring import restore_set
-from clients.data.disguised.writing import Request, disguise_set
+from pudica.clients.data.disguised.manifest import MANIFEST, Manifest, read_manifest
+from pudica.clients.data.disguised.reading import copy_images, disguised, disguised_folder
+from pudica.clients.data.disguised.restoring import restore_set
+from pudica.clients.data.disguised.writing import Request, disguise_set
 
 __all__ = [
     "MANIFEST",

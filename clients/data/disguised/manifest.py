@@ -22,9 +22,9 @@ from pydantic import (
     model_validator,
 )
 
-from clients.data.errors import DataError
-from clients.shields.disguises import Span, parsed
-from models.naming import validate_labels
+from pudica.clients.data.errors import DataError
+from pudica.clients.shields.disguises import Span, parsed
+from pudica.models.naming import validate_labels
 
 MANIFEST = "disguise.json"
 IMAGE = "image"
@@ -45,7 +45,7 @@ class Manifest(BaseModel):
     dtype : str
         Of its values, little-endian, row by row.
     low, high, kind : int, int, str
-        Where values can lie, see :class:`~clients.shields.disguises.Span`.
+        Where values can lie, see :class:`~pudica.clients.shields.disguises.Span`.
     source : str
         Tells what was disguised from anything else; without the key it can't be guessed. Empty
         for a disguise that has no secrets.

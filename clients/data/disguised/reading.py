@@ -12,12 +12,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from clients.data.decoding import allocate
-from clients.data.disguised.manifest import IMAGE, MANIFEST, Manifest, Part, read_manifest
-from clients.data.errors import DataError
-from clients.data.naming import listed
-from clients.data.places import Place
-from clients.data.source import Content, Source
+from pudica.clients.data.decoding import allocate
+from pudica.clients.data.disguised.manifest import IMAGE, MANIFEST, Manifest, Part, read_manifest
+from pudica.clients.data.errors import DataError
+from pudica.clients.data.naming import listed
+from pudica.clients.data.places import Place
+from pudica.clients.data.source import Content, Source
 
 
 def disguised_folder(place: Place) -> Path | None:
@@ -61,7 +61,7 @@ def copy_images(folder: Path, note: dict[str, object], file: Path) -> None:
     Parameters
     ----------
     note : dict
-        The manifest, as in :class:`~clients.data.source.Content`.
+        The manifest, as in :class:`~pudica.clients.data.source.Content`.
 
     Raises
     ------

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from clients.data.disguised.manifest import (
+from pudica.clients.data.disguised.manifest import (
     IMAGE,
     Manifest,
     Part,
@@ -20,15 +20,15 @@ from clients.data.disguised.manifest import (
     parquet_bytes,
     read_manifest,
 )
-from clients.data.disguised.reading import disguised, stored_parts
-from clients.data.errors import DataError
-from clients.data.naming import checked_label
-from clients.data.places import entries
-from clients.data.source import Content
-from clients.shields.disguises import Disguise
-from models.errors import RequestError
-from models.files import write_atomically
-from models.printable import quoted
+from pudica.clients.data.disguised.reading import disguised, stored_parts
+from pudica.clients.data.errors import DataError
+from pudica.clients.data.naming import checked_label
+from pudica.clients.data.places import entries
+from pudica.clients.data.source import Content
+from pudica.clients.shields.disguises import Disguise
+from pudica.models.errors import RequestError
+from pudica.models.files import write_atomically
+from pudica.models.printable import quoted
 
 BEGUN = ".restoring"
 LONGEST_NAME = 255

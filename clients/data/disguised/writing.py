@@ -13,8 +13,8 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
-from clients.data.decoding import decoded
-from clients.data.disguised.manifest import (
+from pudica.clients.data.decoding import decoded
+from pudica.clients.data.disguised.manifest import (
     IMAGE,
     MANIFEST,
     Manifest,
@@ -23,15 +23,15 @@ from clients.data.disguised.manifest import (
     parquet_bytes,
     read_manifest,
 )
-from clients.data.disguised.reading import is_whole
-from clients.data.errors import DataError
-from clients.data.naming import checked_label, listed
-from clients.data.pixels import Channels, layout_of
-from clients.data.places import entries
-from clients.data.source import Content, RawImage, Source, origin
-from clients.shields.disguises import Disguise
-from models.files import write_atomically
-from models.printable import to_nfc
+from pudica.clients.data.disguised.reading import is_whole
+from pudica.clients.data.errors import DataError
+from pudica.clients.data.naming import checked_label, listed
+from pudica.clients.data.pixels import Channels, layout_of
+from pudica.clients.data.places import entries
+from pudica.clients.data.source import Content, RawImage, Source, origin
+from pudica.clients.shields.disguises import Disguise
+from pudica.models.files import write_atomically
+from pudica.models.printable import to_nfc
 
 PART_BYTES = 2**26
 PART_ROWS = 8192

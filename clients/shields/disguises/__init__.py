@@ -6,9 +6,9 @@ Examples
 >>> disguised = Disguise(key).protect(images)
 """
 
-from clients.shields.disguises.disguise import Disguise
-from clients.shields.disguises.key import UNUSABLE, Key
-from clients.shields.disguises.notation import STEPS, parsed, written
-from clients.shields.disguises.steps import Span, Step
+from pudica.clients.shields.disguises.disguise import Disguise
+from pudica.clients.shields.disguises.key import UNUSABLE, Key
+from pudica.clients.shields.disguises.notation import STEPS, parsed, written
+from pudica.clients.shields.disguises.steps import Span, Step
 
 __all__ = ["STEPS", "UNUSABLE", "Disguise", "Key", "Span", "Step", "parsed", "written"]

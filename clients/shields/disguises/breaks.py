@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from clients.shields.disguises.disguise import Disguise
-from clients.shields.disguises.matrix import Addition, Multiplication, Rise
-from clients.shields.disguises.steps import Step
-from models.errors import RequestError, unknown
+from pudica.clients.shields.disguises.disguise import Disguise
+from pudica.clients.shields.disguises.matrix import Addition, Multiplication, Rise
+from pudica.clients.shields.disguises.steps import Step
+from pudica.models.errors import RequestError, unknown
 
 Whole = NDArray[np.int64]
 Real = NDArray[np.float64]

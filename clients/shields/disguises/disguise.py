@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from clients.shields.base import Guarantee
-from clients.shields.disguises.key import Key
-from clients.shields.disguises.notation import spans
-from clients.shields.disguises.steps import Span, Step, Tensors, WrongKeyError
-from models.errors import RequestError
+from pudica.clients.shields.base import Guarantee
+from pudica.clients.shields.disguises.key import Key
+from pudica.clients.shields.disguises.notation import spans
+from pudica.clients.shields.disguises.steps import Span, Step, Tensors, WrongKeyError
+from pudica.models.errors import RequestError
 
 AT_ONCE = 2**18
 """Values that are worked on together: what fits a core's cache, and is worth two threads."""

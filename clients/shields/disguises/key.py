@@ -13,11 +13,11 @@ from tempfile import TemporaryDirectory
 import torch
 from safetensors import SafetensorError
 
-from clients.shields.disguises.notation import parsed, written
-from clients.shields.disguises.steps import Shape, Step, Tensors
-from models.errors import RequestError
-from models.files import load_tensors, others_may_read, save_tensors
-from models.randomness import Randomness, numpy_generator
+from pudica.clients.shields.disguises.notation import parsed, written
+from pudica.clients.shields.disguises.steps import Shape, Step, Tensors
+from pudica.models.errors import RequestError
+from pudica.models.files import load_tensors, others_may_read, save_tensors
+from pudica.models.randomness import Randomness, numpy_generator
 
 FORMAT = "pudica-key-1"
 UNUSABLE = "the key's file can't be used; this node's log says why"
@@ -32,7 +32,7 @@ class Key:
     Attributes
     ----------
     notation : str
-        As :func:`~clients.shields.disguises.notation.written` has it.
+        As :func:`~pudica.clients.shields.disguises.notation.written` has it.
     shape : tuple of int
         Of an image: channels, height, width.
     tensors : dict of str to Tensor

@@ -9,9 +9,9 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from clients.shields.disguises.steps import Shape, Span, Step, Tensors, ordered
-from clients.shields.draws import shuffled
-from models.randomness import Randomness
+from pudica.clients.shields.disguises.steps import Shape, Span, Step, Tensors, ordered
+from pudica.clients.shields.draws import shuffled
+from pudica.models.randomness import Randomness
 
 
 @dataclass(frozen=True)

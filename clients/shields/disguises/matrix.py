@@ -11,7 +11,7 @@ from typing import ClassVar
 
 import torch
 
-from clients.shields.disguises.steps import (
+from pudica.clients.shields.disguises.steps import (
     Kind,
     Shape,
     Span,
@@ -21,7 +21,7 @@ from clients.shields.disguises.steps import (
     drawn,
     whole_number,
 )
-from models.randomness import Randomness
+from pudica.models.randomness import Randomness
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from clients.shields.disguises.steps import Tensors
-from models.randomness import Randomness, SecretGenerator
+from pudica.clients.shields.disguises.steps import Tensors
+from pudica.models.randomness import Randomness, SecretGenerator
 
 NOISE_KEY = "noise"
 

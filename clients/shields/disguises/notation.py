@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from dataclasses import MISSING, fields
 
-from clients.shields.disguises.kiya import Kiya
-from clients.shields.disguises.matrix import Addition, Multiplication, Rise
-from clients.shields.disguises.pictures import Blur, Noise
-from clients.shields.disguises.sharma import Sharma
-from clients.shields.disguises.steps import LARGEST, Span, Step
-from models.errors import RequestError, unknown
+from pudica.clients.shields.disguises.kiya import Kiya
+from pudica.clients.shields.disguises.matrix import Addition, Multiplication, Rise
+from pudica.clients.shields.disguises.pictures import Blur, Noise
+from pudica.clients.shields.disguises.sharma import Sharma
+from pudica.clients.shields.disguises.steps import LARGEST, Span, Step
+from pudica.models.errors import RequestError, unknown
 
 STEPS: dict[str, type[Step]] = {
     step.name: step for step in (Addition, Multiplication, Rise, Sharma, Kiya, Noise, Blur)

@@ -8,10 +8,10 @@ from typing import ClassVar
 
 import torch
 
-from clients.shields.disguises.noise import NOISE_KEY, noise_key, noises
-from clients.shields.disguises.steps import Shape, Span, Step, Tensors
-from models.errors import RequestError
-from models.randomness import Randomness
+from pudica.clients.shields.disguises.noise import NOISE_KEY, noise_key, noises
+from pudica.clients.shields.disguises.steps import Shape, Span, Step, Tensors
+from pudica.models.errors import RequestError
+from pudica.models.randomness import Randomness
 
 LEAST = 0.1
 

@@ -8,8 +8,8 @@ from typing import ClassVar
 
 import torch
 
-from clients.shields.disguises.noise import NOISE_KEY, noise_key, noises
-from clients.shields.disguises.steps import (
+from pudica.clients.shields.disguises.noise import NOISE_KEY, noise_key, noises
+from pudica.clients.shields.disguises.steps import (
     Shape,
     Span,
     Step,
@@ -18,9 +18,9 @@ from clients.shields.disguises.steps import (
     ordered,
     whole_number,
 )
-from clients.shields.draws import orthogonal, shuffled
-from models.errors import RequestError
-from models.randomness import Randomness
+from pudica.clients.shields.draws import orthogonal, shuffled
+from pudica.models.errors import RequestError
+from pudica.models.randomness import Randomness
 
 ROUNDING = 0.05
 

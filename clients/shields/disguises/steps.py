@@ -10,8 +10,8 @@ from typing import ClassVar, Literal
 import numpy as np
 import torch
 
-from models.errors import RequestError
-from models.randomness import Randomness
+from pudica.models.errors import RequestError
+from pudica.models.randomness import Randomness
 
 Shape = tuple[int, int, int]
 Tensors = dict[str, torch.Tensor]

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from clients.data import cache
+from pudica.clients.data import cache
 
 
 @pytest.fixture(autouse=True)

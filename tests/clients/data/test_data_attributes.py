@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from clients.data import DataConfig, DataError, load
+from pudica.clients.data import DataConfig, DataError, load
 
 COUNT = 30
 

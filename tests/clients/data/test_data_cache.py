@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from clients.data import DataConfig, DataError, cache, fingerprints, load
-from clients.data import decoding as decoding_module
+from pudica.clients.data import DataConfig, DataError, cache, fingerprints, load
+from pudica.clients.data import decoding as decoding_module
 
 REPOSITORY = Path(__file__).parents[3]
 
@@ -120,7 +120,7 @@ def test_what_a_killed_process_left_is_removed(config, cache_folder, monkeypatch
 
 CHILD = """
 import sys, time
-from clients.data import DataConfig, cache, load
+from pudica.clients.data import DataConfig, cache, load
 original = cache.decode
 def decode(*arguments):
     print("decoding", flush=True)
@@ -189,7 +189,7 @@ def test_a_damaged_entry_is_named(config, cache_folder):
 
 
 def test_without_a_setting_the_users_cache_is_used(monkeypatch, tmp_path):
-    from clients.data.places import cache_root
+    from pudica.clients.data.places import cache_root
 
     monkeypatch.delenv("PUDICA_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))

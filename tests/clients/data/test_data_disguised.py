@@ -16,13 +16,12 @@ import pytest
 import torch
 from PIL import Image
 
-import clients.data.disguised.writing as writing
-from clients.data import DataConfig, DataError, load
-from clients.data.disguised import Request, disguise_set, read_manifest, restore_set
-from clients.data.folders import image_folder
-from clients.data.parquet import parquet
-from clients.shields.disguises import Disguise, Key
-from models.errors import RequestError
+from pudica.clients.data import DataConfig, DataError, load
+from pudica.clients.data.disguised import Request, disguise_set, read_manifest, restore_set, writing
+from pudica.clients.data.folders import image_folder
+from pudica.clients.data.parquet import parquet
+from pudica.clients.shields.disguises import Disguise, Key
+from pudica.models.errors import RequestError
 
 SHAPE = (3, 8, 8)
 NOTATION = "MAT(256)+MMT(10)"

@@ -10,8 +10,8 @@ import pydantic
 import pytest
 from PIL import Image
 
-from clients.data import DataConfig, DataError, load
-from models.errors import RequestError
+from pudica.clients.data import DataConfig, DataError, load
+from pudica.models.errors import RequestError
 
 
 def refused(pattern: str, **config) -> str:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from clients.data import DataConfig, DataError, load
+from pudica.clients.data import DataConfig, DataError, load
 
 
 def test_batch_is_typed_shaped_and_in_unit_range():

@@ -9,7 +9,7 @@ import pytest
 import torchvision.datasets as tv
 from celeba_files import write_celeba
 
-from clients.data import DataConfig, DataError, catalogue, load, names
+from pudica.clients.data import DataConfig, DataError, catalogue, load, names
 
 
 def values(part) -> list[int]:

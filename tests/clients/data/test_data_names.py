@@ -12,11 +12,11 @@ import pytest
 from hostile_names import EMPTY, FORMULAS, HIDDEN, NFC, NFD
 from pydantic import ValidationError
 
-from clients.data import DataConfig, DataError, Splits, load
-from clients.data.disguised import Request, disguise_set, restore_set
-from clients.data.folders import image_folder
-from clients.data.parquet import parquet
-from clients.shields.disguises import Disguise, Key
+from pudica.clients.data import DataConfig, DataError, Splits, load
+from pudica.clients.data.disguised import Request, disguise_set, restore_set
+from pudica.clients.data.folders import image_folder
+from pudica.clients.data.parquet import parquet
+from pudica.clients.shields.disguises import Disguise, Key
 
 ON_DISK = {what: name for what, name in HIDDEN.items() if "\0" not in name}
 IN_ARROW = {what: name for what, name in HIDDEN.items() if name.isascii() or "\udc80" not in name}

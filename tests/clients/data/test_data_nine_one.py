@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from clients.data import DataConfig, DataError, load
-from models.errors import RequestError
-from strategies.loading import load_experiment
+from pudica.clients.data import DataConfig, DataError, load
+from pudica.models.errors import RequestError
+from pudica.strategies.loading import load_experiment
 
 NINE_ONE = DataConfig(split="9:1")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from clients.data import DataError, PartitionConfig, partition
+from pudica.clients.data import DataError, PartitionConfig, partition
 
 LABELS = np.repeat(np.arange(10), 100)
 SCHEMES = ("iid", "dirichlet", "pathological", "shard", "linear", "exponential", "square")

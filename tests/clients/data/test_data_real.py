@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from clients.data import DataConfig, catalogue, load
+from pudica.clients.data import DataConfig, catalogue, load
 
 ROOT = Path(os.environ.get("PUDICA_DATA") or "nowhere")
 FOLDERS = {

@@ -9,10 +9,10 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from clients.data import DataConfig, load
-from clients.shields.disguises import Disguise, Key
-from models.errors import RequestError
-from models.randomness import SystemGenerator, numpy_generator
+from pudica.clients.data import DataConfig, load
+from pudica.clients.shields.disguises import Disguise, Key
+from pudica.models.errors import RequestError
+from pudica.models.randomness import SystemGenerator, numpy_generator
 
 EVERYTHING = slice(0, 10**6)
 

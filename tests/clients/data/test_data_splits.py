@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from clients.data import DataConfig, DataError, load
+from pudica.clients.data import DataConfig, DataError, load
 
 PARTS = ("train", "validation", "test")
 
