@@ -12,9 +12,9 @@ import pandas as pd
 
 from pudica.analysis.runs import Run, RunPaths, runs_of
 from pudica.clients.shields.disguises.breaks import COMMON_DIVISOR, KNOWN_PAIR
+from pudica.strategies.core.session import CLOUD
 from pudica.strategies.dlmt.config import DlmtConfig
 from pudica.strategies.dlmt.measures import BY_IMAGES, BY_MODEL, DISGUISED, STANDARDISED
-from pudica.strategies.session import CLOUD
 
 TAGS = ("view", "normalised", "attack", "images")
 SETTINGS = ["run", "experiment", "case", "shield", "key", "train"]

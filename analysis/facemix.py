@@ -13,8 +13,8 @@ from pudica.analysis.runs import Run, RunPaths, runs_of
 from pudica.clients.shields import ShieldConfig
 from pudica.clients.shields.mixing import MixingConfig, group_of
 from pudica.clients.shields.obfuscation import LowResolutionConfig, NoiseConfig
+from pudica.strategies.core.session import CLOUD
 from pudica.strategies.facemix.config import FacemixConfig
-from pudica.strategies.session import CLOUD
 
 SETTINGS = ["run", "experiment", "case", "place", "shield", "pre"]
 RATES = ("accuracy", "balanced_accuracy")

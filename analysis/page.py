@@ -16,7 +16,7 @@ from pudica.analysis.themis_figures import draw_images
 from pudica.models.errors import RequestError
 from pudica.models.files import write_atomically
 from pudica.models.printable import escape_hidden
-from pudica.strategies.spreadsheets import write_csv
+from pudica.strategies.core.spreadsheets import write_csv
 from pudica.strategies.themis.orders import states
 
 HEADINGS = {

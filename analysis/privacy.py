@@ -15,7 +15,7 @@ from pudica.clients.shields import Guarantee, Mechanism
 from pudica.clients.shields.accounting import composed_rdp, together
 from pudica.clients.shields.base import NO_NOISE
 from pudica.models.errors import RequestError
-from pudica.strategies.releases import FILE, IN_THE_CLEAR, Release
+from pudica.strategies.core.releases import FILE, IN_THE_CLEAR, Release
 
 DELTA = 1e-5
 """Of all releases of a record together, unless another one is asked for."""

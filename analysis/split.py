@@ -11,9 +11,9 @@ import pandas as pd
 
 from pudica.analysis.privacy import claims, verdict
 from pudica.analysis.runs import Run, RunPaths, runs_of
-from pudica.strategies.session import CLOUD
+from pudica.strategies.core.session import CLOUD
+from pudica.strategies.core.spreadsheets import read_csv
 from pudica.strategies.split.config import SplitConfig
-from pudica.strategies.spreadsheets import read_csv
 
 # What is measured in the end: with noise or without, classified by the devices or the cloud.
 TESTS = {

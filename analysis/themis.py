@@ -13,8 +13,8 @@ from pudica import models
 from pudica.analysis.runs import Run, RunPaths, runs_of
 from pudica.clients.data.registry import lookup
 from pudica.models.errors import RequestError
-from pudica.strategies.leaderboard import agreement, leaderboard, ranks
 from pudica.strategies.themis.config import ThemisConfig
+from pudica.strategies.themis.leaderboard import agreement, leaderboard, ranks
 
 FIGURES = (
     "plain_accuracy",
@@ -195,7 +195,7 @@ def draws(run: Run, release: str, case: str, M: float) -> pd.DataFrame:
 def board(run: Run, case: str, M: float) -> pd.DataFrame | None:
     """Return a case's leaderboard at one M, or None before there is one.
 
-    Columns as of :func:`pudica.strategies.leaderboard.leaderboard`.
+    Columns as of :func:`pudica.strategies.themis.leaderboard.leaderboard`.
     """
     trained = draws(run, "trained", case, M)
     if trained.empty:

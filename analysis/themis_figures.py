@@ -32,7 +32,7 @@ from pudica.analysis.themis import (
     themis_table2,
 )
 from pudica.models import NoiseGenerator
-from pudica.strategies.leaderboard import agreement
+from pudica.strategies.themis.leaderboard import agreement
 
 RELEASES = ("untrained", "trained")
 CHANNELS = {1: ("",), 3: ("red", "green", "blue")}

@@ -18,7 +18,7 @@ from pydantic import (
 
 from pudica import models
 from pudica.clients import shields
-from pudica.clients.data import DataConfig, ImageSet, Part, Splits, own_images
+from pudica.clients.data import DataConfig, ImageSet, Part, Splits, select_node_images
 from pudica.clients.shields import ShieldConfig
 from pudica.clients.shields.mixing import whole_groups
 from pudica.models.compute import ComputeConfig
@@ -66,7 +66,7 @@ class Assignment(BaseModel):
     def share(self, data: Splits, part: Part) -> ImageSet:
         """Return this node's images of one part."""
         number, nodes = (0, 1) if self.whole else (self.partition, self.partitions)
-        return own_images(data, part, number, nodes, self.data.partition, self.data_seed)
+        return select_node_images(data, part, number, nodes, self.data.partition, self.data_seed)
 
     def fingerprint(self) -> str:
         """Return a hash of everything here that decides what the node computes."""
@@ -128,9 +128,9 @@ class ParticipantAssignment(Assignment):
     private_key: Path | None = None
 
     def _immaterial(self) -> set[str]:
-        divided = self.data.partition is not None
+        partition_once = self.data.partition is not None
         # Without a share of the data it does not matter who else takes part.
-        others = set() if divided else {"partition", "partitions"}
+        others = set() if partition_once else {"partition", "partitions"}
         return super()._immaterial() | {"private_key"} | others
 
 

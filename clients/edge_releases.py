@@ -63,7 +63,7 @@ class EdgeReleases:
 
     def _check_terms(self) -> None:
         a = self._assignment
-        if a.data.by_training:
+        if a.data.uses_training_statistics:
             raise RuntimeError(
                 "nothing can be promised to images that are normalised by statistics of all: the "
                 "organiser wants data.normalize: training; allowed: none, dataset"

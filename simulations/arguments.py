@@ -7,7 +7,7 @@ import re
 from pudica.models.errors import RequestError
 
 
-def picture(text: str, option: str) -> tuple[int, int, int]:
+def parse_image_shape(text: str, option: str) -> tuple[int, int, int]:
     """Return ``1x28x20``, which is an option's, as numbers: an image of any size.
 
     Raises
@@ -15,7 +15,7 @@ def picture(text: str, option: str) -> tuple[int, int, int]:
     RequestError
         If it is not that.
     """
-    sizes = _sizes(text)
+    sizes = _parse_sizes(text)
     if len(sizes) != 3:
         raise RequestError(
             f"{option}: '{text}' is no image; write channels x height x width, as in 3x32x32"
@@ -23,7 +23,7 @@ def picture(text: str, option: str) -> tuple[int, int, int]:
     return sizes[0], sizes[1], sizes[2]
 
 
-def shape(text: str) -> tuple[int, ...]:
+def parse_shape(text: str) -> tuple[int, ...]:
     """Return ``80x4x4`` as numbers.
 
     Raises
@@ -31,19 +31,19 @@ def shape(text: str) -> tuple[int, ...]:
     RequestError
         If it is not that.
     """
-    sizes = _sizes(text)
+    sizes = _parse_sizes(text)
     if not sizes:
         raise RequestError(f"--shape: '{text}' is no shape; write it as in 80x4x4")
     return sizes
 
 
-def _sizes(text: str) -> tuple[int, ...]:
+def _parse_sizes(text: str) -> tuple[int, ...]:
     """Return sizes above zero with an x between them as numbers; none if it is not that."""
     right = re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", text)
     return tuple(int(word) for word in text.split("x")) if right else ()
 
 
-def weights(text: str) -> tuple[float, ...]:
+def parse_weights(text: str) -> tuple[float, ...]:
     """Return ``1,1,1`` as numbers.
 
     Raises

@@ -38,10 +38,10 @@ from pudica.models.errors import RequestError, unknown
 from pudica.models.files import write_atomically
 from pudica.models.printable import to_nfc
 from pudica.models.randomness import derive
-from pudica.strategies.experiment import ClientConfig
+from pudica.strategies.core.experiment import ClientConfig
+from pudica.strategies.core.session import CLOUD
 from pudica.strategies.facemix.system import MODEL
 from pudica.strategies.loading import validated
-from pudica.strategies.session import CLOUD
 
 SHOWN = 8
 CLEAR = "_in_the_clear"
@@ -67,7 +67,7 @@ class Effort(NamedTuple):
     seed: int
 
 
-Found = dict[str, float]
+Metrics = dict[str, float]
 
 
 class Outcome(NamedTuple):
@@ -83,9 +83,9 @@ class Outcome(NamedTuple):
         What was measured of each attribute by itself.
     """
 
-    found: Found
+    found: Metrics
     pictures: Mapping[str, np.ndarray]
-    attributes: Mapping[str, Found] = {}
+    attributes: Mapping[str, Metrics] = {}
 
 
 def attack(
@@ -123,23 +123,23 @@ def attack(
     if "identity" in kinds and people is None:
         raise RequestError("identity: name images of known people with --data")
     with Compute(opened.section("client", ClientConfig)).threads():
-        for case in [*map(to_nfc, cases)] or _open_cases(opened):
+        for case in [*map(to_nfc, cases)] or _list_attackable_cases(opened):
             view = View.of(opened, case)
             for kind in kinds:
-                if why := _unfit(kind, view, people):
+                if why := _explain_unfit(kind, view, people):
                     raise RequestError(f"{kind}: in case '{case}' {why}")
-            for kind in kinds or [kind for kind in ATTACKS if not _unfit(kind, view, people)]:
+            for kind in kinds or [kind for kind in ATTACKS if not _explain_unfit(kind, view, people)]:
                 told(f"{case}: {kind} …")
                 began = time.perf_counter()
                 outcome = ATTACKS[kind](view, effort, people)
                 found = effort._asdict() | outcome.found
-                _keep(opened, case, kind, outcome._replace(found=found))
+                _save_metrics(opened, case, kind, outcome._replace(found=found))
                 told(f"{case}: {kind}: {time.perf_counter() - began:.1f} s")
                 if outcome.pictures:
-                    _draw(opened, case, kind, outcome.pictures)
+                    _save_figure(opened, case, kind, outcome.pictures)
 
 
-def people(name: str, settings: list[str], run: Path) -> Splits:
+def load_known_people(name: str, settings: list[str], run: Path) -> Splits:
     """Return images of known people, in the shape of a run's.
 
     Parameters
@@ -168,7 +168,7 @@ def people(name: str, settings: list[str], run: Path) -> Splits:
     return found
 
 
-def _open_cases(run: Run) -> list[str]:
+def _list_attackable_cases(run: Run) -> list[str]:
     """Return the cases that are done, and in which something leaves the edge."""
     cases = settings_of(run).items()
     open_ = [case for case, settings in cases if settings.place != "edge"]
@@ -178,13 +178,13 @@ def _open_cases(run: Run) -> list[str]:
     return done
 
 
-def _unfit(kind: str, view: View, known: Splits | None) -> str:
+def _explain_unfit(kind: str, view: View, known: Splits | None) -> str:
     """Return why an attack has nothing to say of a case, if so."""
     images, shape = len(view.data.test), tuple(view.model.shield.shape)
     if images < view.group:
         return f"there are {images} test images, fewer than a group of {view.group}"
     if kind == "identity":
-        return _unfit_people(view, known)
+        return _explain_unfit_people(view, known)
     if kind == "separation" and view.group == 1:
         return "nothing is mixed"
     if kind in ("separation", "reconstruction") and (len(shape) < 3 or min(shape[1:]) < 2):
@@ -192,7 +192,7 @@ def _unfit(kind: str, view: View, known: Splits | None) -> str:
     return ""
 
 
-def _unfit_people(view: View, known: Splits | None) -> str:
+def _explain_unfit_people(view: View, known: Splits | None) -> str:
     if known is None:
         return "people are not known"
     few = len(known.test)
@@ -201,16 +201,16 @@ def _unfit_people(view: View, known: Splits | None) -> str:
     return ""
 
 
-def _attributes(view: View, effort: Effort, _: Splits | None) -> Outcome:
-    made, clear = _guessed(lambda sees: guess_attributes(sees, effort.epochs, effort.seed), view)
+def _attack_attributes(view: View, effort: Effort, _: Splits | None) -> Outcome:
+    made, clear = _guess_with_and_without_shield(lambda sees: guess_attributes(sees, effort.epochs, effort.seed), view)
     each = {
         name: {"success": rate, f"success{CLEAR}": clear.rates[name]}
         for name, rate in made.rates.items()
     }
-    return Outcome(_rates(made, clear), {}, each)
+    return Outcome(_collect_rates(made, clear), {}, each)
 
 
-def _identity(view: View, effort: Effort, known: Splits | None) -> Outcome:
+def _attack_identity(view: View, effort: Effort, known: Splits | None) -> Outcome:
     if known is None:
         raise RequestError("identity: name images of known people with --data")
     average, deviation = view.data.train.mean, view.data.train.std
@@ -219,35 +219,35 @@ def _identity(view: View, effort: Effort, known: Splits | None) -> Outcome:
     ours, theirs = (
         replace(part, mean=average, std=deviation) for part in (known.train, known.test)
     )
-    made, clear = _guessed(
+    made, clear = _guess_with_and_without_shield(
         lambda sees: guess_identity(sees, ours, theirs, epochs, effort.seed), view
     )
     shown = [image for image in sorted(made.taken_for) if image in clear.taken_for][:SHOWN]
-    pictures = {"to be recognised": _shown(theirs.pixels(np.array(shown)))}
+    pictures = {"to be recognised": _take_first(theirs.pixels(np.array(shown)))}
     for label, guess in {"taken for": made, "the same in the clear": clear}.items():
-        people = [_picture_of(ours, guess.taken_for[image]) for image in shown]
-        pictures[label] = _shown(torch.cat(people))
-    return Outcome(_rates(made, clear) | {"epochs": epochs}, pictures)
+        people = [_get_first_picture(ours, guess.taken_for[image]) for image in shown]
+        pictures[label] = _take_first(torch.cat(people))
+    return Outcome(_collect_rates(made, clear) | {"epochs": epochs}, pictures)
 
 
-def _picture_of(images: ImageSet, person: int) -> torch.Tensor:
+def _get_first_picture(images: ImageSet, person: int) -> torch.Tensor:
     """Return the first picture of somebody, (1, C, H, W); a black one if there is none."""
     first = np.flatnonzero(images.labels == person)[:1]
     return images.pixels(first) if len(first) else torch.zeros_like(images.pixels(slice(0, 1)))
 
 
-def _guessed(guess: Callable[[View], Guess], view: View) -> tuple[Guess, Guess]:
+def _guess_with_and_without_shield(guess: Callable[[View], Guess], view: View) -> tuple[Guess, Guess]:
     """Let somebody guess what the cloud sees, and what it would see without the shield."""
     return guess(view), guess(view.in_the_clear())
 
 
-def _rates(made: Guess, clear: Guess) -> Found:
+def _collect_rates(made: Guess, clear: Guess) -> Metrics:
     return {"success": made.success, f"success{CLEAR}": clear.success, "chance": made.chance}
 
 
-def _separation(view: View, effort: Effort, _: Splits | None) -> Outcome:
+def _attack_separation(view: View, effort: Effort, _: Splits | None) -> Outcome:
     generator = trained_generator(view.in_the_clear(), effort.epochs, effort.seed)
-    found: Found = {"chance": 0.5}
+    found: Metrics = {"chance": 0.5}
     pictures: dict[str, np.ndarray] = {}
     for suffix, known in {"": False, "_known_groups": True}.items():
         apart = separate(view, effort.requests, known, effort.seed)
@@ -260,11 +260,11 @@ def _separation(view: View, effort: Effort, _: Splits | None) -> Outcome:
         }
         label = "recovered, groups known" if known else "recovered, groups unknown"
         if not known:
-            pictures = {"original": _shown(rebuilt.true), **_mixtures(view, apart.true)}
+            pictures = {"original": _take_first(rebuilt.true), **_render_mixtures(view, apart.true)}
             shown = apart.images[:SHOWN]
             found[f"success{CLEAR}"] = mean(left_plain(view, apart.images))
         places = [int(np.flatnonzero(apart.images == image)[0]) for image in shown]
-        pictures[label] = _shown(rebuilt.drawn[places])
+        pictures[label] = _take_first(rebuilt.drawn[places])
     mixed = left_mixed(view, effort.requests, effort.seed)
     found |= {
         "success_of_the_mixtures": mixed.success,
@@ -273,51 +273,51 @@ def _separation(view: View, effort: Effort, _: Splits | None) -> Outcome:
     return Outcome(found, pictures)
 
 
-def _reconstruction(view: View, effort: Effort, _: Splits | None) -> Outcome:
-    found: Found = {"chance": 0.5}
+def _attack_reconstruction(view: View, effort: Effort, _: Splits | None) -> Outcome:
+    found: Metrics = {"chance": 0.5}
     pictures: dict[str, np.ndarray] = {}
     for suffix, sees in {"": view, CLEAR: view.in_the_clear()}.items():
         generator = trained_generator(sees, effort.epochs, effort.seed)
         rebuilt = reconstruct(sees, generator, effort.images, effort.seed)
         found |= {f"{name}{suffix}": value for name, value in rebuilt.likeness().items()}
         found[f"success{suffix}"] = mean(told_of(view, rebuilt))
-        pictures |= _pair(rebuilt, " (in the clear)" if suffix else "")
+        pictures |= _make_image_rows(rebuilt, " (in the clear)" if suffix else "")
     return Outcome(found, pictures)
 
 
 ATTACKS: Mapping[str, Callable[[View, Effort, Splits | None], Outcome]] = {
-    "attributes": _attributes,
-    "identity": _identity,
-    "separation": _separation,
-    "reconstruction": _reconstruction,
+    "attributes": _attack_attributes,
+    "identity": _attack_identity,
+    "separation": _attack_separation,
+    "reconstruction": _attack_reconstruction,
 }
 
 
-def _pair(rebuilt: Rebuilt, what: str) -> dict[str, np.ndarray]:
-    return {f"original{what}": _shown(rebuilt.true), f"rebuilt{what}": _shown(rebuilt.drawn)}
+def _make_image_rows(rebuilt: Rebuilt, what: str) -> dict[str, np.ndarray]:
+    return {f"original{what}": _take_first(rebuilt.true), f"rebuilt{what}": _take_first(rebuilt.drawn)}
 
 
-def _shown(images: torch.Tensor) -> np.ndarray:
+def _take_first(images: torch.Tensor) -> np.ndarray:
     shown: np.ndarray = images[:SHOWN].numpy()
     return shown
 
 
-def _mixtures(view: View, true: torch.Tensor) -> dict[str, np.ndarray]:
+def _render_mixtures(view: View, true: torch.Tensor) -> dict[str, np.ndarray]:
     """Return how feature maps look, by their mean over channels, and mixed with each other."""
     whole = whole_groups(SHOWN, view.model.shield.config)
     rows, _ = view.model.shield.protect(true[:whole], np.random.default_rng(0))
     looks = {"true feature maps, mean": true[:SHOWN], "mixed, mean": rows[:SHOWN]}
-    return {name: _looks(maps) for name, maps in looks.items()}
+    return {name: _render_maps(maps) for name, maps in looks.items()}
 
 
-def _looks(maps: torch.Tensor) -> np.ndarray:
+def _render_maps(maps: torch.Tensor) -> np.ndarray:
     mean = maps.mean(1, keepdim=True)
     low, high = mean.amin((1, 2, 3), keepdim=True), mean.amax((1, 2, 3), keepdim=True)
     shown: np.ndarray = ((mean - low) / (high - low).clamp_min(1e-9)).numpy()
     return shown
 
 
-def _keep(run: Run, case: str, kind: str, outcome: Outcome) -> None:
+def _save_metrics(run: Run, case: str, kind: str, outcome: Outcome) -> None:
     row = {"stage": f"attack {kind}", "round": 0, "node": CLOUD, "case": case}
     each = [(row, outcome.found)]
     each += [({**row, "attribute": name}, found) for name, found in outcome.attributes.items()]
@@ -330,7 +330,7 @@ def _keep(run: Run, case: str, kind: str, outcome: Outcome) -> None:
     write_atomically(run.directory / case / f"attack-{kind}.jsonl", "\n".join(lines).encode())
 
 
-def _draw(run: Run, case: str, kind: str, pictures: Mapping[str, np.ndarray]) -> None:
+def _save_figure(run: Run, case: str, kind: str, pictures: Mapping[str, np.ndarray]) -> None:
     with own_look():
         figure = draw_image_rows(pictures, f"{kind}: {case} — {run.name}")
         save(figure, run.directory / "plots" / f"{case}-{kind}.png")

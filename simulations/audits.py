@@ -10,7 +10,7 @@ from pudica.models.errors import RequestError, unknown
 from pudica.strategies.loading import validated
 
 
-def run(
+def audit_shield(
     name: str, settings: list[str], shape: tuple[int, ...], batch: int, samples: int, seed: int
 ) -> Audit:
     """Audit a shield.
@@ -40,7 +40,7 @@ def run(
     return audit(shield, samples, seed=seed)
 
 
-def table(result: Audit) -> pd.DataFrame:
+def build_table(result: Audit) -> pd.DataFrame:
     """Return a row for each thing that is said of the shield."""
     delta = result.held.delta
     shown = f"ε ≥ {result.lower_bound(delta):.4g}{f' (δ = {delta:g})' if delta else ''}"
@@ -52,7 +52,7 @@ def table(result: Audit) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["what is", "guarantee"])
 
 
-def reasons(result: Audit) -> list[str]:
+def describe_reasons(result: Audit) -> list[str]:
     """Return a line for each thing that a row of the table rests on."""
     outputs = f"{result.samples:,} outputs of each neighbour"
     because = {
@@ -63,10 +63,10 @@ def reasons(result: Audit) -> list[str]:
     return [f"  {word}: {reason}" for word, each in because.items() for reason in each]
 
 
-def verdicts(result: Audit) -> list[str]:
+def describe_verdicts(result: Audit) -> list[str]:
     """Return what the attack says of either guarantee."""
     return [
-        f"{label}: {_verdict(result, guarantee)}"
+        f"{label}: {_describe_verdict(result, guarantee)}"
         for label, guarantee in (
             ("the claim, read for a record", result.claimed),
             ("what holds", result.held),
@@ -74,7 +74,7 @@ def verdicts(result: Audit) -> list[str]:
     ]
 
 
-def _verdict(result: Audit, guarantee: Guarantee) -> str:
+def _describe_verdict(result: Audit, guarantee: Guarantee) -> str:
     if guarantee.epsilon is None:
         return "promises nothing"
     if result.refutes(guarantee):

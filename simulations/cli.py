@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from pudica.simulations.competition import competition_app
-from pudica.simulations.console import ENGINE, INTERRUPTED, ends_of, refusals, report, say, shown
+from pudica.simulations.console import ENGINE, INTERRUPTED, explain_failures, exit_on_request_error, print_results, print_message, shorten_path
 from pudica.simulations.deployment.commands import deploy_app, node_app
 
 # Heavy imports (torch, ray, flwr, pandas) stay inside the commands: `pudica --help` is instant.
@@ -66,7 +66,7 @@ def list_() -> None:
     for name, path in shipped().items():
         typer.echo(f"  {name:24} {yaml.safe_load(path.read_text())['description']}")
     typer.echo("\nData sets (--set data.name=NAME)")
-    with refusals():
+    with exit_on_request_error():
         for entry in catalogue():
             typer.echo(f"  {'✓' if entry.present else '·'} {entry.name:22} {entry.description}")
             typer.echo(f"    {'':22} {entry.where}")
@@ -99,18 +99,18 @@ def run(
     from pudica.models.errors import unknown
     from pudica.simulations import runner
 
-    with refusals():
+    with exit_on_request_error():
         if engine not in runner.ENGINES:
             raise unknown("engine", engine, runner.ENGINES)
         prepared, directory = runner.prepare(experiment, set_ or [], out, resume)
         if resume and runner.is_done(directory):
             if not quiet:
-                say(f"{shown(directory)} is done already; these are its results")
+                print_message(f"{shorten_path(directory)} is done already; these are its results")
         else:
-            with ends_of(directory, options=f"--engine {engine}" if engine != ENGINE else ""):
+            with explain_failures(directory, options=f"--engine {engine}" if engine != ENGINE else ""):
                 runner.execute(prepared, directory, engine, quiet)
-    with ends_of(directory, what="the run is done, but can't be shown"):
-        report(directory, quiet)
+    with explain_failures(directory, what="the run is done, but can't be shown"):
+        print_results(directory, quiet)
     typer.echo(directory)
 
 
@@ -120,7 +120,7 @@ def show(runs: RunPaths) -> None:
     from pudica import analysis
     from pudica.simulations.display import print_frame
 
-    with refusals():
+    with exit_on_request_error():
         for title, frame in analysis.tables(runs).items():
             print_frame(frame, title)
 
@@ -130,10 +130,10 @@ def plot(runs: RunPaths) -> None:
     """Draw the figures of one or several runs and print their paths."""
     from pudica import analysis
 
-    with refusals():
+    with exit_on_request_error():
         for one in runs:
             for figure in analysis.plot(one):
-                typer.echo(shown(figure.absolute()))
+                typer.echo(shorten_path(figure.absolute()))
 
 
 @app.command()
@@ -151,26 +151,26 @@ def cuts(
 ) -> None:
     """Show where a model can be cut, and what each cut costs an edge device."""
     from pudica.simulations import arguments
-    from pudica.simulations.cuts import best, in_three, table
+    from pudica.simulations.cuts import build_cut_table, build_stage_table, find_best_cut
     from pudica.simulations.display import print_frame
 
-    with refusals():
-        shape, importance = arguments.picture(input_, "--input"), arguments.weights(weights)
+    with exit_on_request_error():
+        shape, importance = arguments.parse_image_shape(input_, "--input"), arguments.parse_weights(weights)
         if post is not None:
-            frame = in_three(model, shape, classes, post)
+            frame = build_stage_table(model, shape, classes, post)
             print_frame(frame, f"Stages of {model}, the last after '{post}'")
             typer.echo(
                 "Of one image, without mixing. edge MMAC, share: multiplications of convolutions "
                 "and matrix products, in millions, and in % of the model's."
             )
             return
-        frame = table(model, shape, classes, batch, epsilon, importance)
+        frame = build_cut_table(model, shape, classes, batch, epsilon, importance)
     print_frame(frame, f"Cuts of {model}")
     typer.echo(
         "bytes: of one example's activation. MFLOP: forward, one example, front only. cost: "
         "w1·ε + w2·share - w3·(1 - 2/(exp ε - 1)), section VI of paper 004."
     )
-    if found := best(frame):
+    if found := find_best_cut(frame):
         typer.echo(f"The best cut by that cost is after '{found}': ε is the same at each here.")
 
 
@@ -190,11 +190,11 @@ def audit(
     from pudica.simulations import arguments, audits
     from pudica.simulations.display import print_frame
 
-    with refusals():
-        result = audits.run(shield, set_ or [], arguments.shape(shape), batch, samples, seed)
-    print_frame(audits.table(result), f"Audit of {shield}")
-    typer.echo("\n".join(audits.reasons(result)) + "\n")
-    typer.echo("\n".join(audits.verdicts(result)))
+    with exit_on_request_error():
+        result = audits.audit_shield(shield, set_ or [], arguments.parse_shape(shape), batch, samples, seed)
+    print_frame(audits.build_table(result), f"Audit of {shield}")
+    typer.echo("\n".join(audits.describe_reasons(result)) + "\n")
+    typer.echo("\n".join(audits.describe_verdicts(result)))
 
 
 @app.command()
@@ -206,11 +206,11 @@ def privacy(
     from pudica.simulations import ledgers
     from pudica.simulations.display import print_frame
 
-    with refusals():
-        reports = ledgers.reports(runs, delta)
+    with exit_on_request_error():
+        reports = ledgers.build_reports(runs, delta)
     for one in reports:
         print_frame(one.table, one.title)
-        say("\n".join(one.lines) + "\n", err=False)
+        print_message("\n".join(one.lines) + "\n", err=False)
 
 
 @app.command()
@@ -241,18 +241,18 @@ def attack(
     from pudica.simulations import attacking
     from pudica.simulations.display import print_frame
 
-    with refusals():
+    with exit_on_request_error():
         if set_ and not data:
             raise RequestError("--set: is of --data, which is missing")
-        people = attacking.people(data, set_ or [], run) if data else None
+        people = attacking.load_known_people(data, set_ or [], run) if data else None
         effort = attacking.Effort(epochs, images, requests, seed)
-        attacking.attack(run, case or [], kind or [], effort, people, say)
+        attacking.attack(run, case or [], kind or [], effort, people, print_message)
         for title, frame in analysis.tables(run).items():
             if "attack" in title:
                 print_frame(frame, title)
     analysis.plot(run)
     for picture in sorted((run / "plots").glob("*.png")):
-        typer.echo(shown(picture.absolute()))
+        typer.echo(shorten_path(picture.absolute()))
 
 
 @app.command()
@@ -274,7 +274,7 @@ def disguise(
     from pudica.models.errors import RequestError
     from pudica.simulations import disguising
 
-    with refusals():
+    with exit_on_request_error():
         if channels not in (None, 1, 3):
             raise RequestError(f"--channels: {channels}; allowed: 1 (grey), 3 (colour)")
         if undo and (label or image_size or channels):
@@ -283,7 +283,7 @@ def disguise(
             told = disguising.restore(images, out, key)
         else:
             told = disguising.disguise(images, out, key, label or [], image_size, channels)  # type: ignore[arg-type]
-    say("\n".join(told), err=False)
+    print_message("\n".join(told), err=False)
 
 
 @key_app.command("new")
@@ -299,9 +299,9 @@ def new_key(
     """Draw a key into a file that only its owner reads, and show its fingerprint."""
     from pudica.simulations import arguments, keys
 
-    with refusals():
-        key = keys.new(shield, arguments.picture(shape, "--shape"), out, seed)
-    typer.echo("\n".join(keys.described(key)))
+    with exit_on_request_error():
+        key = keys.create_key(shield, arguments.parse_image_shape(shape, "--shape"), out, seed)
+    typer.echo("\n".join(keys.describe_key(key)))
 
 
 @key_app.command("show")
@@ -310,9 +310,9 @@ def show_key(key: Annotated[Path, typer.Argument(help="A key file.")]) -> None:
     from pudica.clients.shields.disguises import Key
     from pudica.simulations import keys
 
-    with refusals():
+    with exit_on_request_error():
         found = Key.load(key)
-    typer.echo("\n".join(keys.described(found)))
+    typer.echo("\n".join(keys.describe_key(found)))
 
 
 @key_app.command("attack")
@@ -332,17 +332,17 @@ def attack_key(
     from pudica.simulations import keys
     from pudica.simulations.display import print_frame
 
-    with refusals():
+    with exit_on_request_error():
         if picture and picture.suffix != ".png":
             raise RequestError(f"--picture: {picture} must end in .png")
         found = Key.load(key)
-        plain = keys.images(data, set_ or [], count)
-        frame, told = keys.attacked(found, plain)
+        plain = keys.load_images(data, set_ or [], count)
+        frame, told = keys.run_attack(found, plain)
     print_frame(frame, f"{found.notation}, key {found.fingerprint}, without it")
     typer.echo(told)
     if picture:
-        with refusals():
-            typer.echo(keys.drawn(found, plain, picture))
+        with exit_on_request_error():
+            typer.echo(keys.draw_attack(found, plain, picture))
 
 
 def main() -> None:

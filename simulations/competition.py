@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from pudica.simulations.console import conclude, refusals, say, shown
+from pudica.simulations.console import print_findings, exit_on_request_error, print_message, shorten_path
 
 # Heavy imports stay inside the commands: `pudica --help` is instant.
 
@@ -19,19 +19,19 @@ competition_app = typer.Typer(
 
 Run = Annotated[Path, typer.Argument(help="The competition's run.")]
 Stage = Annotated[str | None, typer.Argument(help="join, noise or test; by default the next.")]
-LOOK_SECONDS = 1.0
+POLL_SECONDS = 1.0
 
 
 @competition_app.command("open")
 def open_(run: Run, stage: Stage = None) -> None:
     """Open a stage now, whatever its time."""
-    _order(run, "open", stage)
+    _send_order(run, "open", stage)
 
 
 @competition_app.command("close")
 def close(run: Run, stage: Stage = None) -> None:
     """Close a stage now: nothing more is accepted in it."""
-    _order(run, "close", stage)
+    _send_order(run, "close", stage)
 
 
 @competition_app.command("stages")
@@ -39,8 +39,8 @@ def stages(run: Run) -> None:
     """Show which stages are over, open, and still to come."""
     from pudica.strategies.themis.orders import said, states
 
-    with refusals():
-        settings = _settings(run)
+    with exit_on_request_error():
+        settings = _load_stages(run)
         now = states(run)
     for name, stage in settings:
         stand = now.get(name, {})
@@ -58,10 +58,10 @@ def publish(
     from pudica import analysis
     from pudica.simulations.deployment.auditing import publish_manifest
 
-    with refusals():
+    with exit_on_request_error():
         written = analysis.publish(run, out)
         for path in (*written, *publish_manifest(run, out, written)):
-            typer.echo(shown(path.absolute()))
+            typer.echo(shorten_path(path.absolute()))
 
 
 @competition_app.command("verify")
@@ -80,31 +80,31 @@ def verify(
     """See whether a leaderboard is signed, and what was submitted."""
     from pudica.simulations.deployment.auditing import verify as verified
 
-    with refusals():
+    with exit_on_request_error():
         findings = verified(folder, certificate, node, run)
-    conclude(findings)
+    print_findings(findings)
 
 
-def _order(run: Path, what: str, stage: str | None) -> None:
+def _send_order(run: Path, what: str, stage: str | None) -> None:
     from pudica.strategies.themis.orders import order
 
-    with refusals():
-        _settings(run)
+    with exit_on_request_error():
+        _load_stages(run)
         chosen = order(run, what, stage)  # type: ignore[arg-type]
         status = json.loads((run / "run.json").read_text())["status"]
     typer.echo(f"'{chosen}' is told to {what}")
     if status != "running":
-        say(f"the run is {status}; this holds once it goes on")
+        print_message(f"the run is {status}; this holds once it goes on")
 
 
-def _settings(run: Path):  # type: ignore[no-untyped-def]  # a pydantic model, imported late
+def _load_stages(run: Path):  # type: ignore[no-untyped-def]  # a pydantic model, imported late
     from pudica.analysis.runs import open_run
     from pudica.analysis.themis import competition
 
     return competition(open_run(run)).stages
 
 
-class Drafts:
+class DraftPublisher:
     """A context in which a competition's page is made anew after each stage, in its own folder.
 
     Parameters
@@ -115,36 +115,36 @@ class Drafts:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self._over = threading.Event()
+        self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._seen = -1.0
+        self._published_mtime = -1.0
 
-    def __enter__(self) -> Drafts:
+    def __enter__(self) -> DraftPublisher:
         self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._over.set()
+        self._stopped.set()
         self._thread.join()
-        self._seen = -1.0  # run.json, too, says now how it ended
-        self._look()
+        self._published_mtime = -1.0  # run.json, too, says now how it ended
+        self._publish_if_changed()
 
     def _watch(self) -> None:
-        while not self._over.wait(LOOK_SECONDS):
-            self._look()
+        while not self._stopped.wait(POLL_SECONDS):
+            self._publish_if_changed()
 
-    def _look(self) -> None:
+    def _publish_if_changed(self) -> None:
         from pudica import analysis
         from pudica.models.errors import RequestError
         from pudica.strategies.themis.orders import STATE
 
         try:
             changed = (self.directory / STATE).stat().st_mtime
-            if changed != self._seen:
+            if changed != self._published_mtime:
                 analysis.publish(self.directory, self.directory / "page")
-                self._seen = changed
+                self._published_mtime = changed
         except (FileNotFoundError, RequestError):  # there is nothing to show yet
             return
         except Exception as error:  # a page is not worth a competition
-            self._seen = changed
-            say(f"the page could not be made: {type(error).__name__}: {error}")
+            self._published_mtime = changed
+            print_message(f"the page could not be made: {type(error).__name__}: {error}")

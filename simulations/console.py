@@ -24,34 +24,34 @@ DISK_ERROR = re.compile(r"(?:OSError|PermissionError)\)?: \[Errno (\d+)\]")
 
 
 @contextmanager
-def refusals() -> Iterator[None]:
+def exit_on_request_error() -> Iterator[None]:
     """Turn a wrong request into its message and exit code 2."""
     from pudica.models.errors import RequestError
 
     try:
         yield
     except RequestError as error:
-        say(f"error: {error}")
+        print_message(f"error: {error}")
         raise typer.Exit(WRONG) from None
 
 
-def say(text: str, err: bool = True) -> None:
+def print_message(text: str, err: bool = True) -> None:
     """Print lines on standard error, or output; what a terminal would act on is escaped."""
     from pudica.models.printable import escape_hidden
 
     typer.echo(escape_hidden(text, keep="\n"), err=err)
 
 
-def conclude(findings: Sequence[Finding]) -> None:
+def print_findings(findings: Sequence[Finding]) -> None:
     """Print what was found of each thing; exit code 2 if not all is fine."""
     for finding in findings:
-        say(f"{'✓' if finding.fine else '✗'} {finding.what:17} {finding.told}", err=False)
+        print_message(f"{'✓' if finding.fine else '✗'} {finding.what:17} {finding.told}", err=False)
     if not all(finding.fine for finding in findings):
         raise typer.Exit(WRONG)
 
 
 @contextmanager
-def ends_of(
+def explain_failures(
     directory: Path,
     command: str = "pudica run",
     options: str = "",
@@ -72,33 +72,33 @@ def ends_of(
     """
     from pudica.models.errors import RequestError
 
-    again = f"{command} --resume {shlex.quote(str(shown(directory)))} {options}".rstrip()
+    again = f"{command} --resume {shlex.quote(str(shorten_path(directory)))} {options}".rstrip()
     try:
         yield
     except RequestError:
         raise
     except KeyboardInterrupt:
-        say(f"\nstopped; go on with: {again}")
+        print_message(f"\nstopped; go on with: {again}")
         raise typer.Exit(INTERRUPTED) from None
     except Exception as error:
         if "PUDICA_TRACEBACK" in os.environ:
             traceback.print_exc()
-        if problem := _disk_problem(error):
-            say(f"error: --out: can't write in {shown(directory)}: {problem}")
-            say(f"nothing that was kept is lost: free some space, then go on with: {again}")
+        if problem := _describe_disk_error(error):
+            print_message(f"error: --out: can't write in {shorten_path(directory)}: {problem}")
+            print_message(f"nothing that was kept is lost: free some space, then go on with: {again}")
             raise typer.Exit(WRONG) from None
-        say(f"error: {what}: {type(error).__name__}: {error}")
-        say(f"go on with: {again}   (PUDICA_TRACEBACK=1 shows where it failed)")
+        print_message(f"error: {what}: {type(error).__name__}: {error}")
+        print_message(f"go on with: {again}   (PUDICA_TRACEBACK=1 shows where it failed)")
         raise typer.Exit(FAILED) from None
 
 
-def _disk_problem(error: Exception) -> str:
+def _describe_disk_error(error: Exception) -> str:
     """Return what is wrong with the disk, if that is why; another process's error is a text."""
     told = DISK_ERROR.search(f"{type(error).__name__}: {error}")
     return os.strerror(int(told[1])) if told and int(told[1]) in DISK_ERRORS else ""
 
 
-def report(directory: Path, quiet: bool) -> None:
+def print_results(directory: Path, quiet: bool) -> None:
     """Print the tables and draw the plots of a run that is done."""
     from pudica import analysis
     from pudica.simulations.display import print_frame
@@ -108,20 +108,20 @@ def report(directory: Path, quiet: bool) -> None:
         return
     for title, frame in analysis.tables(directory).items():
         print_frame(frame, title)
-    if (dropouts := _dropouts(directory)) > 0:
-        say(f"{dropouts} dropouts: {shown(directory / 'events.log')} says whose and why")
+    if (dropouts := _count_dropouts(directory)) > 0:
+        print_message(f"{dropouts} dropouts: {shorten_path(directory / 'events.log')} says whose and why")
     typer.echo("Plots")
     for figure in figures:
-        typer.echo(f"  {shown(figure)}")
+        typer.echo(f"  {shorten_path(figure)}")
     typer.echo("\nRun")
 
 
-def _dropouts(directory: Path) -> int:
+def _count_dropouts(directory: Path) -> int:
     log = directory / "events.log"
     return log.read_text().count(" dropout: ") if log.exists() else 0
 
 
-def shown(path: Path) -> Path:
+def shorten_path(path: Path) -> Path:
     """Return the path as short as it can be typed from here."""
     here = Path.cwd()
     return path.relative_to(here) if path.is_relative_to(here) else path

@@ -16,7 +16,7 @@ from pudica.strategies.facemix.costs import stage_costs
 MEBI = 2**20
 
 
-def table(
+def build_cut_table(
     model: str,
     shape: tuple[int, int, int],
     num_classes: int,
@@ -42,8 +42,8 @@ def table(
     RequestError
         If the model does not exist, does not fit the images or can't be cut.
     """
-    cutter = Cutter(_built(model, shape, num_classes))
-    with _fitting(model, shape):
+    cutter = Cutter(_build_model(model, shape, num_classes))
+    with _explain_shape_errors(model, shape):
         costs = cutter.costs(shape, batch)
     if not costs:
         raise RequestError(f"model '{model}' can't be cut anywhere: it has no inner layer")
@@ -63,7 +63,7 @@ def table(
     )
 
 
-def in_three(model: str, shape: tuple[int, int, int], num_classes: int, post: str) -> pd.DataFrame:
+def build_stage_table(model: str, shape: tuple[int, int, int], num_classes: int, post: str) -> pd.DataFrame:
     """Return a row for each place where the first of three stages can end.
 
     Parameters
@@ -74,11 +74,11 @@ def in_three(model: str, shape: tuple[int, int, int], num_classes: int, post: st
     Raises
     ------
     RequestError
-        As of :func:`table`; the last stage can't begin there, or nothing comes before.
+        As of :func:`build_cut_table`; the last stage can't begin there, or nothing comes before.
     """
-    cutter = Cutter(_built(model, shape, num_classes))
+    cutter = Cutter(_build_model(model, shape, num_classes))
     rows = []
-    with _fitting(model, shape):
+    with _explain_shape_errors(model, shape):
         for cost in cutter.costs(shape, 2)[: cutter.place_of(post)]:
             spent = stage_costs(*cutter.stages(cost.name, post), shape)
             rows.append(
@@ -98,13 +98,13 @@ def in_three(model: str, shape: tuple[int, int, int], num_classes: int, post: st
     return pd.DataFrame(rows)
 
 
-def _built(model: str, shape: tuple[int, int, int], num_classes: int) -> nn.Module:
+def _build_model(model: str, shape: tuple[int, int, int], num_classes: int) -> nn.Module:
     channels, *sides = shape
     return models.build(model, num_classes=num_classes, channels=channels, image_size=min(sides))
 
 
 @contextmanager
-def _fitting(model: str, shape: tuple[int, int, int]) -> Iterator[None]:
+def _explain_shape_errors(model: str, shape: tuple[int, int, int]) -> Iterator[None]:
     """Say so where a model takes no images of a shape, such as ones that are no squares."""
     try:
         yield
@@ -113,7 +113,7 @@ def _fitting(model: str, shape: tuple[int, int, int]) -> Iterator[None]:
         raise RequestError(f"model '{model}' takes no images of {sizes}: {why}") from error
 
 
-def best(frame: pd.DataFrame) -> str:
+def find_best_cut(frame: pd.DataFrame) -> str:
     """Return the cheapest cut that leaves the edge something to compute with, or ""."""
     able = frame[frame["edge parameters"] > 0]
     return str(able["cut"].iloc[int(able["cost"].argmin())]) if len(able) else ""

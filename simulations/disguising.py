@@ -9,24 +9,24 @@ from pathlib import Path
 from typing import TypeVar
 
 from pudica.clients.data import names
-from pudica.clients.data.disguised import MANIFEST, Request, disguise_set, restore_set
+from pudica.clients.data.disguised import MANIFEST, DisguiseRequest, disguise_dataset, restore_dataset
 from pudica.clients.data.errors import DataError
-from pudica.clients.data.fingerprints import fingerprint_of
+from pudica.clients.data.fingerprints import compute_fingerprint
 from pudica.clients.data.folders import image_folder
-from pudica.clients.data.parquet import parquet, parquet_folder
+from pudica.clients.data.parquet import parquet, locate_parquet
 from pudica.clients.data.pixels import Channels
-from pudica.clients.data.places import Place, cache_root, data_root
+from pudica.clients.data.places import DataLocation, cache_root, data_root
 from pudica.clients.data.registry import find, lookup
 from pudica.clients.data.source import Source
 from pudica.clients.shields.disguises import Disguise, Key
 from pudica.models.errors import RequestError
 from pudica.models.files import DISK_FULL
-from pudica.simulations.keys import way_back
-from pudica.simulations.progress import display
+from pudica.simulations.keys import describe_inverse
+from pudica.simulations.progress import show_progress
 
 Result = TypeVar("Result")
 
-AGAIN = "what is written stays: free some space, and run the same command again"
+RETRY_HINT = "what is written stays: free some space, and run the same command again"
 OPTIONS = {"data.image_size": "--image-size", "data.channels": "--channels"}
 
 
@@ -59,8 +59,8 @@ def disguise(
         Something is not there, does not fit, or can't be written.
     """
     own = Disguise(Key.load(key))
-    entry = lookup(str(images)) if _is_name(images) else None
-    source = find(entry, Place(data_root()), download=False) if entry else _source(images)
+    entry = lookup(str(images)) if _is_data_set_name(images) else None
+    source = find(entry, DataLocation(data_root()), download=False) if entry else _open_source(images)
     if entry:
         size, channels = size or entry.image_size, channels or entry.channels
         labels = labels or [entry.label]
@@ -68,9 +68,9 @@ def disguise(
         raise RequestError(f"{out} is inside {images}, which would no longer be what it is")
     index = cache_root() / "index"
     index.mkdir(parents=True, exist_ok=True)
-    request = Request(source, fingerprint_of(source, index), own, labels, size, channels)
-    with _writable(out):
-        manifest = _shown("disguising", lambda told: disguise_set(request, out, told))
+    request = DisguiseRequest(source, compute_fingerprint(source, index), own, labels, size, channels)
+    with _explain_write_errors(out):
+        manifest = _run_with_progress("disguising", lambda told: disguise_dataset(request, out, told))
     left_out = [name for name in source.open().columns if name not in manifest.labels]
     return [
         f"{manifest.train + manifest.test:,} images ({manifest.train:,} for training) in {out}",
@@ -78,7 +78,7 @@ def disguise(
         f"fingerprint  {manifest.key}",
         f"labels       {', '.join(manifest.labels)}"
         + (f"; left out: {', '.join(left_out)}" if left_out else ""),
-        f"the way back {way_back(own)}",
+        f"the way back {describe_inverse(own)}",
         f"protects     {own.held().reasons[0]}",
         f"use it by    --set data.name=disguised --set {shlex.quote(f'data.path={out}')}",
     ]
@@ -93,8 +93,8 @@ def restore(disguised: Path, out: Path, key: Path) -> list[str]:
         As :func:`disguise`; or for a wrong key, or a disguise that loses.
     """
     own = Disguise(Key.load(key))
-    with _writable(out):
-        was = _shown("restoring", lambda told: restore_set(disguised, own, out, told))
+    with _explain_write_errors(out):
+        was = _run_with_progress("restoring", lambda told: restore_dataset(disguised, own, out, told))
     count, layout = was.train + was.test, was.layout
     return [
         f"{count:,} images, pixel by pixel what was disguised, in {out}",
@@ -102,26 +102,26 @@ def restore(disguised: Path, out: Path, key: Path) -> list[str]:
     ]
 
 
-def _is_name(images: Path) -> bool:
+def _is_data_set_name(images: Path) -> bool:
     """Tell whether a data set is meant, not a path."""
     return not images.exists() and str(images) in names()
 
 
-def _source(images: Path) -> Source:
+def _open_source(images: Path) -> Source:
     """Return the images at a path, whatever they are."""
-    place = Place(images.parent, images)
+    place = DataLocation(images.parent, images)
     if not images.exists():
         raise DataError(f"there is no {images}, and no data set of that name in `pudica list`")
     if (images / MANIFEST).exists():
         raise RequestError(f"{images} is disguised already; --undo brings it back")
-    if parquet_folder(place, (".",)):
+    if locate_parquet(place, (".",)):
         return parquet(images)
     return image_folder(images)
 
 
-def _shown(stage: str, work: Callable[[Callable[[int, int], None]], Result]) -> Result:
+def _run_with_progress(stage: str, work: Callable[[Callable[[int, int], None]], Result]) -> Result:
     """Do some work, and show how far it is."""
-    with display() as show:
+    with show_progress() as show:
         return work(
             lambda done, total: show.update(
                 {"stage": stage, "done": done, "total": total, "unit": "image"}
@@ -130,7 +130,7 @@ def _shown(stage: str, work: Callable[[Callable[[int, int], None]], Result]) -> 
 
 
 @contextmanager
-def _writable(out: Path) -> Iterator[None]:
+def _explain_write_errors(out: Path) -> Iterator[None]:
     try:
         yield
     except DataError as error:
@@ -141,5 +141,5 @@ def _writable(out: Path) -> Iterator[None]:
     except OSError as error:
         full = error.errno in DISK_FULL
         raise RequestError(
-            f"can't write in {out}: {error.strerror or error}" + (f"; {AGAIN}" if full else "")
+            f"can't write in {out}: {error.strerror or error}" + (f"; {RETRY_HINT}" if full else "")
         ) from error

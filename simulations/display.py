@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     import pandas as pd
 
 # A file has no width; where a terminal's is not known, lines may be this long.
-WIDTH_OF_A_FILE = 200
+FILE_WIDTH = 200
 GAP = 3
 LONGEST_WORD = 12
-LARGEST_UPRIGHT = 4
+MAX_TRANSPOSED_ROWS = 4
 
 
 class Column(NamedTuple):
@@ -46,55 +46,55 @@ def print_frame(frame: pd.DataFrame, title: str) -> None:
     # A cell such as "[a]" or ":x:" is shown as it is.
     console = Console(soft_wrap=False, markup=False, emoji=False)
     if not console.is_terminal and "COLUMNS" not in os.environ:
-        console.width = WIDTH_OF_A_FILE
-    columns = [_column(frame, name) for name in frame.columns]
-    for number, part in enumerate(_fitting(columns, len(frame), console.width)):
+        console.width = FILE_WIDTH
+    columns = [_build_column(frame, name) for name in frame.columns]
+    for number, part in enumerate(_split_to_width(columns, len(frame), console.width)):
         heading = escape_hidden(title if number == 0 else f"{title} (continued)")
-        console.print(_table(part, heading, console.width))
+        console.print(_build_table(part, heading, console.width))
 
 
-def _column(frame: pd.DataFrame, name: str) -> Column:
+def _build_column(frame: pd.DataFrame, name: str) -> Column:
     values = frame[name]
     heading = escape_hidden(str(name)).replace("_", " ")
-    return Column(heading, [_cell(value) for value in values], values.dtype.kind in "fiu")
+    return Column(heading, [_format_cell(value) for value in values], values.dtype.kind in "fiu")
 
 
-def _cell(value: Any) -> str:
+def _format_cell(value: Any) -> str:
     if isinstance(value, float):
         return "" if math.isnan(value) else f"{value:.2f}"
     return "" if value is None else escape_hidden(str(value))
 
 
-def _fitting(columns: list[Column], rows: int, width: int) -> Iterator[list[Column]]:
+def _split_to_width(columns: list[Column], rows: int, width: int) -> Iterator[list[Column]]:
     """Yield the columns of each table to print."""
-    if _total(columns) <= width:
+    if _compute_width(columns) <= width:
         yield columns
         return
-    upright = _upright(columns, rows)
-    if rows <= LARGEST_UPRIGHT and _total(upright) <= width:
+    upright = _transpose(columns, rows)
+    if rows <= MAX_TRANSPOSED_ROWS and _compute_width(upright) <= width:
         yield upright
         return
-    keys = _keys(columns)
+    keys = _find_key_columns(columns)
     part: list[Column] = []
     for column in columns[len(keys) :]:
-        if part and _total([*keys, *part, column]) > width:
+        if part and _compute_width([*keys, *part, column]) > width:
             yield [*keys, *part]
             part = []
         part.append(column)
     yield [*keys, *part]
 
 
-def _total(columns: list[Column]) -> int:
+def _compute_width(columns: list[Column]) -> int:
     return sum(column.width + GAP for column in columns) + 1
 
 
-def _upright(columns: list[Column], rows: int) -> list[Column]:
+def _transpose(columns: list[Column], rows: int) -> list[Column]:
     """Return a column of headings, and one for each row."""
     cells = [[column.cells[row] for column in columns] for row in range(rows)]
     return [Column("", [c.heading for c in columns], False), *(Column("", c, False) for c in cells)]
 
 
-def _keys(columns: list[Column]) -> list[Column]:
+def _find_key_columns(columns: list[Column]) -> list[Column]:
     """Return the first columns, as many as tell the rows apart, with a text among them."""
     for count in range(1, len(columns)):
         rows = list(zip(*(column.cells for column in columns[:count]), strict=True))
@@ -103,13 +103,13 @@ def _keys(columns: list[Column]) -> list[Column]:
     return columns[:1]
 
 
-def _widths(columns: list[Column], width: int) -> list[int]:
+def _compute_widths(columns: list[Column], width: int) -> list[int]:
     """Return each column's width: what its cells need, and more for its heading if there is room.
 
     Left to itself, rich narrows the widest column first, also below what its cells need, and
     then cuts off the last columns.
     """
-    widths, left = [], max(0, width - _total(columns))
+    widths, left = [], max(0, width - _compute_width(columns))
     for column in columns:
         more = min(left, max(0, len(column.heading) - column.width))
         widths.append(column.width + more)
@@ -117,7 +117,7 @@ def _widths(columns: list[Column], width: int) -> list[int]:
     return widths
 
 
-def _table(columns: list[Column], title: str, width: int) -> Table:
+def _build_table(columns: list[Column], title: str, width: int) -> Table:
     headed = any(column.heading for column in columns)
     table = Table(
         title=title,
@@ -126,7 +126,7 @@ def _table(columns: list[Column], title: str, width: int) -> Table:
         title_style="bold",
         show_header=headed,
     )
-    for column, needed in zip(columns, _widths(columns, width), strict=True):
+    for column, needed in zip(columns, _compute_widths(columns, width), strict=True):
         table.add_column(
             column.heading,
             justify="right" if column.numeric else "left",

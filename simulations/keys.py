@@ -18,7 +18,7 @@ from pudica.models.randomness import SystemGenerator, derive
 from pudica.strategies.loading import validated
 
 
-def new(notation: str, shape: tuple[int, int, int], out: Path, seed: int | None) -> Key:
+def create_key(notation: str, shape: tuple[int, int, int], out: Path, seed: int | None) -> Key:
     """Draw a key and write it to a new file.
 
     Parameters
@@ -43,7 +43,7 @@ def new(notation: str, shape: tuple[int, int, int], out: Path, seed: int | None)
     return key
 
 
-def described(key: Key) -> list[str]:
+def describe_key(key: Key) -> list[str]:
     """Return what may be shown of a key, line by line."""
     disguise = Disguise(key)
     kinds = {"pixels": "pixels", "integers": "whole numbers", "numbers": "real numbers"}
@@ -52,19 +52,19 @@ def described(key: Key) -> list[str]:
     return [
         f"disguise     {key.notation}",
         f"images       {'x'.join(map(str, key.shape))}, become {values}",
-        f"the way back {way_back(disguise)}",
+        f"the way back {describe_inverse(disguise)}",
         f"fingerprint  {key.fingerprint}",
         f"protects     {disguise.held().reasons[0]}",
     ]
 
 
-def way_back(disguise: Disguise) -> str:
+def describe_inverse(disguise: Disguise) -> str:
     """Say whether there is one, and how."""
     lost = disguise.what_is_lost
     return f"none: {lost}" if lost else "with this key"
 
 
-def images(data: str, settings: list[str], count: int) -> np.ndarray:
+def load_images(data: str, settings: list[str], count: int) -> np.ndarray:
     """Return training images of a data set, uint8 of shape (N, C, H, W).
 
     Parameters
@@ -92,7 +92,7 @@ def images(data: str, settings: list[str], count: int) -> np.ndarray:
     return found
 
 
-def attacked(key: Key, plain: np.ndarray) -> tuple[pd.DataFrame, str]:
+def run_attack(key: Key, plain: np.ndarray) -> tuple[pd.DataFrame, str]:
     """Disguise images, attack them without the key, and say how far that comes.
 
     Parameters
@@ -123,8 +123,8 @@ def attacked(key: Key, plain: np.ndarray) -> tuple[pd.DataFrame, str]:
     )
 
 
-def drawn(key: Key, plain: np.ndarray, picture: Path) -> Path:
-    """Draw images plain, disguised and undone into a PNG; arguments as of :func:`attacked`.
+def draw_attack(key: Key, plain: np.ndarray, picture: Path) -> Path:
+    """Draw images plain, disguised and undone into a PNG; arguments as of :func:`run_attack`.
 
     Raises
     ------

@@ -19,7 +19,7 @@ from pudica.analysis.runs import Run, open_runs
 from pudica.clients.shields import Guarantee
 
 
-class Report(NamedTuple):
+class RunReport(NamedTuple):
     """What is printed of one run."""
 
     title: str
@@ -27,7 +27,7 @@ class Report(NamedTuple):
     lines: list[str]
 
 
-def reports(runs: Sequence[Path], delta: float) -> list[Report]:
+def build_reports(runs: Sequence[Path], delta: float) -> list[RunReport]:
     """Return a report for each run.
 
     Parameters
@@ -42,60 +42,60 @@ def reports(runs: Sequence[Path], delta: float) -> list[Report]:
     RequestError
         As :func:`pudica.analysis.privacy.privacy`.
     """
-    return [_report(run, delta) for run in open_runs(list(runs))]
+    return [_build_report(run, delta) for run in open_runs(list(runs))]
 
 
-def _report(run: Run, delta: float) -> Report:
+def _build_report(run: Run, delta: float) -> RunReport:
     directory = run.directory
     frame = privacy(directory, delta)
-    lines = list(_reasons(frame))
+    lines = list(_format_reasons(frame))
     if run.disguise:
         lines.insert(0, f"  images: disguised beforehand, {run.disguise}: no guarantee")
     held_out = verdict_on_held_out(directory, delta)
     for case, guarantee in verdict(directory, delta).items():
-        lines += ["", *_verdict(case, frame[frame["case"] == case], guarantee)]
+        lines += ["", *_format_verdict(case, frame[frame["case"] == case], guarantee)]
         lines += [
-            f"  holds for a {records} image: {_in_words(found)}"
+            f"  holds for a {records} image: {_format_guarantee(found)}"
             for (name, records), found in held_out.items()
             if name == case
         ]
     if len(frame["case"].unique()) > 1:
         together = verdict_of_all(directory, delta)
-        lines += ["", f"all cases together, for one record: {_in_words(together)}"]
+        lines += ["", f"all cases together, for one record: {_format_guarantee(together)}"]
     title = f"Releases of {run.name}, all of a record at δ = {delta:g}"
-    return Report(title, _table(frame), lines)
+    return RunReport(title, _format_table(frame), lines)
 
 
-def _table(frame: pd.DataFrame) -> pd.DataFrame:
+def _format_table(frame: pd.DataFrame) -> pd.DataFrame:
     """Return the ledger's columns that are narrow, with ε in the digits that matter."""
     shown = frame[["case", "what", "records", "nodes", "count", "mechanism", "randomness"]].copy()
     single = zip(frame["record_epsilon"], frame["record_delta"], strict=True)
-    shown["single"] = [_epsilon(epsilon, delta) for epsilon, delta in single]
+    shown["single"] = [_format_epsilon(epsilon, delta) for epsilon, delta in single]
     shown = shown.rename(columns={"count": "at most"})
-    shown["composed"] = frame["composed_epsilon"].map(_epsilon)
-    shown["RDP"] = frame["composed_rdp"].map(_epsilon)
+    shown["composed"] = frame["composed_epsilon"].map(_format_epsilon)
+    shown["RDP"] = frame["composed_rdp"].map(_format_epsilon)
     return shown
 
 
-def _epsilon(epsilon: Any, delta: Any = 0.0) -> str:
+def _format_epsilon(epsilon: Any, delta: Any = 0.0) -> str:
     if pd.isna(epsilon):
         return "-"
     return f"{epsilon:.4g} (δ = {delta:.4g})" if delta else f"{epsilon:.4g}"
 
 
-def _reasons(frame: pd.DataFrame) -> Iterator[str]:
+def _format_reasons(frame: pd.DataFrame) -> Iterator[str]:
     """Yield a line for each thing that a row rests on, those of several cases once."""
     rows = frame[["what", "mechanism", "reasons"]].to_dict("records")
-    whose = [(row, row["what"] + _by(row["mechanism"])) for row in rows]
+    whose = [(row, row["what"] + _format_mechanism(row["mechanism"])) for row in rows]
     lines = (f"  {name}: {reason}" for row, name in whose for reason in row["reasons"])
     yield from dict.fromkeys(lines)
 
 
-def _by(mechanism: str) -> str:
+def _format_mechanism(mechanism: str) -> str:
     return "" if mechanism == "none" else f", {mechanism}"
 
 
-def _verdict(case: str, rows: pd.DataFrame, guarantee: Guarantee) -> Iterator[str]:
+def _format_verdict(case: str, rows: pd.DataFrame, guarantee: Guarantee) -> Iterator[str]:
     """Yield what is claimed of a case, what holds, and why."""
     yield case
     own = rows[rows["records"].isin(COUNTED) & (rows["claimed"] != "nothing")]
@@ -103,9 +103,9 @@ def _verdict(case: str, rows: pd.DataFrame, guarantee: Guarantee) -> Iterator[st
     claims = [f"{claim} ({what}, one release)" for claim, what in named]
     yield from (f"  claimed: {claim}" for claim in dict.fromkeys(claims or ["nothing"]))
     whose = "a served image" if (rows["records"] == "served").any() else "a training record"
-    yield f"  holds for {whose}: {_in_words(guarantee)}"
+    yield f"  holds for {whose}: {_format_guarantee(guarantee)}"
     yield from (f"    {reason}" for reason in guarantee.reasons)
 
 
-def _in_words(guarantee: Guarantee) -> str:
+def _format_guarantee(guarantee: Guarantee) -> str:
     return str(guarantee).removesuffix(f" for one {guarantee.unit}")

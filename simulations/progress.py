@@ -19,7 +19,7 @@ from pudica.models.printable import escape_hidden
 
 Nodes = dict[str, dict[str, Any]]
 
-LOOK_SECONDS = 0.2
+POLL_SECONDS = 0.2
 LINE_SECONDS = 10.0
 
 
@@ -41,51 +41,51 @@ class Watcher:
         self._file = directory / "progress.json"
         self._nodes = directory / "nodes.json"
         self._quiet = quiet
-        self._over = threading.Event()
+        self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._show: Bars | Lines
+        self._display: BarDisplay | LineDisplay
 
     def __enter__(self) -> Watcher:
         if not self._quiet:
             for left in (self._file, self._nodes):  # by a run that is resumed
                 left.unlink(missing_ok=True)
-            self._show = _chosen()
+            self._display = _make_display()
             self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         if not self._quiet:
-            self._over.set()
+            self._stopped.set()
             self._thread.join()
-            self._look()
-            self._show.close()
+            self._refresh()
+            self._display.close()
 
     def _watch(self) -> None:
-        while not self._over.wait(LOOK_SECONDS):
-            self._look()
+        while not self._stopped.wait(POLL_SECONDS):
+            self._refresh()
 
-    def _look(self) -> None:
+    def _refresh(self) -> None:
         with suppress(FileNotFoundError):  # nothing to say yet
-            self._show.update(json.loads(self._file.read_text()))
+            self._display.update(json.loads(self._file.read_text()))
         with suppress(FileNotFoundError):  # nobody is waited for
-            self._show.nodes(json.loads(self._nodes.read_text()))
+            self._display.nodes(json.loads(self._nodes.read_text()))
 
 
-def _chosen() -> Bars | Lines:
-    return Bars() if sys.stderr.isatty() else Lines()
+def _make_display() -> BarDisplay | LineDisplay:
+    return BarDisplay() if sys.stderr.isatty() else LineDisplay()
 
 
 @contextmanager
-def display() -> Iterator[Bars | Lines]:
+def show_progress() -> Iterator[BarDisplay | LineDisplay]:
     """Show the progress of work in this very process."""
-    show = _chosen()
+    show = _make_display()
     try:
         yield show
     finally:
         show.close()
 
 
-class Bars:
+class BarDisplay:
     """A rich progress bar per stage, and below them a line per node that is real."""
 
     def __init__(self) -> None:
@@ -96,11 +96,11 @@ class Bars:
             TextColumn("{task.fields[rate]}"),
             TimeRemainingColumn(),
         )
-        self._people = Progress(TextColumn("  {task.description}", markup=False))
+        self._node_progress = Progress(TextColumn("  {task.description}", markup=False))
         self._tasks: dict[str, Any] = {}
-        self._lines: dict[str, Any] = {}
+        self._node_tasks: dict[str, Any] = {}
         self._rates: dict[str, Rate] = {}
-        self._live = Live(Group(self._progress, self._people), console=Console(stderr=True))
+        self._live = Live(Group(self._progress, self._node_progress), console=Console(stderr=True))
         self._live.start()
 
     def update(self, state: dict[str, Any]) -> None:
@@ -118,55 +118,55 @@ class Bars:
 
     def nodes(self, states: Nodes) -> None:
         """Say how it stands with each node."""
-        for name, text in _told(states).items():
-            if name not in self._lines:
-                self._lines[name] = self._people.add_task("")
-            self._people.update(self._lines[name], description=escape_hidden(f"{name}: {text}"))
+        for name, text in _describe_nodes(states).items():
+            if name not in self._node_tasks:
+                self._node_tasks[name] = self._node_progress.add_task("")
+            self._node_progress.update(self._node_tasks[name], description=escape_hidden(f"{name}: {text}"))
 
     def close(self) -> None:
         """Leave the bars as they are."""
         self._live.stop()
 
 
-class Lines:
+class LineDisplay:
     """Plain lines for logs and pipes."""
 
     def __init__(self) -> None:
         self._state: dict[str, Any] = {"stage": ""}
         self._printed = 0.0
-        self._listed, self._states = 0.0, dict[str, str]()
-        self._said = -1
+        self._nodes_printed, self._node_states = 0.0, dict[str, str]()
+        self._last_done = -1
         self._rate = Rate(0)
 
     def update(self, state: dict[str, Any]) -> None:
         """Print a line if there is something new to say."""
         if state["stage"] != self._state["stage"]:
-            self._end()
-            self._rate, self._said = Rate(state["done"]), -1
+            self._finish_stage()
+            self._rate, self._last_done = Rate(state["done"]), -1
         self._state = state
         ended = state["done"] == state["total"]
-        due = self._said < 0 or ended or time.monotonic() - self._printed >= LINE_SECONDS
-        if due and state["done"] != self._said:
-            self._say(state["done"])
+        due = self._last_done < 0 or ended or time.monotonic() - self._printed >= LINE_SECONDS
+        if due and state["done"] != self._last_done:
+            self._print_state(state["done"])
 
     def nodes(self, states: Nodes) -> None:
         """Say how it stands with those of whom there is something new, not all the time."""
         now = {name: state["state"] for name, state in states.items()}
-        if now == self._states or time.monotonic() - self._listed < LINE_SECONDS:
+        if now == self._node_states or time.monotonic() - self._nodes_printed < LINE_SECONDS:
             return
-        self._listed = time.monotonic()
-        for name, text in _told(states).items():
-            if now[name] != self._states.get(name):
+        self._nodes_printed = time.monotonic()
+        for name, text in _describe_nodes(states).items():
+            if now[name] != self._node_states.get(name):
                 self._print(f"  {name}: {text}")
-        self._states = now
+        self._node_states = now
 
-    def _end(self) -> None:
+    def _finish_stage(self) -> None:
         """Say that the stage before is over, if its last report was missed."""
-        if self._state["stage"] and self._said != self._state["total"]:
-            self._say(self._state["total"])
+        if self._state["stage"] and self._last_done != self._state["total"]:
+            self._print_state(self._state["total"])
 
-    def _say(self, done: int) -> None:
-        self._printed, self._said = time.monotonic(), done
+    def _print_state(self, done: int) -> None:
+        self._printed, self._last_done = time.monotonic(), done
         stage, total, unit = (self._state[key] for key in ("stage", "total", "unit"))
         rate = self._rate.text(done, unit, total)
         self._print(f"{stage}: {done}/{total} {unit}s{rate and ', ' + rate}")
@@ -179,7 +179,7 @@ class Lines:
         """Nothing to close."""
 
 
-def _told(states: Nodes) -> dict[str, str]:
+def _describe_nodes(states: Nodes) -> dict[str, str]:
     """Return how it stands with each node in words: since when, too, where that matters."""
     return {
         name: state["state"]
@@ -199,7 +199,7 @@ class Rate:
     def text(self, done: int, unit: str, total: int | None = None) -> str:
         """Return for example ``"12.5 steps/s, 8 s left"``; empty as long as nothing moved."""
         seconds = time.monotonic() - self._start
-        if done <= self._first or seconds < LOOK_SECONDS:
+        if done <= self._first or seconds < POLL_SECONDS:
             return ""
         rate = (done - self._first) / seconds
         left = f", {(total - done) / rate:.0f} s left" if total and total > done else ""

@@ -17,9 +17,9 @@ from types import FrameType
 from pudica.models.errors import RequestError, unknown
 from pudica.simulations.progress import Watcher
 from pudica.strategies.app import new_directory
-from pudica.strategies.experiment import Experiment
+from pudica.strategies.core.experiment import Experiment
+from pudica.strategies.core.recorder import lock
 from pudica.strategies.loading import load_experiment
-from pudica.strategies.recorder import lock
 
 ENGINES = ("inprocess", "ray", "flower")
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -38,16 +38,16 @@ def prepare(
         The request is wrong; nothing was started, and nothing is left behind.
     """
     if resume:
-        return resumed(source, overrides, resume)
+        return prepare_resume(source, overrides, resume)
     if source is None:
         raise RequestError("say which experiment: pudica run NAME (see `pudica list`)")
     experiment = load_experiment(source, overrides)
-    _check_out(out)
+    _validate_out(out)
     experiment.check()
-    return experiment, _made_directory(out.absolute(), experiment)
+    return experiment, _make_directory(out.absolute(), experiment)
 
 
-def _check_out(out: Path) -> None:
+def _validate_out(out: Path) -> None:
     """See that a run's directory can be made."""
     if (out / "experiment.yaml").exists():
         raise RequestError(
@@ -60,7 +60,7 @@ def _check_out(out: Path) -> None:
         raise RequestError(f"--out: no permission to write in {there}; choose another --out")
 
 
-def _made_directory(out: Path, experiment: Experiment) -> Path:
+def _make_directory(out: Path, experiment: Experiment) -> Path:
     while True:
         directory = new_directory(out, experiment)
         try:
@@ -74,7 +74,7 @@ def _made_directory(out: Path, experiment: Experiment) -> Path:
         return directory
 
 
-def resumed(source: str | None, overrides: list[str], run: Path) -> tuple[Experiment, Path]:
+def prepare_resume(source: str | None, overrides: list[str], run: Path) -> tuple[Experiment, Path]:
     """Return a run's experiment and its directory, to go on with.
 
     Raises
@@ -123,7 +123,7 @@ def execute(experiment: Experiment, directory: Path, engine: str, quiet: bool) -
     run = import_module(f"pudica.simulations.engines.{engine}").run
     new = not (directory / "experiment.yaml").exists()
     try:
-        with _terminable(), Watcher(directory, quiet):
+        with _handle_signals(), Watcher(directory, quiet):
             run(experiment, directory)
     except RequestError:
         if new and not (directory / "checkpoint.safetensors").exists():
@@ -132,7 +132,7 @@ def execute(experiment: Experiment, directory: Path, engine: str, quiet: bool) -
 
 
 @contextmanager
-def _terminable() -> Iterator[None]:
+def _handle_signals() -> Iterator[None]:
     """Let SIGTERM stop a run as Ctrl-C does, and let neither disturb the stopping."""
     last = -math.inf
 

@@ -12,12 +12,12 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from pudica.models.compute import Compute
+from pudica.strategies.core.experiment import Experiment
+from pudica.strategies.core.recorder import Recorder
+from pudica.strategies.core.registry import home, placed
 from pudica.strategies.dlmt.system import learn_disguised
-from pudica.strategies.experiment import Experiment
 from pudica.strategies.facemix.system import infer_mixed
 from pudica.strategies.loading import load_experiment
-from pudica.strategies.recorder import Recorder
-from pudica.strategies.roster import home, placed
 from pudica.strategies.split.system import learn
 from pudica.strategies.themis.competition import compete
 

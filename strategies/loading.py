@@ -13,8 +13,8 @@ from pydantic import BaseModel, ValidationError
 from pudica.models.errors import RequestError, unknown
 from pudica.models.explain import explained, keys_of, misplaced_booleans, source_of
 from pudica.models.printable import to_nfc
+from pudica.strategies.core.experiment import Experiment
 from pudica.strategies.dlmt.experiment import DlmtExperiment
-from pudica.strategies.experiment import Experiment
 from pudica.strategies.facemix.experiment import FacemixExperiment
 from pudica.strategies.split.experiment import SplitExperiment
 from pudica.strategies.themis.experiment import ThemisExperiment

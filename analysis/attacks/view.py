@@ -24,7 +24,7 @@ from pudica.models.cut import Cutter
 from pudica.models.errors import RequestError
 from pudica.models.files import load_tensors
 from pudica.models.randomness import Randomness, derive, numpy_generator
-from pudica.strategies.experiment import ClientConfig
+from pudica.strategies.core.experiment import ClientConfig
 from pudica.strategies.facemix.system import MODEL
 
 

@@ -10,8 +10,8 @@ from pudica.clients.data.config import DataConfig
 from pudica.clients.data.errors import DataError
 from pudica.clients.data.images import ImageSet
 from pudica.clients.data.partition import PartitionConfig, partition
-from pudica.clients.data.registry import DataEntry, catalogue, names
-from pudica.clients.data.shares import Part, divided, own_images
+from pudica.clients.data.registry import CatalogueEntry, catalogue, names
+from pudica.clients.data.shares import Part, partition_once, select_node_images
 from pudica.clients.data.splits import Splits, load, load_once
 
 __all__ = [

@@ -15,9 +15,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pudica.clients.data.cache import Stored
+from pudica.clients.data.cache import CachedDataset
 from pudica.clients.data.errors import DataError
-from pudica.clients.data.naming import checked_label, listed
+from pudica.clients.data.naming import validate_data_label, join_names
 from pudica.models.printable import to_nfc
 
 EVERY = "*"
@@ -26,8 +26,8 @@ _WRITTEN = re.compile(r"(?P<column>[^=:]+)(?:=(?P<value>.+)|:(?P<low>\d+)-(?P<hi
 Attributes = NDArray[np.int64]
 
 
-def attributes_of(
-    stored: Stored, wanted: Sequence[str], names: Mapping[str, Sequence[str]]
+def read_attributes(
+    stored: CachedDataset, wanted: Sequence[str], names: Mapping[str, Sequence[str]]
 ) -> tuple[Attributes, list[str]]:
     """Return which image has which attribute, and their names.
 
@@ -53,7 +53,7 @@ def attributes_of(
         all images or none have it.
     """
     written = [name for each in wanted for name in (_binary(stored) if each == EVERY else [each])]
-    written = [checked_label(name, f"attributes: in {stored.base}: the column") for name in written]
+    written = [validate_data_label(name, f"attributes: in {stored.base}: the column") for name in written]
     if repeated := {name for name in written if written.count(name) > 1}:
         raise DataError(f"attributes: {', '.join(sorted(repeated))} is named twice")
     columns = [_one(stored, name, names) for name in written]
@@ -64,7 +64,7 @@ def attributes_of(
     return np.stack(columns, axis=1), written
 
 
-def _one(stored: Stored, written: str, names: Mapping[str, Sequence[str]]) -> Attributes:
+def _one(stored: CachedDataset, written: str, names: Mapping[str, Sequence[str]]) -> Attributes:
     parts = _WRITTEN.fullmatch(written)
     if parts is None:
         raise DataError(
@@ -85,9 +85,9 @@ def _one(stored: Stored, written: str, names: Mapping[str, Sequence[str]]) -> At
     return np.asarray(column.cast(pa.int64()))
 
 
-def _column(stored: Stored, name: str) -> pa.ChunkedArray:
+def _column(stored: CachedDataset, name: str) -> pa.ChunkedArray:
     if name not in stored.columns.column_names:
-        allowed = listed(stored.columns.column_names)
+        allowed = join_names(stored.columns.column_names)
         raise DataError(
             f"attributes: there is no column '{name}' in {stored.base}; have: {allowed}"
         )
@@ -95,7 +95,7 @@ def _column(stored: Stored, name: str) -> pa.ChunkedArray:
     if column.null_count:
         row = int(np.flatnonzero(pc.is_null(column).to_numpy())[0])
         raise DataError(
-            f"{stored.origin(row)}, column '{name}': is null ({column.null_count} such): fill in "
+            f"{stored.describe_origin(row)}, column '{name}': is null ({column.null_count} such): fill in "
             "or remove the row"
         )
     return column
@@ -111,7 +111,7 @@ def _equal(
         value = known.get(value, value)
     said = np.asarray([to_nfc(str(each)) for each in column.to_pylist()])
     if value not in said:
-        allowed = listed(names) if names else _shown(column)
+        allowed = join_names(names) if names else _shown(column)
         raise DataError(f"attributes: no image has {name}={value}; column '{name}' holds {allowed}")
     same: Attributes = (said == value).astype(np.int64)
     return same
@@ -127,7 +127,7 @@ def _within(column: pa.ChunkedArray, written: str, low: int, high: int) -> Attri
     return inside
 
 
-def _binary(stored: Stored) -> list[str]:
+def _binary(stored: CachedDataset) -> list[str]:
     columns = stored.columns
     found = [
         n for n in columns.column_names if not columns[n].null_count and _is_binary(columns[n])
@@ -135,7 +135,7 @@ def _binary(stored: Stored) -> list[str]:
     if not found:
         raise DataError(
             f"attributes: {EVERY}: no column of {stored.base} says yes or no; it has: "
-            f"{listed(columns.column_names)}"
+            f"{join_names(columns.column_names)}"
         )
     return found
 
@@ -150,4 +150,4 @@ def _is_binary(column: pa.ChunkedArray) -> bool:
 def _shown(column: pa.ChunkedArray) -> str:
     values = sorted(map(str, pc.unique(column).to_pylist()))
     more = f" and {len(values) - 5} more" if len(values) > 5 else ""
-    return listed(values[:5]) + more
+    return join_names(values[:5]) + more

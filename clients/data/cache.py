@@ -26,15 +26,15 @@ from pydantic import ValidationError
 from pudica.clients.data.decoding import decode
 from pudica.clients.data.disguised import Manifest, copy_images
 from pudica.clients.data.errors import DataError
-from pudica.clients.data.fingerprints import fingerprint_of, signature_of
+from pudica.clients.data.fingerprints import compute_fingerprint, compute_signature
 from pudica.clients.data.pixels import Channels
 from pudica.clients.data.places import cache_root
-from pudica.clients.data.source import Content, Source, origin
+from pudica.clients.data.source import Content, Source, describe_origin
 from pudica.models.printable import to_nfc
 
 
 @dataclass(frozen=True)
-class Stored:
+class CachedDataset:
     """One entry of the cache.
 
     Parameters
@@ -71,12 +71,12 @@ class Stored:
     base: Path
     disguised: Manifest | None = None
 
-    def origin(self, row: int) -> str:
+    def describe_origin(self, row: int) -> str:
         """Say which file and row of it a row comes from."""
-        return origin(self.base, self.segments, row)
+        return describe_origin(self.base, self.segments, row)
 
 
-def fetch(source: Source, size: int | None, channels: Channels | None) -> Stored:
+def fetch_cached(source: Source, size: int | None, channels: Channels | None) -> CachedDataset:
     """Return the decoded set, decoding it first if nobody has.
 
     Raises
@@ -87,7 +87,7 @@ def fetch(source: Source, size: int | None, channels: Channels | None) -> Stored
     with _writable():
         cache = cache_root()
         cache.mkdir(mode=0o700, parents=True, exist_ok=True)
-        fingerprint = fingerprint_of(source, cache / "index")
+        fingerprint = compute_fingerprint(source, cache / "index")
         entry = cache / f"{fingerprint[:32]}-{size or 'own'}-{channels or 'own'}"
         if not entry.is_dir():
             with _locked(entry.with_suffix(".lock")):
@@ -118,13 +118,13 @@ def _build(source: Source, size: int | None, channels: Channels | None, entry: P
     """Decode into a temporary folder and rename it; called with the entry's lock held."""
     for leftover in entry.parent.glob(f"{entry.name}.part-*"):
         shutil.rmtree(leftover)  # of a process that was killed: we hold the lock
-    before = signature_of(source)
+    before = compute_signature(source)
     folder = Path(tempfile.mkdtemp(prefix=f"{entry.name}.part-", dir=entry.parent))
     try:
         content = source.open()
         _write_images(content, source.base, size, channels, folder / "images.npy")
         _write_columns(content, folder)
-        if signature_of(source) != before:
+        if compute_signature(source) != before:
             raise DataError(f"the files in {source.base} changed while they were read: run again")
         folder.rename(entry)
     except BaseException:
@@ -171,7 +171,7 @@ def _chunks(values: pa.Array | pa.ChunkedArray) -> list[pa.Array]:
     return values.chunks if isinstance(values, pa.ChunkedArray) else [values]
 
 
-def _read(entry: Path, fingerprint: str, base: Path) -> Stored:
+def _read(entry: Path, fingerprint: str, base: Path) -> CachedDataset:
     try:
         # A plain view: indexing the memmap subclass costs several microseconds more.
         images = np.asarray(np.load(entry / "images.npy", mmap_mode="r"))
@@ -184,4 +184,4 @@ def _read(entry: Path, fingerprint: str, base: Path) -> Stored:
     for described in ("class_names", "unusable"):
         content[described] = {to_nfc(name): kind for name, kind in content[described].items()}
     disguised = _manifest(told, entry) if told else None
-    return Stored(fingerprint, images, columns=columns, base=base, disguised=disguised, **content)
+    return CachedDataset(fingerprint, images, columns=columns, base=base, disguised=disguised, **content)

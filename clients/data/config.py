@@ -98,7 +98,7 @@ class DataConfig(BaseModel):
         return None if shield is None else written(parsed(shield))
 
     @property
-    def by_training(self) -> bool:
+    def uses_training_statistics(self) -> bool:
         """Whether statistics of the training part normalise the images."""
         disguised = self.shield is not None or self.name == DISGUISED
         return self.normalize == "training" or (self.normalize is None and disguised)

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pudica.clients.data.errors import DataError
-from pudica.clients.data.pixels import Channels, Layout, layout_of, to_pixels
-from pudica.clients.data.source import Content, RawImage, origin
+from pudica.clients.data.pixels import Channels, Layout, infer_layout, to_pixels
+from pudica.clients.data.source import Content, RawImage, describe_origin
 
 #: Broken images listed before a decode gives up.
 MAX_REPORTED = 10
@@ -24,7 +24,7 @@ HINT = "set PUDICA_CACHE, or a smaller data.image_size"
 _BLOCK = 256
 _MAX_THREADS = 16
 
-Decoded = NDArray[np.uint8] | DataError
+DecodeResult = NDArray[np.uint8] | DataError
 
 
 def decode(
@@ -43,14 +43,14 @@ def decode(
     if total == 0:
         raise DataError(f"{base} holds no images")
     try:
-        layout = layout_of(first, size, channels)
+        layout = infer_layout(first, size, channels)
     except DataError as error:
-        raise DataError(f"{origin(base, content.segments, 0)}: {error}") from error
+        raise DataError(f"{describe_origin(base, content.segments, 0)}: {error}") from error
     images = allocate(file, (total, layout.channels, layout.size, layout.size), "uint8", HINT)
     broken: list[str] = []
-    for row, result in enumerate(decoded(chain([first], stream), layout)):
+    for row, result in enumerate(decode_stream(chain([first], stream), layout)):
         if isinstance(result, DataError):
-            broken.append(f"{origin(base, content.segments, row)}: {result}")
+            broken.append(f"{describe_origin(base, content.segments, row)}: {result}")
             if len(broken) == MAX_REPORTED:
                 break
         else:
@@ -87,7 +87,7 @@ def allocate(
     return np.lib.format.open_memmap(file, mode="w+", dtype=dtype, shape=shape)
 
 
-def decoded(stream: Iterable[RawImage | None], layout: Layout) -> Iterator[Decoded]:
+def decode_stream(stream: Iterable[RawImage | None], layout: Layout) -> Iterator[DecodeResult]:
     """Decode in order, a few blocks of images at a time, on all cores.
 
     Yields images (C, H, W), or what is wrong with one.
@@ -96,13 +96,13 @@ def decoded(stream: Iterable[RawImage | None], layout: Layout) -> Iterator[Decod
     iterator = iter(stream)
     with ThreadPoolExecutor(workers) as pool:
         while blocks := [block for _ in range(workers) if (block := [*islice(iterator, _BLOCK)])]:
-            yield from _decoded_blocks(pool, blocks, layout)
+            yield from _decode_blocks(pool, blocks, layout)
 
 
-def _decoded_blocks(
+def _decode_blocks(
     pool: Executor, blocks: list[list[RawImage | None]], layout: Layout
-) -> Iterator[Decoded]:
-    def one(raw: RawImage | None) -> Decoded:
+) -> Iterator[DecodeResult]:
+    def one(raw: RawImage | None) -> DecodeResult:
         try:
             return to_pixels(raw, layout)
         except DataError as error:

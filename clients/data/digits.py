@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from pudica.clients.data.places import Place
+from pudica.clients.data.places import DataLocation
 from pudica.clients.data.source import Content, Source
 
 _FILE = Path("datasets", "data", "digits.csv.gz")
 
 
-def locate(_: Place) -> Path | None:
+def locate(_: DataLocation) -> Path | None:
     """Return scikit-learn's folder, without importing it."""
     spec = find_spec("sklearn")
     folder = Path(spec.origin).parent if spec and spec.origin else None

@@ -22,7 +22,7 @@ _UNSETTLED_NS = 2_000_000_000
 T = TypeVar("T")
 
 
-def fingerprint_of(source: Source, index: Path) -> str:
+def compute_fingerprint(source: Source, index: Path) -> str:
     """Return the hash of the files' content, remembered while no file changes.
 
     Parameters
@@ -37,41 +37,41 @@ def fingerprint_of(source: Source, index: Path) -> str:
     DataError
         If a file cannot be read.
     """
-    signature, newest = signature_of(source)
+    signature, newest = compute_signature(source)
     note = index / signature
     if note.is_file():
         return note.read_text()
-    digest = _content_hash(source)
+    digest = _hash_content(source)
     if newest < time.time_ns() - _UNSETTLED_NS:
         _write_atomically(note, digest)
     return digest
 
 
-def signature_of(source: Source) -> tuple[str, int]:
+def compute_signature(source: Source) -> tuple[str, int]:
     """Return a hash of the files' names, sizes and times, and the latest time in ns."""
     digest, newest = hashlib.blake2b(source.kind.encode(), digest_size=20), 0
     for file in source.files:
-        stat = _of_source(file, os.stat)
+        stat = _read_source_file(file, os.stat)
         times = stat.st_mtime_ns, stat.st_ctime_ns
         digest.update(f"{FORMAT}\0{file.absolute()}\0{stat.st_size}\0{times}\n".encode())
         newest = max(newest, *times)
     return digest.hexdigest(), newest
 
 
-def _content_hash(source: Source) -> str:
+def _hash_content(source: Source) -> str:
     digest = hashlib.blake2b(f"{FORMAT}\0{source.kind}\n".encode(), digest_size=20)
     for file in source.files:
-        content = _of_source(file, _file_hash)
-        digest.update(f"{source.name_of(file)}\0{content}\n".encode())
+        content = _read_source_file(file, _hash_file)
+        digest.update(f"{source.relative_name(file)}\0{content}\n".encode())
     return digest.hexdigest()
 
 
-def _file_hash(file: Path) -> str:
+def _hash_file(file: Path) -> str:
     with file.open("rb") as handle:
         return hashlib.file_digest(handle, "blake2b").hexdigest()
 
 
-def _of_source(file: Path, read: Callable[[Path], T]) -> T:
+def _read_source_file(file: Path, read: Callable[[Path], T]) -> T:
     try:
         return read(file)
     except OSError as error:

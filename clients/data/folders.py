@@ -10,8 +10,8 @@ from pathlib import Path
 import pyarrow as pa
 
 from pudica.clients.data.errors import DataError
-from pudica.clients.data.naming import checked_label
-from pudica.clients.data.places import Place, entries, files_below
+from pudica.clients.data.naming import validate_data_label
+from pudica.clients.data.places import DataLocation, list_folder, walk_files
 from pudica.clients.data.source import Content, Source
 from pudica.models.printable import escape_hidden, to_nfc
 
@@ -52,10 +52,10 @@ def image_folder(folder: Path, column: str = "label") -> Source:
     return Source(f"image-folder:{column}", folder, files, opener)
 
 
-def utkface_folder(place: Place) -> Path | None:
+def locate_utkface(place: DataLocation) -> Path | None:
     """Return the folder that holds UTKFace's original files, if there is one."""
     for folder in place.candidates("UTKFace", "utkface", "."):
-        if folder.is_dir() and any(_UTKFACE.match(path.name) for path in entries(folder)):
+        if folder.is_dir() and any(_UTKFACE.match(path.name) for path in list_folder(folder)):
             return folder
     return None
 
@@ -116,11 +116,11 @@ def _parts(folder: Path) -> dict[str, list[Path]]:
 
 
 def _class_folders(folder: Path) -> list[Path]:
-    stray = [path for path in entries(folder) if path.suffix.lower() in EXTENSIONS]
+    stray = [path for path in list_folder(folder) if path.suffix.lower() in EXTENSIONS]
     if stray:
         first = escape_hidden(str(stray[0]))
         raise DataError(f"{first}: an image outside a class folder; put it at CLASS/image")
-    folders = [path for path in entries(folder) if path.is_dir()]
+    folders = [path for path in list_folder(folder) if path.is_dir()]
     if not folders:
         raise DataError(f"{folder} holds no class folders: images belong at {folder}/CLASS/image")
     return folders
@@ -130,7 +130,7 @@ def _labelled(folder: Path) -> dict[str, list[Path]]:
     """Return the images of each class."""
     folders = _class_folders(folder)
     for path in folders:
-        checked_label(path.name, f"{folder}: the class folder")
+        validate_data_label(path.name, f"{folder}: the class folder")
     images = {path.name: list(_images_below(path)) for path in folders}
     if empty := [name for name, files in images.items() if not files]:
         raise DataError(f"empty class folder {folder / empty[0]}: add images or remove it")
@@ -138,7 +138,7 @@ def _labelled(folder: Path) -> dict[str, list[Path]]:
 
 
 def _images_below(folder: Path) -> list[Path]:
-    files = list(files_below(folder))
+    files = list(walk_files(folder))
     if strange := [file for file in files if file.suffix.lower() not in EXTENSIONS]:
         raise DataError(
             f"{escape_hidden(str(strange[0]))}: not an image file ({len(strange)} such); "

@@ -9,15 +9,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pudica.clients.data.cache import Stored
+from pudica.clients.data.cache import CachedDataset
 from pudica.clients.data.errors import DataError
-from pudica.clients.data.naming import checked_label, checked_labels, listed
+from pudica.clients.data.naming import validate_data_label, validate_data_labels, join_names
 
 Labels = NDArray[np.int64]
 
 
-def class_labels(
-    stored: Stored, label: str, names: Sequence[str] | None
+def encode_labels(
+    stored: CachedDataset, label: str, names: Sequence[str] | None
 ) -> tuple[Labels, list[str]]:
     """Return the class index of every row, and the classes' names.
 
@@ -56,7 +56,7 @@ def class_labels(
 class _Where:
     """Names a column and the origin of a row in messages."""
 
-    def __init__(self, stored: Stored, label: str) -> None:
+    def __init__(self, stored: CachedDataset, label: str) -> None:
         self._stored, self._label = stored, label
 
     def error(self, row: int, problem: str) -> DataError:
@@ -64,20 +64,20 @@ class _Where:
 
     def name(self, text: str, row: int) -> str:
         """Return the name of a class, which is met in this row first."""
-        return checked_label(text, f"{self._at(row)}: the class")
+        return validate_data_label(text, f"{self._at(row)}: the class")
 
     def named(self, texts: Sequence[str]) -> list[str]:
         """Return the names of all classes."""
-        return checked_labels(texts, f"{self._stored.base}, column '{self._label}': the class")
+        return validate_data_labels(texts, f"{self._stored.base}, column '{self._label}': the class")
 
     def _at(self, row: int) -> str:
-        return f"{self._stored.origin(row)}, column '{self._label}'"
+        return f"{self._stored.describe_origin(row)}, column '{self._label}'"
 
 
-def _column(stored: Stored, label: str) -> pa.ChunkedArray:
+def _column(stored: CachedDataset, label: str) -> pa.ChunkedArray:
     if label in stored.columns.column_names:
-        return stored.columns[checked_label(label, f"{stored.base}: the column")]
-    allowed = listed(stored.columns.column_names)
+        return stored.columns[validate_data_label(label, f"{stored.base}: the column")]
+    allowed = join_names(stored.columns.column_names)
     if label in stored.unusable:
         raise DataError(
             f"column '{label}' of {stored.base} holds {stored.unusable[label]}: labels must be "

@@ -9,7 +9,7 @@ from pudica.models.naming import validate_label, validate_labels
 from pudica.models.printable import escape_hidden
 
 
-def checked_label(text: str, where: str) -> str:
+def validate_data_label(text: str, where: str) -> str:
     """Return a class's or a column's name as it may stand.
 
     Parameters
@@ -28,7 +28,7 @@ def checked_label(text: str, where: str) -> str:
         raise DataError(f"{where} {error}") from error
 
 
-def checked_labels(texts: Sequence[str], where: str) -> list[str]:
+def validate_data_labels(texts: Sequence[str], where: str) -> list[str]:
     """Return names of which no two are the same, as they may stand; otherwise as above.
 
     Raises
@@ -42,6 +42,6 @@ def checked_labels(texts: Sequence[str], where: str) -> list[str]:
         raise DataError(f"{where} {error}") from error
 
 
-def listed(names: Iterable[str]) -> str:
+def join_names(names: Iterable[str]) -> str:
     """Return names that nobody has checked, one after the other, as a message has them."""
     return ", ".join(map(escape_hidden, names)) or "none"

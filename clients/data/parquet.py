@@ -15,8 +15,8 @@ import pyarrow.parquet as pq
 
 from pudica.clients.data.errors import DataError
 from pudica.clients.data.folders import SPLITS
-from pudica.clients.data.naming import checked_labels, listed
-from pudica.clients.data.places import Place, entries
+from pudica.clients.data.naming import validate_data_labels, join_names
+from pudica.clients.data.places import DataLocation, list_folder
 from pudica.clients.data.source import Content, RawImage, Source
 from pudica.models.printable import quoted, to_nfc
 
@@ -26,7 +26,7 @@ BATCH_ROWS = 256
 _SPLIT_NAME = re.compile(rf"^({'|'.join(sorted(SPLITS, key=len, reverse=True))})(?:[-_.].*)?$")
 
 
-def parquet_folder(place: Place, folders: Sequence[str]) -> Path | None:
+def locate_parquet(place: DataLocation, folders: Sequence[str]) -> Path | None:
     """Return the first of ``folders`` that holds parquet files, or the parquet file named."""
     for path in place.candidates(*folders):
         if path.is_file() or (path.is_dir() and any(_files(path))):
@@ -56,7 +56,7 @@ def parquet(path: Path) -> Source:
 
 def _files(folder: Path) -> list[Path]:
     """Return a folder's parquet files; the Hub's repositories keep them in ``data``."""
-    found = [path for path in entries(folder) if path.suffix == ".parquet"]
+    found = [path for path in list_folder(folder) if path.suffix == ".parquet"]
     return found or (_files(folder / "data") if (folder / "data").is_dir() else [])
 
 
@@ -69,7 +69,7 @@ def _parts(folder: Path) -> dict[str, list[Path]]:
         return {"train": files, "test": []}
     if strange := [path.name for path, match in splits.items() if match is None]:
         raise DataError(
-            f"{folder}: which split do {listed(strange)} belong to? Allowed: names that "
+            f"{folder}: which split do {join_names(strange)} belong to? Allowed: names that "
             f"begin with {', '.join(SPLITS)}, or no such name at all (one pool)"
         )
     parts = {
@@ -158,12 +158,12 @@ def _image_column(file: Path, schema: pa.Schema) -> str:
         return "image" if "image" in found else str(found[0])
     if found:
         raise DataError(
-            f"{file} has several image columns, {listed(found)}: call the one that is meant "
+            f"{file} has several image columns, {join_names(found)}: call the one that is meant "
             "'image', or leave the others out"
         )
     raise DataError(
         f"{file} has no image column (a struct of bytes and path, or binary); "
-        f"it has: {listed(schema.names)}"
+        f"it has: {join_names(schema.names)}"
     )
 
 
@@ -198,8 +198,8 @@ def _check_same_columns(
     for file, schema in zip(files, schemas, strict=True):
         if missing := [name for name in (image, *labels) if name not in schema.names]:
             raise DataError(
-                f"{file} lacks the columns {listed(missing)} that {files[0]} has; "
-                f"it has: {listed(schema.names)}"
+                f"{file} lacks the columns {join_names(missing)} that {files[0]} has; "
+                f"it has: {join_names(schema.names)}"
             )
         for name in labels:
             ours, theirs = (one.field(name).type for one in (schemas[0], schema))
@@ -227,7 +227,7 @@ def _shared_class_names(
 
 def _declared_classes(file: Path, schema: pa.Schema) -> dict[str, list[str]]:
     return {
-        name: checked_labels(
+        name: validate_data_labels(
             [*map(str, kind["names"])], f"{file}, column {quoted(name)}: the class"
         )
         for name, kind in _features(schema).items()

@@ -42,7 +42,7 @@ class Layout:
     to_grey: bool
 
 
-def layout_of(first: RawImage | None, size: int | None, channels: Channels | None) -> Layout:
+def infer_layout(first: RawImage | None, size: int | None, channels: Channels | None) -> Layout:
     """Return the layout asked for, completed from the set's first image.
 
     Raises

@@ -12,7 +12,7 @@ from pudica.models.printable import to_nfc
 
 
 @dataclass(frozen=True)
-class Place:
+class DataLocation:
     """Where to look for a data set.
 
     Parameters
@@ -43,7 +43,7 @@ def cache_root() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "pudica"
 
 
-def entries(folder: Path) -> list[Path]:
+def list_folder(folder: Path) -> list[Path]:
     """Return what lies in a folder, sorted, without hidden files.
 
     The order is the same on machines that spell the same names differently: macOS keeps NFD.
@@ -60,7 +60,7 @@ def entries(folder: Path) -> list[Path]:
         raise DataError(f"cannot read the folder {folder}: {error.strerror or error}") from error
 
 
-def files_below(folder: Path) -> Iterator[Path]:
+def walk_files(folder: Path) -> Iterator[Path]:
     """Yield every file below a folder, in a fixed order, without hidden ones.
 
     Raises
@@ -68,8 +68,8 @@ def files_below(folder: Path) -> Iterator[Path]:
     DataError
         If a folder cannot be read.
     """
-    for path in entries(folder):
+    for path in list_folder(folder):
         if path.is_dir():
-            yield from files_below(path)
+            yield from walk_files(path)
         else:
             yield path

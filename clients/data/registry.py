@@ -11,15 +11,15 @@ from typing import NamedTuple
 from pudica.clients.data import digits, disguised, folders, parquet, torchvision_sets
 from pudica.clients.data.errors import DataError
 from pudica.clients.data.pixels import Channels
-from pudica.clients.data.places import Place, data_root
+from pudica.clients.data.places import DataLocation, data_root
 from pudica.clients.data.source import Source
 from pudica.models.errors import unknown
 
 
-class Form(NamedTuple):
+class DiskFormat(NamedTuple):
     """One way in which a data set can lie on disk: how to find it there, and to read it."""
 
-    locate: Callable[[Place], Path | None]
+    locate: Callable[[DataLocation], Path | None]
     read: Callable[[Path], Source]
 
 
@@ -31,7 +31,7 @@ class Statistics(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Entry:
+class DatasetSpec:
     """What is known of one data set.
 
     Parameters
@@ -61,7 +61,7 @@ class Entry:
     name: str
     description: str
     how: str
-    forms: tuple[Form, ...]
+    forms: tuple[DiskFormat, ...]
     label: str = "label"
     image_size: int | None = None
     channels: Channels | None = None
@@ -70,7 +70,7 @@ class Entry:
     normalised: bool = False
     download: Callable[[Path], None] | None = None
 
-    def locate(self, place: Place) -> tuple[Form, Path] | None:
+    def locate(self, place: DataLocation) -> tuple[DiskFormat, Path] | None:
         """Return the first form that is there, and where.
 
         Raises
@@ -86,7 +86,7 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class DataEntry:
+class CatalogueEntry:
     """One line of the catalogue.
 
     Parameters
@@ -110,7 +110,7 @@ def names() -> list[str]:
     return list(_ENTRIES)
 
 
-def lookup(name: str) -> Entry:
+def lookup(name: str) -> DatasetSpec:
     """Return what is known of a data set.
 
     Raises
@@ -123,7 +123,7 @@ def lookup(name: str) -> Entry:
     return _ENTRIES[name]
 
 
-def catalogue(root: Path | None = None) -> list[DataEntry]:
+def catalogue(root: Path | None = None) -> list[CatalogueEntry]:
     """List every data set and whether it is there, without reading any.
 
     Parameters
@@ -131,11 +131,11 @@ def catalogue(root: Path | None = None) -> list[DataEntry]:
     root : Path, optional
         The folder that holds the data sets; by default as for :func:`~pudica.clients.data.load`.
     """
-    place = Place(data_root(root))
+    place = DataLocation(data_root(root))
     return [_listed(entry, place) for entry in _ENTRIES.values()]
 
 
-def find(entry: Entry, place: Place, download: bool) -> Source:
+def find(entry: DatasetSpec, place: DataLocation, download: bool) -> Source:
     """Return a data set's source, downloading it first if that is wished and possible.
 
     Raises
@@ -155,25 +155,25 @@ def find(entry: Entry, place: Place, download: bool) -> Source:
     return form.read(path)
 
 
-def _listed(entry: Entry, place: Place) -> DataEntry:
+def _listed(entry: DatasetSpec, place: DataLocation) -> CatalogueEntry:
     found = None if entry.name in _OWN else entry.locate(place)
     where = str(found[1]) if found else entry.how
-    return DataEntry(entry.name, entry.description, found is not None, where)
+    return CatalogueEntry(entry.name, entry.description, found is not None, where)
 
 
-def _in_parquet(*at: str) -> Form:
-    return Form(partial(parquet.parquet_folder, folders=at), parquet.parquet)
+def _in_parquet(*at: str) -> DiskFormat:
+    return DiskFormat(partial(parquet.locate_parquet, folders=at), parquet.parquet)
 
 
-def _by_torchvision(kind: torchvision_sets.TorchvisionSet) -> Form:
-    return Form(kind.locate, kind.read)
+def _by_torchvision(kind: torchvision_sets.TorchvisionSet) -> DiskFormat:
+    return DiskFormat(kind.locate, kind.read)
 
 
-def _in_class_folders(column: str, *at: str) -> Form:
-    def locate(place: Place) -> Path | None:
+def _in_class_folders(column: str, *at: str) -> DiskFormat:
+    def locate(place: DataLocation) -> Path | None:
         return next((path for path in place.candidates(*at) if path.is_dir()), None)
 
-    return Form(locate, partial(folders.image_folder, column=column))
+    return DiskFormat(locate, partial(folders.image_folder, column=column))
 
 
 _DOWNLOAD = (
@@ -187,18 +187,18 @@ _RACE = ("White", "Black", "Asian", "Indian", "other")
 DISGUISED = "disguised"
 _OWN = ("image-folder", "parquet", DISGUISED)
 
-_ENTRIES: dict[str, Entry] = {
+_ENTRIES: dict[str, DatasetSpec] = {
     entry.name: entry
     for entry in (
-        Entry(
+        DatasetSpec(
             name="digits",
             description="1,797 handwritten digits, 8×8 grey, shipped with scikit-learn",
             how="Install scikit-learn",
-            forms=(Form(digits.locate, digits.read),),
+            forms=(DiskFormat(digits.locate, digits.read),),
             channels=1,
             class_names={"label": _DIGITS},
         ),
-        Entry(
+        DatasetSpec(
             name="mnist",
             description="70,000 handwritten digits, 28×28 grey",
             how=_DOWNLOAD.format(files="MNIST/raw/*-ubyte", folder="mnist"),
@@ -208,7 +208,7 @@ _ENTRIES: dict[str, Entry] = {
             statistics=Statistics((0.1307,), (0.3081,)),
             download=torchvision_sets.MNIST.download,
         ),
-        Entry(
+        DatasetSpec(
             name="fashion-mnist",
             description="70,000 pieces of clothing, 28×28 grey",
             how=_DOWNLOAD.format(files="FashionMNIST/raw/*-ubyte", folder="fashion-mnist"),
@@ -231,7 +231,7 @@ _ENTRIES: dict[str, Entry] = {
             statistics=Statistics((0.2860,), (0.3530,)),
             download=torchvision_sets.FASHION_MNIST.download,
         ),
-        Entry(
+        DatasetSpec(
             name="cifar10",
             description="60,000 small photographs in 10 classes, 32×32 colour",
             how=_DOWNLOAD.format(files="cifar-10-batches-py/", folder="cifar10"),
@@ -258,7 +258,7 @@ _ENTRIES: dict[str, Entry] = {
             normalised=True,
             download=torchvision_sets.CIFAR10.download,
         ),
-        Entry(
+        DatasetSpec(
             name="cifar100",
             description="60,000 small photographs in 100 classes, 32×32 colour",
             how=_DOWNLOAD.format(files="cifar-100-python/", folder="cifar100"),
@@ -268,7 +268,7 @@ _ENTRIES: dict[str, Entry] = {
             normalised=True,
             download=torchvision_sets.CIFAR100.download,
         ),
-        Entry(
+        DatasetSpec(
             name="celeba",
             description="202,599 aligned celebrity faces, 40 attributes, resized to 64×64 colour",
             how="Download it with `--set data.download=true` (needs the package gdown), or set "
@@ -280,7 +280,7 @@ _ENTRIES: dict[str, Entry] = {
             channels=3,
             download=torchvision_sets.CELEBA.download,
         ),
-        Entry(
+        DatasetSpec(
             name="lfw",
             description="13,233 faces of 5,749 people, resized to 64×64 colour",
             how="Torchvision can no longer download it. Set PUDICA_DATA or data.root to the "
@@ -291,21 +291,21 @@ _ENTRIES: dict[str, Entry] = {
             image_size=64,
             channels=3,
         ),
-        Entry(
+        DatasetSpec(
             name="utkface",
             description="Some 20,000 faces with age, gender and race, colour",
             how="Download it from https://susanqq.github.io/UTKFace (for research only) and set "
             "PUDICA_DATA or data.root to the folder that holds UTKFace/ with the images "
             "[age]_[gender]_[race]_[date].jpg, or parquet files in utkface/ or utkface-64/",
             forms=(
-                Form(folders.utkface_folder, folders.utkface),
+                DiskFormat(folders.locate_utkface, folders.utkface),
                 _in_parquet("utkface", "utkface-64"),
             ),
             label="gender",
             channels=3,
             class_names={"gender": _GENDER, "race": _RACE},
         ),
-        Entry(
+        DatasetSpec(
             name="att-faces",
             description="AT&T (ORL) faces: 40 people × 10, resized to 64×64 grey",
             how="Download the AT&T Database of Faces (for research only) and set PUDICA_DATA or "
@@ -316,25 +316,25 @@ _ENTRIES: dict[str, Entry] = {
             image_size=64,
             channels=1,
         ),
-        Entry(
+        DatasetSpec(
             name="image-folder",
             description="Your own images, in one folder a class",
             how="Set data.path to a folder that holds CLASS/image, or train/CLASS/image and "
             "test/CLASS/image",
             forms=(_in_class_folders("label", "."),),
         ),
-        Entry(
+        DatasetSpec(
             name="parquet",
             description="Your own parquet files in the Hugging Face layout",
             how="Set data.path to a parquet file, or to a folder that holds train*.parquet and, "
             "if there are any, test*.parquet",
             forms=(_in_parquet("."),),
         ),
-        Entry(
+        DatasetSpec(
             name=DISGUISED,
             description="Images that their owner disguised with `pudica disguise`",
             how="Set data.path to the folder that `pudica disguise` wrote",
-            forms=(Form(disguised.disguised_folder, disguised.disguised),),
+            forms=(DiskFormat(disguised.locate_disguised, disguised.disguised),),
         ),
     )
 }

@@ -15,7 +15,7 @@ from pudica.clients.data.splits import Splits
 Part = Literal["train", "validation", "test"]
 
 
-def own_images(
+def select_node_images(
     data: Splits, part: Part, number: int, nodes: int, scheme: PartitionConfig | None, seed: int
 ) -> ImageSet:
     """Return a node's share of one part.
@@ -37,11 +37,11 @@ def own_images(
         return images.subset(np.arange(number, len(images), nodes))
     if nodes == 1:
         return images
-    shares = divided(images.labels, nodes, scheme or PartitionConfig(), seed)
+    shares = partition_once(images.labels, nodes, scheme or PartitionConfig(), seed)
     return images.subset(shares[number])
 
 
-def divided(
+def partition_once(
     labels: NDArray[np.int64], nodes: int, scheme: PartitionConfig, seed: int
 ) -> list[NDArray[np.int64]]:
     """Return what :func:`.partition` does, computed once per process."""

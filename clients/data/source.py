@@ -69,12 +69,12 @@ class Source:
     files: tuple[Path, ...]
     open: Callable[[], Content]
 
-    def name_of(self, file: Path) -> str:
+    def relative_name(self, file: Path) -> str:
         """Return a file's name relative to the base."""
         return file.relative_to(self.base).as_posix()
 
 
-def origin(base: Path, segments: Sequence[tuple[str, int]], row: int) -> str:
+def describe_origin(base: Path, segments: Sequence[tuple[str, int]], row: int) -> str:
     """Say which file and which row of it (from 0) a row of the set comes from."""
     start = 0
     for name, count in segments:

@@ -12,14 +12,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pudica.clients.data.attributes import attributes_of
-from pudica.clients.data.cache import Stored, fetch
+from pudica.clients.data.attributes import read_attributes
+from pudica.clients.data.cache import CachedDataset, fetch_cached
 from pudica.clients.data.config import DataConfig
 from pudica.clients.data.errors import DataError
 from pudica.clients.data.images import ImageSet
-from pudica.clients.data.labels import class_labels
-from pudica.clients.data.places import Place, data_root
-from pudica.clients.data.registry import Entry, find, lookup
+from pudica.clients.data.labels import encode_labels
+from pudica.clients.data.places import DataLocation, data_root
+from pudica.clients.data.registry import DatasetSpec, find, lookup
 from pudica.clients.shields.disguises import Disguise, Key, Span
 from pudica.models.errors import RequestError
 from pudica.models.randomness import numpy_generator
@@ -67,7 +67,7 @@ class Splits:
     validation: ImageSet
     test: ImageSet
     attributes: list[str] = field(default_factory=list)
-    own_test: bool = False
+    has_own_test: bool = False
 
     @cached_property
     def fingerprint(self) -> str:
@@ -102,12 +102,12 @@ def load(config: DataConfig, seed: int) -> Splits:
         If the data are missing, broken, or do not fit the request.
     """
     entry = lookup(config.name)
-    place = Place(data_root(config.root), config.path.expanduser() if config.path else None)
+    place = DataLocation(data_root(config.root), config.path.expanduser() if config.path else None)
     source = find(entry, place, config.download)
-    stored = fetch(source, config.image_size or entry.image_size, config.channels or entry.channels)
+    stored = fetch_cached(source, config.image_size or entry.image_size, config.channels or entry.channels)
     label = config.label or _usual_label(entry, stored)
     names = entry.class_names.get(label) or stored.class_names.get(label)
-    labels, class_names = class_labels(stored, label, names)
+    labels, class_names = encode_labels(stored, label, names)
     attributes, attribute_names = _attributes(entry, stored, config)
     own = _keeps_own_test(config, stored)
     if own and names is None:
@@ -147,7 +147,7 @@ def load(config: DataConfig, seed: int) -> Splits:
 
     plain = torch.zeros(channels, 1, 1), torch.ones(channels, 1, 1)
     mean, std = _normalisation(entry, config, channels) or plain
-    if config.by_training:
+    if config.uses_training_statistics:
         mean, std = part("train", *plain).statistics()
     content = _digest(stored.fingerprint, stored.images.shape, label, *attribute_names)
     fingerprint = key.fingerprint if key else before.key if before else ""
@@ -162,7 +162,7 @@ def load(config: DataConfig, seed: int) -> Splits:
         validation=part("validation", mean, std),
         test=part("test", mean, std),
         attributes=attribute_names,
-        own_test=own and len(parts["test"]) > 0,
+        has_own_test=own and len(parts["test"]) > 0,
     )
 
 
@@ -173,15 +173,15 @@ def load_once(config: str, seed: int) -> Splits:
 
 
 def _attributes(
-    entry: Entry, stored: Stored, config: DataConfig
+    entry: DatasetSpec, stored: CachedDataset, config: DataConfig
 ) -> tuple[NDArray[np.int64], list[str]]:
     if not config.attributes:
         return np.zeros((0, 0), np.int64), []
     names = {**stored.class_names, **entry.class_names}
-    return attributes_of(stored, config.attributes, names)
+    return read_attributes(stored, config.attributes, names)
 
 
-def _usual_label(entry: Entry, stored: Stored) -> str:
+def _usual_label(entry: DatasetSpec, stored: CachedDataset) -> str:
     """Return the set's label column, or the only column that there is."""
     columns = stored.columns.column_names
     return columns[0] if entry.label not in columns and len(columns) == 1 else entry.label
@@ -202,7 +202,7 @@ def _digest(*parts: object) -> str:
     return hashlib.blake2b("\0".join(map(str, parts)).encode(), digest_size=16).hexdigest()
 
 
-def _normalisation(entry: Entry, config: DataConfig, channels: int) -> tuple[Tensor, Tensor] | None:
+def _normalisation(entry: DatasetSpec, config: DataConfig, channels: int) -> tuple[Tensor, Tensor] | None:
     """Return the published mean and standard deviation, (C, 1, 1), if they are to be used."""
     known = entry.statistics
     # The statistics of a grey set hold for each of three equal channels, not the reverse.
@@ -214,7 +214,7 @@ def _normalisation(entry: Entry, config: DataConfig, channels: int) -> tuple[Ten
     return mean.reshape(-1, 1, 1).clone(), std.reshape(-1, 1, 1).clone()
 
 
-def _keeps_own_test(config: DataConfig, stored: Stored) -> bool:
+def _keeps_own_test(config: DataConfig, stored: CachedDataset) -> bool:
     if config.split in ("own", "train-test") and not stored.test:
         raise DataError(
             f"'{config.name}' has no test split of its own; allowed: split: '4:1:1' (the default)"
@@ -224,7 +224,7 @@ def _keeps_own_test(config: DataConfig, stored: Stored) -> bool:
     )
 
 
-def _own(stored: Stored, generator: np.random.Generator, split: str | None) -> Mapping[str, Rows]:
+def _own(stored: CachedDataset, generator: np.random.Generator, split: str | None) -> Mapping[str, Rows]:
     test = np.arange(stored.train, stored.train + stored.test)
     if split == "public":
         test = test[:0]
@@ -238,7 +238,7 @@ def _own(stored: Stored, generator: np.random.Generator, split: str | None) -> M
     return {"train": pool[fifth:], "validation": pool[:fifth], "test": test}
 
 
-def _four_one_one(stored: Stored, generator: np.random.Generator) -> Mapping[str, Rows]:
+def _four_one_one(stored: CachedDataset, generator: np.random.Generator) -> Mapping[str, Rows]:
     total = stored.train + stored.test
     if total < MIN_ROWS:
         raise DataError(f"{stored.base}: {total} images; 4:1:1 needs at least {MIN_ROWS}")
@@ -247,7 +247,7 @@ def _four_one_one(stored: Stored, generator: np.random.Generator) -> Mapping[str
     return {"train": train, "validation": validation, "test": test}
 
 
-def _nine_one(stored: Stored, labels: Rows, generator: np.random.Generator) -> Mapping[str, Rows]:
+def _nine_one(stored: CachedDataset, labels: Rows, generator: np.random.Generator) -> Mapping[str, Rows]:
     pool = generator.permutation(stored.train + stored.test)
     test = [_tenth(pool[labels[pool] == label], stored) for label in np.unique(labels)]
     chosen = generator.permutation(np.concatenate(test))
@@ -255,13 +255,13 @@ def _nine_one(stored: Stored, labels: Rows, generator: np.random.Generator) -> M
     return {"train": train, "validation": pool[:0], "test": chosen}
 
 
-def _tenth(rows: Rows, stored: Stored) -> Rows:
+def _tenth(rows: Rows, stored: CachedDataset) -> Rows:
     if len(rows) < 2:
         raise DataError(f"{stored.base}: a class with a single image cannot be divided 9:1")
     return rows[: max(1, round(len(rows) / 10))]
 
 
-def _check_classes_known(labels: Rows, class_names: list[str], stored: Stored) -> None:
+def _check_classes_known(labels: Rows, class_names: list[str], stored: CachedDataset) -> None:
     """Refuse a test split with classes that nothing could be learnt of."""
     ours, theirs = set(labels[: stored.train].tolist()), set(labels[stored.train :].tolist())
     if strange := sorted(theirs - ours):

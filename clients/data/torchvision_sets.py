@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from pudica.clients.data.errors import DataError
-from pudica.clients.data.places import Place, files_below
+from pudica.clients.data.places import DataLocation, walk_files
 from pudica.clients.data.source import Content, RawImage, Source
 
 _IDX = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte")
@@ -38,7 +38,7 @@ class TorchvisionSet:
     files: tuple[str, ...]
     open: Callable[[Path], Content]
 
-    def locate(self, place: Place) -> Path | None:
+    def locate(self, place: DataLocation) -> Path | None:
         """Return torchvision's root if every file of the set is below it."""
         (root,) = place.candidates(".")
         return root if all((root / file).exists() for file in self.files) else None
@@ -47,7 +47,7 @@ class TorchvisionSet:
         """Return the source below torchvision's root."""
         paths = [root / file for file in self.files]
         files = tuple(
-            chain.from_iterable(files_below(path) if path.is_dir() else [path] for path in paths)
+            chain.from_iterable(walk_files(path) if path.is_dir() else [path] for path in paths)
         )
         return Source(self.class_name, root, files, partial(self.open, root))
 

@@ -24,8 +24,8 @@ from pudica.simulations.benchmarks import (
 from pudica.simulations.benchmarks.measure import Row, table
 from pudica.simulations.display import print_frame
 from pudica.simulations.engines.ray import connected
-from pudica.strategies.experiment import RayConfig
-from pudica.strategies.spreadsheets import write_csv
+from pudica.strategies.core.experiment import RayConfig
+from pudica.strategies.core.spreadsheets import write_csv
 
 MEASURED: dict[Callable[[int], list[Row]], set[str]] = {
     generator.rows: {"mnist"},

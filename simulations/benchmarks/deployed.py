@@ -67,10 +67,10 @@ def plain(grid, context):
 @pudica_server.main()
 def pudica(grid, context):
     from pudica.clients import protocol
-    from pudica.strategies.exchange import Exchanges
-    from pudica.strategies.experiment import ClientConfig
+    from pudica.strategies.core.exchange import Exchanges
+    from pudica.strategies.core.experiment import ClientConfig
     from pudica.strategies.loading import load_experiment
-    from pudica.strategies.recorder import Recorder
+    from pudica.strategies.core.recorder import Recorder
     folder = Path(context.run_config["out"]).with_suffix("")
     recorder = Recorder(folder, load_experiment("themis-digits", []), "deployment")
     nodes = {"node": int(context.run_config["node"])}

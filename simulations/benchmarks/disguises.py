@@ -10,8 +10,8 @@ from typing import cast
 import torch
 
 from pudica.clients.data import DataConfig, load
-from pudica.clients.data.disguised import Request, disguise_set
-from pudica.clients.data.places import Place, data_root
+from pudica.clients.data.disguised import DisguiseRequest, disguise_dataset
+from pudica.clients.data.places import DataLocation, data_root
 from pudica.clients.data.registry import find, lookup
 from pudica.clients.shields.disguises import Disguise, Key, Span
 from pudica.simulations.benchmarks.measure import Row, compared, seconds, threads
@@ -55,7 +55,7 @@ def _in_memory(name: str, repeats: int) -> Row:
 
 def _on_disk(repeats: int) -> Row:
     """Disguise CIFAR-10's parquet files into others."""
-    source = find(lookup("cifar10"), Place(data_root()), download=False)
+    source = find(lookup("cifar10"), DataLocation(data_root()), download=False)
     own = Disguise(Key.seeded(DISGUISE, SETS["cifar10"], seed=0))
     ours: list[float] = []
     rival: list[float] = []
@@ -65,9 +65,9 @@ def _on_disk(repeats: int) -> Row:
                 ("ours", ours, own),
                 ("rival", rival, cast(Disguise, Nothing(own.key))),
             ):
-                request = Request(source, "benchmark", disguise, [], None, None)
+                request = DisguiseRequest(source, "benchmark", disguise, [], None, None)
                 out = Path(folder) / f"{name}-{number}"
-                times.append(seconds(lambda r=request, o=out: disguise_set(r, o, _silent)))  # type: ignore[misc]
+                times.append(seconds(lambda r=request, o=out: disguise_dataset(r, o, _silent)))  # type: ignore[misc]
     what = f"CIFAR-10 on disk by {DISGUISE} / decoding and encoding alone"
     return compared(what, "s", 1.2, ours, rival)
 

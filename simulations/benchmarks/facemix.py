@@ -18,16 +18,16 @@ from pudica.clients.shields.stages import staged
 from pudica.models.attributes import LOGITS, attribute_loss
 from pudica.models.compute import Compute
 from pudica.simulations.benchmarks.measure import Row, absolute, compared, seconds, threads
-from pudica.simulations.cuts import in_three
+from pudica.simulations.cuts import build_stage_table
 from pudica.simulations.engines.inprocess import InProcessGrid
 from pudica.simulations.engines.local import run_config, server_context
-from pudica.strategies.exchange import Exchanges
+from pudica.strategies.core.exchange import Exchanges
+from pudica.strategies.core.joining import gather
+from pudica.strategies.core.recorder import Recorder
 from pudica.strategies.facemix.experiment import FacemixExperiment
 from pudica.strategies.facemix.serving import Serving
 from pudica.strategies.facemix.session import Session
-from pudica.strategies.joining import gather
 from pudica.strategies.loading import load_experiment
-from pudica.strategies.recorder import Recorder
 
 STEM = (64, 64, 64)
 """What leaves the stem of the zoo's ResNet-18 of an image of 64 pixels a side."""
@@ -62,7 +62,7 @@ def _mixing(repeats: int) -> Row:
 
 def _shares() -> list[Row]:
     """Return the edge's part of the multiplications, as the paper has it: nothing is timed."""
-    table = in_three(MODEL, (3, 218, 178), LOGITS * 40, STAGES[1]).set_index("pre")
+    table = build_stage_table(MODEL, (3, 218, 178), LOGITS * 40, STAGES[1]).set_index("pre")
     what = "the edge's share of the multiplications of ResNet-18 at 218x178, N_pre ="
     return [
         absolute(f"{what} {blocks}", "%", bar, [float(table["share %"][pre])])

@@ -17,13 +17,13 @@ from pudica.simulations.benchmarks.measure import Row, absolute, compared, secon
 from pudica.simulations.engines.inprocess import InProcessGrid
 from pudica.simulations.engines.local import run_config, server_context
 from pudica.simulations.engines.ray import RayGrid
+from pudica.strategies.core.exchange import Exchanges
+from pudica.strategies.core.joining import gather
+from pudica.strategies.core.recorder import Recorder
 from pudica.strategies.dlmt.experiment import DlmtExperiment
 from pudica.strategies.dlmt.federated import Federated
 from pudica.strategies.dlmt.session import Session
-from pudica.strategies.exchange import Exchanges
-from pudica.strategies.joining import gather
 from pudica.strategies.loading import load_experiment
-from pudica.strategies.recorder import Recorder
 
 ROUNDS = 3
 SIZES = {"short": 300, "longer": 20_000}

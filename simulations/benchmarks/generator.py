@@ -22,8 +22,8 @@ from pudica.simulations.benchmarks.measure import Row, compared, seconds
 from pudica.simulations.engines.inprocess import InProcessGrid
 from pudica.simulations.engines.local import run_config, server_context
 from pudica.simulations.engines.ray import RayGrid
+from pudica.strategies.core.recorder import Recorder
 from pudica.strategies.loading import load_experiment
-from pudica.strategies.recorder import Recorder
 from pudica.strategies.themis.experiment import ThemisExperiment
 from pudica.strategies.themis.generator import GeneratorStage
 from pudica.strategies.themis.joining import join

@@ -31,7 +31,7 @@ from pudica.simulations.deployment.trial import Trial, differences
 from pudica.simulations.display import print_frame
 from pudica.simulations.programs.calling import POLL_INTERVAL
 from pudica.simulations.programs.submission import FlowerRunFailed
-from pudica.strategies.experiment import Experiment
+from pudica.strategies.core.experiment import Experiment
 
 EXPERIMENT = "themis-digits"
 MODELS = ("softmax", "mlp")
@@ -39,7 +39,7 @@ ORGANISER = "the organiser"
 # Twenty programs that look for work ten times a second would leave two cores no time for it.
 SELDOM = {POLL_INTERVAL: "1"}
 ANSWERED = "Sent successfully"
-LOOK_SECONDS = 0.5
+POLL_SECONDS = 0.5
 ATTEMPTS = 100
 SERVER_SECONDS = 300.0
 
@@ -120,7 +120,7 @@ class Soak:
         self._randomness = random.Random(seed)
         self._answers = Answers(trial)
         self._began = time.monotonic()
-        self._over = threading.Event()
+        self._stopped = threading.Event()
         # Who looks after a machine does one thing at a time.
         self._looked_after = {name: threading.Lock() for name in (ORGANISER, *trial.kits)}
 
@@ -134,7 +134,7 @@ class Soak:
         try:
             self._run(experiment, directory)
         finally:
-            self._over.set()
+            self._stopped.set()
             for worker in workers:
                 worker.join()
         return directory
@@ -164,7 +164,7 @@ class Soak:
             except RequestError:
                 if time.monotonic() > deadline:
                     raise
-            time.sleep(LOOK_SECONDS)
+            time.sleep(POLL_SECONDS)
 
     def _note(self, text: str) -> None:
         line = f"{self.now:7.1f} s  {text}"
@@ -176,7 +176,7 @@ class Soak:
     def _kill(self) -> None:
         """Kill something every so often, and bring it back."""
         with ThreadPoolExecutor() as people:
-            while not self._over.wait(self.every - self.now % self.every):
+            while not self._stopped.wait(self.every - self.now % self.every):
                 self._see_to_nodes()
                 victim = self._randomness.choice(self._victims())
                 kill = Kill(round(self.now, 1), victim.what, victim.of)
@@ -239,7 +239,7 @@ class Soak:
         """Note when nodes answer again after a kill."""
         before = self._answers.count()
         waiting: dict[int, int] = {}  # since how many resumptions a kill waits
-        while not self._over.wait(LOOK_SECONDS):
+        while not self._stopped.wait(POLL_SECONDS):
             after = self._answers.count()
             came = {name for name in after if after[name] > before[name]}
             before = after

@@ -23,10 +23,10 @@ from pudica.simulations.benchmarks.measure import Row, compared, seconds
 from pudica.simulations.engines.inprocess import InProcessGrid
 from pudica.simulations.engines.local import run_config, server_context
 from pudica.simulations.engines.ray import RayGrid
-from pudica.strategies.exchange import Exchanges
-from pudica.strategies.joining import gather
+from pudica.strategies.core.exchange import Exchanges
+from pudica.strategies.core.joining import gather
+from pudica.strategies.core.recorder import Recorder
 from pudica.strategies.loading import load_experiment
-from pudica.strategies.recorder import Recorder
 from pudica.strategies.split.experiment import SplitExperiment
 from pudica.strategies.split.session import Session
 from pudica.strategies.split.system import Case

@@ -18,10 +18,10 @@ from pudica.models.files import load_tensors, write_atomically
 from pudica.simulations.deployment import authority
 from pudica.simulations.deployment.checking import Finding, found
 from pudica.simulations.deployment.organiser import SETTINGS
-from pudica.strategies.cases import MAIN
+from pudica.strategies.core.cases import MAIN
+from pudica.strategies.core.registry import fingerprint_of
+from pudica.strategies.core.spreadsheets import read_csv
 from pudica.strategies.loading import load_experiment
-from pudica.strategies.roster import fingerprint_of
-from pudica.strategies.spreadsheets import read_csv
 from pudica.strategies.themis.submissions import FORMAT, MANIFEST, PREDICTIONS, sha256
 
 SIGNATURE = f"{MANIFEST}.sig"

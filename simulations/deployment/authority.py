@@ -35,7 +35,7 @@ from pudica.clients.submissions import signed_by
 from pudica.models.errors import RequestError
 from pudica.models.files import others_may_read, write_atomically
 from pudica.simulations.programs.calling import LOOPBACK
-from pudica.strategies.roster import fingerprint_of
+from pudica.strategies.core.registry import fingerprint_of
 
 AUTHORITY_DAYS, SERVER_DAYS = 3650, 365
 SECRET = 0o600

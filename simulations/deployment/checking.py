@@ -193,7 +193,7 @@ def _data(config: NodeConfig) -> str:
 def _test_labels(config: NodeConfig) -> str:
     """See that a participant of a competition reads no test set: it is the organiser's alone."""
     data = _own_data(config) if "themis" in config.systems else None
-    if data is not None and data.own_test and len(data.test):
+    if data is not None and data.has_own_test and len(data.test):
         raise RequestError(
             f"{data.name} has {len(data.test)} labelled test images, which a participant of a "
             "competition is not to hold: take them away, or set data: {split: public}, and they "

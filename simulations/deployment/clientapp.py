@@ -64,7 +64,7 @@ ACQUIRE = "/flwr.proto.Runtime/AcquireTask"
 HEARTBEAT_SECONDS = 10.0
 # What answers may need that `pudica.clients.app` imports only then: seconds, for each message.
 ALSO = ("pyarrow.dataset", "torch._dynamo", "torchvision")
-LOOK_SECONDS, ARRIVAL_SECONDS = 0.05, 60.0
+POLL_SECONDS, ARRIVAL_SECONDS = 0.05, 60.0
 # A process that has nothing in it but imports can be forked; that of a CUDA device could not.
 FORKED = multiprocessing.get_context("fork")
 
@@ -157,7 +157,7 @@ def pulled(there: RuntimeHttpClient, is_overtaken: Callable[[], bool]) -> tuple[
     while not (found := there.PullMessages(PullAppMessagesRequest())).messages_list:
         if time.monotonic() > deadline:
             raise RuntimeError(f"the message of a task did not come within {ARRIVAL_SECONDS:g} s")
-        time.sleep(LOOK_SECONDS)
+        time.sleep(POLL_SECONDS)
     (tree,), place = found.message_object_trees, (Node(node_id=context.node_id), context.run_id)
     part = make_pull_object_fn_protobuf(there.PullObject, *place)
 
@@ -174,7 +174,7 @@ def pulled(there: RuntimeHttpClient, is_overtaken: Callable[[], bool]) -> tuple[
         awaited,
         make_confirm_message_received_fn_protobuf(there.ConfirmMessageReceived, *place),
         return_type=Message,
-        initial_backoff=LOOK_SECONDS,
+        initial_backoff=POLL_SECONDS,
     )
     message.metadata.__dict__["_message_id"] = tree.object_id
     return message, context

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pudica.simulations.competition import Drafts
-from pudica.simulations.console import FAILED, conclude, ends_of, refusals, report, say, shown
+from pudica.simulations.competition import DraftPublisher
+from pudica.simulations.console import FAILED, print_findings, explain_failures, exit_on_request_error, print_results, print_message, shorten_path
 
 if TYPE_CHECKING:
     from pudica.simulations.deployment.kit import Kit
@@ -38,13 +38,13 @@ def init(
     port: Annotated[int, typer.Option(min=1, max=65535)] = 8100,
 ) -> None:
     """Make an organiser's folder: certificates, settings, and an invitation to send."""
-    with refusals():
+    with exit_on_request_error():
         from pudica.simulations.deployment.organiser import Organiser
 
         made = Organiser.init(folder, host, port)
-    typer.echo(f"{shown(made.folder / 'invitation.yaml')}  send this to participants, unchanged")
-    typer.echo(f"{shown(made.folder / 'ca.key')}  the key of your authority: keep it to yourself")
-    typer.echo(f"next: pudica deploy up --folder {shlex.quote(str(shown(made.folder)))}")
+    typer.echo(f"{shorten_path(made.folder / 'invitation.yaml')}  send this to participants, unchanged")
+    typer.echo(f"{shorten_path(made.folder / 'ca.key')}  the key of your authority: keep it to yourself")
+    typer.echo(f"next: pudica deploy up --folder {shlex.quote(str(shorten_path(made.folder)))}")
 
 
 @deploy_app.command("node")
@@ -55,15 +55,15 @@ def node(
     system: Annotated[str, typer.Option(help="themis, split, dlmt or facemix.")] = "themis",
 ) -> None:
     """Make a participant's kit: a node's key, its public half to send, and node.yaml."""
-    with refusals():
+    with exit_on_request_error():
         from pudica.simulations.deployment.authority import fingerprint
         from pudica.simulations.deployment.invitation import Invitation
         from pudica.simulations.deployment.kit import Kit
 
         kit = Kit.make(folder or Path(name), name, Invitation.read(invitation), system)
-    place = shlex.quote(str(shown(kit.folder / "node.yaml")))
+    place = shlex.quote(str(shorten_path(kit.folder / "node.yaml")))
     print_ = fingerprint(kit.public)
-    typer.echo(f"{shown(kit.public)}  send this to the organiser; its fingerprint: {print_}")
+    typer.echo(f"{shorten_path(kit.public)}  send this to the organiser; its fingerprint: {print_}")
     typer.echo(f"{place}  say here what your node does, then: pudica node check {place}")
 
 
@@ -74,10 +74,10 @@ def register(
     folder: Folder = HERE,
 ) -> None:
     """Let a participant's node take part."""
-    with refusals():
+    with exit_on_request_error():
         from pudica.simulations.deployment.organiser import Organiser
 
-        entry = Organiser(folder, say).register(public_key, name or public_key.stem)
+        entry = Organiser(folder, print_message).register(public_key, name or public_key.stem)
     typer.echo(f"'{entry.name}' may take part, with the key {entry.fingerprint}")
 
 
@@ -87,29 +87,29 @@ def remove(
     folder: Folder = HERE,
 ) -> None:
     """Let a participant's node take part no more; what it has submitted stays."""
-    with refusals():
+    with exit_on_request_error():
         from pudica.simulations.deployment.organiser import Organiser
 
-        entry = Organiser(folder, say).remove(name)
+        entry = Organiser(folder, print_message).remove(name)
     typer.echo(f"'{entry.name}' may not take part any more; its key was {entry.fingerprint}")
 
 
 @deploy_app.command("up")
 def up(folder: Folder = HERE) -> None:
     """Start the organiser's server, or a node: what the folder is of."""
-    with refusals():
+    with exit_on_request_error():
         place = _opened(folder)
         place.up()
         for name in place.PROGRAMS:
             process = place.programs.process(name)
-            log = shown(place.programs.log(name))
+            log = shorten_path(place.programs.log(name))
             typer.echo(f"{name}: process {process.pid if process else '?'}, log {log}")
 
 
 @deploy_app.command("down")
 def down(folder: Folder = HERE) -> None:
     """End what `up` started in this folder; nothing that was kept is lost."""
-    with refusals():
+    with exit_on_request_error():
         ended = _opened(folder).down()
     typer.echo(f"ended: {', '.join(ended)}" if ended else "nothing was running here")
 
@@ -117,7 +117,7 @@ def down(folder: Folder = HERE) -> None:
 @deploy_app.command("status")
 def status(folder: Folder = HERE) -> None:
     """Show which programs run, who is registered, and who is online."""
-    with refusals():
+    with exit_on_request_error():
         from pudica.simulations.deployment.organiser import Organiser
 
         place = _opened(folder)
@@ -147,17 +147,17 @@ def run(
     quiet: Annotated[bool, typer.Option("--quiet", help="Print only the run's directory.")] = False,
 ) -> None:
     """Run an experiment with the registered nodes."""
-    with refusals():
+    with exit_on_request_error():
         from pudica.simulations.deployment.organiser import Organiser
         from pudica.simulations.progress import Watcher
 
-        organiser = Organiser(folder, (lambda _: None) if quiet else say)
+        organiser = Organiser(folder, (lambda _: None) if quiet else print_message)
         prepared, directory = organiser.prepare(experiment, set_ or [], resume)
         options = f"--folder {shlex.quote(str(folder))}" if folder != HERE else ""
-        watched = Watcher(directory, quiet), Drafts(directory)
-        with ends_of(directory, "pudica deploy run", options), watched[0], watched[1]:
+        watched = Watcher(directory, quiet), DraftPublisher(directory)
+        with explain_failures(directory, "pudica deploy run", options), watched[0], watched[1]:
             organiser.run(prepared, directory)
-    report(directory, quiet)
+    print_results(directory, quiet)
     typer.echo(directory)
 
 
@@ -170,17 +170,17 @@ def attempt(
     quiet: Annotated[bool, typer.Option("--quiet", help="Print only the run's directory.")] = False,
 ) -> None:
     """Do all of it on this machine, over loopback: server, gate, nodes, and a run."""
-    with refusals():
+    with exit_on_request_error():
         from pudica.simulations.deployment import trial
         from pudica.simulations.programs.submission import FlowerRunFailed
 
-        told = (lambda _: None) if quiet else say
+        told = (lambda _: None) if quiet else print_message
         try:
             directory = trial.attempt(experiment, set_ or [], nodes, out.absolute(), told)
         except FlowerRunFailed as error:
-            say(f"error: {error}\nlogs are in {shown(out.absolute())}, in flower/work of each")
+            print_message(f"error: {error}\nlogs are in {shorten_path(out.absolute())}, in flower/work of each")
             raise typer.Exit(FAILED) from None
-    report(directory, quiet)
+    print_results(directory, quiet)
     typer.echo(directory)
 
 
@@ -189,14 +189,14 @@ def check(
     settings: Annotated[Path, typer.Argument(help="node.yaml")] = Path("node.yaml"),
 ) -> None:
     """See that everything is right before a competition begins."""
-    with refusals():
+    with exit_on_request_error():
         from pudica.clients.node import NodeConfig
         from pudica.simulations.deployment import budgeting, checking
 
         findings = checking.check(settings.absolute())
         lines = budgeting.promises(NodeConfig.read(settings.absolute()))
     typer.echo("\n".join(["what it releases at most, and what it refuses", *lines, ""]))
-    conclude(findings)
+    print_findings(findings)
 
 
 @node_app.command("budget")
@@ -204,7 +204,7 @@ def budget(
     settings: Annotated[Path, typer.Argument(help="node.yaml")] = Path("node.yaml"),
 ) -> None:
     """Show what left this node in all runs, what that cost, and what is left."""
-    with refusals():
+    with exit_on_request_error():
         from pudica.clients.node import NodeConfig
         from pudica.simulations.deployment import budgeting
         from pudica.simulations.display import print_frame
@@ -222,5 +222,5 @@ def _opened(folder: Path) -> Organiser | Kit:
     from pudica.simulations.deployment import kit, organiser
 
     if (folder / kit.SETTINGS).is_file():
-        return kit.Kit(folder, say)
-    return organiser.Organiser(folder, say)
+        return kit.Kit(folder, print_message)
+    return organiser.Organiser(folder, print_message)

@@ -56,7 +56,7 @@ from pudica.simulations.deployment.answers import (
     Spoilt,
 )
 from pudica.simulations.programs.calling import LOOPBACK
-from pudica.strategies.roster import ROSTER, Registered, fingerprint_of, registered
+from pudica.strategies.core.registry import ROSTER, Registered, fingerprint_of, registered
 
 PULL = "/v1/fleet/pull-messages"
 PULL_OBJECT, CONFIRM = "/v1/fleet/pull-object", "/v1/fleet/confirm-message-received"
@@ -85,7 +85,7 @@ HOLD_SECONDS = 10.0
 # The SuperLink's own bound, which it keeps without a word, less what may be spent in the gate.
 OLDEST_SECONDS = TIMESTAMP_TOLERANCE - 60
 HEAD_BYTES = 2**20
-LOOK_SECONDS, SELDOM_SECONDS, SLOWING = 0.05, 1.0, 1.3
+POLL_SECONDS, SELDOM_SECONDS, SLOWING = 0.05, 1.0, 1.3
 BODY_SECONDS = 60.0
 LINES_A_MINUTE = 200
 CONNECTIONS = 500
@@ -313,7 +313,7 @@ class Gate:
     ) -> httpx.Response:
         """Return a message for a node, or that there is none, but not at once."""
         gone = asyncio.ensure_future(receive())
-        deadline, pause = time.monotonic() + self.hold, LOOK_SECONDS
+        deadline, pause = time.monotonic() + self.hold, POLL_SECONDS
         # Who asks again does not wait any more for what was asked before.
         self._questions[node.name] = question = object()
         try:

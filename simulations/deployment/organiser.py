@@ -31,11 +31,11 @@ from pudica.simulations.programs.calling import (
     healthy,
 )
 from pudica.simulations.programs.submission import FlowerRunFailed, Submission, asked, recorded
-from pudica.simulations.runner import resumed
+from pudica.simulations.runner import prepare_resume
 from pudica.strategies.app import new_directory
-from pudica.strategies.experiment import Experiment
+from pudica.strategies.core.experiment import Experiment
+from pudica.strategies.core.registry import HOME, ROSTER, Registered, registered
 from pudica.strategies.loading import load_experiment, read_settings
-from pudica.strategies.roster import HOME, ROSTER, Registered, registered
 
 SETTINGS = "organiser.yaml"
 START_SECONDS = 60.0
@@ -321,7 +321,7 @@ class Organiser(Place):
         if not names:
             raise RequestError("no node is registered; `pudica deploy register PUBLIC_KEY`")
         if resume:
-            experiment, directory = resumed(source, overrides, resume)
+            experiment, directory = prepare_resume(source, overrides, resume)
             if not directory.is_relative_to(self.folder):
                 raise RequestError(f"--resume: {resume} is no run of {self.folder}")
             return experiment, directory

@@ -40,7 +40,7 @@ from pudica.simulations.programs.calling import (
     write_ray_token,
 )
 from pudica.simulations.programs.submission import FlowerRunFailed, Submission, recorded
-from pudica.strategies.experiment import ClientConfig, Experiment
+from pudica.strategies.core.experiment import ClientConfig, Experiment
 
 START_SECONDS = 60.0
 END_SECONDS = 20.0

@@ -16,7 +16,7 @@ from pudica.simulations.engines.local import (
     run_config,
     server_context,
 )
-from pudica.strategies.experiment import Experiment
+from pudica.strategies.core.experiment import Experiment
 
 
 class InProcessGrid(LocalGrid):

@@ -20,7 +20,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from pudica.models.files import DISK_FULL
 
 if TYPE_CHECKING:
-    from pudica.strategies.experiment import Experiment
+    from pudica.strategies.core.experiment import Experiment
 
 RUN_ID = 1
 SERVER = 1

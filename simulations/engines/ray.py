@@ -30,7 +30,7 @@ from pudica.simulations.engines.local import (
 )
 from pudica.simulations.engines.worker import Worker
 from pudica.simulations.programs.calling import make_private_folder, write_ray_token
-from pudica.strategies.experiment import ClientConfig, Experiment, RayConfig
+from pudica.strategies.core.experiment import ClientConfig, Experiment, RayConfig
 
 PACKAGES = str(Path(__file__).parents[2])
 ATTEMPTS = 3

@@ -17,7 +17,7 @@ from pudica.models.errors import RequestError
 from pudica.models.files import write_atomically
 from pudica.models.printable import remove_colours
 from pudica.simulations.programs.calling import CONNECTION, FLWR
-from pudica.strategies.recorder import lock
+from pudica.strategies.core.recorder import lock
 
 POLL_SECONDS = 0.5
 # After its ServerApp has failed, Flower still brings Ray up, to end it again; that is not

@@ -13,7 +13,7 @@ from pudica.models.custom import ModelName
 from pudica.models.files import absolute
 from pudica.models.naming import CaseName
 from pudica.models.training import TrainingConfig
-from pudica.strategies.cases import each_case
+from pudica.strategies.core.cases import each_case
 
 SHARED = {"owners", "examiner"}
 FEDERATED_ONLY = {"local_epochs", "participation", "keep_momentum", "aggregate"}

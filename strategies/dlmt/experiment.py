@@ -9,12 +9,12 @@ from typing import Literal, Self
 from pydantic import model_validator
 
 from pudica import models
-from pudica.clients.data import Splits, divided
+from pudica.clients.data import Splits, partition_once
 from pudica.clients.shields.disguises import Key
 from pudica.models.errors import RequestError
 from pudica.models.randomness import derive
+from pudica.strategies.core.experiment import Experiment
 from pudica.strategies.dlmt.config import OWN_KEYS, SHARED_KEY, DlmtConfig
-from pudica.strategies.experiment import Experiment
 
 
 class DlmtExperiment(Experiment):
@@ -65,7 +65,7 @@ class DlmtExperiment(Experiment):
                 if models.is_frozen(model):
                     raise RequestError("an exported program can't be trained")
                 seed = derive(self.seed, "data")
-                divided(data.train.labels, self.dlmt.owners, settings.partition, seed)
+                partition_once(data.train.labels, self.dlmt.owners, settings.partition, seed)
             except RequestError as error:
                 raise RequestError(f"dlmt{where}: {error}") from error
 

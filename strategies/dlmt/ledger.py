@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 
+from pudica.strategies.core.releases import Release, in_the_clear
 from pudica.strategies.dlmt.session import Session
-from pudica.strategies.releases import Release, in_the_clear
 
 BY_OWN_MODEL, BY_EXAMINER = 2, 3
 """How often models are shown test images to measure MM and VP."""

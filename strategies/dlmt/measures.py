@@ -21,8 +21,8 @@ from pudica.clients import protocol
 from pudica.clients.shields.disguises import Span
 from pudica.clients.shields.disguises.breaks import ATTACKS
 from pudica.models.packing import under
+from pudica.strategies.core.session import CLOUD
 from pudica.strategies.dlmt.session import Model, Session
-from pudica.strategies.session import CLOUD
 
 MEASURES = "measures"
 BREAKS = "breaks"

@@ -13,11 +13,11 @@ from pudica.clients.assignments import OwnerAssignment
 from pudica.clients.shields.disguises import Span
 from pudica.models.compute import Compute
 from pudica.models.randomness import derive
+from pudica.strategies.core.exchange import Exchanges
+from pudica.strategies.core.joining import introduce, told
+from pudica.strategies.core.session import CaseSession, Member, Shape
 from pudica.strategies.dlmt.config import DlmtConfig
 from pudica.strategies.dlmt.experiment import DlmtExperiment
-from pudica.strategies.exchange import Exchanges
-from pudica.strategies.joining import introduce, told
-from pudica.strategies.session import CaseSession, Member, Shape
 
 Model = dict[str, np.ndarray]
 """A model as it travels, with what images are normalised by."""

@@ -9,6 +9,10 @@ from flwr.serverapp import Grid
 from pudica.clients.shields.disguises import parsed
 from pudica.clients.shields.disguises.breaks import factors, is_affine, offsets, undone
 from pudica.models.files import save_tensors
+from pudica.strategies.core.exchange import Exchanges
+from pudica.strategies.core.joining import gather
+from pudica.strategies.core.recorder import Recorder
+from pudica.strategies.core.releases import keep
 from pudica.strategies.dlmt.central import Central, Collection, Received, file_of
 from pudica.strategies.dlmt.experiment import DlmtExperiment
 from pudica.strategies.dlmt.federated import Federated
@@ -16,10 +20,6 @@ from pudica.strategies.dlmt.learning import TRAINING, Learning
 from pudica.strategies.dlmt.ledger import releases
 from pudica.strategies.dlmt.measures import MEASURES, keep_examiner, measure
 from pudica.strategies.dlmt.session import Session
-from pudica.strategies.exchange import Exchanges
-from pudica.strategies.joining import gather
-from pudica.strategies.recorder import Recorder
-from pudica.strategies.releases import keep
 
 SHOWN, SEEN = 8, 400
 """Images that are kept to look at, and that the cloud tries to undo their disguise with."""

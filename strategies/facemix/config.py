@@ -14,7 +14,7 @@ from pudica.clients.shields.stages import ANONYMISER
 from pudica.models.custom import ModelName
 from pudica.models.cut import INPUT, OUTPUT
 from pudica.models.optimizers import OptimizerConfig
-from pudica.strategies.cases import each_case
+from pudica.strategies.core.cases import each_case
 
 SHARED = {"edges"}
 

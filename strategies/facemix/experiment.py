@@ -15,7 +15,7 @@ from pudica.clients.shields.mixing import whole_groups
 from pudica.clients.shields.stages import Staged, staged
 from pudica.models.errors import RequestError
 from pudica.models.randomness import derive
-from pudica.strategies.experiment import Experiment
+from pudica.strategies.core.experiment import Experiment
 from pudica.strategies.facemix.config import WIRE_BYTES, FacemixConfig
 
 LARGEST_MESSAGE = 2**30
@@ -36,7 +36,7 @@ class FacemixExperiment(Experiment):
                 "COLUMN:LOW-HIGH, for example [gender=female, age:0-19]"
             )
         split = [case for case in self.facemix.each_case().values() if case.train == "split"]
-        if split and self.data.by_training:
+        if split and self.data.uses_training_statistics:
             raise ValueError(
                 "data.normalize: in split training nobody knows the statistics of all training "
                 "images; allowed: none, dataset"

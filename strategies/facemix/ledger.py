@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from pudica.clients.shields.mixing import group_of, whole_groups
+from pudica.strategies.core.releases import Release, in_the_clear
 from pudica.strategies.facemix.session import Session
-from pudica.strategies.releases import Release, in_the_clear
 
 
 def releases(session: Session) -> list[Release]:

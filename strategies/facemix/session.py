@@ -17,11 +17,11 @@ from pudica.clients.shields.stages import Staged
 from pudica.models.compute import Compute
 from pudica.models.packing import model_arrays
 from pudica.models.randomness import derive
-from pudica.strategies.exchange import Exchanges
+from pudica.strategies.core.exchange import Exchanges
+from pudica.strategies.core.joining import introduce, told
+from pudica.strategies.core.session import CaseSession, Member
 from pudica.strategies.facemix.config import FacemixConfig
 from pudica.strategies.facemix.experiment import FacemixExperiment
-from pudica.strategies.joining import introduce, told
-from pudica.strategies.session import CaseSession, Member
 
 
 class Session(CaseSession):

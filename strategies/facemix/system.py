@@ -5,7 +5,10 @@ from __future__ import annotations
 from flwr.serverapp import Grid
 
 from pudica.models.files import save_tensors
-from pudica.strategies.exchange import Exchanges
+from pudica.strategies.core.exchange import Exchanges
+from pudica.strategies.core.joining import gather
+from pudica.strategies.core.recorder import Recorder
+from pudica.strategies.core.releases import keep
 from pudica.strategies.facemix.anonymising import Anonymising
 from pudica.strategies.facemix.costs import log_costs
 from pudica.strategies.facemix.experiment import FacemixExperiment
@@ -14,9 +17,6 @@ from pudica.strategies.facemix.serving import Serving
 from pudica.strategies.facemix.session import Session
 from pudica.strategies.facemix.together import Together
 from pudica.strategies.facemix.training import Central, Learning
-from pudica.strategies.joining import gather
-from pudica.strategies.recorder import Recorder
-from pudica.strategies.releases import keep
 
 MODEL = "model.safetensors"
 

@@ -24,7 +24,7 @@ from pudica.models.custom import ModelName
 from pudica.models.explain import explained
 from pudica.models.optimizers import OptimizerConfig
 from pudica.models.training import TrainingConfig
-from pudica.strategies.cases import each_case
+from pudica.strategies.core.cases import each_case
 
 SHARED = {"devices", "pretraining"}
 PRETRAINED, TORCHVISION = "pretrained", "torchvision"

@@ -10,8 +10,8 @@ import pandas as pd
 from flwr.app import RecordDict
 
 from pudica.clients import protocol
-from pudica.strategies.exchange import Exchanges
-from pudica.strategies.spreadsheets import write_csv
+from pudica.strategies.core.exchange import Exchanges
+from pudica.strategies.core.spreadsheets import write_csv
 
 MOST_SECONDS = 1e9
 FORWARD, BACKWARD, SKIPPED = "forward", "backward", "skipped"

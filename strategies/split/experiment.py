@@ -14,7 +14,7 @@ from pudica.models.cut import Cutter
 from pudica.models.errors import RequestError
 from pudica.models.files import absolute
 from pudica.models.randomness import derive
-from pudica.strategies.experiment import Experiment
+from pudica.strategies.core.experiment import Experiment
 from pudica.strategies.split.config import PRETRAINED, TORCHVISION, SplitConfig
 from pudica.strategies.split.means import single_layer
 from pudica.strategies.split.model import built, guarded
@@ -68,7 +68,7 @@ class SplitExperiment(Experiment):
 
     def _check_case(self, settings: SplitConfig, data: Splits) -> None:
         promised = is_guaranteed(settings.shield, settings.front, settings.noise)
-        if (settings.budget or promised) and self.data.by_training:
+        if (settings.budget or promised) and self.data.uses_training_statistics:
             what = "budget" if settings.budget else "noise: secret"
             raise RequestError(
                 f"{what}: nothing finite holds for images that are normalised by statistics of all "

@@ -9,7 +9,7 @@ from typing import Any
 
 from pudica.clients.assignments import Report
 from pudica.clients.shields.counts import CountsConfig
-from pudica.strategies.releases import Release, in_the_clear
+from pudica.strategies.core.releases import Release, in_the_clear
 from pudica.strategies.split.fronts import Fronts
 from pudica.strategies.split.reporting import reports
 from pudica.strategies.split.session import Session
@@ -85,6 +85,6 @@ def _shielded(session: Session, fronts: Fronts, shape: tuple[int, ...], **values
 
 def _clear(session: Session, **values: Any) -> Release:
     """Return a release of training records in the clear, of no node yet."""
-    statistics = session.experiment.data.by_training
+    statistics = session.experiment.data.uses_training_statistics
     batch = session.settings.batch_size
     return in_the_clear(session.case, (), batch, **{"statistics": statistics, **values})

@@ -11,7 +11,7 @@ from pudica.models.files import save_tensors
 from pudica.models.packing import under
 from pudica.models.randomness import derive
 from pudica.models.training import Training
-from pudica.strategies.recorder import Recorder
+from pudica.strategies.core.recorder import Recorder
 from pudica.strategies.split.config import PRETRAINED, SplitConfig
 from pudica.strategies.split.experiment import SplitExperiment
 

@@ -13,9 +13,9 @@ from pudica.clients.assignments import Budget, EdgeAssignment
 from pudica.clients.protocol import batch_sizes
 from pudica.models.compute import Compute
 from pudica.models.randomness import derive
-from pudica.strategies.exchange import Exchanges
-from pudica.strategies.joining import introduce, told
-from pudica.strategies.session import CaseSession, Member
+from pudica.strategies.core.exchange import Exchanges
+from pudica.strategies.core.joining import introduce, told
+from pudica.strategies.core.session import CaseSession, Member
 from pudica.strategies.split.config import SplitConfig
 from pudica.strategies.split.costs import Costs
 from pudica.strategies.split.experiment import SplitExperiment

@@ -9,10 +9,10 @@ from pudica.clients.shields.front import Front, activation_shape
 from pudica.models.cut import Cutter
 from pudica.models.files import save_tensors
 from pudica.models.packing import under
-from pudica.strategies.exchange import Exchanges
-from pudica.strategies.joining import gather
-from pudica.strategies.recorder import Recorder
-from pudica.strategies.releases import keep
+from pudica.strategies.core.exchange import Exchanges
+from pudica.strategies.core.joining import gather
+from pudica.strategies.core.recorder import Recorder
+from pudica.strategies.core.releases import keep
 from pudica.strategies.split.cloud import Cloud
 from pudica.strategies.split.config import PRETRAINED, SplitConfig
 from pudica.strategies.split.evaluation import NOISY, PLAIN, CloudClassification, measure_whole

@@ -9,7 +9,7 @@ import torch
 from flwr.serverapp import Grid
 
 from pudica.models.generator import NoiseGenerator
-from pudica.strategies.recorder import Recorder
+from pudica.strategies.core.recorder import Recorder
 from pudica.strategies.themis.config import ThemisConfig
 from pudica.strategies.themis.evaluation import Evaluation
 from pudica.strategies.themis.experiment import ThemisExperiment

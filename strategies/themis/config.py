@@ -12,7 +12,7 @@ from pudica.models.custom import ModelName
 from pudica.models.errors import RequestError
 from pudica.models.naming import Name
 from pudica.models.training import TrainingConfig
-from pudica.strategies.cases import each_case
+from pudica.strategies.core.cases import each_case
 
 SHARED = {"release", "examiner", "M", "epochs_per_message", "stages"}
 STAGES = ("join", "noise", "test")

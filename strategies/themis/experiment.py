@@ -14,7 +14,7 @@ from pudica.models.custom import PREFIX, SUFFIX
 from pudica.models.errors import RequestError
 from pudica.models.files import absolute, load_into
 from pudica.models.training import TrainingConfig
-from pudica.strategies.experiment import Experiment
+from pudica.strategies.core.experiment import Experiment
 from pudica.strategies.themis.config import ThemisConfig
 
 REHEARSAL = (
@@ -69,7 +69,7 @@ class ThemisExperiment(Experiment):
 
     def remarks(self, data: Splits) -> list[str]:
         """Return that it is a rehearsal, if it is one."""
-        return [] if data.own_test else [REHEARSAL]
+        return [] if data.has_own_test else [REHEARSAL]
 
     def names(self) -> list[str]:
         """Return the participants' names, in order."""

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from pudica.clients import protocol
 from pudica.clients.assignments import ParticipantAssignment
 from pudica.models.randomness import derive
-from pudica.strategies.exchange import Exchanges
-from pudica.strategies.joining import called, gather, greeted, introduce, told
-from pudica.strategies.roster import home
+from pudica.strategies.core.exchange import Exchanges
+from pudica.strategies.core.joining import called, gather, greeted, introduce, told
+from pudica.strategies.core.registry import home
 from pudica.strategies.themis.organiser import Organiser
 
 REFUSED_SECONDS, DOOR_SECONDS = 60.0, 60.0
@@ -84,7 +84,7 @@ def _introduce(organiser: Organiser, exchanges: Exchanges) -> None:
 def _assignments(organiser: Organiser) -> dict[str, ParticipantAssignment]:
     experiment = organiser.experiment
     # Where the test set can be kept from participants, they look at no image of it.
-    kept_back = {"split": "public"} if organiser.data.own_test else {}
+    kept_back = {"split": "public"} if organiser.data.has_own_test else {}
     shown = experiment.data.model_copy(update=kept_back)
     common = told(experiment.model_copy(update={"data": shown}), organiser.run)
     return {

@@ -12,9 +12,9 @@ from pudica.clients.assignments import OWN, ParticipantConfig
 from pudica.models.compute import Compute
 from pudica.models.generator import NoiseGenerator
 from pudica.models.randomness import derive, torch_generator
-from pudica.strategies.exchange import Exchanges
-from pudica.strategies.recorder import Recorder
-from pudica.strategies.roster import home, registered
+from pudica.strategies.core.exchange import Exchanges
+from pudica.strategies.core.recorder import Recorder
+from pudica.strategies.core.registry import home, registered
 from pudica.strategies.themis.config import StagesConfig
 from pudica.strategies.themis.experiment import ThemisExperiment
 

@@ -25,7 +25,7 @@ from pudica.models.generator import NoiseGenerator
 from pudica.models.randomness import derive, secret_normal
 from pudica.models.similarity import psnr, ssim
 from pudica.models.training import Training, predict
-from pudica.strategies.recorder import Recorder
+from pudica.strategies.core.recorder import Recorder
 from pudica.strategies.themis.config import ExaminerConfig
 
 # A secret, and what the draw is for.

@@ -6,9 +6,9 @@ import numpy as np
 import torch
 
 from pudica.models.generator import NoiseGenerator
-from pudica.strategies.leaderboard import agreement, leaderboard
-from pudica.strategies.spreadsheets import write_csv
+from pudica.strategies.core.spreadsheets import write_csv
 from pudica.strategies.themis.evaluation import Evaluation
+from pudica.strategies.themis.leaderboard import agreement, leaderboard
 from pudica.strategies.themis.organiser import SHARED, Organiser
 from pudica.strategies.themis.protection import noisy_chunks
 from pudica.strategies.themis.rank_condition import Gaussian, rank_condition

@@ -54,7 +54,7 @@ def rank_condition(
     Parameters
     ----------
     plain, trained : mapping
-        As in :func:`pudica.strategies.leaderboard.leaderboard`.
+        As in :func:`pudica.strategies.themis.leaderboard.leaderboard`.
     densities : mapping of str to (mean, variance)
         What each model has in mind.
     data, noise : (mean, variance)

@@ -1,6 +1,6 @@
 """What participants submitted, so that a leaderboard can be audited later.
 
-Kept where participants are real (:mod:`pudica.strategies.roster`): in ``manifest.json`` the
+Kept where participants are real (:mod:`pudica.strategies.core.registry`): in ``manifest.json`` the
 hashes, and who signed them; in ``submissions.safetensors``, for the organiser alone, the
 predictions.
 """
@@ -20,8 +20,8 @@ from pudica.clients import protocol
 from pudica.clients.submissions import digest, is_signed, statement
 from pudica.models.clock import timestamp
 from pudica.models.files import save_tensors, write_atomically
-from pudica.strategies.recorder import Recorder
-from pudica.strategies.roster import fingerprint_of, home, registered
+from pudica.strategies.core.recorder import Recorder
+from pudica.strategies.core.registry import fingerprint_of, home, registered
 
 MANIFEST, PREDICTIONS = "manifest.json", "submissions.safetensors"
 FORMAT = "pudica-manifest-1"

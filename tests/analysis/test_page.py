@@ -16,8 +16,8 @@ from pudica import analysis
 from pudica.models.errors import RequestError
 from pudica.models.printable import escape_hidden
 from pudica.simulations.engines import inprocess
+from pudica.strategies.core.spreadsheets import read_csv
 from pudica.strategies.loading import load_experiment
-from pudica.strategies.spreadsheets import read_csv
 
 NAME = "<script>alert(1)</script> & co".replace("/", "|")
 SHORT = (

@@ -20,7 +20,7 @@ from cli_helpers import as_options
 from click.testing import Result
 from PIL import Image
 
-from pudica.strategies.recorder import Recorder
+from pudica.strategies.core.recorder import Recorder
 
 Command = Callable[..., Result]
 

@@ -24,7 +24,7 @@ from pudica.models.errors import RequestError
 from pudica.simulations.engines import flower
 from pudica.simulations.engines.ray import connected
 from pudica.simulations.programs.calling import LOOPBACK, make_private_folder, write_ray_token
-from pudica.strategies.experiment import RayConfig
+from pudica.strategies.core.experiment import RayConfig
 from pudica.strategies.loading import load_experiment
 
 ATTACK = """

@@ -49,8 +49,8 @@ from pudica.simulations.deployment.organiser import Organiser
 from pudica.simulations.deployment.processes import Programs
 from pudica.simulations.engines import inprocess
 from pudica.simulations.programs.calling import LOOPBACK, free_port
+from pudica.strategies.core.registry import ROSTER, Registered
 from pudica.strategies.loading import load_experiment
-from pudica.strategies.roster import ROSTER, Registered
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from pudica.clients.protocol import code_fingerprint
 from pudica.models.errors import RequestError
 from pudica.simulations.engines import flower, inprocess
 from pudica.simulations.programs import bundle, submission
-from pudica.strategies.experiment import Experiment
+from pudica.strategies.core.experiment import Experiment
 from pudica.strategies.loading import load_experiment
 
 SHORT = [

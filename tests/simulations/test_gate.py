@@ -45,7 +45,7 @@ from pudica.simulations.deployment import authority
 from pudica.simulations.deployment.allowance import Limits
 from pudica.simulations.deployment.answers import PUSH, PUSH_OBJECT
 from pudica.simulations.deployment.gate import OPEN, Gate
-from pudica.strategies.roster import ROSTER
+from pudica.strategies.core.registry import ROSTER
 
 PULL = "/v1/fleet/pull-messages"
 

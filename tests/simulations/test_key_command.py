@@ -12,8 +12,8 @@ from click.testing import Result
 
 from pudica.clients.data import load_once
 from pudica.clients.shields.disguises import Key
+from pudica.strategies.core.recorder import Recorder
 from pudica.strategies.loading import load_experiment
-from pudica.strategies.recorder import Recorder
 
 Command = Callable[..., Result]
 NEW = ("key", "new", "--shield", "mat(256) + mmt(10)", "--shape", "3x8x4")

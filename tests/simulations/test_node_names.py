@@ -12,14 +12,14 @@ from hostile_names import EMPTY, FORMULAS, HIDDEN, MARKUP, NFC, NFD, QUOTED, SPA
 from pudica.clients.node import NodeConfig
 from pudica.models.errors import RequestError
 from pudica.models.printable import escape_hidden
-from pudica.simulations.console import conclude, refusals, say
+from pudica.simulations.console import exit_on_request_error, print_findings, print_message
 from pudica.simulations.deployment.auditing import verify
 from pudica.simulations.deployment.checking import Finding
 from pudica.simulations.deployment.invitation import Invitation
 from pudica.simulations.deployment.kit import SETTINGS, Kit
 from pudica.simulations.deployment.organiser import Organiser
 from pudica.simulations.programs.calling import LOOPBACK, free_port
-from pudica.strategies.spreadsheets import write_csv
+from pudica.strategies.core.spreadsheets import write_csv
 
 WRONG = [
     *(*HIDDEN.values(), *EMPTY.values(), *FORMULAS.values(), *QUOTED.values(), *SPACED.values()),
@@ -84,10 +84,10 @@ def test_a_node_is_the_same_in_either_spelling(
 def test_a_terminal_acts_on_nothing_that_comes_from_elsewhere(
     capsys: pytest.CaptureFixture, name: str
 ) -> None:
-    say(f"one {name}\ntwo")
+    print_message(f"one {name}\ntwo")
     with pytest.raises(typer.Exit):
-        conclude([Finding("server", True, "fine"), Finding("data", False, f"no {name}")])
-    with pytest.raises(typer.Exit), refusals():
+        print_findings([Finding("server", True, "fine"), Finding("data", False, f"no {name}")])
+    with pytest.raises(typer.Exit), exit_on_request_error():
         raise RequestError(f"there is no {name}")
     written = capsys.readouterr()
     assert "\nfine" not in written.out

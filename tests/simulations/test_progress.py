@@ -17,7 +17,7 @@ from hostile_names import HIDDEN, MARKUP
 
 from pudica.models.printable import escape_hidden
 from pudica.simulations.display import print_frame
-from pudica.simulations.progress import LINE_SECONDS, Lines, Rate
+from pudica.simulations.progress import LINE_SECONDS, LineDisplay, Rate
 
 WATCHED = """
 import json, sys, time
@@ -49,7 +49,7 @@ def state(stage: str, done: int, total: int = 10) -> dict:
 
 
 def test_a_line_when_a_stage_begins_at_times_and_when_it_ends(clock, capsys) -> None:
-    lines = Lines()
+    lines = LineDisplay()
     for stage, done, seconds in [
         ("a", 1, 1),
         ("a", 2, 1),  # too soon
@@ -68,7 +68,7 @@ def test_a_line_when_a_stage_begins_at_times_and_when_it_ends(clock, capsys) -> 
 
 
 def test_a_line_per_node_when_there_is_something_new_of_it(clock, capsys) -> None:
-    lines = Lines()
+    lines = LineDisplay()
     work = {"state": "at work (train.visit)", "since": time.time() - 7.2}
     done = {"state": "answered", "since": time.time()}
     for ann, bob, seconds in [
@@ -189,7 +189,7 @@ def test_a_file_gets_whole_lines(capsys, monkeypatch) -> None:
 
 @pytest.mark.parametrize("name", [*HIDDEN.values(), *MARKUP])
 def test_lines_show_every_name_as_it_is_and_act_on_none(clock, capsys, name: str) -> None:
-    lines = Lines()
+    lines = LineDisplay()
     clock[0] += LINE_SECONDS
     lines.nodes({name: {"state": f"dropped out ({name})", "since": time.time()}})
     lines.update(state(f"training ({name})", 1))

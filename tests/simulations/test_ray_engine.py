@@ -26,7 +26,7 @@ from pudica.simulations.engines import inprocess
 from pudica.simulations.engines.local import run_config, server_context
 from pudica.simulations.engines.ray import PACKAGES, RayGrid, connected, worker_count
 from pudica.strategies.app import app as server_app
-from pudica.strategies.experiment import ClientConfig, Experiment, RayConfig
+from pudica.strategies.core.experiment import ClientConfig, Experiment, RayConfig
 from pudica.strategies.loading import load_experiment
 
 TINY = [
@@ -143,7 +143,7 @@ def test_private_fronts_survive_a_worker_that_dies(
     cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They go on from what the vaults have: from all, if it was written in each turn."""
-    monkeypatch.setattr("pudica.strategies.recorder.CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr("pudica.strategies.core.recorder.CHECKPOINT_SECONDS", 0.0)
     wanted = split_experiment("split.front=private")
     here, there = tmp_path / "here" / "run", tmp_path / "there" / "run"
     inprocess.run(wanted, here)

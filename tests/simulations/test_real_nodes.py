@@ -19,9 +19,9 @@ from pudica.models.errors import RequestError
 from pudica.simulations.deployment.place import Place
 from pudica.simulations.deployment.trial import Trial, differences
 from pudica.simulations.programs.submission import FlowerRunFailed
-from pudica.strategies.experiment import Experiment
+from pudica.strategies.core.experiment import Experiment
+from pudica.strategies.core.recorder import lock
 from pudica.strategies.loading import load_experiment
-from pudica.strategies.recorder import lock
 
 pytestmark = pytest.mark.deployment
 

@@ -9,7 +9,7 @@ from typing import Any
 from flwr.app import Message
 
 from pudica.simulations.engines.inprocess import InProcessGrid
-from pudica.strategies.experiment import Experiment
+from pudica.strategies.core.experiment import Experiment
 from pudica.strategies.loading import load_experiment
 
 TINY = [

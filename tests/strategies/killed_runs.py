@@ -17,7 +17,7 @@ import torch
 from competition_helpers import rows_of, tiny
 from flwr.app import Message
 
-import pudica.strategies.recorder
+import pudica.strategies.core.recorder
 from pudica.clients import protocol
 from pudica.clients.app import app as client_app
 from pudica.clients.vault import Vault
@@ -76,7 +76,7 @@ def die_at(what: str, number: int) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     if what == "checkpoint":
-        _before(pudica.strategies.recorder.Recorder, "checkpoint", maybe)
+        _before(pudica.strategies.core.recorder.Recorder, "checkpoint", maybe)
     elif what == "vault":
         _before(Vault, "save", maybe)
     elif what == "file":
@@ -130,7 +130,7 @@ def results(directory: Path) -> dict[str, Any]:
 
 def main(folder: Path, checkpoint_seconds: float) -> None:
     """Print, as JSON, the points at which a killed and resumed run differs."""
-    pudica.strategies.recorder.CHECKPOINT_SECONDS = checkpoint_seconds
+    pudica.strategies.core.recorder.CHECKPOINT_SECONDS = checkpoint_seconds
     reference = folder / "undisturbed" / "run"
     if forked(lambda: run(reference)) != 0:
         raise SystemExit("the undisturbed run failed")

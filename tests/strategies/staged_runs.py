@@ -16,7 +16,7 @@ from pudica.clients.app import app as client_app
 from pudica.simulations.engines.inprocess import InProcessGrid
 from pudica.simulations.engines.local import run_config, server_context
 from pudica.strategies.app import run
-from pudica.strategies.recorder import Recorder
+from pudica.strategies.core.recorder import Recorder
 from pudica.strategies.themis.orders import states
 
 SECONDS = 60.0

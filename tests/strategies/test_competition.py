@@ -31,9 +31,9 @@ from pudica.models.randomness import derive, torch_generator
 from pudica.simulations.deployment.authority import new_node_key
 from pudica.simulations.engines.inprocess import InProcessGrid
 from pudica.simulations.engines.local import run_config, server_context
-from pudica.strategies import joining
 from pudica.strategies.app import app as server_app
-from pudica.strategies.exchange import TooFewParticipants
+from pudica.strategies.core import joining
+from pudica.strategies.core.exchange import TooFewParticipants
 
 Compete = Callable[..., ListeningGrid]
 

@@ -16,11 +16,11 @@ from PIL import Image
 from split_helpers import Interrupted, asked, bytes_of, forget_nodes, measured, model_of, run, same
 
 import pudica.clients.app
-import pudica.strategies.recorder
+import pudica.strategies.core.recorder
 from pudica import models
 from pudica.clients import protocol
 from pudica.clients.assignments import parsed as assignment_of
-from pudica.clients.data import load_once, own_images
+from pudica.clients.data import load_once, select_node_images
 from pudica.clients.owner import Owner
 from pudica.clients.shields.disguises import Disguise, Key, Span
 from pudica.clients.vault import Vault
@@ -180,7 +180,7 @@ def test_fedopt_is_that_of_its_paper_over_a_stop_and_leaves_buffers_to_averaging
 def test_the_strategy_remembers_its_moments_over_a_stop(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pudica.strategies.recorder, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(pudica.strategies.core.recorder, "CHECKPOINT_SECONDS", 0.0)
     settings = (*FEDERATED, "dlmt.aggregate={name: fedyogi}", "dlmt.keep_momentum=true")
     run(tiny(*settings), tmp_path / "whole")
     with pytest.raises(Interrupted):
@@ -371,7 +371,7 @@ def test_the_ledger_says_that_nothing_holds(tmp_path: Path) -> None:
 def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str, stop: tuple[str, int], seconds: float
 ) -> None:
-    monkeypatch.setattr(pudica.strategies.recorder, "CHECKPOINT_SECONDS", seconds)
+    monkeypatch.setattr(pudica.strategies.core.recorder, "CHECKPOINT_SECONDS", seconds)
     settings = (
         f"dlmt.train={how}",
         "dlmt.owners=2",
@@ -487,7 +487,7 @@ def test_nobody_counts_for_more_than_it_joined_with(
 def test_a_resumed_run_normalises_as_it_began(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pudica.strategies.recorder, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(pudica.strategies.core.recorder, "CHECKPOINT_SECONDS", 0.0)
     wanted = tiny(*FEDERATED, "dlmt.min_owners=2", "dlmt.partition={scheme: linear}")
     with pytest.raises(Interrupted):
         run(wanted, tmp_path / "run", stop=(protocol.ROUND, 4))
@@ -504,7 +504,7 @@ def test_a_resumed_run_normalises_as_it_began(
 def test_who_comes_back_with_other_images_is_left_out_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pudica.strategies.recorder, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(pudica.strategies.core.recorder, "CHECKPOINT_SECONDS", 0.0)
     wanted = tiny(*FEDERATED, "dlmt.min_owners=2")
     with pytest.raises(Interrupted):
         run(wanted, tmp_path / "run", stop=(protocol.ROUND, 4))
@@ -523,7 +523,7 @@ def test_who_comes_back_with_other_images_is_left_out_alone(
 def test_the_cloud_does_not_go_on_with_fewer_images_than_it_began_with(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pudica.strategies.recorder, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(pudica.strategies.core.recorder, "CHECKPOINT_SECONDS", 0.0)
     wanted = tiny("dlmt.owners=2")
     with pytest.raises(Interrupted):
         run(wanted, tmp_path / "run", stop=(protocol.RIGHT, 7))
@@ -538,7 +538,7 @@ def test_the_cloud_does_not_go_on_with_fewer_images_than_it_began_with(
 def test_kept_momentum_of_owners_that_take_turns_survives_a_stop(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: tuple[str, int]
 ) -> None:
-    monkeypatch.setattr(pudica.strategies.recorder, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(pudica.strategies.core.recorder, "CHECKPOINT_SECONDS", 0.0)
     settings = ("dlmt.owners=4", "dlmt.train=federated", "dlmt.participation=0.5")
     wanted = tiny(*settings, "dlmt.keep_momentum=true", "dlmt.training.epochs=5")
     run(wanted, tmp_path / "whole")
@@ -692,7 +692,7 @@ def test_a_key_for_something_else_is_refused_by_its_fingerprint(tmp_path: Path) 
 def test_another_key_does_not_go_on_with_a_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pudica.strategies.recorder, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(pudica.strategies.core.recorder, "CHECKPOINT_SECONDS", 0.0)
     file = tmp_path / "key"
     before, after = (Key.seeded("MAT(9)", (1, 8, 8), seed) for seed in (0, 1))
     before.save(file)
@@ -709,7 +709,7 @@ def test_another_key_does_not_go_on_with_a_run(
 def test_other_images_of_the_same_shape_do_not_go_on_with_a_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: tuple[str, ...]
 ) -> None:
-    monkeypatch.setattr(pudica.strategies.recorder, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(pudica.strategies.core.recorder, "CHECKPOINT_SECONDS", 0.0)
     folder, rng = tmp_path / "photos", np.random.default_rng(0)
     for number in range(120):
         file = folder / f"class-{number % 2}" / f"{number}.png"
@@ -743,7 +743,7 @@ def test_training_that_diverges_says_so(tmp_path: Path, settings: tuple[str, ...
 def test_owners_share_validation_and_test_images_evenly() -> None:
     data = tiny().load_data()
     for part in ("validation", "test"):
-        shares = [own_images(data, part, n, 3, None, 0) for n in range(3)]  # type: ignore[arg-type]
+        shares = [select_node_images(data, part, n, 3, None, 0) for n in range(3)]  # type: ignore[arg-type]
         rows = np.concatenate([share.rows for share in shares])
         assert sorted(rows) == sorted(getattr(data, part).rows)
         assert max(map(len, shares)) - min(map(len, shares)) <= 1

@@ -16,10 +16,10 @@ from flwr.proto.node_pb2 import NodeInfo
 
 from pudica.clients import protocol
 from pudica.simulations.engines.local import LocalGrid, server_context
-from pudica.strategies.exchange import POLL_SECONDS, Exchanges, TooFewParticipants
-from pudica.strategies.experiment import ClientConfig
-from pudica.strategies.recorder import Recorder
-from pudica.strategies.roster import HOME, ROSTER
+from pudica.strategies.core.exchange import POLL_SECONDS, Exchanges, TooFewParticipants
+from pudica.strategies.core.experiment import ClientConfig
+from pudica.strategies.core.recorder import Recorder
+from pudica.strategies.core.registry import HOME, ROSTER
 
 NAMES = ["zoe", "adam", "mia"]
 
@@ -276,9 +276,9 @@ class ComingAndGoing(ScriptedGrid):
 def coming_and_going(
     exchanges_with: Callable[..., Exchanges], monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., tuple[Exchanges, ComingAndGoing]]:
-    monkeypatch.setattr("pudica.strategies.exchange.REPEAT_SECONDS", 0.1)
-    monkeypatch.setattr("pudica.strategies.exchange.LOOK_SECONDS", 0.05)
-    monkeypatch.setattr("pudica.strategies.exchange._Asked.busy", 0.1)
+    monkeypatch.setattr("pudica.strategies.core.exchange.REPEAT_SECONDS", 0.1)
+    monkeypatch.setattr("pudica.strategies.core.exchange.LOOK_SECONDS", 0.05)
+    monkeypatch.setattr("pudica.strategies.core.exchange._Asked.busy", 0.1)
 
     def make(
         answer: Callable[[int], RecordDict | Error | None], **client: float
@@ -326,7 +326,7 @@ def test_a_node_that_was_started_anew_is_asked_again_at_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """What it was asked before it was killed, it knows nothing of."""
-    monkeypatch.setattr("pudica.strategies.exchange.REPEAT_SECONDS", 60.0)
+    monkeypatch.setattr("pudica.strategies.core.exchange.REPEAT_SECONDS", 60.0)
     times: list[int] = []
 
     def answer(i: int) -> RecordDict | None:
@@ -355,7 +355,7 @@ def test_a_server_that_stumbles_is_asked_again(
     status: int,
 ) -> None:
     """What it refuses is not repeated."""
-    monkeypatch.setattr("pudica.strategies.exchange.STUMBLES", (0.01, 0.01))
+    monkeypatch.setattr("pudica.strategies.core.exchange.STUMBLES", (0.01, 0.01))
     exchanges, grid = coming_and_going(number)
     whole, stumbles = grid.pull_messages, [True]
 

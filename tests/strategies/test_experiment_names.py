@@ -11,9 +11,9 @@ from competition_helpers import tiny
 from hostile_names import EMPTY, FORMULAS, HIDDEN, NFC, NFD, QUOTED, SPACED
 
 from pudica.models.errors import RequestError
+from pudica.strategies.core.recorder import Recorder
+from pudica.strategies.core.session import Member
 from pudica.strategies.loading import load_experiment
-from pudica.strategies.recorder import Recorder
-from pudica.strategies.session import Member
 
 SAID = {"shape": "1x8x8", "classes": 2, "train": 1, "validation": 1, "test": 1, "key": ""}
 SYSTEMS = {"themis": "epochs", "split": "epochs", "dlmt": "local_epochs", "facemix": "request"}

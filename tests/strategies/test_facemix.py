@@ -14,10 +14,10 @@ from torch import nn
 
 from pudica.clients import protocol
 from pudica.models.attributes import answered, confusion
-from pudica.strategies.exchange import Exchanges
+from pudica.strategies.core.exchange import Exchanges
+from pudica.strategies.core.recorder import Recorder
 from pudica.strategies.facemix.serving import Serving
 from pudica.strategies.facemix.session import Session
-from pudica.strategies.recorder import Recorder
 
 
 def test_in_groups_of_one_it_is_the_plain_model(tmp_path: Path) -> None:

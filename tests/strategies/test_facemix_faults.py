@@ -23,7 +23,7 @@ from split_helpers import (
     same,
 )
 
-import pudica.strategies.recorder
+import pudica.strategies.core.recorder
 from pudica.clients import inference, protocol
 from pudica.clients.assignments import parsed as assignment_of
 from pudica.clients.data import Splits
@@ -53,7 +53,7 @@ def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(
     stop: tuple[str, int],
     seconds: float,
 ) -> None:
-    monkeypatch.setattr(pudica.strategies.recorder, "CHECKPOINT_SECONDS", seconds)
+    monkeypatch.setattr(pudica.strategies.core.recorder, "CHECKPOINT_SECONDS", seconds)
     run(tiny(*settings), tmp_path / "whole")
     with pytest.raises(Interrupted):
         run(tiny(*settings), tmp_path / "stopped", stop=stop)
@@ -72,7 +72,7 @@ def test_an_edge_in_a_fresh_process_for_each_message_does_the_same(
 ) -> None:
     run(tiny(*settings), tmp_path / "kept")
     forget_nodes(monkeypatch)
-    monkeypatch.setattr("pudica.strategies.session.LASTING", ())
+    monkeypatch.setattr("pudica.strategies.core.session.LASTING", ())
     run(tiny(*settings), tmp_path / "fresh")
     assert same(model_of(tmp_path / "kept"), model_of(tmp_path / "fresh"))
     if settings == SPLIT:  # secret keys are others, and so is what is lost by not being linear
@@ -105,7 +105,7 @@ def test_an_edge_that_falls_silent_changes_nothing_for_the_others(
             hand(self, message, identifier)
 
     monkeypatch.setattr(FaultyGrid, "_hand", lost)
-    monkeypatch.setattr("pudica.strategies.exchange.GIVE_UP_AFTER", 1)
+    monkeypatch.setattr("pudica.strategies.core.exchange.GIVE_UP_AFTER", 1)
     rest = counted(run(tiny(*settings), tmp_path / "run"))
     assert whole.keys() == {2, 3, 4}
     assert rest.keys() == {2, 4}

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from pudica.strategies.leaderboard import agreement, leaderboard, ranks
+from pudica.strategies.themis.leaderboard import agreement, leaderboard, ranks
 from pudica.strategies.themis.rank_condition import divergence, rank_condition
 
 

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from malformed import Change, changed, drawn, ways
 
 from pudica.clients import protocol
-from pudica.strategies.exchange import Exchanges
+from pudica.strategies.core.exchange import Exchanges
 
 Measured = Callable[[str], list[str]]
 

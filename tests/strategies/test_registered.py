@@ -16,7 +16,7 @@ from pudica.clients import protocol
 from pudica.models.clock import timestamp
 from pudica.models.files import write_atomically
 from pudica.simulations.deployment import authority
-from pudica.strategies.roster import HOME, ROSTER, Registered
+from pudica.strategies.core.registry import HOME, ROSTER, Registered
 from pudica.strategies.themis.orders import order
 
 WAITS = "themis.stages.noise.opens=command"
@@ -30,7 +30,7 @@ def organiser(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv(HOME, str(tmp_path))
     monkeypatch.setattr("pudica.strategies.themis.stages.LOOK_SECONDS", 0.02)
     monkeypatch.setattr("pudica.strategies.themis.stages.DOOR_SECONDS", 0.05)
-    monkeypatch.setattr("pudica.strategies.joining.JOIN_SECONDS", 0.2)
+    monkeypatch.setattr("pudica.strategies.core.joining.JOIN_SECONDS", 0.2)
     (tmp_path / ROSTER).write_text("[]")
     return tmp_path
 

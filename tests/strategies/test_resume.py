@@ -12,7 +12,7 @@ import pytest
 from competition_helpers import tiny
 
 from pudica.models.errors import RequestError
-from pudica.strategies.recorder import Recorder
+from pudica.strategies.core.recorder import Recorder
 
 HERE = Path(__file__).parent
 

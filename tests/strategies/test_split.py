@@ -24,8 +24,8 @@ from pudica.models.compute import Compute
 from pudica.models.cut import Cutter
 from pudica.models.errors import RequestError
 from pudica.models.randomness import derive
-from pudica.strategies.exchange import TooFewParticipants
-from pudica.strategies.recorder import Recorder
+from pudica.strategies.core.exchange import TooFewParticipants
+from pudica.strategies.core.recorder import Recorder
 from pudica.strategies.split.cloud import Cloud
 from pudica.strategies.split.experiment import SplitExperiment
 
@@ -746,7 +746,7 @@ def test_a_run_that_was_killed_ends_as_if_it_had_not_been(
     often: bool,
 ) -> None:
     """Checkpoints at every turn, or none but after finished tasks; devices begin anew."""
-    monkeypatch.setattr("pudica.strategies.recorder.CHECKPOINT_SECONDS", 0.0 if often else 1e9)
+    monkeypatch.setattr("pudica.strategies.core.recorder.CHECKPOINT_SECONDS", 0.0 if often else 1e9)
     experiment = tiny(
         f"split.front={front}",
         "split.shield={name: batch-norm-laplace, epsilon: 5}",
@@ -799,7 +799,7 @@ def test_a_device_in_a_fresh_process_for_each_message_does_the_same(
         experiment = tiny(f"split.front={front}", "split.optimizer={momentum: 0.9}")
         run(experiment, tmp_path / front / "lasting")
         with monkeypatch.context() as patch:
-            patch.setattr("pudica.strategies.session.LASTING", ())
+            patch.setattr("pudica.strategies.core.session.LASTING", ())
             original = pudica.clients.app._node
 
             def fresh(*arguments: object, original: object = original) -> object:

@@ -15,8 +15,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pudica.simulations.engines import inprocess
+from pudica.strategies.core.spreadsheets import (
+    escape_cell,
+    read_csv,
+    to_csv,
+    unescape_cell,
+    write_csv,
+)
 from pudica.strategies.loading import load_experiment
-from pudica.strategies.spreadsheets import escape_cell, read_csv, to_csv, unescape_cell, write_csv
 
 SIGNS = "=+-@"
 HIDDEN_SIGNS = {

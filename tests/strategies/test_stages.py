@@ -105,7 +105,7 @@ def test_predictions_are_accepted_until_the_test_closes(tmp_path: Path) -> None:
 def test_who_comes_between_stages_takes_part(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pudica.strategies.joining.JOIN_SECONDS", 0.2)
+    monkeypatch.setattr("pudica.strategies.core.joining.JOIN_SECONDS", 0.2)
     running = Running(tmp_path / "run", "themis.stages.noise.opens=command", away=frozenset({2}))
     running.until(lambda: running.stands("join", "closed"))
     assert len(running.grid.get_node_ids()) == 2

@@ -7,9 +7,9 @@ on at any moment.
 """
 
 from pudica.clients.data.disguised.manifest import MANIFEST, Manifest, read_manifest
-from pudica.clients.data.disguised.reading import copy_images, disguised, disguised_folder
-from pudica.clients.data.disguised.restoring import restore_set
-from pudica.clients.data.disguised.writing import Request, disguise_set
+from pudica.clients.data.disguised.reading import copy_images, disguised, locate_disguised
+from pudica.clients.data.disguised.restoring import restore_dataset
+from pudica.clients.data.disguised.writing import DisguiseRequest, disguise_dataset
 
 __all__ = [
     "MANIFEST",

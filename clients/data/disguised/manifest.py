@@ -29,7 +29,7 @@ from pudica.models.naming import validate_labels
 MANIFEST = "disguise.json"
 IMAGE = "image"
 
-Told = Callable[[int, int], None]
+ProgressCallback = Callable[[int, int], None]
 """Is told how many images are done, and of how many."""
 
 
@@ -104,7 +104,7 @@ class Manifest(BaseModel):
         """Where values can lie."""
         return Span(self.low, self.high, self.kind)
 
-    def parts(self) -> list[Part]:
+    def shards(self) -> list[Shard]:
         """Return the files of the set, in order."""
         found = []
         for split, total in (("train", self.train), ("test", self.test)):
@@ -114,11 +114,11 @@ class Manifest(BaseModel):
                 rows = min(self.rows_per_part, total - start)
                 name = f"{split}-{number:05d}-of-{count:05d}.parquet"
                 first = start if split == "train" else self.train + start
-                found.append(Part(split, first, rows, name))
+                found.append(Shard(split, first, rows, name))
         return found
 
 
-class Part(NamedTuple):
+class Shard(NamedTuple):
     """One file: its split, its first row in the whole set, how many rows, its name."""
 
     split: str

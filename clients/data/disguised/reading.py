@@ -13,20 +13,20 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pudica.clients.data.decoding import allocate
-from pudica.clients.data.disguised.manifest import IMAGE, MANIFEST, Manifest, Part, read_manifest
+from pudica.clients.data.disguised.manifest import IMAGE, MANIFEST, Manifest, Shard, read_manifest
 from pudica.clients.data.errors import DataError
-from pudica.clients.data.naming import listed
-from pudica.clients.data.places import Place
+from pudica.clients.data.naming import join_names
+from pudica.clients.data.places import DataLocation
 from pudica.clients.data.source import Content, Source
 
 
-def disguised_folder(place: Place) -> Path | None:
+def locate_disguised(place: DataLocation) -> Path | None:
     """Return the folder of a disguised set, if there is one."""
     return next((path for path in place.candidates(".") if (path / MANIFEST).is_file()), None)
 
 
 def disguised(folder: Path) -> Source:
-    """Return the source in a folder that :func:`disguise_set` wrote.
+    """Return the source in a folder that :func:`disguise_dataset` wrote.
 
     Raises
     ------
@@ -34,7 +34,7 @@ def disguised(folder: Path) -> Source:
         If it is not complete.
     """
     manifest = read_manifest(folder)
-    files = [folder / part.name for part in manifest.parts()]
+    files = [folder / shard.name for shard in manifest.shards()]
     if not manifest.complete or not all(file.is_file() for file in files):
         raise DataError(f"{folder} is not complete: run `pudica disguise` again, it goes on")
     opener = partial(_open, folder, manifest)
@@ -42,13 +42,13 @@ def disguised(folder: Path) -> Source:
 
 
 def _open(folder: Path, manifest: Manifest) -> Content:
-    labels = [_table(folder / part.name, manifest.labels, part.rows) for part in manifest.parts()]
+    labels = [_table(folder / shard.name, manifest.labels, shard.rows) for shard in manifest.shards()]
     joined = pa.concat_tables(labels)
     return Content(
         train=manifest.train,
         test=manifest.test,
         columns={name: joined[name] for name in manifest.labels},
-        segments=[(part.name, part.rows) for part in manifest.parts()],
+        segments=[(shard.name, shard.rows) for shard in manifest.shards()],
         images=(),
         class_names=manifest.class_names,
         disguised=manifest.model_dump(mode="json"),
@@ -71,40 +71,40 @@ def copy_images(folder: Path, note: dict[str, object], file: Path) -> None:
     manifest = Manifest.model_validate(note)
     shape = (manifest.train + manifest.test, *manifest.shape)
     images = allocate(file, shape, manifest.dtype, hint="set PUDICA_CACHE")
-    for part, values in stored_parts(folder, manifest, manifest.parts()):
-        images[part.first : part.first + part.rows] = values
+    for shard, values in read_shards(folder, manifest, manifest.shards()):
+        images[shard.first : shard.first + shard.rows] = values
     images.flush()
 
 
-def stored_parts(
-    folder: Path, manifest: Manifest, parts: Sequence[Part]
-) -> Iterator[tuple[Part, NDArray[np.generic]]]:
+def read_shards(
+    folder: Path, manifest: Manifest, shards: Sequence[Shard]
+) -> Iterator[tuple[Shard, NDArray[np.generic]]]:
     """Yield each part with its disguised images (N, C, H, W)."""
-    for part in parts:
-        file = folder / part.name
-        column = _table(file, [IMAGE], part.rows)[IMAGE].combine_chunks()
+    for shard in shards:
+        file = folder / shard.name
+        column = _table(file, [IMAGE], shard.rows)[IMAGE].combine_chunks()
         size = math.prod(manifest.shape) * np.dtype(manifest.dtype).itemsize
         if column.type != pa.binary(size) or column.null_count:
             raise DataError(f"{file}: images must be {size} bytes each, are {column.type}")
         values = np.frombuffer(column.buffers()[1], manifest.dtype, offset=column.offset * size)
-        images = values[: part.rows * math.prod(manifest.shape)].reshape(-1, *manifest.shape)
+        images = values[: shard.rows * math.prod(manifest.shape)].reshape(-1, *manifest.shape)
         if not np.isfinite(images).all():
             raise DataError(f"{file}: values that are not finite")
         whole = manifest.kind != "numbers"
         if whole and not manifest.low <= images.min() <= images.max() <= manifest.high:
             raise DataError(f"{file}: values outside {manifest.low} to {manifest.high}")
-        yield part, images
+        yield shard, images
 
 
-def is_whole(folder: Path, manifest: Manifest, part: Part) -> bool:
+def is_complete(folder: Path, manifest: Manifest, shard: Shard) -> bool:
     """Tell whether a part is there and says that it has all its rows."""
-    file = folder / part.name
+    file = folder / shard.name
     try:
         kept = pq.read_metadata(file)
     except (OSError, pa.ArrowException):
         return False
     columns = [IMAGE, *manifest.labels]
-    return bool(kept.num_rows == part.rows and kept.schema.names == columns)
+    return bool(kept.num_rows == shard.rows and kept.schema.names == columns)
 
 
 def _table(file: Path, columns: list[str], rows: int) -> pa.Table:
@@ -114,7 +114,7 @@ def _table(file: Path, columns: list[str], rows: int) -> pa.Table:
         raise DataError(f"{file}: cannot be read as a parquet file: {error}") from error
     if table.column_names != columns or len(table) != rows:
         raise DataError(
-            f"{file}: must have {rows} rows of {listed(columns)}, has {len(table)} of "
-            f"{listed(table.column_names)}"
+            f"{file}: must have {rows} rows of {join_names(columns)}, has {len(table)} of "
+            f"{join_names(table.column_names)}"
         )
     return table

@@ -15,15 +15,15 @@ from PIL import Image
 from pudica.clients.data.disguised.manifest import (
     IMAGE,
     Manifest,
-    Part,
-    Told,
+    Shard,
+    ProgressCallback,
     parquet_bytes,
     read_manifest,
 )
-from pudica.clients.data.disguised.reading import disguised, stored_parts
+from pudica.clients.data.disguised.reading import disguised, read_shards
 from pudica.clients.data.errors import DataError
-from pudica.clients.data.naming import checked_label
-from pudica.clients.data.places import entries
+from pudica.clients.data.naming import validate_data_label
+from pudica.clients.data.places import list_folder
 from pudica.clients.data.source import Content
 from pudica.clients.shields.disguises import Disguise
 from pudica.models.errors import RequestError
@@ -34,7 +34,7 @@ BEGUN = ".restoring"
 LONGEST_NAME = 255
 
 
-def restore_set(folder: Path, disguise: Disguise, out: Path, told: Told) -> Manifest:
+def restore_dataset(folder: Path, disguise: Disguise, out: Path, on_progress: ProgressCallback) -> Manifest:
     """Write a disguised set as it was, pixel by pixel, or go on with it; return what it is.
 
     Image folders become image folders of PNG files, numbered, since names are not kept; parquet
@@ -66,14 +66,14 @@ def restore_set(folder: Path, disguise: Disguise, out: Path, told: Told) -> Mani
     _claim(out, f"{manifest.source} {manifest.key}")
     write = _write_table if manifest.layout == "parquet" else _write_files
     waiting = [
-        part for part in manifest.parts() if not _last(out, manifest, content, part).exists()
+        shard for shard in manifest.shards() if not _last(out, manifest, content, shard).exists()
     ]
     total = manifest.train + manifest.test
-    told(waiting[0].first if waiting else total, total)
-    for part, images in stored_parts(folder, manifest, waiting):
+    on_progress(waiting[0].first if waiting else total, total)
+    for shard, images in read_shards(folder, manifest, waiting):
         plain = disguise.restore(torch.from_numpy(images.copy()).to(disguise.span.dtype)).numpy()
-        write(out, manifest, content, part, plain)
-        told(part.first + part.rows, total)
+        write(out, manifest, content, shard, plain)
+        on_progress(shard.first + shard.rows, total)
     (out / BEGUN).unlink()
     return manifest
 
@@ -81,7 +81,7 @@ def restore_set(folder: Path, disguise: Disguise, out: Path, told: Told) -> Mani
 def _check_names(folder: Path, labels: Sequence[object]) -> None:
     """Refuse labels that are no names of folders: a set may come from anybody."""
     for label in map(str, labels):
-        checked_label(label, f"{folder}: a label is no name of a class folder:")
+        validate_data_label(label, f"{folder}: a label is no name of a class folder:")
         wrong = label in (".", "..") or Path(label).name != label
         if wrong or len(label.encode()) > LONGEST_NAME:
             raise DataError(f"{folder}: the label {quoted(label)} is no name of a class folder")
@@ -90,46 +90,46 @@ def _check_names(folder: Path, labels: Sequence[object]) -> None:
 def _claim(out: Path, what: str) -> None:
     out.mkdir(parents=True, exist_ok=True)
     note = out / BEGUN
-    if entries(out) and (not note.exists() or note.read_text() != what):
+    if list_folder(out) and (not note.exists() or note.read_text() != what):
         raise DataError(f"{out} is not empty: name a new folder")
     write_atomically(note, what.encode())
 
 
-def _last(out: Path, manifest: Manifest, content: Content, part: Part) -> Path:
+def _last(out: Path, manifest: Manifest, content: Content, shard: Shard) -> Path:
     """Return the file that is written last of a part."""
     if manifest.layout == "parquet":
-        return out / part.name
-    return _place(out, manifest, content, part, part.rows - 1)
+        return out / shard.name
+    return _place(out, manifest, content, shard, shard.rows - 1)
 
 
-def _place(out: Path, manifest: Manifest, content: Content, part: Part, row: int) -> Path:
-    label = str(content.columns[manifest.labels[0]][part.first + row].as_py())
-    base = out / part.split if manifest.test else out
-    return base / label / f"{part.first + row:07d}.png"
+def _place(out: Path, manifest: Manifest, content: Content, shard: Shard, row: int) -> Path:
+    label = str(content.columns[manifest.labels[0]][shard.first + row].as_py())
+    base = out / shard.split if manifest.test else out
+    return base / label / f"{shard.first + row:07d}.png"
 
 
 def _write_files(
-    out: Path, manifest: Manifest, content: Content, part: Part, images: NDArray[np.uint8]
+    out: Path, manifest: Manifest, content: Content, shard: Shard, images: NDArray[np.uint8]
 ) -> None:
     for row, image in enumerate(images):
-        file = _place(out, manifest, content, part, row)
+        file = _place(out, manifest, content, shard, row)
         file.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(file, _png(image))
 
 
 def _write_table(
-    out: Path, manifest: Manifest, content: Content, part: Part, images: NDArray[np.uint8]
+    out: Path, manifest: Manifest, content: Content, shard: Shard, images: NDArray[np.uint8]
 ) -> None:
     encoded = [{"bytes": _png(image), "path": None} for image in images]
     kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     columns = {IMAGE: pa.array(encoded, kind)}
     features: dict[str, dict[str, object]] = {IMAGE: {"_type": "Image"}}
     for name in manifest.labels:
-        columns[name] = content.columns[name].slice(part.first, part.rows)
+        columns[name] = content.columns[name].slice(shard.first, shard.rows)
         if name in manifest.class_names:
             features[name] = {"names": manifest.class_names[name], "_type": "ClassLabel"}
     table = parquet_bytes(pa.table(columns), {"huggingface": {"info": {"features": features}}})
-    write_atomically(out / part.name, table)
+    write_atomically(out / shard.name, table)
 
 
 def _png(image: NDArray[np.uint8]) -> bytes:

@@ -13,22 +13,22 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
-from pudica.clients.data.decoding import decoded
+from pudica.clients.data.decoding import decode_stream
 from pudica.clients.data.disguised.manifest import (
     IMAGE,
     MANIFEST,
     Manifest,
-    Part,
-    Told,
+    Shard,
+    ProgressCallback,
     parquet_bytes,
     read_manifest,
 )
-from pudica.clients.data.disguised.reading import is_whole
+from pudica.clients.data.disguised.reading import is_complete
 from pudica.clients.data.errors import DataError
-from pudica.clients.data.naming import checked_label, listed
-from pudica.clients.data.pixels import Channels, layout_of
-from pudica.clients.data.places import entries
-from pudica.clients.data.source import Content, RawImage, Source, origin
+from pudica.clients.data.naming import validate_data_label, join_names
+from pudica.clients.data.pixels import Channels, infer_layout
+from pudica.clients.data.places import list_folder
+from pudica.clients.data.source import Content, RawImage, Source, describe_origin
 from pudica.clients.shields.disguises import Disguise
 from pudica.models.files import write_atomically
 from pudica.models.printable import to_nfc
@@ -37,7 +37,7 @@ PART_BYTES = 2**26
 PART_ROWS = 8192
 
 
-class Request(NamedTuple):
+class DisguiseRequest(NamedTuple):
     """What is to be disguised, and how.
 
     Attributes
@@ -60,7 +60,7 @@ class Request(NamedTuple):
     channels: Channels | None
 
 
-def disguise_set(request: Request, out: Path, told: Told) -> Manifest:
+def disguise_dataset(request: DisguiseRequest, out: Path, on_progress: ProgressCallback) -> Manifest:
     """Write a data set disguised, or go on with it.
 
     Parameters
@@ -80,34 +80,34 @@ def disguise_set(request: Request, out: Path, told: Told) -> Manifest:
     content = request.source.open()
     manifest = _manifest(request, content)
     begun = _begun(out, manifest)
-    waiting = [part for part in manifest.parts() if not is_whole(out, manifest, part)]
+    waiting = [shard for shard in manifest.shards() if not is_complete(out, manifest, shard)]
     if begun and begun.complete and not waiting:
         return begun
     total = manifest.train + manifest.test
-    told(waiting[0].first if waiting else total, total)
+    on_progress(waiting[0].first if waiting else total, total)
     images = _decoded(request, content, manifest, waiting)
-    for part in waiting:
-        encoded = _encoded(request, content, manifest, part, images)
+    for shard in waiting:
+        encoded = _encoded(request, content, manifest, shard, images)
         # Not before there is a part to write: a set that can't be read leaves nothing behind.
         write_atomically(out / MANIFEST, _written(manifest))
-        write_atomically(out / part.name, encoded)
-        told(part.first + part.rows, total)
+        write_atomically(out / shard.name, encoded)
+        on_progress(shard.first + shard.rows, total)
     whole = manifest.model_copy(update={"complete": True})
     write_atomically(out / MANIFEST, _written(whole))
     return whole
 
 
-def _manifest(request: Request, content: Content) -> Manifest:
+def _manifest(request: DisguiseRequest, content: Content) -> Manifest:
     disguise = request.disguise
     key, span = disguise.key, disguise.span
     labels = list(dict.fromkeys(map(to_nfc, request.labels))) or _usual_labels(content)
     if missing := [name for name in labels if name not in content.columns]:
         raise DataError(
             f"there is no label column '{missing[0]}' in {request.source.base}; "
-            f"allowed: {listed(content.columns)}"
+            f"allowed: {join_names(content.columns)}"
         )
     for name in labels:
-        checked_label(name, f"{request.source.base}: the column")
+        validate_data_label(name, f"{request.source.base}: the column")
     bytes_each = math.prod(key.shape) * span.on_disk.itemsize
     return Manifest(
         disguise=key.notation,
@@ -133,14 +133,14 @@ def _usual_labels(content: Content) -> list[str]:
         return ["label"] if "label" in columns else columns
     raise DataError(
         f"which column is the label? Only what is named is kept; name it by --label: "
-        f"{listed(columns)}"
+        f"{join_names(columns)}"
     )
 
 
 def _begun(out: Path, manifest: Manifest) -> Manifest | None:
     """Return the manifest of what was begun in a folder, None if there is nothing yet."""
     out.mkdir(parents=True, exist_ok=True)
-    if [path.name for path in entries(out)] in ([], [MANIFEST]):
+    if [path.name for path in list_folder(out)] in ([], [MANIFEST]):
         return None
     if not (out / MANIFEST).exists():
         raise DataError(f"{out} is not empty: name a new folder")
@@ -165,7 +165,7 @@ def _differences(begun: Manifest, wanted: Manifest) -> str:
 
 
 def _decoded(
-    request: Request, content: Content, manifest: Manifest, parts: Sequence[Part]
+    request: DisguiseRequest, content: Content, manifest: Manifest, shards: Sequence[Shard]
 ) -> Iterator[NDArray[np.uint8]]:
     """Yield the images (C, H, W) of some parts, in order."""
     stream, base = iter(content.images), request.source.base
@@ -173,9 +173,9 @@ def _decoded(
     if first is None and not manifest.train:
         raise DataError(f"{base} holds no images")
     try:
-        layout = layout_of(first, request.size, request.channels)
+        layout = infer_layout(first, request.size, request.channels)
     except DataError as error:
-        raise DataError(f"{origin(base, content.segments, 0)}: {error}") from error
+        raise DataError(f"{describe_origin(base, content.segments, 0)}: {error}") from error
     shape = (layout.channels, layout.size, layout.size)
     if shape != manifest.shape:
         sizes = ["x".join(map(str, each)) for each in (shape, manifest.shape)]
@@ -185,37 +185,37 @@ def _decoded(
             f"--channels {manifest.shape[0]}"
         )
 
-    rows = chain.from_iterable(range(part.first, part.first + part.rows) for part in parts)
-    raw = _of_parts(chain([first], stream), parts)
-    for row, image in zip(rows, decoded(raw, layout), strict=True):
+    rows = chain.from_iterable(range(shard.first, shard.first + shard.rows) for shard in shards)
+    raw = _select_rows(chain([first], stream), shards)
+    for row, image in zip(rows, decode_stream(raw, layout), strict=True):
         if isinstance(image, DataError):
-            raise DataError(f"{origin(base, content.segments, row)}: {image}") from image
+            raise DataError(f"{describe_origin(base, content.segments, row)}: {image}") from image
         yield image
 
 
-def _of_parts(
-    stream: Iterable[RawImage | None], parts: Sequence[Part]
+def _select_rows(
+    stream: Iterable[RawImage | None], shards: Sequence[Shard]
 ) -> Iterator[RawImage | None]:
     iterator, place = iter(stream), 0
-    for part in parts:
-        yield from islice(iterator, part.first - place, part.first - place + part.rows)
-        place = part.first + part.rows
+    for shard in shards:
+        yield from islice(iterator, shard.first - place, shard.first - place + shard.rows)
+        place = shard.first + shard.rows
 
 
 def _encoded(
-    request: Request,
+    request: DisguiseRequest,
     content: Content,
     manifest: Manifest,
-    part: Part,
+    shard: Shard,
     images: Iterator[NDArray[np.uint8]],
 ) -> bytes:
-    plain = torch.from_numpy(np.stack([*islice(images, part.rows)]))
+    plain = torch.from_numpy(np.stack([*islice(images, shard.rows)]))
     released = request.disguise.protect(plain).to(request.disguise.span.on_disk).numpy()
     kind = pa.binary(released[0].nbytes)
     buffers = [None, pa.py_buffer(np.ascontiguousarray(released).data)]
-    columns = {IMAGE: pa.FixedSizeBinaryArray.from_buffers(kind, part.rows, buffers)}
+    columns = {IMAGE: pa.FixedSizeBinaryArray.from_buffers(kind, shard.rows, buffers)}
     for name in manifest.labels:
-        columns[name] = content.columns[name].slice(part.first, part.rows)
+        columns[name] = content.columns[name].slice(shard.first, shard.rows)
     return parquet_bytes(pa.table(columns), note={"pudica": {"shape": manifest.shape}})
 
 

@@ -17,7 +17,13 @@ import torch
 from PIL import Image
 
 from pudica.clients.data import DataConfig, DataError, load
-from pudica.clients.data.disguised import Request, disguise_set, read_manifest, restore_set, writing
+from pudica.clients.data.disguised import (
+    DisguiseRequest,
+    disguise_dataset,
+    read_manifest,
+    restore_dataset,
+    writing,
+)
 from pudica.clients.data.folders import image_folder
 from pudica.clients.data.parquet import parquet
 from pudica.clients.shields.disguises import Disguise, Key
@@ -66,9 +72,11 @@ def write_folders(folder: Path, per_class: int = 6) -> Path:
     return folder
 
 
-def request(folder: Path, by: Key | None = None, **changes: object) -> Request:
+def request(folder: Path, by: Key | None = None, **changes: object) -> DisguiseRequest:
     source = parquet(folder) if list(folder.glob("*.parquet")) else image_folder(folder)
-    return Request(source, "content", Disguise(by or key()), [], None, None)._replace(**changes)
+    return DisguiseRequest(source, "content", Disguise(by or key()), [], None, None)._replace(
+        **changes
+    )
 
 
 def silent(done: int, total: int) -> None:
@@ -97,8 +105,8 @@ def test_there_and_back_every_pixel_and_label_is_the_same(
 ) -> None:
     own = Disguise(key(notation))
     plain = write(tmp_path / "plain")
-    disguise_set(request(plain, own.key), tmp_path / "out", silent)
-    restore_set(tmp_path / "out", own, tmp_path / "back", silent)
+    disguise_dataset(request(plain, own.key), tmp_path / "out", silent)
+    restore_dataset(tmp_path / "out", own, tmp_path / "back", silent)
     name = "parquet" if write is write_parquet else "image-folder"
     before, after = (
         load(DataConfig(name=name, path=tmp_path / place), seed=0) for place in ("plain", "back")
@@ -118,7 +126,7 @@ def test_a_disguised_set_is_read_as_one_that_is_disguised_in_the_experiment(
 ) -> None:
     plain, file = write_parquet(tmp_path / "plain"), tmp_path / "key"
     key(notation).save(file)
-    disguise_set(request(plain, key(notation)), tmp_path / "out", silent)
+    disguise_dataset(request(plain, key(notation)), tmp_path / "out", silent)
     stored = load(DataConfig(name="disguised", path=tmp_path / "out"), seed=0)
     config = DataConfig(name="parquet", path=plain, shield=notation, key=file)
     on_the_fly = load(config, seed=0)
@@ -141,25 +149,25 @@ def test_what_was_stopped_goes_on_and_ends_the_same(
         if done > stopped_after:
             raise KeyboardInterrupt
 
-    disguise_set(request(plain), tmp_path / "whole", silent)
+    disguise_dataset(request(plain), tmp_path / "whole", silent)
     with pytest.raises(KeyboardInterrupt):
-        disguise_set(request(plain), tmp_path / "out", stop)
+        disguise_dataset(request(plain), tmp_path / "out", stop)
     begun = digests(tmp_path / "out")
     with pytest.raises(DataError, match="not complete"):
         load(DataConfig(name="disguised", path=tmp_path / "out"), seed=0)
     with pytest.raises(DataError, match="not complete"):
-        restore_set(tmp_path / "out", Disguise(key()), tmp_path / "never", silent)
+        restore_dataset(tmp_path / "out", Disguise(key()), tmp_path / "never", silent)
     seen: list[int] = []
-    disguise_set(request(plain), tmp_path / "out", lambda done, _: seen.append(done))
+    disguise_dataset(request(plain), tmp_path / "out", lambda done, _: seen.append(done))
     assert seen[0] == min(stopped_after + 8, seen[-1])
     assert digests(tmp_path / "out") == digests(tmp_path / "whole")
     whole = {**digests(tmp_path / "out"), "disguise.json": begun["disguise.json"]}
     assert begun.items() <= whole.items()  # what was whole is not written again
 
-    restore_set(tmp_path / "out", Disguise(key()), tmp_path / "back", silent)
+    restore_dataset(tmp_path / "out", Disguise(key()), tmp_path / "back", silent)
     with pytest.raises(KeyboardInterrupt):
-        restore_set(tmp_path / "out", Disguise(key()), tmp_path / "again", stop)
-    restore_set(tmp_path / "out", Disguise(key()), tmp_path / "again", silent)
+        restore_dataset(tmp_path / "out", Disguise(key()), tmp_path / "again", stop)
+    restore_dataset(tmp_path / "out", Disguise(key()), tmp_path / "again", silent)
     assert digests(tmp_path / "again") == digests(tmp_path / "back")
 
 
@@ -169,12 +177,12 @@ def test_whichever_parts_are_missing_they_are_made_again_of_their_own_images(
     tmp_path: Path, write: Callable[[Path], Path]
 ) -> None:
     plain, out = write(tmp_path / "plain"), tmp_path / "out"
-    disguise_set(request(plain), out, silent)
+    disguise_dataset(request(plain), out, silent)
     before = digests(out)
     parts = sorted(out.glob("*.parquet"))
     for lost in (parts[0], parts[-1]):
         lost.unlink()
-    disguise_set(request(plain), out, silent)
+    disguise_dataset(request(plain), out, silent)
     assert digests(out) == before
 
 
@@ -191,23 +199,23 @@ def test_a_full_disk_stops_it_half_way_and_it_goes_on(
 
     monkeypatch.setattr(writing, "write_atomically", full)
     with pytest.raises(OSError, match="No space left"):
-        disguise_set(request(plain), tmp_path / "out", silent)
+        disguise_dataset(request(plain), tmp_path / "out", silent)
     assert len(list((tmp_path / "out").glob("*.parquet"))) == 2
     monkeypatch.setattr(writing, "write_atomically", written)
-    assert disguise_set(request(plain), tmp_path / "out", silent).complete
+    assert disguise_dataset(request(plain), tmp_path / "out", silent).complete
 
 
 def test_nothing_but_the_label_goes_along(tmp_path: Path) -> None:
     plain = write_parquet(tmp_path / "plain")
-    disguise_set(request(plain), tmp_path / "out", silent)
+    disguise_dataset(request(plain), tmp_path / "out", silent)
     table = pq.read_table(tmp_path / "out" / "train-00000-of-00001.parquet")
     assert table.column_names == ["image", "label"]
     folders = write_folders(tmp_path / "folders")
-    disguise_set(request(folders), tmp_path / "other", silent)
+    disguise_dataset(request(folders), tmp_path / "other", silent)
     for path in (tmp_path / "other").iterdir():
         assert b"secret name" not in path.read_bytes()
     both = request(plain, labels=["label", "patient", "label"])
-    disguise_set(both, tmp_path / "both", silent)
+    disguise_dataset(both, tmp_path / "both", silent)
     kept = pq.read_table(tmp_path / "both" / "train-00000-of-00001.parquet")
     assert kept.column_names == ["image", "label", "patient"]
 
@@ -215,7 +223,7 @@ def test_nothing_but_the_label_goes_along(tmp_path: Path) -> None:
 def test_the_manifest_does_not_tell_which_images_they_were(tmp_path: Path) -> None:
     plain = write_parquet(tmp_path / "plain")
     for seed in (0, 1):
-        disguise_set(request(plain, key(seed=seed)), tmp_path / str(seed), silent)
+        disguise_dataset(request(plain, key(seed=seed)), tmp_path / str(seed), silent)
     first, second = (read_manifest(tmp_path / str(seed)).source for seed in (0, 1))
     assert first != second
     assert "content" not in (first, second)
@@ -226,7 +234,7 @@ def test_values_are_the_smallest_whole_numbers_that_hold_them(tmp_path: Path) ->
     kinds = {"MAT(256)": "int16", "MMT(10000)": "int32", "Kiya": "uint8", "Sharma(2)": "float32"}
     for notation, dtype in kinds.items():
         out = tmp_path / notation
-        assert disguise_set(request(plain, key(notation)), out, silent).dtype == dtype
+        assert disguise_dataset(request(plain, key(notation)), out, silent).dtype == dtype
         table = pq.read_table(out / "test-00000-of-00001.parquet")
         row = np.frombuffer(table["image"][3].as_py(), dtype).reshape(SHAPE)
         image = pictures(9, 1)[3].transpose(2, 0, 1)[None]
@@ -242,48 +250,48 @@ def test_a_folder_that_is_not_empty_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.txt").write_text("keep")
     with pytest.raises(DataError, match="is not empty"):
-        disguise_set(request(plain), tmp_path / "out", silent)
+        disguise_dataset(request(plain), tmp_path / "out", silent)
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine.txt"]
-    disguise_set(request(plain), tmp_path / "there", silent)
+    disguise_dataset(request(plain), tmp_path / "there", silent)
     other = key(seed=1)
     with pytest.raises(DataError, match=f"{key().fingerprint}.*{other.fingerprint}"):
-        disguise_set(request(plain, other), tmp_path / "there", silent)
+        disguise_dataset(request(plain, other), tmp_path / "there", silent)
     with pytest.raises(DataError, match="is not empty"):
-        restore_set(tmp_path / "there", Disguise(key()), tmp_path / "out", silent)
+        restore_dataset(tmp_path / "there", Disguise(key()), tmp_path / "out", silent)
 
 
 def test_another_key_is_refused_by_both_fingerprints(tmp_path: Path) -> None:
-    disguise_set(request(write_parquet(tmp_path / "plain")), tmp_path / "out", silent)
+    disguise_dataset(request(write_parquet(tmp_path / "plain")), tmp_path / "out", silent)
     other = key(seed=1)
     with pytest.raises(RequestError, match=f"{key().fingerprint}.*{other.fingerprint}"):
-        restore_set(tmp_path / "out", Disguise(other), tmp_path / "back", silent)
+        restore_dataset(tmp_path / "out", Disguise(other), tmp_path / "back", silent)
 
 
 def test_what_loses_does_not_come_back(tmp_path: Path) -> None:
     blur = key("Blur(1)")
-    disguise_set(request(write_parquet(tmp_path / "plain"), blur), tmp_path / "out", silent)
+    disguise_dataset(request(write_parquet(tmp_path / "plain"), blur), tmp_path / "out", silent)
     with pytest.raises(RequestError, match=r"Blur\(1\) keeps less"):
-        restore_set(tmp_path / "out", Disguise(blur), tmp_path / "back", silent)
+        restore_dataset(tmp_path / "out", Disguise(blur), tmp_path / "back", silent)
     assert not (tmp_path / "back").exists()
 
 
 def test_what_could_not_be_begun_is_not_in_the_way_of_another_key(tmp_path: Path) -> None:
     plain, out = write_parquet(tmp_path / "plain"), tmp_path / "out"
     with pytest.raises(DataError, match="make a key for"):
-        disguise_set(request(plain, key(shape=(3, 16, 16))), out, silent)
+        disguise_dataset(request(plain, key(shape=(3, 16, 16))), out, silent)
     assert not list(out.iterdir())
-    disguise_set(request(plain), out, silent)
+    disguise_dataset(request(plain), out, silent)
     assert load(DataConfig(name="disguised", path=out), seed=0).key == key().fingerprint
 
 
 @pytest.mark.usefixtures("small_parts")
 def test_a_part_that_was_cut_off_is_made_again(tmp_path: Path) -> None:
     plain, out = write_parquet(tmp_path / "plain"), tmp_path / "out"
-    disguise_set(request(plain), out, silent)
+    disguise_dataset(request(plain), out, silent)
     whole = digests(out)
     part = sorted(out.glob("train-*.parquet"))[1]
     part.write_bytes(part.read_bytes()[:-100])
-    disguise_set(request(plain), out, silent)
+    disguise_dataset(request(plain), out, silent)
     assert digests(out) == whole
 
 
@@ -299,16 +307,16 @@ def test_a_folder_that_was_begun_otherwise_says_in_what(
     tmp_path: Path, changes: dict[str, object], why: str
 ) -> None:
     plain, out = write_parquet(tmp_path / "plain"), tmp_path / "out"
-    disguise_set(request(plain), out, silent)
+    disguise_dataset(request(plain), out, silent)
     with pytest.raises(DataError, match=why):
-        disguise_set(request(plain, **changes), out, silent)
+        disguise_dataset(request(plain, **changes), out, silent)
 
 
 def test_images_of_another_shape_name_the_key_and_the_way_out(tmp_path: Path) -> None:
     plain, other = write_parquet(tmp_path / "plain"), key(shape=(3, 16, 16))
     with pytest.raises(DataError, match=f"{other.fingerprint} is for 3x16x16.*--image-size 16"):
-        disguise_set(request(plain, other), tmp_path / "out", silent)
-    disguise_set(request(plain, other, size=16), tmp_path / "resized", silent)
+        disguise_dataset(request(plain, other), tmp_path / "out", silent)
+    disguise_dataset(request(plain, other, size=16), tmp_path / "resized", silent)
 
 
 def test_images_of_unequal_size_name_the_first_that_differs(tmp_path: Path) -> None:
@@ -316,18 +324,18 @@ def test_images_of_unequal_size_name_the_first_that_differs(tmp_path: Path) -> N
     wide = np.zeros((8, 9, 3), np.uint8)
     (folder / "dog" / "secret name 3.png").write_bytes(png(wide))
     with pytest.raises(DataError, match=r"dog/secret name 3\.png.*9×8 pixels"):
-        disguise_set(request(folder), tmp_path / "out", silent)
+        disguise_dataset(request(folder), tmp_path / "out", silent)
 
 
 def test_a_label_that_is_not_there_lists_those_that_are(tmp_path: Path) -> None:
     plain = write_parquet(tmp_path / "plain")
     with pytest.raises(DataError, match=r"no label column 'age' in .*; allowed: label, patient"):
-        disguise_set(request(plain, labels=["age"]), tmp_path / "out", silent)
+        disguise_dataset(request(plain, labels=["age"]), tmp_path / "out", silent)
 
 
 def test_a_file_that_was_changed_is_noticed(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    disguise_set(request(write_parquet(tmp_path / "plain")), out, silent)
+    disguise_dataset(request(write_parquet(tmp_path / "plain")), out, silent)
     file = out / "test-00000-of-00001.parquet"
     table = pq.read_table(file)
     high = np.full((9, *SHAPE), 6000, np.int16)
@@ -360,30 +368,30 @@ def test_a_manifest_that_makes_no_sense_is_damaged(
     tmp_path: Path, change: dict[str, object]
 ) -> None:
     out = tmp_path / "out"
-    disguise_set(request(write_parquet(tmp_path / "plain")), out, silent)
+    disguise_dataset(request(write_parquet(tmp_path / "plain")), out, silent)
     told = json.loads((out / "disguise.json").read_text())
     (out / "disguise.json").write_text(json.dumps(told | change))
     with pytest.raises(DataError, match=r"disguise\.json is damaged"):
         load(DataConfig(name="disguised", path=out), seed=0)
     with pytest.raises(DataError, match=r"disguise\.json is damaged"):
-        restore_set(out, Disguise(key()), tmp_path / "back", silent)
+        restore_dataset(out, Disguise(key()), tmp_path / "back", silent)
 
 
 @pytest.mark.parametrize("label", ["..", ".", "a/b", "/etc", "x\0y", "n" * 300, "../x"])
 def test_a_label_leads_nowhere_else(tmp_path: Path, label: str) -> None:
     out = tmp_path / "out"
-    disguise_set(request(write_folders(tmp_path / "plain")), out, silent)
+    disguise_dataset(request(write_folders(tmp_path / "plain")), out, silent)
     (file,) = out.glob("*.parquet")
     table = pq.read_table(file)
     labels = pa.array([label] * len(table))
     pq.write_table(table.set_column(1, "label", labels), file)
     with pytest.raises(DataError, match="is no name of a class folder"):
-        restore_set(out, Disguise(key()), tmp_path / "back", silent)
+        restore_dataset(out, Disguise(key()), tmp_path / "back", silent)
     assert not (tmp_path / "back").exists()
 
 
 def test_disguised_images_can_not_be_changed_as_if_they_were_plain(tmp_path: Path) -> None:
-    disguise_set(request(write_parquet(tmp_path / "plain")), tmp_path / "out", silent)
+    disguise_dataset(request(write_parquet(tmp_path / "plain")), tmp_path / "out", silent)
     train = load(DataConfig(name="disguised", path=tmp_path / "out"), seed=0).train
     with pytest.raises(DataError, match="set augment_first: false"):
         train.batch(slice(0, 2), lambda x: x)
@@ -411,6 +419,6 @@ def test_black_is_as_near_to_zero_as_disguised_values_come(tmp_path: Path, notat
 def test_what_disguised_images_do_not_allow(
     tmp_path: Path, setting: dict[str, object], why: str
 ) -> None:
-    disguise_set(request(write_parquet(tmp_path / "plain")), tmp_path / "out", silent)
+    disguise_dataset(request(write_parquet(tmp_path / "plain")), tmp_path / "out", silent)
     with pytest.raises(ValueError, match=why):
         load(DataConfig(name="disguised", path=tmp_path / "out", **setting), seed=0)  # type: ignore[arg-type]

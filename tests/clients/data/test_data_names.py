@@ -13,7 +13,7 @@ from hostile_names import EMPTY, FORMULAS, HIDDEN, NFC, NFD
 from pydantic import ValidationError
 
 from pudica.clients.data import DataConfig, DataError, Splits, load
-from pudica.clients.data.disguised import Request, disguise_set, restore_set
+from pudica.clients.data.disguised import DisguiseRequest, disguise_dataset, restore_dataset
 from pudica.clients.data.folders import image_folder
 from pudica.clients.data.parquet import parquet
 from pudica.clients.shields.disguises import Disguise, Key
@@ -256,13 +256,15 @@ def test_a_column_that_is_used_has_a_name_that_can_be_seen(make, name: str) -> N
 def disguised(make, source, labels: list[str]) -> Path:
     key = Key.seeded("MAT(256)", (3, 12, 12), 0)
     out = make.root / "out"
-    disguise_set(Request(source, "0", Disguise(key), labels, None, None), out, lambda *_: None)
+    disguise_dataset(
+        DisguiseRequest(source, "0", Disguise(key), labels, None, None), out, lambda *_: None
+    )
     return out
 
 
 def restored(make, out: Path) -> Path:
     key = Key.seeded("MAT(256)", (3, 12, 12), 0)
-    restore_set(out, Disguise(key), make.root / "back", lambda *_: None)
+    restore_dataset(out, Disguise(key), make.root / "back", lambda *_: None)
     return make.root / "back"
 
 

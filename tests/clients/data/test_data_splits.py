@@ -56,7 +56,7 @@ def test_who_has_the_public_part_alone_has_the_same_fingerprint(make):
         load(DataConfig(name="parquet", path=make.root / folder, split="public"), seed=0)
         for folder in ("public", "whole")
     )
-    assert theirs.own_test
+    assert theirs.has_own_test
     assert (len(theirs.test), len(ours.test), len(same.test)) == (6, 0, 0)
     assert theirs.fingerprint == ours.fingerprint == same.fingerprint
     assert rows(theirs)[:2] == rows(ours)[:2]

@@ -36,7 +36,7 @@ from pudica.models.clock import timestamp
 from pudica.models.errors import RequestError
 from pudica.models.files import load_tensors, locked, save_tensors, write_atomically
 from pudica.models.printable import escape_hidden
-from pudica.strategies.experiment import Experiment
+from pudica.strategies.core.experiment import Experiment
 
 PROGRESS_SECONDS = 0.25
 CHECKPOINT_SECONDS = 15.0

@@ -17,9 +17,9 @@ from flwr.serverapp import Grid
 
 from pudica.clients.protocol import is_busy, payload_bytes
 from pudica.models.printable import escape_hidden
-from pudica.strategies.experiment import ClientConfig
-from pudica.strategies.recorder import Recorder
-from pudica.strategies.roster import is_removed
+from pudica.strategies.core.experiment import ClientConfig
+from pudica.strategies.core.recorder import Recorder
+from pudica.strategies.core.registry import is_removed
 
 POLL_SECONDS = 0.02
 GIVE_UP_AFTER = 3

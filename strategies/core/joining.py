@@ -12,9 +12,9 @@ from pudica.clients import protocol
 from pudica.clients.assignments import Assignment
 from pudica.models.compute import ComputeConfig
 from pudica.models.randomness import derive
-from pudica.strategies.exchange import Exchanges
-from pudica.strategies.experiment import Experiment
-from pudica.strategies.roster import home, registered
+from pudica.strategies.core.exchange import Exchanges
+from pudica.strategies.core.experiment import Experiment
+from pudica.strategies.core.registry import home, registered
 
 Words = dict[str, protocol.Scalar]
 T = TypeVar("T")

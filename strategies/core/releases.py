@@ -14,7 +14,7 @@ from pydantic import ConfigDict, NonNegativeInt, PositiveInt
 from pudica.clients.shields import Guarantee, Mechanism, Shield, build, configured
 from pudica.clients.shields.base import FLOATING, NO_NOISE
 from pudica.models.files import write_atomically
-from pudica.strategies.recorder import Recorder
+from pudica.strategies.core.recorder import Recorder
 
 FILE = "releases.json"
 Records = Literal["training", "test", "validation", "served"]

@@ -15,8 +15,8 @@ from pudica.clients.shields.disguises import Span
 from pudica.clients.shields.disguises.steps import Kind
 from pudica.models.errors import RequestError
 from pudica.models.printable import quoted
-from pudica.strategies.exchange import Exchanges
-from pudica.strategies.recorder import Recorder
+from pudica.strategies.core.exchange import Exchanges
+from pudica.strategies.core.recorder import Recorder
 
 CLOUD = "cloud"
 MOST_IMAGES, MOST_CLASSES = 10**9, 10**6

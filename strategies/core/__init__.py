@@ -1,0 +1,1 @@
+"""What all systems share on the server's side."""
