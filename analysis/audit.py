@@ -83,7 +83,7 @@ def audit(
     """
     if samples < 4:
         raise ValueError(f"an audit needs at least 4 samples, got {samples}")
-    if mechanism.noiseless:
+    if mechanism.is_noiseless:
         raise ValueError("the mechanism adds no noise, there is nothing to audit")
     mechanism = copy.deepcopy(mechanism)  # which may count the batches it sees
     attacker = Attacker(mechanism)
@@ -91,7 +91,7 @@ def audit(
         attacker.ratios(batch, samples, numpy_generator(seed, "audit", number))
         for number, batch in enumerate(mechanism.neighbours())
     )
-    held, half, error = mechanism.held(), samples // 2, 1 - confidence
+    held, half, error = mechanism.guarantee(), samples // 2, 1 - confidence
     threshold, mirrored = _best_threshold(one[:half], other[:half], held.delta)
     true_rate, false_rate = _rates(one[half:], other[half:], threshold, mirrored, error)
     trials = samples - half
@@ -120,7 +120,7 @@ class Attacker:
     def __init__(self, mechanism: Mechanism) -> None:
         self.mechanism = mechanism
         with torch.no_grad():
-            one, other = (mechanism.centres(b).flatten() for b in mechanism.neighbours())
+            one, other = (mechanism.noise_centres(b).flatten() for b in mechanism.neighbours())
         order = (one - other).abs().argsort(descending=True, stable=True)[:COORDINATES]
         self.places = order[(one != other)[order]]
         self.one, self.other = one[self.places].double(), other[self.places].double()

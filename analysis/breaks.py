@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from pudica.analysis.drawing import draw_image_rows
 from pudica.clients.shields.disguises import Disguise
-from pudica.clients.shields.disguises.breaks import factors, offsets, undone
+from pudica.clients.shields.disguises.breaks import guess_offsets, invert_affine, recover_factors
 
 
 def draw_breaks(disguise: Disguise, plain: NDArray[np.uint8], shown: int = 8) -> Figure:
@@ -33,7 +33,7 @@ def draw_breaks(disguise: Disguise, plain: NDArray[np.uint8], shown: int = 8) ->
     }
     for n in (20, 100, len(plain)):
         if n <= len(plain):
-            m = factors(disguised[:n])
-            images = undone(first, m, offsets(disguised[:n], m, "mid-range"))
+            m = recover_factors(disguised[:n])
+            images = invert_affine(first, m, guess_offsets(disguised[:n], m, "mid-range"))
             rows[f"undone, {n:,} seen"] = images / 255
     return draw_image_rows(rows, f"{disguise.key.notation} without its key")

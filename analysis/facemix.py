@@ -11,8 +11,8 @@ import pandas as pd
 
 from pudica.analysis.runs import Run, RunPaths, runs_of
 from pudica.clients.shields import ShieldConfig
-from pudica.clients.shields.mixing import MixingConfig, group_of
-from pudica.clients.shields.obfuscation import LowResolutionConfig, NoiseConfig
+from pudica.clients.shields.mixing import MixingConfig, group_size
+from pudica.clients.shields.obfuscation import AdditiveNoiseConfig, LowResolutionConfig
 from pudica.strategies.core.session import CLOUD
 from pudica.strategies.facemix.config import FacemixConfig
 
@@ -178,7 +178,7 @@ def in_words(shield: ShieldConfig) -> str:
     match shield:
         case MixingConfig(group=group):
             return f"mixing of {group}"
-        case NoiseConfig(variance=variance):
+        case AdditiveNoiseConfig(variance=variance):
             return f"noise N(0,{variance:g})"
         case LowResolutionConfig(side=side):
             return f"{side}x{side} pixels"
@@ -233,7 +233,7 @@ def _crossings(run: Run, up: float, down: float, delay: float) -> Iterator[dict[
         alone = settings.place == "edge"
         hidden = "in the clear" if _hides_nothing(settings) else "behind the shield"
         hidden = "anonymised" if settings.anonymiser else hidden
-        mixed = settings.place == "both" or group_of(settings.around) > 1
+        mixed = settings.place == "both" or group_size(settings.around) > 1
         back = hidden if mixed else "in the clear"
         yield {
             "run": named["run"],
@@ -282,7 +282,7 @@ def _as_printed(settings: FacemixConfig) -> str:
     match settings.around:
         case MixingConfig(group=group) if settings.place == "both" and settings.pre in BLOCKS:
             return f"FaceMix S_G={group} N_pre={BLOCKS[settings.pre]}"
-        case NoiseConfig(variance=variance) if settings.place == "cloud":
+        case AdditiveNoiseConfig(variance=variance) if settings.place == "cloud":
             return f"noise N(0,{variance:g})"
         case LowResolutionConfig(side=side) if settings.place == "cloud":
             return f"blur {side}x{side}"

@@ -12,7 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from pudica.analysis.runs import Run, open_run
 from pudica.clients.shields import Guarantee, Mechanism
-from pudica.clients.shields.accounting import composed_rdp, together
+from pudica.clients.shields.accounting import compose_rdp, compose_releases
 from pudica.clients.shields.base import NO_NOISE
 from pudica.models.errors import RequestError
 from pudica.strategies.core.releases import FILE, IN_THE_CLEAR, Release
@@ -198,8 +198,8 @@ def _added_up(release: Release, count: int, delta: float) -> dict[str, float | N
     assert isinstance(release.protection, Mechanism)
     parts = [(release.protection, count)]
     return {
-        "composed_epsilon": together(parts, delta).epsilon,
-        "composed_rdp": composed_rdp(parts, delta),
+        "composed_epsilon": compose_releases(parts, delta).epsilon,
+        "composed_rdp": compose_rdp(parts, delta),
     }
 
 
@@ -266,7 +266,7 @@ def _worst(own: list[Release], delta: float) -> Guarantee:
 def _of_node(own: list[Release], delta: float) -> Guarantee:
     parts = [(e.protection, e.count) for e in own if isinstance(e.protection, Mechanism)]
     counts = [f"{e.what}: a record is released {_times(e.count)} at most" for e in own]
-    total = together(parts, delta)
+    total = compose_releases(parts, delta)
     return dataclasses.replace(total, reasons=(*counts, *total.reasons))
 
 

@@ -150,7 +150,7 @@ def _reply(
 
 
 def _computed(node: Any, handler: Callable, config: dict, tensors: Arrays) -> RecordDict:
-    with node.compute.threads():
+    with node.compute.use_threads():
         try:
             content: RecordDict = handler(node, config, tensors)
         except torch.OutOfMemoryError as error:

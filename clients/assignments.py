@@ -20,7 +20,7 @@ from pudica import models
 from pudica.clients import shields
 from pudica.clients.data import DataConfig, ImageSet, Part, Splits, select_node_images
 from pudica.clients.shields import ShieldConfig
-from pudica.clients.shields.mixing import whole_groups
+from pudica.clients.shields.mixing import padded_count
 from pudica.models.compute import ComputeConfig
 from pudica.models.custom import ModelName
 from pudica.models.naming import CaseName, Name, RunName
@@ -263,7 +263,7 @@ class EdgeAssignment(Assignment):
     @field_validator("shield", mode="before")
     @classmethod
     def _own_settings(cls, values: Any) -> Any:
-        return shields.configured(values)
+        return shields.parse_config(values)
 
 
 def is_guaranteed(shield: ShieldConfig, fronts: Fronts, noise: str) -> bool:
@@ -370,12 +370,12 @@ class InferenceAssignment(Assignment):
     @property
     def largest(self) -> int:
         """The most examples that are protected together, decoys among them."""
-        return whole_groups(max(self.batch_size, self.request), self.shield)
+        return padded_count(max(self.batch_size, self.request), self.shield)
 
     @field_validator("shield", mode="before")
     @classmethod
     def _own_settings(cls, values: Any) -> Any:
-        return shields.configured(values)
+        return shields.parse_config(values)
 
 
 AnyAssignment = ParticipantAssignment | EdgeAssignment | OwnerAssignment | InferenceAssignment

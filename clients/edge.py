@@ -30,9 +30,9 @@ from pudica.models.randomness import (
     Randomness,
     SecretGenerator,
     SystemGenerator,
-    draws,
-    layers_seeded,
+    has_random_layers,
     numpy_generator,
+    seed_random_layers,
 )
 
 KEY = "noise.key"
@@ -97,7 +97,7 @@ class Edge:
         self.terms = assignment.fingerprint()
         self.releases = EdgeReleases(vault, assignment, self.data, self.front.shield)
         self.snapshots = Snapshots(vault, assignment.case, self.terms)
-        self._draws = draws(self.front)
+        self._draws = has_random_layers(self.front)
         self._orders: dict[int, np.ndarray] = {}
         self._ends = np.cumsum(protocol.batch_sizes(len(self.train), assignment.batch_size))
 
@@ -126,7 +126,7 @@ class Edge:
         front = Front(layers, shields.build(a.shield, shape, a.batch_size))
         front.requires_grad_(a.fronts != "frozen")
         self._learning(front)
-        return self.compute.host(front)  # type: ignore[return-value]
+        return self.compute.move_model(front)  # type: ignore[return-value]
 
     def _learning(self, front: Front) -> None:
         """Put a front into the mode in which it releases training examples.
@@ -156,16 +156,16 @@ class Edge:
         RuntimeError
             If the device has one that the cloud is not to change.
         """
-        given, layers = arrays["front"], packing.state(self.front.layers)
+        given, layers = arrays["front"], packing.state_tensors(self.front.layers)
         # Layers come first; what the shield remembers may have moved.
         own = given.numpy()[: sum(layer.numel() for layer in layers)]
         if self._ready and self.assignment.fronts in ("private", "frozen"):
-            if not np.array_equal(packing.packed(layers), own):
+            if not np.array_equal(packing.pack(layers), own):
                 self._refuse_front()
             return
         self._check_front(own)
-        packing.unpack(given.to(self.compute.device), packing.state(self.front))
-        optimizers.restore(self.optimizer, packing.under("optimizer/", arrays))
+        packing.unpack(given.to(self.compute.device), packing.state_tensors(self.front))
+        optimizers.load_optimizer_state(self.optimizer, packing.select_prefix("optimizer/", arrays))
         if self.releases.guaranteed:
             self._check_rows_apart()
         self.pending, self._ready = None, True
@@ -199,10 +199,10 @@ class Edge:
         assert isinstance(shield, IntegerMechanism)
         with self._evaluating():
             outputs = (
-                self.compute.outputs(self.front, self.compute.place(x))
+                self.compute.forward(self.front, self.compute.move_batch(x))
                 for x in (drawn, _others(drawn))
             )
-            one, other = (shield.on_grid(shield.checked(output))[0] for output in outputs)
+            one, other = (shield.round_to_grid(shield.validate_input(output))[0] for output in outputs)
         if (one - other).abs().max() > 1:
             raise RuntimeError(
                 "the front computes an image's activation from the whole batch, so nothing can be "
@@ -229,9 +229,9 @@ class Edge:
             If it is not handed on from device to device.
         """
         self.need_fronts("handoff")
-        state = optimizers.state_of(self.optimizer).items()
+        state = optimizers.optimizer_state(self.optimizer).items()
         kept = {f"optimizer/{name}": value.cpu().numpy() for name, value in state}
-        return {"front": packing.packed(packing.state(self.front)), **kept}
+        return {"front": packing.pack(packing.state_tensors(self.front)), **kept}
 
     def learn(self, gradient: torch.Tensor, scale: float, turn: int) -> Seconds:
         """Take a step of the front's optimiser for each of the last batches.
@@ -253,8 +253,8 @@ class Edge:
         self.pending = None
         if chunk is None or chunk.turn != turn or self.optimizer is None:
             return {"skipped": 1}
-        rate = self.assignment.optimizer.rate(chunk.epoch)
-        optimizers.set_rate(self.optimizer, rate)
+        rate = self.assignment.optimizer.learning_rate_at(chunk.epoch)
+        optimizers.set_learning_rate(self.optimizer, rate)
         parameters = list(self.front.parameters())
         for gradients in self._gradients(chunk, gradient, scale):
             for parameter, value in zip(parameters, gradients, strict=True):
@@ -280,7 +280,7 @@ class Edge:
             raise RuntimeError(f"has nothing that this is the gradient of (turn {turn})")
         batches = self._gradients(chunk, gradient, scale)
         summed = [torch.stack(each).sum(0) for each in zip(*batches, strict=True)]
-        values = packing.packed([*summed, *self.front.buffers()])
+        values = packing.pack([*summed, *self.front.buffers()])
         return values, {"backward": time.perf_counter() - start}
 
     def _gradients(
@@ -342,7 +342,7 @@ class Edge:
         smashed = self._released(chunk)
         self.pending = chunk if self.optimizer and count else None
         self.turn = max(self.turn, turn)
-        classes = packing.joined(labels) if labels else torch.zeros(0)
+        classes = packing.concatenate(labels) if labels else torch.zeros(0)
         # How long it took depends on the images, too.
         seconds = {} if self.releases.guaranteed else {"forward": time.perf_counter() - start}
         return smashed, classes.to(torch.int32).numpy(), seconds
@@ -373,12 +373,12 @@ class Edge:
         x, _ = self.train.batch(self._positions(epoch, step))
         before = self._identity()
         with torch.set_grad_enabled(self.optimizer is not None), self._seeded(epoch, step):
-            activations = self.compute.outputs(self.front, self.compute.place(x))
+            activations = self.compute.forward(self.front, self.compute.move_batch(x))
             return self._protected(activations, before, "train", epoch, step)
 
     def _seeded(self, epoch: int, step: int) -> AbstractContextManager[None]:
         a = self.assignment
-        return layers_seeded(self._draws, a.seed, a.partition, epoch, step)
+        return seed_random_layers(self._draws, a.seed, a.partition, epoch, step)
 
     def _positions(self, epoch: int, step: int) -> np.ndarray:
         """Return which of the own images a batch consists of."""
@@ -427,12 +427,12 @@ class Edge:
         """Return what tells this front from all others, at this moment: weights and statistics."""
         if self.assignment.noise == "seeded" and not self.releases.counts:
             return b""  # nobody asks
-        return _digest(packing.state(self.front))
+        return _digest(packing.state_tensors(self.front))
 
     def _sent(self, outputs: Sequence[torch.Tensor]) -> np.ndarray:
         if not outputs:
             return np.zeros(0, np.float32)
-        joined = packing.joined(outputs)
+        joined = packing.concatenate(outputs)
         return protocol.on_wire(joined, self.assignment.wire, self.front.shield.grid)
 
     @staticmethod
@@ -475,8 +475,8 @@ class Edge:
     def _count(self, back: torch.Tensor, part: Part, epoch: int) -> list[int]:
         """Return how many are right without and with noise, as they are."""
         _, layers = self._cutter().cut(self.assignment.cut)
-        layers = self.compute.host(copy.deepcopy(layers)).eval()
-        packing.unpack(back.to(self.compute.device), packing.state(layers))
+        layers = self.compute.move_model(copy.deepcopy(layers)).eval()
+        packing.unpack(back.to(self.compute.device), packing.state_tensors(layers))
         if self.releases.guaranteed:
             self._check_answers_apart(layers)
         images, size = self._own(part), self.assignment.batch_size
@@ -487,7 +487,7 @@ class Edge:
             for noisy in (False, True):
                 sent = self._shielded(activations, noisy, part, epoch, start)
                 with torch.no_grad():
-                    guesses = self.compute.outputs(layers, sent).argmax(1).cpu()
+                    guesses = self.compute.forward(layers, sent).argmax(1).cpu()
                 right[noisy] += int((guesses == y).sum())
         return right
 
@@ -497,7 +497,7 @@ class Edge:
         shape = (4, *self.front.shield.shape)
         drawn = torch.rand(shape, generator=torch.Generator().manual_seed(0))
         one, other = (
-            self.compute.outputs(layers, self.compute.place(x))[0] for x in (drawn, _others(drawn))
+            self.compute.forward(layers, self.compute.move_batch(x))[0] for x in (drawn, _others(drawn))
         )
         if not torch.allclose(one, other, rtol=1e-3, atol=1e-6, equal_nan=True):
             raise RuntimeError("the model answers for an image by the whole batch: nothing is said")
@@ -560,7 +560,7 @@ class Edge:
         self._need_front()
         x, _ = images.batch(np.arange(start, min(start + count, len(images))))
         with self._evaluating(), torch.no_grad():
-            return self.compute.outputs(self.front, self.compute.place(x))
+            return self.compute.forward(self.front, self.compute.move_batch(x))
 
     def _shielded(
         self, activations: torch.Tensor, noisy: bool, *purpose: str | int
@@ -569,7 +569,7 @@ class Edge:
         with self._evaluating(), torch.no_grad():
             if noisy:
                 return self._protected(activations, self._identity(), *purpose)
-            return shields.without_noise(self.front.shield, activations)
+            return shields.protect_without_noise(self.front.shield, activations)
 
     @contextmanager
     def _evaluating(self) -> Iterator[None]:
@@ -591,7 +591,7 @@ class Edge:
         """
         self._need_front()
         tensors = {f"front/{k}": v for k, v in self.front.state_dict().items()}
-        tensors |= {f"optimizer/{k}": v for k, v in optimizers.state_of(self.optimizer).items()}
+        tensors |= {f"optimizer/{k}": v for k, v in optimizers.optimizer_state(self.optimizer).items()}
         pending = self.pending.note() if self.pending else None
         note = {"pending": pending, "exchange": self.exchange}
         self.snapshots.keep(turn, needed, tensors, note)
@@ -626,8 +626,8 @@ class Edge:
         self.catch_up()
 
     def _restore(self, turn: int, tensors: dict[str, torch.Tensor], note: dict[str, Any]) -> None:
-        self.front.load_state_dict(packing.under("front/", tensors))
-        optimizers.restore(self.optimizer, packing.under("optimizer/", tensors))
+        self.front.load_state_dict(packing.select_prefix("front/", tensors))
+        optimizers.load_optimizer_state(self.optimizer, packing.select_prefix("optimizer/", tensors))
         self.pending = Sent(**note["pending"]) if note["pending"] else None
         self.turn, self._ready = turn, True
 
@@ -638,4 +638,4 @@ def _others(drawn: torch.Tensor) -> torch.Tensor:
 
 
 def _digest(tensors: Sequence[torch.Tensor]) -> bytes:
-    return hashlib.blake2b(packing.packed(tensors).tobytes(), digest_size=16).digest()
+    return hashlib.blake2b(packing.pack(tensors).tobytes(), digest_size=16).digest()

@@ -20,14 +20,14 @@ from pudica.clients import protocol
 from pudica.clients.assignments import InferenceAssignment
 from pudica.clients.crossings import Crossings
 from pudica.clients.data import ImageSet, Part, Splits, load_once
-from pudica.clients.shields.decoys import decoys, missing
-from pudica.clients.shields.draws import shuffled
+from pudica.clients.shields.decoys import count_missing, make_decoys
+from pudica.clients.shields.draws import draw_permutations
 from pudica.clients.shields.front import activation_shape
-from pudica.clients.shields.mixing import group_of
-from pudica.clients.shields.stages import Staged, staged_once
+from pudica.clients.shields.mixing import group_size
+from pudica.clients.shields.stages import StagedModel, build_staged_cached
 from pudica.clients.vault import Vault
 from pudica.models import packing
-from pudica.models.attributes import answered, confusion
+from pudica.models.attributes import count_confusions, predict_answers
 from pudica.models.compute import Compute
 from pudica.models.cut import OUTPUT
 from pudica.models.randomness import Randomness, SecretGenerator, numpy_generator
@@ -80,13 +80,13 @@ class InferenceEdge:
         self.assignment = a
         self.compute = Compute(a.compute)
         self.data: Splits = load_once(a.data.model_dump_json(), a.data_seed)
-        built: Staged = staged_once(
+        built: StagedModel = build_staged_cached(
             a.model, len(self.data.attributes), self.data.shape, a.stages, a.shield, a.largest
         )
         self.shield = built.shield
         self.returned = activation_shape(built.main, built.shield.shape)
         # A copy: the model is shared with the other edges of this process.
-        self.ends: nn.ModuleList = self.compute.host(copy.deepcopy(built.ends))  # type: ignore[assignment]
+        self.ends: nn.ModuleList = self.compute.move_model(copy.deepcopy(built.edge_stages))  # type: ignore[assignment]
         # Where the cloud trains, training images are its own.
         parts: tuple[Part, ...] = ("test",) if a.train == "central" else get_args(Part)
         self.shares: dict[Part, ImageSet] = {part: self._share(part) for part in parts}
@@ -179,7 +179,7 @@ class InferenceEdge:
     @property
     def _hides(self) -> bool:
         """Whether what crosses is mixed under keys that nobody else can draw."""
-        return group_of(self.assignment.shield) > 1 and self.assignment.keys == "secret"
+        return group_size(self.assignment.shield) > 1 and self.assignment.keys == "secret"
 
     # ----------------------------------------------------------------------- requests
 
@@ -220,7 +220,7 @@ class InferenceEdge:
         own = np.arange(number * size, min((number + 1) * size, len(images)))
         randomness = self.randomness("request", number)
         x = torch.cat([images.batch(own)[0], self._decoys(images, own, randomness)])
-        order = shuffled((len(x),), randomness)
+        order = draw_permutations((len(x),), randomness)
         with torch.no_grad():
             sent, secret = self.shield.protect(self._features(x[order]), randomness)
         places = order.argsort()[: len(own)].numpy()
@@ -229,17 +229,17 @@ class InferenceEdge:
     def _features(self, x: torch.Tensor) -> torch.Tensor:
         pre = self.ends[0].eval()
         parts = x.split(AT_ONCE)
-        return torch.cat([self.compute.outputs(pre, self.compute.place(part)) for part in parts])
+        return torch.cat([self.compute.forward(pre, self.compute.move_batch(part)) for part in parts])
 
     def _decoys(self, images: ImageSet, own: np.ndarray, randomness: Randomness) -> torch.Tensor:
         """Return what fills a request's groups, made of other own images, if there are any."""
-        lacking = missing(len(own), self.assignment.shield)
+        lacking = count_missing(len(own), self.assignment.shield)
         if not lacking:
             return torch.empty(0, *self.data.shape)
         others = np.setdiff1d(np.arange(len(images)), own)
         others = others if len(others) else own
-        drawn = others[shuffled((len(others),), randomness).numpy()][:DECOYS_OF]
-        return decoys(images.batch(drawn)[0], lacking, randomness)
+        drawn = others[draw_permutations((len(others),), randomness).numpy()][:DECOYS_OF]
+        return make_decoys(images.batch(drawn)[0], lacking, randomness)
 
     def answer(self, number: int, outputs: torch.Tensor) -> None:
         """Finish a request with what the cloud made of it, and keep what is predicted.
@@ -260,14 +260,14 @@ class InferenceEdge:
             raise ValueError(f"an answer to request {number}, {waiting} waits for one")
         # In a fresh process the key is drawn again, from the vault's secret.
         asked = self._pending.get(number) or self._asked(number)
-        outputs = packing.expected("outputs", outputs, (len(asked.sent), *self.returned))
+        outputs = packing.validate_tensor("outputs", outputs, (len(asked.sent), *self.returned))
         self._pending.pop(number, None)
         with torch.no_grad():
-            restored = self.shield.restore(self.compute.place(outputs), asked.secret)
-            logits = self.compute.outputs(self.ends[1].eval(), restored).cpu()
+            restored = self.shield.restore(self.compute.move_batch(outputs), asked.secret)
+            logits = self.compute.forward(self.ends[1].eval(), restored).cpu()
         kept = {
             "rows": torch.from_numpy(asked.rows),
-            "answers": answered(logits)[asked.places].to(torch.uint8),
+            "answers": predict_answers(logits)[asked.places].to(torch.uint8),
         }
         self.vault.save(self._answers(number), kept, {})
 
@@ -301,7 +301,7 @@ class InferenceEdge:
             kept = self.vault.load(self._answers(number))
             if kept is None:
                 raise RuntimeError(f"request {number} of {self.requests} was not answered")
-            total += confusion(kept[0]["answers"].long(), truth[kept[0]["rows"]])
+            total += count_confusions(kept[0]["answers"].long(), truth[kept[0]["rows"]])
         counted: np.ndarray = total.numpy()
         return counted
 
@@ -322,8 +322,8 @@ class InferenceEdge:
             return numpy_generator(a.seed, "mixing", a.partition, *purpose)
         digest = hashlib.blake2b(self.assignment.fingerprint().encode(), digest_size=16)
         images = self.shares["test"]
-        tensors = [*packing.state(self.ends), images.mean, images.std]
-        digest.update(packing.packed(tensors).tobytes())
+        tensors = [*packing.state_tensors(self.ends), images.mean, images.std]
+        digest.update(packing.pack(tensors).tobytes())
         what = "/".join(map(str, purpose)).encode()
         return SecretGenerator(self.vault.secret(self._secret), digest.digest() + what)
 

@@ -13,12 +13,17 @@ import torch
 from pudica.clients import protocol
 from pudica.clients.assignments import InferenceAssignment
 from pudica.clients.inference import Arrays, InferenceEdge, Numbers, Tensors
-from pudica.clients.shields.decoys import filled
+from pudica.clients.shields.decoys import fill_groups
 from pudica.clients.vault import Vault
 from pudica.models import packing
-from pudica.models.attributes import attribute_loss, balancing
+from pudica.models.attributes import attribute_loss, compute_balancing_weights
 from pudica.models.augmentation import AUGMENTATIONS
-from pudica.models.randomness import draws, layers_seeded, numpy_generator, torch_generator
+from pudica.models.randomness import (
+    has_random_layers,
+    numpy_generator,
+    seed_random_layers,
+    torch_generator,
+)
 
 
 @dataclass
@@ -56,7 +61,7 @@ class TrainingEdge(InferenceEdge):
 
     def __init__(self, vault: Vault, assignment: InferenceAssignment) -> None:
         super().__init__(vault, assignment)
-        self._drawing = draws(self.ends)
+        self._drawing = has_random_layers(self.ends)
         self._step: Step | None = None
 
     def mixtures(self, epoch: int, number: int, arrays: Tensors) -> np.ndarray:
@@ -86,11 +91,11 @@ class TrainingEdge(InferenceEdge):
         """
         step = self._at(epoch, number, arrays)
         sent = (len(step.sent), *self.returned)
-        came = packing.expected("outputs", arrays["outputs"], sent)
-        outputs = self.compute.place(came).requires_grad_()
+        came = packing.validate_tensor("outputs", arrays["outputs"], sent)
+        outputs = self.compute.move_batch(came).requires_grad_()
         restored = self.shield.restore(outputs, step.secret)[: len(step.attributes)]
         with self._layers_seeded("post", epoch, number):
-            logits = self.compute.outputs(self.ends[1], restored)
+            logits = self.compute.forward(self.ends[1], restored)
         loss = attribute_loss(logits, step.attributes, self._class_weights)
         (loss * share).backward()  # type: ignore[no-untyped-call]
         assert outputs.grad is not None
@@ -109,21 +114,21 @@ class TrainingEdge(InferenceEdge):
         if step.gradient is None:
             self.loss(epoch, number, share, arrays)
         if step.sent.requires_grad:
-            gradient = packing.expected("gradient", arrays["gradient"], tuple(step.sent.shape))
-            step.sent.backward(self.compute.place(gradient))  # type: ignore[no-untyped-call]
+            gradient = packing.validate_tensor("gradient", arrays["gradient"], tuple(step.sent.shape))
+            step.sent.backward(self.compute.move_batch(gradient))  # type: ignore[no-untyped-call]
         parameters = self.ends.parameters()
         found = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
         self._step = None
         return {
-            "weights": packing.packed(found),
-            "buffers": packing.packed(list(self.ends.buffers())),
+            "weights": packing.pack(found),
+            "buffers": packing.pack(list(self.ends.buffers())),
         }
 
     @cached_property
     def _class_weights(self) -> torch.Tensor | None:
         if self.assignment.class_weights == "none":
             return None
-        return balancing(torch.from_numpy(self.shares["train"].attributes))
+        return compute_balancing_weights(torch.from_numpy(self.shares["train"].attributes))
 
     def _at(self, epoch: int, number: int, arrays: Tensors) -> Step:
         if self._step is None or self._step.number != (epoch, number):
@@ -140,9 +145,9 @@ class TrainingEdge(InferenceEdge):
         x = augmented(x, images.black, a.augment, a.seed, a.partition, epoch, number)
         # Before the stages' statistics move: a fresh process has to draw the same.
         randomness = self.randomness("batch", epoch, number)
-        x = filled(self.compute.place(x), a.shield, randomness)
+        x = fill_groups(self.compute.move_batch(x), a.shield, randomness)
         with self._layers_seeded("pre", epoch, number):
-            features = self.compute.outputs(self.ends[0], x)
+            features = self.compute.forward(self.ends[0], x)
         sent, secret = self.shield.protect(features, randomness)
         attributes = torch.from_numpy(images.attributes[rows]).to(self.compute.device)
         self._step = Step((epoch, number), sent, secret, attributes)
@@ -150,7 +155,7 @@ class TrainingEdge(InferenceEdge):
 
     def _layers_seeded(self, *purpose: str | int) -> AbstractContextManager[None]:
         a = self.assignment
-        return layers_seeded(self._drawing, a.seed, a.partition, *purpose)
+        return seed_random_layers(self._drawing, a.seed, a.partition, *purpose)
 
 
 def batch_rows(

@@ -35,10 +35,10 @@ from pudica.clients.shields import Mechanism
 from pudica.clients.shields.disguises import UNUSABLE, Key
 from pudica.clients.shields.mixing import MixingConfig
 from pudica.models.compute import ComputeConfig
-from pudica.models.custom import PREFIX, SUFFIX, with_absolute_path
+from pudica.models.custom import PREFIX, SUFFIX, resolve_model_path
 from pudica.models.errors import RequestError
-from pudica.models.explain import explained
-from pudica.models.files import absolute
+from pudica.models.explain import explain_errors
+from pudica.models.files import make_absolute
 from pudica.models.naming import NodeName
 
 NODE = "node"
@@ -92,7 +92,7 @@ class OwnData(BaseModel):
         try:
             return DataConfig.model_validate({**theirs, **own})
         except ValidationError as error:
-            raise RequestError("; ".join(explained(error, DataConfig, "data"))) from error
+            raise RequestError("; ".join(explain_errors(error, DataConfig, "data"))) from error
 
 
 class NodeBudget(BaseModel):
@@ -199,7 +199,7 @@ class NodeConfig(BaseModel):
     def _known(cls, settings: dict[str, Any] | None) -> dict[str, Any] | None:
         if settings is None:
             return None
-        shields.check_settings(settings)
+        shields.validate_settings(settings)
         schema, kind = shields.SHIELDS[settings["name"]]
         if issubclass(kind, Mechanism) and settings.get("epsilon") is None:
             raise ValueError(
@@ -273,14 +273,14 @@ class NodeConfig(BaseModel):
         if self.budget:
             return self.budget.epsilon, self.budget.delta
         # Imported late: it takes seconds.
-        from pudica.clients.shields.accounting import Cost, spent
+        from pudica.clients.shields.accounting import Cost, compose_costs
 
         assert self.shield
         settings = {key: value for key, value in self.shield.items() if key != "clip"}
-        mechanism = shields.build(shields.configured(settings), (1,), 1)
+        mechanism = shields.build(shields.parse_config(settings), (1,), 1)
         assert isinstance(mechanism, Mechanism)
         said = self.shield.get("delta")
-        epsilon, _ = spent([(Cost.of(mechanism), self.activations)], said or USUAL_DELTA)
+        epsilon, _ = compose_costs([(Cost.of(mechanism), self.activations)], said or USUAL_DELTA)
         return epsilon, said
 
     @classmethod
@@ -300,17 +300,17 @@ class NodeConfig(BaseModel):
         except yaml.YAMLError as error:
             raise RequestError(f"{path.name}: not valid YAML: {error}") from error
         except ValidationError as error:
-            raise RequestError("\n".join(explained(error, cls, path.name))) from error
+            raise RequestError("\n".join(explain_errors(error, cls, path.name))) from error
         return config._from(path.parent)
 
     def _from(self, folder: Path) -> Self:
         def placed(path: Path | None) -> Path | None:
-            return None if path is None else absolute(folder / path.expanduser())
+            return None if path is None else make_absolute(folder / path.expanduser())
 
         own = ("certificate", "private_key", "vault", "weights", "key")
         places = {name: placed(getattr(self, name)) for name in own}
         data = {name: placed(getattr(self.data, name)) for name in ("root", "path")}
-        model = self.model and with_absolute_path(self.model, folder)
+        model = self.model and resolve_model_path(self.model, folder)
         return self.model_copy(
             update={**places, "data": self.data.model_copy(update=data), "model": model}
         )

@@ -26,7 +26,7 @@ from typing import Any, Literal, NamedTuple
 
 from pudica.clients.vault import Vault
 from pudica.models.clock import timestamp
-from pudica.models.files import waiting_for, write_atomically
+from pudica.models.files import file_lock, write_atomically
 
 RECORD = "odometer"
 KNOWN = "paid-for"
@@ -261,7 +261,7 @@ class Odometer:
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
-        with waiting_for(self._record.root / ".lock"):
+        with file_lock(self._record.root / ".lock"):
             yield
 
     def _left(self, group: str) -> list[dict[str, str]]:
@@ -326,7 +326,7 @@ def spent(times: Mapping[Release, int], delta: float) -> float:
 def _composed(costs: frozenset[tuple[tuple[Any, float], int]], delta: float) -> float:
     # Imported late: it takes seconds, which only those pay who have limits.
     from pudica.clients.shields.accounting import Cost
-    from pudica.clients.shields.accounting import spent as spent_by
+    from pudica.clients.shields.accounting import compose_costs as spent_by
 
     return spent_by([(Cost(*cost), number) for cost, number in costs if number], delta)[0]
 

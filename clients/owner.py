@@ -16,14 +16,19 @@ from pudica import models
 from pudica.clients.assignments import OwnerAssignment
 from pudica.clients.data import ImageSet, Part, Splits, load_once
 from pudica.clients.shields.disguises import UNUSABLE, Disguise, Key
-from pudica.clients.shields.disguises.breaks import KNOWN_PAIR, breaks, is_affine, search_space_of
+from pudica.clients.shields.disguises.breaks import (
+    KNOWN_PAIR,
+    is_affine,
+    mean_search_space,
+    run_attacks,
+)
 from pudica.clients.snapshots import Snapshots
 from pudica.clients.vault import Vault
 from pudica.models import optimizers, packing
 from pudica.models.compute import Compute
 from pudica.models.errors import RequestError
 from pudica.models.similarity import psnr, ssim
-from pudica.models.training import Images, Training, right
+from pudica.models.training import Images, Training, count_correct
 
 SAMPLE = 1000
 """Images that a disguise is audited with."""
@@ -64,11 +69,11 @@ class Owner:
         if a.shield is None:
             return None
         if a.key == "shared":
-            return Key.seeded(a.shield, shape, a.data_seed)
+            return Key.from_seed(a.shield, shape, a.data_seed)
         if a.key == "per-owner":
-            return Key.seeded(a.shield, shape, a.data_seed, a.partition)
+            return Key.from_seed(a.shield, shape, a.data_seed, a.partition)
         try:
-            return Key.wanted(Path(a.key).expanduser(), a.shield, shape)
+            return Key.load_for(Path(a.key).expanduser(), a.shield, shape)
         except RequestError as error:
             # The server may have named the file, and is not to learn what lies where.
             raise RuntimeError(UNUSABLE) from error
@@ -122,7 +127,7 @@ class Owner:
             raise RuntimeError("this owner trains by itself, and gives no images away")
         images = self.own("train")
         chosen = slice(start, start + count)
-        released = images.released(chosen).to(images.span.on_disk)
+        released = images.released(chosen).to(images.span.storage_dtype)
         return {"images": released.numpy(), "labels": images.labels[chosen]}
 
     # ------------------------------------------------------------------------ training
@@ -152,18 +157,18 @@ class Owner:
         if a.keep_momentum:
             self.snapshots.drop_after(number - 1)
             kept = self.snapshots.load(self.snapshots.newest())
-            optimizers.restore(training.optimizer, kept[0] if kept else {})
+            optimizers.load_optimizer_state(training.optimizer, kept[0] if kept else {})
         for _ in range(a.local_epochs):
             training.train_epoch(images)
         if a.keep_momentum:
-            self.snapshots.keep(number, needed, optimizers.state_of(training.optimizer), {})
+            self.snapshots.keep(number, needed, optimizers.optimizer_state(training.optimizer), {})
         loss = sum(training.losses) / len(training.losses)
         return {"loss": loss}, packing.model_arrays(training.model)
 
     def _given(self, name: str, arrays: Tensors) -> nn.Module:
         """Return the model with the weights that were sent."""
         channels, side, _ = self.data.shape
-        model = self.compute.host(_model(name, self.data.num_classes, channels, side))
+        model = self.compute.move_model(_model(name, self.data.num_classes, channels, side))
         packing.load_model_arrays(model, arrays)
         return model
 
@@ -203,7 +208,7 @@ class Owner:
         if model not in (a.model, a.examiner):
             raise RuntimeError(f"this owner was told of no model '{model}'")
         given, images = self._given(model, arrays), self._seen(part, view, arrays)
-        return {"right": right(given, images, self.compute)}
+        return {"right": count_correct(given, images, self.compute)}
 
     def _seen(self, part: Part, view: str, arrays: Tensors) -> Images:
         if view == "plain" and "normalisation" not in arrays:
@@ -233,7 +238,7 @@ class Owner:
             ``psnr`` (dB) and ``ssim`` of disguised test images, both scaled to [0, 1];
             ``psnr-standardised`` and ``ssim-standardised`` of what z-scores make of them;
             ``search-space``, where Eqs. (6) to (9) of paper 001 apply;
-            ``ATTACK/IMAGES/WHAT`` of :class:`~pudica.clients.shields.disguises.breaks.Break`, of
+            ``ATTACK/IMAGES/WHAT`` of :class:`~pudica.clients.shields.disguises.breaks.AttackResult`, of
             one known pair with 1 image. Numbers that there are none of are left out.
 
         Raises
@@ -248,8 +253,8 @@ class Owner:
         found = self._likeness()
         if is_affine(self.disguise.key.steps):
             training = self.plain("train").plain(slice(0, SAMPLE)).numpy()
-            found["search-space"] = search_space_of(self.disguise, training)
-            for attack in breaks(self.disguise, training):
+            found["search-space"] = mean_search_space(self.disguise, training)
+            for attack in run_attacks(self.disguise, training):
                 # The pair is known, however many others help to find m.
                 images = 1 if attack.attack == KNOWN_PAIR else attack.images
                 for what in ("found", "pixels", "error"):

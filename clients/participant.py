@@ -17,7 +17,7 @@ from pudica.clients.data import ImageSet, Splits, load_once
 from pudica.clients.vault import Vault
 from pudica.models.clock import timestamp
 from pudica.models.compute import Compute
-from pudica.models.files import load_into
+from pudica.models.files import load_weights_into
 from pudica.models.generator import GeneratorTraining, NoiseGenerator
 from pudica.models.randomness import derive, numpy_generator, torch_generator
 from pudica.models.training import Training, accuracy, predict
@@ -153,7 +153,7 @@ class Participant:
             seed=derive(self.assignment.training_seed, "weights"),
         )
         if weights := self.assignment.participant.weights:
-            load_into(model, weights)
+            load_weights_into(model, weights)
         return model
 
     def _is_trained(self, model: nn.Module) -> bool:
@@ -165,7 +165,7 @@ class Participant:
         own_noise = None
         if variant == CHEATING:
             randomness = torch_generator(seed, "own-noise")
-            own_noise = NoiseGenerator.initial(self.data.shape, CHEAT_BOUND, randomness)
+            own_noise = NoiseGenerator.untrained(self.data.shape, CHEAT_BOUND, randomness)
         return Training(model, schedule, derive(seed, "training"), self.compute, own_noise)
 
     def _keep(self, training: Training, variant: str) -> None:
@@ -204,7 +204,7 @@ class Participant:
                 model.load_state_dict(kept[0])
             if not models.is_frozen(model):
                 model = models.freeze(self.assignment.participant.model, model)
-            self._frozen[variant] = self.compute.host(model)
+            self._frozen[variant] = self.compute.move_model(model)
         return self._frozen[variant]
 
     # ------------------------------------------------------------- the noise generator
@@ -245,11 +245,11 @@ class Participant:
         Parameters
         ----------
         state : Tensor of shape (6, C, H, W)
-            As of :meth:`pudica.models.generator.GeneratorTraining.packed`.
+            As of :meth:`pudica.models.generator.GeneratorTraining.pack`.
         weight : float
             λ.
         """
-        training = GeneratorTraining.unpacked(
+        training = GeneratorTraining.unpack(
             state.to(self.compute.device), steps, bound, learning_rate
         )
         model, loss, count = self.model(variant), 0.0, 0
@@ -257,7 +257,7 @@ class Participant:
             gradient, part_loss = training.generator.task_gradient(model, x, y, e, self.compute)
             training.step(weight * gradient)
             loss, count = loss + float(part_loss) * len(y), count + len(y)
-        values, steps = training.packed()
+        values, steps = training.pack()
         return values, {"loss": loss / count, "num-examples": count, "steps": steps}
 
     def _batches(
@@ -266,7 +266,7 @@ class Participant:
         batches = noisy_batches(*self._data_key)
         for step in schedule.steps:
             x, y, e = batches.get(step=step, **schedule.common)
-            yield self.compute.place(x), y.to(self.compute.device), self.compute.place(e)
+            yield self.compute.move_batch(x), y.to(self.compute.device), self.compute.move_batch(e)
 
     # -------------------------------------------------------------------- measurements
 
@@ -311,8 +311,8 @@ class Participant:
         """
         images = self.data.validation
         chosen = numpy_generator(seed, "density").permutation(len(images))[:sample]
-        x = self.compute.place(images.batch(chosen)[0]).requires_grad_()
-        implied = torch.logsumexp(self.compute.outputs(self.model(variant), x), 1).sum()
+        x = self.compute.move_batch(images.batch(chosen)[0]).requires_grad_()
+        implied = torch.logsumexp(self.compute.forward(self.model(variant), x), 1).sum()
         score = torch.autograd.grad(implied, x)[0].double().flatten()
         flat = x.detach().double().flatten()
         spread = (flat - flat.mean()).square().sum()

@@ -73,7 +73,7 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from flwr.common.constant import SType
 
-from pudica.clients.shields.grid import Grid
+from pudica.clients.shields.grid import IntegerGrid
 
 HELLO = "query.hello"
 JOIN = "query.join"
@@ -264,11 +264,11 @@ def array_of(
 
 
 def from_wire(
-    content: RecordDict, name: str, shape: tuple[int, ...], kind: str, grid: Grid | None = None
+    content: RecordDict, name: str, shape: tuple[int, ...], kind: str, grid: IntegerGrid | None = None
 ) -> torch.Tensor:
     """Return as float32 what :func:`on_wire` made of a tensor; errors as of :func:`array_of`."""
     if grid:
-        return grid.values(array_of(content, name, shape, grid.dtype))
+        return grid.to_values(array_of(content, name, shape, grid.dtype))
     return torch.from_numpy(array_of(content, name, shape, kind)).float()
 
 
@@ -342,7 +342,7 @@ def batch_sizes(examples: int, size: int) -> list[int]:
     return sizes
 
 
-def on_wire(tensor: torch.Tensor, kind: str, grid: Grid | None = None) -> np.ndarray:
+def on_wire(tensor: torch.Tensor, kind: str, grid: IntegerGrid | None = None) -> np.ndarray:
     """Return a tensor as it travels.
 
     Parameters
@@ -354,7 +354,7 @@ def on_wire(tensor: torch.Tensor, kind: str, grid: Grid | None = None) -> np.nda
         Of which the values are whole steps: the integers travel.
     """
     if grid:
-        return grid.integers(tensor)
+        return grid.to_integers(tensor)
     if kind == "float16":
         largest = torch.finfo(torch.float16).max
         tensor = tensor.clamp(-largest, largest).half()

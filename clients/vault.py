@@ -19,7 +19,13 @@ from flwr.app import Context
 
 from pudica.clients.node import NodeConfig
 from pudica.models.errors import RequestError
-from pudica.models.files import DISK_FULL, as_file, load_tensors, locked, write_atomically
+from pudica.models.files import (
+    DISK_FULL,
+    load_tensors,
+    serialise_tensors,
+    try_lock,
+    write_atomically,
+)
 
 LASTING = ".lasting"
 """Beside the vaults of runs, whose names do not begin with a dot."""
@@ -61,7 +67,7 @@ class Vault:
         The lock is the process's, and gone with it.
         """
         with (self.root / ".lock").open("a") as file:
-            yield locked(file)
+            yield try_lock(file)
 
     def write(self, name: str, data: bytes, durable: bool = False) -> None:
         """Put ``data`` under ``name``; durably, if it has to outlive a power cut.
@@ -144,7 +150,7 @@ class Vault:
 
     def save(self, name: str, tensors: dict[str, torch.Tensor], note: Mapping[str, Any]) -> None:
         """Put tensors and a JSON note under ``name``."""
-        self.write(f"{name}.safetensors", as_file(tensors, note))
+        self.write(f"{name}.safetensors", serialise_tensors(tensors, note))
 
     def load(self, name: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
         """Return tensors and note, or None if there are none; see :meth:`read`."""

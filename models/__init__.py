@@ -2,13 +2,13 @@
 
 from pudica.models.compute import Compute, ComputeConfig
 from pudica.models.custom import is_frozen
-from pudica.models.errors import RequestError, unknown
+from pudica.models.errors import RequestError, unknown_name_error
 from pudica.models.generator import GeneratorTraining, NoiseGenerator
 from pudica.models.training import Training, TrainingConfig, accuracy, predict
 from pudica.models.zoo import (
     build,
     canonical_name,
-    check_there,
+    check_available,
     describe,
     display_name,
     freeze,
@@ -27,7 +27,7 @@ __all__ = [
     "accuracy",
     "build",
     "canonical_name",
-    "check_there",
+    "check_available",
     "describe",
     "display_name",
     "freeze",
@@ -35,5 +35,5 @@ __all__ = [
     "minimum_side",
     "names",
     "predict",
-    "unknown",
+    "unknown_name_error",
 ]

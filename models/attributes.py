@@ -1,4 +1,4 @@
-"""Several yes-or-no questions about an image, each answered by two logits."""
+"""Binary attributes of an image, each predicted by two logits."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ import torch
 from torch.nn.functional import cross_entropy
 
 LOGITS = 2
-"""Of each attribute: of no, and of yes."""
+"""Logits per attribute: no, then yes."""
 
 
-def by_attribute(logits: torch.Tensor) -> torch.Tensor:
+def split_by_attribute(logits: torch.Tensor) -> torch.Tensor:
     """Return logits (B, 2·A) as (B, A, 2)."""
     return logits.reshape(len(logits), -1, LOGITS)
 
 
-def balancing(attributes: torch.Tensor) -> torch.Tensor:
-    """Return weights (A, 2) under which no and yes of each attribute count the same.
+def compute_balancing_weights(attributes: torch.Tensor) -> torch.Tensor:
+    """Return weights (A, 2) that give both answers to each attribute the same total weight.
 
     Parameters
     ----------
     attributes : int64 tensor of shape (N, A)
-        Of training images. An answer that none has gets the weight 0.
+        Attributes of the training images. An answer that never occurs gets the weight 0.
     """
     yes = attributes.double().mean(0)
     shares = torch.stack([1 - yes, yes], dim=1)
@@ -37,9 +37,9 @@ def attribute_loss(
     logits : Tensor of shape (B, 2·A)
     attributes : int64 tensor of shape (B, A)
     weights : Tensor of shape (A, 2) or None
-        Of each answer, as of :func:`balancing`.
+        Weight of each answer, from :func:`compute_balancing_weights`.
     """
-    answers = by_attribute(logits)
+    answers = split_by_attribute(logits)
     each = cross_entropy(answers.flatten(0, 1), attributes.flatten(), reduction="none")
     if weights is None:
         return each.mean()
@@ -47,13 +47,13 @@ def attribute_loss(
     return (each * chosen.gather(2, attributes[..., None]).flatten()).mean()
 
 
-def answered(logits: torch.Tensor) -> torch.Tensor:
-    """Return the answers, int64 of shape (B, A): 0 or 1."""
-    return by_attribute(logits).argmax(2)
+def predict_answers(logits: torch.Tensor) -> torch.Tensor:
+    """Return the predicted answers, 0 or 1: int64 of shape (B, A)."""
+    return split_by_attribute(logits).argmax(2)
 
 
-def confusion(answers: torch.Tensor, attributes: torch.Tensor) -> torch.Tensor:
-    """Return how often which answer was given, int64 of shape (A, 2, 2): truth, then answer."""
+def count_confusions(answers: torch.Tensor, attributes: torch.Tensor) -> torch.Tensor:
+    """Count each pair of truth and answer: int64 of shape (A, 2, 2), truth first."""
     counts = torch.zeros(attributes.shape[1], LOGITS, LOGITS, dtype=torch.int64)
     for truth in range(LOGITS):
         for answer in range(LOGITS):
@@ -62,13 +62,13 @@ def confusion(answers: torch.Tensor, attributes: torch.Tensor) -> torch.Tensor:
     return counts
 
 
-def accuracies(counts: torch.Tensor) -> torch.Tensor:
-    """Return the share of right answers of each attribute, (A,), from :func:`confusion`."""
+def compute_accuracies(counts: torch.Tensor) -> torch.Tensor:
+    """Return the accuracy of each attribute, (A,), from :func:`count_confusions`."""
     right = counts.diagonal(dim1=1, dim2=2).sum(1)
     return right.double() / counts.sum((1, 2))
 
 
-def balanced_accuracies(counts: torch.Tensor) -> torch.Tensor:
-    """Return the mean of both answers' shares of right ones, (A,); NaN if one has no example."""
+def compute_balanced_accuracies(counts: torch.Tensor) -> torch.Tensor:
+    """Return the balanced accuracy of each attribute, (A,); NaN if an answer has no example."""
     right = counts.diagonal(dim1=1, dim2=2).double()
     return (right / counts.sum(2)).mean(1)

@@ -1,4 +1,4 @@
-"""Random changes to training images that leave their class alone, a whole batch at a time."""
+"""Random augmentations of training images that keep their class, a whole batch at a time."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch.nn.functional import affine_grid, grid_sample, interpolate
 
 CROP = 4
 
-# Of handwriting; angles in degrees, lengths in shares of half an image's side.
+# Ranges for handwriting: angles in degrees, lengths as a share of half an image's side.
 ROTATION, SHEAR, ASPECT, SIZE, SHIFT, WAVES = 20.0, 0.45, 0.35, 0.1, 0.07, 0.09
 THRESHOLD, SOFTNESS = (0.25, 0.7), (0.05, 0.15)
 
@@ -18,7 +18,7 @@ THRESHOLD, SOFTNESS = (0.25, 0.7), (0.05, 0.15)
 def crop_flip(x: torch.Tensor, black: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """Shift each image by up to 4 pixels and flip half of them.
 
-    The same as ``RandomCrop(side, padding=4)`` and ``RandomHorizontalFlip``, for a whole batch.
+    Equivalent to ``RandomCrop(side, padding=4)`` and ``RandomHorizontalFlip`` on each image.
 
     Parameters
     ----------
@@ -40,27 +40,33 @@ def crop_flip(x: torch.Tensor, black: torch.Tensor, generator: torch.Generator) 
     )
 
 
-def handwriting(x: torch.Tensor, black: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Write each image anew: slanted, stretched, bent, with a thinner or thicker pen.
+def distort_handwriting(
+    x: torch.Tensor, black: torch.Tensor, generator: torch.Generator
+) -> torch.Tensor:
+    """Distort each image like handwriting: slant, stretch, bend, thinner or thicker strokes.
 
-    For bright strokes on black. Arguments as of :func:`crop_flip`.
+    For bright strokes on black. The arguments are those of :func:`crop_flip`.
     """
     strokes = x - black
     full = strokes.amax((1, 2, 3), keepdim=True).clamp(min=torch.finfo(x.dtype).tiny)
-    bent = grid_sample(strokes / full, _paths(x.shape, generator), align_corners=False)
-    threshold, softness = (_between(len(x), *span, generator) for span in (THRESHOLD, SOFTNESS))
-    # A pen's width is where the grey of a blurred stroke ends; black has to stay black.
+    bent = grid_sample(
+        strokes / full, _build_sampling_grid(x.shape, generator), align_corners=False
+    )
+    threshold, softness = (
+        _draw_uniform(len(x), *span, generator) for span in (THRESHOLD, SOFTNESS)
+    )
+    # The threshold on a blurred stroke's grey sets the pen's width; black must stay black.
     inked = torch.sigmoid((bent - threshold) / softness) - torch.sigmoid(-threshold / softness)
     peak = inked.amax((1, 2, 3), keepdim=True).clamp(min=0.1)
     return black + full * (inked / peak).clamp(0, 1)
 
 
-def _paths(shape: torch.Size, generator: torch.Generator) -> torch.Tensor:
-    """Return from where each pixel is taken, (B, H, W, 2): affine, and a smooth wave."""
+def _build_sampling_grid(shape: torch.Size, generator: torch.Generator) -> torch.Tensor:
+    """Return where each pixel is sampled, (B, H, W, 2): an affine map plus a smooth wave."""
     batch, _, height, width = shape
 
     def span(most: float) -> torch.Tensor:
-        return _between(batch, -most, most, generator).flatten()
+        return _draw_uniform(batch, -most, most, generator).flatten()
 
     angle, shear, aspect = span(math.radians(ROTATION)), span(SHEAR), span(ASPECT).exp()
     size = span(SIZE).exp()
@@ -76,12 +82,12 @@ def _paths(shape: torch.Size, generator: torch.Generator) -> torch.Tensor:
     return grid + waves.permute(0, 2, 3, 1)
 
 
-def _between(count: int, low: float, high: float, generator: torch.Generator) -> torch.Tensor:
-    """Return uniform draws of shape (count, 1, 1, 1)."""
+def _draw_uniform(count: int, low: float, high: float, generator: torch.Generator) -> torch.Tensor:
+    """Draw uniform numbers of shape (count, 1, 1, 1)."""
     return low + (high - low) * torch.rand(count, 1, 1, 1, generator=generator)
 
 
 AUGMENTATIONS: dict[str, Callable[[torch.Tensor, torch.Tensor, torch.Generator], torch.Tensor]] = {
     "crop-flip": crop_flip,
-    "handwriting": handwriting,
+    "handwriting": distort_handwriting,
 }

@@ -1,4 +1,4 @@
-"""The time, as records say it."""
+"""The current time in the format of records."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ from datetime import UTC, datetime
 
 
 def timestamp() -> str:
-    """Return the time, to the second, with its zone (ISO 8601, UTC)."""
+    """Return the current UTC time in ISO 8601, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,4 +1,4 @@
-"""Where and how tensors are computed: device, threads, precision, memory layout."""
+"""Compute settings: device, threads, precision and memory layout."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ class ComputeConfig(BaseModel):
     Attributes
     ----------
     device : {"auto", "cpu", "cuda"}
-        ``auto`` takes a GPU where there is one.
+        ``auto`` uses a GPU if there is one.
     threads : int
-        PyTorch threads while a node computes. Floating-point sums depend on it, so the same
-        seed gives the same numbers only for the same ``threads``.
+        PyTorch threads while a node computes. Floating-point sums depend on them, so the same
+        seed gives the same numbers only with the same ``threads``.
     bfloat16 : bool
         Autocast the forward pass to bfloat16 (GPU only).
     channels_last : bool
-        Keep images and convolutions in channels-last layout (GPU only; on the CPU every model
-        keeps the layout it was built with, which for the zoo's is this one).
+        Keep images and convolutions in channels-last layout (GPU only; on the CPU a model keeps
+        the layout it was built with, which is channels-last for the zoo).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -39,12 +39,12 @@ class ComputeConfig(BaseModel):
 
 
 class Compute:
-    """A device with its options, made from a :class:`ComputeConfig`.
+    """A device and its options, built from a :class:`ComputeConfig`.
 
     Raises
     ------
     RequestError
-        If ``cuda`` is asked for and PyTorch sees no GPU.
+        If ``cuda`` is requested and PyTorch sees no GPU.
     """
 
     def __init__(self, config: ComputeConfig) -> None:
@@ -67,8 +67,8 @@ class Compute:
         return torch.channels_last if self.config.channels_last else torch.contiguous_format
 
     @contextmanager
-    def threads(self) -> Iterator[None]:
-        """Use the configured number of threads inside, and put the old one back after."""
+    def use_threads(self) -> Iterator[None]:
+        """Use the configured number of threads within the context, then restore the old one."""
         before = torch.get_num_threads()
         if before != self.config.threads:
             torch.set_num_threads(self.config.threads)
@@ -78,21 +78,21 @@ class Compute:
             if torch.get_num_threads() != before:
                 torch.set_num_threads(before)
 
-    def place(self, x: torch.Tensor) -> torch.Tensor:
-        """Move a batch to the device; images and feature maps (B, C, H, W) in its layout."""
+    def move_batch(self, x: torch.Tensor) -> torch.Tensor:
+        """Move a batch to the device; put images and feature maps (B, C, H, W) in its layout."""
         if not self.on_gpu:
             return x
         layout = self._layout if x.ndim == len("BCHW") else torch.preserve_format
         return x.to(self.device, non_blocking=True, memory_format=layout)
 
-    def host(self, model: nn.Module) -> nn.Module:
-        """Move a model to the device, in its layout."""
+    def move_model(self, model: nn.Module) -> nn.Module:
+        """Move a model to the device and into its layout."""
         if not self.on_gpu:
             return model
         return model.to(self.device, memory_format=self._layout)  # type: ignore[call-overload,no-any-return]
 
-    def outputs(self, model: nn.Module, x: torch.Tensor) -> torch.Tensor:
-        """Return ``model(x)`` in float32, under autocast where that is on.
+    def forward(self, model: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        """Return ``model(x)`` as float32, computed under autocast if that is enabled.
 
         Parameters
         ----------

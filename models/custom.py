@@ -1,4 +1,4 @@
-"""Models from outside the zoo: a callable of the participant's own, or an exported program."""
+"""Models from outside the zoo: a participant's own callable, or an exported program."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from torch import nn
 
 from pudica.models.architectures import TORCHVISION, ImageTask
 from pudica.models.errors import RequestError
-from pudica.models.files import absolute
+from pudica.models.files import make_absolute
 from pudica.models.frozen import FrozenProgram
 
 PREFIX = "custom:"
@@ -28,39 +28,39 @@ SOURCE = ".py"
 
 
 def is_custom(name: str) -> bool:
-    """Tell whether a model's name is an import path, torchvision's, or a program's path."""
+    """Tell whether a name is an import path, a torchvision model, or an exported program's path."""
     return name.startswith((PREFIX, TORCHVISION)) or name.endswith(SUFFIX)
 
 
 def is_frozen(model: nn.Module) -> bool:
     """Tell whether a model can only be used, not trained.
 
-    An exported program has neither a training mode nor weights to update; gradients with
-    respect to its input are available all the same.
+    An exported program has no training mode and no weights to update, but gradients with respect
+    to its input are available.
     """
     return isinstance(model, FrozenProgram)
 
 
 def build(name: str, task: ImageTask) -> nn.Module:
-    """Import or load a model and see that it fits.
+    """Import or load a model and check that it fits the task.
 
     Parameters
     ----------
     name : str
         ``custom:FILE.py:callable``, ``custom:package.module:callable``, ``torchvision:name``, or
-        a path that ends in ``.pt2``. The first two run code of that file or module, so they must
-        come from whoever runs the process.
+        a path that ends in ``.pt2``. The first two run code from that file or module, so they
+        must come from whoever runs the process.
     task : ImageTask
-        The images and classes that it must fit.
+        The images and classes that the model must fit.
 
     Raises
     ------
     RequestError
-        If it cannot be found, imported, called or loaded, or does not map images of this task
-        to its logits.
+        If the model cannot be found, imported, called or loaded, or does not map this task's
+        images to its logits.
     """
     if name.endswith(SUFFIX):
-        # Two seconds to import, which every worker would pay.
+        # Imported late: it takes two seconds, which every worker would pay.
         from pudica.models.exported import load_program
 
         return load_program(Path(name), task)
@@ -69,64 +69,64 @@ def build(name: str, task: ImageTask) -> nn.Module:
 
         model = published.build(name, task)
     else:
-        model = _call(name, _import(name), task)
+        model = _call_factory(name, _import_factory(name), task)
     _check_output(name, model, task)
     return model
 
 
-def check_there(name: str) -> None:
-    """See that a model's file, module or name is there; errors as of :func:`build`."""
+def check_available(name: str) -> None:
+    """Check that a model's file, module or name exists; raises what :func:`build` raises."""
     if name.endswith(SUFFIX):
         if not Path(name).is_file():
             raise RequestError(f"model '{name}': there is no such file")
     elif name.startswith(TORCHVISION):
         from pudica.models import published  # slow to import
 
-        published.known(name)
+        published.torchvision_name(name)
     else:
-        _import(name)
+        _import_factory(name)
 
 
 def display_name(name: str) -> str:
-    """Return the import path or torchvision's name; of a file its name without folder or ending."""
+    """Return the import path or torchvision's name; for a file, its stem."""
     if name.startswith(TORCHVISION):
         return name.partition(":")[2]
     if name.startswith(PREFIX):
-        source, attribute = _split(name)
+        source, attribute = _split_name(name)
         return f"{Path(source).stem if _is_file(source) else source}:{attribute}"
     return Path(name).stem
 
 
-def with_absolute_path(name: str, folder: Path = Path()) -> str:
-    """Return a model's name with the file in it, if any, named as it holds in any directory.
+def resolve_model_path(name: str, folder: Path = Path()) -> str:
+    """Make the file path in a model's name absolute, if there is one.
 
     Parameters
     ----------
     folder : Path
-        From which a relative path counts.
+        The folder that a relative path starts from.
     """
     if name.endswith(SUFFIX):
-        return str(absolute(folder / Path(name).expanduser()))
-    if name.startswith(PREFIX) and _is_file(_split(name)[0]):
-        source, attribute = _split(name)
-        return f"{PREFIX}{absolute(folder / Path(source).expanduser())}:{attribute}"
+        return str(make_absolute(folder / Path(name).expanduser()))
+    if name.startswith(PREFIX) and _is_file(_split_name(name)[0]):
+        source, attribute = _split_name(name)
+        return f"{PREFIX}{make_absolute(folder / Path(source).expanduser())}:{attribute}"
     return name
 
 
-ModelName = Annotated[str, AfterValidator(with_absolute_path)]
-"""A model's name in settings. A relative path counts from where the settings are read."""
+ModelName = Annotated[str, AfterValidator(resolve_model_path)]
+"""A model's name in settings. A relative path starts from where the settings are read."""
 
 
 def describe(name: str) -> str:
     """Return one line on where the model comes from."""
-    kinds = {PREFIX: "the participant's own model", TORCHVISION: "of torchvision"}
-    own = (kind for prefix, kind in kinds.items() if name.startswith(prefix))
-    kind = next(own, "exported program, frozen")
-    return f"{display_name(name)}: {kind}"
+    origins = {PREFIX: "the participant's own model", TORCHVISION: "of torchvision"}
+    matches = (origin for prefix, origin in origins.items() if name.startswith(prefix))
+    origin = next(matches, "exported program, frozen")
+    return f"{display_name(name)}: {origin}"
 
 
-def _split(name: str) -> tuple[str, str]:
-    """Return the module or file of a ``custom:`` name, and what is called in it."""
+def _split_name(name: str) -> tuple[str, str]:
+    """Return the module or file of a ``custom:`` name, and the callable's name."""
     source, _, attribute = name.removeprefix(PREFIX).rpartition(":")
     return source, attribute
 
@@ -135,20 +135,19 @@ def _is_file(source: str) -> bool:
     return source.endswith(SOURCE)
 
 
-def _import(name: str) -> Callable[..., Any]:
-    source, attribute = _split(name)
+def _import_factory(name: str) -> Callable[..., Any]:
+    source, attribute = _split_name(name)
     if not source or not attribute:
         raise RequestError(
             f"model '{name}' must be written custom:FILE.py:callable or "
             "custom:package.module:callable"
         )
     module = _load_file(name, Path(source)) if _is_file(source) else _import_module(name, source)
-    make = getattr(module, attribute, None)
-    if not callable(make):
+    factory: Any = getattr(module, attribute, None)
+    if not callable(factory):
         problem = "is not callable" if hasattr(module, attribute) else "does not exist"
         raise RequestError(f"model '{name}': '{attribute}' {problem} in '{source}'")
-    found: Callable[..., Any] = make
-    return found
+    return factory  # type: ignore[no-any-return]
 
 
 def _import_module(name: str, source: str) -> ModuleType:
@@ -162,25 +161,25 @@ def _import_module(name: str, source: str) -> ModuleType:
 
 
 def _load_file(name: str, source: Path) -> ModuleType:
-    """Run a file as a module of a name that nothing else has, once for each content."""
-    path = absolute(source)
+    """Run a file as a module under a unique name, once per content."""
+    path = make_absolute(source)
     try:
         content = path.read_bytes()
     except OSError as error:
         raise RequestError(f"model '{name}': {path}: {error.strerror}") from error
     digest = hashlib.sha256(str(path).encode() + content).hexdigest()
-    own_name = f"custom_{digest[:16]}"
-    if own_name in sys.modules:
-        return sys.modules[own_name]
-    spec = importlib.util.spec_from_file_location(own_name, path)
+    module_name = f"custom_{digest[:16]}"
+    if module_name in sys.modules:
+        return sys.modules[module_name]
+    spec = importlib.util.spec_from_file_location(module_name, path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[own_name] = module  # dataclasses and torch.fx look a class's module up there
+    sys.modules[module_name] = module  # dataclasses and torch.fx look up a class's module there
     try:
         spec.loader.exec_module(module)
     except Exception as error:
-        del sys.modules[own_name]
+        del sys.modules[module_name]
         raise RequestError(
             f"model '{name}': {path} fails: {type(error).__name__}: {error}; what it imports must "
             "be installed or on PYTHONPATH"
@@ -188,15 +187,15 @@ def _load_file(name: str, source: Path) -> ModuleType:
     return module
 
 
-def _call(name: str, make: Callable[..., Any], task: ImageTask) -> nn.Module:
+def _call_factory(name: str, factory: Callable[..., Any], task: ImageTask) -> nn.Module:
     try:
-        inspect.signature(make).bind(**task._asdict())
+        inspect.signature(factory).bind(**task._asdict())
     except TypeError as error:
         raise RequestError(
             f"model '{name}' must accept the keyword arguments num_classes, channels and "
             f"image_size: {error}"
         ) from error
-    model = make(**task._asdict())
+    model = factory(**task._asdict())
     if not isinstance(model, nn.Module):
         raise RequestError(
             f"model '{name}' must return a torch.nn.Module, got {type(model).__name__}"
@@ -208,20 +207,20 @@ def _check_output(name: str, model: nn.Module, task: ImageTask) -> None:
     images = torch.zeros(2, task.channels, task.image_size, task.image_size)
     try:
         with torch.no_grad():
-            # On a copy: the modes and statistics of the model stay as its author left them.
+            # On a copy, so the model's modes and statistics stay as its author left them.
             logits = copy.deepcopy(model).eval()(images)
     except Exception as error:
         raise RequestError(
-            f"model '{name}' fails on images of {_shape(images)}: {error}"
+            f"model '{name}' fails on images of {_format_shape(images)}: {error}"
         ) from error
     expected = (2, task.num_classes)
     if not isinstance(logits, torch.Tensor) or logits.shape != expected:
-        got = _shape(logits) if isinstance(logits, torch.Tensor) else type(logits).__name__
+        got = _format_shape(logits) if isinstance(logits, torch.Tensor) else type(logits).__name__
         raise RequestError(
-            f"model '{name}' must map images of {_shape(images)} to logits of "
+            f"model '{name}' must map images of {_format_shape(images)} to logits of "
             f"{'x'.join(map(str, expected))}, got {got}"
         )
 
 
-def _shape(tensor: torch.Tensor) -> str:
+def _format_shape(tensor: torch.Tensor) -> str:
     return "x".join(map(str, tensor.shape))

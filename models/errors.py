@@ -19,7 +19,7 @@ class RequestError(ValueError):
         return escape_hidden(super().__str__(), keep="\n")
 
 
-def unknown(kind: str, name: str, allowed: Iterable[str]) -> RequestError:
+def unknown_name_error(kind: str, name: str, allowed: Iterable[str]) -> RequestError:
     """Return the error for a name that is not in a registry, with the nearest right one.
 
     Parameters

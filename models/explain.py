@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from pudica.models.errors import unknown
+from pudica.models.errors import unknown_name_error
 
 Location = tuple[int | str, ...]
 
@@ -24,7 +24,7 @@ KINDS = {
 BOUNDS = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}
 
 
-def explained(
+def explain_errors(
     error: ValidationError, schema: type[BaseModel], file: str = "", overrides: Iterable[str] = ()
 ) -> list[str]:
     """Return a line per mistake.
@@ -39,37 +39,39 @@ def explained(
     overrides : iterable of str
         Keys, with dots, that were given by ``--set`` instead.
     """
-    found = _by_key(error, schema)
-    sources = {key: source_of(key, file, overrides) for key in found}
-    return [": ".join(filter(None, [sources[key], _joined(found[key])])) for key in found]
+    found = _group_by_key(error, schema)
+    sources = {key: find_source(key, file, overrides) for key in found}
+    return [": ".join(filter(None, [sources[key], _join_mistakes(found[key])])) for key in found]
 
 
-def source_of(key: str, file: str, overrides: Iterable[str]) -> str:
+def find_source(key: str, file: str, overrides: Iterable[str]) -> str:
     """Return ``--set`` if a key's value, or a part of it, was given there; else the file."""
     given = any(f"{key}.".startswith(f"{o}.") or o.startswith(f"{key}.") for o in overrides)
     return "--set" if given and key else file
 
 
-def _by_key(error: ValidationError, schema: type[BaseModel]) -> dict[str, list[tuple[str, str]]]:
+def _group_by_key(
+    error: ValidationError, schema: type[BaseModel]
+) -> dict[str, list[tuple[str, str]]]:
     """Return what is wrong with each key, as (subject, problem)."""
     found: dict[str, list[tuple[str, str]]] = {}
     unknown_in = {item["loc"][:-1] for item in error.errors() if item["type"] == "extra_forbidden"}
     for item in error.errors():
-        location = _without_branches(item["loc"])
+        location = _strip_union_branches(item["loc"])
         if item["type"] == "missing" and item["loc"][:-1] in unknown_in:
             continue  # misspelt: the unknown key's line says so
         key = ".".join(map(str, location))
-        found.setdefault(key, []).append(_mistake(item, location, schema))
+        found.setdefault(key, []).append(_describe_mistake(item, location, schema))
     return found
 
 
-def _without_branches(location: Location) -> Location:
+def _strip_union_branches(location: Location) -> Location:
     """Leave out what pydantic adds to say which type of a union it tried."""
     branch = ("literal[", "list[", "function-")
     return tuple(p for p in location if not (isinstance(p, str) and p.startswith(branch)))
 
 
-def _joined(mistakes: list[tuple[str, str]]) -> str:
+def _join_mistakes(mistakes: list[tuple[str, str]]) -> str:
     subject = mistakes[0][0]
     problems = list(dict.fromkeys(problem for _, problem in mistakes))
     first, *further = problems
@@ -77,99 +79,103 @@ def _joined(mistakes: list[tuple[str, str]]) -> str:
     return f"{subject}: {text}" if subject else text
 
 
-def _mistake(item: Any, location: Location, schema: type[BaseModel]) -> tuple[str, str]:
+def _describe_mistake(item: Any, location: Location, schema: type[BaseModel]) -> tuple[str, str]:
     key, kind = ".".join(map(str, location)), item["type"]
     if kind == "extra_forbidden":
-        section = _section(schema, location[:-1])
-        problem = unknown("key", str(location[-1]), keys_of(section) if section else [])
+        section = _find_section(schema, location[:-1])
+        problem = unknown_name_error(
+            "key", str(location[-1]), list_yaml_keys(section) if section else []
+        )
         return ".".join(map(str, location[:-1])), str(problem)
     if kind == "missing":
         return ".".join(map(str, location[:-1])), f"the key '{location[-1]}' is missing"
     if kind == "value_error":
         return key, item["msg"].removeprefix("Value error, ")
-    return f"{key} = {_shown(item['input'])}", _problem(item, location, schema)
+    return f"{key} = {_format_value(item['input'])}", _describe_problem(item, location, schema)
 
 
-def _shown(value: Any) -> str:
+def _format_value(value: Any) -> str:
     if value is None:
         return "(empty)"
     text = str(value).lower() if isinstance(value, bool) else repr(value)
     return text if len(text) <= 60 else f"{text[:60]}…"
 
 
-def _problem(item: Any, location: Location, schema: type[BaseModel]) -> str:
-    kind, field = item["type"], _field(schema, location)
+def _describe_problem(item: Any, location: Location, schema: type[BaseModel]) -> str:
+    kind, field = item["type"], _find_field(schema, location)
     if kind == "literal_error":
         return f"must be {item['ctx']['expected']}"
     if kind == "string_pattern_mismatch":
-        return _pattern(field)
+        return _describe_pattern(field)
     if kind in ("too_short", "string_too_short"):
         return "must not be empty"
     if kind in ("model_type", "dict_type", "model_attributes_type"):
-        section = _section(schema, location)
-        allowed = f" with keys of: {', '.join(keys_of(section))}" if section else ""
+        section = _find_section(schema, location)
+        allowed = f" with keys of: {', '.join(list_yaml_keys(section))}" if section else ""
         return f"must be a section{allowed}"
-    limits = _limits(field) or _limit(item.get("ctx", {}))
+    limits = _describe_range(field) or _describe_bounds(item.get("ctx", {}))
     word = KINDS.get(kind.split("_")[0])
     if word is None and not limits:
         return str(item["msg"])
     return "must be " + ", ".join(filter(None, [word, limits]))
 
 
-def _pattern(field: FieldInfo | None) -> str:
+def _describe_pattern(field: FieldInfo | None) -> str:
     meaning = field.description if field else None
     return f"must be {meaning}" if meaning else "has characters that are not allowed"
 
 
-def _limits(field: FieldInfo | None) -> str:
+def _describe_range(field: FieldInfo | None) -> str:
     """Return the whole range of a field, for example ``above 0 and at most 10``."""
     metadata = field.metadata if field else []
-    limits = (_limit({k: getattr(m, k) for k in BOUNDS if hasattr(m, k)}) for m in metadata)
+    limits = (
+        _describe_bounds({k: getattr(m, k) for k in BOUNDS if hasattr(m, k)}) for m in metadata
+    )
     return " and ".join(filter(None, limits))
 
 
-def _limit(values: dict[str, Any]) -> str:
+def _describe_bounds(values: dict[str, Any]) -> str:
     return " and ".join(f"{BOUNDS[k]} {values[k]:g}" for k in BOUNDS if values.get(k) is not None)
 
 
 # -------------------------------------------------------------------------- the schema
 
 
-def keys_of(section: type[BaseModel]) -> list[str]:
+def list_yaml_keys(section: type[BaseModel]) -> list[str]:
     """Return the keys of a section as they are written in YAML."""
     return [field.alias or name for name, field in section.model_fields.items()]
 
 
-def _field(schema: type[BaseModel], location: Location) -> FieldInfo | None:
+def _find_field(schema: type[BaseModel], location: Location) -> FieldInfo | None:
     names = [part for part in location if isinstance(part, str)]
-    section = _section(schema, tuple(names[:-1]))
+    section = _find_section(schema, tuple(names[:-1]))
     # An item of a list, or of a mapping of any names, is no field.
-    return _named(section, names[-1]) if names and names[-1] == location[-1] else None
+    return _find_field_by_key(section, names[-1]) if names and names[-1] == location[-1] else None
 
 
-def _section(schema: type[BaseModel], location: Location) -> type[BaseModel] | None:
+def _find_section(schema: type[BaseModel], location: Location) -> type[BaseModel] | None:
     """Return the schema of the section at a location."""
     section: type[BaseModel] | None = schema
     for part in location:
         if isinstance(part, str):
-            field = _named(section, part)
-            section = _model_in(field.annotation) if field else None
+            field = _find_field_by_key(section, part)
+            section = _find_model(field.annotation) if field else None
     return section
 
 
-def _named(section: type[BaseModel] | None, key: str) -> FieldInfo | None:
+def _find_field_by_key(section: type[BaseModel] | None, key: str) -> FieldInfo | None:
     fields = section.model_fields if section else {}
     return next((f for name, f in fields.items() if key in (name, f.alias)), None)
 
 
-def _model_in(annotation: Any) -> type[BaseModel] | None:
+def _find_model(annotation: Any) -> type[BaseModel] | None:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
-    found = (_model_in(part) for part in getattr(annotation, "__args__", ()))
+    found = (_find_model(part) for part in getattr(annotation, "__args__", ()))
     return next((model for model in found if model is not None), None)
 
 
-def misplaced_booleans(given: Any, accepted: Any, key: str = "") -> Iterable[str]:
+def find_misplaced_booleans(given: Any, accepted: Any, key: str = "") -> Iterable[str]:
     """Yield the keys where true or false stood for a number: pydantic takes them as 1 and 0.
 
     Parameters
@@ -182,7 +188,7 @@ def misplaced_booleans(given: Any, accepted: Any, key: str = "") -> Iterable[str
     elif isinstance(given, dict) and isinstance(accepted, dict):
         for name in given.keys() & accepted.keys():
             place = f"{key}.{name}" if key else str(name)
-            yield from misplaced_booleans(given[name], accepted[name], place)
+            yield from find_misplaced_booleans(given[name], accepted[name], place)
     elif isinstance(given, list) and isinstance(accepted, list):
         for number, (one, other) in enumerate(zip(given, accepted, strict=False)):
-            yield from misplaced_booleans(one, other, f"{key}.{number}")
+            yield from find_misplaced_booleans(one, other, f"{key}.{number}")

@@ -83,7 +83,7 @@ def load_program(path: Path, task: ImageTask) -> FrozenProgram:
         If the file is missing or unsafe, was exported in training mode or with a fixed batch,
         or maps other images or classes.
     """
-    program = _read(path)
+    program = _read_program(path)
     _check_mode(path, program)
     _check_input(path, program, task)
     model = FrozenProgram(program.module())
@@ -91,7 +91,7 @@ def load_program(path: Path, task: ImageTask) -> FrozenProgram:
     return model
 
 
-def _read(path: Path) -> ExportedProgram:
+def _read_program(path: Path) -> ExportedProgram:
     # torch.export.load itself is avoided: where this fails, it retries with an unsafe old format.
     from torch.export.pt2_archive._package import load_pt2
 
@@ -99,7 +99,7 @@ def _read(path: Path) -> ExportedProgram:
         raise RequestError(f"exported program '{path}' does not exist")
     content = path.read_bytes()
     try:
-        _inspect(content)
+        _inspect_archive(content)
         return load_pt2(io.BytesIO(content)).exported_programs["model"]
     except RequestError as error:
         raise RequestError(f"exported program '{path}' is not safe to load: {error}") from None
@@ -110,7 +110,7 @@ def _read(path: Path) -> ExportedProgram:
         ) from error
 
 
-def _inspect(content: bytes) -> None:
+def _inspect_archive(content: bytes) -> None:
     """Refuse an archive that holds more than tensors and a graph of known operators."""
     archive = PT2ArchiveReader(io.BytesIO(content))
     for member in archive.get_file_names():
@@ -118,7 +118,7 @@ def _inspect(content: bytes) -> None:
             raise RequestError(f"it holds '{member}', which is neither a tensor nor a graph")
     for payload in _PAYLOADS:
         _inspect_payload(json.loads(archive.read_string(payload)))
-    for key, text in _strings(json.loads(archive.read_string(_PROGRAM))):
+    for key, text in _iterate_strings(json.loads(archive.read_string(_PROGRAM))):
         if not _RULES.get(key, _NAME).fullmatch(text):
             raise RequestError(f"its graph holds {text[:80]!r} as {key or 'a name'}")
     try:
@@ -134,16 +134,16 @@ def _inspect_payload(payload: dict[str, Any]) -> None:
             raise RequestError(f"'{name}' is a pickled object, not a tensor")
 
 
-def _strings(node: Any, key: str = "") -> Iterator[tuple[str, str]]:
+def _iterate_strings(node: Any, key: str = "") -> Iterator[tuple[str, str]]:
     """Yield every string of a JSON document, keys included, with the key it stands under."""
     if isinstance(node, dict):
         for name, value in node.items():
             yield "", name
             if (key, name) != _NOTES:
-                yield from _strings(value, name)
+                yield from _iterate_strings(value, name)
     elif isinstance(node, list):
         for value in node:
-            yield from _strings(value, key)
+            yield from _iterate_strings(value, key)
     elif isinstance(node, str):
         yield key, node
 
@@ -154,14 +154,14 @@ def _check_mode(path: Path, program: ExportedProgram) -> None:
         if node.op != "call_function" or schema is None:
             continue
         arguments = dict(zip((each.name for each in schema.arguments), node.args, strict=False))
-        if _is_training(arguments | node.kwargs):
+        if _has_training_flag(arguments | node.kwargs):
             raise RequestError(
                 f"exported program '{path}' was exported in training mode "
                 f"({node.target}): call model.eval() before torch.export.export"
             )
 
 
-def _is_training(arguments: dict[str, Any]) -> bool:
+def _has_training_flag(arguments: dict[str, Any]) -> bool:
     return arguments.get("train") is True or arguments.get("training") is True
 
 
@@ -182,8 +182,8 @@ def _check_input(path: Path, program: ExportedProgram, task: ImageTask) -> None:
         )
     if any(isinstance(has, int) and has != want for has, want in zip(image, needed, strict=True)):
         raise RequestError(
-            f"exported program '{path}' takes images of {_times(image)}, this experiment needs "
-            f"{_times(needed)} (channels x height x width)"
+            f"exported program '{path}' takes images of {_format_shape(image)}, this experiment needs "
+            f"{_format_shape(needed)} (channels x height x width)"
         )
 
 
@@ -205,10 +205,10 @@ def _check_output(path: Path, model: FrozenProgram, task: ImageTask) -> None:
             logits = model(images)
     except Exception as error:
         raise RequestError(
-            f"exported program '{path}' fails on images of {_times(images.shape)}: {error}"
+            f"exported program '{path}' fails on images of {_format_shape(images.shape)}: {error}"
         ) from error
     if not isinstance(logits, torch.Tensor) or logits.shape != (2, task.num_classes):
-        got = _times(logits.shape[1:]) if isinstance(logits, torch.Tensor) else type(logits)
+        got = _format_shape(logits.shape[1:]) if isinstance(logits, torch.Tensor) else type(logits)
         raise RequestError(
             f"exported program '{path}' returns {got} values an image, this experiment needs "
             f"{task.num_classes}, one logit a class"
@@ -220,5 +220,5 @@ def _check_output(path: Path, model: FrozenProgram, task: ImageTask) -> None:
         )
 
 
-def _times(sizes: Any) -> str:
+def _format_shape(sizes: Any) -> str:
     return "x".join(str(size) if isinstance(size, int) else "any" for size in sizes)

@@ -21,7 +21,7 @@ from pudica.models.errors import RequestError
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-def absolute(path: Path) -> Path:
+def make_absolute(path: Path) -> Path:
     """Return a path that holds in any directory."""
     return path.expanduser().absolute()
 
@@ -47,12 +47,12 @@ def write_atomically(path: Path, data: bytes, mode: int = 0o644, durable: bool =
                 os.fsync(file.fileno())
         temporary.replace(path)
         if durable:
-            _sync(path.parent)
+            _sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def _sync(folder: Path) -> None:
+def _sync_folder(folder: Path) -> None:
     """Wait until a folder's entries are on the disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -61,7 +61,7 @@ def _sync(folder: Path) -> None:
         os.close(descriptor)
 
 
-def locked(file: IO[str]) -> bool:
+def try_lock(file: IO[str]) -> bool:
     """Lock a file for this process, as long as it is open; False if another process has it.
 
     Some network file systems know no locks; there nobody is kept out.
@@ -74,14 +74,14 @@ def locked(file: IO[str]) -> bool:
 
 
 @contextmanager
-def waiting_for(path: Path) -> Iterator[None]:
+def file_lock(path: Path) -> Iterator[None]:
     """Hold the lock of a file, which is made if need be; wait for other processes that have it."""
     with path.open("a") as file:
         fcntl.lockf(file, fcntl.LOCK_EX)
         yield
 
 
-def others_may_read(path: Path) -> bool:
+def is_accessible_by_others(path: Path) -> bool:
     """Tell whether a file's mode lets others than its owner at it."""
     return os.name == "posix" and bool(path.stat().st_mode & 0o077)
 
@@ -90,10 +90,10 @@ def save_tensors(
     path: Path, tensors: Mapping[str, torch.Tensor], note: Mapping[str, Any], mode: int = 0o600
 ) -> None:
     """Put tensors and a JSON note into one safetensors file, atomically."""
-    write_atomically(path, as_file(tensors, note), mode)
+    write_atomically(path, serialise_tensors(tensors, note), mode)
 
 
-def as_file(tensors: Mapping[str, torch.Tensor], note: Mapping[str, Any]) -> bytes:
+def serialise_tensors(tensors: Mapping[str, torch.Tensor], note: Mapping[str, Any]) -> bytes:
     """Return what :func:`save_tensors` puts into a file."""
     owned = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
     return save(owned, {"note": json.dumps(note)})
@@ -127,7 +127,7 @@ def load_weights(path: Path) -> dict[str, torch.Tensor]:
         ) from error
 
 
-def load_into(model: nn.Module, path: Path) -> None:
+def load_weights_into(model: nn.Module, path: Path) -> None:
     """Put the weights of a safetensors file into a model that they are all of.
 
     Raises

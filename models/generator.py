@@ -30,7 +30,7 @@ class NoiseGenerator(nn.Module):
         self.bound = bound
 
     @classmethod
-    def initial(
+    def untrained(
         cls, shape: tuple[int, int, int], bound: float, generator: torch.Generator
     ) -> NoiseGenerator:
         """Return an untrained generator: μ ~ N(0, 0.2²), ρ ~ N(0, 1), as the authors' code."""
@@ -56,7 +56,7 @@ class NoiseGenerator(nn.Module):
         """Return the first term of Eq. (2), ``−log mean σ²``."""
         return -torch.log(self.sigma().square().mean())
 
-    def packed(self) -> np.ndarray:
+    def pack(self) -> np.ndarray:
         """Return μ and ρ as one float32 array of shape (2, C, H, W)."""
         return torch.stack([self.mu.detach(), self.rho.detach()]).cpu().numpy()
 
@@ -78,7 +78,7 @@ class NoiseGenerator(nn.Module):
             With respect to μ and ρ.
         loss : Tensor, scalar
         """
-        loss = cross_entropy(compute.outputs(model, self(x, e)), y)
+        loss = cross_entropy(compute.forward(model, self(x, e)), y)
         return torch.stack(torch.autograd.grad(loss, (self.mu, self.rho))), loss.detach()
 
 
@@ -109,7 +109,7 @@ class GeneratorTraining:
             parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
         self.optimizer.step()
 
-    def packed(self) -> tuple[np.ndarray, int]:
+    def pack(self) -> tuple[np.ndarray, int]:
         """Return everything that the next step depends on.
 
         Returns
@@ -130,10 +130,10 @@ class GeneratorTraining:
         return torch.stack([*parameters, *moments]).cpu().numpy(), steps
 
     @classmethod
-    def unpacked(
+    def unpack(
         cls, values: torch.Tensor, steps: int, bound: float, learning_rate: float
     ) -> GeneratorTraining:
-        """Return the training that :meth:`packed` described; arguments as its results."""
+        """Return the training that :meth:`pack` described; arguments as its results."""
         training = cls(NoiseGenerator(values[:2], bound), learning_rate)
         if steps:
             for i, parameter in enumerate(training._parameters()):

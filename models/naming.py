@@ -13,7 +13,7 @@ from typing import Annotated
 from pydantic import AfterValidator
 
 from pudica.models.errors import RequestError
-from pudica.models.printable import is_hidden, quoted, to_nfc
+from pudica.models.printable import is_hidden, quote, to_nfc
 
 LONGEST_NAME, LONGEST_CASE, LONGEST_LABEL = 80, 100, 255
 
@@ -51,10 +51,14 @@ def validate_name(text: str, longest: int = LONGEST_NAME) -> str:
         It may not; the message says why, and what is allowed.
     """
     name = to_nfc(text)
-    problem = _unreadable(name, longest) or _outer_space(name) or _formula(name)
+    problem = (
+        _find_readability_problem(name, longest)
+        or _find_space_problem(name)
+        or _find_formula_problem(name)
+    )
     if problem:
         raise RequestError(
-            f"the name {quoted(text)} {problem}; allowed: 1 to {longest} printable characters, no "
+            f"the name {quote(text)} {problem}; allowed: 1 to {longest} printable characters, no "
             "space at either end, and none of = + - @ ' \" at the beginning"
         )
     return name
@@ -62,12 +66,12 @@ def validate_name(text: str, longest: int = LONGEST_NAME) -> str:
 
 def validate_node_name(text: str) -> str:
     """Return a node's name, by which files are called too; errors as of :func:`validate_name`."""
-    return _validated_by_marks(text, LONGEST_NAME, NODE_MARKS)
+    return _validate_with_marks(text, LONGEST_NAME, NODE_MARKS)
 
 
 def validate_case_name(text: str) -> str:
     """Return a case's name, which is a folder's too; errors as of :func:`validate_name`."""
-    return _validated_by_marks(text, LONGEST_CASE, CASE_MARKS)
+    return _validate_with_marks(text, LONGEST_CASE, CASE_MARKS)
 
 
 def validate_label(text: str) -> str:
@@ -81,9 +85,9 @@ def validate_label(text: str) -> str:
         As :func:`validate_name`.
     """
     label = to_nfc(text)
-    if problem := _unreadable(label, LONGEST_LABEL):
+    if problem := _find_readability_problem(label, LONGEST_LABEL):
         raise RequestError(
-            f"{quoted(text)} {problem}; allowed: 1 to {LONGEST_LABEL} printable characters"
+            f"{quote(text)} {problem}; allowed: 1 to {LONGEST_LABEL} printable characters"
         )
     return label
 
@@ -102,7 +106,7 @@ def validate_labels(texts: Sequence[str]) -> list[str]:
         if first != place:
             spelt = "" if texts[first] == text else ", spelt differently (Unicode's NFC and NFD)"
             raise RequestError(
-                f"{quoted(text)} is there twice, as number {first} and number {place}{spelt}; "
+                f"{quote(text)} is there twice, as number {first} and number {place}{spelt}; "
                 "each name stands for one class"
             )
     return list(places)
@@ -120,9 +124,13 @@ def validate_run_name(text: str) -> str:
 def validate_text(text: str) -> str:
     """Return a text of several lines in NFC, if it is printable; errors as of validate_name."""
     found = to_nfc(text)
-    hidden = next(_places(found, (is_hidden(c) and c not in "\n\t" for c in found)), None)
+    hidden = next(
+        _select_characters(found, (is_hidden(c) and c not in "\n\t" for c in found)), None
+    )
     if hidden is not None:
-        raise RequestError(f"{quoted(text)} has {_kind(*hidden)}; allowed: printable characters")
+        raise RequestError(
+            f"{quote(text)} has {_describe_character(*hidden)}; allowed: printable characters"
+        )
     return found
 
 
@@ -135,19 +143,23 @@ Label = Annotated[str, AfterValidator(validate_label)]
 
 def describe_case_names() -> str:
     """Return in words what a case may be called."""
-    return _described(LONGEST_CASE, CASE_MARKS)
+    return _describe_allowed(LONGEST_CASE, CASE_MARKS)
 
 
-def _described(longest: int, marks: str) -> str:
+def _describe_allowed(longest: int, marks: str) -> str:
     return f"at most {longest} letters, digits, spaces and {' '.join(marks.strip())}"
 
 
-def _validated_by_marks(text: str, longest: int, marks: str) -> str:
+def _validate_with_marks(text: str, longest: int, marks: str) -> str:
     name = to_nfc(text)
-    problem = _unreadable(name, longest) or _outer_space(name) or _other_marks(name, marks)
+    problem = (
+        _find_readability_problem(name, longest)
+        or _find_space_problem(name)
+        or _find_mark_problem(name, marks)
+    )
     if problem:
         raise RequestError(
-            f"the name {quoted(text)} {problem}; allowed: {_described(longest, marks)}, the first "
+            f"the name {quote(text)} {problem}; allowed: {_describe_allowed(longest, marks)}, the first "
             "of them a letter, a digit or _"
         )
     return name
@@ -156,27 +168,27 @@ def _validated_by_marks(text: str, longest: int, marks: str) -> str:
 # Each of these returns what is wrong with a name, as the end of a sentence, or nothing.
 
 
-def _unreadable(name: str, longest: int) -> str:
+def _find_readability_problem(name: str, longest: int) -> str:
     if not name.strip(" "):
         return "has only spaces" if name else "is empty"
     if len(name) > longest:
         return f"has {len(name)} characters"
-    hidden = next(_places(name, map(is_hidden, name)), None)
-    return f"has {_kind(*hidden)}" if hidden else ""
+    hidden = next(_select_characters(name, map(is_hidden, name)), None)
+    return f"has {_describe_character(*hidden)}" if hidden else ""
 
 
-def _kind(place: int, character: str) -> str:
+def _describe_character(place: int, character: str) -> str:
     kind = _KINDS.get(unicodedata.category(character), "a character of which nothing is seen")
     return f"{kind}, U+{ord(character):04X}, at place {place}"
 
 
-def _outer_space(name: str) -> str:
+def _find_space_problem(name: str) -> str:
     if name != name.strip(" "):
         return f"{'begins' if name[0] == ' ' else 'ends'} with a space"
     return ""
 
 
-def _formula(name: str) -> str:
+def _find_formula_problem(name: str) -> str:
     if name[0] in SIGNS:
         return f"begins with '{name[0]}', which spreadsheets take for a formula"
     if name[0] in QUOTES:
@@ -186,16 +198,16 @@ def _formula(name: str) -> str:
     return ""
 
 
-def _other_marks(name: str, marks: str) -> str:
+def _find_mark_problem(name: str, marks: str) -> str:
     if not (name[0].isalnum() or name[0] == "_"):
         return f"begins with '{name[0]}'"
     # Marks are parts of letters in many scripts.
     others = (unicodedata.category(c)[0] not in "LMN" and c not in marks for c in name)
-    other = next(_places(name, others), None)
+    other = next(_select_characters(name, others), None)
     return f"has '{other[1]}' at place {other[0]}" if other else ""
 
 
-def _places(name: str, chosen: Iterable[bool]) -> Iterator[tuple[int, str]]:
+def _select_characters(name: str, chosen: Iterable[bool]) -> Iterator[tuple[int, str]]:
     """Return the characters that are chosen, with their places from 1."""
     pairs = zip(enumerate(name, 1), chosen, strict=True)
     return ((place, character) for (place, character), is_chosen in pairs if is_chosen)

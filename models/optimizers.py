@@ -52,7 +52,7 @@ class OptimizerConfig(BaseModel):
             )
         return self
 
-    def rate(self, epoch: int) -> float:
+    def learning_rate_at(self, epoch: int) -> float:
         """Return the learning rate of an epoch, counted from 0."""
         decays = epoch // self.step_size if self.step_size else 0
         return self.learning_rate * self.gamma**decays
@@ -71,13 +71,13 @@ def build(
     return _CLASSES[config.name](wanted, **options)
 
 
-def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     """Set the learning rate of all parameters."""
     for group in optimizer.param_groups:
         group["lr"] = rate
 
 
-def state_of(optimizer: torch.optim.Optimizer | None) -> dict[str, torch.Tensor]:
+def optimizer_state(optimizer: torch.optim.Optimizer | None) -> dict[str, torch.Tensor]:
     """Return an optimiser's state as tensors; empty before its first step."""
     kept = optimizer.state_dict()["state"] if optimizer else {}
     return {
@@ -88,7 +88,7 @@ def state_of(optimizer: torch.optim.Optimizer | None) -> dict[str, torch.Tensor]
     }
 
 
-def check_state(
+def validate_state(
     config: OptimizerConfig, parameters: Iterable[torch.Tensor], state: Mapping[str, torch.Tensor]
 ) -> None:
     """See that a state is one that an optimiser of these parameters can have.
@@ -105,7 +105,7 @@ def check_state(
         parameter.grad = torch.zeros_like(parameter)
     if optimizer and state:
         optimizer.step()
-    wanted = state_of(optimizer)
+    wanted = optimizer_state(optimizer)
     if wanted.keys() != state.keys():
         raise ValueError(f"an optimiser's state of {sorted(state)}, not of {sorted(wanted)}")
     for name, value in state.items():
@@ -115,8 +115,10 @@ def check_state(
             raise ValueError(f"'{name}' is negative")
 
 
-def restore(optimizer: torch.optim.Optimizer | None, state: Mapping[str, torch.Tensor]) -> None:
-    """Put back what :func:`state_of` returned."""
+def load_optimizer_state(
+    optimizer: torch.optim.Optimizer | None, state: Mapping[str, torch.Tensor]
+) -> None:
+    """Put back what :func:`optimizer_state` returned."""
     if optimizer is None:
         return
     kept: dict[int, dict[str, torch.Tensor]] = {}

@@ -13,12 +13,12 @@ NEVER_NEGATIVE = ("running_var", "num_batches_tracked")
 """Names of what batch norm remembers that are no negative numbers."""
 
 
-def state(module: nn.Module) -> list[torch.Tensor]:
+def state_tensors(module: nn.Module) -> list[torch.Tensor]:
     """Return the parameters and buffers of a module, in the order of its ``state_dict``."""
     return list(module.state_dict().values())
 
 
-def packed(tensors: Sequence[torch.Tensor]) -> np.ndarray:
+def pack(tensors: Sequence[torch.Tensor]) -> np.ndarray:
     """Return the tensors' values one after the other, float32 of shape (n,)."""
     if not tensors:
         return np.zeros(0, np.float32)
@@ -29,8 +29,8 @@ def packed(tensors: Sequence[torch.Tensor]) -> np.ndarray:
 def model_arrays(model: nn.Module) -> dict[str, np.ndarray]:
     """Return a model as two vectors: ``weights``, and ``buffers`` such as running statistics."""
     return {
-        "weights": packed(list(model.parameters())),
-        "buffers": packed(list(model.buffers())),
+        "weights": pack(list(model.parameters())),
+        "buffers": pack(list(model.buffers())),
     }
 
 
@@ -40,12 +40,12 @@ def load_model_arrays(model: nn.Module, arrays: Mapping[str, torch.Tensor]) -> N
     unpack(arrays["buffers"], list(model.buffers()))
 
 
-def under(prefix: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def select_prefix(prefix: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Return the tensors whose names begin with a prefix, without it."""
     return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
 
-def joined(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+def concatenate(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
     """Return tensors one below the other; a single one as it is."""
     return tensors[0] if len(tensors) == 1 else torch.cat(list(tensors))
 
@@ -61,7 +61,7 @@ def all_finite(tensor: torch.Tensor) -> bool:
     return all(math.isfinite(float(end)) for end in tensor.detach().aminmax())
 
 
-def expected(name: str, values: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+def validate_tensor(name: str, values: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
     """Return what came under a name, as float32.
 
     Raises
@@ -76,7 +76,7 @@ def expected(name: str, values: torch.Tensor, shape: tuple[int, ...]) -> torch.T
     return values.float()
 
 
-def check_statistics(values: torch.Tensor, named: Iterable[tuple[str, torch.Tensor]]) -> None:
+def validate_statistics(values: torch.Tensor, named: Iterable[tuple[str, torch.Tensor]]) -> None:
     """See that packed values of named tensors hold no negative variance, and no negative count.
 
     Raises

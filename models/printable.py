@@ -39,10 +39,10 @@ def escape_hidden(text: str, keep: str = "") -> str:
     """
     if text.isprintable() and not _BLANK.search(text):
         return text
-    return "".join(c if c in keep or not is_hidden(c) else _escaped(c) for c in text)
+    return "".join(c if c in keep or not is_hidden(c) else _escape(c) for c in text)
 
 
-def quoted(text: str) -> str:
+def quote(text: str) -> str:
     """Return a text in quotes, as much of it as messages show, with hidden characters escaped."""
     return f"'{escape_hidden(text[:SHOWN])}{'…' if len(text) > SHOWN else ''}'"
 
@@ -52,5 +52,5 @@ def remove_colours(text: str) -> str:
     return _COLOURS.sub("", text)
 
 
-def _escaped(character: str) -> str:
+def _escape(character: str) -> str:
     return character.encode("unicode_escape").decode()

@@ -12,7 +12,7 @@ import torchvision
 from torch import nn
 
 from pudica.models.architectures import TORCHVISION, ImageTask
-from pudica.models.errors import RequestError, unknown
+from pudica.models.errors import RequestError, unknown_name_error
 
 
 def build(name: str, task: ImageTask) -> nn.Module:
@@ -33,7 +33,7 @@ def build(name: str, task: ImageTask) -> nn.Module:
     if task.channels != 3:
         raise RequestError(f"model '{name}' takes colour images: set data.channels to 3")
     make = torchvision.models.get_model
-    model: nn.Module = make(known(name), weights=None, num_classes=task.num_classes)
+    model: nn.Module = make(torchvision_name(name), weights=None, num_classes=task.num_classes)
     return model
 
 
@@ -51,7 +51,7 @@ def load_weights(name: str) -> dict[str, torch.Tensor]:
         raise RequestError(
             f"weights: torchvision has none for '{name}'; allowed with model: {TORCHVISION}NAME"
         )
-    weights: Any = torchvision.models.get_model_weights(known(name)).DEFAULT  # type: ignore[attr-defined]
+    weights: Any = torchvision.models.get_model_weights(torchvision_name(name)).DEFAULT  # type: ignore[attr-defined]
     try:
         found: dict[str, torch.Tensor] = weights.get_state_dict(
             progress=False, check_hash=True, weights_only=True
@@ -65,12 +65,12 @@ def load_weights(name: str) -> dict[str, torch.Tensor]:
     return found
 
 
-def known(name: str) -> str:
+def torchvision_name(name: str) -> str:
     """Return torchvision's own name of a classifier; RequestError if there is none."""
     wanted, names = (
         name.removeprefix(TORCHVISION),
         torchvision.models.list_models(torchvision.models),
     )
     if wanted not in names:
-        raise unknown("model of torchvision", wanted, names)
+        raise unknown_name_error("model of torchvision", wanted, names)
     return wanted

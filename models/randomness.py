@@ -34,7 +34,7 @@ def derive(seed: int, *purpose: str | int) -> int:
     derive every purpose. A secret must be drawn from the system's randomness instead.
     """
     words = np.frombuffer(
-        hashlib.blake2b(_path(purpose).encode(), digest_size=16).digest(), np.uint32
+        hashlib.blake2b(_format_purpose(purpose).encode(), digest_size=16).digest(), np.uint32
     )
     sequence = np.random.SeedSequence([seed, *words.tolist()])
     return int(sequence.generate_state(1, np.uint64)[0] >> np.uint64(1))
@@ -67,7 +67,9 @@ def secret_normal(secret: int, shape: tuple[int, ...], *purpose: str | int) -> t
     *purpose : str or int
         As in :func:`derive`.
     """
-    digest = hashlib.blake2b(f"{secret}|{_path(purpose)}".encode(), digest_size=16).digest()
+    digest = hashlib.blake2b(
+        f"{secret}|{_format_purpose(purpose)}".encode(), digest_size=16
+    ).digest()
     generator = np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little")))
     return torch.from_numpy(generator.standard_normal(shape, dtype=np.float32))
 
@@ -127,16 +129,16 @@ class SecretGenerator(SystemGenerator):
         return self._stream.update(bytes(length))
 
 
-DRAWING = (nn.modules.dropout._DropoutNd, nn.RReLU, nn.RNNBase, nn.MultiheadAttention)
+RANDOM_LAYERS = (nn.modules.dropout._DropoutNd, nn.RReLU, nn.RNNBase, nn.MultiheadAttention)
 
 
-def draws(model: nn.Module) -> bool:
+def has_random_layers(model: nn.Module) -> bool:
     """Tell whether a model has layers that draw while they train."""
     known = ("torch.nn.", "torch.fx.", "pudica.models.architectures.", "pudica.clients.shields.")
     layers = list(model.modules())
     graphs = [layer.graph for layer in layers if isinstance(layer, fx.GraphModule)]
     return (
-        any(isinstance(layer, DRAWING) for layer in layers)
+        any(isinstance(layer, RANDOM_LAYERS) for layer in layers)
         or any(not type(layer).__module__.startswith(known) for layer in layers)
         or any("dropout" in str(node.target) for graph in graphs for node in graph.nodes)
     )
@@ -147,7 +149,7 @@ Randomness = np.random.Generator | SystemGenerator
 
 
 @contextmanager
-def seeded(seed: int) -> Iterator[None]:
+def temporary_seed(seed: int) -> Iterator[None]:
     """Let layers that draw from PyTorch's own generators, such as dropout, draw from a seed."""
     gpu = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
     with torch.random.fork_rng(devices=gpu):
@@ -158,14 +160,16 @@ def seeded(seed: int) -> Iterator[None]:
         yield
 
 
-def layers_seeded(drawing: bool, seed: int, *purpose: str | int) -> AbstractContextManager[None]:
+def seed_random_layers(
+    drawing: bool, seed: int, *purpose: str | int
+) -> AbstractContextManager[None]:
     """Let a model's layers draw from a run's seed, where there are some that draw.
 
-    Where there are none (:func:`draws`) it would cost time.
+    Where there are none (:func:`has_random_layers`) it would cost time.
     """
-    return seeded(derive(seed, "layers", *purpose)) if drawing else nullcontext()
+    return temporary_seed(derive(seed, "layers", *purpose)) if drawing else nullcontext()
 
 
-def _path(purpose: tuple[str | int, ...]) -> str:
+def _format_purpose(purpose: tuple[str | int, ...]) -> str:
     """Return a purpose as text; numbers and digits that look like them stay apart."""
     return "/".join(f"{type(part).__name__}:{part}" for part in purpose)

@@ -16,9 +16,14 @@ from pudica.models.augmentation import AUGMENTATIONS
 from pudica.models.compute import Compute
 from pudica.models.errors import RequestError
 from pudica.models.generator import GeneratorTraining, NoiseGenerator
-from pudica.models.optimizers import set_rate
-from pudica.models.packing import under
-from pudica.models.randomness import draws, layers_seeded, numpy_generator, torch_generator
+from pudica.models.optimizers import set_learning_rate
+from pudica.models.packing import select_prefix
+from pudica.models.randomness import (
+    has_random_layers,
+    numpy_generator,
+    seed_random_layers,
+    torch_generator,
+)
 
 CHEAT_WEIGHT = 5.0
 CHEAT_LEARNING_RATE = 0.01
@@ -79,7 +84,7 @@ class TrainingConfig(BaseModel):
     augment: Literal["none", "crop-flip", "handwriting"] = "none"
     augment_first: bool = False
 
-    def rate(self, epoch: int) -> float:
+    def learning_rate_at(self, epoch: int) -> float:
         """Return the learning rate of an epoch, counted from 0."""
         if self.schedule == "cosine":
             return self.learning_rate * (1 + math.cos(math.pi * epoch / self.epochs)) / 2
@@ -91,7 +96,7 @@ def predict(model: nn.Module, x: torch.Tensor, compute: Compute, batch: int = 25
     """Return the predicted class of each image, int64 of shape (N,)."""
     model.eval()
     parts = [
-        compute.outputs(model, compute.place(part)).argmax(1).cpu()
+        compute.forward(model, compute.move_batch(part)).argmax(1).cpu()
         for part in torch.split(x, batch)
     ]
     return torch.cat(parts).numpy()
@@ -99,10 +104,10 @@ def predict(model: nn.Module, x: torch.Tensor, compute: Compute, batch: int = 25
 
 def accuracy(model: nn.Module, images: Images, compute: Compute, batch: int = 250) -> float:
     """Return the share of images that the model classifies rightly."""
-    return right(model, images, compute, batch) / len(images)
+    return count_correct(model, images, compute, batch) / len(images)
 
 
-def right(model: nn.Module, images: Images, compute: Compute, batch: int = 250) -> int:
+def count_correct(model: nn.Module, images: Images, compute: Compute, batch: int = 250) -> int:
     """Return how many images the model classifies rightly."""
     count = 0
     for start in range(0, len(images), batch):
@@ -135,8 +140,8 @@ class Training:
         compute: Compute,
         own_noise: NoiseGenerator | None = None,
     ) -> None:
-        self.model = compute.host(model)
-        self._draws = draws(self.model)
+        self.model = compute.move_model(model)
+        self._draws = has_random_layers(self.model)
         self.config = config
         self.seed = seed
         self.compute = compute
@@ -177,12 +182,12 @@ class Training:
         RequestError
             If the loss is no number any more.
         """
-        set_rate(self.optimizer, self.config.rate(self.epoch))
+        set_learning_rate(self.optimizer, self.config.learning_rate_at(self.epoch))
         self.model.train()
         order = numpy_generator(self.seed, "order", self.epoch).permutation(len(train))
         randomness = torch_generator(self.seed, "augment", self.epoch)
         total = 0.0
-        with layers_seeded(self._draws, self.seed, self.epoch):
+        with seed_random_layers(self._draws, self.seed, self.epoch):
             for start in range(0, len(order), self.config.batch_size):
                 positions = order[start : start + self.config.batch_size]
                 total += self._step(train, positions, randomness) * len(positions)
@@ -196,7 +201,7 @@ class Training:
 
     def _step(self, train: Images, positions: np.ndarray, randomness: torch.Generator) -> float:
         x, y = self._batch(train, positions, randomness)
-        x, y = self.compute.place(x), y.to(self.compute.device)
+        x, y = self.compute.move_batch(x), y.to(self.compute.device)
         if self.noise:
             x = self.noise.generator(x, torch.randn(x.shape, generator=randomness).to(x.device))
             self.noise.optimizer.zero_grad()
@@ -204,7 +209,7 @@ class Training:
             # Batch norm has no variance of a single example: use the statistics learnt so far.
             self.model.eval()
         self.optimizer.zero_grad()
-        loss = cross_entropy(self.compute.outputs(self.model, x), y)
+        loss = cross_entropy(self.compute.forward(self.model, x), y)
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
         if self.noise:
@@ -242,7 +247,7 @@ class Training:
             if buffer is not None:
                 tensors[f"momentum/{i}"] = buffer
         if self.noise:
-            values, steps = self.noise.packed()
+            values, steps = self.noise.pack()
             tensors |= {"noise": torch.from_numpy(values), "noise_steps": torch.tensor(steps)}
         return tensors
 
@@ -250,14 +255,14 @@ class Training:
         self, tensors: dict[str, torch.Tensor], losses: list[float], accuracies: list[float]
     ) -> None:
         """Go on from what :meth:`tensors`, ``losses`` and ``accuracies`` were."""
-        self.model.load_state_dict(under("model/", tensors))
-        self.best = under("best/", tensors)
-        momentum = under("momentum/", tensors)
+        self.model.load_state_dict(select_prefix("model/", tensors))
+        self.best = select_prefix("best/", tensors)
+        momentum = select_prefix("momentum/", tensors)
         for i, p in enumerate(self.model.parameters()):
             if str(i) in momentum:
                 self.optimizer.state[p]["momentum_buffer"] = momentum[str(i)].to(p.device)
         if self.noise:
-            self.noise = GeneratorTraining.unpacked(
+            self.noise = GeneratorTraining.unpack(
                 tensors["noise"].to(self.compute.device),
                 int(tensors["noise_steps"]),
                 self.noise.generator.bound,

@@ -11,8 +11,8 @@ from torch import nn
 
 from pudica.models import custom
 from pudica.models.architectures import ImageTask
-from pudica.models.errors import RequestError, unknown
-from pudica.models.randomness import seeded
+from pudica.models.errors import RequestError, unknown_name_error
+from pudica.models.randomness import temporary_seed
 
 LARGEST_SIDE = 224
 CHANNELS = (1, 3)
@@ -71,16 +71,16 @@ def build(
         If the name is unknown or the architecture does not fit these images.
     """
     task = ImageTask(num_classes, channels, image_size)
-    _check(name, task)
-    with seeded(seed):
+    _validate_task(name, task)
+    with temporary_seed(seed):
         if custom.is_custom(name):
             return custom.build(name, task)
         # Faster on the CPU for most of them, in training too: docs/performance.md. A custom model
         # keeps the layout it was given, since its code may depend on it.
-        return _find(name).make(task).to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+        return _find_architecture(name).make(task).to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
 
-def check_there(name: str) -> None:
+def check_available(name: str) -> None:
     """See that a name leads to a model, whatever the images that it is for.
 
     Raises
@@ -89,7 +89,7 @@ def check_there(name: str) -> None:
         It is unknown, or can't be found or imported.
     """
     if custom.is_custom(name):
-        custom.check_there(name)
+        custom.check_available(name)
     else:
         canonical_name(name)
 
@@ -131,27 +131,27 @@ def canonical_name(name: str) -> str:
     """
     if custom.is_custom(name):
         return name
-    spelling = _SPELLINGS.get(_squash(name))
+    spelling = _SPELLINGS.get(_squash_spelling(name))
     if spelling is None:
-        raise unknown("model", name, _ZOO)
+        raise unknown_name_error("model", name, _ZOO)
     return spelling
 
 
 def display_name(name: str) -> str:
     """Return the published spelling: ``"resnet-20"`` gives ``"ResNet-20"``."""
-    return custom.display_name(name) if custom.is_custom(name) else _find(name).display
+    return custom.display_name(name) if custom.is_custom(name) else _find_architecture(name).display
 
 
 def minimum_side(name: str) -> int:
     """Return the smallest image side that the model accepts; 1 where only building can tell."""
-    return 1 if custom.is_custom(name) else _find(name).minimum_side
+    return 1 if custom.is_custom(name) else _find_architecture(name).minimum_side
 
 
 def describe(name: str) -> str:
     """Return one line: spelling, origin, parameters for 10 classes of 3x32x32, smallest side."""
     if custom.is_custom(name):
         return custom.describe(name)
-    found = _find(name)
+    found = _find_architecture(name)
     with torch.device("meta"):
         model = found.make(ImageTask(num_classes=10, channels=3, image_size=32))
     count = sum(parameter.numel() for parameter in model.parameters())
@@ -159,15 +159,15 @@ def describe(name: str) -> str:
     return f"{found.display}: {found.summary}; {count:,} parameters, images from {side}x{side}"
 
 
-def _find(name: str) -> Architecture:
+def _find_architecture(name: str) -> Architecture:
     return _ZOO[canonical_name(name)]
 
 
-def _squash(name: str) -> str:
+def _squash_spelling(name: str) -> str:
     return name.strip().lower().replace("-", "").replace("_", "").replace(" ", "")
 
 
-def _check(name: str, task: ImageTask) -> None:
+def _validate_task(name: str, task: ImageTask) -> None:
     smallest = minimum_side(name)
     if task.num_classes < 2:
         raise RequestError(
@@ -181,27 +181,27 @@ def _check(name: str, task: ImageTask) -> None:
         )
     if task.image_size > LARGEST_SIDE:
         raise RequestError(
-            f"model '{name}' takes images of at most {_square(LARGEST_SIDE)} pixels, got "
-            f"{_square(task.image_size)}: set data.image_size to {LARGEST_SIDE} or less"
+            f"model '{name}' takes images of at most {_format_square(LARGEST_SIDE)} pixels, got "
+            f"{_format_square(task.image_size)}: set data.image_size to {LARGEST_SIDE} or less"
         )
     if task.image_size < smallest:
         raise RequestError(
-            f"model '{name}' needs images of at least {_square(smallest)} pixels, got "
-            f"{_square(task.image_size)}: set data.image_size to {smallest} or more"
-            + _alternatives(task.image_size)
+            f"model '{name}' needs images of at least {_format_square(smallest)} pixels, got "
+            f"{_format_square(task.image_size)}: set data.image_size to {smallest} or more"
+            + _suggest_alternatives(task.image_size)
         )
 
 
-def _alternatives(side: int) -> str:
+def _suggest_alternatives(side: int) -> str:
     fitting = [name for name, found in _ZOO.items() if found.minimum_side <= side]
     return f", or choose one of: {', '.join(fitting)}" if fitting else ""
 
 
-def _square(side: int) -> str:
+def _format_square(side: int) -> str:
     return f"{side}x{side}"
 
 
-def _of(family: str, constructor: str, **settings: int) -> Callable[[ImageTask], nn.Module]:
+def _lazy(family: str, constructor: str, **settings: int) -> Callable[[ImageTask], nn.Module]:
     """Return a constructor, of a family that is imported when something is built.
 
     Some are torchvision's, which takes as long to import as PyTorch; a deployed node would wait
@@ -223,76 +223,87 @@ _VGG = "batch norm and one linear layer, Simonyan and Zisserman 2015"
 _DENSENET = "densely connected, Huang et al. 2017"
 
 _ZOO: dict[str, Architecture] = {
-    "softmax": Architecture("Softmax", "linear model on the pixels", 1, _of("small", "softmax")),
-    "mlp": Architecture("MLP", "perceptron with two hidden layers", 1, _of("small", "mlp")),
-    "cnn-tiny": Architecture("CNN-tiny", "two narrow convolutions", 2, _of("small", "cnn_tiny")),
+    "softmax": Architecture("Softmax", "linear model on the pixels", 1, _lazy("small", "softmax")),
+    "mlp": Architecture("MLP", "perceptron with two hidden layers", 1, _lazy("small", "mlp")),
+    "cnn-tiny": Architecture("CNN-tiny", "two narrow convolutions", 2, _lazy("small", "cnn_tiny")),
     "cnn-small": Architecture(
-        "CNN-small", "two convolutions with batch norm", 4, _of("small", "cnn_small")
+        "CNN-small", "two convolutions with batch norm", 4, _lazy("small", "cnn_small")
     ),
-    "cnn-wide": Architecture("CNN-wide", "two wide convolutions", 3, _of("small", "cnn_wide")),
+    "cnn-wide": Architecture("CNN-wide", "two wide convolutions", 3, _lazy("small", "cnn_wide")),
     "cnn-five": Architecture(
-        "CNN-five", "five convolutions with batch norm", 4, _of("small", "cnn_five")
+        "CNN-five", "five convolutions with batch norm", 4, _lazy("small", "cnn_five")
     ),
-    "cnn-iot": Architecture("CNN-IoT", "Jiang et al. 2019, Figure 2", 16, _of("small", "cnn_iot")),
+    "cnn-iot": Architecture(
+        "CNN-IoT", "Jiang et al. 2019, Figure 2", 16, _lazy("small", "cnn_iot")
+    ),
     "cnn-embedding": Architecture(
         "CNN-embedding",
         "two convolutions to 32 features of length 1",
         12,
-        _of("small", "cnn_embedding"),
+        _lazy("small", "cnn_embedding"),
     ),
     "cnn-separable": Architecture(
         "CNN-separable",
         "depthwise separable, after Howard et al. 2017",
         1,
-        _of("small", "cnn_separable"),
+        _lazy("small", "cnn_separable"),
     ),
     "vgg-small": Architecture(
-        "VGG-small", "six narrow convolutions in pairs", 4, _of("vgg", "vgg_small")
+        "VGG-small", "six narrow convolutions in pairs", 4, _lazy("vgg", "vgg_small")
     ),
     "densenet-small": Architecture(
-        "DenseNet-small", _DENSENET, 4, _of("densenet", "densenet_small")
+        "DenseNet-small", _DENSENET, 4, _lazy("densenet", "densenet_small")
     ),
-    "lenet": Architecture("LeNet", "LeCun et al. 1998, with ReLU", 16, _of("lenet", "lenet")),
+    "lenet": Architecture("LeNet", "LeCun et al. 1998, with ReLU", 16, _lazy("lenet", "lenet")),
     "alexnet": Architecture(
-        "AlexNet", "Krizhevsky 2014, one linear layer", 29, _of("alexnet", "alexnet")
+        "AlexNet", "Krizhevsky 2014, one linear layer", 29, _lazy("alexnet", "alexnet")
     ),
     **{
-        f"vgg-{depth}": Architecture(f"VGG{depth}", _VGG, 32, _of("vgg", "vgg", depth=depth))
+        f"vgg-{depth}": Architecture(f"VGG{depth}", _VGG, 32, _lazy("vgg", "vgg", depth=depth))
         for depth in (11, 13, 16, 19)
     },
     **{
         f"resnet-{depth}": Architecture(
-            f"ResNet-{depth}", _RESNET, 1, _of("residual", "resnet", depth=depth)
+            f"ResNet-{depth}", _RESNET, 1, _lazy("residual", "resnet", depth=depth)
         )
         for depth in (8, 20, 32, 44, 56, 110)
     },
     "resnet-18": Architecture(
-        "ResNet-18", "He et al. 2016, Table 1", 1, _of("residual", "resnet_18")
+        "ResNet-18", "He et al. 2016, Table 1", 1, _lazy("residual", "resnet_18")
     ),
     **{
         f"preresnet-{depth}": Architecture(
-            f"PreResNet-{depth}", _PRERESNET, 1, _of("residual", "preresnet", depth=depth)
+            f"PreResNet-{depth}",
+            _PRERESNET,
+            1,
+            _lazy("residual", "preresnet", depth=depth),
         )
         for depth in (8, 20, 32, 44, 56, 110)
     },
     **{
         f"se-resnet-{depth}": Architecture(
-            f"SE-ResNet-{depth}", _SE_RESNET, 1, _of("residual", "se_resnet", depth=depth)
+            f"SE-ResNet-{depth}",
+            _SE_RESNET,
+            1,
+            _lazy("residual", "se_resnet", depth=depth),
         )
         for depth in (20, 56)
     },
     "resnext-29": Architecture(
-        "ResNeXt-29", "8x64d, Xie et al. 2017, §5.3", 1, _of("resnext", "resnext_29")
+        "ResNeXt-29", "8x64d, Xie et al. 2017, §5.3", 1, _lazy("resnext", "resnext_29")
     ),
     **{
         f"densenet-{depth}": Architecture(
-            f"DenseNet-{depth}", _DENSENET, 8, _of("densenet", "densenet", depth=depth)
+            f"DenseNet-{depth}",
+            _DENSENET,
+            8,
+            _lazy("densenet", "densenet", depth=depth),
         )
         for depth in (121, 161, 169, 201)
     },
     "googlenet": Architecture(
-        "GoogLeNet", "Szegedy et al. 2015, Table 1", 1, _of("googlenet", "googlenet")
+        "GoogLeNet", "Szegedy et al. 2015, Table 1", 1, _lazy("googlenet", "googlenet")
     ),
 }
 
-_SPELLINGS = {_squash(name): name for name in _ZOO}
+_SPELLINGS = {_squash_spelling(name): name for name in _ZOO}

@@ -1,1 +1,1 @@
-"""How an experiment is run: command line, experiments, engines, benchmarks."""
+"""Running experiments: command line, experiment files, engines, deployment, benchmarks."""

@@ -32,9 +32,9 @@ from pudica.analysis.drawing import draw_image_rows, own_look, save
 from pudica.analysis.facemix import settings_of
 from pudica.analysis.runs import Run, open_run
 from pudica.clients.data import DataConfig, ImageSet, Splits, load
-from pudica.clients.shields.mixing import whole_groups
+from pudica.clients.shields.mixing import padded_count
 from pudica.models.compute import Compute
-from pudica.models.errors import RequestError, unknown
+from pudica.models.errors import RequestError, unknown_name_error
 from pudica.models.files import write_atomically
 from pudica.models.printable import to_nfc
 from pudica.models.randomness import derive
@@ -119,16 +119,18 @@ def attack(
         raise RequestError(f"{run}: attacks are for runs of the system facemix")
     for kind in kinds:
         if kind not in ATTACKS:
-            raise unknown("attack", kind, ATTACKS)
+            raise unknown_name_error("attack", kind, ATTACKS)
     if "identity" in kinds and people is None:
         raise RequestError("identity: name images of known people with --data")
-    with Compute(opened.section("client", ClientConfig)).threads():
+    with Compute(opened.section("client", ClientConfig)).use_threads():
         for case in [*map(to_nfc, cases)] or _list_attackable_cases(opened):
             view = View.of(opened, case)
             for kind in kinds:
                 if why := _explain_unfit(kind, view, people):
                     raise RequestError(f"{kind}: in case '{case}' {why}")
-            for kind in kinds or [kind for kind in ATTACKS if not _explain_unfit(kind, view, people)]:
+            for kind in kinds or [
+                kind for kind in ATTACKS if not _explain_unfit(kind, view, people)
+            ]:
                 told(f"{case}: {kind} …")
                 began = time.perf_counter()
                 outcome = ATTACKS[kind](view, effort, people)
@@ -202,7 +204,7 @@ def _explain_unfit_people(view: View, known: Splits | None) -> str:
 
 
 def _attack_attributes(view: View, effort: Effort, _: Splits | None) -> Outcome:
-    made, clear = _guess_with_and_without_shield(lambda sees: guess_attributes(sees, effort.epochs, effort.seed), view)
+    made, clear = _guess_both(lambda sees: guess_attributes(sees, effort.epochs, effort.seed), view)
     each = {
         name: {"success": rate, f"success{CLEAR}": clear.rates[name]}
         for name, rate in made.rates.items()
@@ -219,7 +221,7 @@ def _attack_identity(view: View, effort: Effort, known: Splits | None) -> Outcom
     ours, theirs = (
         replace(part, mean=average, std=deviation) for part in (known.train, known.test)
     )
-    made, clear = _guess_with_and_without_shield(
+    made, clear = _guess_both(
         lambda sees: guess_identity(sees, ours, theirs, epochs, effort.seed), view
     )
     shown = [image for image in sorted(made.taken_for) if image in clear.taken_for][:SHOWN]
@@ -236,7 +238,7 @@ def _get_first_picture(images: ImageSet, person: int) -> torch.Tensor:
     return images.pixels(first) if len(first) else torch.zeros_like(images.pixels(slice(0, 1)))
 
 
-def _guess_with_and_without_shield(guess: Callable[[View], Guess], view: View) -> tuple[Guess, Guess]:
+def _guess_both(guess: Callable[[View], Guess], view: View) -> tuple[Guess, Guess]:
     """Let somebody guess what the cloud sees, and what it would see without the shield."""
     return guess(view), guess(view.in_the_clear())
 
@@ -294,7 +296,10 @@ ATTACKS: Mapping[str, Callable[[View, Effort, Splits | None], Outcome]] = {
 
 
 def _make_image_rows(rebuilt: Rebuilt, what: str) -> dict[str, np.ndarray]:
-    return {f"original{what}": _take_first(rebuilt.true), f"rebuilt{what}": _take_first(rebuilt.drawn)}
+    return {
+        f"original{what}": _take_first(rebuilt.true),
+        f"rebuilt{what}": _take_first(rebuilt.drawn),
+    }
 
 
 def _take_first(images: torch.Tensor) -> np.ndarray:
@@ -304,7 +309,7 @@ def _take_first(images: torch.Tensor) -> np.ndarray:
 
 def _render_mixtures(view: View, true: torch.Tensor) -> dict[str, np.ndarray]:
     """Return how feature maps look, by their mean over channels, and mixed with each other."""
-    whole = whole_groups(SHOWN, view.model.shield.config)
+    whole = padded_count(SHOWN, view.model.shield.config)
     rows, _ = view.model.shield.protect(true[:whole], np.random.default_rng(0))
     looks = {"true feature maps, mean": true[:SHOWN], "mixed, mean": rows[:SHOWN]}
     return {name: _render_maps(maps) for name, maps in looks.items()}

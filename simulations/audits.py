@@ -6,7 +6,7 @@ import pandas as pd
 
 from pudica.analysis.audit import Audit, audit
 from pudica.clients.shields import SHIELDS, Guarantee, Mechanism, build
-from pudica.models.errors import RequestError, unknown
+from pudica.models.errors import RequestError, unknown_name_error
 from pudica.strategies.loading import validated
 
 
@@ -30,10 +30,10 @@ def audit_shield(
         If there is no such shield, it has no noise, or a setting is wrong.
     """
     if name not in SHIELDS:
-        raise unknown("shield", name, SHIELDS)
+        raise unknown_name_error("shield", name, SHIELDS)
     schema, _ = SHIELDS[name]
     shield = build(validated(schema, {"name": name}, name, settings), shape, batch)
-    if not isinstance(shield, Mechanism) or shield.noiseless:
+    if not isinstance(shield, Mechanism) or shield.is_noiseless:
         raise RequestError(
             f"shield '{name}' has no noise with a guarantee, there is nothing to audit"
         )

@@ -10,7 +10,15 @@ from typing import Annotated
 import typer
 
 from pudica.simulations.competition import competition_app
-from pudica.simulations.console import ENGINE, INTERRUPTED, explain_failures, exit_on_request_error, print_results, print_message, shorten_path
+from pudica.simulations.console import (
+    ENGINE,
+    INTERRUPTED,
+    exit_on_request_error,
+    explain_failures,
+    print_message,
+    print_results,
+    shorten_path,
+)
 from pudica.simulations.deployment.commands import deploy_app, node_app
 
 # Heavy imports (torch, ray, flwr, pandas) stay inside the commands: `pudica --help` is instant.
@@ -96,18 +104,20 @@ def run(
 ) -> None:
     """Run an experiment. Exit code 0: done, 1: the run failed, 2: the request is wrong."""
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
-    from pudica.models.errors import unknown
+    from pudica.models.errors import unknown_name_error
     from pudica.simulations import runner
 
     with exit_on_request_error():
         if engine not in runner.ENGINES:
-            raise unknown("engine", engine, runner.ENGINES)
+            raise unknown_name_error("engine", engine, runner.ENGINES)
         prepared, directory = runner.prepare(experiment, set_ or [], out, resume)
         if resume and runner.is_done(directory):
             if not quiet:
                 print_message(f"{shorten_path(directory)} is done already; these are its results")
         else:
-            with explain_failures(directory, options=f"--engine {engine}" if engine != ENGINE else ""):
+            with explain_failures(
+                directory, options=f"--engine {engine}" if engine != ENGINE else ""
+            ):
                 runner.execute(prepared, directory, engine, quiet)
     with explain_failures(directory, what="the run is done, but can't be shown"):
         print_results(directory, quiet)
@@ -155,7 +165,10 @@ def cuts(
     from pudica.simulations.display import print_frame
 
     with exit_on_request_error():
-        shape, importance = arguments.parse_image_shape(input_, "--input"), arguments.parse_weights(weights)
+        shape, importance = (
+            arguments.parse_image_shape(input_, "--input"),
+            arguments.parse_weights(weights),
+        )
         if post is not None:
             frame = build_stage_table(model, shape, classes, post)
             print_frame(frame, f"Stages of {model}, the last after '{post}'")
@@ -191,7 +204,9 @@ def audit(
     from pudica.simulations.display import print_frame
 
     with exit_on_request_error():
-        result = audits.audit_shield(shield, set_ or [], arguments.parse_shape(shape), batch, samples, seed)
+        result = audits.audit_shield(
+            shield, set_ or [], arguments.parse_shape(shape), batch, samples, seed
+        )
     print_frame(audits.build_table(result), f"Audit of {shield}")
     typer.echo("\n".join(audits.describe_reasons(result)) + "\n")
     typer.echo("\n".join(audits.describe_verdicts(result)))

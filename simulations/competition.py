@@ -9,7 +9,12 @@ from typing import Annotated
 
 import typer
 
-from pudica.simulations.console import print_findings, exit_on_request_error, print_message, shorten_path
+from pudica.simulations.console import (
+    exit_on_request_error,
+    print_findings,
+    print_message,
+    shorten_path,
+)
 
 # Heavy imports stay inside the commands: `pudica --help` is instant.
 
@@ -78,10 +83,10 @@ def verify(
     ] = None,
 ) -> None:
     """See whether a leaderboard is signed, and what was submitted."""
-    from pudica.simulations.deployment.auditing import verify as verified
+    from pudica.simulations.deployment.auditing import verify_leaderboard
 
     with exit_on_request_error():
-        findings = verified(folder, certificate, node, run)
+        findings = verify_leaderboard(folder, certificate, node, run)
     print_findings(findings)
 
 

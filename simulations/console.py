@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import typer
 
 if TYPE_CHECKING:
-    from pudica.simulations.deployment.checking import Finding
+    from pudica.simulations.deployment.checking import CheckResult
 
 FAILED, WRONG, INTERRUPTED = 1, 2, 130
 ENGINE = "ray"
@@ -42,11 +42,13 @@ def print_message(text: str, err: bool = True) -> None:
     typer.echo(escape_hidden(text, keep="\n"), err=err)
 
 
-def print_findings(findings: Sequence[Finding]) -> None:
+def print_findings(findings: Sequence[CheckResult]) -> None:
     """Print what was found of each thing; exit code 2 if not all is fine."""
     for finding in findings:
-        print_message(f"{'✓' if finding.fine else '✗'} {finding.what:17} {finding.told}", err=False)
-    if not all(finding.fine for finding in findings):
+        print_message(
+            f"{'✓' if finding.passed else '✗'} {finding.what:17} {finding.told}", err=False
+        )
+    if not all(finding.passed for finding in findings):
         raise typer.Exit(WRONG)
 
 
@@ -85,7 +87,9 @@ def explain_failures(
             traceback.print_exc()
         if problem := _describe_disk_error(error):
             print_message(f"error: --out: can't write in {shorten_path(directory)}: {problem}")
-            print_message(f"nothing that was kept is lost: free some space, then go on with: {again}")
+            print_message(
+                f"nothing that was kept is lost: free some space, then go on with: {again}"
+            )
             raise typer.Exit(WRONG) from None
         print_message(f"error: {what}: {type(error).__name__}: {error}")
         print_message(f"go on with: {again}   (PUDICA_TRACEBACK=1 shows where it failed)")
@@ -109,7 +113,9 @@ def print_results(directory: Path, quiet: bool) -> None:
     for title, frame in analysis.tables(directory).items():
         print_frame(frame, title)
     if (dropouts := _count_dropouts(directory)) > 0:
-        print_message(f"{dropouts} dropouts: {shorten_path(directory / 'events.log')} says whose and why")
+        print_message(
+            f"{dropouts} dropouts: {shorten_path(directory / 'events.log')} says whose and why"
+        )
     typer.echo("Plots")
     for figure in figures:
         typer.echo(f"  {shorten_path(figure)}")

@@ -44,7 +44,7 @@ def build_cut_table(
     """
     cutter = Cutter(_build_model(model, shape, num_classes))
     with _explain_shape_errors(model, shape):
-        costs = cutter.costs(shape, batch)
+        costs = cutter.compute_costs(shape, batch)
     if not costs:
         raise RequestError(f"model '{model}' can't be cut anywhere: it has no inner layer")
     return pd.DataFrame(
@@ -63,7 +63,9 @@ def build_cut_table(
     )
 
 
-def build_stage_table(model: str, shape: tuple[int, int, int], num_classes: int, post: str) -> pd.DataFrame:
+def build_stage_table(
+    model: str, shape: tuple[int, int, int], num_classes: int, post: str
+) -> pd.DataFrame:
     """Return a row for each place where the first of three stages can end.
 
     Parameters
@@ -79,8 +81,8 @@ def build_stage_table(model: str, shape: tuple[int, int, int], num_classes: int,
     cutter = Cutter(_build_model(model, shape, num_classes))
     rows = []
     with _explain_shape_errors(model, shape):
-        for cost in cutter.costs(shape, 2)[: cutter.place_of(post)]:
-            spent = stage_costs(*cutter.stages(cost.name, post), shape)
+        for cost in cutter.compute_costs(shape, 2)[: cutter.index_of(post)]:
+            spent = stage_costs(*cutter.cut_stages(cost.name, post), shape)
             rows.append(
                 {
                     "pre": cost.name,

@@ -9,11 +9,16 @@ from pathlib import Path
 from typing import TypeVar
 
 from pudica.clients.data import names
-from pudica.clients.data.disguised import MANIFEST, DisguiseRequest, disguise_dataset, restore_dataset
+from pudica.clients.data.disguised import (
+    MANIFEST,
+    DisguiseRequest,
+    disguise_dataset,
+    restore_dataset,
+)
 from pudica.clients.data.errors import DataError
 from pudica.clients.data.fingerprints import compute_fingerprint
 from pudica.clients.data.folders import image_folder
-from pudica.clients.data.parquet import parquet, locate_parquet
+from pudica.clients.data.parquet import locate_parquet, parquet
 from pudica.clients.data.pixels import Channels
 from pudica.clients.data.places import DataLocation, cache_root, data_root
 from pudica.clients.data.registry import find, lookup
@@ -60,7 +65,9 @@ def disguise(
     """
     own = Disguise(Key.load(key))
     entry = lookup(str(images)) if _is_data_set_name(images) else None
-    source = find(entry, DataLocation(data_root()), download=False) if entry else _open_source(images)
+    source = (
+        find(entry, DataLocation(data_root()), download=False) if entry else _open_source(images)
+    )
     if entry:
         size, channels = size or entry.image_size, channels or entry.channels
         labels = labels or [entry.label]
@@ -68,9 +75,13 @@ def disguise(
         raise RequestError(f"{out} is inside {images}, which would no longer be what it is")
     index = cache_root() / "index"
     index.mkdir(parents=True, exist_ok=True)
-    request = DisguiseRequest(source, compute_fingerprint(source, index), own, labels, size, channels)
+    request = DisguiseRequest(
+        source, compute_fingerprint(source, index), own, labels, size, channels
+    )
     with _explain_write_errors(out):
-        manifest = _run_with_progress("disguising", lambda told: disguise_dataset(request, out, told))
+        manifest = _run_with_progress(
+            "disguising", lambda told: disguise_dataset(request, out, told)
+        )
     left_out = [name for name in source.open().columns if name not in manifest.labels]
     return [
         f"{manifest.train + manifest.test:,} images ({manifest.train:,} for training) in {out}",
@@ -79,7 +90,7 @@ def disguise(
         f"labels       {', '.join(manifest.labels)}"
         + (f"; left out: {', '.join(left_out)}" if left_out else ""),
         f"the way back {describe_inverse(own)}",
-        f"protects     {own.held().reasons[0]}",
+        f"protects     {own.guarantee().reasons[0]}",
         f"use it by    --set data.name=disguised --set {shlex.quote(f'data.path={out}')}",
     ]
 
@@ -94,7 +105,9 @@ def restore(disguised: Path, out: Path, key: Path) -> list[str]:
     """
     own = Disguise(Key.load(key))
     with _explain_write_errors(out):
-        was = _run_with_progress("restoring", lambda told: restore_dataset(disguised, own, out, told))
+        was = _run_with_progress(
+            "restoring", lambda told: restore_dataset(disguised, own, out, told)
+        )
     count, layout = was.train + was.test, was.layout
     return [
         f"{count:,} images, pixel by pixel what was disguised, in {out}",

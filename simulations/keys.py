@@ -12,7 +12,7 @@ from pudica.analysis.breaks import draw_breaks
 from pudica.analysis.drawing import own_look, save
 from pudica.clients.data import DataConfig, load
 from pudica.clients.shields.disguises import Disguise, Key
-from pudica.clients.shields.disguises.breaks import breaks, standardised
+from pudica.clients.shields.disguises.breaks import run_attacks, standardise
 from pudica.models.errors import RequestError
 from pudica.models.randomness import SystemGenerator, derive
 from pudica.strategies.loading import validated
@@ -38,7 +38,7 @@ def create_key(notation: str, shape: tuple[int, int, int], out: Path, seed: int 
     if seed is None:
         key = Key.new(notation, shape, SystemGenerator())
     else:  # as of `data.shield` in a run of that seed
-        key = Key.seeded(notation, shape, derive(seed, "data"))
+        key = Key.from_seed(notation, shape, derive(seed, "data"))
     key.save(out)
     return key
 
@@ -54,13 +54,13 @@ def describe_key(key: Key) -> list[str]:
         f"images       {'x'.join(map(str, key.shape))}, become {values}",
         f"the way back {describe_inverse(disguise)}",
         f"fingerprint  {key.fingerprint}",
-        f"protects     {disguise.held().reasons[0]}",
+        f"protects     {disguise.guarantee().reasons[0]}",
     ]
 
 
 def describe_inverse(disguise: Disguise) -> str:
     """Say whether there is one, and how."""
-    lost = disguise.what_is_lost
+    lost = disguise.loss_description
     return f"none: {lost}" if lost else "with this key"
 
 
@@ -113,10 +113,10 @@ def run_attack(key: Key, plain: np.ndarray) -> tuple[pd.DataFrame, str]:
             "pixels shown exactly %": 100 * each.pixels,
             "mean error": each.error,
         }
-        for each in breaks(disguise, plain)
+        for each in run_attacks(disguise, plain)
     ]
     disguised = disguise.protect(torch.from_numpy(plain)).numpy()
-    apart = np.abs(standardised(disguised) - standardised(plain)).max()
+    apart = np.abs(standardise(disguised) - standardise(plain)).max()
     return pd.DataFrame(rows), (
         f"z-scores of each pixel over {len(plain):,} images, disguised and plain, differ by at "
         f"most {apart:.1g}: no key is needed to compare them."

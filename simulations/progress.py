@@ -121,7 +121,9 @@ class BarDisplay:
         for name, text in _describe_nodes(states).items():
             if name not in self._node_tasks:
                 self._node_tasks[name] = self._node_progress.add_task("")
-            self._node_progress.update(self._node_tasks[name], description=escape_hidden(f"{name}: {text}"))
+            self._node_progress.update(
+                self._node_tasks[name], description=escape_hidden(f"{name}: {text}")
+            )
 
     def close(self) -> None:
         """Leave the bars as they are."""

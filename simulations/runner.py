@@ -14,7 +14,7 @@ from importlib import import_module
 from pathlib import Path
 from types import FrameType
 
-from pudica.models.errors import RequestError, unknown
+from pudica.models.errors import RequestError, unknown_name_error
 from pudica.simulations.progress import Watcher
 from pudica.strategies.app import new_directory
 from pudica.strategies.core.experiment import Experiment
@@ -40,7 +40,7 @@ def prepare(
     if resume:
         return prepare_resume(source, overrides, resume)
     if source is None:
-        raise RequestError("say which experiment: pudica run NAME (see `pudica list`)")
+        raise RequestError("name an experiment: pudica run NAME (see `pudica list`)")
     experiment = load_experiment(source, overrides)
     _validate_out(out)
     experiment.check()
@@ -119,7 +119,7 @@ def execute(experiment: Experiment, directory: Path, engine: str, quiet: bool) -
         The engine can't be had as asked for. A run that had not begun leaves nothing behind.
     """
     if engine not in ENGINES:
-        raise unknown("engine", engine, ENGINES)
+        raise unknown_name_error("engine", engine, ENGINES)
     run = import_module(f"pudica.simulations.engines.{engine}").run
     new = not (directory / "experiment.yaml").exists()
     try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -12,16 +12,17 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from pudica.models.compute import Compute
+from pudica.strategies.core.cohort import Cohort
 from pudica.strategies.core.experiment import Experiment
 from pudica.strategies.core.recorder import Recorder
-from pudica.strategies.core.registry import home, placed
+from pudica.strategies.core.registry import NodeRegistry
 from pudica.strategies.dlmt.system import learn_disguised
 from pudica.strategies.facemix.system import infer_mixed
 from pudica.strategies.loading import load_experiment
 from pudica.strategies.split.system import learn
 from pudica.strategies.themis.competition import compete
 
-SYSTEMS: dict[str, Callable[[Grid, Any, Recorder], None]] = {
+SYSTEMS: dict[str, Callable[[Cohort, Any], None]] = {
     "dlmt": learn_disguised,
     "facemix": infer_mixed,
     "split": learn,
@@ -34,19 +35,46 @@ app = ServerApp()
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Run the experiment that ``run_config`` names, on whatever engine the grid is of."""
-    config, folder = context.run_config, home()
-    source = placed(folder, str(config["experiment"]))
+    run_from_config(grid, context.run_config)
+
+
+def run_from_config(
+    grid: Grid, config: Mapping[str, Any], organiser_dir: Path | None = None
+) -> None:
+    """Run the experiment that a run's configuration names.
+
+    Parameters
+    ----------
+    config : mapping
+        ``experiment``, ``set``, ``out``, ``engine``; see pyproject.toml.
+    organiser_dir : Path, optional
+        Of a deployment: paths in the configuration are below it, and who may take part stands
+        there.
+    """
+    source = resolve_path(organiser_dir, str(config["experiment"]))
     experiment = load_experiment(source, shlex.split(str(config["set"])))
-    out = placed(folder, str(config["out"]))
+    out = resolve_path(organiser_dir, str(config["out"]))
     directory = Path(out) if out else new_directory(Path("results"), experiment)
-    run(grid, experiment, Recorder(directory, experiment, str(config.get("engine", "flower"))))
+    recorder = Recorder(directory, experiment, str(config.get("engine", "flower")))
+    run(grid, experiment, recorder, NodeRegistry(organiser_dir) if organiser_dir else None)
 
 
-def run(grid: Grid, experiment: Experiment, recorder: Recorder) -> None:
+def resolve_path(folder: Path | None, path: str) -> str:
+    """Return a path of a run's configuration, which in a deployment is below that folder."""
+    return str(folder / path) if folder and path else path
+
+
+def run(
+    grid: Grid,
+    experiment: Experiment,
+    recorder: Recorder,
+    registry: NodeRegistry | None = None,
+) -> None:
     """Run the experiment and record how it ended."""
+    cohort = Cohort.on(grid, experiment.client, recorder, registry)
     try:
-        with Compute(experiment.client).threads():
-            SYSTEMS[experiment.system](grid, experiment, recorder)
+        with Compute(experiment.client).use_threads():
+            SYSTEMS[experiment.system](cohort, experiment)
     except KeyboardInterrupt:
         recorder.close("interrupted", "stopped from the keyboard")
         raise

@@ -10,8 +10,13 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from pudica.models.errors import RequestError, unknown
-from pudica.models.explain import explained, keys_of, misplaced_booleans, source_of
+from pudica.models.errors import RequestError, unknown_name_error
+from pudica.models.explain import (
+    explain_errors,
+    find_misplaced_booleans,
+    find_source,
+    list_yaml_keys,
+)
 from pudica.models.printable import to_nfc
 from pudica.strategies.core.experiment import Experiment
 from pudica.strategies.dlmt.experiment import DlmtExperiment
@@ -53,7 +58,7 @@ def load_experiment(source: str, overrides: list[str]) -> Experiment:
     """
     values, where = _read(source)
     keys = [_override(values, text) for text in overrides]
-    schema = _system(values, source_of("system", where, keys))
+    schema = _system(values, find_source("system", where, keys))
     return _validated(schema, values, where, keys).with_absolute_paths()
 
 
@@ -61,7 +66,7 @@ def _system(values: dict[str, Any], where: str) -> type[Experiment]:
     """Return the schema of the system that an experiment is of; THEMIS if it does not say."""
     name = values.get("system", "themis")
     if name not in SYSTEMS:
-        raise RequestError(f"{where}: {unknown('system', str(name), SYSTEMS)}")
+        raise RequestError(f"{where}: {unknown_name_error('system', str(name), SYSTEMS)}")
     return SYSTEMS[name]
 
 
@@ -95,9 +100,9 @@ def _validated(
     try:
         settings = schema.model_validate(values)
     except ValidationError as error:
-        raise RequestError("\n".join(explained(error, schema, where, keys))) from error
-    for key in misplaced_booleans(values, settings.model_dump(by_alias=True)):
-        source = source_of(key, where, keys)
+        raise RequestError("\n".join(explain_errors(error, schema, where, keys))) from error
+    for key in find_misplaced_booleans(values, settings.model_dump(by_alias=True)):
+        source = find_source(key, where, keys)
         raise RequestError(f"{source}: {key}: must be a number, not true or false")
     return settings
 
@@ -112,7 +117,7 @@ def _read(source: str) -> tuple[dict[str, Any], str]:
     values = _values(path)
     if not isinstance(values, dict):
         raise RequestError(
-            f"{path.name}: holds no sections; allowed: {', '.join(keys_of(ThemisExperiment))}"
+            f"{path.name}: holds no sections; allowed: {', '.join(list_yaml_keys(ThemisExperiment))}"
         )
     return {"name": path.stem, **values}, path.name
 
@@ -143,7 +148,9 @@ def _file(source: str) -> Path:
         if source in shipped():
             return shipped()[source]
         hint = f"; the file here must be called {source}.yaml to be one" if path.is_file() else ""
-        raise RequestError(f"{unknown('experiment', source, shipped())}, or a FILE.yaml{hint}")
+        raise RequestError(
+            f"{unknown_name_error('experiment', source, shipped())}, or a FILE.yaml{hint}"
+        )
     if path.is_dir():
         raise RequestError(f"{source} is a directory; name a YAML file in it")
     if not path.is_file():

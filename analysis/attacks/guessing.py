@@ -14,8 +14,8 @@ from torch.nn.functional import cross_entropy
 from pudica.analysis.attacks.view import View, in_parts, mean
 from pudica.clients.data import ImageSet
 from pudica.clients.shields.front import activation_shape
-from pudica.models.attributes import attribute_loss, balancing
-from pudica.models.randomness import derive, seeded
+from pudica.models.attributes import attribute_loss, compute_balancing_weights
+from pudica.models.randomness import derive, temporary_seed
 
 LEARNING_RATE = 1e-3
 BATCH = 64
@@ -58,7 +58,7 @@ def guess_attributes(view: View, epochs: int, seed: int) -> Guess:
     """
     attributes = torch.from_numpy(view.known.attributes)
     # It is judged by classes: a rare answer is to count as much as a common one.
-    weights = balancing(attributes)
+    weights = compute_balancing_weights(attributes)
 
     def loss(logits: torch.Tensor, images: np.ndarray) -> torch.Tensor:
         return attribute_loss(logits, attributes[images].to(logits.device), weights)
@@ -78,7 +78,7 @@ def guess_identity(view: View, known: ImageSet, unknown: ImageSet, epochs: int, 
     """
     main = view.trunk()
     features = activation_shape(main, view.model.shield.shape)
-    with seeded(derive(seed, "head")):
+    with temporary_seed(derive(seed, "head")):
         head = nn.Sequential(nn.Flatten(), nn.Linear(math.prod(features), known.num_classes))
 
     def loss(logits: torch.Tensor, images: np.ndarray) -> torch.Tensor:
@@ -101,7 +101,7 @@ def guess_identity(view: View, known: ImageSet, unknown: ImageSet, epochs: int, 
 def _trained(
     view: View, network: nn.Module, images: ImageSet, loss: Loss, epochs: int, seed: int
 ) -> nn.Module:
-    network = view.compute.host(network)
+    network = view.compute.move_model(network)
     optimizer = torch.optim.Adam(network.parameters(), LEARNING_RATE)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
     network.train()

@@ -22,7 +22,7 @@ from torch.nn.functional import mse_loss, one_hot
 
 from pudica.clients.data import ImageSet
 from pudica.clients.shields.front import Front
-from pudica.models.randomness import derive, numpy_generator, seeded, torch_generator
+from pudica.models.randomness import derive, numpy_generator, temporary_seed, torch_generator
 
 WIDTH = 256
 CRITIC_WIDTH = 128
@@ -65,7 +65,7 @@ class FeatureSpaceHijacking:
         self._noise = numpy_generator(seed, "hijacking", "noise")
         self._choice = torch_generator(seed, "hijacking", "choice")
         features, pixels = math.prod(pilot.shield.shape), self.targets[0].numel()
-        with seeded(derive(seed, "hijacking", "networks")):
+        with temporary_seed(derive(seed, "hijacking", "networks")):
             decoder = nn.Sequential(nn.Flatten(), *_perceptron(features, WIDTH, WIDTH, pixels))
             self.critic = nn.Sequential(
                 *_perceptron(features + self.classes, CRITIC_WIDTH, CRITIC_WIDTH // 2, 1, slope=0.2)

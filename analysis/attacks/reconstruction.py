@@ -17,7 +17,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, conv2d, interp
 from pudica.analysis.attacks.separation import Separated
 from pudica.analysis.attacks.view import Observation, View, in_parts
 from pudica.clients.data import ImageSet
-from pudica.models.randomness import derive, seeded
+from pudica.models.randomness import derive, temporary_seed
 from pudica.models.similarity import psnr, ssim
 
 WIDTH = 32
@@ -62,11 +62,11 @@ class Rebuilt:
 def trained_generator(view: View, epochs: int, seed: int) -> Generator:
     """Train a generator to draw the training part's images from what the cloud sees of them."""
     channels, (colours, size, _) = view.model.shield.shape[0], view.data.shape
-    with seeded(derive(seed, "pix2pix")):
+    with temporary_seed(derive(seed, "pix2pix")):
         generator = Generator(channels, view.group, colours, size)
         critic = Discriminator(channels, colours, size)
     for network in (generator, critic):
-        view.compute.host(network)  # in place
+        view.compute.move_model(network)  # in place
     _train(view, generator, critic, epochs, seed)
     return generator.eval()
 
@@ -104,7 +104,7 @@ def redrawn(view: View, generator: Generator, separated: Separated) -> Rebuilt:
         Trained on feature maps in the clear.
     """
     found = separated.found.split(BATCH)
-    parts = [generator(view.compute.place(part))[:, 0].cpu() for part in found]
+    parts = [generator(view.compute.move_batch(part))[:, 0].cpu() for part in found]
     true = view.data.test.pixels(separated.images)
     return Rebuilt(true, torch.cat(parts), separated.images, _mean(view))
 

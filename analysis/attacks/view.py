@@ -15,10 +15,10 @@ from pudica.analysis.facemix import settings_of
 from pudica.analysis.runs import Run
 from pudica.clients.data import DataConfig, ImageSet, Splits, load
 from pudica.clients.data.images import Positions
-from pudica.clients.shields.mixing import MixingKey, group_of
-from pudica.clients.shields.stages import Staged, staged
+from pudica.clients.shields.mixing import MixingKey, group_size
+from pudica.clients.shields.stages import StagedModel, build_staged
 from pudica.models.anonymiser import Anonymiser
-from pudica.models.attributes import answered, balanced_accuracies, confusion
+from pudica.models.attributes import compute_balanced_accuracies, count_confusions, predict_answers
 from pudica.models.compute import Compute
 from pudica.models.cut import Cutter
 from pudica.models.errors import RequestError
@@ -74,7 +74,7 @@ class View:
     run: Run
     case: str
     compute: Compute
-    model: Staged
+    model: StagedModel
     data: Splits
     request: int
     known: ImageSet
@@ -102,7 +102,7 @@ class View:
             raise RequestError(f"{run.name}: case '{case}' is not done yet: it has no {MODEL}")
         tensors, note = kept
         data = load(run.section("data", DataConfig), derive(int(run.info["seed"]), "data"))
-        model = staged(
+        model = build_staged(
             settings.model,
             len(data.attributes),
             data.shape,
@@ -112,7 +112,7 @@ class View:
         )
         model.load_state_dict(tensors)
         compute = Compute(run.section("client", ClientConfig))
-        compute.host(model.eval())
+        compute.move_model(model.eval())
         own = normalised(data, note)
         known = own.train if settings.train == "central" else own.validation
         if not len(known):
@@ -125,7 +125,7 @@ class View:
     @property
     def group(self) -> int:
         """How many images are mixed with each other."""
-        return group_of(self.model.shield.config) if self.shielded else 1
+        return group_size(self.model.shield.config) if self.shielded else 1
 
     def in_the_clear(self) -> View:
         """Return the same without the shield."""
@@ -173,18 +173,18 @@ class View:
         return features
 
     def _placed(self, images: ImageSet, chosen: Positions) -> torch.Tensor:
-        return self.compute.place(images.batch(chosen)[0])
+        return self.compute.move_batch(images.batch(chosen)[0])
 
     @torch.no_grad()
     def logits(self, rows: torch.Tensor) -> torch.Tensor:
         """Return what the model says of rows as if they had crossed in the clear, (n, 2·A)."""
-        logits: torch.Tensor = self.model.post(self.model.main(self.compute.place(rows)))
+        logits: torch.Tensor = self.model.post(self.model.main(self.compute.move_batch(rows)))
         return logits
 
     @torch.no_grad()
     def told(self, pixels: torch.Tensor) -> torch.Tensor:
         """Return what the model says of images (n, C, H, W) in [0, 1], (n, 2·A)."""
-        images = self.compute.place(self.data.test.normalised(pixels.clone()))
+        images = self.compute.move_batch(self.data.test.normalised(pixels.clone()))
         plain = isinstance(self.model.pre, Anonymiser)
         return self.logits(images if plain else self.model.pre(images))
 
@@ -201,8 +201,8 @@ class View:
         truth = torch.from_numpy(self.data.test.attributes)
         counts = torch.zeros(truth.shape[1], 2, 2, dtype=torch.int64)
         for logits, images in told:
-            counts += confusion(answered(logits.cpu()), truth[images])
-        each = zip(self.data.attributes, balanced_accuracies(counts).tolist(), strict=True)
+            counts += count_confusions(predict_answers(logits.cpu()), truth[images])
+        each = zip(self.data.attributes, compute_balanced_accuracies(counts).tolist(), strict=True)
         return {name: rate for name, rate in each if not math.isnan(rate)}
 
     def trunk(self) -> torch.nn.Module:

@@ -15,18 +15,18 @@ from pudica.clients.data.shares import Part, partition_once, select_node_images
 from pudica.clients.data.splits import Splits, load, load_once
 
 __all__ = [
+    "CatalogueEntry",
     "DataConfig",
-    "DataEntry",
     "DataError",
     "ImageSet",
     "Part",
     "PartitionConfig",
     "Splits",
     "catalogue",
-    "divided",
     "load",
     "load_once",
     "names",
-    "own_images",
     "partition",
+    "partition_once",
+    "select_node_images",
 ]

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from pudica.clients.data.cache import CachedDataset
 from pudica.clients.data.errors import DataError
-from pudica.clients.data.naming import validate_data_label, join_names
+from pudica.clients.data.naming import join_names, validate_data_label
 from pudica.models.printable import to_nfc
 
 EVERY = "*"

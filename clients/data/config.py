@@ -11,8 +11,8 @@ from pudica.clients.data.errors import DataError
 from pudica.clients.data.partition import PartitionConfig
 from pudica.clients.data.pixels import MIN_SIDE, Channels
 from pudica.clients.data.registry import DISGUISED, lookup
-from pudica.clients.shields.disguises import parsed, written
-from pudica.models.files import absolute
+from pudica.clients.shields.disguises import format_notation, parse_notation
+from pudica.models.files import make_absolute
 from pudica.models.naming import Label
 
 
@@ -59,7 +59,7 @@ class DataConfig(BaseModel):
         How training rows are divided among nodes, where an experiment does that.
     shield : str or None
         A disguise that nobody sees the images without, in the notation of
-        :func:`pudica.clients.shields.disguises.parsed`.
+        :func:`pudica.clients.shields.disguises.parse_notation`.
     key : Path or None
         Its key. By default one is drawn from the run's seed, which is for experiments only.
     """
@@ -95,7 +95,7 @@ class DataConfig(BaseModel):
     @field_validator("shield")
     @classmethod
     def _understood(cls, shield: str | None) -> str | None:
-        return None if shield is None else written(parsed(shield))
+        return None if shield is None else format_notation(parse_notation(shield))
 
     @property
     def uses_training_statistics(self) -> bool:
@@ -106,7 +106,7 @@ class DataConfig(BaseModel):
     def with_absolute_paths(self) -> Self:
         """Return the settings with files named in a way that holds in any directory."""
         places = {key: getattr(self, key) for key in ("root", "path", "key")}
-        named = {key: absolute(place) for key, place in places.items() if place is not None}
+        named = {key: make_absolute(place) for key, place in places.items() if place is not None}
         return self.model_copy(update=named)
 
     @model_validator(mode="after")

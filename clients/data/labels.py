@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from pudica.clients.data.cache import CachedDataset
 from pudica.clients.data.errors import DataError
-from pudica.clients.data.naming import validate_data_label, validate_data_labels, join_names
+from pudica.clients.data.naming import join_names, validate_data_label, validate_data_labels
 
 Labels = NDArray[np.int64]
 

@@ -15,10 +15,10 @@ import pyarrow.parquet as pq
 
 from pudica.clients.data.errors import DataError
 from pudica.clients.data.folders import SPLITS
-from pudica.clients.data.naming import validate_data_labels, join_names
+from pudica.clients.data.naming import join_names, validate_data_labels
 from pudica.clients.data.places import DataLocation, list_folder
 from pudica.clients.data.source import Content, RawImage, Source
-from pudica.models.printable import quoted, to_nfc
+from pudica.models.printable import quote, to_nfc
 
 #: Rows read at once: bounds the memory a decode needs.
 BATCH_ROWS = 256
@@ -119,7 +119,7 @@ def _schema(file: Path) -> pa.Schema:
         stored = pq.read_schema(file)
         names = [to_nfc(name) for name in stored.names]
     if twice := next((name for name in names if names.count(name) > 1), None):
-        raise DataError(f"{file} has two columns called {quoted(twice)}: rename one of them")
+        raise DataError(f"{file} has two columns called {quote(twice)}: rename one of them")
     fields = [field.with_name(name) for field, name in zip(stored, names, strict=True)]
     return pa.schema(fields, stored.metadata)
 
@@ -228,7 +228,7 @@ def _shared_class_names(
 def _declared_classes(file: Path, schema: pa.Schema) -> dict[str, list[str]]:
     return {
         name: validate_data_labels(
-            [*map(str, kind["names"])], f"{file}, column {quoted(name)}: the class"
+            [*map(str, kind["names"])], f"{file}, column {quote(name)}: the class"
         )
         for name, kind in _features(schema).items()
         if kind.get("_type") == "ClassLabel" and kind.get("names") is not None

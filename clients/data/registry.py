@@ -13,7 +13,7 @@ from pudica.clients.data.errors import DataError
 from pudica.clients.data.pixels import Channels
 from pudica.clients.data.places import DataLocation, data_root
 from pudica.clients.data.source import Source
-from pudica.models.errors import unknown
+from pudica.models.errors import unknown_name_error
 
 
 class DiskFormat(NamedTuple):
@@ -119,7 +119,7 @@ def lookup(name: str) -> DatasetSpec:
         If there is none of that name.
     """
     if name not in _ENTRIES:
-        raise unknown("data set", name, _ENTRIES)
+        raise unknown_name_error("data set", name, _ENTRIES)
     return _ENTRIES[name]
 
 

@@ -191,9 +191,9 @@ def _key(config: DataConfig, shape: tuple[int, int, int], seed: int) -> Key | No
     if config.shield is None:
         return None
     if config.key is None:
-        return Key.seeded(config.shield, shape, seed)
+        return Key.from_seed(config.shield, shape, seed)
     try:
-        return Key.wanted(config.key.expanduser(), config.shield, shape)
+        return Key.load_for(config.key.expanduser(), config.shield, shape)
     except RequestError as error:
         raise DataError(f"data.key: {error}") from error
 

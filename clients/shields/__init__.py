@@ -28,13 +28,13 @@ from pudica.clients.shields.laplace import (
 )
 from pudica.clients.shields.mixing import Mixing, MixingConfig
 from pudica.clients.shields.obfuscation import (
+    AdditiveNoise,
+    AdditiveNoiseConfig,
     LowResolution,
     LowResolutionConfig,
-    Noise,
-    NoiseConfig,
 )
 from pudica.clients.shields.plain import NoShield, NoShieldConfig
-from pudica.models.errors import RequestError, unknown
+from pudica.models.errors import RequestError, unknown_name_error
 
 __all__ = [
     "RECORD_LEVEL",
@@ -45,8 +45,8 @@ __all__ = [
     "Shield",
     "ShieldConfig",
     "build",
-    "configured",
-    "without_noise",
+    "parse_config",
+    "protect_without_noise",
 ]
 
 SHIELDS: dict[str, tuple[type[ShieldConfig], type[Shield]]] = {
@@ -56,7 +56,7 @@ SHIELDS: dict[str, tuple[type[ShieldConfig], type[Shield]]] = {
     "counts": (CountsConfig, Counts),
     "low-resolution": (LowResolutionConfig, LowResolution),
     "mixing": (MixingConfig, Mixing),
-    "noise": (NoiseConfig, Noise),
+    "noise": (AdditiveNoiseConfig, AdditiveNoise),
     "none": (NoShieldConfig, NoShield),
     "norm-gaussian": (NormGaussianConfig, NormGaussian),
     "pixel-laplace": (PixelLaplaceConfig, PixelLaplace),
@@ -66,7 +66,7 @@ RECORD_LEVEL = ("clip-gaussian", "clip-laplace")
 """Shields whose ε is that of a whole example, and holds."""
 
 
-def configured(values: Any) -> ShieldConfig:
+def parse_config(values: Any) -> ShieldConfig:
     """Return the settings that a mapping with the shield's ``name`` holds.
 
     Raises
@@ -80,11 +80,11 @@ def configured(values: Any) -> ShieldConfig:
         raise ValueError(f"must be a section with a name; allowed: {', '.join(SHIELDS)}")
     name = values["name"]
     if name not in SHIELDS:
-        raise unknown("shield", name, SHIELDS)
+        raise unknown_name_error("shield", name, SHIELDS)
     return SHIELDS[name][0].model_validate(dict(values))
 
 
-def check_settings(values: Mapping[str, Any]) -> None:
+def validate_settings(values: Mapping[str, Any]) -> None:
     """See whether there is a shield with these settings, of which some may be missing.
 
     Raises
@@ -94,16 +94,18 @@ def check_settings(values: Mapping[str, Any]) -> None:
     """
     name = values.get("name")
     if name not in SHIELDS:
-        raise unknown("shield", str(name), SHIELDS)
+        raise unknown_name_error("shield", str(name), SHIELDS)
     schema = SHIELDS[name][0]
     for key in values:
         if key not in schema.model_fields:
             raise ValueError(f"'{name}' has no {key}; allowed: {', '.join(schema.model_fields)}")
 
 
-def without_noise(shield: Shield, tensor: torch.Tensor) -> torch.Tensor:
+def protect_without_noise(shield: Shield, tensor: torch.Tensor) -> torch.Tensor:
     """Return what :meth:`Shield.protect` would, but for the noise; to measure what noise costs."""
-    return shield.bounded(shield.checked(tensor)) if isinstance(shield, Mechanism) else tensor
+    return (
+        shield.bounded(shield.validate_input(tensor)) if isinstance(shield, Mechanism) else tensor
+    )
 
 
 def build(config: ShieldConfig, shape: Shape, batch: int) -> Shield:

@@ -17,8 +17,8 @@ from scipy.optimize import brentq
 
 from pudica.clients.shields import RECORD_LEVEL, Guarantee, Mechanism, Shape, ShieldConfig, build
 from pudica.clients.shields.analytic import discrete_epsilon, discrete_sigma
-from pudica.clients.shields.discrete import Noise
-from pudica.clients.shields.grid import slack, within_slack
+from pudica.clients.shields.discrete import NoiseKind
+from pudica.clients.shields.grid import delta_within_slack, slack
 from pudica.models.errors import RequestError
 
 LARGEST = 50.0
@@ -50,13 +50,13 @@ class Cost(NamedTuple):
         Sensitivity over the noise's scale: the ε, of Laplace noise.
     """
 
-    kind: Noise | None
+    kind: NoiseKind | None
     ratio: float = 0.0
 
     @classmethod
     def of(cls, mechanism: Mechanism) -> Cost:
         """Return what one release by a mechanism tells."""
-        if _nothing(mechanism):
+        if _missing_guarantee(mechanism):
             return cls(None)
         ratio = (mechanism.sensitivity or 0.0) / mechanism.scale
         if not 0 < ratio < math.inf:
@@ -65,11 +65,11 @@ class Cost(NamedTuple):
 
 
 TOO_MANY = "so many releases on a grid that their discrete noise is not accounted for any more"
-Pure = tuple[float, int]
+PureReleases = tuple[float, int]
 """The ε of one release that is ε-differentially private, and how many there are of it."""
 
 
-class Parts(NamedTuple):
+class ReleaseTotals(NamedTuple):
     """Releases of one record, all together.
 
     Attributes
@@ -83,12 +83,12 @@ class Parts(NamedTuple):
     """
 
     ratio: float
-    pure: list[Pure]
+    pure: list[PureReleases]
     gaussians: int = 1
 
 
-def composed(mechanism: Mechanism, count: int, delta: float) -> Guarantee:
-    """Return what holds for a record that is released several times; see :func:`together`.
+def compose_repeated(mechanism: Mechanism, count: int, delta: float) -> Guarantee:
+    """Return what holds for a record that is released several times; see :func:`compose_releases`.
 
     Parameters
     ----------
@@ -99,10 +99,10 @@ def composed(mechanism: Mechanism, count: int, delta: float) -> Guarantee:
     delta : float
         Between 0 and 1.
     """
-    return together([(mechanism, count)], delta)
+    return compose_releases([(mechanism, count)], delta)
 
 
-def together(releases: Sequence[tuple[Mechanism, int]], delta: float) -> Guarantee:
+def compose_releases(releases: Sequence[tuple[Mechanism, int]], delta: float) -> Guarantee:
     """Return what holds for a record that several mechanisms release, each so many times.
 
     Gaussian releases together tell what a single one does whose squared ratio of sensitivity
@@ -130,19 +130,21 @@ def together(releases: Sequence[tuple[Mechanism, int]], delta: float) -> Guarant
     RequestError
         For a count below 1, or a δ that is not between 0 and 1.
     """
-    without = [g for mechanism, _ in releases if (g := _nothing(mechanism))]
+    without = [g for mechanism, _ in releases if (g := _missing_guarantee(mechanism))]
     if without:
-        _check(delta, (count for _, count in releases))
-        return Guarantee("record", None, reasons=_distinct(g.reasons for g in without))
-    reasons = _distinct(mechanism.grounds() for mechanism, _ in releases)
-    epsilon, delta = spent([(Cost.of(mechanism), count) for mechanism, count in releases], delta)
+        _validate_budget(delta, (count for _, count in releases))
+        return Guarantee("record", None, reasons=_unique_reasons(g.reasons for g in without))
+    reasons = _unique_reasons(mechanism.assumptions() for mechanism, _ in releases)
+    epsilon, delta = compose_costs(
+        [(Cost.of(mechanism), count) for mechanism, count in releases], delta
+    )
     if math.isinf(epsilon):
         return Guarantee("record", None, reasons=(TOO_MANY,))
     return Guarantee("record", epsilon, delta, reasons)
 
 
-def spent(costs: Iterable[tuple[Cost, int]], delta: float) -> tuple[float, float]:
-    """Return (ε, δ) of releases that cost so much, each so many times; see :func:`together`.
+def compose_costs(costs: Iterable[tuple[Cost, int]], delta: float) -> tuple[float, float]:
+    """Return (ε, δ) of releases that cost so much, each so many times; see :func:`compose_releases`.
 
     Returns
     -------
@@ -150,31 +152,31 @@ def spent(costs: Iterable[tuple[Cost, int]], delta: float) -> tuple[float, float
         ε is infinite if one of them has no guarantee. δ is 0 where it buys nothing.
     """
     costs = list(costs)
-    _check(delta, (count for _, count in costs))
+    _validate_budget(delta, (count for _, count in costs))
     if any(cost.kind is None for cost, _ in costs):
         return math.inf, delta
-    parts = _parts(costs)
-    added = _added(parts, delta)
-    tight = _by_loss_distribution(parts, delta)
+    parts = _sum_releases(costs)
+    added = _add_epsilons(parts, delta)
+    tight = _compose_by_pld(parts, delta)
     if tight < added * (1 - GAIN):
         return tight, delta
     return added, delta if parts.ratio else 0.0
 
 
-def composed_rdp(releases: Sequence[tuple[Mechanism, int]], delta: float) -> float | None:
-    """Return the ε of :func:`together` by Rényi differential privacy: a looser, second opinion.
+def compose_rdp(releases: Sequence[tuple[Mechanism, int]], delta: float) -> float | None:
+    """Return the ε of :func:`compose_releases` by Rényi differential privacy: a looser, second opinion.
 
     None where there is none.
     """
-    _check(delta, (count for _, count in releases))
-    if any(_nothing(mechanism) for mechanism, _ in releases):
+    _validate_budget(delta, (count for _, count in releases))
+    if any(_missing_guarantee(mechanism) for mechanism, _ in releases):
         return None
-    parts = _parts([(Cost.of(mechanism), count) for mechanism, count in releases])
-    apart = _by_renyi(Parts(parts.ratio, []), delta) + _sum(parts.pure)
-    return min(_by_renyi(parts, delta), apart)
+    parts = _sum_releases([(Cost.of(mechanism), count) for mechanism, count in releases])
+    apart = _compose_by_rdp(ReleaseTotals(parts.ratio, []), delta) + _pure_epsilon(parts.pure)
+    return min(_compose_by_rdp(parts, delta), apart)
 
 
-def calibrated(
+def calibrate(
     config: ShieldConfig, epsilon: float, delta: float, count: int, shape: Shape, batch: int
 ) -> ShieldConfig:
     """Return a shield's settings for which so many releases of a record keep within a budget.
@@ -195,7 +197,7 @@ def calibrated(
     Returns
     -------
     ShieldConfig
-        With the ε, and the δ if it has one, of a single release. :func:`composed` of it is
+        With the ε, and the δ if it has one, of a single release. :func:`compose_repeated` of it is
         never above the budget, and less than a thousandth below.
 
     Raises
@@ -208,7 +210,7 @@ def calibrated(
             f"shield '{config.name}': its ε is not a record's, so a record has no budget there; "
             f"allowed: {', '.join(RECORD_LEVEL)}"
         )
-    _check(delta, [count])
+    _validate_budget(delta, [count])
     if not 0 < epsilon < math.inf:
         raise RequestError(f"epsilon: a budget must be a finite number above 0, got {epsilon:g}")
     if hasattr(config, "delta"):
@@ -217,9 +219,9 @@ def calibrated(
     def spent(single: float) -> float:
         shield = build(config.model_copy(update={"epsilon": single}), shape, batch)
         assert isinstance(shield, Mechanism)
-        return composed(shield, count, delta).epsilon or 0.0
+        return compose_repeated(shield, count, delta).epsilon or 0.0
 
-    return config.model_copy(update={"epsilon": _largest(spent, epsilon, count)})
+    return config.model_copy(update={"epsilon": _find_largest_epsilon(spent, epsilon, count)})
 
 
 def _gaussian_budget(epsilon: float, delta: float, count: int) -> dict[str, float]:
@@ -235,7 +237,7 @@ def _gaussian_budget(epsilon: float, delta: float, count: int) -> dict[str, floa
     return {"epsilon": discrete_epsilon(sigma, delta / count), "delta": delta / count}
 
 
-def _largest(spent: Callable[[float], float], budget: float, count: int) -> float:
+def _find_largest_epsilon(spent: Callable[[float], float], budget: float, count: int) -> float:
     """Return the largest ε of a release with which all of them keep within the budget."""
     low = budget / count * (1 - TOLERANCE)
     high = 2 * low
@@ -247,20 +249,20 @@ def _largest(spent: Callable[[float], float], budget: float, count: int) -> floa
     return low
 
 
-def _check(delta: float, counts: Iterable[int]) -> None:
+def _validate_budget(delta: float, counts: Iterable[int]) -> None:
     if not 0 < delta < 1:
         raise RequestError(f"delta: must be between 0 and 1, got {delta:g}")
     if any(count < 1 for count in counts):
         raise RequestError("count: a record must be released at least once to be accounted for")
 
 
-def _nothing(mechanism: Mechanism) -> Guarantee | None:
+def _missing_guarantee(mechanism: Mechanism) -> Guarantee | None:
     """Return why a release has no finite ε, if so."""
-    held = mechanism.held()
+    held = mechanism.guarantee()
     return held if held.epsilon is None else None
 
 
-def _parts(costs: Iterable[tuple[Cost, int]]) -> Parts:
+def _sum_releases(costs: Iterable[tuple[Cost, int]]) -> ReleaseTotals:
     squares, gaussians, pure = 0.0, 0, Counter[float]()
     for cost, count in costs:
         if cost.kind == "gaussian":
@@ -268,23 +270,23 @@ def _parts(costs: Iterable[tuple[Cost, int]]) -> Parts:
             gaussians += count
         else:
             pure[cost.ratio] += count
-    return Parts(math.sqrt(squares), list(pure.items()), gaussians)
+    return ReleaseTotals(math.sqrt(squares), list(pure.items()), gaussians)
 
 
-def _added(parts: Parts, delta: float) -> float:
+def _add_epsilons(parts: ReleaseTotals, delta: float) -> float:
     """Return the sum of all ε, with all of δ for the Gaussian one."""
-    return _gaussian(parts, delta) + _sum(parts.pure)
+    return _gaussian_epsilon(parts, delta) + _pure_epsilon(parts.pure)
 
 
-def _gaussian(parts: Parts, delta: float) -> float:
+def _gaussian_epsilon(parts: ReleaseTotals, delta: float) -> float:
     return discrete_epsilon(1 / parts.ratio, delta, parts.gaussians) if parts.ratio else 0.0
 
 
-def _sum(pure: Iterable[Pure]) -> float:
+def _pure_epsilon(pure: Iterable[PureReleases]) -> float:
     return sum(epsilon * count for epsilon, count in pure)
 
 
-def _by_renyi(parts: Parts, delta: float) -> float:
+def _compose_by_rdp(parts: ReleaseTotals, delta: float) -> float:
     import dp_accounting
 
     # The relation of randomised response; Gaussian noise is not doubled by it here.
@@ -299,21 +301,21 @@ def _by_renyi(parts: Parts, delta: float) -> float:
     return float(accountant.get_epsilon(delta))
 
 
-def _by_loss_distribution(parts: Parts, delta: float) -> float:
+def _compose_by_pld(parts: ReleaseTotals, delta: float) -> float:
     """Return ε by composing privacy loss distributions; infinity where that gains nothing."""
-    own = [_gaussian(parts, delta), *(epsilon for epsilon, _ in parts.pure)]
+    own = [_gaussian_epsilon(parts, delta), *(epsilon for epsilon, _ in parts.pure)]
     alone = not parts.ratio and sum(count for _, count in parts.pure) == 1
     if not parts.pure or alone or max(own) > LARGEST:
         return math.inf
-    total, *others = _loss_distributions(parts)
+    total, *others = _build_loss_distributions(parts)
     for other in others:
         total = total.compose(other)
-    most = _added(parts, delta)
+    most = _add_epsilons(parts, delta)
     extra = slack(parts.gaussians, most, delta) if parts.ratio else 0.0
-    return _least_epsilon(total, within_slack(delta, extra) - ROUNDING, most) + extra
+    return _find_smallest_epsilon(total, delta_within_slack(delta, extra) - ROUNDING, most) + extra
 
 
-def _least_epsilon(losses: Any, delta: float, most: float) -> float:
+def _find_smallest_epsilon(losses: Any, delta: float, most: float) -> float:
     """Return the least ε for a δ; infinity if that is above ``most``.
 
     The distributions' own search is not used: it takes e^−ε for a number, which it is not to
@@ -331,13 +333,13 @@ def _least_epsilon(losses: Any, delta: float, most: float) -> float:
     return float(least) + 2 * PRECISION * most
 
 
-def _loss_distributions(parts: Parts) -> list[Any]:
+def _build_loss_distributions(parts: ReleaseTotals) -> list[Any]:
     # Not by dp-accounting's PLDAccountant: it takes randomised response once, whatever the
     # count (0.6.0), and knows no ε-private mechanism in general.
     from dp_accounting import NeighboringRelation
     from dp_accounting.pld import common, privacy_loss_distribution
 
-    step = _step(parts)
+    step = _choose_loss_interval(parts)
     found = [
         privacy_loss_distribution.from_privacy_parameters(
             common.DifferentialPrivacyParameters(epsilon), value_discretization_interval=step
@@ -354,7 +356,7 @@ def _loss_distributions(parts: Parts) -> list[Any]:
     return found
 
 
-def _step(parts: Parts) -> float:
+def _choose_loss_interval(parts: ReleaseTotals) -> float:
     """Return the distance of privacy losses on the grid; rounding up to it is pessimistic.
 
     Randomised response of one ε has the losses ±ε only, so its sums lie on a grid of ε. Other
@@ -364,9 +366,9 @@ def _step(parts: Parts) -> float:
     if not parts.ratio and all(epsilon == largest for epsilon, _ in parts.pure):
         return largest
     # Losses of Gaussian noise are cut off ten standard deviations from their mean.
-    finest = (20 * parts.ratio + 2 * _sum(parts.pure)) / POINTS
+    finest = (20 * parts.ratio + 2 * _pure_epsilon(parts.pure)) / POINTS
     return largest / (largest // finest) if largest > finest else finest
 
 
-def _distinct(reasons: Iterable[tuple[str, ...]]) -> tuple[str, ...]:
+def _unique_reasons(reasons: Iterable[tuple[str, ...]]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(reason for each in reasons for reason in each))

@@ -7,9 +7,9 @@ from functools import cache
 
 import numpy as np
 
-from pudica.clients.shields.grid import slack, within_slack
+from pudica.clients.shields.grid import delta_within_slack, slack
 
-MOST_SLACK = 1.0
+MAX_SLACK = 1.0
 """What is proven of it holds up to here; it takes a hundred million releases to get there."""
 
 
@@ -41,9 +41,9 @@ def discrete_sigma(epsilon: float, delta: float, count: int = 1) -> float:
         If ε is so small that it is all needed for what discrete noise differs.
     """
     extra = slack(count, epsilon, delta)
-    if extra > min(epsilon / 2, MOST_SLACK):
+    if extra > min(epsilon / 2, MAX_SLACK):
         raise ValueError(f"epsilon: {epsilon:g} is too small for {count} releases on a grid")
-    return math.sqrt(count) * analytic_sigma(epsilon - extra, within_slack(delta, extra))
+    return math.sqrt(count) * analytic_sigma(epsilon - extra, delta_within_slack(delta, extra))
 
 
 def discrete_epsilon(sigma: float, delta: float, count: int = 1) -> float:
@@ -55,6 +55,6 @@ def discrete_epsilon(sigma: float, delta: float, count: int = 1) -> float:
         Of how many releases it is.
     """
     extra = slack(count, analytic_epsilon(sigma, delta), delta)
-    if extra > MOST_SLACK:
+    if extra > MAX_SLACK:
         return math.inf
-    return analytic_epsilon(sigma, within_slack(delta, extra)) + extra
+    return analytic_epsilon(sigma, delta_within_slack(delta, extra)) + extra

@@ -12,8 +12,8 @@ from pydantic import BaseModel, ConfigDict
 from torch import nn
 
 from pudica.clients.shields.analytic import analytic_epsilon
-from pudica.clients.shields.discrete import Noise
-from pudica.clients.shields.grid import Grid
+from pudica.clients.shields.discrete import NoiseKind
+from pudica.clients.shields.grid import IntegerGrid
 from pudica.models.packing import all_finite
 from pudica.models.randomness import Randomness
 
@@ -21,9 +21,9 @@ Shape = tuple[int, ...]
 
 # Of what a float32 keeps of a number.
 JUST_BELOW = 1 - 1e-6
-ASSUMED = ("the front is public or frozen: a trained one tells of its data by other ways",)
+ASSUMPTIONS = ("the front is public or frozen: a trained one tells of its data by other ways",)
 """What every guarantee for a record rests on."""
-FLOATING = "noise in floating point names its record by its last bits"
+FLOATING_POINT_NOISE = "noise in floating point names its record by its last bits"
 """Why a mechanism promises nothing that does not release integers."""
 
 
@@ -113,25 +113,25 @@ class Shield(nn.Module, ABC):
 
     def claimed(self) -> Guarantee:
         """Return what the shield's paper calibrates to: what holds, unless it says otherwise."""
-        return self.held()
+        return self.guarantee()
 
     @abstractmethod
-    def held(self) -> Guarantee:
+    def guarantee(self) -> Guarantee:
         """Return what is true of a whole example in one release."""
 
     @property
-    def grid(self) -> Grid | None:
+    def grid(self) -> IntegerGrid | None:
         """The grid of which all that it releases are whole steps; None: it releases floats."""
         return None
 
-    def checked(self, tensor: torch.Tensor) -> torch.Tensor:
+    def validate_input(self, tensor: torch.Tensor) -> torch.Tensor:
         """Return the tensor as float32 if it can be protected; raise ValueError if not."""
-        tensor = self.fitting(tensor)
+        tensor = self.validate_shape(tensor)
         if not all_finite(tensor):
             raise ValueError(NOT_FINITE)
         return tensor
 
-    def fitting(self, tensor: torch.Tensor) -> torch.Tensor:
+    def validate_shape(self, tensor: torch.Tensor) -> torch.Tensor:
         """Return the tensor as float32 if its shape is right, whatever is in it; else ValueError.
 
         Noise has no more bits than that: those of a float64 would pass it by.
@@ -152,7 +152,7 @@ class Mechanism(Shield):
     An ``epsilon`` of None in its settings leaves the noise out, for comparison.
     """
 
-    kind: ClassVar[Noise]
+    kind: ClassVar[NoiseKind]
 
     @abstractmethod
     def bounded(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -178,10 +178,10 @@ class Mechanism(Shield):
         """
 
     @abstractmethod
-    def grounds(self) -> tuple[str, ...]:
+    def assumptions(self) -> tuple[str, ...]:
         """Return what the guarantee rests on, or why there is none."""
 
-    def centres(self, tensor: torch.Tensor) -> torch.Tensor:
+    def noise_centres(self, tensor: torch.Tensor) -> torch.Tensor:
         """Return what noise is added to: the bounded function, on the grid if there is one."""
         return self.bounded(tensor)
 
@@ -191,57 +191,59 @@ class Mechanism(Shield):
 
     def protect(self, tensor: torch.Tensor, randomness: Randomness) -> tuple[torch.Tensor, None]:
         """Return the bounded function with noise; see :meth:`Shield.protect`."""
-        bounded = self.bounded(self.checked(tensor))
-        if self.noiseless:
+        bounded = self.bounded(self.validate_input(tensor))
+        if self.is_noiseless:
             return bounded, None
-        noise = draw(self.kind, tuple(bounded.shape), self.scale, randomness)
+        noise = draw_noise(self.kind, tuple(bounded.shape), self.scale, randomness)
         return bounded + noise.to(bounded.device), None
 
     @property
-    def noiseless(self) -> bool:
+    def is_noiseless(self) -> bool:
         """Whether the settings leave the noise out."""
         return self.config.epsilon is None
 
     @property
     def scale(self) -> float:
         """The noise's scale, as of :meth:`scale_for`; 0 without noise."""
-        return 0.0 if self.noiseless else self.scale_for(float(self.config.epsilon))
+        return 0.0 if self.is_noiseless else self.scale_for(float(self.config.epsilon))
 
     def claimed(self) -> Guarantee:
         """Return what the shield's paper calibrates to; nothing without noise."""
-        return NO_NOISE if self.noiseless else self.claim()
+        return NO_NOISE if self.is_noiseless else self.paper_guarantee()
 
-    def claim(self) -> Guarantee:
+    def paper_guarantee(self) -> Guarantee:
         """Return what the shield's paper calibrates its noise to."""
-        return self.held()
+        return self.guarantee()
 
-    def held(self) -> Guarantee:
+    def guarantee(self) -> Guarantee:
         """Return that nothing holds of a record, since noise is in floating point, and what would.
 
         A mechanism on a grid says otherwise.
         """
-        if self.noiseless:
+        if self.is_noiseless:
             return NO_NOISE
-        would = self.in_real_numbers()
+        would = self.guarantee_in_real_numbers()
         if would.epsilon is None:
             return would
-        return Guarantee("record", None, reasons=(FLOATING, f"in real numbers: {would}"))
+        return Guarantee(
+            "record", None, reasons=(FLOATING_POINT_NOISE, f"in real numbers: {would}")
+        )
 
-    def in_real_numbers(self) -> Guarantee:
+    def guarantee_in_real_numbers(self) -> Guarantee:
         """Return ε of a whole example in one release, if numbers had all their digits.
 
         Of its sensitivity and the noise's scale.
         """
         distance, delta = self.sensitivity, getattr(self.config, "delta", 0.0)
         if distance is None:
-            return Guarantee("record", None, reasons=self.grounds())
+            return Guarantee("record", None, reasons=self.assumptions())
         if self.kind == "laplace":
-            return Guarantee("record", distance / self.scale, reasons=self.grounds())
+            return Guarantee("record", distance / self.scale, reasons=self.assumptions())
         epsilon = analytic_epsilon(self.scale / distance, delta)
-        return Guarantee("record", epsilon, delta, self.grounds())
+        return Guarantee("record", epsilon, delta, self.assumptions())
 
 
-def draw(kind: Noise, shape: Shape, scale: float, randomness: Randomness) -> torch.Tensor:
+def draw_noise(kind: NoiseKind, shape: Shape, scale: float, randomness: Randomness) -> torch.Tensor:
     """Return float32 noise of mean 0.
 
     Parameters

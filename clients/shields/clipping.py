@@ -14,8 +14,8 @@ from pydantic import Field
 
 from pudica.clients.shields.analytic import discrete_sigma
 from pudica.clients.shields.base import JUST_BELOW, Shape, ShieldConfig
-from pudica.clients.shields.discrete import Noise
-from pudica.clients.shields.grid import MOST_FEATURES, Grid, rounded
+from pudica.clients.shields.discrete import NoiseKind
+from pudica.clients.shields.grid import MAX_FEATURES, IntegerGrid, round_rows
 from pudica.clients.shields.integers import IntegerMechanism
 
 
@@ -48,20 +48,20 @@ class Clipped(IntegerMechanism):
     order: ClassVar[Literal[1, 2]]
 
     def __init__(self, config: Any, shape: Shape, batch: int) -> None:
-        if (features := math.prod(shape)) > MOST_FEATURES:
-            raise ValueError(f"{features} features of an example; allowed: {MOST_FEATURES}")
+        if (features := math.prod(shape)) > MAX_FEATURES:
+            raise ValueError(f"{features} features of an example; allowed: {MAX_FEATURES}")
         super().__init__(config, shape, batch)
 
     @abstractmethod
-    def unit(self, epsilon: float) -> float:
+    def unit_scale(self, epsilon: float) -> float:
         """Return the noise's σ or b for a sensitivity of 1."""
 
-    def make_grid(self) -> Grid:
+    def make_grid(self) -> IntegerGrid:
         """Return a grid with room for examples of norm C and their noise."""
         return self._grid_for(self.config.epsilon)
 
-    def _grid_for(self, epsilon: float) -> Grid:
-        return Grid.of(self.kind, float(self.config.clip), self.unit(epsilon))
+    def _grid_for(self, epsilon: float) -> IntegerGrid:
+        return IntegerGrid.of(self.kind, float(self.config.clip), self.unit_scale(epsilon))
 
     def bounded(self, tensor: torch.Tensor) -> torch.Tensor:
         """Return the examples, those with a larger norm scaled down to C."""
@@ -76,12 +76,12 @@ class Clipped(IntegerMechanism):
         return factor
 
     @torch.no_grad()
-    def on_grid(self, tensor: torch.Tensor) -> torch.Tensor:
+    def round_to_grid(self, tensor: torch.Tensor) -> torch.Tensor:
         """Return the examples in whole steps; rounding makes none of them longer than C."""
         assert self.grid
         exact = tensor.flatten(1).double()
         steps = exact * self._factor(exact) / self.grid.step
-        return rounded(steps, self.order, self.grid.levels)
+        return round_rows(steps, self.order, self.grid.levels)
 
     def scale_for(self, epsilon: float) -> float:
         """Return the scale of the noise on the grid."""
@@ -93,7 +93,7 @@ class Clipped(IntegerMechanism):
         """2C, in the norm that is clipped, with the rounding."""
         return 2 * float(self.config.clip)
 
-    def in_words(self) -> str:
+    def describe_bound(self) -> str:
         """Return the clipping."""
         return f"L{self.order} norms clipped to {self.config.clip:g}"
 
@@ -107,10 +107,10 @@ class Clipped(IntegerMechanism):
 class ClipLaplace(Clipped):
     """L1 norm at most C, then discrete Laplace noise, b = 2C/ε, on every coordinate."""
 
-    kind: ClassVar[Noise] = "laplace"
+    kind: ClassVar[NoiseKind] = "laplace"
     order: ClassVar[Literal[1, 2]] = 1
 
-    def unit(self, epsilon: float) -> float:
+    def unit_scale(self, epsilon: float) -> float:
         """Return 1/ε, rounded upwards: the noise is never less than ε asks for."""
         return math.nextafter(1 / epsilon, math.inf)
 
@@ -118,9 +118,9 @@ class ClipLaplace(Clipped):
 class ClipGaussian(Clipped):
     """L2 norm at most C, then discrete Gaussian noise, calibrated analytically."""
 
-    kind: ClassVar[Noise] = "gaussian"
+    kind: ClassVar[NoiseKind] = "gaussian"
     order: ClassVar[Literal[1, 2]] = 2
 
-    def unit(self, epsilon: float) -> float:
+    def unit_scale(self, epsilon: float) -> float:
         """Return the least σ for (ε, δ), with :func:`.grid.slack` taken off."""
         return discrete_sigma(epsilon, self.config.delta)

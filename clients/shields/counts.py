@@ -9,8 +9,8 @@ import torch
 from pydantic import Field
 
 from pudica.clients.shields.base import ShieldConfig
-from pudica.clients.shields.discrete import Noise
-from pudica.clients.shields.grid import Grid
+from pudica.clients.shields.discrete import NoiseKind
+from pudica.clients.shields.grid import IntegerGrid
 from pudica.clients.shields.integers import ON_GRID, IntegerMechanism
 
 
@@ -27,18 +27,18 @@ class Counts(IntegerMechanism):
     One "example" is one answer: all its counts, each of which a replaced image moves by 1.
     """
 
-    kind: ClassVar[Noise] = "laplace"
+    kind: ClassVar[NoiseKind] = "laplace"
 
-    def make_grid(self) -> Grid:
+    def make_grid(self) -> IntegerGrid:
         """Return the grid of whole numbers."""
         scale = self.sensitivity / float(self.config.epsilon)
-        return Grid(1.0, 0, math.nextafter(scale, math.inf), "int32")
+        return IntegerGrid(1.0, 0, math.nextafter(scale, math.inf), "int32")
 
     def bounded(self, tensor: torch.Tensor) -> torch.Tensor:
         """Return the counts."""
         return tensor
 
-    def on_grid(self, tensor: torch.Tensor) -> torch.Tensor:
+    def round_to_grid(self, tensor: torch.Tensor) -> torch.Tensor:
         """Return the counts, int64 of shape (B, F)."""
         return tensor.flatten(1).long()
 
@@ -51,13 +51,13 @@ class Counts(IntegerMechanism):
         """The number of counts: a replaced image moves each by 1."""
         return float(math.prod(self.shape))
 
-    def in_words(self) -> str:
+    def describe_bound(self) -> str:
         """Return what is counted on."""
         return "a replaced image moves each count by 1"
 
-    def grounds(self) -> tuple[str, ...]:
+    def assumptions(self) -> tuple[str, ...]:
         """Return what the guarantee rests on: neither labels nor fronts matter here."""
-        return (self.in_words(), ON_GRID)
+        return (self.describe_bound(), ON_GRID)
 
     def neighbours(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the answers about two sets of images, one of them with one right answer more."""

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from pudica.clients.shields.base import ShieldConfig
-from pudica.clients.shields.mixing import MixingConfig, whole_groups
+from pudica.clients.shields.mixing import MixingConfig, padded_count
 from pudica.models.randomness import Randomness
 
 NOISE = 0.1
@@ -19,7 +19,7 @@ NOISE = 0.1
 combination of images is one of features too."""
 
 
-def missing(count: int, config: ShieldConfig) -> int:
+def count_missing(count: int, config: ShieldConfig) -> int:
     """Return how many decoys fill the last group of so many images.
 
     Raises
@@ -27,7 +27,7 @@ def missing(count: int, config: ShieldConfig) -> int:
     ValueError
         It is not full, and not to be filled.
     """
-    lacking = whole_groups(count, config) - count
+    lacking = padded_count(count, config) - count
     if lacking and isinstance(config, MixingConfig) and not config.pad:
         raise ValueError(
             f"{count} examples are no whole groups of {config.group}; send a multiple of "
@@ -36,7 +36,7 @@ def missing(count: int, config: ShieldConfig) -> int:
     return lacking
 
 
-def decoys(images: torch.Tensor, count: int, randomness: Randomness) -> torch.Tensor:
+def make_decoys(images: torch.Tensor, count: int, randomness: Randomness) -> torch.Tensor:
     """Return random combinations of mirrored images, each with noise of its own.
 
     Parameters
@@ -57,15 +57,15 @@ def decoys(images: torch.Tensor, count: int, randomness: Randomness) -> torch.Te
     return made
 
 
-def filled(images: torch.Tensor, config: ShieldConfig, randomness: Randomness) -> torch.Tensor:
+def fill_groups(images: torch.Tensor, config: ShieldConfig, randomness: Randomness) -> torch.Tensor:
     """Return images in whole groups, decoys made of themselves at the end.
 
     Raises
     ------
     ValueError
-        As of :func:`missing`.
+        As of :func:`count_missing`.
     """
-    lacking = missing(len(images), config)
+    lacking = count_missing(len(images), config)
     if not lacking:
         return images
-    return torch.cat([images, decoys(images, lacking, randomness)])
+    return torch.cat([images, make_decoys(images, lacking, randomness)])

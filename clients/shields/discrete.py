@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from pudica.models.randomness import Randomness
 
-Noise = Literal["laplace", "gaussian"]
+NoiseKind = Literal["laplace", "gaussian"]
 Integers = NDArray[np.int64]
 
 WORD = 63
@@ -35,10 +35,10 @@ LEADING = 20
 PRECISION = 128
 """Bits to which the distribution is computed at first where they are not enough."""
 GUARD = 64
-"""Further bits of that computation; its rounding errors stay in them, see :func:`_weights`."""
+"""Further bits of that computation; its rounding errors stay in them, see :func:`_compute_weights`."""
 ERROR = 3
 """By less than so many units of its last bit a computed boundary is too small."""
-LARGEST_SCALE: dict[Noise, float] = {"gaussian": 2.0**16, "laplace": 2.0**14}
+LARGEST_SCALE: dict[NoiseKind, float] = {"gaussian": 2.0**16, "laplace": 2.0**14}
 """So that a table takes no more than a few seconds and some hundred megabytes while it is made.
 
 It has some 13 entries for each unit of σ, and 133 for each of b.
@@ -62,12 +62,12 @@ class ExactSampler:
         For a scale that is no number above 0, or for which the table would be too large.
     """
 
-    def __init__(self, kind: Noise, scale: float, word: int = WORD) -> None:
+    def __init__(self, kind: NoiseKind, scale: float, word: int = WORD) -> None:
         most = LARGEST_SCALE[kind]
         if not 0 < scale <= most:
             raise ValueError(f"{kind} noise of scale {scale:g} steps; allowed: up to {most:g}")
         self.kind, self.scale, self.word = kind, scale, word
-        self._firsts = _first_bits(kind, scale, word)
+        self._firsts = _compute_first_bits(kind, scale, word)
         self._leading = min(word, LEADING)
         # What is found at the first number of each bucket, and at the first beyond the last.
         starts = np.arange(1 << self._leading, dtype=np.uint64) << np.uint64(word - self._leading)
@@ -104,9 +104,9 @@ class ExactSampler:
         """Return the magnitude of a draw whose first bits are not enough."""
         bits, precision = self.word, PRECISION
         while True:
-            number = (number << (precision - bits)) | _random_bits(precision - bits, randomness)
+            number = (number << (precision - bits)) | _draw_bits(precision - bits, randomness)
             bits = precision
-            boundaries = _cumulative(self.kind, self.scale, precision)
+            boundaries = _compute_cumulative(self.kind, self.scale, precision)
             found = bisect_right(boundaries, number)
             if found < len(boundaries) and (not found or number >= boundaries[found - 1] + ERROR):
                 return found
@@ -114,17 +114,17 @@ class ExactSampler:
 
 
 @lru_cache(maxsize=16)
-def exact_sampler(kind: Noise, scale: float) -> ExactSampler:
+def get_exact_sampler(kind: NoiseKind, scale: float) -> ExactSampler:
     """Return :class:`ExactSampler`, whose table takes a tenth of a second, from memory."""
     return ExactSampler(kind, scale)
 
 
-def _first_bits(kind: Noise, scale: float, word: int) -> NDArray[np.uint64]:
+def _compute_first_bits(kind: NoiseKind, scale: float, word: int) -> NDArray[np.uint64]:
     """Return the first bits of each ``P(|k| ≤ m)``, up to the first that has nothing but ones."""
     precision, last = PRECISION, (1 << word) - 1
     while True:
         cut, found = precision - word, []
-        for boundary in _cumulative(kind, scale, precision):
+        for boundary in _compute_cumulative(kind, scale, precision):
             found.append(boundary >> cut)
             # Its error must not reach up to these bits, or it has to be known better.
             if found[-1] == last or found[-1] != (boundary + ERROR) >> cut:
@@ -135,18 +135,18 @@ def _first_bits(kind: Noise, scale: float, word: int) -> NDArray[np.uint64]:
 
 
 @lru_cache(maxsize=2)
-def _cumulative(kind: Noise, scale: float, precision: int) -> list[int]:
+def _compute_cumulative(kind: NoiseKind, scale: float, precision: int) -> list[int]:
     """Return ``2^precision · P(|k| ≤ m)`` for m = 0, 1, …, until it is nearly 1.
 
     From below: what is returned is less by 0 to :data:`ERROR`, exclusively.
     """
-    weights = _weights(kind, scale, precision + GUARD)
+    weights = _compute_weights(kind, scale, precision + GUARD)
     sums = list(accumulate(weights))
     # What is left out beyond the last weight is less than the guard's error.
     return [(each << precision) // sums[-1] - 1 for each in sums]
 
 
-def _weights(kind: Noise, scale: float, bits: int) -> list[int]:
+def _compute_weights(kind: NoiseKind, scale: float, bits: int) -> list[int]:
     """Return ``2^bits · exp(…)`` of each magnitude m, but a factor, until it is 0.
 
     By multiplication: the ratio of neighbours is ``q = e^(−1/b)``, or ``e^(−(2m+1)/2σ²)``, which
@@ -155,9 +155,9 @@ def _weights(kind: Noise, scale: float, bits: int) -> list[int]:
     """
     exact = Fraction(scale)
     if kind == "laplace":
-        ratio, shrinks = _exponential(-1 / exact, bits), 1 << bits
+        ratio, shrinks = _compute_exponential(-1 / exact, bits), 1 << bits
     else:
-        ratio, shrinks = (_exponential(-1 / (part * exact**2), bits) for part in (2, 1))
+        ratio, shrinks = (_compute_exponential(-1 / (part * exact**2), bits) for part in (2, 1))
     weight, weights = 1 << bits, [1 << (bits - 1)]  # of two signs, zero has one
     while weight := (weight * ratio) >> bits:
         weights.append(weight)
@@ -165,12 +165,12 @@ def _weights(kind: Noise, scale: float, bits: int) -> list[int]:
     return weights
 
 
-def _exponential(power: Fraction, bits: int) -> int:
+def _compute_exponential(power: Fraction, bits: int) -> int:
     """Return ``⌊2^bits · e^power⌋``, or a unit beside it, for a power below 0."""
     context = Context(prec=bits // 3 + 10)
     exact = context.divide(Decimal(power.numerator), Decimal(power.denominator))
     return int(context.multiply(context.exp(exact), Decimal(1 << bits)))
 
 
-def _random_bits(count: int, randomness: Randomness) -> int:
+def _draw_bits(count: int, randomness: Randomness) -> int:
     return int.from_bytes(randomness.bytes(-(-count // 8)), "little") >> (-count % 8)

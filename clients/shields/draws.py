@@ -10,7 +10,7 @@ import torch
 from pudica.models.randomness import Randomness
 
 
-def orthogonal(shape: tuple[int, ...], randomness: Randomness) -> torch.Tensor:
+def draw_orthogonal(shape: tuple[int, ...], randomness: Randomness) -> torch.Tensor:
     """Return matrices (…, b, b), uniform over all orthogonal ones, as float32.
 
     The same distribution as of ``scipy.stats.ortho_group``, which takes no secret randomness.
@@ -22,7 +22,7 @@ def orthogonal(shape: tuple[int, ...], randomness: Randomness) -> torch.Tensor:
     return torch.from_numpy((q * signs).astype(np.float32))
 
 
-def shuffled(shape: tuple[int, ...], randomness: Randomness) -> torch.Tensor:
+def draw_permutations(shape: tuple[int, ...], randomness: Randomness) -> torch.Tensor:
     """Return permutations of the last dimension, int64."""
     bits = np.frombuffer(randomness.bytes(8 * math.prod(shape)), np.uint64).reshape(shape)
     return torch.from_numpy(np.argsort(bits, axis=-1, kind="stable"))

@@ -11,13 +11,13 @@ from torch.nn.functional import pad
 
 from pudica.clients.shields.analytic import analytic_sigma
 from pudica.clients.shields.base import (
-    ASSUMED,
+    ASSUMPTIONS,
     Guarantee,
     Mechanism,
     Shape,
     ShieldConfig,
 )
-from pudica.clients.shields.discrete import Noise
+from pudica.clients.shields.discrete import NoiseKind
 
 # S_f of section V.A, for activations in [0, 1) and the constants below.
 SENSITIVITY = 1 / math.sqrt(2)
@@ -48,7 +48,7 @@ class NormGaussian(Mechanism):
     paper takes activations to be in [0, 1); here they are clamped to it.
     """
 
-    kind: ClassVar[Noise] = "gaussian"
+    kind: ClassVar[NoiseKind] = "gaussian"
     window = 5
 
     def __init__(self, config: NormGaussianConfig, shape: Shape, batch: int) -> None:
@@ -81,7 +81,7 @@ class NormGaussian(Mechanism):
             return SENSITIVITY * analytic_sigma(epsilon, delta)
         return SENSITIVITY * math.sqrt(2 * math.log(1.25 / delta)) / epsilon
 
-    def claim(self) -> Guarantee:
+    def paper_guarantee(self) -> Guarantee:
         """Return the paper's (ε, δ) of one element."""
         reasons = ["one channel at one position is replaced, all others stay"]
         if self.config.calibration == "classical" and self.config.epsilon >= 1:
@@ -94,11 +94,11 @@ class NormGaussian(Mechanism):
         channels, height, width = self.shape
         return math.sqrt(2 * height * width * self.squared_norm(channels))
 
-    def grounds(self) -> tuple[str, ...]:
+    def assumptions(self) -> tuple[str, ...]:
         """Return how much of an image is released, and what else its guarantee rests on."""
         channels, height, width = self.shape
         released = f"all {channels} channels of {height * width} positions of an image are released"
-        return (released, *ASSUMED)
+        return (released, *ASSUMPTIONS)
 
     @classmethod
     def squared_norm(cls, channels: int) -> float:

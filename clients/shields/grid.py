@@ -14,16 +14,16 @@ from typing import Literal
 import numpy as np
 import torch
 
-from pudica.clients.shields.discrete import Noise
+from pudica.clients.shields.discrete import NoiseKind
 
-MOST_FEATURES = 2**20
+MAX_FEATURES = 2**20
 """Of one example: for so many, :func:`slack` is small."""
-LEAST_SIGMA = 4_000.0
+MIN_SIGMA = 4_000.0
 """Steps of a discrete Gaussian's σ, at least: :func:`slack` falls with their square."""
 SHARE = 2e-6
 """Of δ, which :func:`slack` uses up."""
-LEAST_LEVELS = 4
-REACH: dict[Noise, float] = {"gaussian": 6.2, "laplace": 22.0}
+MIN_LEVELS = 4
+REACH: dict[NoiseKind, float] = {"gaussian": 6.2, "laplace": 22.0}
 """So many scales from its mean, noise lies once in some billion draws."""
 LARGEST_INTEGER = {"int16": 2**15 - 1, "int32": 2**21}
 """What is beyond it is cut off. A float32 tells whole numbers of steps apart up to here."""
@@ -31,7 +31,7 @@ SHRINK = 1 - 2.0**-12
 
 
 @dataclass(frozen=True)
-class Grid:
+class IntegerGrid:
     """A grid, and the noise on it.
 
     Attributes
@@ -52,7 +52,7 @@ class Grid:
     dtype: Literal["int16", "int32"]
 
     @classmethod
-    def of(cls, kind: Noise, norm: float, unit: float) -> Grid:
+    def of(cls, kind: NoiseKind, norm: float, unit: float) -> IntegerGrid:
         """Return the finest grid that has room for the noise in 16 bits, if that is fine enough.
 
         Parameters
@@ -67,9 +67,9 @@ class Grid:
         ValueError
             If there is so little noise that it would need more steps than there are.
         """
-        least = LEAST_LEVELS
+        least = MIN_LEVELS
         if kind == "gaussian":
-            least = max(least, math.ceil(LEAST_SIGMA / (2 * unit)))
+            least = max(least, math.ceil(MIN_SIGMA / (2 * unit)))
         room = 1 + 2 * REACH[kind] * unit
         levels = max(least, math.floor(LARGEST_INTEGER["int16"] / room))
         if levels > LARGEST_INTEGER["int32"]:
@@ -79,21 +79,21 @@ class Grid:
         scale = math.nextafter(2 * levels * unit, math.inf)
         return cls(norm / levels, levels, scale, "int16" if small else "int32")
 
-    def integers(self, tensor: torch.Tensor) -> np.ndarray:
+    def to_integers(self, tensor: torch.Tensor) -> np.ndarray:
         """Return values of this grid as the integers that travel."""
-        return self.cut_off(torch.round(tensor.double() / self.step).cpu().numpy())
+        return self.clamp(torch.round(tensor.double() / self.step).cpu().numpy())
 
-    def cut_off(self, integers: np.ndarray) -> np.ndarray:
+    def clamp(self, integers: np.ndarray) -> np.ndarray:
         """Return integers as they travel; what is done to noisy ones costs no privacy."""
         most = LARGEST_INTEGER[self.dtype]
         return np.asarray(np.clip(integers, -most, most).astype(self.dtype))
 
-    def values(self, integers: np.ndarray) -> torch.Tensor:
+    def to_values(self, integers: np.ndarray) -> torch.Tensor:
         """Return what integers stand for, as float32."""
         return torch.from_numpy(integers.astype(np.float64) * self.step).float()
 
 
-def rounded(rows: torch.Tensor, order: int, most: int) -> torch.Tensor:
+def round_rows(rows: torch.Tensor, order: int, most: int) -> torch.Tensor:
     """Return rows of whole numbers whose norm is at most ``most``, exactly.
 
     Each row depends on itself alone.
@@ -105,10 +105,10 @@ def rounded(rows: torch.Tensor, order: int, most: int) -> torch.Tensor:
         Of the norm.
     """
     rows = torch.nan_to_num(rows).clamp(-most, most)
-    return _with_same_sum(rows, most) if order == 1 else _shrunk(rows, 2, most)
+    return _round_keeping_sum(rows, most) if order == 1 else _shrink_to_fit(rows, 2, most)
 
 
-def _with_same_sum(rows: torch.Tensor, most: int) -> torch.Tensor:
+def _round_keeping_sum(rows: torch.Tensor, most: int) -> torch.Tensor:
     """Round so that the absolute values' sum stays what it was: the largest remainders get one.
 
     To the nearest, small entries would all be lost.
@@ -117,13 +117,13 @@ def _with_same_sum(rows: torch.Tensor, most: int) -> torch.Tensor:
     whole = sizes.floor()
     total = sizes.sum(1).round().clamp(max=most)
     left = (total - whole.sum(1)).clamp(min=0).long()
-    found = (whole + _largest(sizes - whole, left[:, None])).long()
+    found = (whole + _mask_largest(sizes - whole, left[:, None])).long()
     # Of a row that is too long as it is, nothing may be added; floating point may see it so.
-    found = torch.where(found.sum(1, keepdim=True) > most, _shrunk(whole, 1, most), found)
+    found = torch.where(found.sum(1, keepdim=True) > most, _shrink_to_fit(whole, 1, most), found)
     return found * rows.sign().long()
 
 
-def _largest(rows: torch.Tensor, number: torch.Tensor) -> torch.Tensor:
+def _mask_largest(rows: torch.Tensor, number: torch.Tensor) -> torch.Tensor:
     """Tell which are the largest of each row, so many; of equal ones the first."""
     ordered = rows.sort(dim=1, descending=True).values
     least = ordered.gather(1, (number - 1).clamp(min=0))
@@ -132,18 +132,18 @@ def _largest(rows: torch.Tensor, number: torch.Tensor) -> torch.Tensor:
     return above & (number > 0) | equal & (equal.cumsum(1) <= room)
 
 
-def _shrunk(rows: torch.Tensor, order: int, most: int) -> torch.Tensor:
+def _shrink_to_fit(rows: torch.Tensor, order: int, most: int) -> torch.Tensor:
     """Return rows rounded to the nearest, shrunk until that makes none too long."""
     found, rows = rows.round().long(), rows.clone()
     left = torch.arange(len(rows), device=rows.device)
-    while len(left := left[_size(found[left], order) > most**order]):
-        norms = _size(found[left], order).double() ** (1 / order)
+    while len(left := left[_compute_size(found[left], order) > most**order]):
+        norms = _compute_size(found[left], order).double() ** (1 / order)
         rows[left] *= (SHRINK * most / norms)[:, None]
         found[left] = rows[left].round().long()
     return found
 
 
-def _size(rows: torch.Tensor, order: int) -> torch.Tensor:
+def _compute_size(rows: torch.Tensor, order: int) -> torch.Tensor:
     """Return the sum of absolute values, or of squares, of rows of integers."""
     size: torch.Tensor = rows.abs().sum(1) if order == 1 else rows.square().sum(1)
     return size
@@ -165,7 +165,7 @@ def slack(count: int, epsilon: float, delta: float) -> float:
     Parameters
     ----------
     count : int
-        Releases, of :data:`MOST_FEATURES` entries each, under :data:`LEAST_SIGMA` or more.
+        Releases, of :data:`MAX_FEATURES` entries each, under :data:`MIN_SIGMA` or more.
     epsilon, delta : float
         Of the continuous noise, roughly; ε rather too large.
 
@@ -175,13 +175,13 @@ def slack(count: int, epsilon: float, delta: float) -> float:
         2η. τ's part of δ is below :data:`SHARE`.
     """
     t = epsilon + 2 + math.log(8 / (SHARE * delta))
-    features, square = float(MOST_FEATURES) * count, LEAST_SIGMA**2
+    features, square = float(MAX_FEATURES) * count, MIN_SIGMA**2
     spread = 2 * math.sqrt(features * t) + 2 * t
     fourth = (features + spread) * (1 / 192 + 2 * (t + math.log(2 * features)) / 2880)
     return 2 * (spread / (24 * square) + (fourth + features / 500) / square**2)
 
 
-def within_slack(delta: float, extra: float) -> float:
+def delta_within_slack(delta: float, extra: float) -> float:
     """Return the δ of continuous noise with which the discrete one keeps ``delta``.
 
     Parameters

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from pudica.clients.shields.base import ASSUMED, NO_NOISE, Guarantee, Mechanism, Shape
-from pudica.clients.shields.discrete import LARGEST_SCALE, exact_sampler
-from pudica.clients.shields.grid import Grid
+from pudica.clients.shields.base import ASSUMPTIONS, NO_NOISE, Guarantee, Mechanism, Shape
+from pudica.clients.shields.discrete import LARGEST_SCALE, get_exact_sampler
+from pudica.clients.shields.grid import IntegerGrid
 from pudica.models.randomness import Randomness
 
 ON_GRID = "released as whole numbers on a public grid, with noise drawn exactly"
@@ -26,66 +26,66 @@ class IntegerMechanism(Mechanism):
 
     def __init__(self, config: Any, shape: Shape, batch: int) -> None:
         super().__init__(config, shape, batch)
-        self._grid = None if self.noiseless else self.make_grid()
+        self._grid = None if self.is_noiseless else self.make_grid()
         if self._grid and self._grid.scale > LARGEST_SCALE[self.kind]:
             raise ValueError(f"epsilon: {config.epsilon:g} is too small for noise on a grid")
 
     @abstractmethod
-    def make_grid(self) -> Grid:
+    def make_grid(self) -> IntegerGrid:
         """Return the grid, and the noise on it, of the settings."""
 
     @abstractmethod
-    def on_grid(self, tensor: torch.Tensor) -> torch.Tensor:
+    def round_to_grid(self, tensor: torch.Tensor) -> torch.Tensor:
         """Return the bounded function in whole steps, int64 of shape (B, F)."""
 
     @abstractmethod
-    def in_words(self) -> str:
+    def describe_bound(self) -> str:
         """Return what bounds an example."""
 
     @property
-    def grid(self) -> Grid | None:
+    def grid(self) -> IntegerGrid | None:
         """The grid on which it releases; None without noise."""
         return self._grid
 
-    def checked(self, tensor: torch.Tensor) -> torch.Tensor:
+    def validate_input(self, tensor: torch.Tensor) -> torch.Tensor:
         """Return the tensor as finite float32.
 
         What is not finite is not refused: to refuse would be to answer whether an example is.
         """
-        return torch.nan_to_num(self.fitting(tensor))
+        return torch.nan_to_num(self.validate_shape(tensor))
 
     def protect(self, tensor: torch.Tensor, randomness: Randomness) -> tuple[torch.Tensor, None]:
         """Return whole numbers of steps as float32; see :meth:`Shield.protect`.
 
         Gradients pass as they do through :meth:`bounded`.
         """
-        tensor = self.checked(tensor)
+        tensor = self.validate_input(tensor)
         if self._grid is None:
             return self.bounded(tensor), None
-        centres = self.on_grid(tensor).cpu().numpy()
-        noise = exact_sampler(self.kind, self._grid.scale).draw(centres.size, randomness)
-        integers = self._grid.cut_off(centres + noise.reshape(centres.shape))
-        released = self._grid.values(integers).view_as(tensor).to(tensor.device)
+        centres = self.round_to_grid(tensor).cpu().numpy()
+        noise = get_exact_sampler(self.kind, self._grid.scale).draw(centres.size, randomness)
+        integers = self._grid.clamp(centres + noise.reshape(centres.shape))
+        released = self._grid.to_values(integers).view_as(tensor).to(tensor.device)
         if tensor.requires_grad:
             bounded = self.bounded(tensor)
             released = released + (bounded - bounded.detach())  # which is exactly 0
         return released, None
 
-    def centres(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Return what noise is added to; see :meth:`Mechanism.centres`."""
+    def noise_centres(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Return what noise is added to; see :meth:`Mechanism.noise_centres`."""
         if self._grid is None:
-            return super().centres(tensor)
-        return self._grid.values(self.on_grid(tensor).cpu().numpy()).view_as(tensor)
+            return super().noise_centres(tensor)
+        return self._grid.to_values(self.round_to_grid(tensor).cpu().numpy()).view_as(tensor)
 
-    def held(self) -> Guarantee:
+    def guarantee(self) -> Guarantee:
         """Return ε, and δ where there is one, of a record: just those of the settings."""
-        return NO_NOISE if self.noiseless else self.in_real_numbers()
+        return NO_NOISE if self.is_noiseless else self.guarantee_in_real_numbers()
 
-    def in_real_numbers(self) -> Guarantee:
-        """Return the same as :meth:`held`: on a grid there is nothing else."""
+    def guarantee_in_real_numbers(self) -> Guarantee:
+        """Return the same as :meth:`guarantee`: on a grid there is nothing else."""
         delta = getattr(self.config, "delta", 0.0)
-        return Guarantee("record", self.config.epsilon, delta, self.grounds())
+        return Guarantee("record", self.config.epsilon, delta, self.assumptions())
 
-    def grounds(self) -> tuple[str, ...]:
+    def assumptions(self) -> tuple[str, ...]:
         """Return what bounds an example, and what every record's guarantee rests on."""
-        return (self.in_words(), ON_GRID, "labels are public", *ASSUMED)
+        return (self.describe_bound(), ON_GRID, "labels are public", *ASSUMPTIONS)

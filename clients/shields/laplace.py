@@ -9,14 +9,14 @@ import torch
 from pydantic import Field
 
 from pudica.clients.shields.base import (
-    ASSUMED,
+    ASSUMPTIONS,
     JUST_BELOW,
     Guarantee,
     Mechanism,
     Shape,
     ShieldConfig,
 )
-from pudica.clients.shields.discrete import Noise
+from pudica.clients.shields.discrete import NoiseKind
 
 # Activations beyond it are cut off: even float64 could not tell their batch's variance.
 LARGEST = 1e6
@@ -52,13 +52,13 @@ class BatchNormLaplace(Mechanism):
         For batches of one example, which have no variance.
     """
 
-    kind: ClassVar[Noise] = "laplace"
+    kind: ClassVar[NoiseKind] = "laplace"
     mean: torch.Tensor
     variance: torch.Tensor
 
     def __init__(self, config: BatchNormLaplaceConfig, shape: Shape, batch: int) -> None:
         super().__init__(config, shape, batch)
-        _need_two(batch)
+        _require_two_examples(batch)
         self.features = math.prod(shape)
         self.register_buffer("mean", torch.zeros(self.features, dtype=torch.float64))
         self.register_buffer("variance", torch.ones(self.features, dtype=torch.float64))
@@ -69,7 +69,7 @@ class BatchNormLaplace(Mechanism):
         if not self.training:
             running = (exact - self.mean) / (self.variance + EPS).sqrt()
             return running.float().view_as(tensor)
-        _need_two(len(tensor))
+        _require_two_examples(len(tensor))
         mean, variance = exact.mean(0), exact.var(0, correction=0)
         self.mean.lerp_(mean.detach(), MOMENTUM)
         self.variance.lerp_(variance.detach(), MOMENTUM)
@@ -82,7 +82,7 @@ class BatchNormLaplace(Mechanism):
         factor = 2 if self.config.sensitivity == "analysis" else 1
         return factor * math.sqrt(self.batch - 1) / epsilon
 
-    def claim(self) -> Guarantee:
+    def paper_guarantee(self) -> Guarantee:
         """Return the paper's ε of one element."""
         reasons = ["one entry of one activation is replaced, all others stay"]
         if self.config.sensitivity == "experiments":
@@ -101,14 +101,14 @@ class BatchNormLaplace(Mechanism):
         moved = math.sqrt(n - 1) * (2 + math.sqrt(n + 4))
         return self.features * moved if self.training else None
 
-    def grounds(self) -> tuple[str, ...]:
+    def assumptions(self) -> tuple[str, ...]:
         """Return how much is released and moved; in evaluation mode, why nothing holds."""
         if not self.training:
             return ("running statistics do not bound an activation",)
         return (
             f"all {self.features} features of an example are released",
             "replacing one example moves the normalised values of the whole batch",
-            *ASSUMED,
+            *ASSUMPTIONS,
         )
 
     def neighbours(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -121,7 +121,7 @@ class BatchNormLaplace(Mechanism):
         return usual, outlier
 
 
-def _need_two(batch: int) -> None:
+def _require_two_examples(batch: int) -> None:
     if batch < 2:
         raise ValueError("batch normalisation needs batches of at least 2 examples, got 1")
 
@@ -136,7 +136,7 @@ class PixelLaplaceConfig(ShieldConfig):
 class PixelLaplace(Mechanism):
     """Noise on pixels in [0, 1], Lap(1/ε): paper 002's comparator, S = 255 of 0 … 255."""
 
-    kind: ClassVar[Noise] = "laplace"
+    kind: ClassVar[NoiseKind] = "laplace"
 
     def bounded(self, tensor: torch.Tensor) -> torch.Tensor:
         """Return the pixels, none outside [0, 1]."""
@@ -151,12 +151,12 @@ class PixelLaplace(Mechanism):
         """The values of an image, each of which can move by 1."""
         return float(math.prod(self.shape))
 
-    def claim(self) -> Guarantee:
+    def paper_guarantee(self) -> Guarantee:
         """Return the paper's ε of one pixel."""
         reasons = ("one channel of one pixel is replaced",)
         return Guarantee("element", self.config.epsilon, reasons=reasons)
 
-    def grounds(self) -> tuple[str, ...]:
+    def assumptions(self) -> tuple[str, ...]:
         """Return how much of an image is released, and what else its guarantee rests on."""
         return (f"all {math.prod(self.shape)} values of an image are released",)
 

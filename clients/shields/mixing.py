@@ -9,10 +9,10 @@ import torch
 from pydantic import Field
 
 from pudica.clients.shields.base import NOT_FINITE, Guarantee, Shield, ShieldConfig
-from pudica.clients.shields.draws import orthogonal, shuffled
+from pudica.clients.shields.draws import draw_orthogonal, draw_permutations
 from pudica.models.randomness import Randomness
 
-AT_ONCE = 2**13
+CHUNK_FEATURES = 2**13
 """Features that are worked on together where nothing is trained: what fits the caches."""
 
 SEPARABLE = (
@@ -43,14 +43,14 @@ class MixingConfig(ShieldConfig):
     pad: bool = True
 
 
-def group_of(config: ShieldConfig) -> int:
+def group_size(config: ShieldConfig) -> int:
     """Return how many examples a shield mixes with each other; 1: it does not mix."""
     return config.group if isinstance(config, MixingConfig) else 1
 
 
-def whole_groups(count: int, config: ShieldConfig) -> int:
+def padded_count(count: int, config: ShieldConfig) -> int:
     """Return how many examples cross in place of so many, once the last group is full."""
-    group = group_of(config)
+    group = group_size(config)
     return -(-count // group) * group
 
 
@@ -91,14 +91,16 @@ class Mixing(Shield):
         ValueError
             Also where examples are no whole groups; see :mod:`pudica.clients.shields.decoys`.
         """
-        rows, size = self.fitting(tensor), self.config.group
+        rows, size = self.validate_shape(tensor), self.config.group
         if len(rows) % size:
             raise ValueError(f"{len(rows)} examples are no whole groups of {size}")
         matrices = self._matrices(len(rows) // size, randomness)
-        order = shuffled((len(rows),), randomness) if self.config.shuffle else range(len(rows))
+        order = (
+            draw_permutations((len(rows),), randomness) if self.config.shuffle else range(len(rows))
+        )
         key = MixingKey(matrices.to(tensor.device), torch.as_tensor(order, device=tensor.device))
         with torch.autocast(tensor.device.type, enabled=False):
-            mixed, total = _mixed(rows, key)
+            mixed, total = _mix(rows, key)
         # A mixture is finite if all in it is; a sum in passing tells without another look at all.
         if not bool(total.isfinite()):
             raise ValueError(NOT_FINITE)
@@ -116,9 +118,9 @@ class Mixing(Shield):
         if len(tensor) != groups * size:
             raise ValueError(f"{len(tensor)} rows came back of {groups * size} that were sent")
         with torch.autocast(tensor.device.type, enabled=False):
-            return _unmixed(tensor.float(), secret)
+            return _unmix(tensor.float(), secret)
 
-    def held(self) -> Guarantee:
+    def guarantee(self) -> Guarantee:
         """Return that there is none, and why."""
         alone = ("an obfuscation: groups of one are not mixed, only shuffled",)
         return Guarantee("record", None, reasons=alone if self.config.group == 1 else SEPARABLE)
@@ -127,65 +129,65 @@ class Mixing(Shield):
         size = self.config.group
         if size == 1:
             return torch.ones(groups, 1, 1)
-        return orthogonal((groups, size, size), randomness)
+        return draw_orthogonal((groups, size, size), randomness)
 
 
-def _mixed(rows: torch.Tensor, key: MixingKey) -> tuple[torch.Tensor, torch.Tensor]:
+def _mix(rows: torch.Tensor, key: MixingKey) -> tuple[torch.Tensor, torch.Tensor]:
     """Return ``A x`` of each group, in the key's order, and the sum of all values."""
-    flat = _as_stored(rows).reshape(*key.matrices.shape[:2], -1)
+    flat = _to_memory_order(rows).reshape(*key.matrices.shape[:2], -1)
     if torch.is_grad_enabled() and rows.requires_grad:
         together = torch.bmm(key.matrices, flat).flatten(0, 1)[key.order]
-        return _like(rows, together), together.detach().sum()
-    out, parts = flat.new_empty(len(rows), flat.shape[2]), _parts(flat.shape[2])
+        return _restore_layout(rows, together), together.detach().sum()
+    out, parts = flat.new_empty(len(rows), flat.shape[2]), _split_features(flat.shape[2])
     mixed = torch.empty_like(flat[:, :, parts[0]], memory_format=torch.contiguous_format)
     total = flat.new_zeros(())
     for part in parts:
         torch.bmm(key.matrices, flat[:, :, part], out=mixed)
         torch.index_select(mixed.flatten(0, 1), 0, key.order, out=out[:, part])
         total += mixed.sum()
-    return _like(rows, out), total
+    return _restore_layout(rows, out), total
 
 
-def _unmixed(rows: torch.Tensor, key: MixingKey) -> torch.Tensor:
+def _unmix(rows: torch.Tensor, key: MixingKey) -> torch.Tensor:
     """Return ``Aᵀ y`` of each group, from rows in the key's order."""
     matrices, places = key.matrices.mT.contiguous(), key.order.argsort()
     groups = matrices.shape[:2]
-    flat = _as_stored(rows).reshape(len(rows), -1)
+    flat = _to_memory_order(rows).reshape(len(rows), -1)
     if torch.is_grad_enabled() and rows.requires_grad:
         ordered = flat[places].unflatten(0, groups)
-        return _like(rows, torch.bmm(matrices, ordered).flatten(0, 1))
-    out, parts = flat.new_empty(*groups, flat.shape[1]), _parts(flat.shape[1])
+        return _restore_layout(rows, torch.bmm(matrices, ordered).flatten(0, 1))
+    out, parts = flat.new_empty(*groups, flat.shape[1]), _split_features(flat.shape[1])
     ordered = torch.empty_like(flat[:, parts[0]], memory_format=torch.contiguous_format)
     restored = ordered.new_empty(*groups, ordered.shape[1])
     for part in parts:
         torch.index_select(flat[:, part], 0, places, out=ordered)
         torch.bmm(matrices, ordered.view_as(restored), out=restored)
         out[:, :, part] = restored
-    return _like(rows, out.flatten(0, 1))
+    return _restore_layout(rows, out.flatten(0, 1))
 
 
-def _channels_last(rows: torch.Tensor) -> bool:
+def _is_channels_last(rows: torch.Tensor) -> bool:
     return rows.ndim == 4 and rows.is_contiguous(memory_format=torch.channels_last)
 
 
-def _as_stored(rows: torch.Tensor) -> torch.Tensor:
+def _to_memory_order(rows: torch.Tensor) -> torch.Tensor:
     """Return rows with their dimensions as they lie in memory: each is mixed as a whole."""
-    return rows.permute(0, 2, 3, 1) if _channels_last(rows) else rows
+    return rows.permute(0, 2, 3, 1) if _is_channels_last(rows) else rows
 
 
-def _like(rows: torch.Tensor, flat: torch.Tensor) -> torch.Tensor:
+def _restore_layout(rows: torch.Tensor, flat: torch.Tensor) -> torch.Tensor:
     """Return what was made of rows in their shape and layout."""
-    if not _channels_last(rows):
+    if not _is_channels_last(rows):
         return flat.reshape(rows.shape)
     _, channels, height, width = rows.shape
     return flat.reshape(-1, height, width, channels).permute(0, 3, 1, 2)
 
 
-def _parts(features: int) -> list[slice]:
+def _split_features(features: int) -> list[slice]:
     """Return slices of all features, alike in size: the last may begin before the one before ends.
 
     So they share room that is there already; asking the system for it anew took half as long again.
     """
-    size = min(features, AT_ONCE)
+    size = min(features, CHUNK_FEATURES)
     starts = [*range(0, features - size, size), features - size]
     return [slice(start, start + size) for start in starts]

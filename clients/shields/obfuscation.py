@@ -8,11 +8,11 @@ import torch
 from pydantic import Field
 from torch.nn.functional import adaptive_avg_pool2d, interpolate
 
-from pudica.clients.shields.base import Guarantee, Shape, Shield, ShieldConfig, draw
+from pudica.clients.shields.base import Guarantee, Shape, Shield, ShieldConfig, draw_noise
 from pudica.models.randomness import Randomness
 
 
-class NoiseConfig(ShieldConfig):
+class AdditiveNoiseConfig(ShieldConfig):
     """Gaussian noise, anew for each value.
 
     Attributes
@@ -25,18 +25,18 @@ class NoiseConfig(ShieldConfig):
     variance: float = Field(default=4.0, ge=0)
 
 
-class Noise(Shield):
+class AdditiveNoise(Shield):
     """Adds N(0, variance). Without a bound of what it is added to, nothing is promised."""
 
-    config: NoiseConfig
+    config: AdditiveNoiseConfig
 
     def protect(self, tensor: torch.Tensor, randomness: Randomness) -> tuple[torch.Tensor, None]:
         """Return the tensor with noise; see :meth:`Shield.protect`."""
-        tensor = self.checked(tensor)
-        noise = draw("gaussian", tuple(tensor.shape), self.config.variance**0.5, randomness)
+        tensor = self.validate_input(tensor)
+        noise = draw_noise("gaussian", tuple(tensor.shape), self.config.variance**0.5, randomness)
         return tensor + noise.to(tensor.device), None
 
-    def held(self) -> Guarantee:
+    def guarantee(self) -> Guarantee:
         """Return that there is none, and why."""
         why = "an obfuscation: what noise is added to has no bound"
         return Guarantee("record", None, reasons=(why,))
@@ -73,10 +73,10 @@ class LowResolution(Shield):
         randomness: Randomness,  # noqa: ARG002
     ) -> tuple[torch.Tensor, None]:
         """Return the tensor with fewer details; see :meth:`Shield.protect`."""
-        left = adaptive_avg_pool2d(self.checked(tensor), self.config.side)
+        left = adaptive_avg_pool2d(self.validate_input(tensor), self.config.side)
         return interpolate(left, size=self.shape[1:], mode="bilinear", align_corners=False), None
 
-    def held(self) -> Guarantee:
+    def guarantee(self) -> Guarantee:
         """Return that there is none, and why."""
         why = "an obfuscation: what it loses nobody gets back, what it leaves everybody can see"
         return Guarantee("record", None, reasons=(why,))

@@ -25,8 +25,8 @@ class NoShield(Shield):
         randomness: Randomness,  # noqa: ARG002
     ) -> tuple[torch.Tensor, None]:
         """Return the tensor."""
-        return self.checked(tensor), None
+        return self.validate_input(tensor), None
 
-    def held(self) -> Guarantee:
+    def guarantee(self) -> Guarantee:
         """Return that there is none."""
         return NO_NOISE

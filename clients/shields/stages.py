@@ -10,18 +10,18 @@ from torch import nn
 from pudica import models
 from pudica.clients.shields import ShieldConfig, build
 from pudica.clients.shields.base import Shape, Shield
-from pudica.clients.shields.decoys import filled
+from pudica.clients.shields.decoys import fill_groups
 from pudica.clients.shields.front import activation_shape
 from pudica.models.anonymiser import Anonymiser
 from pudica.models.attributes import LOGITS
 from pudica.models.cut import INPUT, OUTPUT, Cutter
-from pudica.models.randomness import Randomness, seeded
+from pudica.models.randomness import Randomness, temporary_seed
 
 ANONYMISER = "anonymiser"
 """In place of a layer: the first stage is one, and no part of the model."""
 
 
-class Staged(nn.Module):
+class StagedModel(nn.Module):
     """Eq. (2) of paper 003: the edge's ``pre`` and ``post``, and the cloud's ``main``.
 
     Parameters
@@ -46,18 +46,18 @@ class Staged(nn.Module):
         """Return the logits of images (B, C, H, W); behind the shield, if there is randomness."""
         if self.randomness is None:
             return self.post(self.main(self.pre(x)))  # type: ignore[no-any-return]
-        features = self.pre(filled(x, self.shield.config, self.randomness))
+        features = self.pre(fill_groups(x, self.shield.config, self.randomness))
         sent, secret = self.shield.protect(features, self.randomness)
         restored = self.shield.restore(self.main(sent), secret)[: len(x)]
         return self.post(restored)  # type: ignore[no-any-return]
 
     @property
-    def ends(self) -> nn.ModuleList:
+    def edge_stages(self) -> nn.ModuleList:
         """What the edge runs."""
         return nn.ModuleList([self.pre, self.post])
 
 
-def staged(
+def build_staged(
     model: str,
     attributes: int,
     image: Shape,
@@ -65,7 +65,7 @@ def staged(
     shield: ShieldConfig,
     batch: int,
     seed: int = 0,
-) -> Staged:
+) -> StagedModel:
     """Build a model, cut it into stages, and put a shield around the middle one.
 
     Parameters
@@ -77,7 +77,7 @@ def staged(
     image : tuple of int
         Channels, height and width.
     stages : (str, str)
-        The layers after which ``pre`` and ``main`` end, as of :meth:`Cutter.stages`;
+        The layers after which ``pre`` and ``main`` end, as of :meth:`Cutter.cut_stages`;
         ``("output", "output")``: everything is ``pre``; ``("anonymiser", "output")``: an
         anonymiser is, and the model ``main``.
     shield : ShieldConfig
@@ -95,16 +95,16 @@ def staged(
     )
     parts: tuple[nn.Module, nn.Module, nn.Module] = (built, nn.Identity(), nn.Identity())
     if stages[0] == ANONYMISER:
-        with seeded(seed):
+        with temporary_seed(seed):
             parts = (Anonymiser(channels), built, nn.Identity())
     elif stages[0] != OUTPUT:
-        parts = Cutter(built).stages(*stages)
+        parts = Cutter(built).cut_stages(*stages)
     pre, main, post = parts
     shape = activation_shape(pre, image) if stages[0] != INPUT else image
-    return Staged(pre, main, post, build(shield, shape, batch))
+    return StagedModel(pre, main, post, build(shield, shape, batch))
 
 
 @lru_cache(maxsize=2)
-def staged_once(*arguments: object) -> Staged:
-    """Return :func:`staged`, shared by the nodes of one process: weights come with messages."""
-    return staged(*arguments)  # type: ignore[arg-type]
+def build_staged_cached(*arguments: object) -> StagedModel:
+    """Return :func:`build_staged`, shared by the nodes of one process: weights come with messages."""
+    return build_staged(*arguments)  # type: ignore[arg-type]

@@ -30,7 +30,7 @@ def conv_bn_relu(channels: int, width: int) -> nn.Sequential:
     return nn.Sequential(conv3x3(channels, width), nn.BatchNorm2d(width), nn.ReLU(inplace=True))
 
 
-def stages(block: Block, first: int, widths: Sequence[int], blocks: int) -> nn.Sequential:
+def stack_stages(block: Block, first: int, widths: Sequence[int], blocks: int) -> nn.Sequential:
     """Stack stages of equal length; each but the first halves the side.
 
     Parameters
@@ -59,7 +59,7 @@ def pooled_classifier(width: int, num_classes: int) -> nn.Sequential:
     return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, num_classes))
 
 
-def he_initialised(model: nn.Module) -> nn.Module:
+def initialise_he(model: nn.Module) -> nn.Module:
     """Draw every convolution's weight as He et al. 2015 (fan out) and return the model."""
     for module in model.modules():
         if isinstance(module, nn.Conv2d):

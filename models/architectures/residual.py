@@ -13,9 +13,9 @@ from pudica.models.architectures.layers import (
     Block,
     conv3x3,
     conv_bn_relu,
-    he_initialised,
+    initialise_he,
     pooled_classifier,
-    stages,
+    stack_stages,
 )
 
 _WIDTHS = (16, 32, 64)
@@ -40,10 +40,10 @@ def preresnet(task: ImageTask, depth: int) -> nn.Module:
     bearpaw/pytorch-classification (which turns to bottlenecks from 44 layers on).
     """
     width = _WIDTHS[-1]
-    return he_initialised(
+    return initialise_he(
         nn.Sequential(
             conv3x3(task.channels, _WIDTHS[0]),
-            stages(PreActivationBlock, _WIDTHS[0], _WIDTHS, _blocks(depth)),
+            stack_stages(PreActivationBlock, _WIDTHS[0], _WIDTHS, _blocks_per_stage(depth)),
             nn.BatchNorm2d(width),
             nn.ReLU(inplace=True),
             pooled_classifier(width, task.num_classes),
@@ -63,7 +63,7 @@ def resnet_18(task: ImageTask) -> nn.Module:
         model.maxpool = nn.Identity()
     else:
         model.conv1 = nn.Conv2d(task.channels, 64, 7, stride=2, padding=3, bias=False)
-    return he_initialised(model)
+    return initialise_he(model)
 
 
 class ZeroPadShortcut(nn.Module):
@@ -121,16 +121,16 @@ class PreActivationBlock(nn.Module):
 
 
 def _cifar_resnet(task: ImageTask, depth: int, block: Block) -> nn.Module:
-    return he_initialised(
+    return initialise_he(
         nn.Sequential(
             conv_bn_relu(task.channels, _WIDTHS[0]),
-            stages(block, _WIDTHS[0], _WIDTHS, _blocks(depth)),
+            stack_stages(block, _WIDTHS[0], _WIDTHS, _blocks_per_stage(depth)),
             pooled_classifier(_WIDTHS[-1], task.num_classes),
         )
     )
 
 
-def _blocks(depth: int) -> int:
+def _blocks_per_stage(depth: int) -> int:
     return (depth - 2) // 6
 
 

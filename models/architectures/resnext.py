@@ -8,9 +8,9 @@ from torchvision.models.resnet import Bottleneck
 from pudica.models.architectures import ImageTask
 from pudica.models.architectures.layers import (
     conv_bn_relu,
-    he_initialised,
+    initialise_he,
     pooled_classifier,
-    stages,
+    stack_stages,
 )
 
 _STEM = 64
@@ -19,10 +19,10 @@ _WIDTHS = (256, 512, 1024)
 
 def resnext_29(task: ImageTask) -> nn.Module:
     """Return ResNeXt-29, 8x64d (Xie et al. 2017, §5.3): 8 groups of 64 channels at first."""
-    return he_initialised(
+    return initialise_he(
         nn.Sequential(
             conv_bn_relu(task.channels, _STEM),
-            stages(_bottleneck, _STEM, _WIDTHS, blocks=3),
+            stack_stages(_bottleneck, _STEM, _WIDTHS, blocks=3),
             pooled_classifier(_WIDTHS[-1], task.num_classes),
         )
     )

@@ -6,7 +6,7 @@ from torch import nn
 from torchvision.models.vgg import cfgs, make_layers
 
 from pudica.models.architectures import ImageTask
-from pudica.models.architectures.layers import he_initialised, pooled_classifier
+from pudica.models.architectures.layers import initialise_he, pooled_classifier
 
 _CONFIGURATION = {11: "A", 13: "B", 16: "D", 19: "E"}
 """The columns of Table 1 in Simonyan and Zisserman 2015, by depth."""
@@ -29,4 +29,4 @@ def _vgg(task: ImageTask, configuration: list[str | int]) -> nn.Module:
     # torchvision fixes three input channels.
     features[0] = nn.Conv2d(task.channels, features[0].out_channels, 3, padding=1)
     width = [item for item in configuration if isinstance(item, int)][-1]
-    return he_initialised(nn.Sequential(features, pooled_classifier(width, task.num_classes)))
+    return initialise_he(nn.Sequential(features, pooled_classifier(width, task.num_classes)))

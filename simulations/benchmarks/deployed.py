@@ -16,14 +16,14 @@ from typing import Annotated
 
 import typer
 
-from pudica.simulations.benchmarks.measure import Row, compared, table
+from pudica.simulations.benchmarks.measure import Row, build_table, make_ratio_row
 from pudica.simulations.deployment.invitation import Invitation
 from pudica.simulations.deployment.kit import Kit
-from pudica.simulations.deployment.organiser import Organiser
+from pudica.simulations.deployment.organiser import OrganiserServer
 from pudica.simulations.display import print_frame
-from pudica.simulations.programs.bundle import stage
-from pudica.simulations.programs.calling import LOOPBACK, SUPERNODE, free_port
-from pudica.simulations.programs.submission import Submission
+from pudica.simulations.programs.bundle import write_bundle
+from pudica.simulations.programs.calling import LOOPBACK, SUPERNODE, find_free_port
+from pudica.simulations.programs.submission import FlowerRun
 
 # A plain Flower app, and a ServerApp that asks Pudica's nodes who they are. Both time exchanges.
 APP = """
@@ -67,17 +67,19 @@ def plain(grid, context):
 @pudica_server.main()
 def pudica(grid, context):
     from pudica.clients import protocol
-    from pudica.strategies.core.exchange import Exchanges
-    from pudica.strategies.core.experiment import ClientConfig
+    from pudica.strategies.core.cohort import Cohort
+    from pudica.strategies.core.reliable_grid import ReliableGrid
     from pudica.strategies.loading import load_experiment
     from pudica.strategies.core.recorder import Recorder
     folder = Path(context.run_config["out"]).with_suffix("")
     recorder = Recorder(folder, load_experiment("themis-digits", []), "deployment")
     nodes = {"node": int(context.run_config["node"])}
-    exchanges = Exchanges(grid, recorder, nodes, ClientConfig(patience=60))
+    cohort = Cohort(ReliableGrid(grid, patience=60, observer=recorder), recorder, nodes)
     def exchange():
         request = protocol.request({"run": "bench"})
-        assert exchanges.ask(protocol.HELLO, {"node": request}, lambda _, c: protocol.words_of(c))
+        assert cohort.send_and_receive(
+            protocol.HELLO, {"node": request}, lambda _, c: protocol.words_of(c)
+        )
     timed(context, exchange)
     recorder.close("done")
 """
@@ -88,56 +90,64 @@ APPS = {
 }
 
 
-def rows(repeats: int, rounds: int) -> list[Row]:
+def measure_rows(repeats: int, rounds: int) -> list[Row]:
     """Measure exchanges of the three apps in turn."""
     with TemporaryDirectory(prefix="pudica-") as folder, ExitStack() as ends:
-        measured = _measured(Path(folder), ends, repeats, rounds)
+        measured = _measure_exchanges(Path(folder), ends, repeats, rounds)
     what = "an exchange with a deployed node, against one of a Flower app"
     return [
-        compared(f"{what} that imports PyTorch", "s", 1.1, measured["pudica"], measured["torch"]),
-        compared(f"{what} that imports nothing", "s", None, measured["pudica"], measured["bare"]),
+        make_ratio_row(
+            f"{what} that imports PyTorch", "s", 1.1, measured["pudica"], measured["torch"]
+        ),
+        make_ratio_row(
+            f"{what} that imports nothing", "s", None, measured["pudica"], measured["bare"]
+        ),
     ]
 
 
-def _measured(folder: Path, ends: ExitStack, repeats: int, rounds: int) -> dict[str, list[float]]:
+def _measure_exchanges(
+    folder: Path, ends: ExitStack, repeats: int, rounds: int
+) -> dict[str, list[float]]:
     """Return the seconds of all exchanges, by app; the first of each run is left out."""
-    organiser = Organiser.init(folder / "organiser", LOOPBACK, free_port())
+    organiser = OrganiserServer.create(folder / "organiser", LOOPBACK, find_free_port())
     ends.callback(organiser.down)
     organiser.up()
-    nodes = dict(_nodes(folder, organiser, ends))
+    nodes = dict(_start_nodes(folder, organiser, ends))
     seconds: dict[str, list[float]] = {name: [] for name in APPS}
     for _ in range(rounds):
         for name, (node, *components) in APPS.items():
-            seconds[name] += _run(organiser, name, nodes[node], components, repeats)[1:]
+            seconds[name] += _run_app(organiser, name, nodes[node], components, repeats)[1:]
     return seconds
 
 
-def _nodes(folder: Path, organiser: Organiser, ends: ExitStack) -> Iterator[tuple[str, int]]:
+def _start_nodes(
+    folder: Path, organiser: OrganiserServer, ends: ExitStack
+) -> Iterator[tuple[str, int]]:
     invitation = Invitation.read(organiser.folder / "invitation.yaml")
     direct = f"{LOOPBACK}:{organiser.config.superlink}"
     for name, server in {"gated": invitation.server, "plain": direct}.items():
         place = folder / name
-        kit = Kit.make(place, name, invitation.model_copy(update={"server": server}))
-        yield name, organiser.register(kit.public, name).node
+        kit = Kit.create(place, name, invitation.model_copy(update={"server": server}))
+        yield name, organiser.register(kit.public_key, name).node
         ends.callback(kit.down)
         if name == "gated":
             kit.up()
         else:
-            own = kit.arguments(f"{LOOPBACK}:{free_port()}")
+            own = kit.supernode_arguments(f"{LOOPBACK}:{find_free_port()}")
             kit.programs.start("supernode", [*SUPERNODE, *own])
 
 
-def _run(
-    organiser: Organiser, name: str, node: int, components: list[str], repeats: int
+def _run_app(
+    organiser: OrganiserServer, name: str, node: int, components: list[str], repeats: int
 ) -> list[float]:
     app, out = organiser.flower / name, organiser.folder / f"{name}.json"
     config = {"node": str(node), "repeats": str(repeats), "out": str(out)}
-    stage(app, config, dict(zip(("serverapp", "clientapp"), components, strict=True)))
+    write_bundle(app, config, dict(zip(("serverapp", "clientapp"), components, strict=True)))
     (app / "measuring.py").write_text(APP)
     directory = organiser.folder / "runs" / name
     directory.mkdir(parents=True, exist_ok=True)
-    check = organiser.programs.check
-    Submission(organiser.programs.run, lambda: check("superlink"), app, directory).run()
+    check = organiser.programs.check_running
+    FlowerRun(organiser.programs.launch, lambda: check("superlink"), app, directory).run()
     found: list[float] = json.loads(out.read_text())
     return found
 
@@ -147,7 +157,9 @@ def main(
     rounds: Annotated[int, typer.Option(min=1, help="Runs of each app.")] = 2,
 ) -> None:
     """Measure on a quiet machine."""
-    print_frame(table(rows(repeats, rounds)), "Exchanges with deployed nodes, medians")
+    print_frame(
+        build_table(measure_rows(repeats, rounds)), "Exchanges with deployed nodes, medians"
+    )
 
 
 if __name__ == "__main__":

@@ -14,13 +14,13 @@ from pudica.clients.data.disguised import DisguiseRequest, disguise_dataset
 from pudica.clients.data.places import DataLocation, data_root
 from pudica.clients.data.registry import find, lookup
 from pudica.clients.shields.disguises import Disguise, Key, Span
-from pudica.simulations.benchmarks.measure import Row, compared, seconds, threads
+from pudica.simulations.benchmarks.measure import Row, make_ratio_row, measure_seconds, use_threads
 
 DISGUISE = "MAT(256)+MMT(10)"
 SETS = {"mnist": (1, 28, 28), "cifar10": (3, 32, 32)}
 
 
-class Nothing:
+class IdentityDisguise:
     """Stands in for a disguise: images as they are."""
 
     def __init__(self, key: Key) -> None:
@@ -32,45 +32,49 @@ class Nothing:
         return images
 
 
-def rows(repeats: int) -> list[Row]:
+def measure_rows(repeats: int) -> list[Row]:
     """Measure in memory and on disk; MNIST and CIFAR-10 must be here."""
-    with threads(os.cpu_count() or 1):
-        found = [_in_memory(name, repeats) for name in SETS]
-    return [*found, _on_disk(repeats)]
+    with use_threads(os.cpu_count() or 1):
+        found = [_measure_in_memory(name, repeats) for name in SETS]
+    return [*found, _measure_on_disk(repeats)]
 
 
-def _in_memory(name: str, repeats: int) -> Row:
+def _measure_in_memory(name: str, repeats: int) -> Row:
     train = load(DataConfig(name=name, split="train-test"), seed=0).train
     plain = train.plain(slice(None))
-    disguise = Disguise(Key.seeded(DISGUISE, SETS[name], seed=0))
+    disguise = Disguise(Key.from_seed(DISGUISE, SETS[name], seed=0))
     disguised = disguise.protect(plain).numpy()
     ours: list[float] = []
     rival: list[float] = []
     for _ in range(repeats):
-        ours.append(1000 * seconds(lambda: disguise.protect(plain)))
-        rival.append(1000 * seconds(disguised.copy))
+        ours.append(1000 * measure_seconds(lambda: disguise.protect(plain)))
+        rival.append(1000 * measure_seconds(disguised.copy))
     what = f"disguising {len(plain):,} images of {name} by {DISGUISE} / a memcpy of them"
-    return compared(what, "ms", 4.0, ours, rival)
+    return make_ratio_row(what, "ms", 4.0, ours, rival)
 
 
-def _on_disk(repeats: int) -> Row:
+def _measure_on_disk(repeats: int) -> Row:
     """Disguise CIFAR-10's parquet files into others."""
     source = find(lookup("cifar10"), DataLocation(data_root()), download=False)
-    own = Disguise(Key.seeded(DISGUISE, SETS["cifar10"], seed=0))
+    own = Disguise(Key.from_seed(DISGUISE, SETS["cifar10"], seed=0))
     ours: list[float] = []
     rival: list[float] = []
     with tempfile.TemporaryDirectory() as folder:
         for number in range(repeats):
             for name, times, disguise in (
                 ("ours", ours, own),
-                ("rival", rival, cast(Disguise, Nothing(own.key))),
+                ("rival", rival, cast(Disguise, IdentityDisguise(own.key))),
             ):
                 request = DisguiseRequest(source, "benchmark", disguise, [], None, None)
                 out = Path(folder) / f"{name}-{number}"
-                times.append(seconds(lambda r=request, o=out: disguise_dataset(r, o, _silent)))  # type: ignore[misc]
+                times.append(
+                    measure_seconds(
+                        lambda r=request, o=out: disguise_dataset(r, o, _ignore_progress)
+                    )
+                )  # type: ignore[misc]
     what = f"CIFAR-10 on disk by {DISGUISE} / decoding and encoding alone"
-    return compared(what, "s", 1.2, ours, rival)
+    return make_ratio_row(what, "s", 1.2, ours, rival)
 
 
-def _silent(done: int, total: int) -> None:
+def _ignore_progress(done: int, total: int) -> None:
     """Show no progress."""

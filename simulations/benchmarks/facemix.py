@@ -13,15 +13,21 @@ from torch import nn
 
 from pudica import models
 from pudica.clients.app import app
-from pudica.clients.shields import build, configured
-from pudica.clients.shields.stages import staged
+from pudica.clients.shields import build, parse_config
+from pudica.clients.shields.stages import build_staged
 from pudica.models.attributes import LOGITS, attribute_loss
 from pudica.models.compute import Compute
-from pudica.simulations.benchmarks.measure import Row, absolute, compared, seconds, threads
+from pudica.simulations.benchmarks.measure import (
+    Row,
+    make_ratio_row,
+    make_value_row,
+    measure_seconds,
+    use_threads,
+)
 from pudica.simulations.cuts import build_stage_table
 from pudica.simulations.engines.inprocess import InProcessGrid
-from pudica.simulations.engines.local import run_config, server_context
-from pudica.strategies.core.exchange import Exchanges
+from pudica.simulations.engines.local import build_run_config, build_server_context
+from pudica.strategies.core.cohort import Cohort
 from pudica.strategies.core.joining import gather
 from pudica.strategies.core.recorder import Recorder
 from pudica.strategies.facemix.experiment import FacemixExperiment
@@ -38,16 +44,21 @@ MODEL = "torchvision:resnet18"
 STAGES = ("maxpool", "flatten")
 
 
-def rows(repeats: int) -> list[Row]:
+def measure_rows(repeats: int) -> list[Row]:
     """Measure; UTKFace must be here."""
-    with threads(os.cpu_count() or 1):
-        found = [_mixing(repeats)]
-    with threads(1):
-        return [*found, _step(repeats), _serving(repeats), *_shares()]
+    with use_threads(os.cpu_count() or 1):
+        found = [_measure_mixing(repeats)]
+    with use_threads(1):
+        return [
+            *found,
+            _measure_training_steps(repeats),
+            _measure_serving(repeats),
+            *_compute_shares(),
+        ]
 
 
-def _mixing(repeats: int) -> Row:
-    shield = build(configured({"name": "mixing"}), STEM, MAPS)
+def _measure_mixing(repeats: int) -> Row:
+    shield = build(parse_config({"name": "mixing"}), STEM, MAPS)
     maps = torch.from_numpy(
         np.random.default_rng(0).standard_normal((MAPS, *STEM), dtype=np.float32)
     )
@@ -57,23 +68,23 @@ def _mixing(repeats: int) -> Row:
         shield.restore(sent, key)
 
     what = f"mixing and unmixing {MAPS} feature maps of a stem, groups of 8 / a copy of them"
-    return _both(what, 3.0, repeats, there_and_back, maps.clone)
+    return _time_pairs(what, 3.0, repeats, there_and_back, maps.clone)
 
 
-def _shares() -> list[Row]:
+def _compute_shares() -> list[Row]:
     """Return the edge's part of the multiplications, as the paper has it: nothing is timed."""
     table = build_stage_table(MODEL, (3, 218, 178), LOGITS * 40, STAGES[1]).set_index("pre")
     what = "the edge's share of the multiplications of ResNet-18 at 218x178, N_pre ="
     return [
-        absolute(f"{what} {blocks}", "%", bar, [float(table["share %"][pre])])
+        make_value_row(f"{what} {blocks}", "%", bar, [float(table["share %"][pre])])
         for blocks, pre, bar in [(1, "maxpool", 6.5), (2, "layer1.0", 19), (3, "layer1.1", 31)]
     ]
 
 
-def _step(repeats: int) -> Row:
+def _measure_training_steps(repeats: int) -> Row:
     plain = models.build(MODEL, num_classes=2 * ATTRIBUTES, channels=3, image_size=64)
-    shield = configured({"name": "mixing"})
-    mixed = staged(MODEL, ATTRIBUTES, FACES, STAGES, shield, BATCH)
+    shield = parse_config({"name": "mixing"})
+    mixed = build_staged(MODEL, ATTRIBUTES, FACES, STAGES, shield, BATCH)
     rng = np.random.default_rng(0)
     x = torch.from_numpy(rng.standard_normal((BATCH, *FACES), dtype=np.float32))
     truth = torch.from_numpy(rng.integers(0, 2, (BATCH, ATTRIBUTES)))
@@ -91,16 +102,16 @@ def _step(repeats: int) -> Row:
         return several
 
     what = f"{STEPS} encryption-aware training steps of ResNet-18 on 64 faces / plain steps"
-    return _both(what, 1.10, repeats, steps(mixed), steps(plain))
+    return _time_pairs(what, 1.10, repeats, steps(mixed), steps(plain))
 
 
-def _serving(repeats: int) -> Row:
+def _measure_serving(repeats: int) -> Row:
     overrides = ["data.limit=2000", "facemix.cases={}", "facemix.report=false"]
     experiment = load_experiment("facemix-utkface", overrides)
     assert isinstance(experiment, FacemixExperiment)
     with tempfile.TemporaryDirectory() as folder:
         # One for each time: what was asked and answered is not asked again.
-        fresh = iter([_joined(experiment, Path(folder) / f"{n}") for n in range(repeats + 2)])
+        fresh = iter([_join_session(experiment, Path(folder) / f"{n}") for n in range(repeats + 2)])
         session = next(fresh)
         images = session.data.test
         model = session.model.eval()
@@ -117,26 +128,26 @@ def _serving(repeats: int) -> Row:
             for size in [len(images) // 2, len(images) - len(images) // 2]:
                 for start in range(0, size, experiment.facemix.request):
                     x, _ = images.batch(slice(start, start + experiment.facemix.request))
-                    compute.outputs(model, x).argmax(1)
+                    compute.forward(model, x).argmax(1)
 
         what = f"serving {len(images)} faces mixed, in process / inference of the whole model"
-        return _both(what, 1 / 0.85, repeats, mixed, plain)
+        return _time_pairs(what, 1 / 0.85, repeats, mixed, plain)
 
 
-def _joined(experiment: FacemixExperiment, directory: Path) -> Session:
+def _join_session(experiment: FacemixExperiment, directory: Path) -> Session:
     """Return a session of a run whose edges have joined."""
-    config = run_config(experiment, directory, "benchmark")
-    server_context(config)
+    config = build_run_config(experiment, directory, "benchmark")
+    build_server_context(config)
     grid = InProcessGrid(app, experiment.facemix.edges, config)
     recorder = Recorder(directory, experiment, "benchmark")
-    exchanges = Exchanges(grid, recorder, {})
-    exchanges.nodes = gather(exchanges, experiment.names(), 1)
-    session = Session(exchanges, experiment, "main", experiment.facemix, experiment.load_data())
+    cohort = Cohort.on(grid, experiment.client, recorder)
+    cohort.nodes = gather(cohort, experiment.names(), 1)
+    session = Session(cohort, experiment, "main", experiment.facemix, experiment.load_data())
     session.join()
     return session
 
 
-def _both(
+def _time_pairs(
     what: str,
     bar: float,
     repeats: int,
@@ -146,5 +157,5 @@ def _both(
     """Return the row of two pieces of work, each done once before it is timed."""
     ours()
     rival()
-    pairs = [(1000 * seconds(ours), 1000 * seconds(rival)) for _ in range(repeats)]
-    return compared(what, "ms", bar, *zip(*pairs, strict=True))
+    pairs = [(1000 * measure_seconds(ours), 1000 * measure_seconds(rival)) for _ in range(repeats)]
+    return make_ratio_row(what, "ms", bar, *zip(*pairs, strict=True))

@@ -13,11 +13,16 @@ import torch
 from flwr.serverapp import Grid
 
 from pudica.clients.app import app
-from pudica.simulations.benchmarks.measure import Row, absolute, compared, seconds
+from pudica.simulations.benchmarks.measure import (
+    Row,
+    make_ratio_row,
+    make_value_row,
+    measure_seconds,
+)
 from pudica.simulations.engines.inprocess import InProcessGrid
-from pudica.simulations.engines.local import run_config, server_context
+from pudica.simulations.engines.local import build_run_config, build_server_context
 from pudica.simulations.engines.ray import RayGrid
-from pudica.strategies.core.exchange import Exchanges
+from pudica.strategies.core.cohort import Cohort
 from pudica.strategies.core.joining import gather
 from pudica.strategies.core.recorder import Recorder
 from pudica.strategies.dlmt.experiment import DlmtExperiment
@@ -35,13 +40,13 @@ SETTINGS = [
 ]
 
 
-def experiment(images: int, threads: int = 1) -> DlmtExperiment:
+def load_benchmark_experiment(images: int, threads: int = 1) -> DlmtExperiment:
     """Return dlmt-federated-mnist, a single case on so many training images."""
     settings = [*SETTINGS, f"data.limit={images}", f"client.threads={threads}"]
     return cast(DlmtExperiment, load_experiment("dlmt-federated-mnist", settings))
 
 
-class Rounds:
+class FederatedRounds:
     """Training from the same beginning, again and again.
 
     Parameters
@@ -53,9 +58,9 @@ class Rounds:
 
     def __init__(self, experiment: DlmtExperiment, grid: Grid, directory: Path) -> None:
         recorder = Recorder(directory, experiment, "benchmark")
-        exchanges = Exchanges(grid, recorder, {})
-        exchanges.nodes = gather(exchanges, experiment.names(), len(experiment.names()))
-        self.session = Session(exchanges, experiment, "main", experiment.dlmt)
+        cohort = Cohort.on(grid, experiment.client, recorder)
+        cohort.nodes = gather(cohort, experiment.names(), len(experiment.names()))
+        self.session = Session(cohort, experiment, "main", experiment.dlmt)
         self.session.join(turn=-1)
         self.session.normalise()
         self.train()  # each node has its data then
@@ -71,12 +76,12 @@ class Rounds:
         return float([row for row in rows if row["stage"] == "test"][-1]["value"])
 
 
-def rows(repeats: int) -> list[Row]:
+def measure_rows(repeats: int) -> list[Row]:
     """Measure on all engines; Ray must be connected."""
-    return [row for name, images in SIZES.items() for row in _rows(name, images, repeats)]
+    return [row for name, images in SIZES.items() for row in _measure_size(name, images, repeats)]
 
 
-def _rows(name: str, images: int, repeats: int) -> list[Row]:
+def _measure_size(name: str, images: int, repeats: int) -> list[Row]:
     command = [
         sys.executable,
         "-m",
@@ -88,39 +93,41 @@ def _rows(name: str, images: int, repeats: int) -> list[Row]:
     flower = json.loads(done.stdout.splitlines()[-1])
     with tempfile.TemporaryDirectory() as folder:
         here, there = Path(folder) / "inprocess", Path(folder) / "ray"
-        in_process, accuracy = _in_process(here, images, repeats)
-        on_ray, of_ray = _on_ray(there, images, repeats)
+        in_process, accuracy = _measure_in_process(here, images, repeats)
+        on_ray, of_ray = _measure_on_ray(there, images, repeats)
     # Twice as fast where rounds are short, and no slower where they are not.
     bar = 0.5 if name == "short" else 1.0
     what = f"FedAvg, 10 owners, {ROUNDS} {name} rounds ({images:,} images of MNIST)"
     apart = max(abs(each - flower["accuracy"]) for each in (accuracy, of_ray))
     return [
-        compared(f"{what}, Ray / Flower's simulation", "s", bar, on_ray, flower["seconds"]),
-        compared(f"{what}, in process / the same", "s", bar, in_process, flower["seconds"]),
-        absolute(f"{what}, accuracies apart", "", 0.01, [apart]),
+        make_ratio_row(f"{what}, Ray / Flower's simulation", "s", bar, on_ray, flower["seconds"]),
+        make_ratio_row(f"{what}, in process / the same", "s", bar, in_process, flower["seconds"]),
+        make_value_row(f"{what}, accuracies apart", "", 0.01, [apart]),
     ]
 
 
-def _in_process(directory: Path, images: int, repeats: int) -> tuple[list[float], float]:
-    wanted = experiment(images, threads=2)  # as many cores as the others have
-    config = run_config(wanted, directory, "benchmark")
-    server_context(config)
-    return _timed(Rounds(wanted, InProcessGrid(app, 10, config), directory), repeats)
+def _measure_in_process(directory: Path, images: int, repeats: int) -> tuple[list[float], float]:
+    experiment = load_benchmark_experiment(images, threads=2)  # as many cores as the others have
+    config = build_run_config(experiment, directory, "benchmark")
+    build_server_context(config)
+    return _time_rounds(
+        FederatedRounds(experiment, InProcessGrid(app, 10, config), directory), repeats
+    )
 
 
-def _on_ray(directory: Path, images: int, repeats: int) -> tuple[list[float], float]:
-    wanted = experiment(images)
-    config = run_config(wanted, directory, "benchmark")
-    server_context(config)
+def _measure_on_ray(directory: Path, images: int, repeats: int) -> tuple[list[float], float]:
+    experiment = load_benchmark_experiment(images)
+    config = build_run_config(experiment, directory, "benchmark")
+    build_server_context(config)
     grid = RayGrid(app, 10, config, workers=2)
     try:
-        return _timed(Rounds(wanted, grid, directory), repeats)
+        return _time_rounds(FederatedRounds(experiment, grid, directory), repeats)
     finally:
         grid.stop()
 
 
-def _timed(rounds: Rounds, repeats: int) -> tuple[list[float], float]:
-    return [seconds(rounds.train) for _ in range(repeats)], rounds.accuracy
+def _time_rounds(rounds: FederatedRounds, repeats: int) -> tuple[list[float], float]:
+    return [measure_seconds(rounds.train) for _ in range(repeats)], rounds.accuracy
 
 
 def main(images: int, repeats: int) -> None:
@@ -129,18 +136,18 @@ def main(images: int, repeats: int) -> None:
     from flwr.serverapp import ServerApp
     from flwr.simulation import run_simulation
 
-    wanted = experiment(images)
+    experiment = load_benchmark_experiment(images)
     measured: dict[str, object] = {}
     server = ServerApp()
     with tempfile.TemporaryDirectory() as folder:
         directory = Path(folder) / "run"
-        config = run_config(wanted, directory, "flower")
+        config = build_run_config(experiment, directory, "flower")
 
         @server.main()
         def train(grid: Grid, context: Context) -> None:
             context.run_config = dict(config)
             torch.set_num_threads(1)
-            times, accuracy = _timed(Rounds(wanted, grid, directory), repeats)
+            times, accuracy = _time_rounds(FederatedRounds(experiment, grid, directory), repeats)
             measured.update(seconds=times, accuracy=accuracy)
 
         resources = {"client_resources": {"num_cpus": 1, "num_gpus": 0.0}}

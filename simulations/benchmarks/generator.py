@@ -18,10 +18,11 @@ from pudica.clients.app import app
 from pudica.clients.data import ImageSet, Splits
 from pudica.models.generator import NoiseGenerator
 from pudica.models.randomness import numpy_generator, torch_generator
-from pudica.simulations.benchmarks.measure import Row, compared, seconds
+from pudica.simulations.benchmarks.measure import Row, make_ratio_row, measure_seconds
 from pudica.simulations.engines.inprocess import InProcessGrid
-from pudica.simulations.engines.local import run_config, server_context
+from pudica.simulations.engines.local import build_run_config, build_server_context
 from pudica.simulations.engines.ray import RayGrid
+from pudica.strategies.core.cohort import Cohort
 from pudica.strategies.core.recorder import Recorder
 from pudica.strategies.loading import load_experiment
 from pudica.strategies.themis.experiment import ThemisExperiment
@@ -40,12 +41,12 @@ SETTINGS = [
 ]
 
 
-def experiment() -> ThemisExperiment:
+def load_benchmark_experiment() -> ThemisExperiment:
     """Return themis-mnist on 12,000 training images."""
     return cast(ThemisExperiment, load_experiment("themis-mnist", SETTINGS))
 
 
-class Plain:
+class PlainGeneratorLoop:
     """The rival: one process, one loop, nothing of Flower.
 
     Parameters
@@ -63,14 +64,14 @@ class Plain:
         self.images: ImageSet = data.train
         self.settings = experiment.themis
         self.threads = threads
-        self.models = [self._model(p.model, data, frozen) for p in experiment.participants]
+        self.models = [self._build_model(p.model, data, frozen) for p in experiment.participants]
         randomness = torch_generator(0, "generator")
-        self.generator = NoiseGenerator.initial(data.shape, self.settings.M, randomness)
+        self.generator = NoiseGenerator.untrained(data.shape, self.settings.M, randomness)
         parameters = [self.generator.mu, self.generator.rho]
         self.optimizer = torch.optim.Adam(parameters, lr=self.settings.learning_rate)
 
     @staticmethod
-    def _model(name: str, data: Splits, frozen: bool) -> nn.Module:
+    def _build_model(name: str, data: Splits, frozen: bool) -> nn.Module:
         channels, side, _ = data.shape
         model = models.build(name, num_classes=data.num_classes, channels=channels, image_size=side)
         if frozen:
@@ -96,47 +97,52 @@ class Plain:
 
 
 @contextmanager
-def ready(experiment: ThemisExperiment, grid: Grid, directory: Path) -> Iterator[GeneratorStage]:
+def prepare_stage(
+    experiment: ThemisExperiment, grid: Grid, directory: Path
+) -> Iterator[GeneratorStage]:
     """Join and train the participants; yield the stage whose epoch is timed."""
     recorder = Recorder(directory, experiment, "benchmark")
-    organiser = Organiser(grid, experiment, recorder)
+    organiser = Organiser(Cohort.on(grid, experiment.client, recorder), experiment)
     join(organiser)
     train_models(organiser)
     yield GeneratorStage(organiser, "main", experiment.themis)
     recorder.close("done")
 
 
-def rows(repeats: int) -> list[Row]:
+def measure_rows(repeats: int) -> list[Row]:
     """Measure on both engines; Ray must be connected."""
-    wanted = experiment()
-    count = len(wanted.participants)
+    experiment = load_benchmark_experiment()
+    count = len(experiment.participants)
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         here, there = Path(folder) / "inprocess", Path(folder) / "ray"
-        config = run_config(wanted, here, "benchmark")
-        server_context(config)
-        with ready(wanted, InProcessGrid(app, count, config), here) as stage:
-            in_process = _against_loops("in process", stage, threads=1, bar=1.10, repeats=repeats)
-        grid = RayGrid(app, count, run_config(wanted, there, "benchmark"), workers=2)
-        with ready(wanted, grid, there) as stage:
-            on_ray = _against_loops("Ray, 2 workers", stage, threads=2, bar=1.00, repeats=repeats)
+        config = build_run_config(experiment, here, "benchmark")
+        build_server_context(config)
+        with prepare_stage(experiment, InProcessGrid(app, count, config), here) as stage:
+            in_process = _compare_epochs("in process", stage, threads=1, bar=1.10, repeats=repeats)
+        grid = RayGrid(app, count, build_run_config(experiment, there, "benchmark"), workers=2)
+        with prepare_stage(experiment, grid, there) as stage:
+            on_ray = _compare_epochs("Ray, 2 workers", stage, threads=2, bar=1.00, repeats=repeats)
         grid.stop()
     return in_process + on_ray
 
 
-def _against_loops(
+def _compare_epochs(
     engine: str, stage: GeneratorStage, threads: int, bar: float, repeats: int
 ) -> list[Row]:
     """Time epochs, each right after one of either rival."""
-    wanted = stage.organiser.experiment
-    plain, frozen = Plain(wanted, threads), Plain(wanted, threads, frozen=True)
+    experiment = stage.organiser.experiment
+    plain, frozen = (
+        PlainGeneratorLoop(experiment, threads),
+        PlainGeneratorLoop(experiment, threads, frozen=True),
+    )
     epochs = [plain.epoch, frozen.epoch, lambda: stage.run_epoch(0)]
     for epoch in epochs:
         epoch()
-    times = [[seconds(epoch) for epoch in epochs] for _ in range(repeats)]
+    times = [[measure_seconds(epoch) for epoch in epochs] for _ in range(repeats)]
     of_plain, of_frozen, ours = (list(each) for each in zip(*times, strict=True))
     what = f"MNIST joint epoch, {engine} / plain loop, {threads} thread{'s' * (threads > 1)}"
     return [
-        compared(what, "s", bar, ours, of_plain),
-        compared(f"{what}, frozen models", "s", None, ours, of_frozen),
+        make_ratio_row(what, "s", bar, ours, of_plain),
+        make_ratio_row(f"{what}, frozen models", "s", None, ours, of_frozen),
     ]

@@ -40,24 +40,24 @@ class Row:
     bar: float | None
 
     @property
-    def held(self) -> bool:
+    def is_within_bar(self) -> bool:
         """Whether the bar is held."""
         return self.bar is None or self.ratio <= self.bar
 
 
-def seconds(work: Callable[[], object]) -> float:
+def measure_seconds(work: Callable[[], object]) -> float:
     """Return the wall-clock seconds that ``work()`` takes."""
     start = time.perf_counter()
     work()
     return time.perf_counter() - start
 
 
-def threads(count: int) -> AbstractContextManager[None]:
+def use_threads(count: int) -> AbstractContextManager[None]:
     """Let PyTorch use so many threads inside."""
-    return Compute(ComputeConfig(device="cpu", threads=count)).threads()
+    return Compute(ComputeConfig(device="cpu", threads=count)).use_threads()
 
 
-def compared(
+def make_ratio_row(
     what: str, unit: str, bar: float | None, ours: Sequence[float], rival: Sequence[float]
 ) -> Row:
     """Return the row of a ratio, ours over rival, paired run by run."""
@@ -74,18 +74,18 @@ def compared(
     )
 
 
-def absolute(what: str, unit: str, bar: float, values: Sequence[float]) -> Row:
+def make_value_row(what: str, unit: str, bar: float, values: Sequence[float]) -> Row:
     """Return the row of a value with a bar of its own."""
     middle = median(values)
     return Row(what, middle, float("nan"), unit, middle, min(values), max(values), bar)
 
 
-def table(rows: Sequence[Row]) -> pd.DataFrame:
+def build_table(rows: Sequence[Row]) -> pd.DataFrame:
     """Return all rows as a frame, with a column that says whether the bar is held."""
-    return pd.DataFrame([{**asdict(row), "held": _word(row)} for row in rows])
+    return pd.DataFrame([{**asdict(row), "held": _format_held(row)} for row in rows])
 
 
-def _word(row: Row) -> str:
+def _format_held(row: Row) -> str:
     if row.bar is None:
         return ""
-    return "yes" if row.held else "NO"
+    return "yes" if row.is_within_bar else "NO"

@@ -9,12 +9,12 @@ import ray
 
 from pudica.clients.data import DataConfig
 from pudica.models.randomness import numpy_generator
-from pudica.simulations.benchmarks.measure import Row, absolute
+from pudica.simulations.benchmarks.measure import Row, make_value_row
 
 SMALL, LARGE = 6_000, 60_000
 
 
-class Reader:
+class DatasetReader:
     """A worker that goes through a data set as a participant does."""
 
     def read(self, config: str) -> int:
@@ -29,23 +29,23 @@ class Reader:
         return int(psutil.Process().memory_full_info().uss)
 
 
-def rows(repeats: int) -> list[Row]:
+def measure_rows(repeats: int) -> list[Row]:
     """Measure the difference in USS between a large and a small data set.
 
     Both workers read the same set at once, as in a run, so its pages are shared.
     """
     differences = []
     for _ in range(repeats):
-        small, large = (_uss(limit) for limit in (SMALL, LARGE))
+        small, large = (_measure_uss(limit) for limit in (SMALL, LARGE))
         differences.append((large - small) / 1e6)
     what = "USS of a worker with 60,000 MNIST images over one with 6,000"
-    return [absolute(what, "MB", 20.0, differences)]
+    return [make_value_row(what, "MB", 20.0, differences)]
 
 
-def _uss(images: int) -> float:
+def _measure_uss(images: int) -> float:
     """Return the larger USS of two fresh workers with so many training and validation images."""
     config = DataConfig(name="mnist", split="own", limit=images * 4 // 5).model_dump_json()
-    actor: Any = ray.remote(num_cpus=1)(Reader)
+    actor: Any = ray.remote(num_cpus=1)(DatasetReader)
     workers = [actor.remote() for _ in range(2)]
     used = ray.get([worker.read.remote(config) for worker in workers])
     for worker in workers:

@@ -26,8 +26,8 @@ import typer
 from pudica.models.errors import RequestError
 from pudica.models.files import write_atomically
 from pudica.simulations.deployment.kit import Kit
-from pudica.simulations.deployment.place import Place
-from pudica.simulations.deployment.trial import Trial, differences
+from pudica.simulations.deployment.place import ProgramFolder
+from pudica.simulations.deployment.trial import Trial, count_differences
 from pudica.simulations.display import print_frame
 from pudica.simulations.programs.calling import POLL_INTERVAL
 from pudica.simulations.programs.submission import FlowerRunFailed
@@ -37,8 +37,8 @@ EXPERIMENT = "themis-digits"
 MODELS = ("softmax", "mlp")
 ORGANISER = "the organiser"
 # Twenty programs that look for work ten times a second would leave two cores no time for it.
-SELDOM = {POLL_INTERVAL: "1"}
-ANSWERED = "Sent successfully"
+SLOW_POLLING = {POLL_INTERVAL: "1"}
+ANSWER_LINE = "Sent successfully"
 POLL_SECONDS = 0.5
 ATTEMPTS = 100
 SERVER_SECONDS = 300.0
@@ -73,11 +73,11 @@ class Victim(NamedTuple):
 
     what: str
     of: str
-    place: Place | None
+    place: ProgramFolder | None
     family: list[psutil.Process]
 
 
-class Answers:
+class AnswerCounter:
     """How many answers each node has brought to the server, as the nodes' logs say.
 
     Parameters
@@ -93,7 +93,7 @@ class Answers:
     def count(self) -> Counter[str]:
         """Return by node how many there were so far; a log begins anew with its node."""
         for name, kit in self._trial.kits.items():
-            now = kit.programs.text("supernode").count(ANSWERED)
+            now = kit.programs.read_log("supernode").count(ANSWER_LINE)
             self._total[name] += now - self._seen[name] if now >= self._seen[name] else now
             self._seen[name] = now
         return Counter(self._total)
@@ -117,12 +117,12 @@ class Soak:
         self.kills: list[Kill] = []
         self.resumed = self.ended = 0
         self.reasons: list[str] = []
-        self._randomness = random.Random(seed)
-        self._answers = Answers(trial)
+        self._random = random.Random(seed)
+        self._answers = AnswerCounter(trial)
         self._began = time.monotonic()
         self._stopped = threading.Event()
         # Who looks after a machine does one thing at a time.
-        self._looked_after = {name: threading.Lock() for name in (ORGANISER, *trial.kits)}
+        self._locks = {name: threading.Lock() for name in (ORGANISER, *trial.kits)}
 
     def run(self, overrides: list[str]) -> Path:
         """Run to the end, and go on with it as often as it is stopped; return its directory."""
@@ -140,7 +140,7 @@ class Soak:
         return directory
 
     @property
-    def now(self) -> float:
+    def elapsed(self) -> float:
         """Seconds since the run's beginning."""
         return time.monotonic() - self._began
 
@@ -151,11 +151,11 @@ class Soak:
                 return
             except (FlowerRunFailed, RequestError) as error:
                 self._note(f"stopped: {error}")
-            experiment, directory = self._again(directory)
+            experiment, directory = self._prepare_resume(directory)
             self.resumed += 1
         raise FlowerRunFailed(f"stopped more than {ATTEMPTS} times")
 
-    def _again(self, directory: Path) -> tuple[Experiment, Path]:
+    def _prepare_resume(self, directory: Path) -> tuple[Experiment, Path]:
         """Return a run that was stopped, once the server is there to go on with it."""
         deadline = time.monotonic() + SERVER_SECONDS
         while True:
@@ -167,7 +167,7 @@ class Soak:
             time.sleep(POLL_SECONDS)
 
     def _note(self, text: str) -> None:
-        line = f"{self.now:7.1f} s  {text}"
+        line = f"{self.elapsed:7.1f} s  {text}"
         self.reasons.append(line)
         typer.echo(line, err=True)
 
@@ -176,61 +176,61 @@ class Soak:
     def _kill(self) -> None:
         """Kill something every so often, and bring it back."""
         with ThreadPoolExecutor() as people:
-            while not self._stopped.wait(self.every - self.now % self.every):
-                self._see_to_nodes()
-                victim = self._randomness.choice(self._victims())
-                kill = Kill(round(self.now, 1), victim.what, victim.of)
+            while not self._stopped.wait(self.every - self.elapsed % self.every):
+                self._restart_ended_nodes()
+                victim = self._random.choice(self._list_victims())
+                kill = Kill(round(self.elapsed, 1), victim.what, victim.of)
                 self.kills.append(kill)
                 self._note(f"killed: {victim.what} of {victim.of}")
-                _end(victim.family)
+                _kill_processes(victim.family)
                 people.submit(self._bring_back, kill, victim)
 
     def _bring_back(self, kill: Kill, victim: Victim) -> None:
         if victim.place is None:
             return
         try:
-            with self._looked_after[victim.of]:
+            with self._locks[victim.of]:
                 victim.place.up()
         except RequestError as error:
             self._note(f"{victim.of} does not come back: {error}")
         else:
-            kill.back = round(self.now - kill.at, 1)
+            kill.back = round(self.elapsed - kill.at, 1)
 
-    def _see_to_nodes(self) -> None:
+    def _restart_ended_nodes(self) -> None:
         """Bring back nodes that ended though nobody had killed them."""
         for name, kit in self.trial.kits.items():
-            hands = self._looked_after[name]
+            hands = self._locks[name]
             if hands.acquire(blocking=False):
                 try:
-                    self._see_to(name, kit)
+                    self._restart_node(name, kit)
                 finally:
                     hands.release()
 
-    def _see_to(self, name: str, kit: Kit) -> None:
-        ended = [program for program in kit.PROGRAMS if kit.programs.process(program) is None]
+    def _restart_node(self, name: str, kit: Kit) -> None:
+        ended = [program for program in kit.PROGRAMS if kit.programs.find_process(program) is None]
         if ended:
-            said = [kit.programs.end_of(program) for program in ended]
+            said = [kit.programs.read_log_tail(program) for program in ended]
             self._note(f"of {name} had ended: {', '.join(ended)}\n" + "\n".join(said))
             self.ended += 1
             kit.up()
 
-    def _victims(self) -> list[Victim]:
+    def _list_victims(self) -> list[Victim]:
         """Return all programs that are there; each is as likely to be killed as any other."""
         organiser, found = self.trial.organiser, []
         for name, kit in self.trial.kits.items():
-            programs = [kit.programs.process(program) for program in kit.PROGRAMS]
+            programs = [kit.programs.find_process(program) for program in kit.PROGRAMS]
             there = [process for process in programs if process]
-            whole = [*there, *(below for process in there for below in _below(process))]
+            whole = [*there, *(below for process in there for below in _list_children(process))]
             found += [Victim("node", name, kit, whole)] if there else []
             if app := programs[-1]:
-                at_work = _below(app)
+                at_work = _list_children(app)
                 found.append(Victim("clientapp", name, kit, [app, *at_work]))
                 found += [Victim("answer", name, None, [process]) for process in at_work]
         for program in organiser.PROGRAMS:
-            if process := organiser.programs.process(program):
+            if process := organiser.programs.find_process(program):
                 found.append(Victim(program, ORGANISER, organiser, [process]))
-        superlink = organiser.programs.process("superlink")
-        apps = _called("flwr-serverapp", _below(superlink) if superlink else [])
+        superlink = organiser.programs.find_process("superlink")
+        apps = _find_program("flwr-serverapp", _list_children(superlink) if superlink else [])
         return [*found, *(Victim("serverapp", ORGANISER, None, [app]) for app in apps)]
 
     # ------------------------------------------------------------------------- watching
@@ -248,7 +248,7 @@ class Soak:
                     continue
                 resumed = waiting.setdefault(number, self.resumed)
                 if _is_answered(kill, came, self.resumed > resumed):
-                    kill.answered = round(self.now - kill.at, 1)
+                    kill.answered = round(self.elapsed - kill.at, 1)
 
 
 def _is_answered(kill: Kill, came: set[str], resumed: bool) -> bool:
@@ -258,14 +258,14 @@ def _is_answered(kill: Kill, came: set[str], resumed: bool) -> bool:
     return bool(came) and (resumed or kill.what == "gate")
 
 
-def _below(process: psutil.Process) -> list[psutil.Process]:
+def _list_children(process: psutil.Process) -> list[psutil.Process]:
     try:
         return process.children(recursive=True)
     except psutil.NoSuchProcess:
         return []
 
 
-def _called(name: str, processes: list[psutil.Process]) -> list[psutil.Process]:
+def _find_program(name: str, processes: list[psutil.Process]) -> list[psutil.Process]:
     """Return the processes of a program of Flower's."""
     found = []
     for process in processes:
@@ -277,7 +277,7 @@ def _called(name: str, processes: list[psutil.Process]) -> list[psutil.Process]:
     return found
 
 
-def _end(family: list[psutil.Process]) -> None:
+def _kill_processes(family: list[psutil.Process]) -> None:
     """Kill processes; wait until they are gone, or their parent would seem to be there still."""
     for process in family:
         try:
@@ -290,7 +290,7 @@ def _end(family: list[psutil.Process]) -> None:
 # ------------------------------------------------------------------------------ the table
 
 
-def report(soak: Soak, directory: Path, differing: int, seconds: float) -> dict[str, object]:
+def build_report(soak: Soak, directory: Path, differing: int, seconds: float) -> dict[str, object]:
     """Return what the soak has shown, as one table."""
     ended = json.loads((directory / "run.json").read_text())
     log = directory / "events.log"
@@ -314,18 +314,21 @@ def report(soak: Soak, directory: Path, differing: int, seconds: float) -> dict[
         "exchanges lost": events.count(" dropout: "),
         "rows that differ": differing,
         "seconds": round(seconds),
-        **{f"seconds to answer: {what}": _spread(some) for what, some in sorted(waits.items())},
-        "seconds to answer": _spread(every),
+        **{
+            f"seconds to answer: {what}": _format_spread(some)
+            for what, some in sorted(waits.items())
+        },
+        "seconds to answer": _format_spread(every),
     }
 
 
-def _spread(values: list[float]) -> str:
+def _format_spread(values: list[float]) -> str:
     if not values:
         return "-"
     return f"median {median(values):.0f}, max {max(values):.0f} of {len(values)}"
 
 
-def settings(nodes: int, epochs: int) -> list[str]:
+def build_overrides(nodes: int, epochs: int) -> list[str]:
     """Return the experiment's overrides: many small participants, and seeds for secrets."""
     models = [
         {"model": MODELS[number % len(MODELS)], "name": f"node-{number + 1:02}"}
@@ -348,15 +351,17 @@ def main(
     """Kill, bring back, and compare."""
     from pudica.strategies.loading import load_experiment
 
-    overrides = settings(nodes, epochs)
+    overrides = build_overrides(nodes, epochs)
     experiment = load_experiment(EXPERIMENT, overrides)
-    with Trial(out.absolute(), environment=SELDOM) as trial:
+    with Trial(out.absolute(), environment=SLOW_POLLING) as trial:
         trial.up(experiment.names(), experiment.system)
         soak = Soak(trial, every, seed)
         began = time.monotonic()
         directory = soak.run(overrides)
         seconds = time.monotonic() - began
-    shown = report(soak, directory, differences(directory, out.absolute() / "here"), seconds)
+    shown = build_report(
+        soak, directory, count_differences(directory, out.absolute() / "here"), seconds
+    )
     frame = pd.DataFrame({"what": list(shown), "": list(map(str, shown.values()))})
     print_frame(frame, "Soak")
     told = {**shown, "log": soak.reasons, "each kill": [asdict(kill) for kill in soak.kills]}

@@ -19,11 +19,11 @@ from pudica import models
 from pudica.clients import shields
 from pudica.clients.app import app
 from pudica.models.randomness import SecretGenerator, numpy_generator
-from pudica.simulations.benchmarks.measure import Row, compared, seconds
+from pudica.simulations.benchmarks.measure import Row, make_ratio_row, measure_seconds
 from pudica.simulations.engines.inprocess import InProcessGrid
-from pudica.simulations.engines.local import run_config, server_context
+from pudica.simulations.engines.local import build_run_config, build_server_context
 from pudica.simulations.engines.ray import RayGrid
-from pudica.strategies.core.exchange import Exchanges
+from pudica.strategies.core.cohort import Cohort
 from pudica.strategies.core.joining import gather
 from pudica.strategies.core.recorder import Recorder
 from pudica.strategies.loading import load_experiment
@@ -43,7 +43,7 @@ SHIELDS = {
 }
 
 
-def experiment(devices: int, *further: str) -> SplitExperiment:
+def load_benchmark_experiment(devices: int, *further: str) -> SplitExperiment:
     """Return split-laplace-mnist on 12,000 images, without a shield."""
     settings = [
         f"data.limit={IMAGES}",
@@ -55,7 +55,7 @@ def experiment(devices: int, *further: str) -> SplitExperiment:
     return cast(SplitExperiment, load_experiment("split-laplace-mnist", settings))
 
 
-class Plain:
+class PlainSplitLoop:
     """The rival: the whole model in one loop.
 
     Parameters
@@ -98,103 +98,107 @@ class Plain:
         torch.set_num_threads(before)
 
 
-def ready(experiment: SplitExperiment, grid: Grid, directory: Path) -> Training:
+def prepare_training(experiment: SplitExperiment, grid: Grid, directory: Path) -> Training:
     """Let the devices join; return the training whose epochs are timed."""
     recorder = Recorder(directory, experiment, "benchmark")
-    exchanges = Exchanges(grid, recorder, {})
-    exchanges.nodes = gather(exchanges, experiment.names(), 1)
-    case = Case(Session(exchanges, experiment, "main", experiment.split))
+    cohort = Cohort.on(grid, experiment.client, recorder)
+    cohort.nodes = gather(cohort, experiment.names(), 1)
+    case = Case(Session(cohort, experiment, "main", experiment.split))
     return cast(Training, case.prepare())
 
 
-def rows(repeats: int) -> list[Row]:
+def measure_rows(repeats: int) -> list[Row]:
     """Measure on both engines; Ray must be connected."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         here, there = Path(folder) / "inprocess", Path(folder) / "ray"
         return [
-            *_in_process(here, repeats),
-            *_on_ray(there, "average", 1.25, repeats),
-            *_on_ray(there, "private", None, repeats),
-            *_on_flower(),
-            *_shields(repeats),
+            *_measure_in_process(here, repeats),
+            *_measure_on_ray(there, "average", 1.25, repeats),
+            *_measure_on_ray(there, "private", None, repeats),
+            *_measure_on_flower(),
+            *_measure_shields(repeats),
         ]
 
 
-def _in_process(directory: Path, repeats: int) -> list[Row]:
-    wanted = experiment(1, "split.front=private")
-    config = run_config(wanted, directory, "benchmark")
-    server_context(config)
-    training = ready(wanted, InProcessGrid(app, 1, config), directory)
+def _measure_in_process(directory: Path, repeats: int) -> list[Row]:
+    experiment = load_benchmark_experiment(1, "split.front=private")
+    config = build_run_config(experiment, directory, "benchmark")
+    build_server_context(config)
+    training = prepare_training(experiment, InProcessGrid(app, 1, config), directory)
     what = "MNIST epoch across the cut, 1 device, in process / plain loop, 1 thread"
-    row = _against(what, 1.15, training, Plain(wanted, 1, BATCH), repeats)
-    return [row, _wire(training)]
+    row = _compare_epochs(what, 1.15, training, PlainSplitLoop(experiment, 1, BATCH), repeats)
+    return [row, _measure_traffic(training)]
 
 
-def _on_ray(directory: Path, front: str, bar: float | None, repeats: int) -> list[Row]:
-    wanted = experiment(4, f"split.front={front}", "split.threads=2")
-    config = run_config(wanted, directory / front, "benchmark")
-    server_context(config)
+def _measure_on_ray(directory: Path, front: str, bar: float | None, repeats: int) -> list[Row]:
+    experiment = load_benchmark_experiment(4, f"split.front={front}", "split.threads=2")
+    config = build_run_config(experiment, directory / front, "benchmark")
+    build_server_context(config)
     grid = RayGrid(app, 4, config, workers=2)
     try:
-        training = ready(wanted, grid, directory / front)
+        training = prepare_training(experiment, grid, directory / front)
         what = f"the same, 4 devices, {front} front, Ray, 2 workers / plain loop, 2 threads"
-        return [_against(what, bar, training, Plain(wanted, 2, 4 * BATCH), repeats)]
+        return [
+            _compare_epochs(what, bar, training, PlainSplitLoop(experiment, 2, 4 * BATCH), repeats)
+        ]
     finally:
         grid.stop()
 
 
-def _against(what: str, bar: float | None, training: Training, plain: Plain, repeats: int) -> Row:
+def _compare_epochs(
+    what: str, bar: float | None, training: Training, plain: PlainSplitLoop, repeats: int
+) -> Row:
     epochs = [plain.epoch, lambda: training.run_epoch(0)]
     for epoch in epochs:
         epoch()
-    times = [[seconds(epoch) for epoch in epochs] for _ in range(repeats)]
+    times = [[measure_seconds(epoch) for epoch in epochs] for _ in range(repeats)]
     of_plain, ours = (list(each) for each in zip(*times, strict=True))
-    return compared(what, "s", bar, ours, of_plain)
+    return make_ratio_row(what, "s", bar, ours, of_plain)
 
 
-def _wire(training: Training) -> Row:
+def _measure_traffic(training: Training) -> Row:
     """Return bytes on the wire over those of activations, labels and gradients themselves."""
     (turn, *_) = training.turns(0)
-    exchanges = training.exchanges
+    cohort = training.cohort
     training.take(turn)  # so that a gradient waits
-    before = [list(total) for total in exchanges.traffic.values()]
+    before = [list(total) for total in cohort.traffic.values()]
     (following,) = [t for t in training.turns(0) if t.step == turn.step + turn.count]
     training.take(following)
     (sent, received) = (
-        after - then for after, then in zip(*exchanges.traffic.values(), before[0], strict=True)
+        after - then for after, then in zip(*cohort.traffic.values(), before[0], strict=True)
     )
     values = 4 * BATCH * 1280
     payload = 2 * values + 4 * BATCH
     what = "bytes on the wire / of the payload, one turn"
-    return compared(what, "bytes", 1.02, [sent + received], [payload])
+    return make_ratio_row(what, "bytes", 1.02, [sent + received], [payload])
 
 
-def _shields(repeats: int) -> list[Row]:
+def _measure_shields(repeats: int) -> list[Row]:
     """Time forward and backward through each shield, against a step of the plain loop."""
-    plain = Plain(experiment(1), 1, BATCH)
+    plain = PlainSplitLoop(load_benchmark_experiment(1), 1, BATCH)
     steps = -(-IMAGES // BATCH)
-    of_step = [1000 * seconds(plain.epoch) / steps for _ in range(repeats)]
+    of_step = [1000 * measure_seconds(plain.epoch) / steps for _ in range(repeats)]
     found = []
     for noise, source in RANDOMNESS.items():
         for name, settings in SHIELDS.items():
-            shield = shields.build(shields.configured(settings), FEATURES, BATCH)
-            ours = [_shield_ms(shield, source) for _ in range(repeats)]
+            shield = shields.build(shields.parse_config(settings), FEATURES, BATCH)
+            ours = [_time_shield(shield, source) for _ in range(repeats)]
             what = f"shield at 64x1280, {name}, {noise} noise / a step of the plain loop"
             # Exact noise on integers takes longer: only where something is promised.
             bar = None if shield.grid else 0.15
-            found.append(compared(what, "ms", bar, ours, of_step))
+            found.append(make_ratio_row(what, "ms", bar, ours, of_step))
     return found
 
 
-def _shield_ms(shield: shields.Shield, source: Callable[[], object]) -> float:
+def _time_shield(shield: shields.Shield, source: Callable[[], object]) -> float:
     x = torch.rand(BATCH, *FEATURES, requires_grad=True)
 
     def once() -> None:
         shield.protect(x, source())[0].sum().backward()  # type: ignore[arg-type,no-untyped-call]
 
     once()
-    return 1000 * median(seconds(once) for _ in range(20))
+    return 1000 * median(measure_seconds(once) for _ in range(20))
 
 
 RANDOMNESS: dict[str, Callable[[], object]] = {
@@ -203,22 +207,22 @@ RANDOMNESS: dict[str, Callable[[], object]] = {
 }
 
 
-def _on_flower() -> list[Row]:
+def _measure_on_flower() -> list[Row]:
     """Time turns on Flower's own simulation, once: it takes more than a minute to start and end."""
     found = []
-    plain = Plain(experiment(1), 1, BATCH)
+    plain = PlainSplitLoop(load_benchmark_experiment(1), 1, BATCH)
     steps = -(-IMAGES // BATCH)
     for count in (1, 32):
         command = [sys.executable, "-m", "pudica.simulations.benchmarks.split", str(count)]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         ours = [json.loads(done.stdout.splitlines()[-1])]
-        rival = [1000 * seconds(plain.epoch) / steps]
+        rival = [1000 * measure_seconds(plain.epoch) / steps]
         what = f"a batch on Flower's simulation, {count} per message / a step of the plain loop"
-        found.append(compared(what, "ms", None, ours, rival))
+        found.append(make_ratio_row(what, "ms", None, ours, rival))
     return found
 
 
-def taken(training: Training, turns: Sequence[Turn]) -> None:
+def take_turns(training: Training, turns: Sequence[Turn]) -> None:
     """Take some turns."""
     for turn in turns:
         training.take(turn)
@@ -230,22 +234,24 @@ def main(count: int) -> None:
     from flwr.serverapp import ServerApp
     from flwr.simulation import run_simulation
 
-    wanted = experiment(1, "split.front=private", f"split.batches_per_message={count}")
+    experiment = load_benchmark_experiment(
+        1, "split.front=private", f"split.batches_per_message={count}"
+    )
     measured: list[float] = []
     server = ServerApp()
     with tempfile.TemporaryDirectory() as folder:
         directory = Path(folder) / "run"
-        config = run_config(wanted, directory, "flower")
+        config = build_run_config(experiment, directory, "flower")
 
         @server.main()
         def turns(grid: Grid, context: Context) -> None:
             context.run_config = dict(config)
             torch.set_num_threads(1)
-            training = ready(wanted, grid, directory)
+            training = prepare_training(experiment, grid, directory)
             several = list(training.turns(0))[:FLOWER_TURNS]
             training.take(several[0])
             timed, sizes = several[1:], training.session.sizes
-            took = seconds(lambda: taken(training, timed))
+            took = measure_seconds(lambda: take_turns(training, timed))
             batches = sum(len(sizes("device-0", turn.step, turn.count)) for turn in timed)
             measured.append(1000 * took / batches)
 

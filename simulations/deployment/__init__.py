@@ -1,1 +1,1 @@
-"""Real participants: an organiser's server, participants' nodes, and what stands between them."""
+"""Real participants: an organiser's server, participants' nodes, and the gate between them."""

@@ -1,4 +1,4 @@
-"""What one node may send through the gate: how much, how often, and how many things at a time."""
+"""Rate limits of the gate: how much, how often and how many requests at once one node may send."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
-# SuperNodes wait a moment after this one and ask again; most others end them. So would what a
-# SuperLink says whose database is locked for a moment, as it is under load.
+# SuperNodes retry after this status, while most others make them exit. So would the response of a
+# SuperLink whose database is briefly locked, as happens under load.
 TRY_LATER = 503
 WINDOW_SECONDS = 60.0
 
 
-class Limits(NamedTuple):
-    """How much one node may send.
+class RateLimits(NamedTuple):
+    """Limits on what one node may send.
 
     Attributes
     ----------
     request_bytes : int
-        In one request; Flower cuts messages into pieces of 5 MiB.
+        Bytes per request; Flower splits messages into pieces of 5 MiB.
     message_bytes : int
-        In answer to one message. For each node the gate holds that much in memory, and some times
-        as much while it reads one.
+        Bytes of an answer to one message. The gate holds that much in memory for each node, and a
+        multiple of it while it decodes an answer.
     bytes_a_minute, requests_a_minute : int
     open_requests : int
-        At once.
+        Requests at the same time.
     """
 
     request_bytes: int = 2**23
@@ -36,13 +36,13 @@ class Limits(NamedTuple):
     open_requests: int = 16
 
 
-class Refused(Exception):
-    """A request that is not let through.
+class RequestRefused(Exception):
+    """A request that the gate refuses.
 
     Parameters
     ----------
     status : int
-        Of HTTP.
+        HTTP status.
     why : str
     """
 
@@ -51,74 +51,74 @@ class Refused(Exception):
         self.status = status
 
 
-class PerMinute:
-    """Counts that begin again each minute."""
+class MinuteCounter:
+    """Counters that restart every minute."""
 
     def __init__(self) -> None:
         self._since = time.monotonic()
         self._counts: defaultdict[str, int] = defaultdict(int)
 
-    def add(self, of: str, more: int) -> int:
-        """Count, and return what this minute has."""
+    def add(self, key: str, amount: int) -> int:
+        """Add to a counter and return its value in the current minute."""
         if time.monotonic() - self._since > WINDOW_SECONDS:
             self._since = time.monotonic()
             self._counts.clear()
-        self._counts[of] += more
-        return self._counts[of]
+        self._counts[key] += amount
+        return self._counts[key]
 
 
-class Allowance:
-    """What nodes have sent in the last minute, and ask at this moment.
+class RateLimiter:
+    """Limits what nodes send per minute, and how many requests they have open.
 
     Parameters
     ----------
-    limits : Limits
+    limits : RateLimits
     """
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: RateLimits) -> None:
         self.limits = limits
-        self._requests = PerMinute()
-        self._bytes = PerMinute()
+        self._requests = MinuteCounter()
+        self._bytes = MinuteCounter()
         self._open: defaultdict[str, int] = defaultdict(int)
 
     @contextmanager
-    def request(self, node: str) -> Iterator[None]:
-        """Count a request for as long as it is open.
+    def track_request(self, node: str) -> Iterator[None]:
+        """Count a request as open within the context.
 
         Raises
         ------
-        Refused
-            There are too many.
+        RequestRefused
+            If there are too many.
         """
-        self.count(node)
+        self.count_request(node)
         if self._open[node] >= self.limits.open_requests:
-            raise Refused(TRY_LATER, f"'{node}' has {self._open[node]} requests open")
+            raise RequestRefused(TRY_LATER, f"'{node}' has {self._open[node]} requests open")
         self._open[node] += 1
         try:
             yield
         finally:
             self._open[node] -= 1
 
-    def count(self, node: str) -> None:
-        """Count what the SuperLink is asked for a node.
+    def count_request(self, node: str) -> None:
+        """Count a request to the SuperLink on behalf of a node.
 
         Raises
         ------
-        Refused
-            It is more than it may.
+        RequestRefused
+            If the node exceeds its limit.
         """
         most = self.limits.requests_a_minute
         if self._requests.add(node, 1) > most:
-            raise Refused(TRY_LATER, f"'{node}' sends more than {most} requests a minute")
+            raise RequestRefused(TRY_LATER, f"'{node}' sends more than {most} requests a minute")
 
-    def spend(self, node: str, size: int) -> None:
-        """Count the bytes that a node sends.
+    def count_bytes(self, node: str, size: int) -> None:
+        """Count bytes that a node sends.
 
         Raises
         ------
-        Refused
-            It is more than it may.
+        RequestRefused
+            If the node exceeds its limit.
         """
         most = self.limits.bytes_a_minute
         if self._bytes.add(node, size) > most:
-            raise Refused(TRY_LATER, f"'{node}' sends more than {most} bytes a minute")
+            raise RequestRefused(TRY_LATER, f"'{node}' sends more than {most} bytes a minute")

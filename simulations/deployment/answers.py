@@ -1,9 +1,9 @@
-"""Nodes' answers on their way through the gate: whole, readable and in their own name, or none.
+"""Nodes' answers at the gate: forwarded only if complete, readable and in the node's own name.
 
-A SuperLink shows an answer to the run as soon as its head has come, and a run that fetches one
-waits until the rest of it is there, for up to three minutes and for nobody else. It believes what
-the head says of the rest, and an answer that can't be read ends the run. So the gate takes in all
-of an answer, reads it, and hands on what it has read.
+A SuperLink shows an answer to the run as soon as its head has arrived. A run that fetches it then
+blocks until the rest has arrived, for up to three minutes. The SuperLink also trusts what the head
+says about the rest, and an answer that can't be decoded ends the run. So the gate collects all
+parts of an answer, decodes it, and forwards what it has decoded.
 """
 
 from __future__ import annotations
@@ -37,139 +37,144 @@ STORED = bytes(PushObjectResponse(stored=True).SerializeToString())
 Post = Callable[[str, bytes], Awaitable[bytes]]
 
 
-class Malformed(ValueError):
-    """What a node sends is no answer, or not its own."""
+class MalformedAnswer(ValueError):
+    """What a node sent is not an answer, or not its own."""
 
 
-class Spoilt(Malformed):
-    """What a node has begun will never be an answer."""
+class UnreadableAnswer(MalformedAnswer):
+    """What a node sent can't be decoded into an answer."""
 
 
-class Forgotten(Exception):
-    """The SuperLink has forgotten that an answer was begun; it is to be begun anew."""
+class ForgottenAnswer(Exception):
+    """The SuperLink has forgotten an answer that was begun, so it must be sent from the start."""
 
 
 class Answer:
-    """A node's answer, of which parts are still to come.
+    """A node's answer, collected from its parts.
 
     Parameters
     ----------
     head : PushMessagesRequest
-        With which it begins: what it answers, and which parts it has.
-    most : int
-        Bytes that it may have.
+        The head: which message it replies to, and which parts it has.
+    max_bytes : int
+        Maximum size.
 
     Raises
     ------
-    Malformed
-        It is no head of one answer.
+    MalformedAnswer
+        If the head is not that of a single answer.
 
     Attributes
     ----------
-    to : str
-        The message that it answers.
-    alone : asyncio.Lock
-        Held by who reads it and hands it on.
+    replies_to : str
+        Id of the message that it answers.
+    lock : asyncio.Lock
+        Held while the answer is decoded and forwarded.
     """
 
-    def __init__(self, head: PushMessagesRequest, most: int) -> None:
+    def __init__(self, head: PushMessagesRequest, max_bytes: int) -> None:
         if len(head.messages_list) != 1 or len(head.message_object_trees) != 1:
-            raise Malformed("sends no single answer")
+            raise MalformedAnswer("sent more or less than one answer")
         metadata, (tree,) = head.messages_list[0].metadata, head.message_object_trees
         if not metadata.reply_to_message_id:
-            raise Malformed("sends what is no answer")
+            raise MalformedAnswer("sent a message that is not an answer")
         if metadata.src_node_id != head.node.node_id:
-            raise Malformed("speaks for another")
+            raise MalformedAnswer("sent an answer in another node's name")
         self.head = head
-        self.to = metadata.reply_to_message_id
-        self.alone = asyncio.Lock()
-        self._most = most
+        self.replies_to = metadata.reply_to_message_id
+        self.lock = asyncio.Lock()
+        self._max_bytes = max_bytes
         self._root = tree.object_id
-        self._wanted = {part.object_id for part in iterate_object_tree(tree)}
+        self._expected = {part.object_id for part in iterate_object_tree(tree)}
         self._session = uuid.uuid4().hex
         self._parts: dict[str, bytes] = {}
         self._size = 0
         self._message: Message | None = None
-        self._left: dict[str, InflatableObject] = {}
-        self._told: PushMessagesResponse | None = None
-        self._is_handed_on = False
+        self._remaining: dict[str, InflatableObject] = {}
+        self._receipt: PushMessagesResponse | None = None
+        self._is_forwarded = False
 
-    def receipt(self) -> bytes:
-        """Return what a SuperLink would say to the head: that all parts are to come."""
-        told = PushMessagesResponse(objects_to_push=sorted(self._wanted), session_id=self._session)
-        return bytes(told.SerializeToString())
+    def build_receipt(self) -> bytes:
+        """Return a SuperLink's response to the head, which requests all parts."""
+        receipt = PushMessagesResponse(
+            objects_to_push=sorted(self._expected), session_id=self._session
+        )
+        return bytes(receipt.SerializeToString())
 
-    def take(self, part: PushObjectRequest) -> bool:
-        """Take a part in; tell whether all are there.
+    def add_part(self, part: PushObjectRequest) -> bool:
+        """Add a part; return whether all parts have arrived.
 
         Raises
         ------
-        Malformed
-            It is no part of this answer.
-        Spoilt
-            It is one too many.
+        MalformedAnswer
+            If it is not a part of this answer.
+        UnreadableAnswer
+            If the answer becomes too large.
         """
         name, content = part.object_id, part.object_content
-        if part.session_id != self._session or name not in self._wanted:
-            raise Malformed("sends what is no part of its answer")
+        if part.session_id != self._session or name not in self._expected:
+            raise MalformedAnswer("sent something that is not part of its answer")
         if get_object_id(content) != name:
-            raise Malformed("sends a part that is not what it says it is")
-        if self._is_read():
+            raise MalformedAnswer("sent a part that does not match its hash")
+        if self._is_complete():
             return True
         if name not in self._parts:
             self._parts[name] = content
             self._size += len(content)
             self._check_size(self._size)
-        return self._wanted == self._parts.keys()
+        return self._expected == self._parts.keys()
 
-    def _is_read(self) -> bool:
-        return self._message is not None or self._is_handed_on
+    def _is_complete(self) -> bool:
+        return self._message is not None or self._is_forwarded
 
     def _check_size(self, size: int) -> None:
-        if size > self._most:
-            raise Spoilt(
-                f"answers one message with more than {self._most} bytes; where that is right, set "
+        if size > self._max_bytes:
+            raise UnreadableAnswer(
+                f"answered a message with more than {self._max_bytes} bytes; if that is right, set "
                 "limits: {message_bytes: …} in organiser.yaml"
             )
 
-    def read(self) -> None:
-        """Read it, once all parts are there; a second time does nothing.
+    def decode(self) -> None:
+        """Decode the answer from its parts; calling it again does nothing.
 
         Raises
         ------
-        Spoilt
-            It can't be read, or says otherwise than its head.
+        UnreadableAnswer
+            If it can't be decoded, or does not match its head.
         """
-        if self._is_read():
+        if self._is_complete():
             return
         try:
-            self._check_size(self._unfolded())
+            self._check_size(self._count_array_bytes())
             message = inflate_object_from_contents(self._root, self._parts)
-        except Spoilt:
+        except UnreadableAnswer:
             raise
-        # Whatever it is that reading raises, it would be raised in the run as well.
+        # Whatever decoding raises here, it would also raise in the run.
         except Exception as error:
-            raise Spoilt(f"sends what can't be read: {type(error).__name__}") from error
+            raise UnreadableAnswer(f"sent an answer that can't be decoded: {type(error).__name__}") from error
         if not isinstance(message, Message):
-            raise Spoilt("sends what is no message")
-        said = message.metadata
-        if (said.src_node_id, said.reply_to_message_id) != (self.head.node.node_id, self.to):
-            raise Spoilt("answers otherwise than it says")
-        self._is(message)
+            raise UnreadableAnswer("sent something that is not a message")
+        metadata = message.metadata
+        if (metadata.src_node_id, metadata.reply_to_message_id) != (
+            self.head.node.node_id,
+            self.replies_to,
+        ):
+            raise UnreadableAnswer("sent an answer that does not match its head")
+        self._set_message(message)
 
     def give_up(self, why: str) -> None:
-        """Let the answer be that there is none, and why: the run need not wait for it."""
-        asked = metadata_from_proto(self.head.messages_list[0].metadata)
+        """Replace the answer by an error that says why, so that the run does not wait for it."""
+        metadata = metadata_from_proto(self.head.messages_list[0].metadata)
         error = Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, why)
-        self._is(Message(error, metadata=asked))  # type: ignore[call-overload]
+        self._set_message(Message(error, metadata=metadata))  # type: ignore[call-overload]
 
-    def _is(self, message: Message) -> None:
+    def _set_message(self, message: Message) -> None:
         message.metadata.__dict__["_message_id"] = message.object_id
         self._message = message
         self._parts.clear()
 
-    def _unfolded(self) -> int:
-        """Return the bytes of all arrays: one chunk may stand in them many times."""
+    def _count_array_bytes(self) -> int:
+        """Return the size of all arrays, since one chunk may occur in them many times."""
         total = 0
         for content in self._parts.values():
             kind, chunks, _ = get_object_head_values_from_object_content(content)
@@ -178,45 +183,45 @@ class Answer:
                 total += sum(len(self._parts[chunks[place]]) for place in order)
         return total
 
-    async def hand_on(self, post: Post) -> None:
-        """Give what was read to the SuperLink, as far as it has not got it yet.
+    async def forward(self, post: Post) -> None:
+        """Send the decoded answer to the SuperLink, except for parts that it already has.
 
-        Of what the node said of the parts, nothing is: a SuperLink that believes it may refuse
-        what others send.
+        Nothing that the node said about its parts is passed on: a SuperLink that trusts it might
+        refuse what other nodes send.
 
         Parameters
         ----------
         post : async callable
-            Sends something to a path of the SuperLink; raises what keeps it from being taken.
+            Sends content to a path of the SuperLink; raises if it is not accepted.
 
         Raises
         ------
-        Forgotten
-            It is to be tried again.
+        ForgottenAnswer
+            If it must be tried again.
         """
-        if self._is_handed_on:
+        if self._is_forwarded:
             return
         assert self._message is not None
-        if self._told is None:
-            things = get_all_nested_objects(self._message)
-            self._told = PushMessagesResponse.FromString(await post(PUSH, self._read_head()))
-            self._left = {name: things[name] for name in self._told.objects_to_push}
-        for name, thing in list(self._left.items()):
+        if self._receipt is None:
+            objects = get_all_nested_objects(self._message)
+            self._receipt = PushMessagesResponse.FromString(await post(PUSH, self._build_head()))
+            self._remaining = {name: objects[name] for name in self._receipt.objects_to_push}
+        for name, nested in list(self._remaining.items()):
             part = PushObjectRequest(
                 node=self.head.node,
                 run_id=self._message.metadata.run_id,
                 object_id=name,
-                object_content=thing.deflate(),
-                session_id=self._told.session_id,
+                object_content=nested.deflate(),
+                session_id=self._receipt.session_id,
             )
             answer = await post(PUSH_OBJECT, part.SerializeToString())
             if not PushObjectResponse.FromString(answer).stored:
-                self._told = None
-                raise Forgotten
-            del self._left[name]
-        self._message, self._is_handed_on = None, True
+                self._receipt = None
+                raise ForgottenAnswer
+            del self._remaining[name]
+        self._message, self._is_forwarded = None, True
 
-    def _read_head(self) -> bytes:
+    def _build_head(self) -> bytes:
         assert self._message is not None
         head = PushMessagesRequest(
             node=self.head.node,

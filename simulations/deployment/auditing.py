@@ -16,10 +16,10 @@ from pudica.clients.vault import check_run
 from pudica.models.errors import RequestError
 from pudica.models.files import load_tensors, write_atomically
 from pudica.simulations.deployment import authority
-from pudica.simulations.deployment.checking import Finding, found
+from pudica.simulations.deployment.checking import CheckResult, run_check
 from pudica.simulations.deployment.organiser import SETTINGS
 from pudica.strategies.core.cases import MAIN
-from pudica.strategies.core.registry import fingerprint_of
+from pudica.strategies.core.registry import key_fingerprint
 from pudica.strategies.core.spreadsheets import read_csv
 from pudica.strategies.loading import load_experiment
 from pudica.strategies.themis.submissions import FORMAT, MANIFEST, PREDICTIONS, sha256
@@ -45,13 +45,13 @@ def publish_manifest(run: Path, folder: Path, published: list[Path]) -> list[Pat
     text = (json.dumps(manifest, indent=2, sort_keys=True) + "\n").encode()
     written = [folder / MANIFEST, folder / SIGNATURE]
     write_atomically(written[0], text)
-    write_atomically(written[1], authority.signature(organiser / "ca.key", text))
+    write_atomically(written[1], authority.sign(organiser / "ca.key", text))
     return written
 
 
-def verify(
+def verify_leaderboard(
     folder: Path, certificate: Path, node: Path | None = None, run: Path | None = None
-) -> list[Finding]:
+) -> list[CheckResult]:
     """Return what is found of a published leaderboard; everything is looked at.
 
     Parameters
@@ -81,28 +81,28 @@ def verify(
     if manifest.get("format") != FORMAT:
         raise RequestError(f"{path} is of another format than {FORMAT}")
     looks: dict[str, Callable[[], str]] = {
-        "organiser": lambda: _signed_by_organiser(folder, certificate),
-        "files": lambda: _published(folder, manifest["published"]),
-        "participants": lambda: _signed_by_participants(manifest["run"], entries),
-        "leaderboard": lambda: _as_submitted(folder, manifest),
+        "organiser": lambda: _check_organiser_signature(folder, certificate),
+        "files": lambda: _check_published_files(folder, manifest["published"]),
+        "participants": lambda: _check_participant_signatures(manifest["run"], entries),
+        "leaderboard": lambda: _check_accuracies(folder, manifest),
     }
     if node:
-        looks["own submissions"] = lambda: _own(node, manifest["run"], entries)
+        looks["own submissions"] = lambda: _check_own_submissions(node, manifest["run"], entries)
     if run:
-        looks["predictions"] = lambda: _counted_again(run, entries)
-    return [found(what, look) for what, look in looks.items()]
+        looks["predictions"] = lambda: _recount_predictions(run, entries)
+    return [run_check(what, look) for what, look in looks.items()]
 
 
-def _signed_by_organiser(folder: Path, certificate: Path) -> str:
+def _check_organiser_signature(folder: Path, certificate: Path) -> str:
     if not (folder / SIGNATURE).is_file():
         raise RequestError(f"there is no {SIGNATURE}")
     text, signature = ((folder / name).read_bytes() for name in (MANIFEST, SIGNATURE))
-    if not authority.is_signature(certificate, text, signature):
+    if not authority.is_valid_signature(certificate, text, signature):
         raise RequestError(f"{MANIFEST} is not as the owner of {certificate} signed it")
     return f"{MANIFEST} is as the owner of {certificate} signed it"
 
 
-def _published(folder: Path, hashes: dict[str, str]) -> str:
+def _check_published_files(folder: Path, hashes: dict[str, str]) -> str:
     for name, known in hashes.items():
         path = folder / Path(name).name
         if not path.is_file() or sha256(path.read_bytes()) != known:
@@ -110,13 +110,13 @@ def _published(folder: Path, hashes: dict[str, str]) -> str:
     return f"{', '.join(hashes)} are as they were published"
 
 
-def _signed_by_participants(run: str, entries: list[Entry]) -> str:
-    _check_once(entries)
+def _check_participant_signatures(run: str, entries: list[Entry]) -> str:
+    _check_duplicates(entries)
     keys: dict[str, str] = {}
     for entry in entries:
         name = entry["participant"]
         text = statement(run, entry["images"], entry["predictions"], entry["count"])
-        key = fingerprint_of(entry["public_key"].encode())
+        key = key_fingerprint(entry["public_key"].encode())
         if not is_signed(text, entry["signature"], entry["public_key"]):
             raise RequestError(f"a submission of '{name}' is not signed by its key")
         if keys.setdefault(name, key) != key:
@@ -125,7 +125,7 @@ def _signed_by_participants(run: str, entries: list[Entry]) -> str:
     return f"{len(entries)} submissions, each signed by its participant: {told}"
 
 
-def _as_submitted(folder: Path, manifest: dict[str, Any]) -> str:
+def _check_accuracies(folder: Path, manifest: dict[str, Any]) -> str:
     """Compare the official accuracies with what was right of the submissions."""
     boards = sorted(folder.glob("leaderboard*.csv"))
     trained = [e for e in manifest["submissions"] if e["release"] == "trained"]
@@ -134,11 +134,11 @@ def _as_submitted(folder: Path, manifest: dict[str, Any]) -> str:
     for path in boards:
         case = path.stem.removeprefix("leaderboard").removeprefix("-") or MAIN
         own = [entry for entry in trained if entry["case"] == case]
-        _compare(path, [e for e in own if e["M"] == own[0]["M"]], manifest["test"])
+        _compare_accuracies(path, [e for e in own if e["M"] == own[0]["M"]], manifest["test"])
     return "accuracies are those of the submissions"
 
 
-def _compare(path: Path, entries: list[Entry], test: dict[str, int]) -> None:
+def _compare_accuracies(path: Path, entries: list[Entry], test: dict[str, int]) -> None:
     right: defaultdict[str, int] = defaultdict(int)
     for entry in entries:
         right[entry["participant"]] += entry["right"]
@@ -154,7 +154,7 @@ def _compare(path: Path, entries: list[Entry], test: dict[str, int]) -> None:
             )
 
 
-def _check_once(entries: list[Entry]) -> None:
+def _check_duplicates(entries: list[Entry]) -> None:
     """See that nobody's submission is there twice, and that all were given the same images."""
     seen: set[tuple[Any, ...]] = set()
     given: dict[tuple[Any, ...], tuple[str, int]] = {}
@@ -169,7 +169,7 @@ def _check_once(entries: list[Entry]) -> None:
             raise RequestError(f"'{entry['participant']}' was given other images than others")
 
 
-def _own(settings: Path, run: str, entries: list[Entry]) -> str:
+def _check_own_submissions(settings: Path, run: str, entries: list[Entry]) -> str:
     """Compare the manifest with what a participant's vault says that it submitted."""
     config = NodeConfig.read(settings)
     kept = config.vault / check_run(run) / config.name / SUBMITTED
@@ -186,7 +186,7 @@ def _own(settings: Path, run: str, entries: list[Entry]) -> str:
     return f"{len(theirs)} of '{config.name}', as its vault has them"
 
 
-def _counted_again(run: Path, entries: list[Entry]) -> str:
+def _recount_predictions(run: Path, entries: list[Entry]) -> str:
     """Compare hashes with the predictions, and count again what is right of them."""
     kept = load_tensors(run / PREDICTIONS)
     if kept is None:

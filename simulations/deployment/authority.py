@@ -33,9 +33,9 @@ from flwr.supercore.primitives.asymmetric import sign_message, verify_signature
 
 from pudica.clients.submissions import signed_by
 from pudica.models.errors import RequestError
-from pudica.models.files import others_may_read, write_atomically
+from pudica.models.files import is_accessible_by_others, write_atomically
 from pudica.simulations.programs.calling import LOOPBACK
-from pudica.strategies.core.registry import fingerprint_of
+from pudica.strategies.core.registry import key_fingerprint
 
 AUTHORITY_DAYS, SERVER_DAYS = 3650, 365
 SECRET = 0o600
@@ -52,18 +52,18 @@ _SIGNS = x509.KeyUsage(
 )
 
 
-def new_authority(certificate: Path, key: Path) -> None:
+def create_authority(certificate: Path, key: Path) -> None:
     """Make an authority of the organiser's own; its key is for the organiser alone."""
     own = generate_private_key(SECP384R1())
-    name = _named("Pudica organiser")
-    made = _certificate(name, name, own.public_key(), AUTHORITY_DAYS)
+    name = _build_name("Pudica organiser")
+    made = _start_certificate(name, name, own.public_key(), AUTHORITY_DAYS)
     made = made.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
     made = made.add_extension(_SIGNS, critical=True)
-    write_atomically(key, _pem(own), SECRET)
+    write_atomically(key, _encode_pem(own), SECRET)
     write_atomically(certificate, made.sign(own, hashes.SHA384()).public_bytes(Encoding.PEM))
 
 
-def new_server(
+def create_server_certificate(
     certificate: Path, key: Path, host: str, authority: Path, authority_key: Path
 ) -> None:
     """Certify a server that is reached at ``host``, and from this machine."""
@@ -72,24 +72,25 @@ def new_server(
     assert isinstance(signer, EllipticCurvePrivateKey)
     own = generate_private_key(SECP384R1())
     names = dict.fromkeys([host, "localhost", LOOPBACK])
-    made = _certificate(_named(host), issuer.subject, own.public_key(), SERVER_DAYS)
+    made = _start_certificate(_build_name(host), issuer.subject, own.public_key(), SERVER_DAYS)
     made = made.add_extension(
-        x509.SubjectAlternativeName([_reached(name) for name in names]), critical=False
+        x509.SubjectAlternativeName([_build_alternative_name(name) for name in names]),
+        critical=False,
     ).add_extension(
         x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), critical=False
     )
-    write_atomically(key, _pem(own), SECRET)
+    write_atomically(key, _encode_pem(own), SECRET)
     write_atomically(certificate, made.sign(signer, hashes.SHA384()).public_bytes(Encoding.PEM))
 
 
-def signature(key: Path, text: bytes) -> bytes:
+def sign(key: Path, text: bytes) -> bytes:
     """Return an authority's signature, ECDSA with SHA-256 as ``openssl dgst`` has it."""
     signer = load_pem_private_key(key.read_bytes(), None)
     assert isinstance(signer, EllipticCurvePrivateKey)
     return sign_message(signer, text)
 
 
-def is_signature(certificate: Path, text: bytes, said: bytes) -> bool:
+def is_valid_signature(certificate: Path, text: bytes, signature: bytes) -> bool:
     """Tell whether a text was signed by the authority of a certificate.
 
     Raises
@@ -99,7 +100,7 @@ def is_signature(certificate: Path, text: bytes, said: bytes) -> bool:
     """
     check_certificate(certificate)
     key = x509.load_pem_x509_certificate(certificate.read_bytes()).public_key()
-    return isinstance(key, EllipticCurvePublicKey) and verify_signature(key, text, said)
+    return isinstance(key, EllipticCurvePublicKey) and verify_signature(key, text, signature)
 
 
 def check_certificate(path: Path) -> None:
@@ -125,7 +126,7 @@ def check_certificate(path: Path) -> None:
         )
 
 
-def new_node_key(key: Path, public: Path, comment: str) -> None:
+def create_node_key(key: Path, public: Path, comment: str) -> None:
     """Make the key by which a node shows who it is, and its public half."""
     own = generate_private_key(SECP384R1())
     private = own.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption())
@@ -134,7 +135,7 @@ def new_node_key(key: Path, public: Path, comment: str) -> None:
     write_atomically(public, half + f" {comment}\n".encode())
 
 
-def signed_headers(key: Path) -> dict[str, str]:
+def build_signed_headers(key: Path) -> dict[str, str]:
     """Return how a node says who it is, now, as Flower's nodes do.
 
     Parameters
@@ -147,7 +148,7 @@ def signed_headers(key: Path) -> dict[str, str]:
     RequestError
         It can't be read, or is none.
     """
-    with _reading(key, "private"):
+    with _explain_read_errors(key, "private"):
         private = load_ssh_private_key(key.read_bytes(), None)
     if not isinstance(private, EllipticCurvePrivateKey):
         raise RequestError(f"{key} is of another kind than `pudica deploy node` makes")
@@ -160,7 +161,7 @@ def signed_headers(key: Path) -> dict[str, str]:
     }
 
 
-def fingerprint(public: Path) -> str:
+def compute_fingerprint(public: Path) -> str:
     """Return a node's public key as a short text.
 
     Raises
@@ -168,15 +169,15 @@ def fingerprint(public: Path) -> str:
     RequestError
         If there is no such file, or it holds no public key of a node.
     """
-    with _reading(public, "public"):
+    with _explain_read_errors(public, "public"):
         key = load_ssh_public_key(public.read_bytes())
     if not isinstance(key, EllipticCurvePublicKey):
         raise RequestError(f"{public} is of another kind than `pudica deploy node` makes")
-    return fingerprint_of(key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
+    return key_fingerprint(key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
 
 
 @contextmanager
-def _reading(path: Path, half: str) -> Iterator[None]:
+def _explain_read_errors(path: Path, half: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
@@ -195,22 +196,22 @@ def check_secret(path: Path) -> None:
     """
     if not path.is_file():
         raise RequestError(f"there is no file {path}")
-    if others_may_read(path):
+    if is_accessible_by_others(path):
         raise RequestError(f"{path} may be read by others: chmod 600 {path}")
 
 
-def _named(name: str) -> x509.Name:
+def _build_name(name: str) -> x509.Name:
     return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name[:64])])
 
 
-def _reached(name: str) -> x509.GeneralName:
+def _build_alternative_name(name: str) -> x509.GeneralName:
     try:
         return x509.IPAddress(ip_address(name))
     except ValueError:
         return x509.DNSName(name)
 
 
-def _certificate(
+def _start_certificate(
     subject: x509.Name, issuer: x509.Name, key: EllipticCurvePublicKey, days: int
 ) -> x509.CertificateBuilder:
     now = datetime.now(UTC)
@@ -226,5 +227,5 @@ def _certificate(
     )
 
 
-def _pem(key: EllipticCurvePrivateKey) -> bytes:
+def _encode_pem(key: EllipticCurvePrivateKey) -> bytes:
     return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())

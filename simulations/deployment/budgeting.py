@@ -16,7 +16,7 @@ from pudica.models.errors import RequestError
 COLUMNS = ("run", "case", "what", "images", "times", "each costs", "last")
 
 
-def entries_of(config: NodeConfig) -> list[Entry]:
+def read_entries(config: NodeConfig) -> list[Entry]:
     """Return everything that a node has paid for.
 
     Raises
@@ -31,59 +31,59 @@ def entries_of(config: NodeConfig) -> list[Entry]:
         raise RequestError(str(error)) from error
 
 
-def table(entries: list[Entry]) -> pd.DataFrame:
+def build_table(entries: list[Entry]) -> pd.DataFrame:
     """Return a row for each kind of release."""
     times = count(entries)
     last = {entry.release: entry.at for entry in entries}
     rows = [
-        (r.run, r.case, r.what, r.part, number, _cost(r.noise, r.ratio), last[r])
+        (r.run, r.case, r.what, r.part, number, _format_cost(r.noise, r.ratio), last[r])
         for r, number in times.items()
     ]
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
-def _cost(noise: str | None, ratio: float) -> str:
+def _format_cost(noise: str | None, ratio: float) -> str:
     if noise is None:
         return "no guarantee"
     return f"ε = {ratio:.4g}" if noise == "laplace" else f"Gaussian, μ = {ratio:.4g}"
 
 
-def balance(config: NodeConfig, entries: list[Entry]) -> list[str]:
+def describe_balance(config: NodeConfig, entries: list[Entry]) -> list[str]:
     """Return what is spent and what is left, in sentences."""
     epsilon, delta = config.total
     times = count(entries)
     used = spent(times, delta or USUAL_DELTA)
-    lines = [f"activations of one image have left {_times(activations(times))} at most"]
+    lines = [f"activations of one image have left {_format_times(activations(times))} at most"]
     if math.isinf(used):
         lines.append("spent: no finite ε, since something left without a guarantee")
     else:
-        lines.append(f"spent: {_epsilon(used, delta)}")
+        lines.append(f"spent: {_format_epsilon(used, delta)}")
     if epsilon is None:
         lines.append("budget: none, since these settings promise no ε")
     else:
         left = max(0.0, epsilon - used)
-        lines.append(f"budget: {_epsilon(epsilon, delta)}; left, added up: ε = {left:.4g}")
+        lines.append(f"budget: {_format_epsilon(epsilon, delta)}; left, added up: ε = {left:.4g}")
     return lines
 
 
-def promises(config: NodeConfig) -> list[str]:
+def describe_promises(config: NodeConfig) -> list[str]:
     """Return what a node releases at most, under which guarantee, and what it refuses."""
-    return [line for system in config.systems for line in _of(system, config)]
+    return [line for system in config.systems for line in _describe_system(system, config)]
 
 
-def _of(system: str, config: NodeConfig) -> Iterator[str]:
+def _describe_system(system: str, config: NodeConfig) -> Iterator[str]:
     if config.guarantees and system != "split":
         yield f"{system}: refused, since this node's images are under a budget"
     elif system == "split":
-        yield from _of_split(config)
+        yield from _describe_split(config)
     elif system == "themis":
         yield "themis: gradients and accuracies of its model on images that are public; no ε"
     else:
-        yield f"{system}: {_protection(system, config)}; no ε: it is obfuscation"
-        yield f"{system}: {_counts(config)}"
+        yield f"{system}: {_describe_protection(system, config)}; no ε: it is obfuscation"
+        yield f"{system}: {_describe_reports(config)}"
 
 
-def _protection(system: str, config: NodeConfig) -> str:
+def _describe_protection(system: str, config: NodeConfig) -> str:
     if system == "dlmt" and config.key:
         how = f", and only in {config.train} training" if config.train else ""
         return f"images, or models trained on them, disguised by its own key{how}"
@@ -92,9 +92,9 @@ def _protection(system: str, config: NodeConfig) -> str:
     return "whatever the organiser asks for" if config.trust_organiser else "refused"
 
 
-def _of_split(config: NodeConfig) -> Iterator[str]:
+def _describe_split(config: NodeConfig) -> Iterator[str]:
     if config.shield is None:
-        yield f"split: {_protection('split', config)}; no ε"
+        yield f"split: {_describe_protection('split', config)}; no ε"
         return
     name, epsilon = config.shield["name"], config.shield["epsilon"]
     fronts = " or ".join(config.allowed_fronts)
@@ -107,10 +107,10 @@ def _of_split(config: NodeConfig) -> Iterator[str]:
     if config.guarantees:
         yield (
             f"split: clip as the organiser says, by the first join of a case; "
-            f"δ {_delta(config.shield.get('delta'))} or less"
+            f"δ {_format_delta(config.shield.get('delta'))} or less"
         )
     yield (
-        f"split: activations of an image leave {_times(config.activations)} at most, in all runs "
+        f"split: activations of an image leave {_format_times(config.activations)} at most, in all runs "
         "together"
     )
     total, delta = config.total
@@ -118,10 +118,10 @@ def _of_split(config: NodeConfig) -> Iterator[str]:
         yield "split: no ε is promised to an image: this noise is the paper's, for comparison"
     else:
         yield (
-            f"split: (ε, δ) of an image, in all runs together: {total:.4g}, {_delta(delta)}; "
+            f"split: (ε, δ) of an image, in all runs together: {total:.4g}, {_format_delta(delta)}; "
             "labels and numbers of images are public"
         )
-    yield f"split: {_counts(config)}"
+    yield f"split: {_describe_reports(config)}"
     yield (
         "split: refused: other fronts or settings within a case, activations without noise, "
         "answers about training images, gradients or weights of the front"
@@ -130,7 +130,7 @@ def _of_split(config: NodeConfig) -> Iterator[str]:
     )
 
 
-def _counts(config: NodeConfig) -> str:
+def _describe_reports(config: NodeConfig) -> str:
     return {
         "none": "says nothing of how often models are right",
         "noisy": "says how often models are right on validation and test images behind discrete "
@@ -140,13 +140,13 @@ def _counts(config: NodeConfig) -> str:
     }[config.reports]
 
 
-def _delta(delta: float | None) -> str:
+def _format_delta(delta: float | None) -> str:
     return f"{delta:.4g}" if delta else f"{USUAL_DELTA:g} (1/n of n images, if that is less)"
 
 
-def _epsilon(epsilon: float, delta: float | None) -> str:
+def _format_epsilon(epsilon: float, delta: float | None) -> str:
     return f"ε = {epsilon:.4g} (δ = {delta or USUAL_DELTA:.4g})"
 
 
-def _times(number: int) -> str:
+def _format_times(number: int) -> str:
     return "once" if number == 1 else f"{number} times"

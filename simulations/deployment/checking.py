@@ -24,7 +24,7 @@ from pudica.clients.node import NodeConfig
 from pudica.clients.shields.disguises import Key
 from pudica.models.compute import Compute, ComputeConfig
 from pudica.models.errors import RequestError
-from pudica.models.files import load_into
+from pudica.models.files import load_weights_into
 from pudica.simulations.deployment import authority
 from pudica.simulations.deployment.invitation import Invitation
 
@@ -33,7 +33,7 @@ AHEAD_SECONDS, BEHIND_SECONDS = 4.0, 250.0
 FREE_BYTES = 2**30
 
 
-class Finding(NamedTuple):
+class CheckResult(NamedTuple):
     """What was found of one thing.
 
     Attributes
@@ -48,7 +48,7 @@ class Finding(NamedTuple):
     told: str
 
 
-def check(path: Path) -> list[Finding]:
+def check_node(path: Path) -> list[CheckResult]:
     """Return what is found of a node; everything is looked at, whatever is wrong.
 
     Raises
@@ -58,31 +58,31 @@ def check(path: Path) -> list[Finding]:
     """
     config = NodeConfig.read(path)
     return [
-        found("settings", lambda: _settings(config)),
-        found("certificate", lambda: _certificate(config)),
-        found("key of this node", lambda: _private_key(config)),
-        found("server", lambda: check_server(config)),
-        found("versions", lambda: _versions(path.parent)),
-        found("vault", lambda: _vault(config)),
-        found("device", lambda: _device(config)),
-        found("data", lambda: _data(config)),
-        found("test labels", lambda: _test_labels(config)),
-        found("model", lambda: _model(config)),
-        found("image key", lambda: _image_key(config)),
+        run_check("settings", lambda: _check_settings(config)),
+        run_check("certificate", lambda: _check_certificate(config)),
+        run_check("key of this node", lambda: _check_private_key(config)),
+        run_check("server", lambda: check_server(config)),
+        run_check("versions", lambda: _check_versions(path.parent)),
+        run_check("vault", lambda: _check_vault(config)),
+        run_check("device", lambda: _check_device(config)),
+        run_check("data", lambda: _check_data(config)),
+        run_check("test labels", lambda: _check_test_labels(config)),
+        run_check("model", lambda: _check_model(config)),
+        run_check("image key", lambda: _check_image_key(config)),
     ]
 
 
-def found(what: str, look: Callable[[], str]) -> Finding:
+def run_check(what: str, look: Callable[[], str]) -> CheckResult:
     """Return what a look at something finds, also where it fails."""
     try:
-        return Finding(what, True, look())
+        return CheckResult(what, True, look())
     except RequestError as error:
-        return Finding(what, False, str(error))
+        return CheckResult(what, False, str(error))
     except Exception as error:  # a participant's own model may raise whatever it likes
-        return Finding(what, False, f"{type(error).__name__}: {error}")
+        return CheckResult(what, False, f"{type(error).__name__}: {error}")
 
 
-def _settings(config: NodeConfig) -> str:
+def _check_settings(config: NodeConfig) -> str:
     protects = {"split": config.shield, "dlmt": config.key, "facemix": config.mixing}
     open_ = [s for s in config.systems if s in protects and protects[s] is None]
     if open_ and not config.trust_organiser:
@@ -94,12 +94,12 @@ def _settings(config: NodeConfig) -> str:
     return f"'{config.name}', takes part in {', '.join(config.systems)}{trust}"
 
 
-def _certificate(config: NodeConfig) -> str:
+def _check_certificate(config: NodeConfig) -> str:
     authority.check_certificate(config.certificate)
     return "holds today"
 
 
-def _private_key(config: NodeConfig) -> str:
+def _check_private_key(config: NodeConfig) -> str:
     authority.check_secret(config.private_key)
     return "only you can read it"
 
@@ -117,7 +117,7 @@ def check_server(config: NodeConfig) -> str:
         trust = ssl.create_default_context(cafile=config.certificate)
         connection = http.client.HTTPSConnection(host, int(port), timeout=10, context=trust)
         with closing(connection):
-            headers = authority.signed_headers(config.private_key)
+            headers = authority.build_signed_headers(config.private_key)
             connection.request("GET", "/health", headers=headers)
             with connection.getresponse() as answer:
                 status, date, said = answer.status, str(answer.headers["date"]), answer.read()
@@ -144,16 +144,16 @@ def check_server(config: NodeConfig) -> str:
     return f"{config.server} answers, this node is registered, clocks agree"
 
 
-def _versions(folder: Path) -> str:
+def _check_versions(folder: Path) -> str:
     invitation = folder / "invitation.yaml"
     if not invitation.is_file():
         raise RequestError(f"there is no {invitation}; put the organiser's there")
-    if different := Invitation.read(invitation).differences():
+    if different := Invitation.read(invitation).find_differences():
         raise RequestError("; ".join(different) + "; install the same, results depend on it")
     return "as the organiser's"
 
 
-def _vault(config: NodeConfig) -> str:
+def _check_vault(config: NodeConfig) -> str:
     try:
         config.vault.mkdir(mode=0o700, parents=True, exist_ok=True)
         probe = config.vault / ".probe"
@@ -167,20 +167,20 @@ def _vault(config: NodeConfig) -> str:
     return f"{config.vault}, {free / 2**30:.0f} GiB free"
 
 
-def _device(config: NodeConfig) -> str:
+def _check_device(config: NodeConfig) -> str:
     compute = Compute(config.computes(ComputeConfig()))
     memory = psutil.virtual_memory().available / 2**30
     return f"{compute.device.type}, {compute.config.threads} thread(s), {memory:.1f} GiB free"
 
 
-def _own_data(config: NodeConfig) -> Splits | None:
+def _load_own_data(config: NodeConfig) -> Splits | None:
     if config.data.name is None:
         return None
     return load(config.data.applied(DataConfig(name=config.data.name)), 0)
 
 
-def _data(config: NodeConfig) -> str:
-    data = _own_data(config)
+def _check_data(config: NodeConfig) -> str:
+    data = _load_own_data(config)
     if data is None:
         return "the organiser's; seen when it joins"
     sizes = f"{len(data.train)} + {len(data.validation)} + {len(data.test)}"
@@ -190,9 +190,9 @@ def _data(config: NodeConfig) -> str:
     )
 
 
-def _test_labels(config: NodeConfig) -> str:
+def _check_test_labels(config: NodeConfig) -> str:
     """See that a participant of a competition reads no test set: it is the organiser's alone."""
-    data = _own_data(config) if "themis" in config.systems else None
+    data = _load_own_data(config) if "themis" in config.systems else None
     if data is not None and data.has_own_test and len(data.test):
         raise RequestError(
             f"{data.name} has {len(data.test)} labelled test images, which a participant of a "
@@ -202,7 +202,7 @@ def _test_labels(config: NodeConfig) -> str:
     return "none are read"
 
 
-def _model(config: NodeConfig) -> str:
+def _check_model(config: NodeConfig) -> str:
     if config.model is None or config.model == OWN:
         if "themis" in config.systems:
             raise RequestError(
@@ -210,9 +210,9 @@ def _model(config: NodeConfig) -> str:
                 "zoo (`pudica list`), custom:./my_models.py:callable or FILE.pt2"
             )
         return "none of its own"
-    data = _own_data(config)
+    data = _load_own_data(config)
     if data is None:
-        models.check_there(config.model)
+        models.check_available(config.model)
         if config.weights and not config.weights.is_file():
             raise RequestError(f"weights: there is no file {config.weights}")
         return f"{config.model}: is there; tried when the node joins, and its data are known"
@@ -220,13 +220,13 @@ def _model(config: NodeConfig) -> str:
     classes = data.num_classes
     model = models.build(config.model, num_classes=classes, channels=channels, image_size=side)
     if config.weights:
-        load_into(model, config.weights)
+        load_weights_into(model, config.weights)
     compute = Compute(config.computes(ComputeConfig()))
-    model = compute.host(model).eval()
-    images = compute.place(torch.rand(SAMPLE, channels, side, side))
+    model = compute.move_model(model).eval()
+    images = compute.move_batch(torch.rand(SAMPLE, channels, side, side))
     before, began = psutil.Process().memory_info().rss, time.perf_counter()
-    with compute.threads(), torch.no_grad():
-        logits = compute.outputs(model, images)
+    with compute.use_threads(), torch.no_grad():
+        logits = compute.forward(model, images)
     seconds = time.perf_counter() - began
     used = max(0, psutil.Process().memory_info().rss - before) / 2**20
     if logits.shape != (SAMPLE, classes) or not torch.isfinite(logits).all():
@@ -237,7 +237,7 @@ def _model(config: NodeConfig) -> str:
     return f"{config.model}: {1000 * seconds / SAMPLE:.2f} ms an image, {used:.0f} MiB"
 
 
-def _image_key(config: NodeConfig) -> str:
+def _check_image_key(config: NodeConfig) -> str:
     if config.key is None:
         return "none"
     key = Key.load(config.key)

@@ -63,15 +63,15 @@ NAME = "pudica-clientapp"
 ACQUIRE = "/flwr.proto.Runtime/AcquireTask"
 HEARTBEAT_SECONDS = 10.0
 # What answers may need that `pudica.clients.app` imports only then: seconds, for each message.
-ALSO = ("pyarrow.dataset", "torch._dynamo", "torchvision")
+PRELOADED_MODULES = ("pyarrow.dataset", "torch._dynamo", "torchvision")
 POLL_SECONDS, ARRIVAL_SECONDS = 0.05, 60.0
 # A process that has nothing in it but imports can be forked; that of a CUDA device could not.
-FORKED = multiprocessing.get_context("fork")
+FORK_CONTEXT = multiprocessing.get_context("fork")
 
 log = logging.getLogger(NAME)
 
 
-class Tasks:
+class TaskQueue:
     """What a SuperNode has to be done.
 
     Parameters
@@ -85,11 +85,11 @@ class Tasks:
     def __init__(self, address: str, secret: bytes) -> None:
         self.address = address
         signing = SuperExecAuthHttpInterceptor(master_secret=secret, protected_methods=[ACQUIRE])
-        self._runtime = runtime(address, signing)
-        self._following: str | None = None
-        self._asking = threading.Lock()
+        self._runtime = connect_runtime(address, signing)
+        self._next_token: str | None = None
+        self._lock = threading.Lock()
 
-    def next(self) -> str | None:
+    def acquire(self) -> str | None:
         """Return the token of what is to be done next, or None.
 
         Raises
@@ -97,48 +97,51 @@ class Tasks:
         httpx.HTTPError
             The SuperNode does not answer.
         """
-        with self._asking:
-            token, self._following = self._following or self._acquired(), None
+        with self._lock:
+            token, self._next_token = self._next_token or self._acquire_task(), None
             return token
 
-    def is_overtaken(self) -> bool:
+    def has_next(self) -> bool:
         """Tell whether something else is to be done, while the message of a task is to come.
 
         A SuperNode takes in one message after the other. One whose run ends meanwhile it leaves as
         it is, task and all: what is not there when the next has come never will be.
         """
-        with self._asking:
-            self._following = self._following or self._acquired()
-            return self._following is not None
+        with self._lock:
+            self._next_token = self._next_token or self._acquire_task()
+            return self._next_token is not None
 
-    def _acquired(self) -> str | None:
-        answer = self._runtime.AcquireTask(
+    def _acquire_task(self) -> str | None:
+        answer_message = self._runtime.AcquireTask(
             AcquireTaskRequest(supported_task_types=[TaskType.CLIENT_APP])
         )
-        return answer.token or None
+        return answer_message.token or None
 
-    def do(self, token: str) -> None:
+    def run_task(self, token: str) -> None:
         """Have a message answered in a process of its own, and say so if it dies of it."""
-        with closing(runtime(self.address, RuntimeTokenHttpInterceptor(token))) as there:
-            with _alive(there):  # a large message takes its time to arrive
-                message, context = pulled(there, self.is_overtaken)
-            began, done = time.monotonic(), FORKED.Event()
-            process = FORKED.Process(
-                target=answer, args=(self.address, token, message, context, os.getpid(), done)
+        with closing(connect_runtime(self.address, RuntimeTokenHttpInterceptor(token))) as there:
+            with _send_heartbeats(there):  # a large message takes its time to arrive
+                message, context = pull_message(there, self.has_next)
+            began, done = time.monotonic(), FORK_CONTEXT.Event()
+            process = FORK_CONTEXT.Process(
+                target=answer_message,
+                args=(self.address, token, message, context, os.getpid(), done),
             )
             process.start()
             while process.is_alive():
-                _give_sign_of_life(there)
+                _send_heartbeat(there)
                 process.join(HEARTBEAT_SECONDS)
             if not done.is_set():
-                died = Error(ErrorCode.CLIENT_APP_CRASHED, _death(process))
+                died = Error(ErrorCode.CLIENT_APP_CRASHED, _describe_death(process))
                 push_message(there, Message(died, reply_to=message), context)
             push_task_output(there, context, SubStatus.COMPLETED, "")
         kind, seconds = message.metadata.message_type, time.monotonic() - began
-        log.info("%s: %.1f s%s", kind, seconds, "" if done.is_set() else f"; {_death(process)}")
+        log.info(
+            "%s: %.1f s%s", kind, seconds, "" if done.is_set() else f"; {_describe_death(process)}"
+        )
 
 
-def pulled(there: RuntimeHttpClient, is_overtaken: Callable[[], bool]) -> tuple[Message, Context]:
+def pull_message(there: RuntimeHttpClient, has_next: Callable[[], bool]) -> tuple[Message, Context]:
     """Return the message that is to be answered, and where.
 
     As Flower's ``pull_task_input``, which gives up, or waits for a second, where the SuperNode has
@@ -161,17 +164,17 @@ def pulled(there: RuntimeHttpClient, is_overtaken: Callable[[], bool]) -> tuple[
     (tree,), place = found.message_object_trees, (Node(node_id=context.node_id), context.run_id)
     part = make_pull_object_fn_protobuf(there.PullObject, *place)
 
-    def awaited(name: str) -> bytes:
+    def pull_object(name: str) -> bytes:
         try:
             return part(name)
         except ObjectUnavailableError:
-            if is_overtaken():
+            if has_next():
                 raise RuntimeError("its message did not come to its end") from None
             raise
 
     message = pull_and_inflate_object_from_tree(
         tree,
-        awaited,
+        pull_object,
         make_confirm_message_received_fn_protobuf(there.ConfirmMessageReceived, *place),
         return_type=Message,
         initial_backoff=POLL_SECONDS,
@@ -180,7 +183,7 @@ def pulled(there: RuntimeHttpClient, is_overtaken: Callable[[], bool]) -> tuple[
     return message, context
 
 
-def answer(
+def answer_message(
     address: str, token: str, message: Message, context: Context, parent: int, done: Event
 ) -> None:
     """Answer a message; what the ClientApp raises is an answer, too."""
@@ -192,12 +195,12 @@ def answer(
         raised = f"{type(error).__name__}: {error}"
         reply = Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, raised), reply_to=message)
     signed = RuntimeTokenHttpInterceptor(token)
-    with closing(runtime(address, signed, persistent=True)) as there:
+    with closing(connect_runtime(address, signed, persistent=True)) as there:
         push_message(there, reply, context)
     done.set()
 
 
-def runtime(
+def connect_runtime(
     address: str, *interceptors: ProtobufClientInterceptor, persistent: bool = False
 ) -> RuntimeHttpClient:
     """Return what speaks with a SuperNode's runtime, again and again if it is persistent."""
@@ -212,9 +215,9 @@ def runtime(
 
 
 @contextmanager
-def _alive(there: RuntimeHttpClient) -> Iterator[None]:
+def _send_heartbeats(there: RuntimeHttpClient) -> Iterator[None]:
     """Give signs of life from a thread, which is gone at the end: with threads, none may fork."""
-    signs = HeartbeatSender(lambda: _give_sign_of_life(there))
+    signs = HeartbeatSender(lambda: _send_heartbeat(there))
     signs.start()
     try:
         yield
@@ -222,7 +225,7 @@ def _alive(there: RuntimeHttpClient) -> Iterator[None]:
         signs.stop()
 
 
-def _give_sign_of_life(there: RuntimeHttpClient) -> bool:
+def _send_heartbeat(there: RuntimeHttpClient) -> bool:
     """Tell the SuperNode that its task is being done; return whether it has heard it."""
     try:
         there.SendTaskHeartbeat(SendTaskHeartbeatRequest())
@@ -232,7 +235,7 @@ def _give_sign_of_life(there: RuntimeHttpClient) -> bool:
     return True
 
 
-def _death(process: BaseProcess) -> str:
+def _describe_death(process: BaseProcess) -> str:
     code = process.exitcode or 0
     how = f"killed by {Signals(-code).name}" if code < 0 else f"it ended with {code}"
     return f"the process of this node that was at work died: {how}"
@@ -243,16 +246,16 @@ def main() -> None:
     settings = json.loads(sys.argv[1])
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    tasks = Tasks(settings["address"], Path(settings["secret"]).read_bytes())
+    tasks = TaskQueue(settings["address"], Path(settings["secret"]).read_bytes())
     pause = float(os.environ[POLL_INTERVAL])
-    for name in ALSO:
+    for name in PRELOADED_MODULES:
         import_module(name)
     log.info(CLIENTAPP_READY)
     while True:
         try:
-            token = tasks.next()
+            token = tasks.acquire()
             if token:
-                tasks.do(token)
+                tasks.run_task(token)
         except httpx.HTTPError as error:
             log.warning("the SuperNode is not there, or has given up a task: %s", error)
             token = None

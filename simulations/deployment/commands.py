@@ -9,11 +9,19 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pudica.simulations.competition import DraftPublisher
-from pudica.simulations.console import FAILED, print_findings, explain_failures, exit_on_request_error, print_results, print_message, shorten_path
+from pudica.simulations.console import (
+    FAILED,
+    exit_on_request_error,
+    explain_failures,
+    print_findings,
+    print_message,
+    print_results,
+    shorten_path,
+)
 
 if TYPE_CHECKING:
     from pudica.simulations.deployment.kit import Kit
-    from pudica.simulations.deployment.organiser import Organiser
+    from pudica.simulations.deployment.organiser import OrganiserServer
 
 # Heavy imports stay inside the commands: `pudica --help` is instant.
 
@@ -39,11 +47,15 @@ def init(
 ) -> None:
     """Make an organiser's folder: certificates, settings, and an invitation to send."""
     with exit_on_request_error():
-        from pudica.simulations.deployment.organiser import Organiser
+        from pudica.simulations.deployment.organiser import OrganiserServer
 
-        made = Organiser.init(folder, host, port)
-    typer.echo(f"{shorten_path(made.folder / 'invitation.yaml')}  send this to participants, unchanged")
-    typer.echo(f"{shorten_path(made.folder / 'ca.key')}  the key of your authority: keep it to yourself")
+        made = OrganiserServer.create(folder, host, port)
+    typer.echo(
+        f"{shorten_path(made.folder / 'invitation.yaml')}  send this to participants, unchanged"
+    )
+    typer.echo(
+        f"{shorten_path(made.folder / 'ca.key')}  the key of your authority: keep it to yourself"
+    )
     typer.echo(f"next: pudica deploy up --folder {shlex.quote(str(shorten_path(made.folder)))}")
 
 
@@ -56,14 +68,16 @@ def node(
 ) -> None:
     """Make a participant's kit: a node's key, its public half to send, and node.yaml."""
     with exit_on_request_error():
-        from pudica.simulations.deployment.authority import fingerprint
+        from pudica.simulations.deployment.authority import compute_fingerprint
         from pudica.simulations.deployment.invitation import Invitation
         from pudica.simulations.deployment.kit import Kit
 
-        kit = Kit.make(folder or Path(name), name, Invitation.read(invitation), system)
+        kit = Kit.create(folder or Path(name), name, Invitation.read(invitation), system)
     place = shlex.quote(str(shorten_path(kit.folder / "node.yaml")))
-    print_ = fingerprint(kit.public)
-    typer.echo(f"{shorten_path(kit.public)}  send this to the organiser; its fingerprint: {print_}")
+    print_ = compute_fingerprint(kit.public_key)
+    typer.echo(
+        f"{shorten_path(kit.public_key)}  send this to the organiser; its fingerprint: {print_}"
+    )
     typer.echo(f"{place}  say here what your node does, then: pudica node check {place}")
 
 
@@ -75,9 +89,9 @@ def register(
 ) -> None:
     """Let a participant's node take part."""
     with exit_on_request_error():
-        from pudica.simulations.deployment.organiser import Organiser
+        from pudica.simulations.deployment.organiser import OrganiserServer
 
-        entry = Organiser(folder, print_message).register(public_key, name or public_key.stem)
+        entry = OrganiserServer(folder, print_message).register(public_key, name or public_key.stem)
     typer.echo(f"'{entry.name}' may take part, with the key {entry.fingerprint}")
 
 
@@ -88,9 +102,9 @@ def remove(
 ) -> None:
     """Let a participant's node take part no more; what it has submitted stays."""
     with exit_on_request_error():
-        from pudica.simulations.deployment.organiser import Organiser
+        from pudica.simulations.deployment.organiser import OrganiserServer
 
-        entry = Organiser(folder, print_message).remove(name)
+        entry = OrganiserServer(folder, print_message).remove(name)
     typer.echo(f"'{entry.name}' may not take part any more; its key was {entry.fingerprint}")
 
 
@@ -98,11 +112,11 @@ def remove(
 def up(folder: Folder = HERE) -> None:
     """Start the organiser's server, or a node: what the folder is of."""
     with exit_on_request_error():
-        place = _opened(folder)
+        place = _open_folder(folder)
         place.up()
         for name in place.PROGRAMS:
-            process = place.programs.process(name)
-            log = shorten_path(place.programs.log(name))
+            process = place.programs.find_process(name)
+            log = shorten_path(place.programs.log_file(name))
             typer.echo(f"{name}: process {process.pid if process else '?'}, log {log}")
 
 
@@ -110,7 +124,7 @@ def up(folder: Folder = HERE) -> None:
 def down(folder: Folder = HERE) -> None:
     """End what `up` started in this folder; nothing that was kept is lost."""
     with exit_on_request_error():
-        ended = _opened(folder).down()
+        ended = _open_folder(folder).down()
     typer.echo(f"ended: {', '.join(ended)}" if ended else "nothing was running here")
 
 
@@ -118,15 +132,15 @@ def down(folder: Folder = HERE) -> None:
 def status(folder: Folder = HERE) -> None:
     """Show which programs run, who is registered, and who is online."""
     with exit_on_request_error():
-        from pudica.simulations.deployment.organiser import Organiser
+        from pudica.simulations.deployment.organiser import OrganiserServer
 
-        place = _opened(folder)
+        place = _open_folder(folder)
         for name in place.PROGRAMS:
-            process = place.programs.process(name)
+            process = place.programs.find_process(name)
             typer.echo(f"{name}: {f'process {process.pid}' if process else 'not running'}")
-        if not isinstance(place, Organiser):
+        if not isinstance(place, OrganiserServer):
             return
-        online = place.online() if place.is_up() else {}
+        online = place.query_node_statuses() if place.is_up() else {}
         for entry in place.nodes:
             typer.echo(
                 f"  {entry.name:24} {online.get(entry.name, '?'):12} key {entry.fingerprint}  "
@@ -148,10 +162,10 @@ def run(
 ) -> None:
     """Run an experiment with the registered nodes."""
     with exit_on_request_error():
-        from pudica.simulations.deployment.organiser import Organiser
+        from pudica.simulations.deployment.organiser import OrganiserServer
         from pudica.simulations.progress import Watcher
 
-        organiser = Organiser(folder, (lambda _: None) if quiet else print_message)
+        organiser = OrganiserServer(folder, (lambda _: None) if quiet else print_message)
         prepared, directory = organiser.prepare(experiment, set_ or [], resume)
         options = f"--folder {shlex.quote(str(folder))}" if folder != HERE else ""
         watched = Watcher(directory, quiet), DraftPublisher(directory)
@@ -174,11 +188,13 @@ def attempt(
         from pudica.simulations.deployment import trial
         from pudica.simulations.programs.submission import FlowerRunFailed
 
-        told = (lambda _: None) if quiet else print_message
+        notify = (lambda _: None) if quiet else print_message
         try:
-            directory = trial.attempt(experiment, set_ or [], nodes, out.absolute(), told)
+            directory = trial.run_trial(experiment, set_ or [], nodes, out.absolute(), notify)
         except FlowerRunFailed as error:
-            print_message(f"error: {error}\nlogs are in {shorten_path(out.absolute())}, in flower/work of each")
+            print_message(
+                f"error: {error}\nlogs are in {shorten_path(out.absolute())}, in flower/work of each"
+            )
             raise typer.Exit(FAILED) from None
     print_results(directory, quiet)
     typer.echo(directory)
@@ -193,8 +209,8 @@ def check(
         from pudica.clients.node import NodeConfig
         from pudica.simulations.deployment import budgeting, checking
 
-        findings = checking.check(settings.absolute())
-        lines = budgeting.promises(NodeConfig.read(settings.absolute()))
+        findings = checking.check_node(settings.absolute())
+        lines = budgeting.describe_promises(NodeConfig.read(settings.absolute()))
     typer.echo("\n".join(["what it releases at most, and what it refuses", *lines, ""]))
     print_findings(findings)
 
@@ -210,17 +226,17 @@ def budget(
         from pudica.simulations.display import print_frame
 
         config = NodeConfig.read(settings.absolute())
-        entries = budgeting.entries_of(config)
-        lines = budgeting.balance(config, entries)
+        entries = budgeting.read_entries(config)
+        lines = budgeting.describe_balance(config, entries)
     if entries:
-        print_frame(budgeting.table(entries), f"Releases of {config.name}, in all runs")
+        print_frame(budgeting.build_table(entries), f"Releases of {config.name}, in all runs")
     typer.echo("\n".join(lines))
 
 
-def _opened(folder: Path) -> Organiser | Kit:
+def _open_folder(folder: Path) -> OrganiserServer | Kit:
     """Return what a folder is: an organiser's or a node's."""
     from pudica.simulations.deployment import kit, organiser
 
     if (folder / kit.SETTINGS).is_file():
         return kit.Kit(folder, print_message)
-    return organiser.Organiser(folder, print_message)
+    return organiser.OrganiserServer(folder, print_message)

@@ -1,9 +1,9 @@
-"""The gate: what of an organiser's SuperLink is open to the world.
+"""The gate: a reverse proxy that exposes an organiser's SuperLink to registered nodes only.
 
-Whoever reaches Flower's SuperLink may register nodes and start runs, whatever keys nodes have:
-its port serves nodes, the organiser's commands and its own processes alike, and only nodes are
-asked who they are. So the SuperLink listens on this machine alone, and in front of it stands
-this gate, which lets nothing through but what registered nodes need.
+Whoever reaches Flower's SuperLink can register nodes and start runs, whatever keys the nodes have:
+one port serves nodes, the organiser's commands and Flower's own processes, and only nodes are
+authenticated. So the SuperLink listens on this machine only, behind this gate, which forwards
+nothing but the requests that registered nodes need.
 """
 
 from __future__ import annotations
@@ -45,23 +45,29 @@ from flwr.supercore.primitives.asymmetric import bytes_to_public_key, verify_sig
 from flwr.supercore.protobuf.constants import PROTOBUF_MEDIA_TYPE
 from google.protobuf.message import DecodeError
 
-from pudica.simulations.deployment.allowance import TRY_LATER, Allowance, Limits, PerMinute, Refused
+from pudica.simulations.deployment.allowance import (
+    TRY_LATER,
+    MinuteCounter,
+    RateLimiter,
+    RateLimits,
+    RequestRefused,
+)
 from pudica.simulations.deployment.answers import (
     PUSH,
     PUSH_OBJECT,
     STORED,
     Answer,
-    Forgotten,
-    Malformed,
-    Spoilt,
+    ForgottenAnswer,
+    MalformedAnswer,
+    UnreadableAnswer,
 )
 from pudica.simulations.programs.calling import LOOPBACK
-from pudica.strategies.core.registry import ROSTER, Registered, fingerprint_of, registered
+from pudica.strategies.core.registry import NodeRegistry, RegisteredNode, key_fingerprint
 
 PULL = "/v1/fleet/pull-messages"
 PULL_OBJECT, CONFIRM = "/v1/fleet/pull-object", "/v1/fleet/confirm-message-received"
 ACTIVATE, DEACTIVATE = "/v1/fleet/activate-node", "/v1/fleet/deactivate-node"
-OPEN = frozenset(
+OPEN_PATHS = frozenset(
     {
         *(PULL, PUSH, PULL_OBJECT, PUSH_OBJECT, CONFIRM, ACTIVATE, DEACTIVATE),
         "/v1/fleet/send-node-heartbeat",
@@ -69,27 +75,27 @@ OPEN = frozenset(
         "/v1/fleet/get-fab",
     }
 )
-# What a SuperLink says to a node that wants to begin, and is there as far as it knows.
-THERE_ALREADY = 412
-PASSED = frozenset({"content-type", "accept", "user-agent"})
-RETURNED = frozenset({"content-type"})
+# Status with which a SuperLink refuses to activate a node that it believes to be active.
+ALREADY_ACTIVE = 412
+FORWARDED_HEADERS = frozenset({"content-type", "accept", "user-agent"})
+RETURNED_HEADERS = frozenset({"content-type"})
 AUTHENTICATION = (
     FLEET_HTTP_PUBLIC_KEY_HEADER,
     TIMESTAMP_HEADER,
     FLEET_HTTP_SIGNATURE_HEADER,
 )
 ANSWER_SECONDS = 120.0
-# A node that is told that there is nothing for it looks again after three seconds. So it is told
-# later: meanwhile the gate looks, often at first.
+# A node without messages polls again only after three seconds. So the gate holds its request open
+# and polls the SuperLink instead, frequently at first.
 HOLD_SECONDS = 10.0
-# The SuperLink's own bound, which it keeps without a word, less what may be spent in the gate.
-OLDEST_SECONDS = TIMESTAMP_TOLERANCE - 60
+# The SuperLink's own limit, which it enforces silently, minus the time a request may spend here.
+MAX_AGE_SECONDS = TIMESTAMP_TOLERANCE - 60
 HEAD_BYTES = 2**20
-POLL_SECONDS, SELDOM_SECONDS, SLOWING = 0.05, 1.0, 1.3
+POLL_SECONDS, MAX_POLL_SECONDS, POLL_BACKOFF = 0.05, 1.0, 1.3
 BODY_SECONDS = 60.0
-LINES_A_MINUTE = 200
+LINES_PER_MINUTE = 200
 CONNECTIONS = 500
-REMEMBERED = 200_000
+MAX_REMEMBERED = 200_000
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -98,44 +104,45 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 log = logging.getLogger("pudica.gate")
 
 
-class Owners:
-    """Which nodes messages, and what belongs to them, were given to.
+class MessageOwners:
+    """Remembers to which nodes messages and their parts were delivered.
 
-    Flower asks who a node is, not whether a message is its own; who knows a message's number could
-    read or remove it. What the gate has not seen (it was started again) is let through.
+    Flower authenticates nodes, but does not check whether a message is for them: a node that knows
+    a message's id could read or remove it. Objects that the gate has not seen, since it was
+    restarted, are let through.
     """
 
     def __init__(self) -> None:
-        self._of: OrderedDict[str, set[str]] = OrderedDict()
+        self._nodes_by_object: OrderedDict[str, set[str]] = OrderedDict()
 
     def note(self, node: str, answer: PullMessagesResponse) -> None:
-        """Note what a node is given."""
+        """Remember what is delivered to a node."""
         for message in answer.messages_list:
             self._add(node, message.metadata.message_id)
         for tree in answer.message_object_trees:
             self._add_tree(node, tree)
 
-    def check(self, node: str, thing: str) -> None:
-        """See whether something is a node's own.
+    def check(self, node: str, object_id: str) -> None:
+        """Check that an object was not delivered to other nodes only.
 
         Raises
         ------
-        Refused
-            It was given to others.
+        RequestRefused
+            If it was.
         """
-        if node not in self._of.get(thing, {node}):
-            raise Refused(403, f"'{node}' asks for what was given to others")
+        if node not in self._nodes_by_object.get(object_id, {node}):
+            raise RequestRefused(403, f"'{node}' asks for a message to another node")
 
     def _add_tree(self, node: str, tree: ObjectTree) -> None:
         self._add(node, tree.object_id)
         for child in tree.children:
             self._add_tree(node, child)
 
-    def _add(self, node: str, thing: str) -> None:
-        self._of.setdefault(thing, set()).add(node)
-        self._of.move_to_end(thing)
-        if len(self._of) > REMEMBERED:
-            self._of.popitem(last=False)
+    def _add(self, node: str, object_id: str) -> None:
+        self._nodes_by_object.setdefault(object_id, set()).add(node)
+        self._nodes_by_object.move_to_end(object_id)
+        if len(self._nodes_by_object) > MAX_REMEMBERED:
+            self._nodes_by_object.popitem(last=False)
 
 
 class Gate:
@@ -144,33 +151,33 @@ class Gate:
     Parameters
     ----------
     folder : Path
-        The organiser's, with the roster.
+        The organiser's folder, with the registered nodes.
     client : httpx.AsyncClient
-        To the SuperLink.
-    limits : Limits
+        Client of the SuperLink.
+    limits : RateLimits
     hold : float
-        Seconds for which a node waits for a message before it is told that there is none.
+        Seconds for which a node's request for messages is held open if there are none.
     """
 
     def __init__(
         self,
         folder: Path,
         client: httpx.AsyncClient,
-        limits: Limits,
+        limits: RateLimits,
         hold: float = HOLD_SECONDS,
     ) -> None:
         self.folder = folder
         self.client = client
         self.hold = hold
-        self.allowance = Allowance(limits)
-        self.owners = Owners()
+        self.limiter = RateLimiter(limits)
+        self.owners = MessageOwners()
         self._answers: dict[str, Answer] = {}
-        self._questions: dict[str, object] = {}
-        # Reading an answer takes some times its size.
-        self._reading = asyncio.Semaphore(1)
-        self._known: dict[str, Registered] = {}
+        self._open_pulls: dict[str, object] = {}
+        # Decoding an answer takes a multiple of its size in memory.
+        self._decoding = asyncio.Semaphore(1)
+        self._nodes_by_key: dict[str, RegisteredNode] = {}
         self._read_at = -1.0
-        self._lines = PerMinute()
+        self._log_lines = MinuteCounter()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -178,188 +185,196 @@ class Gate:
             return
         try:
             if (scope["method"], scope["path"]) == ("GET", "/health"):
-                # A node that signs its question asks whether it would get through.
+                # A node that signs this request asks whether the gate would accept it.
                 if FLEET_HTTP_SIGNATURE_HEADER.encode() in dict(scope["headers"]):
-                    self._authenticated(_headers(scope))
-                await _answered(send, 200, {}, b"")
+                    self._authenticate(_decode_headers(scope))
+                await _send_response(send, 200, {}, b"")
                 return
-            answer = await self._passed(scope, receive)
-        except Refused as error:
+            answer = await self._handle(scope, receive)
+        except RequestRefused as error:
             caller = scope.get("client") or ("?", 0)
-            self._say("refused %r from %s: %s", scope["path"][:100], caller[0], error)
-            await _answered(send, error.status, {}, json.dumps({"detail": str(error)}).encode())
+            self._log_warning("refused %r from %s: %s", scope["path"][:100], caller[0], error)
+            await _send_response(
+                send, error.status, {}, json.dumps({"detail": str(error)}).encode()
+            )
         except httpx.HTTPError as error:
-            self._say("the SuperLink did not answer: %r", error)
-            await _answered(send, TRY_LATER, {}, b"")
+            self._log_warning("the SuperLink did not answer: %r", error)
+            await _send_response(send, TRY_LATER, {}, b"")
         else:
-            await _answered(send, answer.status_code, answer.headers, answer.content)
+            await _send_response(send, answer.status_code, answer.headers, answer.content)
 
-    def _say(self, text: str, *values: object) -> None:
-        """Write a line; not so many that they fill the disk."""
-        lines = self._lines.add("", 1)
-        if lines <= LINES_A_MINUTE:
+    def _log_warning(self, text: str, *values: object) -> None:
+        """Log a warning, unless there are so many that they could fill the disk."""
+        lines = self._log_lines.add("", 1)
+        if lines <= LINES_PER_MINUTE:
             log.warning(text, *values)
-        elif lines == LINES_A_MINUTE + 1:
-            log.warning("more lines than %d a minute are left out", LINES_A_MINUTE)
+        elif lines == LINES_PER_MINUTE + 1:
+            log.warning("further lines of this minute are left out (%d a minute are logged)", LINES_PER_MINUTE)
 
-    async def _passed(self, scope: Scope, receive: Receive) -> httpx.Response:
+    async def _handle(self, scope: Scope, receive: Receive) -> httpx.Response:
         path = scope["path"]
-        if scope["method"] != "POST" or path not in OPEN:
-            raise Refused(404, "there is nothing here for nodes")
-        headers = _headers(scope)
-        node = self._authenticated(headers)
-        with self.allowance.request(node.name):
+        if scope["method"] != "POST" or path not in OPEN_PATHS:
+            raise RequestRefused(404, "this path is not open to nodes")
+        headers = _decode_headers(scope)
+        node = self._authenticate(headers)
+        with self.limiter.track_request(node.name):
             try:
-                body = await asyncio.wait_for(self._body(node.name, receive), BODY_SECONDS)
+                body = await asyncio.wait_for(self._read_body(node.name, receive), BODY_SECONDS)
             except TimeoutError:
-                raise Refused(408, f"'{node.name}' was silent in mid-request") from None
-            kept = {k: v for k, v in headers.items() if _is_passed(k)}
+                raise RequestRefused(408, f"'{node.name}' stopped sending in the middle of a request") from None
+            kept = {k: v for k, v in headers.items() if _is_forwarded_header(k)}
             try:
-                return await self._call(node, path, body, kept, receive)
+                return await self._dispatch(node, path, body, kept, receive)
             except DecodeError as error:
-                raise Refused(400, f"'{node.name}' sends what is no request") from error
-            except Malformed as error:
-                raise Refused(400, f"'{node.name}' {error}") from error
+                raise RequestRefused(400, f"'{node.name}' sent a malformed request") from error
+            except MalformedAnswer as error:
+                raise RequestRefused(400, f"'{node.name}' {error}") from error
 
-    async def _call(
+    async def _dispatch(
         self,
-        node: Registered,
+        node: RegisteredNode,
         path: str,
         body: bytes,
         headers: Mapping[str, str],
         receive: Receive,
     ) -> httpx.Response:
-        """Return what a node's call gets for an answer, once it is known whose it is."""
+        """Return the response to an authenticated request."""
         if path in (PUSH, PUSH_OBJECT):
-            return await self._taken(node, path, body, headers)
+            return await self._accept_answer(node, path, body, headers)
         if path == PULL:
-            return await self._pulled(node, body, headers, receive)
+            return await self._pull_message(node, body, headers, receive)
         if path == CONFIRM:
             confirmed = ConfirmMessageReceivedRequest.FromString(body)
             self.owners.check(node.name, confirmed.message_object_id)
         elif path == PULL_OBJECT:
             self.owners.check(node.name, PullObjectRequest.FromString(body).object_id)
-        answer = await self._asked(path, body, headers)
-        if path == ACTIVATE and answer.status_code == THERE_ALREADY:
-            return await self._activated_anew(node, body, headers)
+        answer = await self._query_superlink(path, body, headers)
+        if path == ACTIVATE and answer.status_code == ALREADY_ACTIVE:
+            return await self._reactivate(node, body, headers)
         return answer
 
-    async def _asked(self, path: str, body: bytes, headers: Mapping[str, str]) -> httpx.Response:
-        """Return what the SuperLink answers.
+    async def _query_superlink(
+        self, path: str, body: bytes, headers: Mapping[str, str]
+    ) -> httpx.Response:
+        """Return the SuperLink's response to a request.
 
         Raises
         ------
-        Refused
-            It can't at the moment.
+        RequestRefused
+            If the SuperLink fails with a server error.
         """
         answer = await self.client.post(path, content=body, headers=headers)
         if answer.status_code >= 500:
-            raise Refused(TRY_LATER, f"the SuperLink stumbled over it: {answer.status_code}")
+            raise RequestRefused(TRY_LATER, f"the SuperLink failed with {answer.status_code}")
         return answer
 
-    async def _taken(
-        self, node: Registered, path: str, body: bytes, headers: Mapping[str, str]
+    async def _accept_answer(
+        self, node: RegisteredNode, path: str, body: bytes, headers: Mapping[str, str]
     ) -> httpx.Response:
-        """Take in what a node says, and hand it on once all of it is there."""
-        begun = self._answers.get(node.name)
+        """Collect the parts of a node's answer, and forward it once it is complete."""
+        current = self._answers.get(node.name)
         if path == PUSH:
-            return _said(self._begun(node, body, begun).receipt())
-        if begun is None:
-            raise Malformed("sends a part of an answer that it has not begun, or not to this gate")
-        post = partial(self._post, headers)
+            return _build_response(self._begin_answer(node, body, current).build_receipt())
+        if current is None:
+            raise MalformedAnswer(
+                "sent a part of an answer that was not begun at this gate"
+            )
+        post = partial(self._forward_part, headers)
         try:
-            if begun.take(PushObjectRequest.FromString(body)):
-                async with begun.alone:
-                    async with self._reading:
-                        await asyncio.to_thread(begun.read)
-                    await begun.hand_on(post)
-            return _said(STORED)
-        except Spoilt as error:
+            if current.add_part(PushObjectRequest.FromString(body)):
+                async with current.lock:
+                    async with self._decoding:
+                        await asyncio.to_thread(current.decode)
+                    await current.forward(post)
+            return _build_response(STORED)
+        except UnreadableAnswer as error:
             self._answers.pop(node.name, None)
-            begun.give_up(f"refused at the gate: '{node.name}' {error}")
-            await begun.hand_on(post)
+            current.give_up(f"refused at the gate: '{node.name}' {error}")
+            await current.forward(post)
             raise
-        except NotTaken as error:
+        except RejectedAnswer as error:
             self._answers.pop(node.name, None)
             return error.answer
-        except Forgotten:
-            raise Refused(TRY_LATER, f"the SuperLink lost the answer of '{node.name}'") from None
+        except ForgottenAnswer:
+            raise RequestRefused(
+                TRY_LATER, f"the SuperLink lost the answer of '{node.name}'"
+            ) from None
 
-    def _begun(self, node: Registered, body: bytes, before: Answer | None) -> Answer:
-        """Return the answer that a node begins, or begins again."""
+    def _begin_answer(self, node: RegisteredNode, body: bytes, before: Answer | None) -> Answer:
+        """Return a new answer of a node, or the current one if the node sends its head again."""
         if len(body) > HEAD_BYTES:
-            raise Refused(413, f"'{node.name}' sends a head of more than {HEAD_BYTES} bytes")
+            raise RequestRefused(413, f"'{node.name}' sent a head of more than {HEAD_BYTES} bytes")
         head = PushMessagesRequest.FromString(body)
         if head.node.node_id != node.node:
-            raise Refused(403, f"'{node.name}' speaks for another")
+            raise RequestRefused(403, f"'{node.name}' sent another node's id")
         if before and before.head == head:
             return before
-        if before and before.alone.locked():
-            raise Refused(TRY_LATER, f"the last answer of '{node.name}' is still on its way")
-        answer = Answer(head, self.allowance.limits.message_bytes)
-        self.owners.check(node.name, answer.to)
+        if before and before.lock.locked():
+            raise RequestRefused(TRY_LATER, f"the last answer of '{node.name}' is still on its way")
+        answer = Answer(head, self.limiter.limits.message_bytes)
+        self.owners.check(node.name, answer.replies_to)
         self._answers[node.name] = answer
         return answer
 
-    async def _post(self, headers: Mapping[str, str], path: str, content: bytes) -> bytes:
-        """Return what the SuperLink says to a part of an answer that it takes."""
-        answer = await self._asked(path, content, headers)
+    async def _forward_part(self, headers: Mapping[str, str], path: str, content: bytes) -> bytes:
+        """Send a part of an answer to the SuperLink, and return its response."""
+        answer = await self._query_superlink(path, content, headers)
         if answer.status_code != 200:
-            raise NotTaken(answer)
+            raise RejectedAnswer(answer)
         return answer.content
 
-    async def _pulled(
-        self, node: Registered, body: bytes, headers: Mapping[str, str], receive: Receive
+    async def _pull_message(
+        self, node: RegisteredNode, body: bytes, headers: Mapping[str, str], receive: Receive
     ) -> httpx.Response:
-        """Return a message for a node, or that there is none, but not at once."""
-        gone = asyncio.ensure_future(receive())
+        """Return a message for a node, waiting for up to ``hold`` seconds until there is one."""
+        disconnect = asyncio.ensure_future(receive())
         deadline, pause = time.monotonic() + self.hold, POLL_SECONDS
-        # Who asks again does not wait any more for what was asked before.
-        self._questions[node.name] = question = object()
+        # A new request of the node replaces the one that is held open.
+        self._open_pulls[node.name] = pull = object()
         try:
             while True:
-                answer = await self._asked(PULL, body, headers)
+                answer = await self._query_superlink(PULL, body, headers)
                 if answer.status_code != 200:
                     return answer
                 pulled = PullMessagesResponse.FromString(answer.content)
                 self.owners.note(node.name, pulled)
                 if pulled.messages_list or time.monotonic() + pause > deadline:
                     return answer
-                went_away, _ = await asyncio.wait({gone}, timeout=pause)
-                if went_away or self._questions[node.name] is not question:
+                disconnected, _ = await asyncio.wait({disconnect}, timeout=pause)
+                if disconnected or self._open_pulls[node.name] is not pull:
                     return answer
-                self.allowance.count(node.name)
-                pause = min(SLOWING * pause, SELDOM_SECONDS)
+                self.limiter.count_request(node.name)
+                pause = min(POLL_BACKOFF * pause, MAX_POLL_SECONDS)
         finally:
-            gone.cancel()
+            disconnect.cancel()
 
-    async def _activated_anew(
-        self, node: Registered, body: bytes, headers: Mapping[str, str]
+    async def _reactivate(
+        self, node: RegisteredNode, body: bytes, headers: Mapping[str, str]
     ) -> httpx.Response:
-        """Let a node that was killed take its own place.
+        """Activate a node again that was killed.
 
-        For a minute Flower takes it for being there, and would refuse it for good.
+        For a minute after the kill, Flower believes it to be active and would refuse it for good.
         """
-        gone = DeactivateNodeRequest(node_id=node.node).SerializeToString()
-        await self.client.post(DEACTIVATE, content=gone, headers=headers)
-        self._say("'%s' begins anew", node.name)
-        return await self._asked(ACTIVATE, body, headers)
+        request = DeactivateNodeRequest(node_id=node.node).SerializeToString()
+        await self.client.post(DEACTIVATE, content=request, headers=headers)
+        self._log_warning("'%s' was restarted", node.name)
+        return await self._query_superlink(ACTIVATE, body, headers)
 
-    def _authenticated(self, headers: Mapping[str, str]) -> Registered:
+    def _authenticate(self, headers: Mapping[str, str]) -> RegisteredNode:
         """Return the node that signed a request.
 
         Raises
         ------
-        Refused
-            Nobody did who is registered.
+        RequestRefused
+            If the signature is missing, invalid or too old, or the node is not registered.
         """
         try:
             key, stamp, signature = (headers[name] for name in AUTHENTICATION)
             public = b64decode(key, validate=True)
-            key = fingerprint_of(public)
-            node = self._registered().get(key)
+            key = key_fingerprint(public)
+            node = self._read_registry().get(key)
             if node is None:
-                raise Refused(
+                raise RequestRefused(
                     401,
                     f"the key {key} is not registered; send its public half (.pub) to the "
                     "organiser",
@@ -371,51 +386,52 @@ class Gate:
                 b64decode(signature, validate=True),
             )
         except (KeyError, ValueError, TypeError) as error:
-            raise Refused(401, "not signed by a node") from error
+            raise RequestRefused(401, "not signed by a node") from error
         if not signed:
-            raise Refused(401, "not signed by a node")
-        if not -SYSTEM_TIME_TOLERANCE < age < OLDEST_SECONDS:
+            raise RequestRefused(401, "not signed by a node")
+        if not -SYSTEM_TIME_TOLERANCE < age < MAX_AGE_SECONDS:
             way = "ahead of" if age < 0 else "behind"
-            raise Refused(
+            raise RequestRefused(
                 401,
                 f"the clock of '{node.name}' is {abs(age):.0f} s {way} the organiser's; set it",
             )
         return node
 
-    def _registered(self) -> Mapping[str, Registered]:
-        """Return the registered nodes by fingerprint, as the roster has them now."""
-        path = self.folder / ROSTER
+    def _read_registry(self) -> Mapping[str, RegisteredNode]:
+        """Return the registered nodes by key fingerprint; read them again if the file has changed."""
+        registry = NodeRegistry(self.folder)
+        path = registry.path
         changed = path.stat().st_mtime if path.exists() else 0.0
         if changed != self._read_at:
-            self._known = {entry.fingerprint: entry for entry in registered(self.folder)}
+            self._nodes_by_key = {entry.fingerprint: entry for entry in registry.nodes()}
             self._read_at = changed
-        return self._known
+        return self._nodes_by_key
 
-    async def _body(self, node: str, receive: Receive) -> bytes:
+    async def _read_body(self, node: str, receive: Receive) -> bytes:
         parts, size = [], 0
         while True:
             event = await receive()
             if event["type"] == "http.disconnect":
-                raise Refused(400, f"'{node}' went away")
+                raise RequestRefused(400, f"'{node}' disconnected")
             part = event.get("body", b"")
             size += len(part)
-            if size > self.allowance.limits.request_bytes:
-                raise Refused(
-                    413, f"'{node}' sent more than {self.allowance.limits.request_bytes} bytes"
+            if size > self.limiter.limits.request_bytes:
+                raise RequestRefused(
+                    413, f"'{node}' sent more than {self.limiter.limits.request_bytes} bytes"
                 )
-            self.allowance.spend(node, len(part))
+            self.limiter.count_bytes(node, len(part))
             parts.append(part)
             if not event.get("more_body"):
                 return b"".join(parts)
 
 
-class NotTaken(Exception):
-    """The SuperLink does not take an answer: its run has ended, or it is none.
+class RejectedAnswer(Exception):
+    """The SuperLink rejects an answer, for example because the run has ended.
 
     Parameters
     ----------
     answer : httpx.Response
-        What it says instead.
+        The SuperLink's response.
     """
 
     def __init__(self, answer: httpx.Response) -> None:
@@ -423,28 +439,28 @@ class NotTaken(Exception):
         self.answer = answer
 
 
-def _said(content: bytes) -> httpx.Response:
-    """Return what a SuperLink would say."""
+def _build_response(content: bytes) -> httpx.Response:
+    """Return a response as a SuperLink would send it."""
     return httpx.Response(200, content=content, headers={"content-type": PROTOBUF_MEDIA_TYPE})
 
 
-def _headers(scope: Scope) -> dict[str, str]:
+def _decode_headers(scope: Scope) -> dict[str, str]:
     return {key.decode("latin-1"): value.decode("latin-1") for key, value in scope["headers"]}
 
 
-def _is_passed(header: str) -> bool:
-    return header in PASSED or header.startswith("flwr-")
+def _is_forwarded_header(header: str) -> bool:
+    return header in FORWARDED_HEADERS or header.startswith("flwr-")
 
 
-async def _answered(send: Send, status: int, headers: Mapping[str, str], body: bytes) -> None:
-    kept = [(k.encode(), v.encode()) for k, v in headers.items() if k.lower() in RETURNED]
+async def _send_response(send: Send, status: int, headers: Mapping[str, str], body: bytes) -> None:
+    kept = [(k.encode(), v.encode()) for k, v in headers.items() if k.lower() in RETURNED_HEADERS]
     kept.append((b"content-length", str(len(body)).encode()))
     await send({"type": "http.response.start", "status": status, "headers": kept})
     await send({"type": "http.response.body", "body": body})
 
 
 def main() -> None:
-    """Stand before the SuperLink until ended; the arguments are settings as JSON."""
+    """Run the gate until stopped; ``argv[1]`` contains its settings as JSON."""
     settings = json.loads(sys.argv[1])
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
     logging.getLogger("httpx").setLevel(logging.WARNING)
@@ -458,7 +474,7 @@ def main() -> None:
         trust_env=False,
     )
     uvicorn.run(
-        Gate(folder, client, Limits(**settings["limits"])),
+        Gate(folder, client, RateLimits(**settings["limits"])),
         host=settings["host"],
         port=settings["port"],
         ssl_certfile=folder / "server.crt",
@@ -466,7 +482,7 @@ def main() -> None:
         log_level="warning",
         access_log=False,
         lifespan="off",
-        # With bounds on headers, and without what nodes do not need.
+        # h11 limits headers; nodes need no WebSockets.
         http="h11",
         ws="none",
         limit_concurrency=CONNECTIONS,

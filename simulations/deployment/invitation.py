@@ -1,4 +1,4 @@
-"""What an organiser gives to participants: where its server is, and how to know it."""
+"""The invitation that an organiser gives to participants: its server's address and certificate."""
 
 from __future__ import annotations
 
@@ -18,17 +18,18 @@ PACKAGES = ("flwr", "torch", "torchvision", "numpy")
 
 
 class Invitation(BaseModel):
-    """A file that is no secret, but must come from the organiser unchanged.
+    """The contents of ``invitation.yaml``: not secret, but participants need it unmodified.
 
     Attributes
     ----------
     server : str
         ``HOST:PORT``.
     certificate : str
-        Of the organiser's authority, PEM.
+        Certificate of the organiser's authority, PEM.
     code : str
-        The fingerprint of Pudica's code as the organiser has it.
+        Fingerprint of the organiser's Pudica code.
     versions : dict of str to str
+        Versions of the organiser's packages.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -40,22 +41,22 @@ class Invitation(BaseModel):
 
     @classmethod
     def of(cls, server: str, certificate: Path) -> Self:
-        """Return the invitation of this installation."""
+        """Create an invitation from this installation."""
         return cls(
             server=server,
             certificate=certificate.read_text(),
             code=code_fingerprint(),
-            versions=own_versions(),
+            versions=read_installed_versions(),
         )
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """Return the invitation in a file.
+        """Read an invitation from a file.
 
         Raises
         ------
         RequestError
-            There is none.
+            If the file can't be read or is not an invitation.
         """
         try:
             return cls.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
@@ -67,23 +68,23 @@ class Invitation(BaseModel):
             ) from error
 
     def write(self, path: Path) -> None:
-        """Write the file."""
+        """Write the invitation to a file."""
         text = yaml.safe_dump(self.model_dump(), sort_keys=False)
         write_atomically(path, text.encode())
 
-    def differences(self) -> list[str]:
-        """Return in which ways this installation is another than the organiser's."""
-        own = own_versions()
-        found = [
+    def find_differences(self) -> list[str]:
+        """Return how this installation differs from the organiser's."""
+        own = read_installed_versions()
+        differences = [
             f"{name} {own[name]} here, {theirs} at the organiser's"
             for name, theirs in self.versions.items()
             if own.get(name) != theirs
         ]
         if self.code != code_fingerprint():
-            found.insert(0, "another version of pudica's code than the organiser's")
-        return found
+            differences.insert(0, "another version of pudica's code than the organiser's")
+        return differences
 
 
-def own_versions() -> dict[str, str]:
-    """Return the versions of what results depend on."""
+def read_installed_versions() -> dict[str, str]:
+    """Return the versions of the packages that results depend on."""
     return {name: version(name) for name in PACKAGES}

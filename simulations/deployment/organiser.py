@@ -1,4 +1,4 @@
-"""The organiser's side: a folder with certificates, registered nodes and runs."""
+"""The organiser's side: a folder with certificates, registered nodes and runs, and its server."""
 
 from __future__ import annotations
 
@@ -14,30 +14,37 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
 from pudica.models.clock import timestamp
-from pudica.models.errors import RequestError, unknown
+from pudica.models.errors import RequestError, unknown_name_error
 from pudica.models.files import write_atomically
 from pudica.models.naming import validate_node_name
 from pudica.models.printable import to_nfc
 from pudica.simulations.deployment import authority
 from pudica.simulations.deployment.invitation import Invitation
-from pudica.simulations.deployment.place import Place, make_folder
-from pudica.simulations.programs.bundle import stage
+from pudica.simulations.deployment.place import ProgramFolder, make_folder
+from pudica.simulations.deployment.serverapp import ORGANISER_DIR
+from pudica.simulations.programs.bundle import COMPONENTS, write_bundle
 from pudica.simulations.programs.calling import (
     CONNECTION,
     GATE,
     LOOPBACK,
     SUPERLINK,
-    free_port,
-    healthy,
+    find_free_port,
+    is_healthy,
 )
-from pudica.simulations.programs.submission import FlowerRunFailed, Submission, asked, recorded
+from pudica.simulations.programs.submission import (
+    FlowerRun,
+    FlowerRunFailed,
+    query_flower,
+    record_outcome,
+)
 from pudica.simulations.runner import prepare_resume
 from pudica.strategies.app import new_directory
 from pudica.strategies.core.experiment import Experiment
-from pudica.strategies.core.registry import HOME, ROSTER, Registered, registered
+from pudica.strategies.core.registry import NodeRegistry, RegisteredNode
 from pudica.strategies.loading import load_experiment, read_settings
 
 SETTINGS = "organiser.yaml"
+SERVERAPP = "pudica.simulations.deployment.serverapp:app"
 START_SECONDS = 60.0
 ANSWER_SECONDS, AWAY_SECONDS = 1800, 180
 
@@ -48,12 +55,13 @@ class OrganiserConfig(BaseModel):
     Attributes
     ----------
     host : str
-        By which participants reach this machine.
+        Name or address by which participants reach this machine.
     port : int
+        Port of the gate.
     superlink : int
-        Of this machine alone.
+        Port of the SuperLink, on loopback only.
     limits : dict of str to int
-        As of :class:`pudica.simulations.deployment.allowance.Limits`.
+        See :class:`pudica.simulations.deployment.allowance.RateLimits`.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -64,92 +72,92 @@ class OrganiserConfig(BaseModel):
     limits: dict[str, int] = {}
 
 
-class Organiser(Place):
-    """An organiser's folder.
+class OrganiserServer(ProgramFolder):
+    """An organiser's folder and its server: a SuperLink behind a gate.
 
     Parameters
     ----------
     folder : Path
     told : callable
-        Is told each command of Flower's that is run.
+        Called with each of Flower's commands before it runs.
 
     Raises
     ------
     RequestError
-        If it is none.
+        If the folder is not an organiser's.
     """
 
     PROGRAMS = ("superlink", "gate")
 
-    def __init__(self, folder: Path, told: Callable[[str], None] = lambda _: None) -> None:
+    def __init__(self, folder: Path, notify: Callable[[str], None] = lambda _: None) -> None:
         if not (folder / SETTINGS).is_file():
             raise RequestError(
-                f"{folder.absolute()} is no organiser's folder, nor a node's: go there, or name it "
-                "with --folder; `pudica deploy init FOLDER --host HOST` makes an organiser's, "
+                f"{folder.absolute()} is no organiser's folder, nor a node's: change to one, or "
+                "name it with --folder; `pudica deploy init FOLDER --host HOST` makes an organiser's, "
                 "`pudica deploy node NAME` a node's"
             )
         folder = folder.absolute()
-        super().__init__(folder, told, **{HOME: str(folder)})
+        super().__init__(folder, notify, **{ORGANISER_DIR: str(folder)})
         self.config = read_settings(OrganiserConfig, folder / SETTINGS)
         self._was_open = True
 
     @classmethod
-    def init(
-        cls, folder: Path, host: str, port: int, told: Callable[[str], None] = lambda _: None
-    ) -> Organiser:
-        """Make an organiser's folder: an authority, a certified server, an invitation.
+    def create(
+        cls, folder: Path, host: str, port: int, notify: Callable[[str], None] = lambda _: None
+    ) -> OrganiserServer:
+        """Create an organiser's folder: an authority, a certified server, an invitation.
 
         Raises
         ------
         RequestError
-            There is one already.
+            If the folder is not empty.
         """
         folder = make_folder(folder)
-        settings = OrganiserConfig(host=host, port=port, superlink=free_port())
+        settings = OrganiserConfig(host=host, port=port, superlink=find_free_port())
         ca = folder / "ca.crt", folder / "ca.key"
-        authority.new_authority(*ca)
-        authority.new_server(folder / "server.crt", folder / "server.key", host, *ca)
+        authority.create_authority(*ca)
+        authority.create_server_certificate(folder / "server.crt", folder / "server.key", host, *ca)
         text = yaml.safe_dump(settings.model_dump(), sort_keys=False)
         write_atomically(folder / SETTINGS, text.encode())
-        made = cls(folder, told)
-        made._invite()
+        made = cls(folder, notify)
+        made._write_invitation()
         return made
 
-    def _invite(self) -> None:
-        """Write the invitation, where there is none that says how things are."""
+    def _write_invitation(self) -> None:
+        """Write the invitation if it is missing or outdated."""
         path = self.folder / "invitation.yaml"
         invitation = Invitation.of(f"{self.config.host}:{self.config.port}", self.folder / "ca.crt")
         if not path.is_file():
             invitation.write(path)
         elif Invitation.read(path) != invitation:
             invitation.write(path)
-            self.programs.told(
+            self.programs.notify(
                 f"{path} has changed (host, port, versions or code): give it to all participants "
-                "again; it says `server` in their node.yaml too"
+                "again; `server` in their node.yaml must match it"
             )
 
     @property
-    def nodes(self) -> list[Registered]:
-        """The registered nodes, in the order in which they were registered."""
-        return registered(self.folder)
+    def nodes(self) -> list[RegisteredNode]:
+        """The registered nodes, in order of registration."""
+        return NodeRegistry(self.folder).nodes()
 
     # ------------------------------------------------------------------------- programs
 
     def up(self) -> None:
-        """Start the SuperLink and the gate before it, or the one of them that is not there.
+        """Start the SuperLink and the gate, or whichever of them is not running.
 
         Raises
         ------
         RequestError
-            A port is taken, a certificate does not hold, or they do not come up.
+            If a port is taken, a certificate is not valid, or they do not start.
         """
         authority.check_certificate(self.folder / "server.crt")
         authority.check_secret(self.folder / "server.key")
-        self._invite()
-        self._connect()
-        missing = [name for name in self.PROGRAMS if self.programs.process(name) is None]
+        self._write_invitation()
+        self._write_connection()
+        missing = [name for name in self.PROGRAMS if self.programs.find_process(name) is None]
         if not missing:
-            self.programs.told("server and gate run already")
+            self.programs.notify("server and gate are running already")
         try:
             for name in missing:
                 self._start(name)
@@ -159,40 +167,41 @@ class Organiser(Place):
             raise
 
     def _start(self, name: str) -> None:
-        """Start one of the programs, and wait until it answers."""
+        """Start one of the programs, and wait until it is healthy."""
         arguments, port = {
             "superlink": ([*SUPERLINK, *self.superlink_arguments()], self.config.superlink),
             "gate": ([*GATE, json.dumps(self._gate_settings())], self.config.port),
         }[name]
         self.programs.start(name, arguments)
-        self._wait(name, port)
+        self._wait_until_healthy(name, port)
 
     def superlink_arguments(self) -> list[str]:
-        """Return how `flower-superlink` is called."""
+        """Return the arguments of `flower-superlink`."""
         certificates = {
             "--ssl-ca-certfile": "ca.crt",
             "--ssl-certfile": "server.crt",
             "--ssl-keyfile": "server.key",
         }
-        named = [word for key, file in certificates.items() for word in (key, self._at(file))]
+        options = [word for key, file in certificates.items() for word in (key, self._path_of(file))]
         return [
-            *named,
+            *options,
             *("--enable-supernode-auth", "--disable-runtime-dependency-installation"),
             *("--host", LOOPBACK, "--port", str(self.config.superlink)),
             *("--database", str(self.flower / "state.db")),
         ]
 
     def is_up(self) -> bool:
-        """Tell whether both are there and answer."""
+        """Return whether SuperLink and gate are running and healthy."""
         ports = {"superlink": self.config.superlink, "gate": self.config.port}
         return all(
-            self.programs.process(name) is not None and healthy(port, self.folder / "ca.crt")
+            self.programs.find_process(name) is not None
+            and is_healthy(port, self.folder / "ca.crt")
             for name, port in ports.items()
         )
 
-    def _wait(self, name: str, port: int) -> None:
+    def _wait_until_healthy(self, name: str, port: int) -> None:
         try:
-            answers = partial(healthy, port, self.folder / "ca.crt")
+            answers = partial(is_healthy, port, self.folder / "ca.crt")
             if not self.programs.wait(name, answers, START_SECONDS):
                 raise RequestError(f"{name} did not answer within {START_SECONDS:g} s")
         except RequestError as error:
@@ -210,95 +219,96 @@ class Organiser(Place):
             "limits": self.config.limits,
         }
 
-    def _at(self, file: str) -> str:
+    def _path_of(self, file: str) -> str:
         return str(self.folder / file)
 
-    def _connect(self) -> None:
-        """Write how Flower's commands reach the SuperLink."""
+    def _write_connection(self) -> None:
+        """Write the connection to the SuperLink for Flower's commands."""
         connection = {
             "address": f"{LOOPBACK}:{self.config.superlink}",
-            "root-certificates": self._at("ca.crt"),
+            "root-certificates": self._path_of("ca.crt"),
         }
         settings = {"superlink": {"default": CONNECTION, CONNECTION: connection}}
         write_atomically(self.flower / "config.toml", tomli_w.dumps(settings).encode())
 
-    def _flwr(self, *arguments: str) -> dict[str, Any]:
-        """Return what one of Flower's commands says as JSON."""
-        log = self.programs.log("flwr")
-        answer = asked(self.programs.run, log, *arguments)
+    def _query_flower(self, *arguments: str) -> dict[str, Any]:
+        """Run one of Flower's commands and return its JSON."""
+        log = self.programs.log_file("flwr")
+        answer = query_flower(self.programs.launch, log, *arguments)
         if not answer.get("success"):
-            why = answer.get("error-message") or self.programs.end_of("flwr")
+            why = answer.get("error-message") or self.programs.read_log_tail("flwr")
             raise RequestError(f"flwr {' '.join(arguments)}: {why}")
         return answer
 
     # --------------------------------------------------------------------------- nodes
 
-    def register(self, public: Path, name: str) -> Registered:
-        """Let a node take part from now on.
+    def register(self, public: Path, name: str) -> RegisteredNode:
+        """Register a node, so that it can take part from now on.
 
         Raises
         ------
         RequestError
-            The key is none, or known already; so is the name; or the SuperLink is not up.
+            If the key is not a public key, key or name are registered already, or the server is
+            not up.
         """
         name = validate_node_name(name)
-        fingerprint = authority.fingerprint(public)
+        fingerprint = authority.compute_fingerprint(public)
         for known in self.nodes:
             if known.name == name:
                 raise RequestError(f"a node '{name}' is registered already; choose another --name")
             if known.fingerprint == fingerprint:
                 raise RequestError(f"this key is registered already, as '{known.name}'")
-        self._need_up()
+        self._require_up()
         try:
-            made = self._flwr("supernode", "register", str(public.absolute()), CONNECTION)
+            made = self._query_flower("supernode", "register", str(public.absolute()), CONNECTION)
         except RequestError as error:
             if "already in use" not in str(error):
                 raise
             raise RequestError(
-                f"{public}: Flower knows this key already, and takes none twice: it was removed, "
-                "or its registration broken off. The participant makes a new one: `pudica deploy "
+                f"{public}: Flower knows this key already, and accepts no key twice: it was "
+                "removed, or its registration was interrupted. The participant makes a new one: `pudica deploy "
                 "node` in a new folder, then node.key and the .pub file into the old one"
             ) from error
-        entry = Registered(name, int(made["node-id"]), fingerprint, timestamp())
-        self._enrol([*self.nodes, entry])
+        entry = RegisteredNode(name, int(made["node-id"]), fingerprint, timestamp())
+        self._write_registry([*self.nodes, entry])
         return entry
 
-    def remove(self, name: str) -> Registered:
-        """Let a node take part no more; what it has submitted stays.
+    def remove(self, name: str) -> RegisteredNode:
+        """Remove a node, so that it can no longer take part; its submissions stay.
 
         Raises
         ------
         RequestError
-            None of this name is registered, or the SuperLink is not up.
+            If no node of this name is registered, or the server is not up.
         """
-        found = next((entry for entry in self.nodes if entry.name == to_nfc(name)), None)
-        if found is None:
-            raise unknown("node", name, [entry.name for entry in self.nodes])
-        self._need_up()
-        # First the gate's: whatever Flower says to the rest, the node is out.
-        self._enrol([entry for entry in self.nodes if entry.name != name])
+        node = next((entry for entry in self.nodes if entry.name == to_nfc(name)), None)
+        if node is None:
+            raise unknown_name_error("node", name, [entry.name for entry in self.nodes])
+        self._require_up()
+        # First the gate's list: whatever Flower does, the node is out.
+        self._write_registry([entry for entry in self.nodes if entry.name != name])
         try:
-            self._flwr("supernode", "unregister", str(found.node), CONNECTION)
+            self._query_flower("supernode", "unregister", str(node.node), CONNECTION)
         except RequestError as error:
             raise RequestError(
-                f"'{name}' is refused from now on, but Flower keeps node {found.node} on its list: "
+                f"'{name}' is refused from now on, but Flower keeps node {node.node} on its list: "
                 f"{error}"
             ) from error
-        return found
+        return node
 
-    def _enrol(self, entries: list[Registered]) -> None:
-        told = [entry._asdict() for entry in entries]
-        write_atomically(self.folder / ROSTER, json.dumps(told, indent=2).encode())
+    def _write_registry(self, entries: list[RegisteredNode]) -> None:
+        rows = [entry._asdict() for entry in entries]
+        write_atomically(NodeRegistry(self.folder).path, json.dumps(rows, indent=2).encode())
 
-    def online(self) -> dict[str, str]:
-        """Return by name what the SuperLink says of registered nodes."""
-        listed = {
+    def query_node_statuses(self) -> dict[str, str]:
+        """Return the SuperLink's status of each registered node, by name."""
+        statuses = {
             int(node["node-id"]): str(node["status"])
-            for node in self._flwr("supernode", "list", CONNECTION)["nodes"]
+            for node in self._query_flower("supernode", "list", CONNECTION)["nodes"]
         }
-        return {entry.name: listed.get(entry.node, "unknown") for entry in self.nodes}
+        return {entry.name: statuses.get(entry.node, "unknown") for entry in self.nodes}
 
-    def _need_up(self) -> None:
+    def _require_up(self) -> None:
         if not self.is_up():
             raise RequestError("the server is not up; `pudica deploy up`")
 
@@ -307,16 +317,16 @@ class Organiser(Place):
     def prepare(
         self, source: str | None, overrides: list[str], resume: Path | None
     ) -> tuple[Experiment, Path]:
-        """Return the experiment with the registered nodes in it, and its directory.
+        """Return the experiment adapted to the registered nodes, and its directory.
 
-        What a deployment sets in it is told.
+        ``notify`` is called with the settings that the deployment changes.
 
         Raises
         ------
         RequestError
-            No node is registered, or the experiment does not hold.
+            If no node is registered, or the experiment is not valid.
         """
-        self._need_up()
+        self._require_up()
         names = [entry.name for entry in self.nodes]
         if not names:
             raise RequestError("no node is registered; `pudica deploy register PUBLIC_KEY`")
@@ -326,7 +336,7 @@ class Organiser(Place):
                 raise RequestError(f"--resume: {resume} is no run of {self.folder}")
             return experiment, directory
         if source is None:
-            raise RequestError("say which experiment: pudica deploy run NAME")
+            raise RequestError("name an experiment: pudica deploy run NAME")
         settings = load_experiment(source, []).deployed(names)
         given = {override.partition("=")[0] for override in overrides}
         settings = [s for s in settings if s.partition("=")[0] not in given]
@@ -335,73 +345,73 @@ class Organiser(Place):
         experiment = load_experiment(source, [*settings, *overrides])
         _check_cases(experiment, settings)
         data = experiment.check()
-        self.programs.told("set for a deployment: " + ", ".join(settings))
+        self.programs.notify("set for a deployment: " + ", ".join(settings))
         for remark in experiment.remarks(data):
-            self.programs.told(remark)
+            self.programs.notify(remark)
         return experiment, new_directory(self.folder / "results", experiment)
 
     def run(self, experiment: Experiment, directory: Path) -> None:
-        """Run an experiment with the registered nodes, to the end.
+        """Run an experiment with the registered nodes.
 
         Raises
         ------
         FlowerRunFailed
-            It did not complete.
+            If it did not complete.
         """
         directory.mkdir(parents=True, exist_ok=True)
-        written = self.flower / "experiments" / f"{directory.name}.yaml"
-        written.parent.mkdir(exist_ok=True)
-        write_atomically(written, experiment.to_yaml().encode())
-        # All nodes get this, and it names nothing but places below this folder.
+        file = self.flower / "experiments" / f"{directory.name}.yaml"
+        file.parent.mkdir(exist_ok=True)
+        write_atomically(file, experiment.to_yaml().encode())
+        # All nodes receive this, so it only contains paths relative to this folder.
         config = {
-            "experiment": str(written.relative_to(self.folder)),
+            "experiment": str(file.relative_to(self.folder)),
             "out": str(directory.relative_to(self.folder)),
             "set": "",
             "vault": "",
             "engine": "deployment",
         }
         app = self.flower / "app"
-        stage(app, config)
-        server = self.programs.process("superlink")
-        still_up = partial(self._still_up, server)
-        submission = Submission(self.programs.run, still_up, app, directory)
-        with recorded(directory):
+        write_bundle(app, config, {**COMPONENTS, "serverapp": SERVERAPP})
+        server = self.programs.find_process("superlink")
+        check = partial(self._check_still_up, server)
+        flower_run = FlowerRun(self.programs.launch, check, app, directory)
+        with record_outcome(directory):
             try:
-                submission.run()
+                flower_run.run()
             except KeyboardInterrupt:
-                submission.stop()
+                flower_run.stop()
                 raise
 
-    def _still_up(self, server: psutil.Process | None) -> None:
-        """See that a run's SuperLink is there; for the gate, nodes and run can wait.
+    def _check_still_up(self, server: psutil.Process | None) -> None:
+        """Check that the SuperLink of a run is still running; for the gate, nodes and run can wait.
 
         Raises
         ------
         FlowerRunFailed
-            It is not, or another is in its place.
+            If it is not, or was replaced by another.
         """
-        if server is None or self.programs.process("superlink") != server:
+        if server is None or self.programs.find_process("superlink") != server:
             raise FlowerRunFailed(
-                "the server (superlink) ended while the run was on; start it again with "
+                "the server (superlink) ended during the run; start it again with "
                 "`pudica deploy up`, and resume the run; the end of its log:\n"
-                + self.programs.end_of("superlink", lines=3)
+                + self.programs.read_log_tail("superlink", lines=3)
             )
-        is_open = self.programs.process("gate") is not None
+        is_open = self.programs.find_process("gate") is not None
         if self._was_open and not is_open:
-            self.programs.told(
-                "the gate has ended, and no node gets through; `pudica deploy up` starts it again, "
+            self.programs.notify(
+                "the gate has ended, and no node gets through; `pudica deploy up` restarts it, "
                 "the run waits"
             )
         self._was_open = is_open
 
 
 def _check_cases(experiment: Experiment, settings: list[str]) -> None:
-    """See that no case undoes what a deployment sets.
+    """Check that no case overrides what a deployment sets.
 
     Raises
     ------
     RequestError
-        One does.
+        If one does.
     """
     section = getattr(experiment, experiment.system)
     for case, changes in getattr(section, "cases", {}).items():

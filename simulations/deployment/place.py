@@ -1,4 +1,4 @@
-"""A folder from which programs of Flower's are run: an organiser's, or a node's."""
+"""A folder from which Flower's programs run: the organiser's or a node's."""
 
 from __future__ import annotations
 
@@ -7,47 +7,47 @@ from pathlib import Path
 
 from pudica.models.errors import RequestError
 from pudica.simulations.deployment.processes import Programs
-from pudica.simulations.programs.calling import environment_of
+from pudica.simulations.programs.calling import build_environment
 
 
-class Place:
-    """A folder with settings, and with what its programs need below ``flower``.
+class ProgramFolder:
+    """A folder with settings, and with the files of its programs below ``flower``.
 
     Parameters
     ----------
     folder : Path
-        Absolute.
-    told : callable
-        Is told each command of Flower's that is run.
+        Absolute path.
+    notify : callable
+        Called with each of Flower's commands before it runs.
     **environment : str
-        Of its programs, beside what they all have.
+        Further environment variables of its programs.
     """
 
     PROGRAMS: tuple[str, ...] = ()
-    """In the order in which they are started."""
+    """Names of the programs, in the order in which they are started."""
 
-    def __init__(self, folder: Path, told: Callable[[str], None], **environment: str) -> None:
+    def __init__(self, folder: Path, notify: Callable[[str], None], **environment: str) -> None:
         self.folder = folder
         self.flower = folder / "flower"
-        own = {**environment_of(self.flower), **environment}
-        self.programs = Programs(self.flower / "work", own, told)
+        own = {**build_environment(self.flower), **environment}
+        self.programs = Programs(self.flower / "work", own, notify)
 
     def up(self) -> None:
-        """Start its programs."""
+        """Start the programs of this folder."""
         raise NotImplementedError
 
     def down(self) -> list[str]:
-        """End its programs; return which there were."""
+        """Stop the programs of this folder; return the names of those that were running."""
         return [name for name in reversed(self.PROGRAMS) if self.programs.stop(name)]
 
 
 def make_folder(folder: Path) -> Path:
-    """Make a place's folder, for its owner alone; return it as an absolute path.
+    """Create the folder for its owner alone; return its absolute path.
 
     Raises
     ------
     RequestError
-        There is something in it, or it can't be made.
+        If it is not empty, or can't be created.
     """
     folder = folder.absolute()
     try:

@@ -1,4 +1,4 @@
-"""Programs that go on after the command that started them, known by files in a folder."""
+"""Background programs, which outlive the command that started them and are found by their pid files."""
 
 from __future__ import annotations
 
@@ -14,72 +14,72 @@ import psutil
 from pudica.models.errors import RequestError
 from pudica.models.files import write_atomically
 from pudica.models.printable import remove_colours
-from pudica.simulations.programs.calling import begun, spelled
+from pudica.simulations.programs.calling import format_command, start_program
 
 END_SECONDS = 15.0
 
 
 class Programs:
-    """The programs of one folder, with their logs.
+    """The background programs of one folder, with their logs.
 
     Parameters
     ----------
     folder : Path
-        Working directory of all of them, and the place of ``NAME.log`` and ``NAME.pid``. It
-        holds no packages: Flower puts it on its processes' path.
+        Working directory of all programs, with ``NAME.log`` and ``NAME.pid``. It must not contain
+        packages, since Flower adds it to the import path of its processes.
     environment : mapping of str to str
-    told : callable
-        Is told each command.
+    notify : callable
+        Called with each command.
     """
 
     def __init__(
-        self, folder: Path, environment: Mapping[str, str], told: Callable[[str], None]
+        self, folder: Path, environment: Mapping[str, str], notify: Callable[[str], None]
     ) -> None:
         self.folder = folder
-        self.told = told
+        self.notify = notify
         self.environment = dict(environment)
 
     def start(self, name: str, arguments: Sequence[str]) -> None:
-        """Start a program that is to go on.
+        """Start a program in the background.
 
         Parameters
         ----------
         arguments : sequence of str
-            Of Python.
+            Arguments of the Python interpreter.
 
         Raises
         ------
         RequestError
-            If it runs already.
+            If it is running already.
         """
-        if (running := self.process(name)) is not None:
-            raise RequestError(f"{name} runs already, process {running.pid}; `pudica deploy down`")
-        self.log(name).unlink(missing_ok=True)  # that of the last start
-        started = self.run(self.log(name), *arguments)
+        if (running := self.find_process(name)) is not None:
+            raise RequestError(f"{name} is running already, process {running.pid}; `pudica deploy down`")
+        self.log_file(name).unlink(missing_ok=True)  # the log of the previous start
+        started = self.launch(self.log_file(name), *arguments)
         created = psutil.Process(started.pid).create_time()
         known = json.dumps({"pid": started.pid, "created": created})
-        write_atomically(self._file(name), known.encode())
+        write_atomically(self._pid_file(name), known.encode())
 
-    def run(
+    def launch(
         self, log: Path, *arguments: str, output: Path | None = None
     ) -> subprocess.Popen[bytes]:
-        """Start a program that ends by itself; see :func:`begun`."""
-        self.told(spelled(arguments))
-        return begun(arguments, self.folder, self.environment, log, output)
+        """Start a program that ends by itself; see :func:`start_program`."""
+        self.notify(format_command(arguments))
+        return start_program(arguments, self.folder, self.environment, log, output)
 
-    def log(self, name: str) -> Path:
-        """Return where a program writes to."""
+    def log_file(self, name: str) -> Path:
+        """Return the path of a program's log."""
         return self.folder / f"{name}.log"
 
-    def text(self, name: str) -> str:
-        """Return what a program has written since its last start; nothing if it never began."""
-        log = self.log(name)
+    def read_log(self, name: str) -> str:
+        """Return a program's output since its last start, or an empty string if it never started."""
+        log = self.log_file(name)
         return log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
 
-    def process(self, name: str) -> psutil.Process | None:
-        """Return a program's process, if it is there: another's with its number is not."""
+    def find_process(self, name: str) -> psutil.Process | None:
+        """Return a program's process if it is running; other processes with its pid don't count."""
         try:
-            known = json.loads(self._file(name).read_text())
+            known = json.loads(self._pid_file(name).read_text())
             process = psutil.Process(known["pid"])
             same = abs(process.create_time() - known["created"]) < 1
             alive = process.status() != psutil.STATUS_ZOMBIE
@@ -88,8 +88,8 @@ class Programs:
         return process if same and alive else None
 
     def stop(self, name: str) -> bool:
-        """End a program and what it has started; return whether it was there."""
-        process = self.process(name)
+        """Stop a program and its children; return whether it was running."""
+        process = self.find_process(name)
         if process is not None:
             family = [process]
             with suppress(psutil.NoSuchProcess):
@@ -99,12 +99,12 @@ class Programs:
                     with suppress(psutil.NoSuchProcess):
                         getattr(member, signalled)()
                 _, family = psutil.wait_procs(family, timeout=END_SECONDS)
-        self._file(name).unlink(missing_ok=True)
+        self._pid_file(name).unlink(missing_ok=True)
         return process is not None
 
-    def end_of(self, name: str, lines: int = 10) -> str:
-        """Return the last lines that a program wrote."""
-        plain = remove_colours(self.text(name))
+    def read_log_tail(self, name: str, lines: int = 10) -> str:
+        """Return the last lines of a program's log."""
+        plain = remove_colours(self.read_log(name))
         return "\n".join([line for line in plain.splitlines() if line.strip()][-lines:])
 
     def wait(self, name: str, ready: Callable[[], bool], seconds: float) -> bool:
@@ -113,26 +113,26 @@ class Programs:
         Raises
         ------
         RequestError
-            It has ended; with its last lines.
+            If it has ended; the message contains the end of its log.
         """
         deadline = time.monotonic() + seconds
         while not ready():
-            self.check(name)
+            self.check_running(name)
             if time.monotonic() > deadline:
                 return False
             time.sleep(0.1)
         return True
 
-    def check(self, name: str) -> None:
-        """See that a program is there.
+    def check_running(self, name: str) -> None:
+        """Check that a program is running.
 
         Raises
         ------
         RequestError
-            It is not; with its last lines.
+            If it is not; the message contains the end of its log.
         """
-        if self.process(name) is None:
-            raise RequestError(f"{name} has ended; the end of its log:\n{self.end_of(name)}")
+        if self.find_process(name) is None:
+            raise RequestError(f"{name} has ended; the end of its log:\n{self.read_log_tail(name)}")
 
-    def _file(self, name: str) -> Path:
+    def _pid_file(self, name: str) -> Path:
         return self.folder / f"{name}.pid"

@@ -11,46 +11,48 @@ from typing import TYPE_CHECKING
 from pudica.models.errors import RequestError
 from pudica.simulations.deployment.invitation import Invitation
 from pudica.simulations.deployment.kit import Kit
-from pudica.simulations.deployment.organiser import Organiser
-from pudica.simulations.programs.calling import LOOPBACK, free_port
+from pudica.simulations.deployment.organiser import OrganiserServer
+from pudica.simulations.programs.calling import LOOPBACK, find_free_port
 from pudica.strategies.loading import load_experiment
 
 if TYPE_CHECKING:
     import pandas as pd
 
 TIMED = ("seconds", "batches")
-"""What is measured that follows from when messages come."""
+"""Metrics that depend on the timing of messages."""
 
 
 class Trial:
-    """An organiser and nodes on this machine; a context, at whose end all of them end.
+    """A context with an organiser's server and nodes on this machine, which are stopped on exit.
 
     Parameters
     ----------
     folder : Path
-        A new one, in which all of it lies.
+        A new folder for all of it.
     told : callable
-        Is told what is done.
+        Called with a line about each step.
     environment : mapping of str to str
-        Of nodes' programs, beside what they all have.
+        Further environment variables of the nodes' programs.
 
     Attributes
     ----------
-    organiser : Organiser
+    organiser : OrganiserServer
     kits : dict of str to Kit
-        By name.
+        The nodes' kits by name.
     """
 
     def __init__(
         self,
         folder: Path,
-        told: Callable[[str], None] = lambda _: None,
+        notify: Callable[[str], None] = lambda _: None,
         environment: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         self.folder = folder
-        self.told = told
+        self.notify = notify
         self.environment = environment
-        self.organiser = Organiser.init(folder / "organiser", LOOPBACK, free_port(), told)
+        self.organiser = OrganiserServer.create(
+            folder / "organiser", LOOPBACK, find_free_port(), notify
+        )
         self.kits: dict[str, Kit] = {}
 
     def __enter__(self) -> Trial:
@@ -63,37 +65,37 @@ class Trial:
             place.down()
 
     def up(self, names: list[str], system: str) -> None:
-        """Start the organiser's programs and nodes of these names.
+        """Start the organiser's server and nodes with these names.
 
         Raises
         ------
         RequestError
-            Something does not come up.
+            If something does not start.
         """
         self.organiser.up()
         invitation = Invitation.read(self.organiser.folder / "invitation.yaml")
         for name in names:
             place = self.folder / "nodes" / name
-            kit = Kit.make(place, name, invitation, system, trust=True, told=self.told)
-            self.organiser.register(kit.public, name)
+            kit = Kit.create(place, name, invitation, system, trust=True, notify=self.notify)
+            self.organiser.register(kit.public_key, name)
             kit.programs.environment.update(self.environment)
             self.kits[name] = kit
             kit.up()
 
 
-def attempt(
-    source: str, overrides: list[str], nodes: int, folder: Path, told: Callable[[str], None]
+def run_trial(
+    source: str, overrides: list[str], nodes: int, folder: Path, notify: Callable[[str], None]
 ) -> Path:
-    """Run an experiment with real nodes on this machine, and end them all.
+    """Run an experiment with real nodes on this machine, and stop them all.
 
     Parameters
     ----------
     source, overrides : str, list of str
-        As of ``pudica deploy run``.
+        As for ``pudica deploy run``.
     nodes : int
-        The experiment's first so many.
-    folder, told
-        As of :class:`Trial`.
+        Number of nodes, the first ones of the experiment.
+    folder, notify
+        As for :class:`Trial`.
 
     Returns
     -------
@@ -103,9 +105,9 @@ def attempt(
     Raises
     ------
     RequestError
-        There are not so many nodes in the experiment, or something does not come up.
+        If the experiment has fewer nodes, or something does not start.
     FlowerRunFailed
-        The run did not complete.
+        If the run did not complete.
     """
     experiment = load_experiment(source, overrides)
     names = experiment.names()
@@ -113,36 +115,36 @@ def attempt(
         raise RequestError(
             f"--nodes {nodes}: {source} has {len(names)}; allowed: 1 to {len(names)}"
         )
-    with Trial(folder, told) as trial:
+    with Trial(folder, notify) as trial:
         trial.up(names[:nodes], experiment.system)
         prepared, directory = trial.organiser.prepare(source, overrides, None)
         trial.organiser.run(prepared, directory)
     return directory
 
 
-def differences(directory: Path, here: Path) -> int:
-    """Run the same in one process, and return in how many measurements the two differ.
+def count_differences(directory: Path, here: Path) -> int:
+    """Run the same experiment in one process, and count the measurements that differ.
 
-    Seconds do not count, nor does how many requests came together at a cloud. Nothing that is
-    drawn in secret can be the same.
+    Seconds are not compared, nor is the number of requests that a cloud batched together. Secret
+    randomness can't agree.
 
     Parameters
     ----------
     directory : Path
-        Of the deployed run.
+        Directory of the deployed run.
     here : Path
-        A new one, for the other.
+        New directory for the run in one process.
     """
-    # Heavy, and of no use to nodes.
+    # Heavy imports, which nodes do not need.
     from pudica import analysis
     from pudica.simulations.engines import inprocess
 
     inprocess.run(load_experiment(str(directory / "experiment.yaml"), []), here)
-    deployed, ours = (_measurements(analysis.load(run)) for run in (directory, here))
+    deployed, ours = (_count_measurements(analysis.load(run)) for run in (directory, here))
     return max(sum((deployed - ours).values()), sum((ours - deployed).values()))
 
 
-def _measurements(frame: pd.DataFrame) -> Counter[tuple[str, ...]]:
-    """Return rows as texts, which tell apart what differs in the last bit."""
-    told = frame[~frame["metric"].isin(TIMED)].drop(columns="run").astype(str)
-    return Counter(told.itertuples(index=False, name=None))
+def _count_measurements(frame: pd.DataFrame) -> Counter[tuple[str, ...]]:
+    """Count rows as strings, which also differ if values differ in the last bit."""
+    rows = frame[~frame["metric"].isin(TIMED)].drop(columns="run").astype(str)
+    return Counter(rows.itertuples(index=False, name=None))

@@ -1,16 +1,16 @@
-"""Flower's own simulation: `flwr run`, from a place and in an environment of its own.
+"""Flower's own simulation: `flwr run` in a folder and an environment of its own.
 
-Everything that Flower and Ray write lies in one temporary directory, the run's *home*::
+All files of Flower and Ray are in one temporary directory, the run's *home*::
 
-    app/         what `flwr run` bundles: a pyproject.toml with the experiment
-    work/        empty; the working directory of every process
+    app/         the app that `flwr run` bundles: a pyproject.toml with the experiment
+    work/        the empty working directory of every process
     config.toml  FLWR_HOME: the address of our SuperLink
     ray/         Ray's session
-    token        without which nobody gets into this Ray
+    token        required by all ports of this Ray
 
-The SuperLink is started here and not by `flwr run`, which would leave it running, would take
-one that another run or the user has started, and tells nobody its process id. What lies in the
-run's directory is written there by the ServerApp itself.
+We start the SuperLink ourselves: `flwr run` would leave it running, would reuse one that another
+run or the user has started, and does not reveal its process id. The ServerApp itself writes the
+run's directory.
 """
 
 from __future__ import annotations
@@ -26,31 +26,31 @@ from pathlib import Path
 import tomli_w
 
 from pudica.models.errors import RequestError
-from pudica.simulations.engines.local import run_config
-from pudica.simulations.programs.bundle import stage
+from pudica.simulations.engines.local import build_run_config
+from pudica.simulations.programs.bundle import write_bundle
 from pudica.simulations.programs.calling import (
     CONNECTION,
     LOOPBACK,
     SUPERLINK,
-    begun,
-    environment_of,
-    free_port,
-    healthy,
+    build_environment,
+    find_free_port,
+    is_healthy,
     make_private_folder,
+    start_program,
     write_ray_token,
 )
-from pudica.simulations.programs.submission import FlowerRunFailed, Submission, recorded
+from pudica.simulations.programs.submission import FlowerRun, FlowerRunFailed, record_outcome
 from pudica.strategies.core.experiment import ClientConfig, Experiment
 
 START_SECONDS = 60.0
 END_SECONDS = 20.0
 
-# Clears a run's home away once its standard input closes: when the run is over, and just as
-# well when we were killed. Only the working directory tells all processes of the run: Flower
-# and Ray start new sessions, Ray's workers outlive their parents and overwrite their command
-# line. Killing is safe, whatever matters is written atomically. (A program of its own, because
-# importing this module takes as long as PyTorch does.)
-KEEPER = """
+# Removes a run's home once its standard input closes: when the run is over, and also when we are
+# killed. Only the working directory identifies all processes of the run: Flower and Ray start new
+# sessions, and Ray's workers outlive their parents and overwrite their command line. Killing them is
+# safe, since everything that matters is written atomically. (This is a separate program because
+# importing this module takes as long as importing PyTorch.)
+CLEANUP_SCRIPT = """
 import contextlib, shutil, sys, time
 from pathlib import Path
 import psutil
@@ -73,63 +73,62 @@ shutil.rmtree(home, ignore_errors=True)
 
 
 def run(experiment: Experiment, directory: Path) -> None:
-    """Run the experiment by `flwr run`, as a simulation on this machine.
+    """Run the experiment with `flwr run`, as a simulation on this machine.
 
     Parameters
     ----------
     experiment : Experiment
-        Ray is always a local one here; ``ray.address`` is not used.
+        The experiment; Ray always runs locally here, ``ray.address`` is not used.
     directory : Path
-        Of the run. Flower's log is kept there as ``flower.log``.
+        Directory of the run. Flower's log is written there as ``flower.log``.
 
     Raises
     ------
     FlowerRunFailed
-        With the reason, if the run's status is not ``finished:completed``.
+        If the run's status is not ``finished:completed``; the message says why.
     RequestError
         If not even one client fits on this machine.
     """
     directory = directory.absolute()
-    shares = federation_config(experiment, available_cpus())
+    shares = build_federation_config(experiment, count_available_cpus())
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RequestError(f"--out: can't make {directory}: {error.strerror}") from error
-    with recorded(directory), temporary_home() as home:
-        stage(home.app, run_config(experiment, directory, "flower"))
+    with record_outcome(directory), temporary_flower_home() as home:
+        write_bundle(home.app, build_run_config(experiment, directory, "flower"))
         Simulation(home, directory).run(shares)
 
 
-# ------------------------------------------------------------------------- what is run
+# --------------------------------------------------------------------- configuration
 
 
-def available_cpus() -> int:
+def count_available_cpus() -> int:
     """Return how many CPUs this process may use."""
     affinity = getattr(os, "sched_getaffinity", None)  # not on macOS
     return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
-def federation_config(experiment: Experiment, cpus: int) -> str:
+def build_federation_config(experiment: Experiment, cpus: int) -> str:
     """Return the value of ``--federation-config``.
 
-    Flower knows whole CPUs per client only, and starts as many workers as fit, even where
-    there are fewer nodes. So a "CPU" of its Ray stands for one worker, and their number is
-    chosen here.
+    Flower only supports whole CPUs per client, and starts as many workers as fit, even if there are
+    fewer nodes. So one "CPU" of its Ray stands for one worker, and we choose their number.
 
     Raises
     ------
     RequestError
-        If the workers that the experiment asks for do not fit.
+        If the number of workers in the experiment does not fit.
     """
     client, nodes = experiment.client, len(experiment.names())
-    workers = _worker_count(client, experiment.ray.workers, cpus, nodes)
+    workers = _compute_worker_count(client, experiment.ray.workers, cpus, nodes)
     return (
         f"num-supernodes={nodes} client-resources-num-cpus=1 init-args-num-cpus={workers} "
         f"client-resources-num-gpus={client.num_gpus}"
     )
 
 
-def _worker_count(client: ClientConfig, wanted: int | None, cpus: int, nodes: int) -> int:
+def _compute_worker_count(client: ClientConfig, wanted: int | None, cpus: int, nodes: int) -> int:
     room = int(cpus / client.num_cpus)
     if room < (wanted or 1):
         raise RequestError(
@@ -139,11 +138,11 @@ def _worker_count(client: ClientConfig, wanted: int | None, cpus: int, nodes: in
     return min(wanted or room, nodes)
 
 
-# ------------------------------------------------------------------------ where it runs
+# ------------------------------------------------------------------- the run's home
 
 
-class Home:
-    """A run's home: its folder, and the processes that were started in it.
+class FlowerHome:
+    """A run's home: its folder, and the processes started in it.
 
     Parameters
     ----------
@@ -155,29 +154,29 @@ class Home:
         self.app = path / "app"
         self.work = path / "work"
         self.processes: list[subprocess.Popen[bytes]] = []
-        self._environment = environment_of(path) | write_ray_token(path)
+        self._environment = build_environment(path) | write_ray_token(path)
         self.work.mkdir()
 
     def start(
         self, log: Path, *command: str, output: Path | None = None
     ) -> subprocess.Popen[bytes]:
-        """Start one of Flower's commands; see :func:`begun`."""
-        process = begun(command, self.work, self._environment, log, output)
+        """Start one of Flower's commands; see :func:`start_program`."""
+        process = start_program(command, self.work, self._environment, log, output)
         self.processes.append(process)
         return process
 
 
 @contextmanager
-def temporary_home() -> Iterator[Home]:
-    """Make a home; at the end nothing runs in it any more, and it is gone.
+def temporary_flower_home() -> Iterator[FlowerHome]:
+    """Create a home; on exit, end all processes in it and remove it.
 
     Raises
     ------
     FlowerRunFailed
         If a process can't be ended.
     """
-    home = Home(make_private_folder())
-    command = [sys.executable, "-P", "-c", KEEPER, str(home.path)]
+    home = FlowerHome(make_private_folder())
+    command = [sys.executable, "-P", "-c", CLEANUP_SCRIPT, str(home.path)]
     keeper = subprocess.Popen(
         command, cwd=home.path.parent, stdin=subprocess.PIPE, start_new_session=True
     )
@@ -192,7 +191,7 @@ def temporary_home() -> Iterator[Home]:
             process.wait()
 
 
-# ------------------------------------------------------------------------- how it runs
+# --------------------------------------------------------------------- simulation
 
 
 class Simulation:
@@ -200,20 +199,20 @@ class Simulation:
 
     Parameters
     ----------
-    home : Home
-        With the staged app in it.
+    home : FlowerHome
+        The run's home, with the app in it.
     directory : Path
-        Of the run.
+        Directory of the run.
     """
 
-    def __init__(self, home: Home, directory: Path) -> None:
+    def __init__(self, home: FlowerHome, directory: Path) -> None:
         self.home = home
-        self._submission = Submission(home.start, self._check_superlink, home.app, directory)
+        self._submission = FlowerRun(home.start, self._check_superlink, home.app, directory)
         self._superlink_log = home.path / "superlink.log"
         self._superlink: subprocess.Popen[bytes]
 
     def run(self, federation_config: str) -> None:
-        """Run to the end.
+        """Run the simulation to its end.
 
         Raises
         ------
@@ -224,7 +223,7 @@ class Simulation:
         self._submission.run("--federation-config", federation_config)
 
     def _start_superlink(self) -> None:
-        port = free_port()
+        port = find_free_port()
         connection = {"address": f"{LOOPBACK}:{port}", "insecure": True}
         settings = {"superlink": {"default": CONNECTION, CONNECTION: connection}}
         (self.home.path / "config.toml").write_text(tomli_w.dumps(settings), encoding="utf-8")
@@ -232,17 +231,17 @@ class Simulation:
         isolation = ("--insecure", "--simulation", "--isolation", "subprocess")
         self._superlink = self.home.start(self._superlink_log, *SUPERLINK, *isolation, *place)
         deadline = time.monotonic() + START_SECONDS
-        while not healthy(port):
+        while not is_healthy(port):
             self._check_superlink()
             if time.monotonic() > deadline:
-                self._fail(f"Flower's SuperLink did not answer within {START_SECONDS:g} s")
+                self._raise_failure(f"Flower's SuperLink did not answer within {START_SECONDS:g} s")
             time.sleep(0.1)
 
     def _check_superlink(self) -> None:
         if self._superlink.poll() is not None:
-            self._fail(f"Flower's SuperLink ended with code {self._superlink.returncode}")
+            self._raise_failure(f"Flower's SuperLink ended with code {self._superlink.returncode}")
 
-    def _fail(self, what: str) -> None:
+    def _raise_failure(self, what: str) -> None:
         with self._submission.log.open("ab") as log:
             log.write(self._superlink_log.read_bytes())
-        raise FlowerRunFailed(f"{what}:\n{self._submission.log_end()}")
+        raise FlowerRunFailed(f"{what}:\n{self._submission.read_log_tail()}")

@@ -1,4 +1,4 @@
-"""Everything in this process, one node after the other: tests, debugging, one GPU."""
+"""All nodes in this process, one after the other: for tests, debugging and a single GPU."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from flwr.clientapp import ClientApp
 
 from pudica.simulations.engines.local import (
     LocalGrid,
-    client_context,
-    error_reply,
-    run_config,
-    server_context,
+    build_client_context,
+    build_error_reply,
+    build_run_config,
+    build_server_context,
 )
 from pudica.strategies.core.experiment import Experiment
 
 
 class InProcessGrid(LocalGrid):
-    """Calls the ClientApp directly, one message per pull.
+    """A grid that calls the ClientApp directly, one message per pull.
 
     Parameters
     ----------
@@ -34,17 +34,17 @@ class InProcessGrid(LocalGrid):
         super().__init__(partitions)
         self._app = app
         self._contexts = {
-            node: client_context(node, partition, partitions, config)
+            node: build_client_context(node, partition, partitions, config)
             for node, partition in self.partition.items()
         }
         self._waiting: deque[tuple[str, Message]] = deque()
         self._replies: dict[str, Message] = {}
 
-    def _hand(self, message: Message, identifier: str) -> None:
+    def _dispatch(self, message: Message, identifier: str) -> None:
         self._waiting.append((identifier, message))
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Let one node answer, and return the asked-for replies that are there."""
+        """Process one message, and return those of the requested replies that are available."""
         if self._waiting:
             identifier, message = self._waiting.popleft()
             self._replies[identifier] = self._answer(message)
@@ -54,7 +54,7 @@ class InProcessGrid(LocalGrid):
         try:
             return self._app(message, self._contexts[message.metadata.dst_node_id])
         except Exception as error:
-            return error_reply(message, error)
+            return build_error_reply(message, error)
 
 
 def run(experiment: Experiment, directory: Path) -> None:
@@ -62,6 +62,6 @@ def run(experiment: Experiment, directory: Path) -> None:
     from pudica.clients.app import app as client_app
     from pudica.strategies.app import app as server_app
 
-    config = run_config(experiment, directory, "inprocess")
+    config = build_run_config(experiment, directory, "inprocess")
     grid = InProcessGrid(client_app, len(experiment.names()), config)
-    server_app(grid, server_context(config))
+    server_app(grid, build_server_context(config))

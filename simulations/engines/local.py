@@ -1,4 +1,4 @@
-"""What our own engines share: a Flower grid without SuperLink, and the contexts around it."""
+"""Shared by our own engines: a Flower grid without a SuperLink, and the contexts of its apps."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ SERVER = 1
 PULL_SECONDS = 0.05
 
 
-def run_config(experiment: Experiment, directory: Path, engine: str) -> dict[str, str]:
-    """Return the run configuration that server and clients get on our own engines."""
+def build_run_config(experiment: Experiment, directory: Path, engine: str) -> dict[str, str]:
+    """Return the run configuration of server and clients on our own engines."""
     return {
         "experiment": experiment.model_dump_json(by_alias=True),
         "set": "",
@@ -38,29 +38,32 @@ def run_config(experiment: Experiment, directory: Path, engine: str) -> dict[str
     }
 
 
-def client_context(node: int, partition: int, partitions: int, config: dict[str, str]) -> Context:
+def build_client_context(
+    node: int, partition: int, partitions: int, config: dict[str, str]
+) -> Context:
     """Return the context of one simulated node."""
     place: UserConfig = {"partition-id": partition, "num-partitions": partitions}
     return Context(RUN_ID, node, place, RecordDict(), dict(config))
 
 
-def server_context(config: dict[str, str]) -> Context:
-    """Return the ServerApp's context, after naming this process to Flower.
+def build_server_context(config: dict[str, str]) -> Context:
+    """Return the ServerApp's context and set Flower's identity of this process.
 
-    ``Message(content, dst, type)`` asks Flower's process-wide identity for run and node;
-    outside a Flower process nobody else sets it.
+    ``Message(content, dst, type)`` takes run and node from Flower's process-wide identity, which
+    only Flower's own processes set.
     """
     TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = RUN_ID, SERVER, 0
     return Context(RUN_ID, SERVER, {}, RecordDict(), dict(config))
 
 
-def error_reply(message: Message, error: BaseException) -> Message:
-    """Return what Flower sends when a ClientApp raises.
+def build_error_reply(message: Message, error: BaseException) -> Message:
+    """Return the message that Flower sends when a ClientApp raises.
 
     Raises
     ------
     OSError
-        The disk is full. In a simulation it is the run's own: nobody is to drop out for that.
+        If the disk is full. In a simulation all nodes share it, so this must stop the run instead
+        of making a node drop out.
     """
     if isinstance(error, OSError) and error.errno in DISK_FULL:
         raise error
@@ -83,12 +86,12 @@ class LocalGrid(Grid):
         self.partition = {node: node - 2 for node in range(2, 2 + partitions)}
 
     def set_run(self, run: Run) -> None:
-        """Flower's way to set the run; ours is fixed."""
+        """Set the run; part of Flower's interface."""
         self._run = run
 
     @property
     def run(self) -> Run:
-        """The run, empty but for its id."""
+        """The run; only its id is set."""
         return self._run
 
     def create_message(
@@ -107,18 +110,18 @@ class LocalGrid(Grid):
         return list(self.partition)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Hand messages to their nodes and return their ids."""
+        """Send messages to their nodes and return the message ids."""
         identifiers = []
         for message in messages:
             identifier = str(next(self._numbers))
             identifiers.append(identifier)
-            self._hand(_identified(message, identifier), identifier)
+            self._dispatch(_with_id(message, identifier), identifier)
         return identifiers
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterable[Message]:
-        """Push messages and pull until all replies are there, or ``timeout`` seconds."""
+        """Push messages, then pull until all replies have arrived or ``timeout`` seconds have passed."""
         waiting = set(self.push_messages(messages))
         deadline = time.monotonic() + timeout if timeout is not None else float("inf")
         replies: list[Message] = []
@@ -129,12 +132,12 @@ class LocalGrid(Grid):
         return replies
 
     @abstractmethod
-    def _hand(self, message: Message, identifier: str) -> None:
-        """Hand one message to its node."""
+    def _dispatch(self, message: Message, identifier: str) -> None:
+        """Deliver one message to its node."""
 
 
-def _identified(message: Message, identifier: str) -> Message:
-    """Return the message with an id; Flower gives it none before a SuperLink has it."""
+def _with_id(message: Message, identifier: str) -> Message:
+    """Return the message with an id, which in Flower only a SuperLink assigns."""
     old = message.metadata
     metadata = Metadata(
         run_id=old.run_id,

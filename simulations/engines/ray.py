@@ -1,4 +1,4 @@
-"""Nodes on Ray actors: a node stays on its actor, and its model and data with it."""
+"""Nodes on Ray actors: each node, with its model and data, stays on the same actor."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-d
 from ray.exceptions import AuthenticationError
 
 from pudica.models.errors import RequestError
-from pudica.models.files import others_may_read
+from pudica.models.files import is_accessible_by_others
 from pudica.simulations.engines.local import (
     PULL_SECONDS,
     LocalGrid,
-    error_reply,
-    run_config,
-    server_context,
+    build_error_reply,
+    build_run_config,
+    build_server_context,
 )
 from pudica.simulations.engines.worker import Worker
 from pudica.simulations.programs.calling import make_private_folder, write_ray_token
@@ -34,38 +34,38 @@ from pudica.strategies.core.experiment import ClientConfig, Experiment, RayConfi
 
 PACKAGES = str(Path(__file__).parents[2])
 ATTEMPTS = 3
-# Below this a message goes straight from process to process, which is faster than through Ray's
-# object store; from about twice this on the store is. Ray's own bound is a tenth of it.
-STRAIGHT_BYTES = 1_000_000
+# Smaller messages go directly from process to process, which is faster than Ray's object store up
+# to about twice this size. Ray's default is a tenth of it.
+DIRECT_CALL_BYTES = 1_000_000
 
 
 @dataclass
-class _Pending:
+class _PendingMessage:
     identifier: str
     message: Message
-    place: int
+    worker: int
     attempts: int
 
 
 class RayGrid(LocalGrid):
-    """Hands messages straight to Ray actors.
+    """A grid that passes messages directly to Ray actors.
 
-    An actor that dies is replaced, and what its nodes had not answered is asked again; after
-    three deaths on one message the node is a dropout.
+    An actor that dies is replaced, and the messages that its nodes had not answered are sent again.
+    A node drops out after its actor has died three times on the same message.
 
     Parameters
     ----------
     app : ClientApp
-        Must be importable on the workers.
+        The app, importable on the workers.
     partitions : int
     config : dict
         The run configuration.
     workers : int
     num_cpus, num_gpus : float
-        Of each worker.
+        Resources of each worker.
     together : bool
-        Hand a worker all messages of one push in a single call. Three times faster for small
-        messages; their replies then come together too, so not for runs with a timeout.
+        Pass all messages of a push to a worker in a single call. This is three times faster for
+        small messages, but the replies arrive together too, so runs with a timeout need False.
     """
 
     def __init__(
@@ -76,62 +76,64 @@ class RayGrid(LocalGrid):
         workers: int,
         num_cpus: float = 1.0,
         num_gpus: float = 0.0,
-        together: bool = True,
+        batched: bool = True,
     ) -> None:
         super().__init__(partitions)
-        self._together = together
-        self._outbox: list[_Pending] = []
+        self._batched = batched
+        self._outbox: list[_PendingMessage] = []
         self._actor = ray.remote(num_cpus=num_cpus, num_gpus=num_gpus)(Worker)
         self._arguments = (app, partitions, config)
         self.workers: list[Any] = [self._new_worker() for _ in range(min(workers, partitions))]
-        self._pending: dict[Any, _Pending] = {}
+        self._pending: dict[Any, _PendingMessage] = {}
         self._replies: dict[str, Message] = {}
-        self._homes: dict[int, int] = {}
+        self._worker_of_node: dict[int, int] = {}
 
     def _new_worker(self) -> Any:
         return self._actor.remote(*self._arguments)
 
     def stop(self) -> None:
-        """End the workers."""
+        """Stop the workers."""
         for worker in self.workers:
             ray.kill(worker)
 
-    def _home(self, node: int) -> int:
-        """Return the worker a node lives on: at first the one with the fewest nodes."""
-        if node not in self._homes:
-            load = Counter(self._homes.values())
-            self._homes[node] = min(range(len(self.workers)), key=lambda place: load[place])
-        return self._homes[node]
+    def _assign_worker(self, node: int) -> int:
+        """Return the worker of a node; a new node goes to the worker with the fewest nodes."""
+        if node not in self._worker_of_node:
+            load = Counter(self._worker_of_node.values())
+            self._worker_of_node[node] = min(
+                range(len(self.workers)), key=lambda worker: load[worker]
+            )
+        return self._worker_of_node[node]
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Hand messages to their nodes' workers and return their ids."""
+        """Send messages to their nodes' workers and return the message ids."""
         identifiers = list(super().push_messages(messages))
         outbox, self._outbox = self._outbox, []
-        if self._together:
-            for place in range(len(self.workers)):
-                self._submit([pending for pending in outbox if pending.place == place])
+        if self._batched:
+            for worker in range(len(self.workers)):
+                self._submit([pending for pending in outbox if pending.worker == worker])
         else:
             for pending in outbox:
                 self._submit([pending])
         return identifiers
 
-    def _hand(self, message: Message, identifier: str) -> None:
-        place = self._home(message.metadata.dst_node_id)
-        self._outbox.append(_Pending(identifier, message, place, 1))
+    def _dispatch(self, message: Message, identifier: str) -> None:
+        worker = self._assign_worker(message.metadata.dst_node_id)
+        self._outbox.append(_PendingMessage(identifier, message, worker, 1))
 
-    def _submit(self, letters: list[_Pending]) -> None:
-        """Send letters to the worker they are all for."""
-        if not letters:
+    def _submit(self, requests: list[_PendingMessage]) -> None:
+        """Send messages that are all for the same worker."""
+        if not requests:
             return
-        arguments = [(p.message, self.partition[p.message.metadata.dst_node_id]) for p in letters]
-        answer = self.workers[letters[0].place].answer.options(num_returns=len(letters))
+        arguments = [(p.message, self.partition[p.message.metadata.dst_node_id]) for p in requests]
+        answer = self.workers[requests[0].worker].answer.options(num_returns=len(requests))
         references = answer.remote(*arguments)
-        if len(letters) == 1:
+        if len(requests) == 1:
             references = [references]
-        self._pending.update(zip(references, letters, strict=True))
+        self._pending.update(zip(references, requests, strict=True))
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Wait a moment for replies, and return the asked-for ones that are there."""
+        """Wait briefly for replies, and return those of the requested ones that are available."""
         wanted = list(message_ids)
         if self._pending and not any(i in self._replies for i in wanted):
             self._collect()
@@ -144,32 +146,32 @@ class RayGrid(LocalGrid):
             ready, _ = ray.wait(references, num_returns=len(references), timeout=0)
         for reference in ready:
             if reference not in self._pending:
-                continue  # asked again already, with the others of a dead worker
+                continue  # sent again already, with the others of a dead worker
             try:
                 reply = ray.get(reference)
             except (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError) as error:
-                self._replace(self._pending[reference].place, error)
+                self._replace_worker(self._pending[reference].worker, error)
                 continue
             self._replies[self._pending.pop(reference).identifier] = reply
 
-    def _replace(self, place: int, error: Exception) -> None:
-        """Put a new worker in a dead one's place, and ask its nodes again, one by one."""
-        lost = [(r, p) for r, p in self._pending.items() if p.place == place]
-        self.workers[place] = self._new_worker()
+    def _replace_worker(self, worker: int, error: Exception) -> None:
+        """Replace a dead worker, and send its unanswered messages again, one by one."""
+        lost = [(r, p) for r, p in self._pending.items() if p.worker == worker]
+        self.workers[worker] = self._new_worker()
         for position, (reference, pending) in enumerate(lost):
             del self._pending[reference]
-            # A worker answers in order: only the first of them can have killed it.
+            # A worker answers in order, so only the first message can have killed it.
             pending.attempts += position == 0
             if pending.attempts <= ATTEMPTS:
                 self._submit([pending])
             else:
                 death = RuntimeError(f"its worker died {ATTEMPTS} times: {error}")
-                self._replies[pending.identifier] = error_reply(pending.message, death)
+                self._replies[pending.identifier] = build_error_reply(pending.message, death)
 
 
 @contextmanager
-def connected(config: RayConfig) -> Iterator[None]:
-    """Start Ray on this machine, or join a cluster; leave nothing of ours behind.
+def connect(config: RayConfig) -> Iterator[None]:
+    """Start Ray on this machine, or join a cluster; clean up afterwards.
 
     Raises
     ------
@@ -178,22 +180,22 @@ def connected(config: RayConfig) -> Iterator[None]:
     """
     settings = ("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "RAY_USAGE_STATS_ENABLED")
     defaults = {name: os.environ.get(name, "0") for name in settings}
-    with _environment(defaults), _join(config) if config.address else _start():
+    with _set_environment(defaults), _join_cluster(config) if config.address else _start_local():
         yield
 
 
 @contextmanager
-def _start() -> Iterator[None]:
-    """Start Ray on this machine, on loopback only and closed by a token of its own."""
-    # Ray lets everybody write to its folders, sockets included. So they lie in a private one.
+def _start_local() -> Iterator[None]:
+    """Start Ray on this machine, on loopback only and protected by a token of its own."""
+    # Ray makes its folders and sockets writable for everybody, so they go into a private folder.
     folder = make_private_folder()
-    bounds = {"RAY_max_direct_call_object_size": str(STRAIGHT_BYTES)}
+    bounds = {"RAY_max_direct_call_object_size": str(DIRECT_CALL_BYTES)}
     try:
-        with _authentication({**write_ray_token(folder), "RAY_AUTH_TOKEN": None}):
-            # Ray inherits our environment, which is seconds faster than having its agent make one.
-            with _environment({**_worker_environment(), **bounds}), _loopback():
-                # Without an address Ray would join whatever cluster it finds.
-                _initialize("local", include_dashboard=False, _temp_dir=str(folder / "ray"))
+        with _set_authentication({**write_ray_token(folder), "RAY_AUTH_TOKEN": None}):
+            # Ray inherits our environment, which is seconds faster than a runtime_env.
+            with _set_environment({**_build_worker_environment(), **bounds}), _use_loopback():
+                # Without an address, Ray would join any cluster it finds.
+                _init_ray("local", include_dashboard=False, _temp_dir=str(folder / "ray"))
             try:
                 yield
             finally:
@@ -203,11 +205,11 @@ def _start() -> Iterator[None]:
 
 
 @contextmanager
-def _join(config: RayConfig) -> Iterator[None]:
+def _join_cluster(config: RayConfig) -> Iterator[None]:
     """Join a cluster."""
-    with _authentication(_token_variables(config.token)):
+    with _set_authentication(_build_token_variables(config.token)):
         try:
-            _initialize(config.address, runtime_env={"env_vars": _worker_environment()})
+            _init_ray(config.address, runtime_env={"env_vars": _build_worker_environment()})
         except (ConnectionError, ValueError, AuthenticationError) as error:
             raise RequestError(_explain_refusal(config, error)) from error
         try:
@@ -216,32 +218,32 @@ def _join(config: RayConfig) -> Iterator[None]:
             ray.shutdown()
 
 
-def _initialize(address: str | None, **options: Any) -> None:
+def _init_ray(address: str | None, **options: Any) -> None:
     ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
 
 
-def _worker_environment() -> dict[str, str]:
-    """Return the environment variables with which workers import what this process does."""
+def _build_worker_environment() -> dict[str, str]:
+    """Return the environment variables that let workers import the same packages as this process."""
     places = {k: v for k, v in os.environ.items() if k in ("PUDICA_DATA", "PUDICA_CACHE")}
-    # Our packages come first, whatever folders called `models` or `clients` lie in the working
-    # directory. The user's own models come after them, from wherever this process has them.
+    # Our packages come first, even if the working directory contains folders called `models` or
+    # `clients`. The user's own modules follow, from the same places as in this process.
     own = [str(Path(p).absolute()) for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p]
     return {"PYTHONPATH": os.pathsep.join([PACKAGES, *own]), **places}
 
 
-def _token_variables(path: Path | None) -> dict[str, str | None]:
-    """Return the variables that hand Ray a cluster's token; without one, the user's own hold.
+def _build_token_variables(path: Path | None) -> dict[str, str | None]:
+    """Return the variables that give Ray the cluster's token; without a path, change nothing.
 
     Raises
     ------
     RequestError
-        If there is no such file, or it is not for its owner alone.
+        If there is no such file, or others may read it.
     """
     if path is None:
         return {}
     if not path.is_file():
         raise RequestError(f"ray.token: there is no file {path}")
-    if others_may_read(path):
+    if is_accessible_by_others(path):
         raise RequestError(f"ray.token: {path} may be read by others: chmod 600 {path}")
     return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(path), "RAY_AUTH_TOKEN": None}
 
@@ -259,7 +261,7 @@ def _explain_refusal(config: RayConfig, error: BaseException) -> str:
 
 
 def _is_unauthenticated(error: BaseException | None) -> bool:
-    """Tell whether a token is missing or wrong; Ray says so in a traceback within a message."""
+    """Return whether a token is missing or wrong; Ray says so in a traceback within a message."""
     if error is None:
         return False
     refused = isinstance(error, AuthenticationError) or AuthenticationError.__name__ in str(error)
@@ -267,13 +269,13 @@ def _is_unauthenticated(error: BaseException | None) -> bool:
 
 
 @contextmanager
-def _authentication(variables: Mapping[str, str | None]) -> Iterator[None]:
-    """Set variables of Ray's authentication inside.
+def _set_authentication(variables: Mapping[str, str | None]) -> Iterator[None]:
+    """Set environment variables of Ray's authentication within the context.
 
-    Ray reads mode and token once in a process, if it is not told to read them again.
+    Ray reads mode and token only once per process unless it is told to reload them.
     """
     try:
-        with _environment(variables):
+        with _set_environment(variables):
             _reload_authentication()
             yield
     finally:
@@ -286,11 +288,11 @@ def _reload_authentication() -> None:
 
 
 @contextmanager
-def _loopback() -> Iterator[None]:
-    """Let Ray take 127.0.0.1 for this machine's address inside.
+def _use_loopback() -> Iterator[None]:
+    """Make Ray use 127.0.0.1 as this machine's address within the context.
 
-    The argument ``_node_ip_address`` does not: Ray puts an outward address in place of loopback's,
-    but for this setting, which it reads from the environment when it is imported.
+    The argument ``_node_ip_address`` is not enough: Ray replaces a loopback address by an external
+    one unless this setting is off, which it reads from the environment when it is imported.
     """
     before = ray_constants.ENABLE_RAY_CLUSTER
     ray_constants.ENABLE_RAY_CLUSTER = False
@@ -301,8 +303,8 @@ def _loopback() -> Iterator[None]:
 
 
 @contextmanager
-def _environment(changes: Mapping[str, str | None]) -> Iterator[None]:
-    """Set environment variables inside; None: unset."""
+def _set_environment(changes: Mapping[str, str | None]) -> Iterator[None]:
+    """Set environment variables within the context; None unsets them."""
     before = {key: os.environ.get(key) for key in changes}
     _set_variables(changes)
     try:
@@ -319,8 +321,8 @@ def _set_variables(variables: Mapping[str, str | None]) -> None:
             os.environ[key] = value
 
 
-def worker_count(config: RayConfig, client: ClientConfig, partitions: int) -> int:
-    """Return how many workers the cluster's resources and the clients' shares allow.
+def compute_worker_count(config: RayConfig, client: ClientConfig, partitions: int) -> int:
+    """Return how many workers fit into the cluster's resources.
 
     Raises
     ------
@@ -342,14 +344,14 @@ def worker_count(config: RayConfig, client: ClientConfig, partitions: int) -> in
 
 
 def run(experiment: Experiment, directory: Path) -> None:
-    """Run the experiment with its nodes on Ray."""
+    """Run the experiment with its nodes on Ray actors."""
     from pudica.clients.app import app as client_app
     from pudica.strategies.app import app as server_app
 
-    config = run_config(experiment, directory, "ray")
+    config = build_run_config(experiment, directory, "ray")
     partitions, client = len(experiment.names()), experiment.client
-    with connected(experiment.ray):
-        workers = worker_count(experiment.ray, client, partitions)
+    with connect(experiment.ray):
+        workers = compute_worker_count(experiment.ray, client, partitions)
         grid = RayGrid(
             client_app,
             partitions,
@@ -357,6 +359,6 @@ def run(experiment: Experiment, directory: Path) -> None:
             workers,
             client.num_cpus,
             client.num_gpus,
-            together=client.timeout is None,
+            batched=client.timeout is None,
         )
-        server_app(grid, server_context(config))
+        server_app(grid, build_server_context(config))

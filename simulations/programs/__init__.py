@@ -1,1 +1,1 @@
-"""Flower's own programs, and what they are given."""
+"""Flower's own programs and their input."""

@@ -1,7 +1,7 @@
-"""The bundle of a run: what Flower carries to its nodes.
+"""The app bundle (FAB) that Flower distributes to the nodes of a run.
 
-It names the apps and carries no code: each node runs the Pudica that is installed there, and says
-which at join (:func:`pudica.clients.protocol.code_fingerprint`).
+It names the apps but contains no code: each node runs its installed Pudica and reports the version
+when it joins (:func:`pudica.clients.protocol.code_fingerprint`).
 """
 
 from __future__ import annotations
@@ -13,16 +13,18 @@ import tomli_w
 COMPONENTS = {"serverapp": "pudica.strategies.app:app", "clientapp": "pudica.clients.app:app"}
 
 
-def stage(app: Path, config: dict[str, str], components: dict[str, str] = COMPONENTS) -> None:
-    """Write the app's folder.
+def write_bundle(
+    app: Path, config: dict[str, str], components: dict[str, str] = COMPONENTS
+) -> None:
+    """Write the folder of a Flower app.
 
     Parameters
     ----------
     app : Path
-        Made if it is not there.
+        Created if it does not exist.
     config : dict
-        Its default configuration, the experiment included. Not a ``--run-config``, which Flower
-        splits at quotation marks.
+        The app's default configuration, including the experiment. It is not passed as
+        ``--run-config``, which Flower splits at quotation marks.
     components : dict
         The ServerApp and the ClientApp.
     """

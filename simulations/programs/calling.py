@@ -1,4 +1,4 @@
-"""Flower's own programs: how they are called, in which environment, and whether they answer."""
+"""Start Flower's own programs: command lines, environment, ports and health checks."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SUPERNODE = ("-c", "from flwr.supernode.cli import flower_supernode as main; mai
 FLWR = ("-c", "from flwr.cli.app import app as main; main()")
 CLIENTAPP = ("-c", "from pudica.simulations.deployment.clientapp import main; main()")
 GATE = ("-c", "from pudica.simulations.deployment.gate import main; main()")
-SPELLED = {
+COMMAND_NAMES = {
     SUPERLINK[1]: "flower-superlink",
     SUPERNODE[1]: "flower-supernode",
     FLWR[1]: "flwr",
@@ -28,39 +28,39 @@ SPELLED = {
     GATE[1]: "pudica-gate",
 }
 POLL_INTERVAL = "FLWR_SUPEREXEC_TASK_POLL_INTERVAL"
-CLIENTAPP_READY = "ready for what is to be done"
+CLIENTAPP_READY = "ready for tasks"
 CONNECTION = "pudica"
 LOOPBACK = "127.0.0.1"
 HEALTH_SECONDS = 5.0
-# Ray's sockets lie some 70 characters below; a socket's path has room for 103 on macOS.
-LONGEST_PARENT = 16
+# Ray's sockets add some 70 characters to this path; macOS allows 103 for a socket.
+MAX_PARENT_LENGTH = 16
 
 
-def spelled(arguments: Sequence[str]) -> str:
-    """Return Python's arguments as somebody would type the command."""
-    return shlex.join([SPELLED[arguments[1]], *arguments[2:]])
+def format_command(arguments: Sequence[str]) -> str:
+    """Return Python's arguments as the command line that a user would type."""
+    return shlex.join([COMMAND_NAMES[arguments[1]], *arguments[2:]])
 
 
-def begun(
+def start_program(
     arguments: Sequence[str],
     folder: Path,
     environment: Mapping[str, str],
     log: Path,
     output: Path | None = None,
 ) -> subprocess.Popen[bytes]:
-    """Start a program, out of reach of the terminal's Ctrl-C.
+    """Start a program in a new session, so that Ctrl-C in the terminal does not reach it.
 
     Parameters
     ----------
     arguments : sequence of str
-        Of Python.
+        Arguments of the Python interpreter.
     folder : Path
-        Where it works. No package found there wins over those that are installed.
+        Working directory. Packages in it do not shadow installed ones.
     environment : mapping of str to str
     log : Path
-        Where it writes to.
+        File to which output is appended.
     output : Path or None
-        Where its standard output goes instead.
+        File for standard output, if it should not go to ``log``.
     """
     with log.open("ab") as errors, (output or log).open("ab") as standard:
         return subprocess.Popen(
@@ -74,13 +74,14 @@ def begun(
         )
 
 
-def environment_of(home: Path) -> dict[str, str]:
-    """Return the environment of the run's processes.
+def build_environment(home: Path) -> dict[str, str]:
+    """Return the environment variables for the processes of a run.
 
-    The user's own, but for Flower's settings, with which they might meet another SuperLink, and
-    for the token of a Ray cluster, which they do not join. Every path is absolute.
+    The user's own environment, without Flower's settings (which could point to another SuperLink)
+    and without the token of a Ray cluster (which the processes do not join). All paths are
+    absolute.
     """
-    # Heavy, and of no use to the gate.
+    # Heavy imports, which the gate does not need.
     from pudica.clients.data.places import cache_root, data_root
 
     others = ("FLWR_", "RAY_AUTH_")
@@ -93,14 +94,14 @@ def environment_of(home: Path) -> dict[str, str]:
         "FLWR_DISABLE_UPDATE_CHECK": "1",
         "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
         POLL_INTERVAL: "0.1",
-        # `local` keeps Ray from joining a cluster that runs on this machine.
+        # `local` keeps Ray from joining a cluster already running on this machine.
         "RAY_ADDRESS": "local",
         "RAY_TMPDIR": str(home),
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         "PUDICA_DATA": str(data_root().absolute()),
         "PUDICA_CACHE": str(cache_root().absolute()),
-        # Flower's processes start one another by name, activated environment or not.
+        # Flower's processes start each other by name, even if no environment is activated.
         "PATH": os.pathsep.join([*executables, os.environ.get("PATH", os.defpath)]),
         "PYTHONUNBUFFERED": "1",
         "PYTHONIOENCODING": "utf-8",
@@ -113,21 +114,21 @@ def environment_of(home: Path) -> dict[str, str]:
 
 
 def make_private_folder() -> Path:
-    """Make a temporary folder that only this user may enter, with a name short enough for Ray."""
+    """Create a temporary folder for this user only, with a path short enough for Ray."""
     parent = tempfile.gettempdir()
-    short = parent if len(parent) <= LONGEST_PARENT or os.name == "nt" else "/tmp"
+    short = parent if len(parent) <= MAX_PARENT_LENGTH or os.name == "nt" else "/tmp"
     return Path(tempfile.mkdtemp(prefix="pudica-", dir=short)).resolve()
 
 
 def write_ray_token(folder: Path) -> dict[str, str]:
-    """Write a fresh token; return the environment in which a Ray of our own is closed by it.
+    """Write a new token and return the environment that protects our own Ray with it.
 
-    All its ports ask for the token, and listen on loopback only.
+    All ports of that Ray require the token and listen on loopback only.
 
     Parameters
     ----------
     folder : Path
-        Private, and there for as long as this Ray is.
+        A private folder that exists as long as this Ray does.
     """
     token = folder / "token"
     token.touch(mode=0o600, exist_ok=False)
@@ -136,26 +137,26 @@ def write_ray_token(folder: Path) -> dict[str, str]:
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token),
         "RAY_ENABLE_K8S_TOKEN_AUTH": "0",
-        # The only setting that keeps Ray from listening on all interfaces. Its name is for the
-        # systems where that is the default.
+        # The only setting that keeps Ray from listening on all interfaces. It is named after the
+        # systems on which that is the default.
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     }
 
 
-def free_port() -> int:
-    """Return a port of this machine that nobody listens at."""
+def find_free_port() -> int:
+    """Return a port of this machine on which nothing listens."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return int(listener.getsockname()[1])
 
 
-def healthy(port: int, certificate: Path | None = None) -> bool:
-    """Tell whether a server of this machine says that it is well.
+def is_healthy(port: int, certificate: Path | None = None) -> bool:
+    """Return whether a server on this machine reports that it is healthy.
 
     Parameters
     ----------
     certificate : Path or None
-        Of the authority that certified it; None: it speaks without TLS.
+        Certificate of the authority that signed the server's; None if it does not use TLS.
     """
     connection: http.client.HTTPConnection
     if certificate:

@@ -1,4 +1,4 @@
-"""One `flwr run`, from its start to its end."""
+"""A single `flwr run`, from submission to its final status."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from pudica.simulations.programs.calling import CONNECTION, FLWR
 from pudica.strategies.core.recorder import lock
 
 POLL_SECONDS = 0.5
-# After its ServerApp has failed, Flower still brings Ray up, to end it again; that is not
-# waited for. In these seconds the traceback comes into the log where Ray is up already.
-FAREWELL_SECONDS = 5.0
+# After its ServerApp has failed, Flower still starts Ray only to stop it again; we do not wait for
+# that. If Ray is up already, the traceback reaches the log within this time.
+TRACEBACK_SECONDS = 5.0
 LOG_LINES = 15
-LET_GO_SECONDS = 60.0
-# What a run's record says where its ServerApp was killed, or ended because its server did.
+UNLOCK_SECONDS = 60.0
+# Status in the record of a run whose ServerApp was killed, or ended along with its server.
 UNEXPLAINED = ("running", "interrupted")
 KILLED = "No heartbeat received"
 STARTED = re.compile(r"started run (\d+)")
@@ -34,22 +34,22 @@ Start = Callable[..., "subprocess.Popen[bytes]"]
 
 
 class FlowerRunFailed(RuntimeError):
-    """Flower did not complete a run; says why."""
+    """Flower did not complete a run; the message says why."""
 
 
-class Submission:
-    """One run of a bundle on a SuperLink.
+class FlowerRun:
+    """Submits a bundle to a SuperLink and waits for the run to end.
 
     Parameters
     ----------
     start : callable
         Starts one of Flower's commands: ``start(log, *arguments, output=path or None)``.
     check : callable
-        Raises where the SuperLink is not there any more.
+        Raises if the SuperLink is gone.
     app : Path
-        The bundle's folder.
+        Folder of the bundle.
     directory : Path
-        Of the run. Flower's log is kept there as ``flower.log``.
+        Directory of the run. Flower's log is written there as ``flower.log``.
     """
 
     def __init__(
@@ -64,109 +64,111 @@ class Submission:
         self.log = directory / "flower.log"
         self._start = start
         self._check = check
-        self._before = record(directory)
+        self._before = read_run_record(directory)
         self._submitted: subprocess.Popen[bytes] | None = None
 
     def run(self, *options: str) -> None:
-        """Run to the end.
+        """Submit the run and wait until it has ended.
 
         Parameters
         ----------
         *options : str
-            More arguments of ``flwr run``.
+            Further arguments of ``flwr run``.
 
         Raises
         ------
         FlowerRunFailed
             If it does not complete.
         """
-        self._stop_former()
-        self._stream(options)
-        status = self._final_status()
+        self._stop_previous_run()
+        self._submit_and_wait(options)
+        status = self._wait_for_final_status()
         if status["status"] != "finished:completed":
             details = status["status-details"]
-            reason = self.log_end() if details in ("", "N/A") else details
+            reason = self.read_log_tail() if details in ("", "N/A") else details
             if reason.startswith(KILLED):
-                reason = "the run's ServerApp ended without a word: it was killed, or out of memory"
+                reason = "the run's ServerApp ended without a word: it was killed, or ran out of memory"
             raise FlowerRunFailed(f"{reason} (status {status['status']}; see {self.log})")
 
     def stop(self) -> None:
-        """Stop the run on the SuperLink, whoever else still waits for it."""
+        """Stop the run on the SuperLink, even if somebody else still waits for it."""
         if self._submitted is not None:
             self._submitted.terminate()
             self._submitted.wait()
-        found = self._listed()
-        if not found["status"].startswith("finished"):
-            self._start(self.log, *FLWR, "stop", found["run-id"], CONNECTION).wait()
+        run = self._query_latest_run()
+        if not run["status"].startswith("finished"):
+            self._start(self.log, *FLWR, "stop", run["run-id"], CONNECTION).wait()
 
-    def log_end(self) -> str:
+    def read_log_tail(self) -> str:
         """Return the last lines of Flower's log."""
         text = self.log.read_text(encoding="utf-8", errors="replace")
         lines = remove_colours(text).splitlines()
         return "\n".join([line for line in lines if line.strip()][-LOG_LINES:])
 
-    def _stop_former(self) -> None:
-        """Stop the run with which this one goes on, if Flower has it still.
+    def _stop_previous_run(self) -> None:
+        """Stop the run that this one resumes, if Flower still lists it.
 
-        A server that was started again takes a run for running whose ServerApp is gone, and hands
-        its last messages on to nodes.
+        A restarted server believes that a run whose ServerApp is gone is still running, and passes
+        its last messages on to the nodes.
         """
         text = self.log.read_text(encoding="utf-8", errors="replace") if self.log.exists() else ""
-        former = STARTED.findall(text)
-        known = asked(self._start, self.log, "ls", CONNECTION).get("runs", []) if former else []
+        previous = STARTED.findall(text)
+        known = (
+            query_flower(self._start, self.log, "ls", CONNECTION).get("runs", []) if previous else []
+        )
         for run in known:
-            if run["run-id"] in former and not run["status"].startswith("finished"):
+            if run["run-id"] in previous and not run["status"].startswith("finished"):
                 self._start(self.log, *FLWR, "stop", run["run-id"], CONNECTION).wait()
 
-    def _own_reason(self) -> str:
-        """Return why the ServerApp failed, by its own record of this run; else nothing."""
-        now = record(self.directory)
+    def _read_failure_reason(self) -> str:
+        """Return why the ServerApp failed according to its record of this run, or an empty string."""
+        now = read_run_record(self.directory)
         failed = now != self._before and now.get("status") == "failed"
         return str(now["reason"]) if failed else ""
 
-    def _stream(self, options: tuple[str, ...]) -> None:
-        """Submit the run, and keep its log until it ends."""
+    def _submit_and_wait(self, options: tuple[str, ...]) -> None:
+        """Submit the run and write its log until it ends."""
         command = ("run", str(self.app), CONNECTION, "--stream")
         submitted = self._submitted = self._start(self.log, *FLWR, *command, *options)
         try:
-            while submitted.poll() is None and not self._own_reason():
+            while submitted.poll() is None and not self._read_failure_reason():
                 self._check()
                 with suppress(subprocess.TimeoutExpired):
                     submitted.wait(POLL_SECONDS)
         except FlowerRunFailed:
             submitted.terminate()
             raise
-        if reason := self._own_reason():
+        if reason := self._read_failure_reason():
             with suppress(subprocess.TimeoutExpired):
-                submitted.wait(FAREWELL_SECONDS)
+                submitted.wait(TRACEBACK_SECONDS)
             raise FlowerRunFailed(reason)
         self._check()
         if submitted.returncode:
-            raise FlowerRunFailed(f"`flwr run` failed:\n{self.log_end()}")
+            raise FlowerRunFailed(f"`flwr run` failed:\n{self.read_log_tail()}")
 
-    def _final_status(self) -> dict[str, str]:
-        """Return the run as the SuperLink sees it; `flwr run --stream` ends well in any case."""
+    def _wait_for_final_status(self) -> dict[str, str]:
+        """Return the run's entry on the SuperLink, since `flwr run --stream` succeeds however it ended."""
         while True:
             self._check()
-            found = self._listed()
-            if found["status"].startswith("finished"):
-                return found
+            run = self._query_latest_run()
+            if run["status"].startswith("finished"):
+                return run
             time.sleep(POLL_SECONDS)
 
-    def _listed(self) -> dict[str, str]:
-        """Return what `flwr ls` says of the SuperLink's newest run, which is this one."""
-        answer = asked(self._start, self.log, "ls", CONNECTION)
+    def _query_latest_run(self) -> dict[str, str]:
+        """Return the entry of the SuperLink's newest run, which is this one, from `flwr ls`."""
+        answer = query_flower(self._start, self.log, "ls", CONNECTION)
         if not answer.get("runs"):
-            raise FlowerRunFailed(f"`flwr ls` failed: {answer}\n{self.log_end()}")
+            raise FlowerRunFailed(f"`flwr ls` failed: {answer}\n{self.read_log_tail()}")
         return answer["runs"][0]  # type: ignore[no-any-return]
 
 
-def asked(start: Start, log: Path, *arguments: str) -> dict[str, Any]:
-    """Return what one of Flower's commands says as JSON; what is none is left in the log."""
+def query_flower(start: Start, log: Path, *arguments: str) -> dict[str, Any]:
+    """Run one of Flower's commands and return its JSON; other output goes to the log."""
     with TemporaryDirectory() as folder:
-        said = Path(folder) / "said.json"
-        start(log, *FLWR, *arguments, "--format", "json", output=said).wait()
-        text = said.read_text(encoding="utf-8")
+        output = Path(folder) / "output.json"
+        start(log, *FLWR, *arguments, "--format", "json", output=output).wait()
+        text = output.read_text(encoding="utf-8")
     try:
         answer: dict[str, Any] = json.loads(text)
     except ValueError:
@@ -176,30 +178,30 @@ def asked(start: Start, log: Path, *arguments: str) -> dict[str, Any]:
     return answer
 
 
-def record(directory: Path) -> dict[str, Any]:
-    """Return the run's ``run.json``, empty if there is none yet."""
+def read_run_record(directory: Path) -> dict[str, Any]:
+    """Return the contents of ``run.json``, or an empty dict if there is none yet."""
     path = directory / "run.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
 @contextmanager
-def recorded(directory: Path) -> Iterator[None]:
-    """See that the record of a run says how it ended, where its ServerApp can't."""
-    before = record(directory)
+def record_outcome(directory: Path) -> Iterator[None]:
+    """Make sure that ``run.json`` says how the run ended, even if its ServerApp could not."""
+    before = read_run_record(directory)
     try:
         yield
     except KeyboardInterrupt:
         close_record(directory, "interrupted", "stopped from the keyboard", before)
         raise
     except FlowerRunFailed as error:
-        _until_let_go(directory)
+        _wait_until_unlocked(directory)
         close_record(directory, "failed", str(error), before)
         raise
 
 
-def _until_let_go(directory: Path) -> None:
-    """Wait for the ServerApp: one whose server is gone ends soon, and could not be resumed yet."""
-    deadline = time.monotonic() + LET_GO_SECONDS
+def _wait_until_unlocked(directory: Path) -> None:
+    """Wait for the ServerApp to release its lock; until then the run can't be resumed."""
+    deadline = time.monotonic() + UNLOCK_SECONDS
     while (directory / ".lock").exists() and time.monotonic() < deadline:
         try:
             lock(directory).close()
@@ -210,14 +212,14 @@ def _until_let_go(directory: Path) -> None:
 
 
 def close_record(directory: Path, status: str, reason: str, before: dict[str, Any]) -> None:
-    """Say how the run ended where its ServerApp can't any more, or never began.
+    """Record how the run ended if its ServerApp no longer can, or never started.
 
     Parameters
     ----------
     before : dict
-        The record as it was when the run began, or went on.
+        The record when the run started or was resumed.
     """
-    ended = record(directory)
+    ended = read_run_record(directory)
     unexplained = ended == before or ended.get("status") in UNEXPLAINED
     if ended and unexplained and ended.get("status") != "done":
         ended |= {"status": status, "reason": reason, "ended": timestamp()}

@@ -7,9 +7,9 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from pudica.models.explain import explained
+from pudica.models.explain import explain_errors
 from pudica.models.naming import describe_case_names, validate_case_name
-from pudica.models.printable import quoted
+from pudica.models.printable import quote
 
 # Of a run's directory, where each case has a folder of its own.
 OWN_NAMES = (
@@ -47,7 +47,7 @@ def each_case(settings: Settings, shared: Set[str]) -> dict[str, Settings]:
     for text, changes in cases.items():
         name = _name(text)
         if name in found:
-            raise ValueError(f"case {quoted(text)} is there twice, in two spellings (NFC and NFD)")
+            raise ValueError(f"case {quote(text)} is there twice, in two spellings (NFC and NFD)")
         found[name] = _case(type(settings), name, own, changes, shared)
     return found
 
@@ -59,7 +59,7 @@ def _name(text: str) -> str:
         name = ""
     if not name or name in OWN_NAMES:
         raise ValueError(
-            f"case {quoted(text)}: a case's name is that of a folder: {describe_case_names()}, "
+            f"case {quote(text)}: a case's name is that of a folder: {describe_case_names()}, "
             f"the first a letter, a digit or _, and none of {', '.join(OWN_NAMES)}"
         )
     return name
@@ -80,7 +80,7 @@ def _case(
     try:
         return schema.model_validate(values)
     except ValidationError as error:
-        raise ValueError(f"case '{name}': {'; '.join(explained(error, schema))}") from error
+        raise ValueError(f"case '{name}': {'; '.join(explain_errors(error, schema))}") from error
 
 
 def _changed(values: Any, path: list[str], value: Any) -> dict[str, Any]:

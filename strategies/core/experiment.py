@@ -11,10 +11,10 @@ from typing import Annotated, Self
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from pudica.clients.data import DataConfig, PartitionConfig, Splits, divided, load
+from pudica.clients.data import DataConfig, PartitionConfig, Splits, partition_once, load
 from pudica.models.compute import Compute, ComputeConfig
 from pudica.models.errors import RequestError
-from pudica.models.files import absolute
+from pudica.models.files import make_absolute
 from pudica.models.naming import validate_name, validate_text
 from pudica.models.randomness import derive
 
@@ -67,7 +67,7 @@ class RayConfig(BaseModel):
 
     def with_absolute_paths(self) -> Self:
         """Return the settings with the token's file named in a way that holds in any directory."""
-        return self.model_copy(update={"token": self.token and absolute(self.token)})
+        return self.model_copy(update={"token": self.token and make_absolute(self.token)})
 
 
 class Experiment(BaseModel, ABC):
@@ -140,7 +140,7 @@ class Experiment(BaseModel, ABC):
         if scheme := self.partition():
             seed, count = derive(self.seed, "data"), len(self.names())
             try:
-                divided(data.train.labels, count, scheme, seed)
+                partition_once(data.train.labels, count, scheme, seed)
             except RequestError as error:
                 raise RequestError(f"data.partition: {error}") from error
         return data

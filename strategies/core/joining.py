@@ -12,9 +12,8 @@ from pudica.clients import protocol
 from pudica.clients.assignments import Assignment
 from pudica.models.compute import ComputeConfig
 from pudica.models.randomness import derive
-from pudica.strategies.core.exchange import Exchanges
+from pudica.strategies.core.cohort import Cohort
 from pudica.strategies.core.experiment import Experiment
-from pudica.strategies.core.registry import home, registered
 
 Words = dict[str, protocol.Scalar]
 T = TypeVar("T")
@@ -23,7 +22,7 @@ JOIN_SECONDS = 120.0
 MOST_NODES = 10**9
 
 
-def gather(exchanges: Exchanges, names: list[str], minimum: int) -> dict[str, int]:
+def gather(cohort: Cohort, names: list[str], minimum: int) -> dict[str, int]:
     """Wait for the nodes, check their code, and return the node id of each name.
 
     Partition i plays the i-th name; in a deployment, the node that was registered as the i-th.
@@ -34,12 +33,12 @@ def gather(exchanges: Exchanges, names: list[str], minimum: int) -> dict[str, in
     RuntimeError
         Too few nodes.
     """
-    return greeted(exchanges, names, _wait_for_nodes(exchanges, names, minimum))
+    return greeted(cohort, names, _wait_for_nodes(cohort, names, minimum))
 
 
-def greeted(exchanges: Exchanges, names: list[str], nodes: dict[str, int]) -> dict[str, int]:
+def greeted(cohort: Cohort, names: list[str], nodes: dict[str, int]) -> dict[str, int]:
     """Return the node id of each name that one of some nodes plays; as of :func:`gather`."""
-    entries = registered(home())
+    entries = cohort.registered
     # A competition's participants have the names they were registered by; devices, owners and
     # edges are numbered in that order.
     by_name = set(names) <= {entry.name for entry in entries}
@@ -47,17 +46,18 @@ def greeted(exchanges: Exchanges, names: list[str], nodes: dict[str, int]) -> di
         entry.node: (names.index(entry.name) if entry.name in names else -1) if by_name else place
         for place, entry in enumerate(entries)
     }
-    everyone = Exchanges(exchanges.grid, exchanges.recorder, nodes, exchanges.client)
-    hello = protocol.request({"run": exchanges.recorder.directory.name})
+    everyone = cohort.beside(nodes)
+    hello = protocol.request({"run": cohort.recorder.directory.name})
     placed: dict[str, int] = {}
-    event = exchanges.recorder.event
-    greetings = everyone.ask(protocol.HELLO, dict.fromkeys(nodes, hello), _greeting)
+    event = cohort.recorder.event
+    greetings = everyone.send_and_receive(protocol.HELLO, dict.fromkeys(nodes, hello), _greeting)
     for node, (partition, code) in greetings.items():
         # A registered node's place is its key's; what it says itself does not count.
         partition = places.get(nodes[node], -1) if places else partition
         if code != protocol.code_fingerprint():
             known = 0 <= partition < len(names)
-            exchanges.reject(names[partition] if known else f"node {node}", _other_code(code))
+            everyone.grid.names[nodes[node]] = names[partition] if known else f"node {node}"
+            everyone.grid.reject(nodes[node], _other_code(code))
         elif not 0 <= partition < len(names):
             event(f"node {node} has partition {partition}, which nobody plays")
         elif names[partition] in placed:
@@ -67,35 +67,35 @@ def greeted(exchanges: Exchanges, names: list[str], nodes: dict[str, int]) -> di
     return {name: placed[name] for name in names if name in placed}
 
 
-def _wait_for_nodes(exchanges: Exchanges, names: list[str], minimum: int) -> dict[str, int]:
+def _wait_for_nodes(cohort: Cohort, names: list[str], minimum: int) -> dict[str, int]:
     """Return the nodes once all are there; ids are random per run."""
-    entries = registered(home())
+    entries = cohort.registered
     # Of those that the organiser has removed nobody comes.
     wanted = min(len(names), len(entries)) if entries else len(names)
     began = time.monotonic()
     waiting = f"waiting for {wanted} nodes"
-    while len(found := sorted(exchanges.grid.get_node_ids())) < wanted:
+    while len(found := sorted(cohort.grid.get_node_ids())) < wanted:
         if time.monotonic() - began > JOIN_SECONDS:
             break
         if entries:  # in a simulation they are there at once
-            exchanges.recorder.progress(waiting, len(found), wanted, "node")
+            cohort.recorder.progress(waiting, len(found), wanted, "node")
         time.sleep(0.2)
     if len(found) < max(1, minimum):
         raise RuntimeError(
             f"only {len(found)} of {wanted} nodes were there after {JOIN_SECONDS:g} s; start more "
             f"nodes, or give the simulation num-supernodes={wanted}"
         )
-    there = called(found)
+    there = names_of(cohort, found)
     if len(found) < wanted:
         away = ", ".join(entry.name for entry in entries if entry.name not in there)
         without = f", without {away}" if away else ""
-        exchanges.recorder.event(f"starting with {len(found)} of {wanted} nodes{without}")
+        cohort.recorder.event(f"starting with {len(found)} of {wanted} nodes{without}")
     return there
 
 
-def called(nodes: Iterable[int]) -> dict[str, int]:
+def names_of(cohort: Cohort, nodes: Iterable[int]) -> dict[str, int]:
     """Return nodes' ids by what to call them before they have joined: as they are registered."""
-    names = {entry.node: entry.name for entry in registered(home())}
+    names = {entry.node: entry.name for entry in cohort.registered}
     return {names.get(node, str(node)): node for node in nodes}
 
 
@@ -108,16 +108,16 @@ def _other_code(code: str) -> str:
     return (
         f"it runs other code (fingerprint {code[:32]}) than the server "
         f"({protocol.code_fingerprint()}): install the same version of pudica on both, and start "
-        "`flwr run` from a directory that holds no folders called models or clients"
+        "the node again"
     )
 
 
-def told(experiment: Experiment, run: str) -> dict[str, dict[str, Any]]:
+def base_assignments(experiment: Experiment, run: str, deployed: bool) -> dict[str, dict[str, Any]]:
     """Return by name what the assignment of each node says, whatever the system."""
     compute = experiment.client.model_dump(include=set(ComputeConfig.model_fields))
     names = experiment.names()
     # Where the organiser's own files lie is nobody's business, and of no use elsewhere.
-    here = {"root": None, "path": None, "key": None} if home() else {}
+    here = {"root": None, "path": None, "key": None} if deployed else {}
     common = {
         "run": run,
         "data": experiment.data.model_copy(update=here),
@@ -129,7 +129,7 @@ def told(experiment: Experiment, run: str) -> dict[str, dict[str, Any]]:
 
 
 def introduce(
-    exchanges: Exchanges,
+    cohort: Cohort,
     assignments: Mapping[str, Assignment],
     read: Callable[[Words], T],
     turns: Mapping[str, int] | None = None,
@@ -139,7 +139,7 @@ def introduce(
     Parameters
     ----------
     read : callable
-        Makes sense of what a node says; as of :meth:`Exchanges.ask`.
+        Makes sense of what a node says; as of :meth:`Cohort.ask`.
     turns : mapping of str to int, optional
         To which turn a node of a resumed run goes back; -1: it begins.
     """
@@ -152,8 +152,10 @@ def introduce(
             }
         )
         for name, assignment in assignments.items()
-        if name in exchanges.nodes
+        if name in cohort.nodes
     }
-    joined = exchanges.ask(protocol.JOIN, requests, lambda _, c: read(protocol.words_of(c)))
-    exchanges.nodes = {name: exchanges.nodes[name] for name in joined}
+    joined = cohort.send_and_receive(
+        protocol.JOIN, requests, lambda _, c: read(protocol.words_of(c))
+    )
+    cohort.nodes = {name: cohort.nodes[name] for name in joined}
     return joined

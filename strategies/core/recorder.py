@@ -34,7 +34,7 @@ import torch
 from pudica.clients.protocol import code_fingerprint
 from pudica.models.clock import timestamp
 from pudica.models.errors import RequestError
-from pudica.models.files import load_tensors, locked, save_tensors, write_atomically
+from pudica.models.files import load_tensors, save_tensors, try_lock, write_atomically
 from pudica.models.printable import escape_hidden
 from pudica.strategies.core.experiment import Experiment
 
@@ -53,7 +53,7 @@ def lock(directory: Path) -> IO[str]:
     """
     file = (directory / ".lock").open("a+", encoding="utf-8")
     try:
-        if not locked(file):
+        if not try_lock(file):
             file.seek(0)
             raise RequestError(
                 f"{directory} is being run by another process ({file.read().strip()}); "
@@ -130,7 +130,7 @@ class Recorder:
         }
         self._write_run()
 
-    def met_key(self, node: str, fingerprint: str) -> None:
+    def check_key(self, node: str, fingerprint: str) -> None:
         """Note with which key a node disguises its images; empty if they are plain.
 
         Raises
@@ -189,7 +189,7 @@ class Recorder:
         with (self.directory / "events.log").open("a", encoding="utf-8") as file:
             file.write(f"{timestamp()} {escape_hidden(text)}\n")
 
-    def exchanged(self, kind: str, sent: int, received: int) -> None:
+    def count_exchange(self, kind: str, sent: int, received: int) -> None:
         """Count one message and its reply, in bytes of payload."""
         total = self.note["exchanges"].setdefault(
             kind, {"count": 0, "bytes_sent": 0, "bytes_received": 0}
@@ -217,14 +217,14 @@ class Recorder:
         state = {"stage": stage, "done": done, "total": total, "unit": unit}
         write_atomically(self.directory / "progress.json", json.dumps(state).encode())
 
-    def stands(self, node: str, state: str) -> None:
-        """Say how it stands with a node, for those who wait for it."""
-        self._nodes[node] = {"state": state, "since": time.time()}
+    def set_node_status(self, node: str, status: str) -> None:
+        """Write down what a node is doing, for those who wait for it."""
+        self._nodes[node] = {"state": status, "since": time.time()}
         write_atomically(self.directory / "nodes.json", json.dumps(self._nodes).encode())
 
     # --------------------------------------------------------------------- checkpoints
 
-    def finished(self, task: str) -> bool:
+    def is_finished(self, task: str) -> bool:
         """Return whether a task was finished, in this process or before a kill."""
         return task in self.note["finished"]
 
@@ -246,11 +246,13 @@ class Recorder:
         """Drop the arrays that were kept under a task's name."""
         self.arrays = {k: v for k, v in self.arrays.items() if not k.startswith(f"{task}/")}
 
-    def due(self) -> bool:
+    def is_checkpoint_due(self) -> bool:
         """Return whether the last checkpoint is long enough ago."""
         return time.monotonic() - self._last_checkpoint >= CHECKPOINT_SECONDS
 
-    def stand(self, task: str, arrays: Mapping[str, torch.Tensor], **position: Any) -> None:
+    def save_checkpoint(
+        self, task: str, arrays: Mapping[str, torch.Tensor], **position: Any
+    ) -> None:
         """Checkpoint the position inside a task."""
         self.arrays |= arrays
         self.note["position"][task] = position

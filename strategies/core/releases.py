@@ -11,8 +11,8 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import ConfigDict, NonNegativeInt, PositiveInt
 
-from pudica.clients.shields import Guarantee, Mechanism, Shield, build, configured
-from pudica.clients.shields.base import FLOATING, NO_NOISE
+from pudica.clients.shields import Guarantee, Mechanism, Shield, build, parse_config
+from pudica.clients.shields.base import FLOATING_POINT_NOISE, NO_NOISE
 from pudica.models.files import write_atomically
 from pudica.strategies.core.recorder import Recorder
 
@@ -91,7 +91,7 @@ class Release:
         """
         if self.shield is None or self.shield.get("name") == "none":
             return None
-        return build(configured(self.shield), self.shape, self.batch).train(self.mode == "train")
+        return build(parse_config(self.shield), self.shape, self.batch).train(self.mode == "train")
 
     @property
     def claimed(self) -> Guarantee | None:
@@ -106,8 +106,8 @@ class Release:
         if isinstance(self.protection, Mechanism) and self.randomness == "none":
             return NO_NOISE
         if self.protection.grid and not self.integers:
-            return Guarantee("record", None, reasons=(FLOATING,))
-        return self.protection.held()
+            return Guarantee("record", None, reasons=(FLOATING_POINT_NOISE,))
+        return self.protection.guarantee()
 
 
 def in_the_clear(case: str, shape: tuple[int, ...], batch: int, **values: Any) -> Release:

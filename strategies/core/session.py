@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Self, get_args
+from typing import Any, Self, get_args
 
 from flwr.app import Array, RecordDict
 
@@ -14,8 +14,10 @@ from pudica.clients import protocol
 from pudica.clients.shields.disguises import Span
 from pudica.clients.shields.disguises.steps import Kind
 from pudica.models.errors import RequestError
-from pudica.models.printable import quoted
-from pudica.strategies.core.exchange import Exchanges
+from pudica.models.printable import quote
+from pudica.strategies.core.cohort import Cohort
+from pudica.strategies.core.experiment import Experiment
+from pudica.strategies.core.joining import base_assignments
 from pudica.strategies.core.recorder import Recorder
 
 CLOUD = "cloud"
@@ -75,7 +77,7 @@ class Member:
         classes = protocol.whole(words, "classes", 2, MOST_CLASSES)
         shape, key = (protocol.text(words, name) for name in ("shape", "key"))
         if not KEY.fullmatch(key):
-            raise ValueError(f"{quoted(key)} is no fingerprint of a key")
+            raise ValueError(f"{quote(key)} is no fingerprint of a key")
         reports = bool(protocol.whole({"reports": 1, **words}, "reports", 0, 1))
         return cls(_shape(shape), classes, key, _span(words), **counts, reports=reports)
 
@@ -125,9 +127,9 @@ class CaseSession:
         Whether each message may reach a new process of its node.
     """
 
-    def __init__(self, exchanges: Exchanges, case: str) -> None:
-        self.exchanges = exchanges
-        self.recorder: Recorder = exchanges.recorder
+    def __init__(self, cohort: Cohort, case: str) -> None:
+        self.cohort = cohort
+        self.recorder: Recorder = cohort.recorder
         self.case = case
         self.fresh = self.recorder.run["engine"] not in LASTING
 
@@ -147,14 +149,14 @@ class CaseSession:
         others: dict[str, RequestError] = {}
         for name, member in joined.items():
             try:
-                self.recorder.met_key(f"{name}{suffix}", member.key)
+                self.recorder.check_key(f"{name}{suffix}", member.key)
             except RequestError as error:
                 others[name] = error
         if others and len(others) == len(joined):
             raise next(iter(others.values()))
         for name, problem in others.items():
-            self.exchanges.reject(name, str(problem))
-            del joined[name], self.exchanges.nodes[name]
+            self.cohort.leave_out(name, str(problem))
+            del joined[name]
 
     def settled(self, joined: dict[str, Member]) -> Images:
         """Return what kind of images most nodes hold; leave out those that hold others."""
@@ -162,13 +164,17 @@ class CaseSession:
         wanted, _ = Counter(said.values()).most_common(1)[0]
         for name, own in said.items():
             if own != wanted:
-                self.exchanges.reject(
+                self.cohort.leave_out(
                     name,
                     f"it holds {_described(own)}, most {_described(wanted)}; give all the same "
                     "data set, and the same disguise",
                 )
-                del joined[name], self.exchanges.nodes[name]
+                del joined[name]
         return wanted
+
+    def base_assignments(self, experiment: Experiment) -> dict[str, dict[str, Any]]:
+        """Return by name what the assignment of each node says, whatever the system."""
+        return base_assignments(experiment, self.run, self.cohort.registry is not None)
 
     @property
     def run(self) -> str:

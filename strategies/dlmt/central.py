@@ -13,7 +13,7 @@ from pudica.clients import protocol
 from pudica.clients.data import ImageSet
 from pudica.clients.data.decoding import allocate
 from pudica.models import optimizers
-from pudica.models.packing import under
+from pudica.models.packing import select_prefix
 from pudica.models.training import Training
 from pudica.strategies.dlmt.learning import Learning
 from pudica.strategies.dlmt.session import Session
@@ -45,13 +45,13 @@ class Collection:
         starts = np.cumsum([0, *self.counts.values()])
         self.starts = dict(zip(self.counts, starts.tolist(), strict=False))
         self.got = dict.fromkeys(self.counts, 0)
-        values = int(np.prod(session.image)) * session.span.on_disk.itemsize
+        values = int(np.prod(session.image)) * session.span.storage_dtype.itemsize
         self.each = max(1, MESSAGE_BYTES // values)
         self.labels = np.zeros(starts[-1], np.int64)
         self.images = allocate(
             file_of(session),
             (int(starts[-1]), *session.image),
-            session.span.type_name,
+            session.span.storage_dtype_name,
             hint="free some space, and resume the run",
             mode=0o600,
         )
@@ -65,10 +65,13 @@ class Collection:
             If one has not sent all: without it the images would be others than were asked for.
         """
         first = {name: self._next(name) for name in self.counts if name in self.session.owners}
-        self.session.exchanges.converse(protocol.IMAGES, first, self._read, self._keep)
+        stream = self.session.cohort.stream(protocol.IMAGES, first, self._read)
+        for name, received in stream:
+            if request := self._keep(name, received):
+                stream.send({name: request})
         missing = [name for name, count in self.counts.items() if self.got[name] < count]
         whole = len(self.counts) - len(missing)
-        self.session.exchanges.need(len(self.counts), whole, protocol.IMAGES)
+        self.session.cohort.require_min_replies(len(self.counts), whole, protocol.IMAGES)
         return Received(self.images, self.labels)
 
     def _count(self, name: str) -> int:
@@ -91,7 +94,7 @@ class Collection:
         """Return what an owner sent, if it is what was asked for."""
         count, span = self._count(name), self.session.span
         shape = (count, *self.session.image)
-        images = protocol.array_of(content, "images", shape, span.type_name)
+        images = protocol.array_of(content, "images", shape, span.storage_dtype_name)
         if span.kind != "numbers" and not span.low <= images.min() <= images.max() <= span.high:
             raise ValueError(f"values outside {span.low} to {span.high}")
         return Received(images, protocol.labels_of(content, "labels", count, self.session.classes))
@@ -136,9 +139,11 @@ class Central(Learning):
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Return the optimiser's state."""
-        state = optimizers.state_of(self.training.optimizer).items()
+        state = optimizers.optimizer_state(self.training.optimizer).items()
         return {f"optimizer/{name}": value for name, value in state}
 
     def restore(self, tensors: dict[str, torch.Tensor], done: int) -> None:  # noqa: ARG002
         """Put the optimiser's state back."""
-        optimizers.restore(self.training.optimizer, under("optimizer/", tensors))
+        optimizers.load_optimizer_state(
+            self.training.optimizer, select_prefix("optimizer/", tensors)
+        )

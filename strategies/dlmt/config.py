@@ -8,9 +8,9 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from pudica.clients.data import PartitionConfig
-from pudica.clients.shields.disguises import parsed, written
+from pudica.clients.shields.disguises import format_notation, parse_notation
 from pudica.models.custom import ModelName
-from pudica.models.files import absolute
+from pudica.models.files import make_absolute
 from pudica.models.naming import CaseName
 from pudica.models.training import TrainingConfig
 from pudica.strategies.core.cases import each_case
@@ -123,7 +123,7 @@ class DlmtConfig(BaseModel):
     @field_validator("shield")
     @classmethod
     def _understood(cls, shield: str | None) -> str | None:
-        return None if shield is None else written(parsed(shield))
+        return None if shield is None else format_notation(parse_notation(shield))
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -181,7 +181,7 @@ class DlmtConfig(BaseModel):
 
     def with_absolute_paths(self) -> Self:
         """Return the settings with files named in a way that holds in any directory."""
-        named = str(absolute(self.key_file)) if self.key_file else self.key
+        named = str(make_absolute(self.key_file)) if self.key_file else self.key
         return self.model_copy(update={"key": named})
 
     def each_case(self) -> dict[str, DlmtConfig]:

@@ -94,6 +94,6 @@ def _check_disguise(settings: DlmtConfig, data: Splits) -> None:
         )
     if settings.key_file:
         _check_spelling(settings.key)
-        Key.wanted(settings.key_file, settings.shield, data.shape)
+        Key.load_for(settings.key_file, settings.shield, data.shape)
     else:
-        Key.seeded(settings.shield, data.shape, seed=0)
+        Key.from_seed(settings.shield, data.shape, seed=0)

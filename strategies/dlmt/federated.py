@@ -13,7 +13,7 @@ from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp.strategy import FedAdagrad, FedAdam, FedAvg, FedYogi
 
 from pudica.clients import protocol
-from pudica.models.packing import check_statistics, load_model_arrays, under
+from pudica.models.packing import load_model_arrays, select_prefix, validate_statistics
 from pudica.models.randomness import numpy_generator
 from pudica.strategies.dlmt.config import AggregationConfig
 from pudica.strategies.dlmt.learning import Learning
@@ -131,20 +131,20 @@ class Federated(Learning):
 
     def run_round(self, number: int) -> float:
         """Let some owners train, and average what they return."""
-        session, exchanges = self.session, self.session.exchanges
-        exchanges.forgive()
+        session, cohort = self.session, self.session.cohort
+        cohort.reset_failures()
         now = self.trained()
         arrays = {name: Array(values) for name, values in now.items()}
         content = session.request({"round": number, "needed": self.needed}, **arrays)
         requests = dict.fromkeys(self._drawn(number), content)
-        replies = exchanges.ask(protocol.ROUND, requests, lambda _, c: self._read(c, now))
-        session.need(len(replies))
+        replies = cohort.send_and_receive(protocol.ROUND, requests, lambda _, c: self._read(c, now))
+        session.require_min_replies(len(replies))
         # Weighted by what each said as it joined: nobody counts for more later on.
         trained = {
             name: Trained(model, session.owners[name].train, loss)
             for name, (model, loss) in replies.items()
         }
-        by_node = {exchanges.nodes[name]: reply for name, reply in trained.items()}
+        by_node = {cohort.nodes[name]: reply for name, reply in trained.items()}
         following = self.average(number, now, by_node)
         tensors = {name: torch.from_numpy(values) for name, values in following.items()}
         load_model_arrays(self.model, tensors)
@@ -153,7 +153,7 @@ class Federated(Learning):
 
     def _drawn(self, number: int) -> list[str]:
         """Return the owners of a round, drawn from the run's seed, in their own order."""
-        names, count = list(self.session.exchanges.nodes), self.settings.owners_a_round
+        names, count = list(self.session.cohort.nodes), self.settings.owners_a_round
         order = numpy_generator(self.session.seed, "participation", number).permutation(len(names))
         return [names[place] for place in sorted(order[:count])]
 
@@ -162,7 +162,7 @@ class Federated(Learning):
             name: protocol.array_of(content, name, now[name].shape)
             for name in ("weights", "buffers")
         }
-        check_statistics(torch.from_numpy(model["buffers"]), self.model.named_buffers())
+        validate_statistics(torch.from_numpy(model["buffers"]), self.model.named_buffers())
         return model, protocol.number_of(content, "loss", 0)
 
     def _stand(self, done: int) -> None:
@@ -175,5 +175,5 @@ class Federated(Learning):
 
     def restore(self, tensors: dict[str, torch.Tensor], done: int) -> None:
         """Put back what the strategy remembers."""
-        self.average.restore(under("strategy/", tensors))
+        self.average.restore(select_prefix("strategy/", tensors))
         self.needed = done - 1

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from pudica import models
-from pudica.models.packing import load_model_arrays, model_arrays, under
+from pudica.models.packing import load_model_arrays, model_arrays, select_prefix
 from pudica.models.randomness import derive
 from pudica.strategies.dlmt.measures import DISGUISED, count_right
 from pudica.strategies.dlmt.session import Model, Session
@@ -53,7 +53,7 @@ class Learning(ABC):
                 self._measure(done)
             self.session.note_dropouts(TRAINING, done)
             self.recorder.progress(f"training ({self.session.case})", done, rounds, self.unit)
-            if self.recorder.due():
+            if self.recorder.is_checkpoint_due():
                 self._stand(done)
         self.recorder.arrays |= self._named(self._model_tensors())
         self.recorder.finish(self.task)
@@ -76,7 +76,7 @@ class Learning(ABC):
 
     def recall(self) -> None:
         """Take the model of training that is finished."""
-        load_model_arrays(self.model, under(f"{self.task}/model/", self.recorder.arrays))
+        load_model_arrays(self.model, select_prefix(f"{self.task}/model/", self.recorder.arrays))
 
     def _measure(self, done: int) -> None:
         model = self.trained()
@@ -94,7 +94,7 @@ class Learning(ABC):
         return {f"{self.task}/{name}": value for name, value in tensors.items()}
 
     def _stand(self, done: int) -> None:
-        self.recorder.stand(
+        self.recorder.save_checkpoint(
             self.task, self._named(self._model_tensors() | self.tensors()), done=done
         )
 
@@ -103,5 +103,5 @@ class Learning(ABC):
         if not position:
             return 0
         self.recall()
-        self.restore(under(f"{self.task}/", self.recorder.arrays), int(position["done"]))
+        self.restore(select_prefix(f"{self.task}/", self.recorder.arrays), int(position["done"]))
         return int(position["done"])

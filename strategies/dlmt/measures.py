@@ -20,7 +20,7 @@ from flwr.app import Array, RecordDict
 from pudica.clients import protocol
 from pudica.clients.shields.disguises import Span
 from pudica.clients.shields.disguises.breaks import ATTACKS
-from pudica.models.packing import under
+from pudica.models.packing import select_prefix
 from pudica.strategies.core.session import CLOUD
 from pudica.strategies.dlmt.session import Model, Session
 
@@ -91,9 +91,9 @@ def count_right(
     def read(name: str, content: RecordDict) -> int:
         return protocol.count_of(content, "right", total[name])
 
-    replies = session.exchanges.ask(protocol.RIGHT, requests, read)
+    replies = session.cohort.send_and_receive(protocol.RIGHT, requests, read)
     if asked:
-        session.need(len(replies))
+        session.require_min_replies(len(replies))
     return Counted(replies, {name: total[name] for name in replies})
 
 
@@ -177,7 +177,7 @@ def keep_examiner(session: Session, model: Model) -> None:
 
 def kept_examiner(session: Session) -> tuple[str, Model] | None:
     """Return the examiner's architecture and the model, if there is one."""
-    kept = under(f"{EXAMINER}/", session.recorder.arrays)
+    kept = select_prefix(f"{EXAMINER}/", session.recorder.arrays)
     if not kept:
         return None
     return session.recorder.note[EXAMINER], {name: value.numpy() for name, value in kept.items()}
@@ -186,7 +186,7 @@ def kept_examiner(session: Session) -> tuple[str, Model] | None:
 def _audit(session: Session) -> None:
     """Log what each owner says of its own disguise, and the mean over owners."""
     requests = dict.fromkeys(session.owners, session.request({}))
-    replies = session.exchanges.ask(protocol.AUDIT, requests, _findings)
+    replies = session.cohort.send_and_receive(protocol.AUDIT, requests, _findings)
     if len(session.owners) > 1:
         for name, found in replies.items():
             _log_audit(session, name, found)

@@ -13,8 +13,8 @@ from pudica.clients.assignments import OwnerAssignment
 from pudica.clients.shields.disguises import Span
 from pudica.models.compute import Compute
 from pudica.models.randomness import derive
-from pudica.strategies.core.exchange import Exchanges
-from pudica.strategies.core.joining import introduce, told
+from pudica.strategies.core.cohort import Cohort
+from pudica.strategies.core.joining import introduce
 from pudica.strategies.core.session import CaseSession, Member, Shape
 from pudica.strategies.dlmt.config import DlmtConfig
 from pudica.strategies.dlmt.experiment import DlmtExperiment
@@ -47,9 +47,9 @@ class Session(CaseSession):
     """
 
     def __init__(
-        self, exchanges: Exchanges, experiment: DlmtExperiment, case: str, settings: DlmtConfig
+        self, cohort: Cohort, experiment: DlmtExperiment, case: str, settings: DlmtConfig
     ) -> None:
-        super().__init__(exchanges, case)
+        super().__init__(cohort, case)
         self.experiment = experiment
         self.settings = settings
         self.seed = derive(experiment.seed, "dlmt", case)
@@ -76,16 +76,16 @@ class Session(CaseSession):
             Owners with images of different shapes, classes or values, other keys or numbers of
             images than the run was begun with; too few of them.
         """
-        self.exchanges.forgive()
-        self.exchanges.dropouts.clear()
+        self.cohort.reset_failures()
+        self.cohort.dropouts.clear()
         turns = dict.fromkeys(self.experiment.names(), turn)
-        joined = introduce(self.exchanges, self._assignments(), Member.introduced, turns)
+        joined = introduce(self.cohort, self._assignments(), Member.introduced, turns)
         for name in [name for name, member in joined.items() if not member.train]:
-            self.exchanges.reject(name, "has no training images; it is left out")
-            del joined[name], self.exchanges.nodes[name]
-        self.need(len(joined))
+            self.cohort.reject(name, "has no training images; it is left out")
+            del joined[name], self.cohort.nodes[name]
+        self.require_min_replies(len(joined))
         self.image, self.classes, self.span = self.settled(joined)
-        self.need(len(joined))
+        self.require_min_replies(len(joined))
         self.met(joined, f"/{self.case}")
         self.owners = joined
 
@@ -99,9 +99,9 @@ class Session(CaseSession):
         """
         task, kept = self.task("joined"), self.recorder.arrays
         counts = {name: member.train for name, member in self.owners.items()}
-        if self.recorder.finished(task):
+        if self.recorder.is_finished(task):
             self._leave_out_others(self.recorder.result(task)["counts"], counts)
-            self.need(len(self.owners))
+            self.require_min_replies(len(self.owners))
             self.normalisation = kept[f"{task}/normalisation"].numpy()
             return
         self.normalisation = self._pooled()
@@ -112,12 +112,12 @@ class Session(CaseSession):
         """Leave out who has another number of training images than it began with."""
         for name, count in now.items():
             if before.get(name, count) != count:
-                self.exchanges.reject(
+                self.cohort.reject(
                     name,
                     f"has {count} training images, and this run was begun with {before[name]}; "
                     "give it the images that it had",
                 )
-                del self.owners[name], self.exchanges.nodes[name]
+                del self.owners[name], self.cohort.nodes[name]
 
     @property
     def begun_with(self) -> dict[str, int]:
@@ -145,7 +145,7 @@ class Session(CaseSession):
                 examiner=examiner,
                 seed=self.seed_of(own["partition"]),
             )
-            for name, own in told(self.experiment, self.run).items()
+            for name, own in self.base_assignments(self.experiment).items()
         }
 
     def _examiner(self) -> str | None:
@@ -159,11 +159,11 @@ class Session(CaseSession):
 
     def _pooled(self) -> np.ndarray:
         """Return mean and deviation over all owners' images, from those of each."""
-        request = dict.fromkeys(self.exchanges.nodes, self.request({}))
-        replies = self.exchanges.ask(protocol.STATISTICS, request, self._read_statistics)
-        self.exchanges.nodes = {name: self.exchanges.nodes[name] for name in replies}
+        request = dict.fromkeys(self.cohort.nodes, self.request({}))
+        replies = self.cohort.send_and_receive(protocol.STATISTICS, request, self._read_statistics)
+        self.cohort.nodes = {name: self.cohort.nodes[name] for name in replies}
         self.owners = {name: self.owners[name] for name in replies}
-        self.need(len(replies))
+        self.require_min_replies(len(replies))
         weights = np.array([float(self.owners[name].train) for name in replies])
         means, deviations = np.stack([*replies.values()]).astype(np.float64).swapaxes(0, 1)
         shares = (weights / weights.sum())[:, None]
@@ -183,10 +183,10 @@ class Session(CaseSession):
 
     def note_dropouts(self, stage: str, round_: int = 0) -> None:
         """Log who dropped out of the exchanges since the last time."""
-        for name, count in self.exchanges.dropouts.items():
+        for name, count in self.cohort.dropouts.items():
             self.log(stage, "dropouts", count, node=name, round=round_)
-        self.exchanges.dropouts.clear()
+        self.cohort.dropouts.clear()
 
-    def need(self, answered: int) -> None:
+    def require_min_replies(self, answered: int) -> None:
         """Raise TooFewParticipants if fewer owners answered than the experiment needs."""
-        self.exchanges.need(self.settings.min_owners, answered, f"dlmt ({self.case})")
+        self.cohort.require_min_replies(self.settings.min_owners, answered, f"dlmt ({self.case})")

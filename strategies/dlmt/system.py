@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from flwr.serverapp import Grid
 
-from pudica.clients.shields.disguises import parsed
-from pudica.clients.shields.disguises.breaks import factors, is_affine, offsets, undone
+from pudica.clients.shields.disguises import parse_notation
+from pudica.clients.shields.disguises.breaks import (
+    guess_offsets,
+    invert_affine,
+    is_affine,
+    recover_factors,
+)
 from pudica.models.files import save_tensors
-from pudica.strategies.core.exchange import Exchanges
+from pudica.strategies.core.cohort import Cohort
 from pudica.strategies.core.joining import gather
-from pudica.strategies.core.recorder import Recorder
 from pudica.strategies.core.releases import keep
 from pudica.strategies.dlmt.central import Central, Collection, Received, file_of
 from pudica.strategies.dlmt.experiment import DlmtExperiment
@@ -25,16 +28,16 @@ SHOWN, SEEN = 8, 400
 """Images that are kept to look at, and that the cloud tries to undo their disguise with."""
 
 
-def learn_disguised(grid: Grid, experiment: DlmtExperiment, recorder: Recorder) -> None:
+def learn_disguised(cohort: Cohort, experiment: DlmtExperiment) -> None:
     """Run all cases: join, train on disguised images, measure; the examiner's case first."""
-    exchanges = Exchanges(grid, recorder, {}, experiment.client)
+    recorder = cohort.recorder
     with recorder.timed("join"):
-        nodes = gather(exchanges, experiment.names(), experiment.dlmt.min_owners)
+        nodes = gather(cohort, experiment.names(), experiment.dlmt.min_owners)
     cases, examining = experiment.dlmt.each_case(), experiment.dlmt.examining()
     for case in sorted(cases, key=lambda name: name != examining):
-        if not recorder.finished(f"case/{case}"):
-            exchanges.nodes = dict(nodes)
-            session = Session(exchanges, experiment, case, cases[case])
+        if not recorder.is_finished(f"case/{case}"):
+            cohort.nodes = dict(nodes)
+            session = Session(cohort, experiment, case, cases[case])
             Case(session, examining == case).run()
 
 
@@ -78,13 +81,13 @@ class Case:
     def _last_round(self) -> int:
         """Return the round to which owners of a resumed run go back, -1 if it begins."""
         task = self.session.task(TRAINING)
-        if self.recorder.finished(task):
+        if self.recorder.is_finished(task):
             return self.settings.rounds - 1
         return int(self.recorder.position(task).get("done", 0)) - 1
 
     def _trained(self) -> Learning:
         """Return what has trained, now or before a kill."""
-        done = self.recorder.finished(self.session.task(TRAINING))
+        done = self.recorder.is_finished(self.session.task(TRAINING))
         learning: Learning
         if self.settings.train == "federated":
             learning = Federated(self.session)
@@ -122,11 +125,11 @@ class Case:
         span = self.session.span
         first = received.images[:SHOWN].astype(np.float64)
         seen = {"received": torch.from_numpy((first - span.low) / (span.high - span.low)).float()}
-        if self.settings.shield and is_affine(parsed(self.settings.shield)):
+        if self.settings.shield and is_affine(parse_notation(self.settings.shield)):
             # Of one owner, whose images are under one key.
             count = next(iter(self.session.begun_with.values()))
             own = received.images[: min(SEEN, count)].astype(np.int64)
-            m = factors(own)
-            shown = undone(own[:SHOWN], m, offsets(own, m, "mid-range"))
+            m = recover_factors(own)
+            shown = invert_affine(own[:SHOWN], m, guess_offsets(own, m, "mid-range"))
             seen["undone"] = torch.from_numpy(shown)
         save_tensors(self.recorder.artefact(f"{self.session.case}/seen.safetensors"), seen, {})

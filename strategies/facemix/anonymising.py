@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy, l1_loss, log_softmax
 from pudica import models
 from pudica.models import optimizers
 from pudica.models.attributes import attribute_loss
-from pudica.models.packing import under
+from pudica.models.packing import select_prefix
 from pudica.models.randomness import derive
 from pudica.strategies.facemix.session import Session
 from pudica.strategies.facemix.training import TRAINING, Central
@@ -35,7 +35,7 @@ class Anonymising(Central):
             image_size=side,
             seed=derive(session.experiment.seed, "adversary"),
         )
-        self.adversary = session.compute.host(adversary).train()
+        self.adversary = session.compute.move_model(adversary).train()
         built = optimizers.build(self.training.optimizer, self.adversary.parameters())
         assert built is not None
         self.adversarys = built
@@ -43,7 +43,7 @@ class Anonymising(Central):
 
     def run_epoch(self, epoch: int) -> float:
         """Train on all images once, and log how often the adversary was right."""
-        optimizers.set_rate(self.adversarys, self.training.rate(epoch))
+        optimizers.set_learning_rate(self.adversarys, self.training.rate(epoch))
         self.right = 0
         loss = super().run_epoch(epoch)
         share = self.right / len(self.session.data.train)
@@ -57,14 +57,14 @@ class Anonymising(Central):
         to a uniform guess, which is bounded, in place of its success.
         """
         compute, settings = self.session.compute, self.settings
-        redrawn = compute.outputs(self.model.pre, x)
+        redrawn = compute.forward(self.model.pre, x)
         self.adversarys.zero_grad()
-        guesses = compute.outputs(self.adversary, redrawn.detach())
+        guesses = compute.forward(self.adversary, redrawn.detach())
         self.right += int((guesses.argmax(1) == labels).sum())
         cross_entropy(guesses, labels).backward()  # type: ignore[no-untyped-call]
         self.adversarys.step()
-        logits = compute.outputs(self.model.main, redrawn)
-        given_away = -log_softmax(compute.outputs(self.adversary, redrawn), 1).mean()
+        logits = compute.forward(self.model.main, redrawn)
+        given_away = -log_softmax(compute.forward(self.adversary, redrawn), 1).mean()
         return (
             attribute_loss(logits, attributes, self._weights)
             + settings.weight * given_away
@@ -75,7 +75,7 @@ class Anonymising(Central):
         kept = super()._tensors(optimizer)
         if optimizer:
             beside = {f"adversary/{k}": v for k, v in self.adversary.state_dict().items()}
-            state = optimizers.state_of(self.adversarys)
+            state = optimizers.optimizer_state(self.adversarys)
             beside |= {f"adversarys/{key}": value for key, value in state.items()}
             kept |= {f"{self.task}/{key}": value for key, value in beside.items()}
         return kept
@@ -84,6 +84,8 @@ class Anonymising(Central):
         done = super()._restore()
         if done:
             arrays = self.recorder.arrays
-            self.adversary.load_state_dict(under(f"{self.task}/adversary/", arrays))
-            optimizers.restore(self.adversarys, under(f"{self.task}/adversarys/", arrays))
+            self.adversary.load_state_dict(select_prefix(f"{self.task}/adversary/", arrays))
+            optimizers.load_optimizer_state(
+                self.adversarys, select_prefix(f"{self.task}/adversarys/", arrays)
+            )
         return done

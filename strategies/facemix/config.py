@@ -52,7 +52,7 @@ class FacemixTraining(BaseModel):
         """Return the learning rate of an epoch, counted from 0."""
         if self.schedule == "cosine":
             return self.optimizer.learning_rate * (1 + math.cos(math.pi * epoch / self.epochs)) / 2
-        return self.optimizer.rate(epoch)
+        return self.optimizer.learning_rate_at(epoch)
 
 
 class AnonymiserConfig(BaseModel):
@@ -137,7 +137,7 @@ class FacemixConfig(BaseModel):
     @field_validator("shield", mode="before")
     @classmethod
     def _own_settings(cls, values: Any) -> Any:
-        return None if values is None else shields.configured(values)
+        return None if values is None else shields.parse_config(values)
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -172,7 +172,7 @@ class FacemixConfig(BaseModel):
         """The shield, as it is by default where none is named."""
         if self.shield is not None:
             return self.shield
-        return shields.configured({"name": "mixing" if self.place == "both" else "none"})
+        return shields.parse_config({"name": "mixing" if self.place == "both" else "none"})
 
     @property
     def stages(self) -> tuple[str, str]:

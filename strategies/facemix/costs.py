@@ -8,8 +8,8 @@ from torch import nn
 
 from pudica.clients.shields.base import Shape
 from pudica.clients.shields.front import activation_shape
-from pudica.clients.shields.mixing import group_of, whole_groups
-from pudica.models.cut import flops
+from pudica.clients.shields.mixing import group_size, padded_count
+from pudica.models.cut import count_flops
 from pudica.strategies.facemix.config import WIRE_BYTES
 from pudica.strategies.facemix.session import Session
 
@@ -30,9 +30,9 @@ def costs(session: Session) -> dict[str, float]:
         model.main,
         model.post,
         session.data.shape,
-        group=group_of(settings.around),
+        group=group_size(settings.around),
         # Decoys fill a request's last group, and pass the first stage too.
-        filled=whole_groups(settings.request, settings.around) / settings.request,
+        filled=padded_count(settings.request, settings.around) / settings.request,
         each=WIRE_BYTES[settings.wire] if settings.place != "edge" else 0,
     )
 
@@ -71,11 +71,11 @@ def stage_costs(
     returned = activation_shape(main, sent)
     inside, outside = math.prod(sent), math.prod(returned)
     mixing = filled * group * (inside + outside) if group > 1 else 0
-    ends = filled * flops(pre, image) + flops(post, returned)
+    ends = filled * count_flops(pre, image) + count_flops(post, returned)
     return {
         "edge_parameters": sum(p.numel() for end in (pre, post) for p in end.parameters()),
         "edge_macs": ends / 2 + mixing,
-        "macs": (ends + filled * flops(main, sent)) / 2 + mixing,
+        "macs": (ends + filled * count_flops(main, sent)) / 2 + mixing,
         "bytes_up": each * inside * filled,
         "bytes_down": each * outside * filled,
     }

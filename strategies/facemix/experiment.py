@@ -10,9 +10,9 @@ from pydantic import model_validator
 from pudica import models
 from pudica.clients.data import Splits
 from pudica.clients.protocol import batch_sizes
-from pudica.clients.shields.decoys import missing
-from pudica.clients.shields.mixing import whole_groups
-from pudica.clients.shields.stages import Staged, staged
+from pudica.clients.shields.decoys import count_missing
+from pudica.clients.shields.mixing import padded_count
+from pudica.clients.shields.stages import StagedModel, build_staged
 from pudica.models.errors import RequestError
 from pudica.models.randomness import derive
 from pudica.strategies.core.experiment import Experiment
@@ -68,26 +68,26 @@ class FacemixExperiment(Experiment):
             except RequestError as error:
                 raise RequestError(f"facemix{where}: {error}") from error
 
-    def built(self, settings: FacemixConfig, data: Splits) -> Staged:
+    def built(self, settings: FacemixConfig, data: Splits) -> StagedModel:
         """Return the model of a case as training begins; all cases of a run begin the same.
 
         Raises
         ------
         RequestError
-            As :func:`~pudica.clients.shields.stages.staged`.
+            As :func:`~pudica.clients.shields.stages.build_staged`.
         """
-        return staged(
+        return build_staged(
             settings.model,
             len(data.attributes),
             data.shape,
             settings.stages,
             settings.around,
-            whole_groups(max(settings.training.batch_size, settings.request), settings.around),
+            padded_count(max(settings.training.batch_size, settings.request), settings.around),
             derive(self.seed, "weights"),
         )
 
 
-def check_messages(settings: FacemixConfig, built: Staged) -> None:
+def check_messages(settings: FacemixConfig, built: StagedModel) -> None:
     """See that messages are not larger than nodes and servers take.
 
     Raises
@@ -102,7 +102,7 @@ def check_messages(settings: FacemixConfig, built: Staged) -> None:
         "request": settings.request,
         "training.batch_size": settings.training.batch_size if settings.train == "split" else 0,
     }.items():
-        if whole_groups(images, settings.around) * each > LARGEST_MESSAGE:
+        if padded_count(images, settings.around) * each > LARGEST_MESSAGE:
             raise RequestError(
                 f"{name}: {images} images make a message of {images * each / 2**30:.1f} GiB; "
                 f"allowed: at most {LARGEST_MESSAGE // each}, or wire: float16, or a later cut"
@@ -123,6 +123,6 @@ def check_groups(settings: FacemixConfig, data: Splits) -> None:
     sizes = {*batch_sizes(len(data.train), size), len(data.validation) % size}
     for count in sorted(sizes):
         try:
-            missing(count, settings.around)
+            count_missing(count, settings.around)
         except ValueError as error:
             raise RequestError(f"a batch of the owner's images: {error}") from error

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from pudica.clients.shields.mixing import group_of, whole_groups
+from pudica.clients.shields.mixing import group_size, padded_count
 from pudica.strategies.core.releases import Release, in_the_clear
 from pudica.strategies.facemix.session import Session
 
@@ -40,7 +40,7 @@ def _of_requests(session: Session) -> Iterator[Release]:
     if settings.place != "edge":
         what = "features" if settings.place == "both" else _images(session)
         yield _crossing(session, settings.request, what=what, records="served")
-    if settings.place == "cloud" and group_of(settings.around) == 1:
+    if settings.place == "cloud" and group_size(settings.around) == 1:
         yield dataclasses.replace(clear, what="predictions")
     if settings.report:
         what = "how many images have each attribute, and how often answers were right"
@@ -61,7 +61,7 @@ def _crossing(session: Session, batch: int, **values: Any) -> Release:
     drawn = config.name not in ("none", "low-resolution")
     own = {
         "shape": session.model.shield.shape,
-        "batch": whole_groups(batch, config),
+        "batch": padded_count(batch, config),
         "shield": None if config.name == "none" else settings,
         "randomness": session.settings.keys if drawn else "none",
     }

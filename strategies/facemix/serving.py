@@ -16,8 +16,8 @@ import torch
 from flwr.app import Array, RecordDict
 
 from pudica.clients import protocol
-from pudica.clients.shields.mixing import whole_groups
-from pudica.models.packing import joined
+from pudica.clients.shields.mixing import padded_count
+from pudica.models.packing import concatenate
 from pudica.strategies.facemix.session import Session
 from pudica.strategies.facemix.together import admitted
 from pudica.strategies.facemix.training import log_rates
@@ -47,7 +47,7 @@ class Serving:
         self.session = session
         self.settings = session.settings
         self.main = session.model.main.eval()
-        self.numbers = dict.fromkeys(session.exchanges.nodes, 0)
+        self.numbers = dict.fromkeys(session.cohort.nodes, 0)
         self.totals: dict[str, int] = {}
         self.waiting: dict[str, Asked] = {}
         self.since = 0.0
@@ -59,9 +59,11 @@ class Serving:
         began = time.perf_counter()
         self._hand_over()
         first = dict.fromkeys(self.totals, self.session.request({}))
-        self.session.exchanges.confer(protocol.INFER, first, self._read, self._answers)
+        stream = self.session.cohort.stream_batched(protocol.INFER, first, self._read)
+        for requests in stream:
+            stream.send(self._answers(requests, stream.outstanding))
         finished = [name for name, total in self.totals.items() if self.numbers[name] == total]
-        self.session.need(len(finished))
+        self.session.require_min_replies(len(finished))
         self.seconds = time.perf_counter() - began
         self._log()
         if self.settings.report:
@@ -69,11 +71,11 @@ class Serving:
 
     def _hand_over(self) -> None:
         content = self.session.request({}, **self.session.ends())
-        names = list(self.session.exchanges.nodes)
-        self.totals = self.session.exchanges.ask(
+        names = list(self.session.cohort.nodes)
+        self.totals = self.session.cohort.send_and_receive(
             protocol.ADOPT, dict.fromkeys(names, content), self._total
         )
-        self.session.need(len(self.totals))
+        self.session.require_min_replies(len(self.totals))
 
     def _total(self, name: str, content: RecordDict) -> int:
         """Return how many requests the test images make that an edge said it has."""
@@ -91,7 +93,7 @@ class Serving:
         if number < self.numbers[name]:
             raise ValueError(f"asks request {number} after {self.numbers[name]}")
         images = min(size, self.session.edges[name].test - number * size)
-        rows = whole_groups(images, shield.config)
+        rows = padded_count(images, shield.config)
         return Asked(
             number, admitted(content, "mixtures", (rows, *shield.shape), self.settings.wire)
         )
@@ -130,11 +132,11 @@ class Serving:
     @torch.no_grad()
     def _computed(self, asked: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
         """Return what the cloud's stage makes of each edge's rows, in batches of all of them."""
-        compute, rows = self.session.compute, joined(asked)
+        compute, rows = self.session.compute, concatenate(asked)
         parts = rows.split(self.settings.batch)
         self.rows, self.batches = self.rows + len(rows), self.batches + len(parts)
-        outputs = [compute.outputs(self.main, compute.place(part)).cpu() for part in parts]
-        return list(joined(outputs).split([len(own) for own in asked]))
+        outputs = [compute.forward(self.main, compute.move_batch(part)).cpu() for part in parts]
+        return list(concatenate(outputs).split([len(own) for own in asked]))
 
     def _log(self) -> None:
         served = {"rows": self.rows, "batches": self.batches, "seconds": self.seconds}
@@ -156,7 +158,7 @@ class Serving:
 
         asked = [name for name in names if self.session.edges[name].reports]
         requests = dict.fromkeys(asked, self.session.request({}))
-        replies = self.session.exchanges.ask(protocol.COUNTS, requests, read)
+        replies = self.session.cohort.send_and_receive(protocol.COUNTS, requests, read)
         if replies:
             total = torch.from_numpy(sum(replies.values()))  # type: ignore[arg-type]
             log_rates(self.session, "test", total, self.settings.training.epochs)

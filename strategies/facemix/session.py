@@ -11,14 +11,14 @@ from flwr.app import Array
 from pudica.clients import protocol
 from pudica.clients.assignments import InferenceAssignment
 from pudica.clients.data import Splits
-from pudica.clients.shields.decoys import missing
-from pudica.clients.shields.mixing import group_of
-from pudica.clients.shields.stages import Staged
+from pudica.clients.shields.decoys import count_missing
+from pudica.clients.shields.mixing import group_size
+from pudica.clients.shields.stages import StagedModel
 from pudica.models.compute import Compute
 from pudica.models.packing import model_arrays
 from pudica.models.randomness import derive
-from pudica.strategies.core.exchange import Exchanges
-from pudica.strategies.core.joining import introduce, told
+from pudica.strategies.core.cohort import Cohort
+from pudica.strategies.core.joining import introduce
 from pudica.strategies.core.session import CaseSession, Member
 from pudica.strategies.facemix.config import FacemixConfig
 from pudica.strategies.facemix.experiment import FacemixExperiment
@@ -47,19 +47,19 @@ class Session(CaseSession):
 
     def __init__(
         self,
-        exchanges: Exchanges,
+        cohort: Cohort,
         experiment: FacemixExperiment,
         case: str,
         settings: FacemixConfig,
         data: Splits,
     ) -> None:
-        super().__init__(exchanges, case)
+        super().__init__(cohort, case)
         self.experiment = experiment
         self.settings = settings
         self.data = data
         self.seed = derive(experiment.seed, "facemix", case)
         self.compute = Compute(experiment.client)
-        self.model: Staged = self.compute.host(experiment.built(settings, data))  # type: ignore[assignment]
+        self.model: StagedModel = self.compute.move_model(experiment.built(settings, data))  # type: ignore[assignment]
         self.edges: dict[str, Member] = {}
 
     def join(self) -> None:
@@ -70,12 +70,12 @@ class Session(CaseSession):
         RuntimeError
             Too few edges with images that the model is for.
         """
-        self.exchanges.forgive()
-        self.exchanges.dropouts.clear()
-        joined = introduce(self.exchanges, self._assignments(), self._introduced)
-        self.need(len(joined))
+        self.cohort.reset_failures()
+        self.cohort.dropouts.clear()
+        joined = introduce(self.cohort, self._assignments(), self._introduced)
+        self.require_min_replies(len(joined))
         self.met(joined)
-        group = group_of(self.settings.around)
+        group = group_size(self.settings.around)
         for name, member in joined.items():
             if member.test < group:
                 few = f"{member.test} images, fewer than a group of {group}"
@@ -114,7 +114,7 @@ class Session(CaseSession):
         if settings.train == "split":
             sizes |= set(protocol.batch_sizes(member.train, settings.training.batch_size))
         for count in sorted(sizes):
-            missing(count, settings.around)
+            count_missing(count, settings.around)
 
     def _assignments(self) -> dict[str, InferenceAssignment]:
         settings = self.settings
@@ -135,7 +135,7 @@ class Session(CaseSession):
                 wire=settings.wire,
                 report=settings.report,
             )
-            for name, own in told(self.experiment, self.run).items()
+            for name, own in self.base_assignments(self.experiment).items()
         }
 
     def ends(self) -> dict[str, Array]:
@@ -144,13 +144,15 @@ class Session(CaseSession):
         ``normalisation`` is (2, C): mean and deviation of the cloud's images; left out in split
         training, where each edge normalises as its data say.
         """
-        arrays = {name: Array(values) for name, values in model_arrays(self.model.ends).items()}
+        arrays = {
+            name: Array(values) for name, values in model_arrays(self.model.edge_stages).items()
+        }
         if self.settings.train == "central":
             images = self.data.train
             both = torch.stack([images.mean, images.std]).flatten(1)
             arrays["normalisation"] = Array(both.numpy().astype(np.float32))
         return arrays
 
-    def need(self, answered: int) -> None:
+    def require_min_replies(self, answered: int) -> None:
         """Raise TooFewParticipants if fewer edges answered than the experiment needs."""
-        self.exchanges.need(self.settings.min_edges, answered, f"facemix ({self.case})")
+        self.cohort.require_min_replies(self.settings.min_edges, answered, f"facemix ({self.case})")

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from flwr.serverapp import Grid
-
 from pudica.models.files import save_tensors
-from pudica.strategies.core.exchange import Exchanges
+from pudica.strategies.core.cohort import Cohort
 from pudica.strategies.core.joining import gather
-from pudica.strategies.core.recorder import Recorder
 from pudica.strategies.core.releases import keep
 from pudica.strategies.facemix.anonymising import Anonymising
 from pudica.strategies.facemix.costs import log_costs
@@ -21,16 +18,16 @@ from pudica.strategies.facemix.training import Central, Learning
 MODEL = "model.safetensors"
 
 
-def infer_mixed(grid: Grid, experiment: FacemixExperiment, recorder: Recorder) -> None:
+def infer_mixed(cohort: Cohort, experiment: FacemixExperiment) -> None:
     """Run all cases: join, train behind the shield, serve."""
-    exchanges = Exchanges(grid, recorder, {}, experiment.client)
+    recorder = cohort.recorder
     data = experiment.load_data()
     with recorder.timed("join"):
-        nodes = gather(exchanges, experiment.names(), experiment.facemix.min_edges)
+        nodes = gather(cohort, experiment.names(), experiment.facemix.min_edges)
     for case, settings in experiment.facemix.each_case().items():
-        if not recorder.finished(f"case/{case}"):
-            exchanges.nodes = dict(nodes)
-            _run(Session(exchanges, experiment, case, settings, data))
+        if not recorder.is_finished(f"case/{case}"):
+            cohort.nodes = dict(nodes)
+            _run(Session(cohort, experiment, case, settings, data))
 
 
 def _run(session: Session) -> None:
@@ -41,7 +38,7 @@ def _run(session: Session) -> None:
         session.join()
         keep(recorder, releases(session))
     with recorder.timed(f"training/{case}"):
-        if recorder.finished(learning.task):
+        if recorder.is_finished(learning.task):
             learning.recall()
         else:
             learning.train()

@@ -12,9 +12,9 @@ import torch
 from flwr.app import Array, RecordDict
 
 from pudica.clients import protocol
-from pudica.clients.shields.mixing import whole_groups
-from pudica.models.packing import check_statistics, unpack
-from pudica.models.randomness import layers_seeded
+from pudica.clients.shields.mixing import padded_count
+from pudica.models.packing import unpack, validate_statistics
+from pudica.models.randomness import seed_random_layers
 from pudica.strategies.facemix.training import Learning
 
 
@@ -41,7 +41,7 @@ class Together(Learning):
             for name, member in self.session.edges.items()
         }
         total = count = 0.0
-        self.session.exchanges.forgive()
+        self.session.cohort.reset_failures()
         for number in range(max(map(len, sizes.values()))):
             there = {name: own[number] for name, own in sizes.items() if number < len(own)}
             loss, images = self._step(epoch, number, there)
@@ -54,13 +54,13 @@ class Together(Learning):
         sent = self._mixtures(epoch, number, sizes)
         # Of those that still have images of this epoch.
         least = min(self.session.settings.min_edges, len(sizes))
-        self.session.exchanges.need(least, len(sent), "training")
+        self.session.cohort.require_min_replies(least, len(sent), "training")
         images = sum(sizes[name] for name in sent)
         batch = Batch(epoch, number, {name: sizes[name] / images for name in sent})
         mixtures = torch.cat([*sent.values()]).requires_grad_()
-        with layers_seeded(self.drawing, self.session.seed, "main", epoch, number):
-            outputs = self.session.compute.outputs(
-                self.model.main, self.session.compute.place(mixtures)
+        with seed_random_layers(self.drawing, self.session.seed, "main", epoch, number):
+            outputs = self.session.compute.forward(
+                self.model.main, self.session.compute.move_batch(mixtures)
             )
         counts = [len(rows) for rows in sent.values()]
         returned = dict(zip(sent, outputs.detach().cpu().split(counts), strict=True))
@@ -75,7 +75,7 @@ class Together(Learning):
 
     def _need_all(self, batch: Batch, answers: dict[str, float]) -> None:
         """Stop where an edge went away in the middle of a batch: half a step is none."""
-        self.session.exchanges.need(len(batch.shares), len(answers), "training")
+        self.session.cohort.require_min_replies(len(batch.shares), len(answers), "training")
 
     # ---------------------------------------------------------------------- exchanges
 
@@ -84,10 +84,12 @@ class Together(Learning):
         shield = self.model.shield
 
         def read(name: str, content: RecordDict) -> torch.Tensor:
-            shape = (whole_groups(sizes[name], shield.config), *shield.shape)
+            shape = (padded_count(sizes[name], shield.config), *shield.shape)
             return admitted(content, "mixtures", shape, self.session.settings.wire)
 
-        return self.session.exchanges.ask(protocol.MIXTURES, dict.fromkeys(sizes, content), read)
+        return self.session.cohort.send_and_receive(
+            protocol.MIXTURES, dict.fromkeys(sizes, content), read
+        )
 
     def _request(self, name: str, batch: Batch, **arrays: Array) -> RecordDict:
         place = {"epoch": batch.epoch, "number": batch.number, "share": batch.shares[name]}
@@ -107,7 +109,7 @@ class Together(Learning):
             gradient = admitted(content, "gradient", tuple(outputs[name].shape))
             return protocol.number_of(content, "loss", 0), gradient
 
-        replies = self.session.exchanges.ask(protocol.OUTPUTS, requests, read)
+        replies = self.session.cohort.send_and_receive(protocol.OUTPUTS, requests, read)
         return (
             {name: loss for name, (loss, _) in replies.items()},
             {name: gradient for name, (_, gradient) in replies.items()},
@@ -123,9 +125,9 @@ class Together(Learning):
             if self.session.fresh:
                 arrays["outputs"] = Array(outputs[name].numpy())
             requests[name] = self._request(name, batch, **arrays)
-        replies = self.session.exchanges.ask(protocol.ENDS, requests, self._read_ends)
+        replies = self.session.cohort.send_and_receive(protocol.ENDS, requests, self._read_ends)
         self._need_all(batch, dict.fromkeys(replies, 0.0))
-        ends = self.model.ends
+        ends = self.model.edge_stages
         gradients = [torch.zeros_like(p) for p in ends.parameters()]
         unpack(sum(weights for weights, _ in replies.values()), gradients)  # type: ignore[arg-type]
         for parameter, gradient in zip(ends.parameters(), gradients, strict=True):
@@ -135,12 +137,12 @@ class Together(Learning):
 
     def _read_ends(self, _: str, content: RecordDict) -> tuple[torch.Tensor, torch.Tensor]:
         """Return an edge's gradients of the ends, and their buffers, packed."""
-        ends = self.model.ends
+        ends = self.model.edge_stages
         weights, buffers = (
             admitted(content, name, (sum(tensor.numel() for tensor in tensors),))
             for name, tensors in (("weights", ends.parameters()), ("buffers", ends.buffers()))
         )
-        check_statistics(buffers, ends.named_buffers())
+        validate_statistics(buffers, ends.named_buffers())
         return weights, buffers
 
 

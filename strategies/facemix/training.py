@@ -12,20 +12,20 @@ from pudica.clients.inference_training import augmented, batch_rows
 from pudica.clients.protocol import batch_sizes
 from pudica.models import optimizers
 from pudica.models.attributes import (
-    accuracies,
-    answered,
     attribute_loss,
-    balanced_accuracies,
-    balancing,
-    confusion,
+    compute_accuracies,
+    compute_balanced_accuracies,
+    compute_balancing_weights,
+    count_confusions,
+    predict_answers,
 )
 from pudica.models.errors import RequestError
-from pudica.models.packing import under
-from pudica.models.randomness import draws, layers_seeded, numpy_generator
+from pudica.models.packing import select_prefix
+from pudica.models.randomness import has_random_layers, numpy_generator, seed_random_layers
 from pudica.strategies.facemix.session import Session
 
 TRAINING = "training"
-RATES = {"accuracy": accuracies, "balanced_accuracy": balanced_accuracies}
+RATES = {"accuracy": compute_accuracies, "balanced_accuracy": compute_balanced_accuracies}
 
 
 def log_rates(session: Session, stage: str, counts: torch.Tensor, round_: int, **tags: str) -> None:
@@ -34,7 +34,7 @@ def log_rates(session: Session, stage: str, counts: torch.Tensor, round_: int, *
     Parameters
     ----------
     counts : int64 tensor of shape (A, 2, 2)
-        As of :func:`pudica.models.attributes.confusion`.
+        As of :func:`pudica.models.attributes.count_confusions`.
     """
     for metric, rate in RATES.items():
         each = rate(counts)
@@ -58,7 +58,7 @@ class Learning(ABC):
         self.model = session.model
         self.training = session.settings.training
         self.recorder = session.recorder
-        self.drawing = draws(session.model)
+        self.drawing = has_random_layers(session.model)
         self.task = session.task(TRAINING)
         built = optimizers.build(self.training.optimizer, self.model.parameters())
         assert built is not None
@@ -68,7 +68,7 @@ class Learning(ABC):
         """Train to the end, from wherever a run that was stopped had got to."""
         done, epochs = self._restore(), self.training.epochs
         while done < epochs:
-            optimizers.set_rate(self.optimizer, self.training.rate(done))
+            optimizers.set_learning_rate(self.optimizer, self.training.rate(done))
             loss = self.run_epoch(done)
             done += 1
             if not math.isfinite(loss):
@@ -80,8 +80,8 @@ class Learning(ABC):
             if self.session.settings.evaluates(done):
                 self.validate(done)
             self.recorder.progress(f"training ({self.session.case})", done, epochs, "epoch")
-            if self.recorder.due():
-                self.recorder.stand(self.task, self._tensors(optimizer=True), done=done)
+            if self.recorder.is_checkpoint_due():
+                self.recorder.save_checkpoint(self.task, self._tensors(optimizer=True), done=done)
         self.recorder.arrays |= self._tensors(optimizer=False)
         self.recorder.finish(self.task)
 
@@ -91,7 +91,7 @@ class Learning(ABC):
 
     def recall(self) -> None:
         """Take the model of training that is finished."""
-        self.model.load_state_dict(under(f"{self.task}/model/", self.recorder.arrays))
+        self.model.load_state_dict(select_prefix(f"{self.task}/model/", self.recorder.arrays))
 
     @abstractmethod
     def validate(self, done: int) -> None:
@@ -99,7 +99,7 @@ class Learning(ABC):
 
     def _tensors(self, optimizer: bool) -> dict[str, torch.Tensor]:
         kept = {f"model/{key}": value for key, value in self.model.state_dict().items()}
-        state = optimizers.state_of(self.optimizer) if optimizer else {}
+        state = optimizers.optimizer_state(self.optimizer) if optimizer else {}
         kept |= {f"optimizer/{key}": value for key, value in state.items()}
         return {f"{self.task}/{key}": value for key, value in kept.items()}
 
@@ -108,7 +108,9 @@ class Learning(ABC):
         if not position:
             return 0
         self.recall()
-        optimizers.restore(self.optimizer, under(f"{self.task}/optimizer/", self.recorder.arrays))
+        optimizers.load_optimizer_state(
+            self.optimizer, select_prefix(f"{self.task}/optimizer/", self.recorder.arrays)
+        )
         return int(position["done"])
 
 
@@ -123,8 +125,10 @@ def measured(session: Session, shielded: bool) -> torch.Tensor:
         x, _ = images.batch(part)
         key = numpy_generator(session.seed, "validation", number)
         model.randomness = key if shielded else None
-        logits = session.compute.outputs(model, session.compute.place(x)).cpu()
-        counts += confusion(answered(logits), torch.from_numpy(images.attributes[part]))
+        logits = session.compute.forward(model, session.compute.move_batch(x)).cpu()
+        counts += count_confusions(
+            predict_answers(logits), torch.from_numpy(images.attributes[part])
+        )
     return counts
 
 
@@ -135,7 +139,7 @@ class Central(Learning):
         super().__init__(session)
         balanced = self.training.class_weights == "balanced"
         attributes = torch.from_numpy(session.data.train.attributes)
-        self._weights = balancing(attributes) if balanced else None
+        self._weights = compute_balancing_weights(attributes) if balanced else None
 
     def validate(self, done: int) -> None:
         """Measure on the cloud's validation images, with the shield and without."""
@@ -163,8 +167,8 @@ class Central(Learning):
         truth = torch.from_numpy(images.attributes[rows]).to(device)
         self.model.randomness = numpy_generator(seed, "mixing", 0, "batch", epoch, number)
         self.optimizer.zero_grad()
-        with layers_seeded(self.drawing, seed, 0, epoch, number):
-            loss = self.loss(session.compute.place(x), truth, labels.to(device))
+        with seed_random_layers(self.drawing, seed, 0, epoch, number):
+            loss = self.loss(session.compute.move_batch(x), truth, labels.to(device))
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
         return float(loss.detach())
@@ -177,5 +181,5 @@ class Central(Learning):
     ) -> torch.Tensor:
         """Return the loss of one batch; labels are for who knows what to do with them."""
         return attribute_loss(
-            self.session.compute.outputs(self.model, x), attributes, self._weights
+            self.session.compute.forward(self.model, x), attributes, self._weights
         )

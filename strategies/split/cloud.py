@@ -14,11 +14,11 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from pudica.clients import protocol
-from pudica.clients.shields.grid import Grid
+from pudica.clients.shields.grid import IntegerGrid
 from pudica.models import optimizers, packing
 from pudica.models.compute import Compute
-from pudica.models.packing import joined, under
-from pudica.models.randomness import draws, layers_seeded
+from pudica.models.packing import concatenate, select_prefix
+from pudica.models.randomness import has_random_layers, seed_random_layers
 from pudica.strategies.split.config import SplitConfig
 from pudica.strategies.split.costs import FORWARD, seconds_of
 
@@ -44,7 +44,7 @@ def admitted(
     shape: tuple[int, ...],
     wire: str,
     classes: int,
-    grid: Grid | None = None,
+    grid: IntegerGrid | None = None,
 ) -> Chunk:
     """Return what a device sent, if it is what was asked for.
 
@@ -91,13 +91,13 @@ class Cloud:
     def __init__(
         self, back: nn.Module, settings: SplitConfig, compute: Compute, seed: int, returns: bool
     ) -> None:
-        self.back = compute.host(back)
+        self.back = compute.move_model(back)
         self.settings = settings
         self.compute = compute
         self.seed = seed
         self.returns = returns
         self.optimizer = optimizers.build(settings.optimizer, self.back.parameters())
-        self.draws = draws(self.back)
+        self.draws = has_random_layers(self.back)
 
     def learn(
         self, chunks: Mapping[str, Chunk], epoch: int, turn: int
@@ -123,19 +123,21 @@ class Cloud:
             total += loss
             for name, gradient in gradients.items():
                 found[name].append(gradient)
-        return total, {name: joined(parts) for name, parts in found.items() if parts}
+        return total, {name: concatenate(parts) for name, parts in found.items() if parts}
 
     def rate(self, epoch: int) -> None:
         """Set the learning rate of an epoch."""
         if self.optimizer:
-            optimizers.set_rate(self.optimizer, self.settings.optimizer.rate(epoch))
+            optimizers.set_learning_rate(
+                self.optimizer, self.settings.optimizer.learning_rate_at(epoch)
+            )
 
     def _step(
         self, batches: Mapping[str, tuple[torch.Tensor, torch.Tensor]], turn: int, number: int
     ) -> tuple[float, dict[str, torch.Tensor]]:
         counts = [len(y) for _, y in batches.values()]
-        smashed = joined([x for x, _ in batches.values()]).to(self.compute.device)
-        loss = self.step(smashed, joined([y for _, y in batches.values()]), turn, number)
+        smashed = concatenate([x for x, _ in batches.values()]).to(self.compute.device)
+        loss = self.step(smashed, concatenate([y for _, y in batches.values()]), turn, number)
         if smashed.grad is None:
             return loss, {}
         parts = smashed.grad.split(counts)
@@ -156,14 +158,14 @@ class Cloud:
         smashed.requires_grad_(self.returns)
         # Batch norm has no variance of a single example: use the statistics learnt so far.
         self._learning(len(labels) > 1)
-        with self.compute.threads():
+        with self.compute.use_threads():
             return self._descend(smashed, labels, turn, number)
 
     def _descend(
         self, smashed: torch.Tensor, labels: torch.Tensor, turn: int, number: int
     ) -> float:
         with self._seeded(turn, number):
-            logits = self.compute.outputs(self.back, smashed)
+            logits = self.compute.forward(self.back, smashed)
         loss = cross_entropy(logits, labels.to(self.compute.device))
         if not math.isfinite(value := float(loss.detach())):
             raise RuntimeError(
@@ -179,7 +181,7 @@ class Cloud:
         return value * len(labels)
 
     def _seeded(self, turn: int, number: int) -> AbstractContextManager[None]:
-        return layers_seeded(self.draws, self.seed, turn, number)
+        return seed_random_layers(self.draws, self.seed, turn, number)
 
     def _learning(self, several: bool) -> None:
         """Put the layers that learn into training mode; what is frozen stays as it is."""
@@ -192,21 +194,21 @@ class Cloud:
     def classify(self, features: torch.Tensor) -> np.ndarray:
         """Return the predicted class of each example's activations, int64 of shape (N,)."""
         self.back.eval()
-        logits = self.compute.outputs(self.back, features.to(self.compute.device))
+        logits = self.compute.forward(self.back, features.to(self.compute.device))
         predictions: np.ndarray = logits.argmax(1).cpu().numpy()
         return predictions
 
     def packed(self) -> np.ndarray:
         """Return the back's state as one vector."""
-        return packing.packed(packing.state(self.back))
+        return packing.pack(packing.state_tensors(self.back))
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Return everything that the next step depends on."""
         back = {f"back/{k}": v for k, v in self.back.state_dict().items()}
-        state = optimizers.state_of(self.optimizer)
+        state = optimizers.optimizer_state(self.optimizer)
         return back | {f"optimizer/{k}": v for k, v in state.items()}
 
     def restore(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """Put back what :meth:`tensors` returned."""
-        self.back.load_state_dict(under("back/", tensors))
-        optimizers.restore(self.optimizer, under("optimizer/", tensors))
+        self.back.load_state_dict(select_prefix("back/", tensors))
+        optimizers.load_optimizer_state(self.optimizer, select_prefix("optimizer/", tensors))

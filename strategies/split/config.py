@@ -21,7 +21,7 @@ from pudica.clients.shields import ShieldConfig
 from pudica.clients.shields.mixing import MixingConfig
 from pudica.clients.shields.plain import NoShieldConfig
 from pudica.models.custom import ModelName
-from pudica.models.explain import explained
+from pudica.models.explain import explain_errors
 from pudica.models.optimizers import OptimizerConfig
 from pudica.models.training import TrainingConfig
 from pudica.strategies.core.cases import each_case
@@ -167,10 +167,10 @@ class SplitConfig(BaseModel):
     @classmethod
     def _own_settings(cls, values: Any) -> Any:
         try:
-            return shields.configured(values)
+            return shields.parse_config(values)
         except ValidationError as error:
             schema = shields.SHIELDS[values["name"]][0]
-            raise ValueError("; ".join(explained(error, schema))) from error
+            raise ValueError("; ".join(explain_errors(error, schema))) from error
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:

@@ -10,7 +10,7 @@ import pandas as pd
 from flwr.app import RecordDict
 
 from pudica.clients import protocol
-from pudica.strategies.core.exchange import Exchanges
+from pudica.strategies.core.cohort import Cohort
 from pudica.strategies.core.spreadsheets import write_csv
 
 MOST_SECONDS = 1e9
@@ -50,19 +50,19 @@ class Costs:
         Which counts the bytes.
     """
 
-    def __init__(self, exchanges: Exchanges) -> None:
-        self.exchanges = exchanges
+    def __init__(self, cohort: Cohort) -> None:
+        self.cohort = cohort
         self.seconds: dict[str, dict[str, float]] = {}
         self._before: dict[str, list[int]] = {}
 
     def begin(self) -> None:
         """Start to count the bytes of an epoch."""
-        self._before = {name: list(total) for name, total in self.exchanges.traffic.items()}
+        self._before = {name: list(total) for name, total in self.cohort.traffic.items()}
 
     def bytes(self, name: str) -> tuple[int, int]:
         """Return a device's bytes up and down since the epoch began."""
         before = self._before.get(name, [0, 0])
-        down, up = self.exchanges.traffic.get(name, [0, 0])
+        down, up = self.cohort.traffic.get(name, [0, 0])
         return up - before[1], down - before[0]
 
     def spent(self, name: str, seconds: Mapping[str, float], batches: int = 0) -> None:
@@ -99,13 +99,13 @@ class Costs:
         return {
             "seconds": self.seconds,
             "before": self._before,
-            "traffic": self.exchanges.traffic,
+            "traffic": self.cohort.traffic,
         }
 
     def restore(self, note: Mapping[str, Any]) -> None:
         """Put back what :meth:`note` returned."""
         self.seconds, self._before = note["seconds"], note["before"]
-        self.exchanges.traffic = {name: list(total) for name, total in note["traffic"].items()}
+        self.cohort.traffic.update({name: list(total) for name, total in note["traffic"].items()})
 
 
 COLUMNS = ["node", "batches", "forward_ms", "backward_ms"]

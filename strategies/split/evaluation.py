@@ -10,7 +10,7 @@ import torch
 from flwr.app import Array, RecordDict
 
 from pudica.clients import protocol
-from pudica.clients.shields.grid import Grid
+from pudica.clients.shields.grid import IntegerGrid
 from pudica.strategies.split.cloud import Cloud
 from pudica.strategies.split.session import Session
 
@@ -36,7 +36,9 @@ def measure_whole(
     content = session.request({"part": part, "epoch": epoch}, back=Array(cloud.packed()), **shared)
     requests = dict.fromkeys(session.reporting(), content)
     total = {name: getattr(device, part) for name, device in session.devices.items()}
-    replies = session.exchanges.ask(protocol.WHOLE, requests, lambda n, c: _counted(c, total[n]))
+    replies = session.cohort.send_and_receive(
+        protocol.WHOLE, requests, lambda n, c: _counted(c, total[n])
+    )
     counts = {name: total[name] for name in replies}
     for release in RELEASES:
         right = {name: reply[release] for name, reply in replies.items()}
@@ -75,7 +77,7 @@ class CloudClassification:
         cloud: Cloud,
         shape: tuple[int, ...],
         release: str,
-        grid: Grid | None,
+        grid: IntegerGrid | None,
     ) -> None:
         self.session = session
         self.cloud = cloud
@@ -91,7 +93,10 @@ class CloudClassification:
     def measure(self, shared: Mapping[str, Array], epoch: int) -> None:
         """Classify all test images and log the accuracies; arguments as of measure_whole."""
         first = {name: self._next(name, shared) for name in self.predicted}
-        self.session.exchanges.converse(protocol.FEATURES, first, self._read, self._answer)
+        stream = self.session.cohort.stream(protocol.FEATURES, first, self._read)
+        for name, reply in stream:
+            if request := self._answer(name, reply):
+                stream.send({name: request})
         counts = {name: self.session.devices[name].test for name in self.right}
         _log(self.session, "test", self.release, "cloud", epoch, self.right, counts)
 
@@ -122,13 +127,13 @@ class CloudClassification:
         wanted, wire = (count, *self.shape), self.session.settings.wire
         return protocol.from_wire(content, "features", wanted, wire, self.grid)
 
-    def _answer(self, name: str, said: torch.Tensor | int) -> RecordDict | None:
-        if isinstance(said, int):
-            self.right[name] = said
+    def _answer(self, name: str, reply: torch.Tensor | int) -> RecordDict | None:
+        if isinstance(reply, int):
+            self.right[name] = reply
             return None
-        if not len(said):
+        if not len(reply):
             return None
-        self.predicted[name].append(self.cloud.classify(said))
+        self.predicted[name].append(self.cloud.classify(reply))
         return self._next(name)
 
 

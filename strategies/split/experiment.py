@@ -12,7 +12,7 @@ from pudica.clients.data import DataConfig, PartitionConfig, Splits, load
 from pudica.clients.shields.front import activation_shape
 from pudica.models.cut import Cutter
 from pudica.models.errors import RequestError
-from pudica.models.files import absolute
+from pudica.models.files import make_absolute
 from pudica.models.randomness import derive
 from pudica.strategies.core.experiment import Experiment
 from pudica.strategies.split.config import PRETRAINED, TORCHVISION, SplitConfig
@@ -139,7 +139,7 @@ def _sizes(shape: tuple[int, ...]) -> str:
 
 def _named(weights: str | None) -> str | None:
     return (
-        str(absolute(Path(weights)))
+        str(make_absolute(Path(weights)))
         if weights and weights not in (PRETRAINED, TORCHVISION)
         else weights
     )

@@ -12,7 +12,7 @@ from flwr.app import Array, RecordDict
 from pudica.clients import protocol
 from pudica.clients.shields.front import Front
 from pudica.models import optimizers, packing
-from pudica.models.packing import under
+from pudica.models.packing import select_prefix
 from pudica.strategies.split.costs import BACKWARD, FORWARD, seconds_of
 from pudica.strategies.split.session import Session
 
@@ -63,7 +63,7 @@ class Fronts(ABC):
         turn : int
             After which this is.
         """
-        self._deliver([n for n in self.session.exchanges.nodes if n not in self.met], turn)
+        self._deliver([n for n in self.session.cohort.nodes if n not in self.met], turn)
 
     def _deliver(self, names: Sequence[str], turn: int) -> None:
         """Send what goes along, without asking for anything; the fronts are kept."""
@@ -72,7 +72,7 @@ class Fronts(ABC):
         for name in names:
             config, arrays = self.goes_along(name)
             requests[name] = self.session.request({**NOTHING, **kept, **config}, **arrays)
-        told = self.session.exchanges.ask(protocol.SMASH, requests, _seconds)
+        told = self.session.cohort.send_and_receive(protocol.SMASH, requests, _seconds)
         self.answered(told)
 
     def shared(self) -> dict[str, Array]:
@@ -81,7 +81,7 @@ class Fronts(ABC):
 
     def packed(self) -> Array:
         """Return the cloud's front as one array."""
-        return Array(packing.packed(packing.state(self.front)))
+        return Array(packing.pack(packing.state_tensors(self.front)))
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Return everything that the next turn depends on, of the cloud."""
@@ -93,7 +93,7 @@ class Fronts(ABC):
 
     def restore(self, tensors: Mapping[str, torch.Tensor], note: Mapping[str, Any]) -> None:
         """Put back what :meth:`tensors` and :meth:`note` returned."""
-        self.front.load_state_dict(under("front/", tensors))
+        self.front.load_state_dict(select_prefix("front/", tensors))
         self.met = set(note["met"])
 
 
@@ -136,7 +136,7 @@ class Private(Fronts):
 
     def settle(self, turn: int) -> None:
         """Send the gradients that wait, and the front to those that never had it."""
-        self._deliver(list(self.session.exchanges.nodes), turn)
+        self._deliver(list(self.session.cohort.nodes), turn)
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Return the front that devices start with, and the gradients that wait."""
@@ -151,7 +151,7 @@ class Private(Fronts):
     def restore(self, tensors: Mapping[str, torch.Tensor], note: Mapping[str, Any]) -> None:
         """Put back what was kept."""
         super().restore(tensors, note)
-        gradients = under("waiting/", tensors)
+        gradients = select_prefix("waiting/", tensors)
         self.waiting = {n: (gradients[n], turn) for n, turn in note["waiting"].items()}
 
 
@@ -192,9 +192,9 @@ class Handoff(Private):
         config, arrays = self._gradient(self.holder)
         config |= {"turn": int(config.get("of", -1)) + 1, "needed": self.session.needed}
         requests = {self.holder: self.session.request(config, **arrays)}
-        found = self.session.exchanges.ask(protocol.FRONT, requests, self._read)
+        found = self.session.cohort.send_and_receive(protocol.FRONT, requests, self._read)
         for front, self.state in found.values():
-            packing.unpack(front, packing.state(self.front))
+            packing.unpack(front, packing.state_tensors(self.front))
         if not found:
             self.session.recorder.event(
                 f"{self.holder} did not hand on the front: what it learnt since it got it is lost"
@@ -210,11 +210,11 @@ class Handoff(Private):
         front = values.pop("front")
         if front.dtype != torch.float32:
             raise ValueError(f"a front of type {front.dtype}")
-        packing.check_statistics(front, self.front.state_dict().items())
-        state = under(OPTIMIZER, values)
+        packing.validate_statistics(front, self.front.state_dict().items())
+        state = select_prefix(OPTIMIZER, values)
         if len(state) < len(values):
             raise ValueError(f"a front and {sorted(values)}")
-        optimizers.check_state(self.config, self.front.parameters(), state)
+        optimizers.validate_state(self.config, self.front.parameters(), state)
         return front, values
 
     def tensors(self) -> dict[str, torch.Tensor]:
@@ -228,7 +228,7 @@ class Handoff(Private):
     def restore(self, tensors: Mapping[str, torch.Tensor], note: Mapping[str, Any]) -> None:
         """Put back what was kept."""
         super().restore(tensors, note)
-        self.holder, self.state = note["holder"], under("state/", tensors)
+        self.holder, self.state = note["holder"], select_prefix("state/", tensors)
 
 
 class Average(Fronts):
@@ -264,7 +264,9 @@ class Average(Fronts):
         for name, gradient in gradients.items():
             config, arrays = self.session.gradient(gradient, turn)
             requests[name] = self.session.request(config, **arrays)
-        replies = self.session.exchanges.ask(protocol.FRONT_GRADIENT, requests, self._read)
+        replies = self.session.cohort.send_and_receive(
+            protocol.FRONT_GRADIENT, requests, self._read
+        )
         for name, (_, seconds) in replies.items():
             self.session.costs.spent(name, seconds)
         if replies:
@@ -276,7 +278,7 @@ class Average(Fronts):
         named += self.front.named_buffers()
         wanted = sum(tensor.numel() for _, tensor in named)
         values = torch.from_numpy(protocol.array_of(content, "values", (wanted,)))
-        packing.check_statistics(values, named)
+        packing.validate_statistics(values, named)
         return values, seconds_of(content, BACKWARD)
 
     def _step(
@@ -302,19 +304,19 @@ class Average(Fronts):
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient
         if self.optimizer:
-            optimizers.set_rate(self.optimizer, self.config.rate(epoch))
+            optimizers.set_learning_rate(self.optimizer, self.config.learning_rate_at(epoch))
             self.optimizer.step()
         self._sent = None
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Return the front and its optimiser's state."""
-        state = optimizers.state_of(self.optimizer)
+        state = optimizers.optimizer_state(self.optimizer)
         return super().tensors() | {f"front-optimizer/{k}": v for k, v in state.items()}
 
     def restore(self, tensors: Mapping[str, torch.Tensor], note: Mapping[str, Any]) -> None:
         """Put back what was kept."""
         super().restore(tensors, note)
-        optimizers.restore(self.optimizer, under("front-optimizer/", tensors))
+        optimizers.load_optimizer_state(self.optimizer, select_prefix("front-optimizer/", tensors))
 
 
 MODES: dict[str, type[Fronts]] = {

@@ -10,7 +10,7 @@ from torch import nn
 
 from pudica import models
 from pudica.clients.shields import ShieldConfig
-from pudica.clients.shields.accounting import calibrated
+from pudica.clients.shields.accounting import calibrate
 from pudica.models.errors import RequestError
 from pudica.models.files import load_weights
 from pudica.models.randomness import derive
@@ -93,6 +93,6 @@ def guarded(settings: SplitConfig) -> ShieldConfig:
     try:
         # What keeps within a budget bounds each example alone, whatever its shape.
         epsilon = budget.epsilon - spent_on_test(settings)
-        return calibrated(settings.shield, epsilon, budget.delta, releases, (1,), 1)
+        return calibrate(settings.shield, epsilon, budget.delta, releases, (1,), 1)
     except RequestError as error:
         raise RequestError(f"budget: {error}") from error

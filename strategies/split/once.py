@@ -10,7 +10,7 @@ from flwr.app import RecordDict
 
 from pudica.clients import protocol
 from pudica.models.files import load_tensors, save_tensors
-from pudica.models.packing import under
+from pudica.models.packing import select_prefix
 from pudica.models.randomness import numpy_generator
 from pudica.strategies.split.cloud import Chunk
 from pudica.strategies.split.evaluation import log_bytes, measure_whole
@@ -41,18 +41,20 @@ class Once(Stage):
 
     def collect(self) -> None:
         """Ask every device for all its examples; who fails is asked again, twice."""
-        if self.recorder.finished(self._collected):
+        if self.recorder.is_finished(self._collected):
             return
         self.costs.begin()
         for _ in range(ATTEMPTS):
             left = [
-                n for n in self.session.exchanges.nodes if not self.recorder.finished(self._told(n))
+                n for n in self.session.cohort.nodes if not self.recorder.is_finished(self._told(n))
             ]
             if left:
-                self.session.exchanges.forgive()
+                self.session.cohort.reset_failures()
                 Collection(self, left).collect()
-        names = [name for name in self.session.devices if self.recorder.finished(self._told(name))]
-        self.session.need(len(names))
+        names = [
+            name for name in self.session.devices if self.recorder.is_finished(self._told(name))
+        ]
+        self.session.require_min_replies(len(names))
         log_bytes(self.session, self.shape, 1)
         self.costs.write(self.recorder.artefact(f"{self.session.case}/costs.csv"))
         self.recorder.finish(self._collected, names=names)
@@ -93,7 +95,7 @@ class Once(Stage):
             if self.settings.validates(epoch + 1):
                 shared = self.fronts.shared()
                 measure_whole(self.session, self.cloud, shared, "validation", epoch + 1)
-            if self.session.fresh or self.recorder.due():
+            if self.session.fresh or self.recorder.is_checkpoint_due():
                 self.stand(epoch=epoch + 1)
             stage = f"training ({self.session.case})"
             self.recorder.progress(stage, epoch + 1, self.settings.epochs, "epoch")
@@ -113,7 +115,7 @@ class Once(Stage):
         position = self.recorder.position(self.task)
         if not position:
             return 0
-        self.cloud.restore(under(f"{self.task}/", self.recorder.arrays))
+        self.cloud.restore(select_prefix(f"{self.task}/", self.recorder.arrays))
         return int(position["epoch"])
 
 
@@ -135,7 +137,10 @@ class Collection:
     def collect(self) -> None:
         """Ask until every device has sent everything, or failed."""
         first = {name: self._request(name) for name in self.steps}
-        self.session.exchanges.converse(protocol.SMASH, first, self._read, self._answer)
+        stream = self.session.cohort.stream(protocol.SMASH, first, self._read)
+        for name, chunk in stream:
+            if request := self._answer(name, chunk):
+                stream.send({name: request})
 
     def _sizes(self, name: str) -> list[int]:
         each = self.session.settings.batches_per_message

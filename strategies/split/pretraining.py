@@ -8,7 +8,7 @@ from pudica import models
 from pudica.models.compute import Compute
 from pudica.models.errors import RequestError
 from pudica.models.files import save_tensors
-from pudica.models.packing import under
+from pudica.models.packing import select_prefix
 from pudica.models.randomness import derive
 from pudica.models.training import Training
 from pudica.strategies.core.recorder import Recorder
@@ -25,14 +25,14 @@ def pretrain(experiment: SplitExperiment, recorder: Recorder) -> None:
         return
     cases = experiment.split.each_case().values()
     for name in dict.fromkeys(case.model for case in cases if case.weights == PRETRAINED):
-        if not recorder.finished(f"{TASK}/{name}"):
+        if not recorder.is_finished(f"{TASK}/{name}"):
             with recorder.timed(STAGE):
                 _train(experiment, recorder, name)
 
 
 def pretrained(recorder: Recorder, settings: SplitConfig) -> dict[str, torch.Tensor]:
     """Return the weights that a case starts from."""
-    return under(f"{TASK}/{settings.model}/best/", recorder.arrays)
+    return select_prefix(f"{TASK}/{settings.model}/best/", recorder.arrays)
 
 
 def _train(experiment: SplitExperiment, recorder: Recorder, name: str) -> None:
@@ -47,7 +47,7 @@ def _train(experiment: SplitExperiment, recorder: Recorder, name: str) -> None:
     )
     training = Training(model, pretraining.training, seed, Compute(experiment.client))
     if position := recorder.position(task):
-        kept = under(f"{task}/", recorder.arrays)
+        kept = select_prefix(f"{task}/", recorder.arrays)
         training.restore(kept, position["losses"], position["accuracies"])
     while not training.finished:
         training.run_epoch(data.train, data.validation)
@@ -56,7 +56,9 @@ def _train(experiment: SplitExperiment, recorder: Recorder, name: str) -> None:
         recorder.log(TASK, "accuracy", training.accuracies[-1], **log)  # type: ignore[arg-type]
         recorder.progress(STAGE, training.epoch, pretraining.training.epochs, "epoch")
         tensors = {f"{task}/{key}": value for key, value in training.tensors().items()}
-        recorder.stand(task, tensors, losses=training.losses, accuracies=training.accuracies)
+        recorder.save_checkpoint(
+            task, tensors, losses=training.losses, accuracies=training.accuracies
+        )
     best = {f"{task}/best/{key}": value for key, value in training.best.items()}
     recorder.forget(task)
     recorder.arrays |= best

@@ -13,8 +13,8 @@ from pudica.clients.assignments import Budget, EdgeAssignment
 from pudica.clients.protocol import batch_sizes
 from pudica.models.compute import Compute
 from pudica.models.randomness import derive
-from pudica.strategies.core.exchange import Exchanges
-from pudica.strategies.core.joining import introduce, told
+from pudica.strategies.core.cohort import Cohort
+from pudica.strategies.core.joining import introduce
 from pudica.strategies.core.session import CaseSession, Member
 from pudica.strategies.split.config import SplitConfig
 from pudica.strategies.split.costs import Costs
@@ -50,9 +50,9 @@ class Session(CaseSession):
     """
 
     def __init__(
-        self, exchanges: Exchanges, experiment: SplitExperiment, case: str, settings: SplitConfig
+        self, cohort: Cohort, experiment: SplitExperiment, case: str, settings: SplitConfig
     ) -> None:
-        super().__init__(exchanges, case)
+        super().__init__(cohort, case)
         self.experiment = experiment
         self.settings = settings
         self.seed = derive(experiment.seed, "split", case)
@@ -60,7 +60,7 @@ class Session(CaseSession):
         self.compute = Compute(experiment.client.model_copy(update={"threads": threads}))
         self.devices: dict[str, Member] = {}
         self.shield = guarded(settings)
-        self.costs = Costs(exchanges)
+        self.costs = Costs(cohort)
         self.needed = -1
         self.image: tuple[int, int, int] = (0, 0, 0)
         self.classes = 0
@@ -80,22 +80,22 @@ class Session(CaseSession):
         RuntimeError
             Devices with data of different shapes or classes; too few with data at all.
         """
-        self.exchanges.forgive()
+        self.cohort.reset_failures()
         turns = {name: turn(name) for name in self.experiment.names()}
-        joined = introduce(self.exchanges, self._assignments(), Member.introduced, turns)
-        self.need(len(joined))
+        joined = introduce(self.cohort, self._assignments(), Member.introduced, turns)
+        self.require_min_replies(len(joined))
         self.image, self.classes, _ = self.settled(joined)
-        self.need(len(joined))
+        self.require_min_replies(len(joined))
         self.met(joined)
         for name, member in joined.items():
             self._meet(name, member)
-        nodes = self.exchanges.nodes
-        self.exchanges.nodes = {name: nodes[name] for name in self.devices}
-        self.need(len(self.devices))
+        nodes = self.cohort.nodes
+        self.cohort.nodes = {name: nodes[name] for name in self.devices}
+        self.require_min_replies(len(self.devices))
 
     def _meet(self, name: str, member: Member) -> None:
         if not member.train:
-            self.exchanges.reject(name, "has no training data; it is left out")
+            self.cohort.reject(name, "has no training data; it is left out")
             return
         self.devices[name] = member
 
@@ -120,7 +120,7 @@ class Session(CaseSession):
                 budget=self._budget(),
                 plain_to_cloud=settings.plain_to_cloud,
             )
-            for name, own in told(self.experiment, self.run).items()
+            for name, own in self.base_assignments(self.experiment).items()
         }
 
     def _allowed(self) -> int:
@@ -149,7 +149,7 @@ class Session(CaseSession):
 
     def reporting(self) -> list[str]:
         """Return who is there and says how often models are right."""
-        return [name for name in self.exchanges.nodes if self.devices[name].reports]
+        return [name for name in self.cohort.nodes if self.devices[name].reports]
 
     def sizes(self, name: str, step: int, count: int) -> list[int]:
         """Return the sizes of a device's batches, of those that it has."""
@@ -160,6 +160,6 @@ class Session(CaseSession):
         """Return how many batches of a device make an epoch."""
         return len(batch_sizes(self.devices[name].train, self.settings.batch_size))
 
-    def need(self, answered: int) -> None:
+    def require_min_replies(self, answered: int) -> None:
         """Raise TooFewParticipants if fewer devices answered than the experiment needs."""
-        self.exchanges.need(self.settings.min_devices, answered, f"split ({self.case})")
+        self.cohort.require_min_replies(self.settings.min_devices, answered, f"split ({self.case})")

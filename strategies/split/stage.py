@@ -30,7 +30,7 @@ class Stage:
         self.session = session
         self.settings = session.settings
         self.recorder = session.recorder
-        self.exchanges = session.exchanges
+        self.cohort = session.cohort
         self.cloud = cloud
         self.fronts = fronts
         self.shape = shape
@@ -53,4 +53,4 @@ class Stage:
         tensors = {**self.cloud.tensors(), **self.fronts.tensors()}
         self.recorder.forget(self.task)
         kept = {f"{self.task}/{key}": value for key, value in tensors.items()}
-        self.recorder.stand(self.task, kept, fronts=self.fronts.note(), **position)
+        self.recorder.save_checkpoint(self.task, kept, fronts=self.fronts.note(), **position)

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from flwr.serverapp import Grid
-
 from pudica.clients import shields
 from pudica.clients.shields.front import Front, activation_shape
 from pudica.models.cut import Cutter
 from pudica.models.files import save_tensors
-from pudica.models.packing import under
-from pudica.strategies.core.exchange import Exchanges
+from pudica.models.packing import select_prefix
+from pudica.strategies.core.cohort import Cohort
 from pudica.strategies.core.joining import gather
-from pudica.strategies.core.recorder import Recorder
 from pudica.strategies.core.releases import keep
 from pudica.strategies.split.cloud import Cloud
 from pudica.strategies.split.config import PRETRAINED, SplitConfig
@@ -26,16 +23,16 @@ from pudica.strategies.split.session import Session
 from pudica.strategies.split.training import Training, start_turn
 
 
-def learn(grid: Grid, experiment: SplitExperiment, recorder: Recorder) -> None:
+def learn(cohort: Cohort, experiment: SplitExperiment) -> None:
     """Run all cases: join, train across the cut, evaluate."""
+    recorder = cohort.recorder
     pretrain(experiment, recorder)
-    exchanges = Exchanges(grid, recorder, {}, experiment.client)
     with recorder.timed("join"):
-        nodes = gather(exchanges, experiment.names(), experiment.split.min_devices)
+        nodes = gather(cohort, experiment.names(), experiment.split.min_devices)
     for case, settings in experiment.split.each_case().items():
-        if not recorder.finished(f"case/{case}"):
-            exchanges.nodes = dict(nodes)
-            Case(Session(exchanges, experiment, case, settings)).run()
+        if not recorder.is_finished(f"case/{case}"):
+            cohort.nodes = dict(nodes)
+            Case(Session(cohort, experiment, case, settings)).run()
 
 
 class Case:
@@ -89,8 +86,8 @@ class Case:
 
     def _train(self) -> None:
         task = self.session.task("training")
-        if self.recorder.finished(task):
-            kept = under(f"{task}/", self.recorder.arrays)
+        if self.recorder.is_finished(task):
+            kept = select_prefix(f"{task}/", self.recorder.arrays)
             self.cloud.restore(kept)
             self.fronts.restore(kept, self.recorder.result(task)["fronts"])
             return
@@ -99,7 +96,7 @@ class Case:
     def _evaluate(self) -> None:
         """Measure on the test images, in both ways that the settings ask for."""
         session, cloud, epochs = self.session, self.cloud, self.settings.epochs
-        session.exchanges.forgive()
+        session.cohort.reset_failures()
         # Who was away all the time begins with the front that everybody began with.
         self.fronts.settle(self.recorder.result(session.task("training")).get("turn", 0))
         shared = self.fronts.shared()

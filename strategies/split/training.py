@@ -9,7 +9,7 @@ from typing import Any
 from flwr.app import RecordDict
 
 from pudica.clients import protocol
-from pudica.models.packing import under
+from pudica.models.packing import select_prefix
 from pudica.models.randomness import numpy_generator
 from pudica.strategies.split.cloud import Chunk, Cloud
 from pudica.strategies.split.evaluation import log_bytes, measure_whole
@@ -61,12 +61,12 @@ class Training(Stage):
     def run_epoch(self, epoch: int, done: int = 0) -> None:
         """Take all turns of an epoch but the first ``done``."""
         if not done:
-            self.exchanges.forgive()
-            self.exchanges.dropouts.clear()
+            self.cohort.reset_failures()
+            self.cohort.dropouts.clear()
             self.costs.begin()
         turns = list(self.turns(epoch))
         for number, turn in enumerate(turns[done:], start=done + 1):
-            keep = self.session.fresh or self.recorder.due()
+            keep = self.session.fresh or self.recorder.is_checkpoint_due()
             self.take(turn, keep)
             if keep:
                 self._save(epoch, number)
@@ -112,13 +112,13 @@ class Training(Stage):
         self.fronts.learn(gradients, turn.epoch, turn.number)
 
     def _ask(self, turn: Turn, keep: bool) -> dict[str, Chunk]:
-        here = [name for name in turn.names if name in self.exchanges.nodes]
+        here = [name for name in turn.names if name in self.cohort.nodes]
         requests = {name: self._request(name, turn, keep) for name in here}
 
         def read(name: str, content: RecordDict) -> Chunk:
             return self.admitted(content, self.session.sizes(name, turn.step, turn.count))
 
-        chunks = self.exchanges.ask(protocol.SMASH, requests, read)
+        chunks = self.cohort.send_and_receive(protocol.SMASH, requests, read)
         self.fronts.answered(chunks)
         for name, chunk in chunks.items():
             self.accept(name, chunk)
@@ -142,9 +142,9 @@ class Training(Stage):
 
     def _end_epoch(self, epoch: int) -> None:
         done = epoch + 1
-        self.session.need(len(self.answered))
+        self.session.require_min_replies(len(self.answered))
         self.session.log("training", "loss", self.loss / self.examples, round=done)
-        for name, count in self.exchanges.dropouts.items():
+        for name, count in self.cohort.dropouts.items():
             self.session.log("training", "dropouts", count, node=name, round=done)
         log_bytes(self.session, self.shape, done)
         self.loss, self.examples = 0.0, 0
@@ -163,7 +163,7 @@ class Training(Stage):
             examples=self.examples,
             answered=sorted(self.answered),
             everyone=self.everyone,
-            dropouts=self.exchanges.dropouts,
+            dropouts=self.cohort.dropouts,
             costs=self.costs.note(),
         )
         self.session.needed = self._turn(epoch, done)
@@ -177,11 +177,11 @@ class Training(Stage):
         position: dict[str, Any] = self.recorder.position(self.task)
         if not position:
             return 0, 0
-        tensors = under(f"{self.task}/", self.recorder.arrays)
+        tensors = select_prefix(f"{self.task}/", self.recorder.arrays)
         self.cloud.restore(tensors)
         self.fronts.restore(tensors, position["fronts"])
         self.costs.restore(position["costs"])
-        self.exchanges.dropouts.update(position["dropouts"])
+        self.cohort.dropouts.update(position["dropouts"])
         self.loss, self.examples = position["loss"], position["examples"]
         self.answered, self.everyone = set(position["answered"]), position["everyone"]
         return int(position["epoch"]), int(position["done"])
@@ -191,8 +191,8 @@ def start_turn(session: Session, name: str) -> int:
     """Return the turn to which a device of a resumed run goes back, -1 if it begins."""
     recorder, task = session.recorder, session.task("training")
     if session.settings.release == "once":
-        done = recorder.finished(task) or recorder.finished(f"released/{session.case}/{name}")
+        done = recorder.is_finished(task) or recorder.is_finished(f"released/{session.case}/{name}")
         return NEVER_BACK if done else -1
-    if recorder.finished(task):
+    if recorder.is_finished(task):
         return int(recorder.result(task)["turn"])
     return int(recorder.position(task).get("turn", -1))

@@ -6,10 +6,9 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from flwr.serverapp import Grid
 
 from pudica.models.generator import NoiseGenerator
-from pudica.strategies.core.recorder import Recorder
+from pudica.strategies.core.cohort import Cohort
 from pudica.strategies.themis.config import ThemisConfig
 from pudica.strategies.themis.evaluation import Evaluation
 from pudica.strategies.themis.experiment import ThemisExperiment
@@ -21,9 +20,9 @@ from pudica.strategies.themis.publication import Publication
 from pudica.strategies.themis.stages import Stages
 
 
-def compete(grid: Grid, experiment: ThemisExperiment, recorder: Recorder) -> None:
+def compete(cohort: Cohort, experiment: ThemisExperiment) -> None:
     """Run the whole competition: join, local training, noise generator, evaluation."""
-    organiser = Organiser(grid, experiment, recorder)
+    organiser, recorder = Organiser(cohort, experiment), cohort.recorder
     evaluation, stages = Evaluation(organiser), Stages(organiser)
     with stages.during("join"):
         with recorder.timed("join"):
@@ -51,8 +50,8 @@ def train_generator(
 ) -> NoiseGenerator:
     """Train one case's generator, or return it if that was done before a kill."""
     task, recorder = f"generator/{case}", organiser.recorder
-    if not recorder.finished(task):
+    if not recorder.is_finished(task):
         generator = GeneratorStage(organiser, case, settings, over).train()
-        recorder.arrays[task] = torch.from_numpy(generator.packed())
+        recorder.arrays[task] = torch.from_numpy(generator.pack())
         recorder.finish(task)
     return NoiseGenerator(recorder.arrays[task][:2], settings.M)

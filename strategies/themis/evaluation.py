@@ -52,7 +52,7 @@ class Evaluation:
         self.settings = organiser.settings
         self.recorder = organiser.recorder
         self.test = organiser.data.test
-        self.submissions = Submissions(self.recorder)
+        self.submissions = Submissions(self.recorder, organiser.cohort.registry)
         self._examiner: Examiner | None = None
 
     def shared(self) -> None:
@@ -69,7 +69,7 @@ class Evaluation:
     def case(self, case: str, generator: NoiseGenerator) -> None:
         """Release the noisy test set of one case at every M, and score the predictions."""
         for bound in self.settings.release_bounds:
-            noise = NoiseGenerator(torch.from_numpy(generator.packed()), bound)
+            noise = NoiseGenerator(torch.from_numpy(generator.pack()), bound)
             self._release("trained", case, self.organiser.contestants_of(case), noise)
             self._protect("trained", case, noise)
 
@@ -86,10 +86,10 @@ class Evaluation:
         bound, draws = (noise.bound, self.settings.release.draws) if noise else (0.0, 1)
         tags: dict[str, Any] = {"case": case, "release": release, "M": bound}
         stage = f"evaluation ({' '.join(filter(None, [release, case]))})"
-        self.organiser.exchanges.forgive()
+        self.organiser.cohort.reset_failures()
         for draw in range(draws):
             task = f"evaluation/{case}/{release}/{bound!r}/{draw}"
-            if not self.recorder.finished(task):
+            if not self.recorder.is_finished(task):
                 drawn = self.seed(release, case, bound, draw)
                 right = self._right(contestants, noise, drawn, **tags, draw=draw)
                 for name, count in right.items():
@@ -117,7 +117,7 @@ class Evaluation:
                 for node, count in counts.items():
                     right[names[node]] += count
                 answered.update(counts)
-        self.organiser.exchanges.need(
+        self.organiser.cohort.require_min_replies(
             self.settings.min_participants, len(answered), protocol.PREDICT
         )
         return right
@@ -127,7 +127,7 @@ class Evaluation:
 
         Who has answered already, before the run was stopped, is not asked again.
         """
-        exchanges, of = self.organiser.exchanges, {**sheet.of, "variant": variant}
+        cohort, of = self.organiser.cohort, {**sheet.of, "variant": variant}
         before = self.submissions.kept(of)
         counts = {node: before[node] for node in nodes if node in before}
 
@@ -143,8 +143,9 @@ class Evaluation:
 
         config = {"run": self.organiser.run, "variant": variant}
         request = protocol.request(config, images=sheet.images)
-        left = [node for node in nodes if node not in counts and node in exchanges.nodes]
-        exchanges.converse(protocol.PREDICT, dict.fromkeys(left, request), read, keep)
+        left = [node for node in nodes if node not in counts and node in cohort.nodes]
+        for node, submission in cohort.stream(protocol.PREDICT, dict.fromkeys(left, request), read):
+            keep(node, submission)
         return counts
 
     def _released(
@@ -154,19 +155,19 @@ class Evaluation:
         size, first = self.settings.release.images_per_message, 0
         for x, noisy, labels in noisy_chunks(self.test, noise or none, seed, size):
             images = (noisy if noise else x).numpy()
-            seen = digest(images) if self.submissions.wanted else ""
+            seen = digest(images) if self.submissions.registry else ""
             yield Sheet(Array(images), labels.numpy(), seen, {**of, "first": first})
             first += len(labels)
 
     def _densities(self, contestants: Contestants) -> None:
         """Ask for the density each model implies, which Eq. (1) needs."""
-        if self.recorder.finished("densities"):
+        if self.recorder.is_finished("densities"):
             return
         seed = derive(self.organiser.experiment.seed, "densities")
         for variant in VARIANTS:
             names = of_variant(contestants, variant)
             requests = dict.fromkeys(names, self.organiser.request(variant, seed=seed))
-            replies = self.organiser.exchanges.ask(protocol.DENSITY, requests, _density)
+            replies = self.organiser.cohort.send_and_receive(protocol.DENSITY, requests, _density)
             for node, density in replies.items():
                 for key, value in density.items():
                     self.recorder.log("density", key, value, node=names[node])
@@ -177,7 +178,7 @@ class Evaluation:
     def _protect(self, release: str, case: str, noise: NoiseGenerator) -> None:
         """Measure how well the first draw of a release hides the test images."""
         task = f"protection/{case}/{release}/{noise.bound!r}"
-        if self.recorder.finished(task):
+        if self.recorder.is_finished(task):
             return
         seed = self.seed(release, case, noise.bound, 0)
         sigma = noise.sigma().detach()

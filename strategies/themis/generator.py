@@ -53,7 +53,7 @@ class GeneratorStage:
         self.case = case
         self.settings = settings
         self.seed = organiser.experiment.seed
-        self.exchanges = organiser.exchanges
+        self.cohort = organiser.cohort
         self.recorder = organiser.recorder
         self.task = f"generator/{case}"
         self.batches = -(-len(organiser.data.train) // settings.batch_size)
@@ -87,7 +87,7 @@ class GeneratorStage:
             self._take(turn)
             if self.over():
                 break
-            if self.recorder.due():
+            if self.recorder.is_checkpoint_due():
                 self._stand(epoch, number)
             total = len(turns) * self.settings.epochs
             self.recorder.progress(stage, len(turns) * epoch + number, total, unit)
@@ -110,7 +110,7 @@ class GeneratorStage:
         return [name for name in names if name not in missing]
 
     def _ordered(self, epoch: int) -> list[str]:
-        names, order = list(self.exchanges.nodes), self.settings.order
+        names, order = list(self.cohort.nodes), self.settings.order
         if isinstance(order, list):
             return [name for name in order if name in names]
         if order == "random":
@@ -141,16 +141,16 @@ class GeneratorStage:
     def _joint_step(self, turn: Turn) -> None:
         """Take one step on Eq. (2) with everyone's gradients on the same noisy batches."""
         gradients = self._accepted(protocol.GRADIENT, self._gradients(turn), self._no_gradient)
-        self.exchanges.need(self.settings.min_participants, len(gradients), self.task)
+        self.cohort.require_min_replies(self.settings.min_participants, len(gradients), self.task)
         task_gradient = self._combined(gradients)
         self.training.step(self.settings.weight * torch.from_numpy(task_gradient))
 
     def _adopt_visits(self, turn: Turn) -> None:
         """Move the generator to where its visit, or the mean of several, has brought it."""
-        before, steps = self.training.packed()
+        before, steps = self.training.pack()
         updates = self._accepted(protocol.VISIT, self._visits(turn, before, steps), before, turn)
         if self.settings.update == "averaged":
-            self.exchanges.need(self.settings.min_participants, len(updates), self.task)
+            self.cohort.require_min_replies(self.settings.min_participants, len(updates), self.task)
         if updates:
             self._adopt(before + self._combined(updates), steps + turn.count)
 
@@ -170,7 +170,7 @@ class GeneratorStage:
             update: np.ndarray = values - before
             return update
 
-        updates = self.exchanges.ask(kind, requests, read)
+        updates = self.cohort.send_and_receive(kind, requests, read)
         self.answered.update(updates)
         updates, clipped = self.clip(updates)
         self.clipped += len(clipped)
@@ -180,7 +180,7 @@ class GeneratorStage:
         return combined(self.settings.aggregate, list(updates.values()), self.settings.malicious)
 
     def _adopt(self, values: np.ndarray, steps: int) -> None:
-        self.training = GeneratorTraining.unpacked(
+        self.training = GeneratorTraining.unpack(
             torch.from_numpy(values), steps, self.settings.M, self.settings.learning_rate
         )
 
@@ -204,7 +204,7 @@ class GeneratorStage:
 
     def _gradients(self, turn: Turn) -> dict[str, RecordDict]:
         """Return the requests; participants of whom the same is asked share one."""
-        generator = Array(self.training.generator.packed())
+        generator = Array(self.training.generator.pack())
         shared: dict[tuple[bool, str | None], RecordDict] = {}
         requests = {}
         for name in turn.names:
@@ -232,17 +232,19 @@ class GeneratorStage:
     # ----------------------------------------------------------------- around an epoch
 
     def _begin_epoch(self) -> None:
-        self.exchanges.forgive()
-        self.exchanges.dropouts.clear()
+        self.cohort.reset_failures()
+        self.cohort.dropouts.clear()
         self.clipped = 0
         self.answered.clear()
 
     def _end_epoch(self, epoch: int) -> None:
-        self.exchanges.need(self.settings.min_participants, len(self.answered), self.task)
+        self.cohort.require_min_replies(
+            self.settings.min_participants, len(self.answered), self.task
+        )
         log: dict[str, Any] = {"round": epoch + 1, "case": self.case}
         self._log_sigma(epoch + 1)
         self.recorder.log("generator", "clipped", self.clipped, **log)
-        for name, count in self.exchanges.dropouts.items():
+        for name, count in self.cohort.dropouts.items():
             self.recorder.log("generator", "dropouts", count, node=name, **log)
         last = epoch + 1 == self.settings.epochs or self.over()
         if (epoch + 1) % self.settings.validate_every == 0 or last:
@@ -254,7 +256,7 @@ class GeneratorStage:
 
     def validate(self, epoch: int) -> None:
         """Measure every participant on the noisy public validation set (Figure 4)."""
-        generator = Array(self.training.generator.packed())
+        generator = Array(self.training.generator.pack())
         config: dict[str, protocol.Scalar] = {
             "run": self.organiser.run,
             "bound": self.settings.M,
@@ -265,17 +267,17 @@ class GeneratorStage:
                 {**config, "variant": "cheating" if name in self.settings.cheaters else "honest"},
                 generator=generator,
             )
-            for name in self.exchanges.nodes
+            for name in self.cohort.nodes
         }
-        replies = self.exchanges.ask(protocol.NOISY, requests, _accuracy)
+        replies = self.cohort.send_and_receive(protocol.NOISY, requests, _accuracy)
         for name, value in replies.items():
             self.recorder.log(
                 "generator", "validation_accuracy", value, node=name, round=epoch, case=self.case
             )
 
     def _stand(self, epoch: int, done: int) -> None:
-        values, steps = self.training.packed()
-        self.recorder.stand(
+        values, steps = self.training.pack()
+        self.recorder.save_checkpoint(
             self.task,
             {self.task: torch.from_numpy(values)},
             epoch=epoch,
@@ -284,12 +286,12 @@ class GeneratorStage:
             clip=[list(norms) for norms in self.clip.history],
             clipped=self.clipped,
             answered=sorted(self.answered),
-            dropouts=self.exchanges.dropouts,
+            dropouts=self.cohort.dropouts,
         )
 
     def _restore(self) -> tuple[int, int]:
         """Go back to the last checkpoint; return its epoch and the turns done in it."""
-        self.exchanges.dropouts.clear()
+        self.cohort.dropouts.clear()
         position = self.recorder.position(self.task)
         if not position:
             if self.settings.epochs:
@@ -299,7 +301,7 @@ class GeneratorStage:
         self._adopt(self.recorder.arrays[self.task].numpy(), position["steps"])
         self.clip = Clip(self.settings.clip, position["clip"])
         self.clipped, self.answered = position["clipped"], set(position["answered"])
-        self.exchanges.dropouts.update(position["dropouts"])
+        self.cohort.dropouts.update(position["dropouts"])
         return int(position["epoch"]), int(position["done"])
 
 

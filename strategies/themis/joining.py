@@ -8,9 +8,8 @@ from collections.abc import Mapping
 from pudica.clients import protocol
 from pudica.clients.assignments import ParticipantAssignment
 from pudica.models.randomness import derive
-from pudica.strategies.core.exchange import Exchanges
-from pudica.strategies.core.joining import called, gather, greeted, introduce, told
-from pudica.strategies.core.registry import home
+from pudica.strategies.core.cohort import Cohort
+from pudica.strategies.core.joining import base_assignments, gather, greeted, introduce, names_of
 from pudica.strategies.themis.organiser import Organiser
 
 REFUSED_SECONDS, DOOR_SECONDS = 60.0, 60.0
@@ -24,21 +23,21 @@ def join(organiser: Organiser) -> None:
     RuntimeError
         Too few nodes.
     """
-    exchanges, minimum = organiser.exchanges, organiser.settings.min_participants
+    cohort, minimum = organiser.cohort, organiser.settings.min_participants
     recorder = organiser.recorder
     # Newcomers come in by the door between stages; those who did are back after a resume.
     names = [
         name
         for name in organiser.experiment.names()
-        if name in recorder.experiment.names() or recorder.finished(f"local/{name}")
+        if name in recorder.experiment.names() or recorder.is_finished(f"local/{name}")
     ]
-    remarks = organiser.experiment.remarks(organiser.data) if home() else []
+    remarks = organiser.experiment.remarks(organiser.data) if cohort.registry else []
     for remark in remarks:
         recorder.event(remark)
     recorder.run["remarks"] = remarks
-    exchanges.nodes = gather(exchanges, names, minimum)
-    _introduce(organiser, exchanges)
-    exchanges.need(minimum, len(exchanges.nodes), protocol.JOIN)
+    cohort.nodes = gather(cohort, names, minimum)
+    _introduce(organiser, cohort)
+    cohort.require_min_replies(minimum, len(cohort.nodes), protocol.JOIN)
 
 
 def admit(organiser: Organiser) -> list[str]:
@@ -46,10 +45,12 @@ def admit(organiser: Organiser) -> list[str]:
 
     Whoever does not get in is looked at again later and later: the door is not to be blocked.
     """
-    exchanges, now = organiser.exchanges, time.monotonic()
-    known = set(exchanges.nodes.values())
+    cohort, now = organiser.cohort, time.monotonic()
+    known = set(cohort.nodes.values())
     known |= {node for node, (until, _) in organiser.refused.items() if now < until}
-    there = called(node for node in sorted(exchanges.grid.get_node_ids()) if node not in known)
+    there = names_of(
+        cohort, (node for node in sorted(cohort.grid.get_node_ids()) if node not in known)
+    )
     if not there:
         return []
     for node in there.values():
@@ -57,19 +58,18 @@ def admit(organiser: Organiser) -> list[str]:
         organiser.refused[node] = now + pause, 2 * pause
     organiser.meet_newcomers()
     names = organiser.experiment.names()
-    soon = exchanges.client.model_copy(update={"timeout": DOOR_SECONDS})
-    door = Exchanges(exchanges.grid, exchanges.recorder, {}, soon)
+    door = cohort.beside({}, timeout=DOOR_SECONDS)
     door.nodes = greeted(door, names, there)
     _introduce(organiser, door)
     for name in door.nodes:
         organiser.recorder.event(f"{name} joins")
         organiser.refused.pop(door.nodes[name], None)
-    nodes = {**exchanges.nodes, **door.nodes}
-    exchanges.nodes = {name: nodes[name] for name in names if name in nodes}
+    nodes = {**cohort.nodes, **door.nodes}
+    cohort.nodes = {name: nodes[name] for name in names if name in nodes}
     return list(door.nodes)
 
 
-def _introduce(organiser: Organiser, exchanges: Exchanges) -> None:
+def _introduce(organiser: Organiser, cohort: Cohort) -> None:
     """Give nodes their participants; leave out those who hold other data."""
 
     def read(words: Mapping[str, protocol.Scalar]) -> bool:
@@ -77,8 +77,8 @@ def _introduce(organiser: Organiser, exchanges: Exchanges) -> None:
             raise ValueError(problem)
         return True
 
-    for name in introduce(exchanges, _assignments(organiser), read):
-        organiser.recorder.met_key(name, organiser.data.key)
+    for name in introduce(cohort, _assignments(organiser), read):
+        organiser.recorder.check_key(name, organiser.data.key)
 
 
 def _assignments(organiser: Organiser) -> dict[str, ParticipantAssignment]:
@@ -86,7 +86,11 @@ def _assignments(organiser: Organiser) -> dict[str, ParticipantAssignment]:
     # Where the test set can be kept from participants, they look at no image of it.
     kept_back = {"split": "public"} if organiser.data.has_own_test else {}
     shown = experiment.data.model_copy(update=kept_back)
-    common = told(experiment.model_copy(update={"data": shown}), organiser.run)
+    common = base_assignments(
+        experiment.model_copy(update={"data": shown}),
+        organiser.run,
+        deployed=organiser.cohort.registry is not None,
+    )
     return {
         participant.name: ParticipantAssignment(
             **common[participant.name],

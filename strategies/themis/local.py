@@ -24,9 +24,9 @@ def train_models(organiser: Organiser, door: Callable[[], object] | None = None)
     """
     for variant in VARIANTS:
         LocalTraining(organiser, variant).run(door)
-    exchanges, recorder = organiser.exchanges, organiser.recorder
-    exchanges.nodes = {
-        name: node for name, node in exchanges.nodes.items() if recorder.finished(f"local/{name}")
+    cohort, recorder = organiser.cohort, organiser.recorder
+    cohort.nodes = {
+        name: node for name, node in cohort.nodes.items() if recorder.is_finished(f"local/{name}")
     }
 
 
@@ -38,8 +38,10 @@ def need_models(organiser: Organiser) -> None:
     TooFewParticipants
         If not.
     """
-    exchanges = organiser.exchanges
-    exchanges.need(organiser.settings.min_participants, len(exchanges.nodes), protocol.LOCAL)
+    cohort = organiser.cohort
+    cohort.require_min_replies(
+        organiser.settings.min_participants, len(cohort.nodes), protocol.LOCAL
+    )
 
 
 class Trained(NamedTuple):
@@ -119,17 +121,20 @@ class LocalTraining:
         self.schedule = {p.name: p.training or experiment.training for p in experiment.participants}
         for node, name in new.items():
             self.epochs[node] = self.recorder.position(f"local/{name}").get("epoch", 0)
-        left = [node for node, name in new.items() if not self.recorder.finished(f"local/{name}")]
+        left = [
+            node for node, name in new.items() if not self.recorder.is_finished(f"local/{name}")
+        ]
         return {node: self._next_epochs(node) for node in left}
 
     def run(self, door: Callable[[], object] | None = None) -> None:
         """Ask for epochs until every participant says that it is finished."""
-        first = self._left()
-
-        def more() -> dict[str, RecordDict]:
-            return self._left() if door and door() else {}
-
-        self.organiser.exchanges.converse(protocol.LOCAL, first, self._read, self._note, more)
+        cohort = self.organiser.cohort
+        stream = cohort.stream_batched(protocol.LOCAL, self._left(), self._read)
+        for replies in stream:
+            following = {node: self._note(node, trained) for node, trained in replies.items()}
+            stream.send({node: r for node, r in following.items() if r is not None})
+            if door and door():
+                stream.send(self._left())
 
     def _next_epochs(self, node: str) -> RecordDict:
         since = self.epochs[node]
@@ -156,7 +161,7 @@ class LocalTraining:
             self.recorder.log("local", "validation_accuracy", trained.best, node=name)
             self.recorder.finish(f"local/{name}")
         else:
-            self.recorder.stand(f"local/{name}", {}, epoch=self.epochs[node])
+            self.recorder.save_checkpoint(f"local/{name}", {}, epoch=self.epochs[node])
         self._show()
         return None if finished else self._next_epochs(node)
 
@@ -164,7 +169,7 @@ class LocalTraining:
         total = sum(self.schedule[node].epochs for node in self.names)
         done = sum(
             self.schedule[node].epochs
-            if self.recorder.finished(f"local/{name}")
+            if self.recorder.is_finished(f"local/{name}")
             else self.epochs[node]
             for node, name in self.names.items()
         )

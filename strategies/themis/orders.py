@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from pudica.models.clock import timestamp
-from pudica.models.errors import RequestError, unknown
+from pudica.models.errors import RequestError, unknown_name_error
 from pudica.models.files import write_atomically
 from pudica.strategies.themis.config import STAGES
 
@@ -44,7 +44,7 @@ def order(directory: Path, what: What, stage: str | None) -> str:
     """
     stand = states(directory)
     if stage is not None and stage not in STAGES:
-        raise unknown("stage", stage, STAGES)
+        raise unknown_name_error("stage", stage, STAGES)
     opened = [name for name in STAGES if "opened" in stand.get(name, {})]
     closed = [name for name in STAGES if "closed" in stand.get(name, {})]
     if what == "open":

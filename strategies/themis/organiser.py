@@ -5,16 +5,13 @@ from __future__ import annotations
 import secrets
 
 from flwr.app import RecordDict
-from flwr.serverapp import Grid
 
 from pudica.clients import protocol
 from pudica.clients.assignments import OWN, ParticipantConfig
 from pudica.models.compute import Compute
 from pudica.models.generator import NoiseGenerator
 from pudica.models.randomness import derive, torch_generator
-from pudica.strategies.core.exchange import Exchanges
-from pudica.strategies.core.recorder import Recorder
-from pudica.strategies.core.registry import home, registered
+from pudica.strategies.core.cohort import Cohort
 from pudica.strategies.themis.config import StagesConfig
 from pudica.strategies.themis.experiment import ThemisExperiment
 
@@ -31,13 +28,13 @@ class Organiser:
 
     Parameters
     ----------
-    grid : Grid
+    cohort : Cohort
     experiment : ThemisExperiment
-    recorder : Recorder
     """
 
-    def __init__(self, grid: Grid, experiment: ThemisExperiment, recorder: Recorder) -> None:
-        self.grid = grid
+    def __init__(self, cohort: Cohort, experiment: ThemisExperiment) -> None:
+        recorder = cohort.recorder
+        self.cohort = cohort
         self.experiment = experiment
         self.settings = experiment.themis
         self.recorder = recorder
@@ -47,7 +44,6 @@ class Organiser:
         experiment.check_models(self.data)
         self.refused: dict[int, tuple[float, float]] = {}
         self.meet_newcomers()
-        self.exchanges = Exchanges(grid, recorder, {}, experiment.client)
         self.secret = self._secret()
 
     def _secret(self) -> int:
@@ -67,7 +63,7 @@ class Organiser:
         begun, playing = self.recorder.note["started"], self.experiment.names()
         fresh = [
             entry.name
-            for entry in registered(home())
+            for entry in self.cohort.registered
             if entry.since >= begun and entry.name not in playing
         ]
         everyone = [
@@ -85,7 +81,7 @@ class Organiser:
         """Return every model that is trained for any case."""
         # Who has submitted something counts, even where it is not there after a resume.
         submitted = {entry["participant"] for entry in self.recorder.note.get("submissions", [])}
-        playing = submitted | set(self.exchanges.nodes)
+        playing = submitted | set(self.cohort.nodes)
         names = [name for name in self.experiment.names() if name in playing]
         cheaters = {n for case in self.settings.each_case().values() for n in case.cheaters}
         honest = {name: (name, "honest") for name in names}
@@ -104,7 +100,7 @@ class Organiser:
     def untrained(self, bound: float) -> NoiseGenerator:
         """Return the generator before its training, the same in all cases."""
         randomness = torch_generator(self.experiment.seed, "generator")
-        return NoiseGenerator.initial(self.data.shape, bound, randomness)
+        return NoiseGenerator.untrained(self.data.shape, bound, randomness)
 
 
 def of_variant(contestants: Contestants, variant: str) -> dict[str, str]:

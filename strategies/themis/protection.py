@@ -136,7 +136,7 @@ class Examiner:
             save_tensors(path, training.best, {"accuracies": training.accuracies})
             kept = training.best, {}
         model.load_state_dict(kept[0])
-        return self.compute.host(model).eval()
+        return self.compute.move_model(model).eval()
 
     def accuracy(
         self, images: ImageSet, noise: NoiseGenerator, seed: Seed, denoiser: Denoiser | None

@@ -40,7 +40,7 @@ class Publication:
 
     def publish(self) -> None:
         """Write everything, once."""
-        if self.recorder.finished(f"published/{self.case}"):
+        if self.recorder.is_finished(f"published/{self.case}"):
             return
         trained = self._accuracies("trained", self.case, self.bounds[0])
         plain = untrained = None
@@ -93,7 +93,7 @@ class Publication:
             rows = [r for r in self.recorder.rows if r["stage"] == "density" and r["node"] == name]
             found = {row["metric"]: row["value"] for row in rows}
             densities[name] = (found.get("mean", np.nan), found.get("variance", np.nan))
-        noise = NoiseGenerator(torch.from_numpy(self.generator.packed()), self.bounds[0])
+        noise = NoiseGenerator(torch.from_numpy(self.generator.pack()), self.bounds[0])
         table = rank_condition(
             plain, trained, densities, self._gaussian_of_data(), gaussian_of(noise)
         )
@@ -108,8 +108,8 @@ class Publication:
     def _keep_generator(self) -> None:
         np.savez_compressed(
             self.recorder.artefact(f"{self.case}/generator.npz"),
-            trained=self.generator.packed(),
-            untrained=self.organiser.untrained(self.generator.bound).packed(),
+            trained=self.generator.pack(),
+            untrained=self.organiser.untrained(self.generator.bound).pack(),
             M=self.generator.bound,
             release_M=np.array(self.bounds),
         )
@@ -128,7 +128,7 @@ class Publication:
         shown: dict[str, np.ndarray] = {}
         for bound in self.bounds:
             for release, (generator, case) in releases.items():
-                noise = NoiseGenerator(torch.from_numpy(generator.packed()), bound)
+                noise = NoiseGenerator(torch.from_numpy(generator.pack()), bound)
                 seed = self.evaluation.seed(release, case, bound, 0)
                 x, noisy, _ = next(noisy_chunks(few, noise, seed))
                 if self.organiser.settings.release.compare:

@@ -54,7 +54,7 @@ def reachable(values: np.ndarray, before: np.ndarray, learning_rate: float, step
     Parameters
     ----------
     values, before : ndarray of shape (6, C, H, W)
-        As of :meth:`pudica.models.generator.GeneratorTraining.packed`.
+        As of :meth:`pudica.models.generator.GeneratorTraining.pack`.
 
     Raises
     ------

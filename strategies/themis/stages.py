@@ -53,7 +53,7 @@ class Stages:
     def accepting(self, name: str) -> Iterator[None]:
         """Accept answers as long as a stage is open; wait for all if it says when it closes."""
         over = partial(self.is_closed, name)
-        with self.organiser.exchanges.until(over, self.closes_later(name)):
+        with self.organiser.cohort.deadline(over, self.closes_later(name)):
             yield
 
     def closes_later(self, name: str) -> bool:
@@ -70,7 +70,7 @@ class Stages:
     def keep_the_door(self, name: str, until: What = "close") -> None:
         """Let participants in, and let them train, until a stage closes, or opens."""
         organiser, due = self.organiser, partial(self._is_due, name, until)
-        with organiser.exchanges.until(due, endless=True):
+        with organiser.cohort.deadline(due, endless=True):
             while not due():
                 if self._admitted():
                     train_models(organiser, self._admitted)

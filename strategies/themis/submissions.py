@@ -21,7 +21,7 @@ from pudica.clients.submissions import digest, is_signed, statement
 from pudica.models.clock import timestamp
 from pudica.models.files import save_tensors, write_atomically
 from pudica.strategies.core.recorder import Recorder
-from pudica.strategies.core.registry import fingerprint_of, home, registered
+from pudica.strategies.core.registry import NodeRegistry, key_fingerprint
 
 MANIFEST, PREDICTIONS = "manifest.json", "submissions.safetensors"
 FORMAT = "pudica-manifest-1"
@@ -68,21 +68,23 @@ class Submissions:
     Parameters
     ----------
     recorder : Recorder
+    registry : NodeRegistry or None
+        Of a deployment. Without, nothing is kept.
     """
 
-    def __init__(self, recorder: Recorder) -> None:
+    def __init__(self, recorder: Recorder, registry: NodeRegistry | None) -> None:
         self.recorder = recorder
         self.run = recorder.directory.name
-        self.wanted = home() is not None
+        self.registry = registry
         self.entries: list[dict[str, Any]] = recorder.note.setdefault("submissions", [])
 
     def problem(self, node: str, images: str, submission: Submission) -> str:
         """Return why a submission can't be taken for that node's, if so."""
-        if not self.wanted:
+        if self.registry is None:
             return ""
-        keys = {entry.name: entry.fingerprint for entry in registered(home())}
+        keys = {entry.name: entry.fingerprint for entry in self.registry.nodes()}
         text = statement(self.run, images, submission.digest, len(submission.predictions))
-        if fingerprint_of(submission.public_key.encode()) != keys.get(node):
+        if key_fingerprint(submission.public_key.encode()) != keys.get(node):
             return "its predictions are not signed by the key it was registered with"
         if not is_signed(text, submission.signature, submission.public_key):
             return "the signature under its predictions does not hold"
@@ -111,7 +113,7 @@ class Submissions:
         of: Mapping[str, str | float],
     ) -> None:
         """Keep a submission, so that nothing that happens can lose it; ``of``: as of kept."""
-        if not self.wanted:
+        if self.registry is None:
             return
         key = f"submissions/{len(self.entries)}"
         self.recorder.arrays[key] = torch.from_numpy(submission.predictions)
@@ -137,7 +139,7 @@ class Submissions:
         images, draws : int
             The size of the test set, and how often it was released.
         """
-        if not self.wanted:
+        if self.registry is None:
             return
         recorder = self.recorder
         boards = sorted(recorder.directory.glob("*/leaderboard.csv"))

@@ -25,11 +25,11 @@ from pudica.analysis.runs import open_run
 from pudica.clients.app import app as client_app
 from pudica.clients.data import ImageSet
 from pudica.clients.data.images import Positions
-from pudica.clients.shields.draws import orthogonal
+from pudica.clients.shields.draws import draw_orthogonal
 from pudica.clients.shields.front import activation_shape
 from pudica.models.errors import RequestError
 from pudica.simulations.engines.inprocess import InProcessGrid
-from pudica.simulations.engines.local import run_config, server_context
+from pudica.simulations.engines.local import build_run_config, build_server_context
 from pudica.strategies.app import app as server_app
 from pudica.strategies.loading import load_experiment
 
@@ -49,8 +49,8 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Run an experiment once for all attacks."""
     place = tmp_path_factory.mktemp("facemix") / "run"
     experiment = load_experiment("facemix-digits", SETTINGS)
-    config = run_config(experiment, place, "inprocess")
-    server_app(InProcessGrid(client_app, 1, config), server_context(config))
+    config = build_run_config(experiment, place, "inprocess")
+    server_app(InProcessGrid(client_app, 1, config), build_server_context(config))
     return place
 
 
@@ -102,7 +102,7 @@ def sources(count: int, side: int, seed: int = 0, channels: int = 4) -> torch.Te
 
 def test_independent_sources_of_a_known_group_are_found() -> None:
     true = sources(8, 32)
-    matrix = orthogonal((8, 8), np.random.default_rng(1))
+    matrix = draw_orthogonal((8, 8), np.random.default_rng(1))
     mixtures = torch.einsum("ij,jchw->ichw", matrix, true)
     columns, correlations = matched(true.numpy(), demixed(mixtures, seed=0).numpy())
     assert sorted(columns) == list(range(8))
@@ -112,7 +112,7 @@ def test_independent_sources_of_a_known_group_are_found() -> None:
 
 def test_the_scale_and_sign_of_positive_sources_are_found() -> None:
     true = sources(4, 32).abs()
-    matrix = orthogonal((4, 4), np.random.default_rng(1))
+    matrix = draw_orthogonal((4, 4), np.random.default_rng(1))
     found = demixed(torch.einsum("ij,jchw->ichw", matrix, true), seed=0)
     columns, correlations = matched(true.numpy(), found.numpy())
     assert correlations.min() > 0.95
@@ -142,7 +142,7 @@ def test_groups_are_taken_apart_one_by_one_where_they_are_known(mixed: View) -> 
 
         def features(self, images: ImageSet, chosen: Positions) -> torch.Tensor:
             channels, side, _ = self.model.shield.shape
-            return self.compute.place(sources(len(images), side, channels=channels)[chosen])
+            return self.compute.move_batch(sources(len(images), side, channels=channels)[chosen])
 
     view = Sources(**vars(mixed))
     found = {known: separate(view, 2, known, seed=0) for known in (True, False)}
@@ -185,7 +185,7 @@ def test_the_critic_sees_an_image_beside_its_feature_map() -> None:
 
 def test_each_group_is_rebuilt_once(mixed: View) -> None:
     generator = Generator(mixed.model.shield.shape[0], group=8, colours=1, size=8).eval()
-    rebuilt = reconstruct(mixed, mixed.compute.host(generator), 40, seed=0)
+    rebuilt = reconstruct(mixed, mixed.compute.move_model(generator), 40, seed=0)
     assert len(torch.unique(rebuilt.true.flatten(1), dim=0)) == 40
 
 

@@ -11,7 +11,7 @@ from scipy import stats
 from pudica.analysis.audit import _lower, _upper, audit
 from pudica.clients.shields import SHIELDS, Guarantee, Mechanism, build
 from pudica.clients.shields.clipping import ClipLaplace
-from pudica.clients.shields.grid import Grid
+from pudica.clients.shields.grid import IntegerGrid
 from pudica.models.randomness import Randomness
 
 # Of these the guarantee for a record is small enough to be refuted; a pixel's would be one in
@@ -43,7 +43,7 @@ def test_the_claim_of_paper_002_is_refuted_for_a_record(sensitivity: str, epsilo
     made = mechanism("batch-norm-laplace", (160,), 16, epsilon=epsilon, sensitivity=sensitivity)
     result = audit(made, samples=4000)
     assert result.refutes(result.claimed)
-    assert not result.could_refute(made.in_real_numbers())
+    assert not result.could_refute(made.guarantee_in_real_numbers())
     assert result.held.epsilon is None  # it releases floats
 
 
@@ -52,7 +52,7 @@ def test_the_claim_of_paper_004_is_refuted_for_an_image(epsilon: float) -> None:
     made = mechanism("norm-gaussian", (64, 16, 16), 1, epsilon=epsilon)
     result = audit(made, samples=1000)
     assert result.refutes(result.claimed)
-    assert not result.could_refute(made.in_real_numbers())
+    assert not result.could_refute(made.guarantee_in_real_numbers())
     assert result.held.epsilon is None
 
 
@@ -66,7 +66,7 @@ def test_no_guarantee_for_a_record_is_refuted(
     # a pixel lose all that they may, so there is no slack but the interval's.
     made = mechanism(name, SHAPES[name], 2, epsilon=epsilon, **settings)
     result = audit(made, samples=SAMPLES.get(name, 8_000), seed=seed)
-    would = made.in_real_numbers()
+    would = made.guarantee_in_real_numbers()
     assert result.could_refute(would)
     assert not result.refutes(would)
     assert result.lower_bound(would.delta) > 0.1 * epsilon  # it does see something
@@ -75,7 +75,7 @@ def test_no_guarantee_for_a_record_is_refuted(
 class Careless(ClipLaplace):
     """Says one ε and adds the noise of twice that."""
 
-    def make_grid(self) -> Grid:
+    def make_grid(self) -> IntegerGrid:
         grid = super().make_grid()
         return dataclasses.replace(grid, scale=grid.scale / 2)
 
@@ -84,13 +84,13 @@ class Naked(ClipLaplace):
     """Forgets the noise."""
 
     def protect(self, tensor: torch.Tensor, randomness: Randomness) -> tuple[torch.Tensor, None]:
-        return self.centres(tensor), None
+        return self.noise_centres(tensor), None
 
 
 class Unclipped(ClipLaplace):
     """Forgets to clip on the grid."""
 
-    def on_grid(self, tensor: torch.Tensor) -> torch.Tensor:
+    def round_to_grid(self, tensor: torch.Tensor) -> torch.Tensor:
         assert self.grid
         return (tensor.flatten(1).double() / self.grid.step).round().long()
 
@@ -137,7 +137,7 @@ def test_audits_repeat() -> None:
 def test_little_batches_lose_nearly_what_the_bound_says() -> None:
     # One feature, two examples: held ε is 1.11 where the paper claims 0.5.
     made = mechanism("batch-norm-laplace", (1,), 2, epsilon=0.5)
-    result, would = audit(made, samples=10_000), made.in_real_numbers()
+    result, would = audit(made, samples=10_000), made.guarantee_in_real_numbers()
     assert result.could_refute(would)
     assert not result.refutes(would)
     assert result.lower_bound(0) > 0.3

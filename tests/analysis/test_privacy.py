@@ -33,8 +33,8 @@ from pudica.analysis.privacy import (
     verdict,
 )
 from pudica.clients.shields import SHIELDS, build
-from pudica.clients.shields.base import FLOATING
-from pudica.clients.shields.grid import slack, within_slack
+from pudica.clients.shields.base import FLOATING_POINT_NOISE
+from pudica.clients.shields.grid import delta_within_slack, slack
 from pudica.models.errors import RequestError
 
 Ledger = Callable[..., Path]
@@ -61,7 +61,7 @@ def gaussian_epsilon(ratio: float, count: int = 0, delta: float = 1e-5) -> float
     """
     if count:
         extra = slack(count, gaussian_epsilon(ratio, delta=delta), delta)
-        return gaussian_epsilon(ratio, delta=within_slack(delta, extra)) + extra
+        return gaussian_epsilon(ratio, delta=delta_within_slack(delta, extra)) + extra
 
     def excess(epsilon: float) -> float:
         left, right = ratio / 2 - epsilon / ratio, -ratio / 2 - epsilon / ratio
@@ -161,7 +161,7 @@ def test_a_claim_for_an_element_is_told_from_what_holds(ledger: Ledger) -> None:
     assert row["claimed"] == "ε = 5 for one element"
     # Its noise is in floating point: nothing holds. What would in real numbers is named.
     assert all(math.isnan(row[key]) for key in NUMBERS)
-    assert FLOATING in row["reasons"]
+    assert FLOATING_POINT_NOISE in row["reasons"]
     assert f"in real numbers: ε = {RECORD_OF_5:.4g} for one record" in row["reasons"]
     assert any(reason.startswith("claimed: S = √(N−1) as measured") for reason in row["reasons"])
 
@@ -170,7 +170,7 @@ def test_a_shield_in_floating_point_leaves_no_verdict(ledger: Ledger) -> None:
     held = verdict(ledger(entry(), entry(what="more", shield=NORMALISED, shape=[80, 4, 4])))["main"]
     assert str(held) == "no finite ε for one record"
     would = f"ε = {RECORD_OF_5:.4g} for one record"
-    assert held.reasons == (f"more: {FLOATING}", f"more: in real numbers: {would}")
+    assert held.reasons == (f"more: {FLOATING_POINT_NOISE}", f"more: in real numbers: {would}")
 
 
 @pytest.mark.parametrize(
@@ -276,7 +276,7 @@ def test_cases_are_judged_apart(ledger: Ledger) -> None:
         # What a trained front makes of a test image tells of the training data as well.
         (entry(what="test features", records="test", trained_front=True), (TRAINED, STEERED)),
         # As before releases were whole numbers.
-        (entry(integers=False), f"smashed data: {FLOATING}"),
+        (entry(integers=False), f"smashed data: {FLOATING_POINT_NOISE}"),
     ],
 )
 def test_one_release_without_a_guarantee_leaves_none(
@@ -295,7 +295,7 @@ def test_every_reason_is_named_once(ledger: Ledger) -> None:
         *(in_the_clear("front gradients", node=node, trained_front=True) for node in nodes),
     )
     assert verdict(run)["main"].reasons == (
-        f"smashed data: {FLOATING}",
+        f"smashed data: {FLOATING_POINT_NOISE}",
         f"smashed data: in real numbers: ε = {RECORD_OF_5 / 80:.4g} for one record",
         "smashed data are released without noise",
         "front gradients are released in the clear",

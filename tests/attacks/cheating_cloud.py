@@ -22,7 +22,7 @@ from pudica.models.cut import Cutter
 from pudica.models.optimizers import OptimizerConfig
 from pudica.models.randomness import derive, numpy_generator
 from pudica.simulations.engines.inprocess import InProcessGrid
-from pudica.simulations.engines.local import server_context
+from pudica.simulations.engines.local import build_server_context
 
 RUN = "cheating"
 
@@ -60,7 +60,7 @@ class CheatingCloud:
     def __init__(self, directory: Path, partition: int = 0, partitions: int = 3) -> None:
         config = {"vault": str(directory / "vault")}
         self.grid = InProcessGrid(client_app, partitions, config)
-        server_context(config)  # Flower's messages need to know who sends them
+        build_server_context(config)  # Flower's messages need to know who sends them
         self.node = next(n for n, p in self.grid.partition.items() if p == partition)
         self.turn = -2
         self.terms: dict[str, Any] = {
@@ -195,7 +195,7 @@ class CheatingCloud:
     @staticmethod
     def packed(front: Front) -> np.ndarray:
         """Return a front as it travels."""
-        return packing.packed(packing.state(front))
+        return packing.pack(packing.state_tensors(front))
 
     def batches(self) -> list[int]:
         """Return the sizes of the device's batches, which make an epoch."""

@@ -107,7 +107,7 @@ class NodeUnderAttack(CheatingCloud):
             channels=channels,
             image_size=side,
         )
-        return packing.packed(packing.state(Cutter(model).cut(self.assignment.cut)[1]))
+        return packing.pack(packing.state_tensors(Cutter(model).cut(self.assignment.cut)[1]))
 
     def held_out(self, part: Part) -> ImageSet:
         """Return the device's validation or test images."""

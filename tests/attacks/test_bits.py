@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from pudica.clients.shields import SHIELDS, build
-from pudica.clients.shields.base import draw
+from pudica.clients.shields.base import draw_noise
 from pudica.clients.shields.clipping import Clipped
 from pudica.models.randomness import SecretGenerator
 
@@ -64,8 +64,8 @@ def secret(purpose: str) -> SecretGenerator:
 
 def in_floating_point(shield: Clipped, batch: torch.Tensor) -> Floats:
     """Return what the shield would release if it added float32 noise of its scale."""
-    bounded = shield.bounded(shield.checked(batch))
-    noise = draw(shield.kind, tuple(bounded.shape), shield.scale, secret("floats"))
+    bounded = shield.bounded(shield.validate_input(batch))
+    noise = draw_noise(shield.kind, tuple(bounded.shape), shield.scale, secret("floats"))
     released: Floats = (bounded + noise).numpy()
     return released
 
@@ -137,14 +137,14 @@ def test_on_the_grid_no_candidate_is_impossible(shield: Clipped, activations: to
     grid = shield.grid
     assert grid
     released = torch.from_numpy(on_the_grid(shield, activations[::10]))
-    steps = grid.integers(released).astype(np.int64)
-    centres = shield.on_grid(activations).numpy()
+    steps = grid.to_integers(released).astype(np.int64)
+    centres = shield.round_to_grid(activations).numpy()
     for i, row in enumerate(steps):
         # All differences are whole numbers, each of which the noise may be; and with it, what
         # leaves is the same to the last bit.
         noise = row - centres
         assert noise.dtype == np.int64
-        again = grid.values(grid.cut_off(centres + noise))
+        again = grid.to_values(grid.clamp(centres + noise))
         assert len(again) == CANDIDATES
         assert (again.view(torch.int32) == released[i].view(torch.int32)).all()
 
@@ -157,7 +157,7 @@ def test_on_the_grid_low_bits_name_nobody(
     # or what they are rounded to. False alarms: 1e-6 for each bound.
     right = np.arange(CANDIDATES)
     released = on_the_grid(shield, activations)
-    function = shield.bounded if known == "activations" else shield.centres
+    function = shield.bounded if known == "activations" else shield.noise_centres
     got = attack(shield, released, function(activations).numpy(), right)
     assert got.named <= most_named(CANDIDATES)
     # It is no better than likelihood alone: of all right names no more than half are its own, but

@@ -78,7 +78,7 @@ def assert_within_budget(device: NodeUnderAttack) -> None:
 def with_other_statistics(device: NodeUnderAttack, front: np.ndarray) -> np.ndarray:
     """Return a front with the same weights, in which nothing of an image is left."""
     built = device.front(0)
-    packing.unpack(torch.from_numpy(front), packing.state(built))
+    packing.unpack(torch.from_numpy(front), packing.state_tensors(built))
     for name, buffer in built.named_buffers():
         if "running_var" in name:
             buffer.fill_(1e30)
@@ -117,7 +117,7 @@ def test_nor_does_noise_that_promises_nothing(
         again = device.smash(front=given).arrays["smashed"].numpy()
         assert np.array_equal(sent, again)
         built = device.front(0).train(fronts_are != "frozen")
-        packing.unpack(torch.from_numpy(given), packing.state(built))
+        packing.unpack(torch.from_numpy(given), packing.state_tensors(built))
         x, _ = device.private.batch(device.order(0)[:64])
         clean = built.shield.train().bounded(built(x)).detach().numpy()
         noises.append((sent - clean).ravel())

@@ -10,14 +10,14 @@ import torch
 
 from pudica.clients.shields.disguises import Disguise, Key
 from pudica.clients.shields.disguises.breaks import (
-    affine,
-    breaks,
-    divisors_below_256,
-    factors,
-    offsets,
+    affine_coefficients,
+    count_divisors_below_256,
+    guess_offsets,
+    invert_affine,
+    recover_factors,
+    run_attacks,
     search_space,
-    standardised,
-    undone,
+    standardise,
 )
 from pudica.models.errors import RequestError
 from pudica.models.randomness import SystemGenerator, numpy_generator
@@ -51,14 +51,14 @@ def seen(images: np.ndarray, by: Disguise) -> np.ndarray:
 @pytest.mark.parametrize("notation", COMPOSITIONS)
 def test_every_composition_is_affine_for_each_pixel(notation: str) -> None:
     images, shield = plain(50), disguise(notation)
-    m, b = affine(shield)
+    m, b = affine_coefficients(shield)
     np.testing.assert_array_equal(seen(images, shield), m * images.astype(np.int64) + b)
 
 
 def test_m_and_b_are_the_keys_matrices() -> None:
     shield = disguise("MAT(256)+MMT(10)")
     added, factor = (shield.key.tensors[f"{place}/R"].numpy() for place in (0, 1))
-    m, b = affine(shield)
+    m, b = affine_coefficients(shield)
     np.testing.assert_array_equal(m, factor)
     np.testing.assert_array_equal(b, added * factor)
 
@@ -67,31 +67,31 @@ def test_m_and_b_are_the_keys_matrices() -> None:
 def test_z_scores_of_disguised_images_are_those_of_plain_ones(notation: str) -> None:
     images = plain(40)
     np.testing.assert_allclose(
-        standardised(seen(images, disguise(notation))), standardised(images), atol=1e-9
+        standardise(seen(images, disguise(notation))), standardise(images), atol=1e-9
     )
 
 
 def test_z_scores_of_a_pixel_that_never_changes_are_zero() -> None:
     images = plain(10)
     images[:, 0, 0, 0] = 7
-    assert not standardised(seen(images, disguise("MAT(256)")))[:, 0, 0, 0].any()
+    assert not standardise(seen(images, disguise("MAT(256)")))[:, 0, 0, 0].any()
 
 
 @pytest.mark.parametrize("notation", COMPOSITIONS)
 def test_twenty_images_without_the_key_are_undone(notation: str) -> None:
     images, shield = plain(20), disguise(notation)
     disguised = seen(images, shield)
-    m = factors(disguised)
-    np.testing.assert_array_equal(m, affine(shield)[0])
+    m = recover_factors(disguised)
+    np.testing.assert_array_equal(m, affine_coefficients(shield)[0])
     for guess in ("minimum", "mid-range"):
-        b = offsets(disguised, m, guess)
-        np.testing.assert_array_equal(undone(disguised, m, b), images)
+        b = guess_offsets(disguised, m, guess)
+        np.testing.assert_array_equal(invert_affine(disguised, m, b), images)
 
 
 def test_a_common_divisor_of_the_pixels_themselves_is_taken_for_the_keys() -> None:
     images = plain(20) // 2 * 2
-    m = factors(seen(images, disguise("MMT(10)")))
-    np.testing.assert_array_equal(m, 2 * affine(disguise("MMT(10)"))[0])
+    m = recover_factors(seen(images, disguise("MMT(10)")))
+    np.testing.assert_array_equal(m, 2 * affine_coefficients(disguise("MMT(10)"))[0])
 
 
 def test_images_under_two_keys_give_neither_unless_they_are_sorted() -> None:
@@ -99,17 +99,17 @@ def test_images_under_two_keys_give_neither_unless_they_are_sorted() -> None:
     images = plain(20)
     owners = [disguise("MAT(256)+MMT(1000)", seed) for seed in (0, 1)]
     mixed = np.concatenate([seen(images[i::2], owner) for i, owner in enumerate(owners)])
-    keys = [affine(owner) for owner in owners]
-    m = factors(mixed)
+    keys = [affine_coefficients(owner) for owner in owners]
+    m = recover_factors(mixed)
     assert all((m == key[0]).mean() < 0.1 for key in keys)
-    shown = undone(mixed, m, offsets(mixed, m, "minimum"))
+    shown = invert_affine(mixed, m, guess_offsets(mixed, m, "minimum"))
     assert (shown == np.concatenate([images[0::2], images[1::2]])).mean() < 0.1
 
 
 @pytest.mark.parametrize("notation", COMPOSITIONS)
 def test_breaks_tell_how_far_each_attack_comes(notation: str) -> None:
     shield = Disguise(Key.new(notation, SHAPE, SystemGenerator()))
-    found = {(each.attack, each.images): each for each in breaks(shield, plain(60))}
+    found = {(each.attack, each.images): each for each in run_attacks(shield, plain(60))}
     assert set(found) == {
         *(("common divisor", n) for n in (5, 10, 20)),
         *((guess, n) for guess in ("minimum", "mid-range") for n in (20, 50)),
@@ -124,7 +124,7 @@ def test_breaks_tell_how_far_each_attack_comes(notation: str) -> None:
 def test_a_known_pair_tells_what_never_changes() -> None:
     images = plain(60)
     images[:, :, 2] = 200
-    pair = breaks(disguise("MAT(256)+MMT(10)"), images)[-1]
+    pair = run_attacks(disguise("MAT(256)+MMT(10)"), images)[-1]
     assert (pair.attack, pair.found, pair.pixels, pair.error) == ("one known pair", 1, 1, 0)
 
 
@@ -132,27 +132,27 @@ def test_shares_are_of_the_pixels_that_vary_among_the_images_seen() -> None:
     images = plain(60)
     images[:5, :, :3] = 9  # the upper half is the same in the first five
     images[:5, :, 3:] = np.array([0, 1, 255, 7, 20], np.uint8)[:, None, None, None]
-    (five, *_) = breaks(disguise("MMT(10)"), images)
+    (five, *_) = run_attacks(disguise("MMT(10)"), images)
     assert (five.images, five.found) == (5, 1)
 
 
 def test_b_found_counts_only_where_m_is() -> None:
     images = plain(60) // 2 * 2  # even pixels: m comes out twice as large
     images[2] = 254
-    assert all(each.found == 0 for each in breaks(disguise("MMT(10)"), images))
+    assert all(each.found == 0 for each in run_attacks(disguise("MMT(10)"), images))
 
 
 @pytest.mark.parametrize("notation", ["MAT(1000000000000000)", "MAT(100)+MMT(1000000000000)"])
 def test_z_scores_of_large_numbers_are_right(notation: str) -> None:
     images = plain(100)
     images[:, :, 2] = 200
-    apart = standardised(seen(images, disguise(notation))) - standardised(images)
+    apart = standardise(seen(images, disguise(notation))) - standardise(images)
     assert np.abs(apart).max() < 1e-9
 
 
 def test_a_guess_that_is_wrong_is_told_as_wrong() -> None:
     images = plain(60) // 2 + 20  # nothing darker than 20
-    minimum = next(b for b in breaks(disguise("MAT(256)"), images) if b.attack == "minimum")
+    minimum = next(b for b in run_attacks(disguise("MAT(256)"), images) if b.attack == "minimum")
     assert (minimum.found, minimum.pixels) == (0, 0)
     assert minimum.error == pytest.approx(20)
 
@@ -160,7 +160,7 @@ def test_a_guess_that_is_wrong_is_told_as_wrong() -> None:
 @pytest.mark.parametrize("notation", ["Kiya", "Sharma(2)", "Noise(5)", "Blur(0.5)+MAT(3)"])
 def test_other_disguises_are_not_affine(notation: str) -> None:
     with pytest.raises(RequestError, match="no composition of MAT, MMT and Rise"):
-        affine(disguise(notation))
+        affine_coefficients(disguise(notation))
 
 
 # --------------------------------------------------------------------- search space
@@ -169,7 +169,7 @@ def test_other_disguises_are_not_affine(notation: str) -> None:
 def test_divisors_are_those_of_the_papers_examples() -> None:
     values = np.array([3, 15, 1, 0, 256, 510])
     # 256 and 510 = 2·3·5·17 have nine and sixteen; only they themselves are not below 256.
-    assert divisors_below_256(values).tolist() == [2, 4, 1, 0, 8, 15]
+    assert count_divisors_below_256(values).tolist() == [2, 4, 1, 0, 8, 15]
 
 
 def test_search_spaces_worked_out_by_hand() -> None:

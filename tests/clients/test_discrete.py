@@ -22,13 +22,13 @@ from pudica.clients.shields.discrete import (
     PRECISION,
     ExactSampler,
     Integers,
-    Noise,
-    _cumulative,
-    exact_sampler,
+    NoiseKind,
+    _compute_cumulative,
+    get_exact_sampler,
 )
 from pudica.models.randomness import Randomness, SecretGenerator, SystemGenerator, numpy_generator
 
-KINDS: tuple[Noise, ...] = ("laplace", "gaussian")
+KINDS: tuple[NoiseKind, ...] = ("laplace", "gaussian")
 SCALES = (0.065, 0.3, 1.0, 2.3, 37.5, 1300.0, 5200.0)
 WORDS = (1, 3, 8, 63)
 ALARM = 1e-9
@@ -47,7 +47,7 @@ class Chosen(SystemGenerator):
         return taken + self.rest.bytes(length - len(taken))
 
 
-def at_most(kind: Noise, scale: float, m: int) -> mpmath.mpf:
+def at_most(kind: NoiseKind, scale: float, m: int) -> mpmath.mpf:
     """Return P(|k| ≤ m), of closed forms that share nothing with the code."""
     with mpmath.workprec(DIGITS):
         if kind == "laplace":
@@ -71,12 +71,12 @@ def gaussian_sums(scale: float) -> list[mpmath.mpf]:
     return sums[1:]
 
 
-def magnitude(kind: Noise, scale: float, uniform: mpmath.mpf) -> int:
+def magnitude(kind: NoiseKind, scale: float, uniform: mpmath.mpf) -> int:
     """Return m of which P(|k| < m) ≤ uniform < P(|k| ≤ m)."""
     return bisect_right(range(1 << 21), uniform, key=lambda m: at_most(kind, scale, m))
 
 
-def tail(kind: Noise, scale: float, least: int) -> float:
+def tail(kind: NoiseKind, scale: float, least: int) -> float:
     """Return P(|k| ≥ least)."""
     if kind == "laplace":
         return float(2 * np.exp(-least / scale) / (1 + np.exp(-1 / scale))) if least else 1.0
@@ -87,7 +87,7 @@ def tail(kind: Noise, scale: float, least: int) -> float:
     return float(2 * beyond / total) if least else 1.0
 
 
-def law(kind: Noise, scale: float, reach: int) -> np.ndarray:
+def law(kind: NoiseKind, scale: float, reach: int) -> np.ndarray:
     """Return P(k) of k = −reach … reach."""
     numbers = np.abs(np.arange(-reach, reach + 1, dtype=np.float64))
     power = numbers / scale if kind == "laplace" else numbers**2 / (2 * scale**2)
@@ -96,7 +96,7 @@ def law(kind: Noise, scale: float, reach: int) -> np.ndarray:
     return found
 
 
-def body_fits(draws: Integers, kind: Noise, scale: float) -> bool:
+def body_fits(draws: Integers, kind: NoiseKind, scale: float) -> bool:
     """Tell whether draws have their law by Pearson's test: forty bins, none of few expected."""
     reach = int(45 * scale) + 3
     expected = law(kind, scale, reach)
@@ -110,7 +110,7 @@ def body_fits(draws: Integers, kind: Noise, scale: float) -> bool:
     return len(seen) < 2 or bool(stats.chisquare(seen, wanted).pvalue > ALARM)
 
 
-def tails_fit(draws: Integers, kind: Noise, scale: float, reaches: tuple[float, ...]) -> bool:
+def tails_fit(draws: Integers, kind: NoiseKind, scale: float, reaches: tuple[float, ...]) -> bool:
     """Tell whether as many draws as expected are so many scales from 0, or further."""
     sizes = np.abs(draws)
     thresholds = [int(np.ceil(reach * scale)) for reach in reaches]
@@ -130,9 +130,9 @@ def tails_fit(draws: Integers, kind: Noise, scale: float, reaches: tuple[float, 
 )
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_table_is_exact_but_for_its_last_bits(
-    kind: Noise, scale: float, precision: int
+    kind: NoiseKind, scale: float, precision: int
 ) -> None:
-    got = _cumulative(kind, scale, precision)
+    got = _compute_cumulative(kind, scale, precision)
     assert got == sorted(got)
     assert got[-1] == (1 << precision) - 1
     with mpmath.workprec(DIGITS):
@@ -141,9 +141,9 @@ def test_the_table_is_exact_but_for_its_last_bits(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_table_is_long_enough_for_its_last_bits(kind: Noise) -> None:
+def test_the_table_is_long_enough_for_its_last_bits(kind: NoiseKind) -> None:
     # What is left out is less than a number of so many bits can tell.
-    got = _cumulative(kind, 37.5, PRECISION)
+    got = _compute_cumulative(kind, 37.5, PRECISION)
     with mpmath.workprec(DIGITS):
         assert mpmath.ldexp(1 - at_most(kind, 37.5, len(got) - 1), PRECISION) < 2.0**-50
 
@@ -152,7 +152,7 @@ def test_the_table_is_long_enough_for_its_last_bits(kind: Noise) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("precision", [8, 12, 16, 128])
 def test_first_bits_decide_where_nothing_else_could_come_out(
-    monkeypatch: pytest.MonkeyPatch, kind: Noise, scale: float, precision: int
+    monkeypatch: pytest.MonkeyPatch, kind: NoiseKind, scale: float, precision: int
 ) -> None:
     # All 256 first words: the interval of numbers that begin so lies in that of a magnitude, or
     # the word is left open. Coarse tables must be refined until that is so.
@@ -174,7 +174,7 @@ def test_first_bits_decide_where_nothing_else_could_come_out(
 @pytest.mark.parametrize("scale", [0.3, 2.3, 37.5])
 @pytest.mark.parametrize("kind", KINDS)
 def test_further_bits_decide_the_rest(
-    monkeypatch: pytest.MonkeyPatch, kind: Noise, scale: float
+    monkeypatch: pytest.MonkeyPatch, kind: NoiseKind, scale: float
 ) -> None:
     monkeypatch.setattr(discrete, "PRECISION", 16)
     sampler = ExactSampler(kind, scale, word=8)
@@ -193,9 +193,9 @@ def test_further_bits_decide_the_rest(
 
 @pytest.mark.parametrize("scale", [0.3, 2.3, 37.5, 1300.0])
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_draw_from_the_far_tail_is_that_of_its_number(kind: Noise, scale: float) -> None:
+def test_a_draw_from_the_far_tail_is_that_of_its_number(kind: NoiseKind, scale: float) -> None:
     # 63 ones, then a zero among 65 bits that are ones: once in 2⁶³ to 2¹⁰⁴ draws.
-    sampler = exact_sampler(kind, scale)
+    sampler = get_exact_sampler(kind, scale)
     for zero in (0, 1, 5, 20, 40):
         more = ((1 << 65) - 1) ^ (1 << (64 - zero))
         chosen = b"\xff" * 8 + (more << 7).to_bytes(9, "little")
@@ -206,9 +206,9 @@ def test_a_draw_from_the_far_tail_is_that_of_its_number(kind: Noise, scale: floa
 
 @pytest.mark.parametrize("scale", [2.3, 37.5])
 @pytest.mark.parametrize("kind", KINDS)
-def test_boundaries_are_where_they_are_to_the_last_bit(kind: Noise, scale: float) -> None:
+def test_boundaries_are_where_they_are_to_the_last_bit(kind: NoiseKind, scale: float) -> None:
     # Numbers of 128 bits: surely below a boundary, and surely above it.
-    sampler = exact_sampler(kind, scale)
+    sampler = get_exact_sampler(kind, scale)
     for m in range(0, int(4 * scale), max(1, int(scale / 5))):
         with mpmath.workprec(DIGITS):
             boundary = int(mpmath.floor(mpmath.ldexp(at_most(kind, scale, m), 128)))
@@ -224,7 +224,7 @@ def test_boundaries_are_where_they_are_to_the_last_bit(kind: Noise, scale: float
 @pytest.mark.parametrize("word", WORDS)
 @pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize("kind", KINDS)
-def test_draws_have_their_law(kind: Noise, scale: float, word: int) -> None:
+def test_draws_have_their_law(kind: NoiseKind, scale: float, word: int) -> None:
     count = 400_000 if word == 63 else 20_000
     draws = ExactSampler(kind, scale, word).draw(count, numpy_generator(0, kind, str(scale), word))
     assert body_fits(draws, kind, scale)
@@ -234,7 +234,7 @@ def test_draws_have_their_law(kind: Noise, scale: float, word: int) -> None:
 @pytest.mark.parametrize("word", [1, 8])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_coarse_table_is_refined_and_changes_no_probability(
-    monkeypatch: pytest.MonkeyPatch, kind: Noise, word: int
+    monkeypatch: pytest.MonkeyPatch, kind: NoiseKind, word: int
 ) -> None:
     monkeypatch.setattr(discrete, "PRECISION", 9)
     draws = ExactSampler(kind, 2.3, word).draw(30_000, numpy_generator(0, kind, word))
@@ -244,17 +244,17 @@ def test_a_coarse_table_is_refined_and_changes_no_probability(
 
 @pytest.mark.parametrize("scale", [1.0, 37.5, 5200.0])
 @pytest.mark.parametrize("kind", KINDS)
-def test_tails_have_their_law(kind: Noise, scale: float) -> None:
-    draws = exact_sampler(kind, scale).draw(4_000_000, numpy_generator(1, kind, str(scale)))
+def test_tails_have_their_law(kind: NoiseKind, scale: float) -> None:
+    draws = get_exact_sampler(kind, scale).draw(4_000_000, numpy_generator(1, kind, str(scale)))
     reaches = (3.5, 4, 4.5, 5, 5.5, 6) if kind == "gaussian" else (4, 5, 6, 8, 10, 12, 14, 16)
     assert tails_fit(draws, kind, scale, reaches)
 
 
 @pytest.mark.parametrize("scale", [2.3, 37.5])
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_is_beyond_the_first_bits_has_its_law(kind: Noise, scale: float) -> None:
+def test_what_is_beyond_the_first_bits_has_its_law(kind: NoiseKind, scale: float) -> None:
     # Given 63 ones, which comes once in 10¹⁹ draws.
-    sampler, randomness = exact_sampler(kind, scale), numpy_generator(2, kind, str(scale))
+    sampler, randomness = get_exact_sampler(kind, scale), numpy_generator(2, kind, str(scale))
     last = (1 << 63) - 1
     draws = np.array([sampler._resolve(last, randomness) for _ in range(20_000)])
     with mpmath.workprec(DIGITS):
@@ -270,13 +270,13 @@ def test_what_is_beyond_the_first_bits_has_its_law(kind: Noise, scale: float) ->
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_these_tests_would_see_another_law(kind: Noise) -> None:
-    draws = exact_sampler(kind, 37.5).draw(400_000, numpy_generator(0, "power"))
+def test_these_tests_would_see_another_law(kind: NoiseKind) -> None:
+    draws = get_exact_sampler(kind, 37.5).draw(400_000, numpy_generator(0, "power"))
     assert not body_fits(draws, kind, 37.5 * 1.015)
     assert not body_fits(draws + 1, kind, 37.5)
     assert not body_fits(np.abs(draws), kind, 37.5)
     assert not body_fits(draws[draws % 8 > 0], kind, 37.5)
-    many = exact_sampler(kind, 37.5).draw(4_000_000, numpy_generator(0, "power"))
+    many = get_exact_sampler(kind, 37.5).draw(4_000_000, numpy_generator(0, "power"))
     assert not tails_fit(many[np.abs(many) < 4 * 37.5], kind, 37.5, (4, 4.5))
 
 
@@ -285,7 +285,7 @@ def test_these_tests_would_see_another_law(kind: Noise) -> None:
 
 @pytest.mark.parametrize("word", WORDS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_signs_are_a_bit_of_their_own(kind: Noise, word: int) -> None:
+def test_signs_are_a_bit_of_their_own(kind: NoiseKind, word: int) -> None:
     words = np.random.default_rng(0).integers(0, 2**64, 1000, dtype=np.uint64)
     sampler = ExactSampler(kind, 37.5, word)
     positive = sampler.draw(1000, Chosen((words & ~np.uint64(1)).tobytes()))
@@ -296,11 +296,11 @@ def test_signs_are_a_bit_of_their_own(kind: Noise, word: int) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_same_bytes_give_the_same_draws_and_others_do_not(kind: Noise) -> None:
+def test_the_same_bytes_give_the_same_draws_and_others_do_not(kind: NoiseKind) -> None:
     def keyed(key: int, purpose: bytes) -> Randomness:
         return SecretGenerator(bytes([key]) * 32, purpose)
 
-    sampler = exact_sampler(kind, 1300.0)
+    sampler = get_exact_sampler(kind, 1300.0)
     first = sampler.draw(1000, keyed(0, b"x")).tolist()
     assert sampler.draw(1000, keyed(0, b"x")).tolist() == first
     for other in (keyed(1, b"x"), keyed(0, b"y"), numpy_generator(0, "x"), SystemGenerator()):
@@ -313,7 +313,7 @@ def test_the_same_bytes_give_the_same_draws_and_others_do_not(kind: Noise) -> No
 def test_draws_are_int64_of_the_shape_that_was_asked_for(
     count: int, randomness: Randomness
 ) -> None:
-    draws = exact_sampler("gaussian", 2.3).draw(count, randomness)
+    draws = get_exact_sampler("gaussian", 2.3).draw(count, randomness)
     assert draws.shape == (count,)
     assert draws.dtype == np.int64
 
@@ -322,25 +322,25 @@ def test_draws_are_int64_of_the_shape_that_was_asked_for(
     "scale", [0.0, -0.0, -1.0, float("nan"), float("inf"), LARGEST_SCALE["gaussian"] * (1 + 1e-9)]
 )
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_scale_that_is_none_or_too_large_is_refused(kind: Noise, scale: float) -> None:
+def test_a_scale_that_is_none_or_too_large_is_refused(kind: NoiseKind, scale: float) -> None:
     with pytest.raises(ValueError, match="noise of scale"):
         ExactSampler(kind, scale)
 
 
 @pytest.mark.parametrize("scale", [1e-300, 1e-12, 1e-3])
 @pytest.mark.parametrize("kind", KINDS)
-def test_noise_of_hardly_any_scale_is_zero(kind: Noise, scale: float) -> None:
-    assert not exact_sampler(kind, scale).draw(1000, numpy_generator(0, "zero")).any()
+def test_noise_of_hardly_any_scale_is_zero(kind: NoiseKind, scale: float) -> None:
+    assert not get_exact_sampler(kind, scale).draw(1000, numpy_generator(0, "zero")).any()
 
 
 def test_a_sampler_is_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[Any] = []
-    first_bits = discrete._first_bits
+    first_bits = discrete._compute_first_bits
 
     def noted(*arguments: Any) -> Any:
         made.append(arguments)
         return first_bits(*arguments)
 
-    monkeypatch.setattr(discrete, "_first_bits", noted)
-    assert exact_sampler("laplace", 0.123) is exact_sampler("laplace", 0.123)
+    monkeypatch.setattr(discrete, "_compute_first_bits", noted)
+    assert get_exact_sampler("laplace", 0.123) is get_exact_sampler("laplace", 0.123)
     assert len(made) == 1

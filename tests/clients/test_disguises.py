@@ -13,7 +13,7 @@ import pytest
 import torch
 from scipy import stats
 
-from pudica.clients.shields.disguises import STEPS, Disguise, Key, parsed, written
+from pudica.clients.shields.disguises import STEPS, Disguise, Key, format_notation, parse_notation
 from pudica.clients.shields.disguises.noise import NOISE_KEY
 from pudica.models.errors import RequestError
 from pudica.models.randomness import Randomness, SystemGenerator, numpy_generator
@@ -147,7 +147,7 @@ def test_values_lie_where_the_disguise_says(notation: str) -> None:
 
 def test_numbers_that_no_float_holds_are_refused() -> None:
     with pytest.raises(RequestError, match=r"allowed: below 2\^53"):
-        parsed("MMT(1000000)+MMT(1000000)+MMT(1000)")
+        parse_notation("MMT(1000000)+MMT(1000000)+MMT(1000)")
 
 
 @pytest.mark.parametrize("step", ["MAT", "MMT"])
@@ -193,7 +193,7 @@ def test_a_disguise_is_of_each_image_alone(notation: str) -> None:
 def test_more_images_than_are_worked_on_together(monkeypatch: pytest.MonkeyPatch) -> None:
     disguise, originals = Disguise(new_key("MAT(256)+MMT(10)")), images(101)
     whole = disguise.protect(originals)
-    monkeypatch.setattr("pudica.clients.shields.disguises.disguise.AT_ONCE", 3 * 8 * 8 * 10)
+    monkeypatch.setattr("pudica.clients.shields.disguises.disguise.CHUNK_VALUES", 3 * 8 * 8 * 10)
     assert torch.equal(disguise.protect(originals), whole)
 
 
@@ -406,8 +406,8 @@ def test_a_key_that_is_not_there_says_how_to_make_one(tmp_path: Path) -> None:
     ],
 )
 def test_notation_is_read_and_written(text: str, expected: str) -> None:
-    assert written(parsed(text)) == expected
-    assert parsed(expected) == parsed(text)
+    assert format_notation(parse_notation(text)) == expected
+    assert parse_notation(expected) == parse_notation(text)
 
 
 @pytest.mark.parametrize(
@@ -437,7 +437,7 @@ def test_notation_is_read_and_written(text: str, expected: str) -> None:
 )
 def test_wrong_notation_says_what_is_allowed(text: str, message: str) -> None:
     with pytest.raises(RequestError, match=message):
-        parsed(text)
+        parse_notation(text)
 
 
 @pytest.mark.parametrize(
@@ -467,13 +467,13 @@ def test_wrong_images_are_refused(wrong: torch.Tensor, message: str) -> None:
 
 
 def test_every_step_is_in_these_tests() -> None:
-    used = {type(step) for notation in (*INVERTIBLE, *LOSSY) for step in parsed(notation)}
+    used = {type(step) for notation in (*INVERTIBLE, *LOSSY) for step in parse_notation(notation)}
     assert used == set(STEPS.values())
 
 
 @pytest.mark.parametrize(("notation", "why"), [("MAT(256)", "can undo it"), ("Blur(1)", "loses")])
 def test_a_disguise_guarantees_nothing_for_a_record(notation: str, why: str) -> None:
-    guarantee = Disguise(new_key(notation)).held()
+    guarantee = Disguise(new_key(notation)).guarantee()
     assert guarantee.epsilon is None
     assert why in guarantee.reasons[0]
 

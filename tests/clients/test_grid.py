@@ -15,18 +15,18 @@ from scipy import special, stats
 from pudica.clients.shields import SHIELDS, build, grid
 from pudica.clients.shields.analytic import analytic_epsilon, discrete_epsilon, discrete_sigma
 from pudica.clients.shields.clipping import Clipped
-from pudica.clients.shields.discrete import LARGEST_SCALE, Noise, exact_sampler
+from pudica.clients.shields.discrete import LARGEST_SCALE, NoiseKind, get_exact_sampler
 from pudica.clients.shields.grid import (
     LARGEST_INTEGER,
-    LEAST_LEVELS,
-    LEAST_SIGMA,
-    MOST_FEATURES,
+    MAX_FEATURES,
+    MIN_LEVELS,
+    MIN_SIGMA,
     REACH,
     SHARE,
-    Grid,
-    rounded,
+    IntegerGrid,
+    delta_within_slack,
+    round_rows,
     slack,
-    within_slack,
 )
 from pudica.models.randomness import numpy_generator
 
@@ -42,7 +42,7 @@ def clipped(
     return made
 
 
-def grid_of(made: Clipped) -> Grid:
+def grid_of(made: Clipped) -> IntegerGrid:
     assert made.grid
     return made.grid
 
@@ -85,7 +85,7 @@ def awkward(features: int, order: int, most: int) -> torch.Tensor:
 def test_rounding_makes_no_row_longer_than_allowed(order: int, features: int, most: int) -> None:
     rows = awkward(features, order, most)
     before = rows.clone()
-    got = rounded(rows, order, most)
+    got = round_rows(rows, order, most)
     assert got.dtype == torch.int64
     assert max(norms(got, order)) <= most**order
     assert torch.equal(rows, before)
@@ -110,18 +110,18 @@ def test_rounding_makes_no_row_longer_than_allowed(order: int, features: int, mo
 @pytest.mark.parametrize("order", [1, 2])
 def test_each_row_is_rounded_for_itself(order: int) -> None:
     rows = awkward(96, order, 100)
-    alone = [rounded(row[None], order, 100)[0] for row in rows]
-    assert torch.equal(rounded(rows, order, 100), torch.stack(alone))
-    assert torch.equal(rounded(rows.flip(0), order, 100), torch.stack(alone).flip(0))
+    alone = [round_rows(row[None], order, 100)[0] for row in rows]
+    assert torch.equal(round_rows(rows, order, 100), torch.stack(alone))
+    assert torch.equal(round_rows(rows.flip(0), order, 100), torch.stack(alone).flip(0))
 
 
 @pytest.mark.parametrize(("order", "most", "halves"), [(1, 4, 7), (2, 700, 2**20), (2, 4, 50)])
 def test_rounding_ends_with_as_many_features_as_allowed(order: int, most: int, halves: int) -> None:
     # An entry at most doubles when it is rounded up, so half the norm is always short enough.
-    rows = torch.full((1, MOST_FEATURES), 1e-9, dtype=torch.float64)
+    rows = torch.full((1, MAX_FEATURES), 1e-9, dtype=torch.float64)
     rows[0, :halves] = torch.linspace(0.500001, 0.57, halves, dtype=torch.float64)
     assert rows.norm(p=order) <= most < rows.round().norm(p=order)
-    assert max(norms(rounded(rows, order, most), order)) <= most**order
+    assert max(norms(round_rows(rows, order, most), order)) <= most**order
 
 
 @pytest.mark.parametrize("name", CLIPPED)
@@ -136,7 +136,7 @@ def test_any_two_examples_are_within_twice_the_levels(
     rows = torch.from_numpy(bits.view(np.float32).copy())
     rows[:40] = torch.randn(40, features, generator=torch.Generator().manual_seed(0))
     rows[40:44] = torch.tensor([math.inf, -math.inf, math.nan, 3.4e38])[:, None]
-    steps = made.on_grid(made.checked(rows)).numpy()
+    steps = made.round_to_grid(made.validate_input(rows)).numpy()
     order, levels = made.order, grid_of(made).levels
     assert max(norms(torch.from_numpy(steps), order)) <= levels**order
     apart = max(int((np.abs(steps[i + 1 :] - steps[i]) ** order).sum(1).max()) for i in range(399))
@@ -150,7 +150,7 @@ def test_an_example_is_on_the_grid_whatever_is_beside_it(name: str) -> None:
     for i in range(0, 64, 7):
         mixed = 1e6 * others.clone()
         mixed[i] = rows[i]
-        assert torch.equal(made.on_grid(mixed)[i], made.on_grid(rows)[i])
+        assert torch.equal(made.round_to_grid(mixed)[i], made.round_to_grid(rows)[i])
 
 
 # ----------------------------------------------------------------------------- the grid
@@ -160,29 +160,29 @@ UNITS = {"gaussian": np.geomspace(1e-3, 1e4, 300), "laplace": np.geomspace(1e-6,
 
 @pytest.mark.parametrize("kind", ["gaussian", "laplace"])
 @pytest.mark.parametrize("norm", [1.0, 0.3, 777.0])
-def test_a_grid_has_room_for_examples_and_their_noise(kind: Noise, norm: float) -> None:
+def test_a_grid_has_room_for_examples_and_their_noise(kind: NoiseKind, norm: float) -> None:
     for unit in UNITS[kind].tolist():
-        made = Grid.of(kind, norm, unit)
+        made = IntegerGrid.of(kind, norm, unit)
         # In fractions: there is no less noise than was asked for, and hardly more.
         asked = 2 * made.levels * Fraction(unit)
         assert asked <= Fraction(made.scale) <= asked * Fraction(1 + 1e-15)
-        assert made.levels >= LEAST_LEVELS
+        assert made.levels >= MIN_LEVELS
         assert made.step * made.levels == pytest.approx(norm)
         if kind == "gaussian":
-            assert made.scale >= LEAST_SIGMA
+            assert made.scale >= MIN_SIGMA
         reach = made.levels + REACH[kind] * made.scale
         assert reach <= LARGEST_INTEGER[made.dtype] + 1
         if made.dtype == "int16":
             # It is the finest one in 16 bits.
             assert reach * (made.levels + 1) / made.levels > LARGEST_INTEGER["int16"]
         else:
-            least = max(LEAST_LEVELS, math.ceil(LEAST_SIGMA / (2 * unit)) * (kind == "gaussian"))
+            least = max(MIN_LEVELS, math.ceil(MIN_SIGMA / (2 * unit)) * (kind == "gaussian"))
             assert made.levels == least
             assert reach > LARGEST_INTEGER["int16"]
 
 
 @pytest.mark.parametrize("kind", ["gaussian", "laplace"])
-def test_what_a_grid_leaves_out_is_rare(kind: Noise) -> None:
+def test_what_a_grid_leaves_out_is_rare(kind: NoiseKind) -> None:
     law = stats.norm if kind == "gaussian" else stats.laplace
     assert 2 * law.sf(REACH[kind]) < 1e-9
 
@@ -207,11 +207,11 @@ def test_what_travels_is_what_was_released(name: str, epsilon: float, clip: floa
     made = grid_of(clipped(name, epsilon=epsilon, clip=clip))
     most = LARGEST_INTEGER[made.dtype]
     every = np.arange(-most, most + 1)
-    values = made.values(every)
+    values = made.to_values(every)
     assert values.dtype == torch.float32
     assert np.array_equal(values.numpy(), (every * made.step).astype(np.float32))
     assert values.unique().numel() == len(every)
-    again = made.integers(values)
+    again = made.to_integers(values)
     assert again.dtype == made.dtype
     assert np.array_equal(again, every)
 
@@ -219,12 +219,12 @@ def test_what_travels_is_what_was_released(name: str, epsilon: float, clip: floa
 @pytest.mark.parametrize("dtype", ["int16", "int32"])
 def test_what_is_beyond_the_largest_integer_is_cut_off(dtype: str) -> None:
     most = LARGEST_INTEGER[dtype]
-    made = Grid(0.1, 4, 10.0, "int16" if dtype == "int16" else "int32")
+    made = IntegerGrid(0.1, 4, 10.0, "int16" if dtype == "int16" else "int32")
     far = np.array([2**40, most + 1, most, 0, -most, -most - 1, -(2**40)])
-    got = made.cut_off(far)
+    got = made.clamp(far)
     assert got.tolist() == [most, most, most, 0, -most, -most, -most]
     assert got.dtype == dtype
-    assert torch.equal(made.values(made.integers(made.values(far))), made.values(got))
+    assert torch.equal(made.to_values(made.to_integers(made.to_values(far))), made.to_values(got))
 
 
 @pytest.mark.parametrize("name", CLIPPED)
@@ -234,11 +234,11 @@ def test_every_released_value_is_a_whole_number_of_steps(name: str, epsilon: flo
     batch = torch.randn(64, 5, 4, generator=torch.Generator().manual_seed(0))
     released, _ = made.protect(batch, numpy_generator(0, "noise"))
     found = grid_of(made)
-    noise = exact_sampler(made.kind, found.scale).draw(64 * 20, numpy_generator(0, "noise"))
-    wanted = made.on_grid(batch).numpy().ravel() + noise
+    noise = get_exact_sampler(made.kind, found.scale).draw(64 * 20, numpy_generator(0, "noise"))
+    wanted = made.round_to_grid(batch).numpy().ravel() + noise
     assert np.abs(wanted).max() <= LARGEST_INTEGER[found.dtype]
-    assert np.array_equal(found.integers(released).ravel(), wanted)
-    assert torch.equal(found.values(wanted).view_as(released), released)
+    assert np.array_equal(found.to_integers(released).ravel(), wanted)
+    assert torch.equal(found.to_values(wanted).view_as(released), released)
 
 
 # ----------------------------------------------------------------------------- the slack
@@ -281,8 +281,8 @@ SHIFTS = [(1,), (4,), (25,), (1, 0), (1, 1), (3, 4), (-7, 24), (2, -30)]
 
 
 def small(monkeypatch: pytest.MonkeyPatch, features: int, sigma: float) -> None:
-    monkeypatch.setattr(grid, "MOST_FEATURES", features)
-    monkeypatch.setattr(grid, "LEAST_SIGMA", sigma)
+    monkeypatch.setattr(grid, "MAX_FEATURES", features)
+    monkeypatch.setattr(grid, "MIN_SIGMA", sigma)
 
 
 @pytest.mark.parametrize("delta", [1e-2, 1e-5, 1e-9])
@@ -338,13 +338,13 @@ def test_the_two_noises_are_as_close_as_said_but_for_what_is_rare(
     for weights in (discrete, rounding):
         assert np.exp(weights[~usual]).sum() <= 4 * math.exp(-t)
     assert (1 + math.exp(epsilon + eta)) * 4 * math.exp(-t) <= SHARE * delta
-    assert within_slack(delta, 2 * eta) * math.exp(eta) + SHARE * delta <= delta
+    assert delta_within_slack(delta, 2 * eta) * math.exp(eta) + SHARE * delta <= delta
 
 
-@pytest.mark.parametrize("sigma", [4.0, 50.0, LEAST_SIGMA])
+@pytest.mark.parametrize("sigma", [4.0, 50.0, MIN_SIGMA])
 def test_one_entry_of_either_noise_differs_by_no_more_than_said(sigma: float) -> None:
     t = 40.0
-    a = 2 * (t + math.log(2 * MOST_FEATURES))
+    a = 2 * (t + math.log(2 * MAX_FEATURES))
     reach = int(math.sqrt(a) * sigma)
     with mpmath.workdps(150):
         s = mpmath.mpf(sigma)
@@ -373,20 +373,20 @@ def log_weights(sigma: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 @pytest.mark.parametrize(("epsilon", "delta"), [(0.1, 1e-3), (8.0, 1e-9)])
 def test_slack_is_that_of_all_entries(count: int, epsilon: float, delta: float) -> None:
     # What one entry may differ, added up where Σk²/σ² is as large as it usually gets, or as small.
-    features, t = count * MOST_FEATURES, epsilon + 2 + math.log(8 / (SHARE * delta))
+    features, t = count * MAX_FEATURES, epsilon + 2 + math.log(8 / (SHARE * delta))
     spread = 2 * math.sqrt(features * t) + 2 * t
     a = 2 * (t + math.log(2 * features))
     rest = (features + spread) * (1 / 192 + a / 2880) + features / 500
-    eta = spread / (24 * LEAST_SIGMA**2) + rest / LEAST_SIGMA**4
+    eta = spread / (24 * MIN_SIGMA**2) + rest / MIN_SIGMA**4
     assert slack(count, epsilon, delta) == pytest.approx(2 * eta, rel=1e-9)
 
 
 @pytest.mark.parametrize("t", [1.0, 10.0, 40.0, 80.0])
-@pytest.mark.parametrize("features", [1, 2, 1000, MOST_FEATURES, 1000 * MOST_FEATURES])
+@pytest.mark.parametrize("features", [1, 2, 1000, MAX_FEATURES, 1000 * MAX_FEATURES])
 def test_unusual_noise_is_as_rare_as_counted(features: int, t: float) -> None:
     # 2τ ≤ 8e^−t: four e^−t for a length beyond either bound, or an entry beyond √a. Chernoff's
     # bounds of both noises, with the exponents that Laurent and Massart take of a Gaussian.
-    squares, *noises = log_weights(LEAST_SIGMA)
+    squares, *noises = log_weights(MIN_SIGMA)
     root = math.sqrt(t / features)
     spread = 2 * math.sqrt(features * t) + 2 * t
     entry = 2 * features * stats.norm.sf(math.sqrt(2 * (t + math.log(2 * features))))

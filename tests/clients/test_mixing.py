@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from pudica.clients.protocol import on_wire
-from pudica.clients.shields import build, configured
-from pudica.clients.shields.decoys import filled
-from pudica.clients.shields.draws import orthogonal
+from pudica.clients.shields import build, parse_config
+from pudica.clients.shields.decoys import fill_groups
+from pudica.clients.shields.draws import draw_orthogonal
 from pudica.clients.shields.mixing import Mixing, MixingKey
 from pudica.models.errors import RequestError
 from pudica.models.randomness import SystemGenerator
@@ -21,7 +21,7 @@ SHAPE = (3, 4, 4)
 def mixing(
     group: int = 8, batch: int = 100, shape: tuple[int, ...] = SHAPE, **more: bool
 ) -> Mixing:
-    shield = build(configured({"name": "mixing", "group": group, **more}), shape, batch)
+    shield = build(parse_config({"name": "mixing", "group": group, **more}), shape, batch)
     assert isinstance(shield, Mixing)
     return shield
 
@@ -38,7 +38,7 @@ def rng(seed: int = 0) -> np.random.Generator:
 
 def test_matrices_are_orthogonal_and_prefer_no_direction() -> None:
     """Entries of a uniform one have mean 0 and variance 1/8; 5 standard errors of 4,000 draws."""
-    matrices = orthogonal((4000, 8, 8), rng())
+    matrices = draw_orthogonal((4000, 8, 8), rng())
     unit = torch.eye(8).expand_as(matrices)
     torch.testing.assert_close(matrices @ matrices.mT, unit, atol=2e-6, rtol=0)
     first = matrices[:, 0, 0].double()
@@ -53,7 +53,7 @@ def test_every_size_of_request_comes_back_in_its_order(group: int, shuffle: bool
     shield = mixing(group, shuffle=shuffle)
     for count in range(1, 3 * group + 2):
         x = features(count, seed=count)
-        whole = filled(x, shield.config, rng(count))
+        whole = fill_groups(x, shield.config, rng(count))
         sent, key = shield.protect(whole, rng(count))
         assert len(sent) % group == 0
         assert len(sent) - count < group
@@ -140,7 +140,7 @@ def test_what_fills_a_group_is_no_combination_of_what_crosses(wire: torch.dtype)
     """Not behind linear layers either: it would show a group, and what is in it, without a key."""
     for seed in range(20):
         images = features(9, seed, (1, 16, 16)) + features(1, 99, (1, 16, 16))
-        rows = filled(images, mixing().config, rng(seed)).flatten(1)
+        rows = fill_groups(images, mixing().config, rng(seed)).flatten(1)
         sent, _ = mixing(shape=(256,)).protect(rows, rng(seed))
         alone, _ = mixing(shape=(256,)).protect(rows[:8], rng(seed))
         assert least(sent.to(wire)) > 0.1 * least(alone.to(wire)) > 1
@@ -167,7 +167,7 @@ def test_a_key_is_not_printed() -> None:
 def test_what_can_not_be_mixed_says_why(settings: dict, count: int, why: str) -> None:
     shield = mixing(**settings)
     with pytest.raises(ValueError, match=why):
-        shield.protect(filled(features(count), shield.config, rng()), rng())
+        shield.protect(fill_groups(features(count), shield.config, rng()), rng())
 
 
 def test_what_fills_no_group_is_not_mixed() -> None:
@@ -177,7 +177,7 @@ def test_what_fills_no_group_is_not_mixed() -> None:
 
 def test_no_group_is_smaller_than_one() -> None:
     with pytest.raises(ValueError, match="greater than or equal to 1"):
-        configured({"name": "mixing", "group": 0})
+        parse_config({"name": "mixing", "group": 0})
 
 
 def test_an_answer_with_other_rows_is_refused() -> None:
@@ -200,14 +200,14 @@ def test_infinite_features_are_refused(shape: tuple[int, ...], trained: bool, va
 
 def test_noise_has_its_variance_and_low_resolution_its_pixels() -> None:
     """The variance of 40,000 draws: within 5 standard errors of 4."""
-    noise = build(configured({"name": "noise", "variance": 4}), (1, 20, 20), 100)
+    noise = build(parse_config({"name": "noise", "variance": 4}), (1, 20, 20), 100)
     zeros = torch.zeros(100, 1, 20, 20)
     found = float(noise.protect(zeros, rng())[0].var())
     assert found == pytest.approx(4, abs=5 * 4 * (2 / 40_000) ** 0.5)
-    blurred = build(configured({"name": "low-resolution", "side": 1}), SHAPE, 4)
+    blurred = build(parse_config({"name": "low-resolution", "side": 1}), SHAPE, 4)
     x = features(4)
     torch.testing.assert_close(
         blurred.protect(x, rng())[0], x.mean((2, 3), keepdim=True).expand_as(x)
     )
     with pytest.raises(RequestError, match="no lower resolution"):
-        build(configured({"name": "low-resolution", "side": 5}), SHAPE, 4)
+        build(parse_config({"name": "low-resolution", "side": 5}), SHAPE, 4)

@@ -14,10 +14,10 @@ from scipy import stats
 from torch import nn
 
 from pudica.clients.shields import SHIELDS, Mechanism, Shield, build
-from pudica.clients.shields.base import FLOATING, draw
+from pudica.clients.shields.base import FLOATING_POINT_NOISE, draw_noise
 from pudica.clients.shields.clipping import Clipped
 from pudica.clients.shields.gaussian import SENSITIVITY, NormGaussian
-from pudica.clients.shields.grid import slack, within_slack
+from pudica.clients.shields.grid import delta_within_slack, slack
 from pudica.clients.shields.integers import IntegerMechanism
 from pudica.models.errors import RequestError
 from pudica.models.randomness import Randomness, SystemGenerator, numpy_generator
@@ -82,7 +82,7 @@ AWKWARD = list(awkward((1,)))
 def test_noise_has_its_distribution(randomness: Randomness) -> None:
     # Kolmogorov-Smirnov; false alarms with probability 1e-6 where the draws are not seeded.
     for kind, law in (("laplace", stats.laplace), ("gaussian", stats.norm)):
-        values = draw(kind, (200, 500), 0.7, randomness)
+        values = draw_noise(kind, (200, 500), 0.7, randomness)
         assert values.dtype == torch.float32
         assert stats.kstest(values.flatten().numpy(), law(scale=0.7).cdf).pvalue > 1e-6
 
@@ -92,7 +92,7 @@ def test_noise_is_added_at_the_mechanisms_scale(name: str) -> None:
     made = mechanism(name)
     batch = awkward((6, 4, 4))["positive"]
     protected, _ = made.protect(batch, numpy_generator(1, "scale"))
-    noise = (protected - made.centres(batch)).flatten()
+    noise = (protected - made.noise_centres(batch)).flatten()
     law = stats.laplace if made.kind == "laplace" else stats.norm
     assert len(noise) == 8 * 6 * 4 * 4
     assert stats.kstest(noise.numpy(), law(scale=made.scale).cdf).pvalue > 1e-3
@@ -102,10 +102,10 @@ def test_noise_is_added_at_the_mechanisms_scale(name: str) -> None:
 def test_noise_on_a_grid_is_whole_steps_on_the_rounded_function(name: str) -> None:
     made, batch = on_grid(name), 100 * awkward((6, 4, 4))["random"]
     protected, _ = made.protect(batch, numpy_generator(1, "whole"))
-    steps = made.grid.integers(protected).astype(np.int64)
-    assert torch.equal(made.grid.values(steps), protected)
-    centres = made.on_grid(made.checked(batch)).view_as(batch)
-    assert torch.equal(made.grid.values(centres.numpy()), made.centres(batch))
+    steps = made.grid.to_integers(protected).astype(np.int64)
+    assert torch.equal(made.grid.to_values(steps), protected)
+    centres = made.round_to_grid(made.validate_input(batch)).view_as(batch)
+    assert torch.equal(made.grid.to_values(centres.numpy()), made.noise_centres(batch))
     noise = (steps - centres.numpy()).ravel()
     scale = made.grid.scale
     spread = stats.dlaplace(1 / scale).std() if made.kind == "laplace" else scale
@@ -165,7 +165,7 @@ def test_gradients_pass_as_if_there_were_no_noise(name: str) -> None:
 @pytest.mark.parametrize(("name", "order"), [("clip-laplace", 1), ("clip-gaussian", 2)])
 def test_no_example_is_above_the_norm(name: str, order: int, case: str) -> None:
     made = mechanism(name, clip=0.3)
-    bounded = made.bounded(made.checked(awkward((6, 4, 4))[case]))
+    bounded = made.bounded(made.validate_input(awkward((6, 4, 4))[case]))
     norms = bounded.flatten(1).double().norm(p=order, dim=1)
     assert torch.isfinite(bounded).all()
     assert (norms <= 0.3).all()
@@ -179,7 +179,7 @@ def test_an_example_below_the_norm_is_left_as_it_is() -> None:
 @pytest.mark.parametrize("case", AWKWARD)
 def test_batch_normalised_entries_obey_eq_2_of_paper_002(case: str) -> None:
     made = mechanism("batch-norm-laplace")
-    bounded = made.bounded(made.checked(awkward((6, 4, 4))[case])).double()
+    bounded = made.bounded(made.validate_input(awkward((6, 4, 4))[case])).double()
     assert torch.isfinite(bounded).all()
     assert bounded.abs().max() <= math.sqrt(7)
 
@@ -215,7 +215,7 @@ def test_one_entry_moves_by_what_the_paper_proves() -> None:
 @pytest.mark.parametrize("case", AWKWARD)
 def test_dp_a_never_exceeds_its_sensitivity(case: str) -> None:
     made = mechanism("norm-gaussian", (64, 3, 3))
-    bounded = made.bounded(made.checked(awkward((64, 3, 3))[case])).double()
+    bounded = made.bounded(made.validate_input(awkward((64, 3, 3))[case])).double()
     assert bounded.min() >= 0
     assert bounded.max() < SENSITIVITY
     assert (bounded.square().sum(1) <= NormGaussian.squared_norm(64)).all()
@@ -290,8 +290,8 @@ def test_what_is_not_finite_has_a_norm_within_the_bound(name: str) -> None:
     assert isinstance(made, Clipped)
     rows = torch.tensor([[math.nan] * 3, [math.inf] * 3, [-math.inf, math.nan, 1.0]])
     finite = torch.tensor([[0.0] * 3, [3.4028235e38] * 3, [-3.4028235e38, 0.0, 1.0]])
-    steps = made.on_grid(made.checked(rows))
-    assert torch.equal(steps, made.on_grid(finite))
+    steps = made.round_to_grid(made.validate_input(rows))
+    assert torch.equal(steps, made.round_to_grid(finite))
     assert (steps.abs().pow(made.order).sum(1) <= made.grid.levels**made.order).all()
     # What is infinite weighs as much as any example may.
     assert steps[1:].double().norm(p=made.order, dim=1).min() > 0.99 * made.grid.levels
@@ -342,15 +342,18 @@ def test_clipped_gaussian_has_just_its_delta(epsilon: float, delta: float) -> No
     extra = slack(1, epsilon, delta)
     assert extra < 1e-3 * epsilon
     continuous = delta_of_gaussian(2 * 2.5, made.scale, epsilon - extra)
-    assert continuous == pytest.approx(within_slack(delta, extra), rel=1e-6)
+    assert continuous == pytest.approx(delta_within_slack(delta, extra), rel=1e-6)
     assert continuous < delta
-    assert (made.held().epsilon, made.held().delta) == (epsilon, delta)
+    assert (made.guarantee().epsilon, made.guarantee().delta) == (epsilon, delta)
 
 
 @pytest.mark.parametrize("epsilon", [1.0, 5.0])
 def test_what_dp_a_would_hold_for_an_image(epsilon: float) -> None:
     made = mechanism("norm-gaussian", (64, 4, 4), epsilon=epsilon)
-    would, distance = made.in_real_numbers(), math.sqrt(2 * 16 * NormGaussian.squared_norm(64))
+    would, distance = (
+        made.guarantee_in_real_numbers(),
+        math.sqrt(2 * 16 * NormGaussian.squared_norm(64)),
+    )
     assert would.epsilon > 10 * epsilon
     exact = delta_of_gaussian(distance, made.scale, would.epsilon)
     assert exact == pytest.approx(1e-5, rel=0.01)
@@ -360,15 +363,17 @@ def test_what_dp_a_would_hold_for_an_image(epsilon: float) -> None:
 
 def test_laplace_guarantees_are_distance_over_scale() -> None:
     clip = mechanism("clip-laplace", epsilon=3, clip=0.7)
-    assert 2 * 0.7 / clip.scale == pytest.approx(clip.held().epsilon)
-    assert clip.held().epsilon == 3
+    assert 2 * 0.7 / clip.scale == pytest.approx(clip.guarantee().epsilon)
+    assert clip.guarantee().epsilon == 3
     counts = mechanism("counts", (7,), epsilon=0.5)
-    assert 7 / counts.scale == pytest.approx(counts.held().epsilon)
-    assert (counts.held().epsilon, counts.held().delta) == (0.5, 0)
+    assert 7 / counts.scale == pytest.approx(counts.guarantee().epsilon)
+    assert (counts.guarantee().epsilon, counts.guarantee().delta) == (0.5, 0)
     pixels = mechanism("pixel-laplace", (1, 28, 28), epsilon=2)
-    assert pixels.in_real_numbers().epsilon == pytest.approx(784 * 2)
+    assert pixels.guarantee_in_real_numbers().epsilon == pytest.approx(784 * 2)
     batch = mechanism("batch-norm-laplace", (1280,), 64, epsilon=5, sensitivity="experiments")
-    assert batch.in_real_numbers().epsilon == pytest.approx(1280 * 5 * (2 + math.sqrt(68)))
+    assert batch.guarantee_in_real_numbers().epsilon == pytest.approx(
+        1280 * 5 * (2 + math.sqrt(68))
+    )
     assert batch.claimed().unit == "element"
 
 
@@ -385,9 +390,9 @@ def test_laplace_noise_on_integers_is_never_less_than_epsilon_says(name: str) ->
 @pytest.mark.parametrize("name", FLOATS)
 def test_noise_in_floating_point_promises_nothing_and_says_what_it_would(name: str) -> None:
     made = mechanism(name)
-    held, would = made.held(), made.in_real_numbers()
+    held, would = made.guarantee(), made.guarantee_in_real_numbers()
     assert str(held) == "no finite ε for one record"
-    assert held.reasons == (FLOATING, f"in real numbers: {would}")
+    assert held.reasons == (FLOATING_POINT_NOISE, f"in real numbers: {would}")
     assert would.epsilon > 2
     assert made.claimed().epsilon == 2  # which is the paper's matter
 
@@ -395,14 +400,14 @@ def test_noise_in_floating_point_promises_nothing_and_says_what_it_would(name: s
 @pytest.mark.parametrize("name", ON_GRID)
 def test_noise_on_a_grid_holds_what_it_would_in_real_numbers(name: str) -> None:
     made = on_grid(name)
-    assert made.held() == made.in_real_numbers() == made.claimed()
-    assert made.held().unit == "record"
-    assert "public grid" in " ".join(made.held().reasons)
+    assert made.guarantee() == made.guarantee_in_real_numbers() == made.claimed()
+    assert made.guarantee().unit == "record"
+    assert "public grid" in " ".join(made.guarantee().reasons)
 
 
 def test_running_statistics_bound_nothing() -> None:
     made = mechanism("batch-norm-laplace").eval()
-    for guarantee in (made.held(), made.in_real_numbers()):
+    for guarantee in (made.guarantee(), made.guarantee_in_real_numbers()):
         assert guarantee.epsilon is None
         assert "running statistics" in guarantee.reasons[0]
 
@@ -410,14 +415,14 @@ def test_running_statistics_bound_nothing() -> None:
 @pytest.mark.parametrize("name", ["mixing", "noise", "low-resolution"])
 def test_an_obfuscation_promises_nothing_and_says_why(name: str) -> None:
     made = shield(name)
-    assert made.held().epsilon is None
-    assert made.held().reasons[0].startswith("an obfuscation: ")
+    assert made.guarantee().epsilon is None
+    assert made.guarantee().reasons[0].startswith("an obfuscation: ")
 
 
 @pytest.mark.parametrize("name", [*MECHANISMS, "none"])
 def test_without_noise_there_is_no_guarantee(name: str) -> None:
     bare = shield(name, epsilon=None) if name in MECHANISMS else shield(name)
-    for guarantee in (bare.claimed(), bare.held()):
+    for guarantee in (bare.claimed(), bare.guarantee()):
         assert str(guarantee) == "no finite ε for one record"
         assert guarantee.reasons == ("no noise",)
 
@@ -441,16 +446,16 @@ def test_nobody_goes_without_noise_by_leaving_it_out(name: str) -> None:
 def test_replacing_an_example_moves_a_batch_by_the_sensitivity_at_most(name: str) -> None:
     made = mechanism(name)
     order = 1 if made.kind == "laplace" else 2
-    batches = [made.checked(batch) for batch in awkward((6, 4, 4)).values()]
+    batches = [made.validate_input(batch) for batch in awkward((6, 4, 4)).values()]
     pairs = [made.neighbours()]
     for one, other in itertools.product(batches, batches):
         replaced = one.clone()
         replaced[0] = other[0]
         pairs.append((one, replaced))
-    for function in (made.bounded, made.centres):
+    for function in (made.bounded, made.noise_centres):
         moved = [(function(a) - function(b)).double().norm(p=order) for a, b in pairs]
         # On a grid the distance is that of whole numbers, here rounded to float32 steps.
-        most = made.sensitivity * (1 + (1e-6 if made.grid and function == made.centres else 0))
+        most = made.sensitivity * (1 + (1e-6 if made.grid and function == made.noise_centres else 0))
         assert max(moved) <= most
         assert moved[0] > 0.6 * made.sensitivity  # the neighbours that audits attack
 
@@ -459,16 +464,18 @@ def test_replacing_an_example_moves_a_batch_by_the_sensitivity_at_most(name: str
 def test_replacing_an_example_moves_whole_numbers_by_twice_the_levels_at_most(name: str) -> None:
     made = on_grid(name)
     assert isinstance(made, Clipped)
-    rows = torch.cat([made.on_grid(made.checked(b)) for b in awkward((6, 4, 4)).values()])
+    rows = torch.cat(
+        [made.round_to_grid(made.validate_input(b)) for b in awkward((6, 4, 4)).values()]
+    )
     apart = (rows[:, None] - rows[None]).abs().pow(made.order).sum(-1)
     assert int(apart.max()) <= (2 * made.grid.levels) ** made.order
-    one, other = (made.on_grid(batch)[0] for batch in made.neighbours())
+    one, other = (made.round_to_grid(batch)[0] for batch in made.neighbours())
     assert int((one - other).abs().sum()) >= 2 * made.grid.levels - 2
 
 
 def test_neighbouring_counts_differ_by_one_each() -> None:
     made = on_grid("counts", (7,), 3)
-    one, other = (made.on_grid(batch) for batch in made.neighbours())
+    one, other = (made.round_to_grid(batch) for batch in made.neighbours())
     assert (other - one).tolist() == [[1] * 7, [0] * 7, [0] * 7]
     assert made.sensitivity == 7
     assert (made.grid.step, made.grid.dtype) == (1, "int32")

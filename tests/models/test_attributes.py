@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from pudica.models.attributes import (
-    accuracies,
-    answered,
     attribute_loss,
-    balanced_accuracies,
-    balancing,
-    confusion,
+    compute_accuracies,
+    compute_balanced_accuracies,
+    compute_balancing_weights,
+    count_confusions,
+    predict_answers,
 )
 
 # Three images, two attributes, two logits each.
@@ -32,7 +32,7 @@ def test_the_loss_is_the_mean_cross_entropy_over_images_and_attributes() -> None
 
 
 def test_weights_count_each_answer_the_same() -> None:
-    weights = balancing(TRUTH)
+    weights = compute_balancing_weights(TRUTH)
     torch.testing.assert_close(weights, torch.tensor([[1.5, 0.75], [1.5, 0.75]]))
     wanted = [
         0.75 * cross(1) + 1.5 * cross(2),
@@ -41,18 +41,20 @@ def test_weights_count_each_answer_the_same() -> None:
     ]
     found = float(attribute_loss(LOGITS, TRUTH, weights))
     assert found == pytest.approx(sum(wanted) / 6, rel=1e-6)
-    assert balancing(torch.ones(4, 1, dtype=torch.int64)).tolist() == [[0.0, 0.5]]
+    assert compute_balancing_weights(torch.ones(4, 1, dtype=torch.int64)).tolist() == [[0.0, 0.5]]
 
 
 def test_answers_and_rates() -> None:
-    answers = answered(LOGITS)
+    answers = predict_answers(LOGITS)
     assert answers.tolist() == [[1, 0], [0, 1], [0, 0]]
-    counts = confusion(answers, TRUTH)
+    counts = count_confusions(answers, TRUTH)
     assert counts.tolist() == [[[1, 0], [1, 1]], [[1, 0], [1, 1]]]
-    assert accuracies(counts).tolist() == pytest.approx([2 / 3, 2 / 3])
-    assert balanced_accuracies(counts).tolist() == pytest.approx([0.75, 0.75])
+    assert compute_accuracies(counts).tolist() == pytest.approx([2 / 3, 2 / 3])
+    assert compute_balanced_accuracies(counts).tolist() == pytest.approx([0.75, 0.75])
 
 
 def test_a_rate_of_answers_that_nobody_has_is_no_number() -> None:
-    counts = confusion(torch.ones(3, 1, dtype=torch.int64), torch.ones(3, 1, dtype=torch.int64))
-    assert torch.isnan(balanced_accuracies(counts)).all()
+    counts = count_confusions(
+        torch.ones(3, 1, dtype=torch.int64), torch.ones(3, 1, dtype=torch.int64)
+    )
+    assert torch.isnan(compute_balanced_accuracies(counts)).all()

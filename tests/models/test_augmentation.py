@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pudica.clients.data import DataConfig, load
-from pudica.models.augmentation import AUGMENTATIONS, handwriting
+from pudica.models.augmentation import AUGMENTATIONS, distort_handwriting
 from pudica.models.randomness import torch_generator
 
 BLACK = torch.zeros(1, 1, 1)
@@ -21,7 +21,7 @@ def digits() -> torch.Tensor:
 
 
 def written(x: torch.Tensor, seed: int = 0, black: torch.Tensor = BLACK) -> torch.Tensor:
-    return handwriting(x, black, torch_generator(seed, "augment"))
+    return distort_handwriting(x, black, torch_generator(seed, "augment"))
 
 
 def test_shape_type_and_range_stay(digits: torch.Tensor) -> None:

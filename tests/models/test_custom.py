@@ -18,7 +18,7 @@ from torch import nn
 
 from pudica.clients.assignments import ParticipantConfig
 from pudica.models import build, describe, display_name, is_frozen, minimum_side
-from pudica.models.custom import with_absolute_path
+from pudica.models.custom import resolve_model_path
 from pudica.models.errors import RequestError
 
 PROGRAM = "models/model.json"
@@ -130,7 +130,7 @@ def test_a_file_in_settings_is_the_same_in_any_directory(
         "torchvision:vgg11": "torchvision:vgg11",
     }.items():
         assert Path(ParticipantConfig(model=name).model) == Path(wanted)
-    assert with_absolute_path("custom:net.py:f", Path("/else")) == "custom:/else/net.py:f"
+    assert resolve_model_path("custom:net.py:f", Path("/else")) == "custom:/else/net.py:f"
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from torch.nn import functional
 from torch.profiler import ProfilerActivity, profile
 
 from pudica.models import RequestError, build
-from pudica.models.cut import INPUT, OUTPUT, Cutter, cutting_cost, flops
+from pudica.models.cut import INPUT, OUTPUT, Cutter, count_flops, cutting_cost
 
 FAMILIES = (
     "lenet",
@@ -98,7 +98,7 @@ def test_a_weight_is_on_the_side_that_reads_it() -> None:
     front, back = Cutter(Positioned()).cut("conv")
     assert set(front.state_dict()) == {"place", "conv.weight", "conv.bias"}
     assert set(back.state_dict()) == {"shift", "end.weight", "end.bias"}
-    assert Cutter(Positioned()).costs((3, 8, 8))[0].parameters == 3 * 64  # `images + place`
+    assert Cutter(Positioned()).compute_costs((3, 8, 8))[0].parameters == 3 * 64  # `images + place`
 
 
 def test_no_cut_runs_between_two_uses_of_a_layer() -> None:
@@ -183,7 +183,7 @@ def test_costs_are_those_worked_out_by_hand() -> None:
         nn.Flatten(),
         nn.Linear(8 * 4 * 4, 5),
     )
-    conv, relu, pool, flat = Cutter(model).costs((3, 8, 8), batch=10)
+    conv, relu, pool, flat = Cutter(model).compute_costs((3, 8, 8), batch=10)
     assert [cost.name for cost in (conv, relu, pool, flat)] == ["0", "1", "2", "3"]
     assert (conv.shape, pool.shape, flat.shape) == ((8, 8, 8), (8, 4, 4), (128,))
     assert (conv.bytes, pool.bytes) == (8 * 8 * 8 * 4, 8 * 4 * 4 * 4)
@@ -200,7 +200,7 @@ def test_costs_are_those_worked_out_by_hand() -> None:
 def test_memory_is_what_a_forward_pass_really_keeps(model: str, side: int, cut: str) -> None:
     built = build(model, num_classes=10, channels=1, image_size=side).train()
     cutter = Cutter(built)
-    counted = {cost.name: cost.memory for cost in cutter.costs((1, side, side), batch=16)}
+    counted = {cost.name: cost.memory for cost in cutter.compute_costs((1, side, side), batch=16)}
     front, _ = cutter.cut(cut)
     images = torch.rand(16, 1, side, side)
     front(images)  # what is made once is made here
@@ -213,7 +213,7 @@ def test_memory_is_what_a_forward_pass_really_keeps(model: str, side: int, cut: 
 
 
 def test_costs_of_vgg_at_the_papers_cut() -> None:
-    cost = Cutter(build("vgg-16", num_classes=40)).costs((3, 64, 64))[0]
+    cost = Cutter(build("vgg-16", num_classes=40)).compute_costs((3, 64, 64))[0]
     assert (cost.name, cost.layer, cost.shape) == ("0.0", "Conv2d", (64, 64, 64))
     assert cost.parameters == 1792
     assert cost.flops == 2 * 27 * 64 * 64 * 64
@@ -244,16 +244,16 @@ def test_the_edges_share_of_resnet_18_is_paper_003s(
 ) -> None:
     """Tables 2 and 3, which count batch norm, ReLU and pooling too."""
     model = build("torchvision:resnet18", num_classes=80, channels=3, image_size=64)
-    pre, main, post = Cutter(model).stages(first, "flatten")
+    pre, main, post = Cutter(model).cut_stages(first, "flatten")
     edge = sum(p.numel() for stage in (pre, post) for p in stage.parameters())
     assert round(edge / 1e6, 2) == parameters
     assert edge + sum(p.numel() for p in main.parameters()) == sum(
         p.numel() for p in model.parameters()
     )
-    macs = (flops(pre, FACES) + flops(post, (512,))) / 2
+    macs = (count_flops(pre, FACES) + count_flops(post, (512,))) / 2
     assert round(macs / 1e9, 2) == gmacs
     assert round((macs + other_operations(pre)) / 1e9, 2) == published
-    share = macs / (flops(model, FACES) / 2)
+    share = macs / (count_flops(model, FACES) / 2)
     assert share <= {"maxpool": 0.065, "layer1.0": 0.19, "layer1.1": 0.31}[first]
 
 
@@ -279,7 +279,7 @@ def other_operations(pre: nn.Module) -> int:
 def test_three_stages_are_the_model(first: str, last: str) -> None:
     model = build("resnet-18", num_classes=4, channels=3, image_size=16).eval()
     x = torch.randn(2, 3, 16, 16)
-    pre, main, post = (stage.eval() for stage in Cutter(model).stages(first, last))
+    pre, main, post = (stage.eval() for stage in Cutter(model).cut_stages(first, last))
     torch.testing.assert_close(post(main(pre(x))), model(x))
 
 
@@ -296,4 +296,4 @@ def test_three_stages_are_the_model(first: str, last: str) -> None:
 def test_stages_that_do_not_meet_say_why(first: str, last: str, why: str) -> None:
     model = build("resnet-18", num_classes=4, channels=3, image_size=16)
     with pytest.raises(RequestError, match=why):
-        Cutter(model).stages(first, last)
+        Cutter(model).cut_stages(first, last)

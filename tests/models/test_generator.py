@@ -15,7 +15,7 @@ CPU = Compute(ComputeConfig(device="cpu"))
 
 
 def initial(bound: float = 1.5, seed: int = 0) -> NoiseGenerator:
-    return NoiseGenerator.initial(SHAPE, bound, torch_generator(seed, "test"))
+    return NoiseGenerator.untrained(SHAPE, bound, torch_generator(seed, "test"))
 
 
 def classifiers(count: int) -> list[nn.Module]:
@@ -57,7 +57,7 @@ def test_noise_has_the_mean_and_the_spread_it_says() -> None:
 
 def test_initial_parameters_follow_the_authors_code() -> None:
     # 30,000 elements: six standard errors of a standard deviation are 6/√60,000 = 2.5 %.
-    noise = NoiseGenerator.initial((3, 100, 100), 1.0, torch_generator(0, "large"))
+    noise = NoiseGenerator.untrained((3, 100, 100), 1.0, torch_generator(0, "large"))
     assert float(noise.mu.std()) == pytest.approx(0.2, rel=0.025)
     assert float(noise.rho.std()) == pytest.approx(1.0, rel=0.025)
 
@@ -107,13 +107,13 @@ def test_a_generator_that_travels_goes_on_as_if_it_had_stayed(steps_before: int)
     stayed = GeneratorTraining(initial(), 0.01)
     for gradient in gradients[:steps_before]:
         stayed.step(gradient)
-    values, steps = stayed.packed()
+    values, steps = stayed.pack()
     assert steps == steps_before
-    travelled = GeneratorTraining.unpacked(torch.from_numpy(values.copy()), steps, 1.5, 0.01)
+    travelled = GeneratorTraining.unpack(torch.from_numpy(values.copy()), steps, 1.5, 0.01)
     for gradient in gradients[steps_before:]:
         stayed.step(gradient)
         travelled.step(gradient)
-    assert (stayed.packed()[0] == travelled.packed()[0]).all()
+    assert (stayed.pack()[0] == travelled.pack()[0]).all()
 
 
 def test_more_weight_on_the_task_leaves_less_noise() -> None:

@@ -24,10 +24,10 @@ def test_task_gradient_on_the_gpu_is_that_on_the_cpu() -> None:
     results = []
     for device in ("cpu", "cuda"):
         compute = Compute(ComputeConfig(device=device))
-        noise = NoiseGenerator.initial((3, 32, 32), 3.0, torch_generator(0, "noise"))
+        noise = NoiseGenerator.untrained((3, 32, 32), 3.0, torch_generator(0, "noise"))
         noise = noise.to(compute.device)
-        placed = compute.place(x), y.to(compute.device), compute.place(e)
-        gradient, _ = noise.task_gradient(compute.host(model), *placed, compute)
+        placed = compute.move_batch(x), y.to(compute.device), compute.move_batch(e)
+        gradient, _ = noise.task_gradient(compute.move_model(model), *placed, compute)
         results.append(gradient.cpu())
     torch.testing.assert_close(results[0], results[1], rtol=2e-2, atol=1e-4)
 

@@ -75,13 +75,13 @@ def test_three_steps_a_file_and_three_more_are_six(
     for number in range(3):
         step(stopped, first, number)
     save_tensors(tmp_path / "weights.safetensors", stopped.state_dict(), {})
-    save_tensors(tmp_path / "state.safetensors", optimizers.state_of(first), {})
+    save_tensors(tmp_path / "state.safetensors", optimizers.optimizer_state(first), {})
 
     resumed = layers()
     second = optimizers.build(config, resumed.parameters())
     kept = [load_tensors(tmp_path / f"{name}.safetensors") for name in ("weights", "state")]
     resumed.load_state_dict(kept[0][0])
-    optimizers.restore(second, kept[1][0])
+    optimizers.load_optimizer_state(second, kept[1][0])
     assert [step(resumed, second, number) for number in range(3, 6)] == losses[3:]
     for name, value in undisturbed.state_dict().items():
         assert torch.equal(resumed.state_dict()[name], value), name
@@ -108,8 +108,8 @@ def test_a_state_from_before_the_first_step_is_one_too(name: str) -> None:
     model, again = layers(), layers()
     untouched = optimizers.build(config, model.parameters())
     restored = optimizers.build(config, again.parameters())
-    state = {key: value.clone() for key, value in optimizers.state_of(untouched).items()}
-    optimizers.restore(restored, state)
+    state = {key: value.clone() for key, value in optimizers.optimizer_state(untouched).items()}
+    optimizers.load_optimizer_state(restored, state)
     for each, own in ((model, untouched), (again, restored)):
         step(each, own, 0)
     assert all(
@@ -122,21 +122,23 @@ def test_where_nothing_learns_there_is_no_optimiser() -> None:
     frozen = layers().requires_grad_(False)
     assert optimizers.build(OptimizerConfig(), frozen.parameters()) is None
     assert optimizers.build(OptimizerConfig(), []) is None
-    assert optimizers.state_of(None) == {}
-    optimizers.restore(None, {})
+    assert optimizers.optimizer_state(None) == {}
+    optimizers.load_optimizer_state(None, {})
 
 
 def test_the_rate_falls_every_so_many_epochs() -> None:
     config = OptimizerConfig(learning_rate=0.4, step_size=2, gamma=0.5)
-    assert [config.rate(epoch) for epoch in range(6)] == [0.4, 0.4, 0.2, 0.2, 0.1, 0.1]
-    assert {OptimizerConfig(learning_rate=0.4).rate(epoch) for epoch in range(6)} == {0.4}
+    assert [config.learning_rate_at(epoch) for epoch in range(6)] == [0.4, 0.4, 0.2, 0.2, 0.1, 0.1]
+    assert {OptimizerConfig(learning_rate=0.4).learning_rate_at(epoch) for epoch in range(6)} == {
+        0.4
+    }
 
 
 def test_a_rate_that_is_set_is_the_one_of_the_next_step() -> None:
     model = layers()
     optimizer = optimizers.build(OptimizerConfig(learning_rate=0.1), model.parameters())
     before = model[0].weight.detach().clone()
-    optimizers.set_rate(optimizer, 0.025)
+    optimizers.set_learning_rate(optimizer, 0.025)
     step(model, optimizer, 0)
     torch.testing.assert_close(model[0].weight.detach(), before - 0.025 * model[0].weight.grad)
 
@@ -161,11 +163,11 @@ def test_only_a_state_that_the_optimiser_can_have_is_accepted(config: dict[str, 
     wanted, model = OptimizerConfig(**config), nn.Linear(3, 2)
     optimizer = optimizers.build(wanted, model.parameters())
     assert optimizer is not None
-    optimizers.check_state(wanted, model.parameters(), optimizers.state_of(optimizer))
+    optimizers.validate_state(wanted, model.parameters(), optimizers.optimizer_state(optimizer))
     model(torch.ones(4, 3)).sum().backward()
     optimizer.step()
-    state = optimizers.state_of(optimizer)
-    optimizers.check_state(wanted, model.parameters(), state)
+    state = optimizers.optimizer_state(optimizer)
+    optimizers.validate_state(wanted, model.parameters(), state)
     others = [{**state, "0/other": torch.zeros(2)}, {**state, "7/exp_avg": torch.zeros(2)}]
     for name, value in state.items():
         others += [{k: v for k, v in state.items() if k != name}] if len(state) > 1 else []
@@ -174,4 +176,4 @@ def test_only_a_state_that_the_optimiser_can_have_is_accepted(config: dict[str, 
             others.append({**state, name: value - 1e6})
     for other in others:
         with pytest.raises(ValueError, match="'"):
-            optimizers.check_state(wanted, model.parameters(), other)
+            optimizers.validate_state(wanted, model.parameters(), other)

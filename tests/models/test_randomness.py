@@ -15,7 +15,12 @@ from torchvision.ops import StochasticDepth
 
 from pudica.models import build
 from pudica.models.cut import Cutter
-from pudica.models.randomness import SecretGenerator, SystemGenerator, draws, seeded
+from pudica.models.randomness import (
+    SecretGenerator,
+    SystemGenerator,
+    has_random_layers,
+    temporary_seed,
+)
 
 KEY, OTHER = bytes(range(32)), bytes(range(1, 33))
 ERROR_RATE = 1e-6
@@ -92,7 +97,7 @@ def test_dropout_drops_the_same_with_the_same_seed() -> None:
     layer, x = nn.Dropout(0.5), torch.ones(1000)
 
     def dropped(seed: int) -> torch.Tensor:
-        with seeded(seed):
+        with temporary_seed(seed):
             return layer(x)
 
     assert torch.equal(dropped(1), dropped(1))
@@ -105,19 +110,19 @@ def test_the_global_generator_goes_on_as_if_nothing_had_been() -> None:
         expected = torch.randn(8)
         torch.manual_seed(3)
         first = torch.randn(4)
-        with seeded(11):
+        with temporary_seed(11):
             torch.randn(100)
-        with pytest.raises(ZeroDivisionError), seeded(12):
+        with pytest.raises(ZeroDivisionError), temporary_seed(12):
             raise ZeroDivisionError
         assert torch.equal(torch.cat([first, torch.randn(4)]), expected)
 
 
 def test_seeds_may_be_nested() -> None:
-    with seeded(1):
+    with temporary_seed(1):
         whole = torch.randn(4)
-    with seeded(1):
+    with temporary_seed(1):
         first = torch.randn(2)
-        with seeded(2):
+        with temporary_seed(2):
             torch.randn(7)
         assert torch.equal(torch.cat([first, torch.randn(2)]), whole)
 
@@ -139,10 +144,10 @@ class FunctionalDropout(nn.Module):
     ids=lambda layer: type(layer).__name__,
 )
 def test_layers_that_draw_are_seen(layer: nn.Module) -> None:
-    assert draws(nn.Sequential(nn.Conv2d(1, 2, 3), layer))
+    assert has_random_layers(nn.Sequential(nn.Conv2d(1, 2, 3), layer))
 
 
 def test_layers_that_do_not_draw_need_no_seed() -> None:
     model = build("vgg-small", num_classes=3, channels=1, image_size=8)
-    assert not draws(model)
-    assert not any(draws(part) for part in Cutter(model).cut("0.5"))
+    assert not has_random_layers(model)
+    assert not any(has_random_layers(part) for part in Cutter(model).cut("0.5"))

@@ -25,7 +25,9 @@ def digits() -> Splits:
 def training(seed: int = 0, own_noise: bool = False, **config: object) -> Training:
     model = models.build("cnn-small", num_classes=10, channels=1, image_size=8, seed=seed)
     schedule = TrainingConfig.model_validate({"epochs": 4, "learning_rate": 0.05, **config})
-    noise = NoiseGenerator.initial((1, 8, 8), 1.0, torch_generator(0, "own")) if own_noise else None
+    noise = (
+        NoiseGenerator.untrained((1, 8, 8), 1.0, torch_generator(0, "own")) if own_noise else None
+    )
     return Training(model, schedule, seed, CPU, noise)
 
 
@@ -70,16 +72,18 @@ def test_what_dropout_draws_comes_from_the_seed_alone(digits: Splits) -> None:
 def test_the_cosine_schedule_falls_to_zero_and_the_other_by_steps() -> None:
     cosine = TrainingConfig(epochs=4, learning_rate=0.2, schedule="cosine")
     rates = [0.2, 0.1 * (1 + 0.5**0.5), 0.1, 0.1 * (1 - 0.5**0.5), 0.0]
-    assert [cosine.rate(epoch) for epoch in range(5)] == pytest.approx(rates)
+    assert [cosine.learning_rate_at(epoch) for epoch in range(5)] == pytest.approx(rates)
     steps = TrainingConfig(learning_rate=0.2, step_size=2, gamma=0.5)
-    assert [steps.rate(epoch) for epoch in range(5)] == pytest.approx([0.2, 0.2, 0.1, 0.1, 0.05])
+    assert [steps.learning_rate_at(epoch) for epoch in range(5)] == pytest.approx(
+        [0.2, 0.2, 0.1, 0.1, 0.05]
+    )
 
 
 def test_an_epoch_is_trained_at_its_rate(digits: Splits) -> None:
     run = training(schedule="cosine", epochs=2)
     for epoch in range(2):
         run.train_epoch(digits.train)
-        assert run.optimizer.param_groups[0]["lr"] == run.config.rate(epoch)
+        assert run.optimizer.param_groups[0]["lr"] == run.config.learning_rate_at(epoch)
     assert run.epoch == len(run.losses) == 2
     assert not run.accuracies
 
@@ -174,14 +178,16 @@ def test_images_are_placed_in_the_layout_and_other_values_as_they_are(
     """Vectors cross too, where a model is cut behind its last feature map."""
     compute = Compute(ComputeConfig(device="cpu", channels_last=True))
     monkeypatch.setattr(Compute, "on_gpu", property(lambda _: True))
-    images = compute.place(torch.zeros(2, 3, 4, 4))
+    images = compute.move_batch(torch.zeros(2, 3, 4, 4))
     assert images.is_contiguous(memory_format=torch.channels_last)
-    assert compute.place(torch.zeros(2, 512)).shape == (2, 512)
-    assert compute.host(torch.nn.Linear(3, 2))(compute.place(torch.zeros(2, 3))).shape == (2, 2)
+    assert compute.move_batch(torch.zeros(2, 512)).shape == (2, 512)
+    assert compute.move_model(torch.nn.Linear(3, 2))(
+        compute.move_batch(torch.zeros(2, 3))
+    ).shape == (2, 2)
 
 
 def test_threads_are_put_back() -> None:
     torch.set_num_threads(1)
-    with Compute(ComputeConfig(device="cpu", threads=2)).threads():
+    with Compute(ComputeConfig(device="cpu", threads=2)).use_threads():
         assert torch.get_num_threads() == 2
     assert torch.get_num_threads() == 1

@@ -144,7 +144,7 @@ def test_unknown_engine(pudica: Command) -> None:
 
 
 def test_no_experiment(pudica: Command) -> None:
-    refused(pudica("run"), "say which experiment: pudica run NAME (see `pudica list`)")
+    refused(pudica("run"), "name an experiment: pudica run NAME (see `pudica list`)")
 
 
 # ------------------------------------------------------------------------- data and models

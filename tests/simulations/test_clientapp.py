@@ -26,8 +26,8 @@ from flwr.supernode.start_client_internal import _insert_message
 
 from pudica.clients import protocol
 from pudica.simulations.deployment import clientapp
-from pudica.simulations.deployment.clientapp import Tasks
-from pudica.simulations.programs.calling import LOOPBACK, free_port
+from pudica.simulations.deployment.clientapp import TaskQueue
+from pudica.simulations.programs.calling import LOOPBACK, find_free_port
 
 SECRET = b"the SuperNode's and its ClientApp's"
 RUN, NODE, SERVER = 7, 3, 1
@@ -50,7 +50,7 @@ class SuperNode:
         config = uvicorn.Config(
             create_app(states, SECRET),
             host=LOOPBACK,
-            port=free_port(),
+            port=find_free_port(),
             log_level="warning",
             ws="none",
         )
@@ -106,11 +106,11 @@ def done(supernode: SuperNode) -> Callable[[str], Message]:
 
     def answered(kind: str) -> Message:
         supernode.ask(kind)
-        tasks = Tasks(supernode.address, SECRET)
-        token = tasks.next()
+        tasks = TaskQueue(supernode.address, SECRET)
+        token = tasks.acquire()
         assert token
-        tasks.do(token)
-        assert tasks.next() is None
+        tasks.run_task(token)
+        assert tasks.acquire() is None
         return supernode.answer()
 
     return answered
@@ -130,18 +130,18 @@ def test_what_the_code_raises_is_an_answer(done: Callable[[str], Message]) -> No
 
 
 def test_a_message_that_never_comes_keeps_nobody_waiting(supernode: SuperNode) -> None:
-    tasks = Tasks(supernode.address, SECRET)
+    tasks = TaskQueue(supernode.address, SECRET)
     supernode.begin(protocol.HELLO)
-    token = tasks.next()
+    token = tasks.acquire()
     assert token
     later = threading.Timer(0.5, supernode.ask, [protocol.HELLO])
     later.start()
     with pytest.raises(RuntimeError, match="did not come to its end"):
-        tasks.do(token)
-    token = tasks.next()
+        tasks.run_task(token)
+    token = tasks.acquire()
     assert token
-    tasks.do(token)
-    assert tasks.next() is None
+    tasks.run_task(token)
+    assert tasks.acquire() is None
     assert not supernode.answer().has_error()
 
 
@@ -166,5 +166,5 @@ def test_nobody_else_on_the_machine_takes_a_nodes_work(
 ) -> None:
     supernode.ask(protocol.HELLO)
     with pytest.raises(httpx.HTTPStatusError, match="401"):
-        Tasks(supernode.address, b"something else").next()
-    assert Tasks(supernode.address, SECRET).next()
+        TaskQueue(supernode.address, b"something else").acquire()
+    assert TaskQueue(supernode.address, SECRET).acquire()

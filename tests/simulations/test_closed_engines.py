@@ -22,7 +22,7 @@ import ray
 
 from pudica.models.errors import RequestError
 from pudica.simulations.engines import flower
-from pudica.simulations.engines.ray import connected
+from pudica.simulations.engines.ray import connect
 from pudica.simulations.programs.calling import LOOPBACK, make_private_folder, write_ray_token
 from pudica.strategies.core.experiment import RayConfig
 from pudica.strategies.loading import load_experiment
@@ -190,7 +190,7 @@ def head() -> Iterator[Head]:
 
 
 def join(config: RayConfig) -> None:
-    with connected(config):
+    with connect(config):
         pass
 
 
@@ -210,7 +210,7 @@ def no_token(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 def test_a_cluster_is_joined_with_its_token(head: Head, no_token: None) -> None:
     before = environment()
-    with connected(RayConfig(address=head.address, token=head.token)):
+    with connect(RayConfig(address=head.address, token=head.token)):
         of_worker = run_code()
         secret = head.token.read_text()
         assert secret not in os.environ.values()
@@ -223,7 +223,7 @@ def test_a_cluster_is_joined_with_the_users_own_token(
 ) -> None:
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(head.token))
-    with connected(RayConfig(address=head.address)):
+    with connect(RayConfig(address=head.address)):
         assert run_code()
 
 
@@ -295,7 +295,7 @@ def token_file() -> Path:
 @pytest.fixture(scope="module")
 def former() -> Former:
     before = environment()
-    with connected(RayConfig()):
+    with connect(RayConfig()):
         token = token_file()
         secret = token.read_text() if token.exists() else ""
     return Former(token, secret, before, environment())
@@ -310,7 +310,7 @@ def instance(former: Former) -> Iterator[Instance]:
         def answer(self) -> bool:
             return True
 
-    with connected(RayConfig()):
+    with connect(RayConfig()):
         actor: Any = ray.remote(num_cpus=0)(Actor).remote()
         assert ray.get(actor.answer.remote(), timeout=60)
         yield Instance(ray.get_runtime_context().gcs_address, token_file(), before)
@@ -366,7 +366,7 @@ def test_nothing_of_an_instance_is_left_and_the_next_has_another_token(
 
 def test_flowers_ray_is_closed_too(tmp_path: Path) -> None:
     said = tmp_path / "said"
-    with flower.temporary_home() as home:
+    with flower.temporary_flower_home() as home:
         process = home.start(tmp_path / "log", "-c", FLOWERS_RAY, output=said)
         deadline = time.monotonic() + START_SECONDS
         while not said.exists() or not said.read_text().endswith("\n"):

@@ -35,43 +35,43 @@ from pudica.clients.assignments import (
 )
 from pudica.clients.data import DataConfig
 from pudica.clients.node import NodeConfig
-from pudica.clients.shields import configured
+from pudica.clients.shields import parse_config
 from pudica.models.compute import ComputeConfig
 from pudica.models.errors import RequestError
 from pudica.models.optimizers import OptimizerConfig
 from pudica.models.training import TrainingConfig
 from pudica.simulations.deployment import authority, checking
 from pudica.simulations.deployment import organiser as organisers
-from pudica.simulations.deployment.auditing import publish_manifest, verify
+from pudica.simulations.deployment.auditing import publish_manifest, verify_leaderboard
 from pudica.simulations.deployment.invitation import Invitation
 from pudica.simulations.deployment.kit import Kit
-from pudica.simulations.deployment.organiser import Organiser
+from pudica.simulations.deployment.organiser import OrganiserServer
 from pudica.simulations.deployment.processes import Programs
 from pudica.simulations.engines import inprocess
-from pudica.simulations.programs.calling import LOOPBACK, free_port
-from pudica.strategies.core.registry import ROSTER, Registered
+from pudica.simulations.programs.calling import LOOPBACK, find_free_port
+from pudica.strategies.core.registry import REGISTRY, RegisteredNode
 from pudica.strategies.loading import load_experiment
 
 
 @pytest.fixture
-def organiser(tmp_path: Path) -> Organiser:
-    return Organiser.init(tmp_path / "organiser", LOOPBACK, free_port())
+def organiser(tmp_path: Path) -> OrganiserServer:
+    return OrganiserServer.create(tmp_path / "organiser", LOOPBACK, find_free_port())
 
 
 @pytest.fixture
-def invitation(organiser: Organiser) -> Invitation:
+def invitation(organiser: OrganiserServer) -> Invitation:
     return Invitation.read(organiser.folder / "invitation.yaml")
 
 
 @pytest.fixture
 def kit(tmp_path: Path, invitation: Invitation) -> Kit:
-    return Kit.make(tmp_path / "ann", "ann", invitation)
+    return Kit.create(tmp_path / "ann", "ann", invitation)
 
 
 # ---------------------------------------------------------------------------- secrets
 
 
-def test_secrets_are_for_their_owner_alone(organiser: Organiser, kit: Kit) -> None:
+def test_secrets_are_for_their_owner_alone(organiser: OrganiserServer, kit: Kit) -> None:
     for folder in (organiser.folder, kit.folder):
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700
         for file in (path for path in folder.rglob("*") if path.is_file()):
@@ -90,14 +90,14 @@ def test_a_key_that_others_may_read_is_refused(kit: Kit) -> None:
     (kit.folder / "node.key").chmod(0o644)
     with pytest.raises(RequestError, match="may be read by others: chmod 600"):
         kit.up()
-    assert kit.programs.process("supernode") is None
+    assert kit.programs.find_process("supernode") is None
 
 
 def test_nothing_that_nodes_may_not_know_is_in_the_bundle(
-    organiser: Organiser, monkeypatch: pytest.MonkeyPatch
+    organiser: OrganiserServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Not the seed, from which noise may come; not where the organiser's files are."""
-    monkeypatch.setattr(organisers.Submission, "run", lambda self: None)
+    monkeypatch.setattr(organisers.FlowerRun, "run", lambda self: None)
     wanted = load_experiment("themis-digits", ["seed=4711", "description=hidden"])
     organiser.run(wanted, organiser.folder / "results" / "one")
     app = organiser.flower / "app"
@@ -109,7 +109,7 @@ def test_nothing_that_nodes_may_not_know_is_in_the_bundle(
     assert "4711" in (organiser.folder / config["experiment"]).read_text()
 
 
-def test_certificates_hold_by_the_strictest_rules(organiser: Organiser) -> None:
+def test_certificates_hold_by_the_strictest_rules(organiser: OrganiserServer) -> None:
     """Those of Python 3.13, and those of a server that is reached by number or name."""
     server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     server.load_cert_chain(organiser.folder / "server.crt", organiser.folder / "server.key")
@@ -129,18 +129,20 @@ def test_certificates_hold_by_the_strictest_rules(organiser: Organiser) -> None:
 
 
 def test_cases_may_not_undo_what_a_deployment_sets(
-    organiser: Organiser, monkeypatch: pytest.MonkeyPatch
+    organiser: OrganiserServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Organiser, "is_up", lambda self: True)
-    monkeypatch.setattr(Organiser, "nodes", [Registered("ann", 1, "", "")])
+    monkeypatch.setattr(OrganiserServer, "is_up", lambda self: True)
+    monkeypatch.setattr(OrganiserServer, "nodes", [RegisteredNode("ann", 1, "", "")])
     weak = ["split.cases={weak: {noise: seeded}}"]
     with pytest.raises(RequestError, match="case 'weak' sets noise, which a deployment sets to"):
         organiser.prepare("split-digits", weak, None)
     assert organiser.prepare("split-digits", [*weak, "split.noise=secret"], None)
 
 
-def test_a_server_is_known_by_its_authority_alone(organiser: Organiser, tmp_path: Path) -> None:
-    other = Organiser.init(tmp_path / "other", LOOPBACK, free_port())
+def test_a_server_is_known_by_its_authority_alone(
+    organiser: OrganiserServer, tmp_path: Path
+) -> None:
+    other = OrganiserServer.create(tmp_path / "other", LOOPBACK, find_free_port())
     certificate = x509.load_pem_x509_certificate((organiser.folder / "server.crt").read_bytes())
     for folder, known in ((organiser.folder, True), (other.folder, False)):
         issuer = x509.load_pem_x509_certificate((folder / "ca.crt").read_bytes())
@@ -156,17 +158,19 @@ def test_a_server_is_known_by_its_authority_alone(organiser: Organiser, tmp_path
 
 
 def test_each_name_and_each_key_once(
-    organiser: Organiser, kit: Kit, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    organiser: OrganiserServer, kit: Kit, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(Organiser, "is_up", lambda self: True)
-    monkeypatch.setattr(Organiser, "_flwr", lambda self, *_: {"success": True, "node-id": "7"})
-    assert organiser.register(kit.public, "ann").node == 7
+    monkeypatch.setattr(OrganiserServer, "is_up", lambda self: True)
+    monkeypatch.setattr(
+        OrganiserServer, "_query_flower", lambda self, *_: {"success": True, "node-id": "7"}
+    )
+    assert organiser.register(kit.public_key, "ann").node == 7
     with pytest.raises(RequestError, match="a node 'ann' is registered already"):
-        organiser.register(kit.public, "ann")
+        organiser.register(kit.public_key, "ann")
     with pytest.raises(RequestError, match="this key is registered already, as 'ann'"):
-        organiser.register(kit.public, "bob")
+        organiser.register(kit.public_key, "bob")
     with pytest.raises(RequestError, match=r"the name '\.\./x'"):
-        organiser.register(kit.public, "../x")
+        organiser.register(kit.public_key, "../x")
     (tmp_path / "no.pub").write_text("ssh-rsa nonsense")
     with pytest.raises(RequestError, match="holds no public key"):
         organiser.register(tmp_path / "no.pub", "bob")
@@ -184,7 +188,7 @@ def test_each_name_and_each_key_once(
     ],
 )
 def test_wrong_requests_say_what_to_do(
-    organiser: Organiser,
+    organiser: OrganiserServer,
     pudica: Callable[..., Result],
     monkeypatch: pytest.MonkeyPatch,
     command: tuple[str, ...],
@@ -197,25 +201,25 @@ def test_wrong_requests_say_what_to_do(
 
 
 def test_what_is_up_is_left_as_it_is(
-    organiser: Organiser, kit: Kit, monkeypatch: pytest.MonkeyPatch
+    organiser: OrganiserServer, kit: Kit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`cron` may call it every minute."""
     told: list[str] = []
     for folder in (organiser, kit):
-        monkeypatch.setattr(folder.programs, "process", lambda _: psutil.Process())
-        monkeypatch.setattr(folder.programs, "told", told.append)
+        monkeypatch.setattr(folder.programs, "find_process", lambda _: psutil.Process())
+        monkeypatch.setattr(folder.programs, "notify", told.append)
         monkeypatch.setattr(folder.programs, "start", None)
         folder.up()
-    assert told == ["server and gate run already", "the node runs already"]
+    assert told == ["server and gate are running already", "the node is running already"]
 
 
-def test_another_port_is_in_the_invitation(organiser: Organiser) -> None:
+def test_another_port_is_in_the_invitation(organiser: OrganiserServer) -> None:
     path = organiser.folder / "organiser.yaml"
     path.write_text(path.read_text().replace(f"port: {organiser.config.port}\n", "port: 4711\n"))
     told: list[str] = []
-    changed = Organiser(organiser.folder, told.append)
+    changed = OrganiserServer(organiser.folder, told.append)
     for _ in range(2):
-        changed._invite()
+        changed._write_invitation()
         invitation = Invitation.read(organiser.folder / "invitation.yaml")
         assert invitation.server == f"{LOOPBACK}:4711"
     (line,) = told
@@ -223,22 +227,22 @@ def test_another_port_is_in_the_invitation(organiser: Organiser) -> None:
 
 
 def test_a_key_that_was_removed_is_explained(
-    organiser: Organiser, kit: Kit, monkeypatch: pytest.MonkeyPatch
+    organiser: OrganiserServer, kit: Kit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuses(*_: str) -> dict[str, Any]:
         raise RequestError("flwr supernode register: [code: 23] Public key already in use.")
 
     monkeypatch.setattr(organiser, "is_up", lambda: True)
-    monkeypatch.setattr(organiser, "_flwr", refuses)
+    monkeypatch.setattr(organiser, "_query_flower", refuses)
     with pytest.raises(RequestError, match="The participant makes a new one"):
-        organiser.register(kit.public, "ann")
+        organiser.register(kit.public_key, "ann")
 
 
-def test_a_folder_that_is_in_use_is_left_alone(organiser: Organiser, kit: Kit) -> None:
+def test_a_folder_that_is_in_use_is_left_alone(organiser: OrganiserServer, kit: Kit) -> None:
     with pytest.raises(RequestError, match="is not empty"):
-        Organiser.init(organiser.folder, LOOPBACK, 8100)
+        OrganiserServer.create(organiser.folder, LOOPBACK, 8100)
     with pytest.raises(RequestError, match="is not empty"):
-        Kit.make(kit.folder, "ann", Invitation.read(kit.folder / "invitation.yaml"))
+        Kit.create(kit.folder, "ann", Invitation.read(kit.folder / "invitation.yaml"))
 
 
 # ---------------------------------------------------------------- what a node agrees to
@@ -277,7 +281,7 @@ def edge(shield: dict[str, Any], **settings: Any) -> EdgeAssignment:
         "wire": "float32",
         "optimizer": OptimizerConfig(),
     }
-    return EdgeAssignment(**told(), **{**asked, **settings}, shield=configured(shield))
+    return EdgeAssignment(**told(), **{**asked, **settings}, shield=parse_config(shield))
 
 
 def node(tmp_path: Path, **settings: Any) -> NodeConfig:
@@ -369,11 +373,11 @@ def test_settings_that_make_no_sense_are_named(
 # ----------------------------------------------------------------------------- checking
 
 
-def findings(kit: Kit, **settings: Any) -> dict[str, checking.Finding]:
+def findings(kit: Kit, **settings: Any) -> dict[str, checking.CheckResult]:
     path = kit.folder / "node.yaml"
     values = yaml.safe_load(path.read_text())
     path.write_text(yaml.safe_dump({**values, **settings}))
-    return {finding.what: finding for finding in checking.check(path)}
+    return {finding.name: finding for finding in checking.check_node(path)}
 
 
 def test_a_check_looks_at_everything_and_says_what_is_wrong(
@@ -381,17 +385,17 @@ def test_a_check_looks_at_everything_and_says_what_is_wrong(
 ) -> None:
     own = {"data": {"name": "digits"}, "model": "cnn-tiny"}
     fine = findings(kit, **own)
-    assert {what for what, finding in fine.items() if not finding.fine} == {"server"}
-    assert "does not answer" in fine["server"].told
-    assert "1x8x8 in 10 classes" in fine["data"].told
-    assert "ms an image" in fine["model"].told
+    assert {what for what, finding in fine.items() if not finding.passed} == {"server"}
+    assert "does not answer" in fine["server"].message
+    assert "1x8x8 in 10 classes" in fine["data"].message
+    assert "ms an image" in fine["model"].message
 
     unknown = findings(kit, data={})
-    assert unknown["model"].fine
-    assert "tried when the node joins" in unknown["model"].told
-    assert "there is no such file" in findings(kit, model="nowhere.pt2")["model"].told
-    assert "cannot import 'nowhere'" in findings(kit, model="custom:nowhere:net")["model"].told
-    assert "set model in node.yaml" in findings(kit, model=None)["model"].told
+    assert unknown["model"].passed
+    assert "tried when the node joins" in unknown["model"].message
+    assert "there is no such file" in findings(kit, model="nowhere.pt2")["model"].message
+    assert "cannot import 'nowhere'" in findings(kit, model="custom:nowhere:net")["model"].message
+    assert "set model in node.yaml" in findings(kit, model=None)["model"].message
     findings(kit, **own)
 
     folder = tmp_path / "pictures"
@@ -403,21 +407,21 @@ def test_a_check_looks_at_everything_and_says_what_is_wrong(
                 picture.save(folder / part / name / f"{number}.png")
     shown = {"name": "image-folder", "path": str(folder)}
     told = findings(kit, data={**shown, "split": "own"})["test labels"]
-    assert not told.fine
-    assert "16 labelled test images" in told.told
-    assert findings(kit, data={**shown, "split": "public"})["test labels"].fine
+    assert not told.passed
+    assert "16 labelled test images" in told.message
+    assert findings(kit, data={**shown, "split": "public"})["test labels"].passed
 
     (kit.folder / "node.key").chmod(0o640)
     invitation = Invitation.read(kit.folder / "invitation.yaml")
     older = invitation.model_copy(update={"versions": {"torch": "1.0"}, "code": "another"})
     older.write(kit.folder / "invitation.yaml")
     wrong = findings(kit, systems=["split"], data={"name": "parquet"}, model="lenet-7")
-    assert "nothing says how images are protected" in wrong["settings"].told
-    assert "may be read by others" in wrong["key of this node"].told
-    assert "another version of pudica's code" in wrong["versions"].told
-    assert "1.0 at the organiser's" in wrong["versions"].told
-    assert "was not found" in wrong["data"].told
-    assert not wrong["model"].fine
+    assert "nothing says how images are protected" in wrong["settings"].message
+    assert "may be read by others" in wrong["key of this node"].message
+    assert "another version of pudica's code" in wrong["versions"].message
+    assert "1.0 at the organiser's" in wrong["versions"].message
+    assert "was not found" in wrong["data"].message
+    assert not wrong["model"].passed
     result = pudica("node", "check", str(kit.folder / "node.yaml"))
     assert result.exit_code == 2
     assert "✗ server" in result.stdout
@@ -425,10 +429,10 @@ def test_a_check_looks_at_everything_and_says_what_is_wrong(
 
 def test_a_certificate_that_has_expired_is_named(kit: Kit, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(authority, "AUTHORITY_DAYS", 0)
-    authority.new_authority(kit.folder / "ca.crt", kit.folder / "ca.key")
+    authority.create_authority(kit.folder / "ca.crt", kit.folder / "ca.key")
     found = findings(kit)["certificate"]
-    assert not found.fine
-    assert "this machine's clock says" in found.told
+    assert not found.passed
+    assert "this machine's clock says" in found.message
     with pytest.raises(RequestError, match="ask the organiser for a new invitation"):
         kit.up()
 
@@ -442,15 +446,15 @@ SLEEPS = ("-c", "import time; print('ready', flush=True); time.sleep(60)")
 def test_programs_outlive_who_started_them_and_are_found_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pudica.simulations.deployment.processes.spelled", " ".join)
+    monkeypatch.setattr("pudica.simulations.deployment.processes.format_command", " ".join)
     programs = Programs(tmp_path, {}, lambda _: None)
     programs.start("sleeper", SLEEPS)
-    assert programs.wait("sleeper", lambda: programs.end_of("sleeper") == "ready", 60)
+    assert programs.wait("sleeper", lambda: programs.read_log_tail("sleeper") == "ready", 60)
     assert not programs.wait("sleeper", lambda: False, 0.2)
     again = Programs(tmp_path, {}, lambda _: None)
-    found = again.process("sleeper")
+    found = again.find_process("sleeper")
     assert found is not None
-    with pytest.raises(RequestError, match=f"sleeper runs already, process {found.pid}"):
+    with pytest.raises(RequestError, match=f"sleeper is running already, process {found.pid}"):
         again.start("sleeper", SLEEPS)
     assert again.stop("sleeper")
     assert not psutil.pid_exists(found.pid) or found.status() == psutil.STATUS_ZOMBIE
@@ -465,7 +469,7 @@ def test_another_process_of_the_same_number_is_left_alone(tmp_path: Path) -> Non
     try:
         created = psutil.Process(stranger.pid).create_time() - 100
         (tmp_path / "gate.pid").write_text(json.dumps({"pid": stranger.pid, "created": created}))
-        assert programs.process("gate") is None
+        assert programs.find_process("gate") is None
         assert not programs.stop("gate")
         assert stranger.poll() is None
     finally:
@@ -473,18 +477,18 @@ def test_another_process_of_the_same_number_is_left_alone(tmp_path: Path) -> Non
         stranger.wait()
 
 
-def test_a_port_that_is_taken_is_named(organiser: Organiser) -> None:
+def test_a_port_that_is_taken_is_named(organiser: OrganiserServer) -> None:
     (organiser.flower / "work" / "superlink.log").write_text("[Errno 98] address already in use")
-    organiser.programs.process = lambda _: None  # type: ignore[method-assign, assignment]
+    organiser.programs.find_process = lambda _: None  # type: ignore[method-assign, assignment]
     with pytest.raises(RequestError, match=f"port {organiser.config.superlink} is taken"):
-        organiser._wait("superlink", organiser.config.superlink)
+        organiser._wait_until_healthy("superlink", organiser.config.superlink)
 
 
 # ------------------------------------------------------------------------ all of it
 
 
-def _family(*folders: Organiser | Kit) -> list[psutil.Process]:
-    started = [folder.programs.process(name) for folder in folders for name in folder.PROGRAMS]
+def _family(*folders: OrganiserServer | Kit) -> list[psutil.Process]:
+    started = [folder.programs.find_process(name) for folder in folders for name in folder.PROGRAMS]
     assert all(started)
     return [p for one in started if one for p in (one, *one.children(recursive=True))]
 
@@ -499,14 +503,14 @@ SHORT = (
 def test_three_nodes_over_tls_make_the_table_that_one_process_makes(tmp_path: Path) -> None:
     """And nobody who is not registered gets at the server while it is up."""
     names = load_experiment("themis-digits", []).names()[:3]
-    organiser = Organiser.init(tmp_path / "organiser", LOOPBACK, free_port())
+    organiser = OrganiserServer.create(tmp_path / "organiser", LOOPBACK, find_free_port())
     kits: list[Kit] = []
     try:
         organiser.up()
         invitation = Invitation.read(organiser.folder / "invitation.yaml")
         for name in names:
-            kits.append(Kit.make(tmp_path / name, name, invitation))
-            organiser.register(kits[-1].public, name)
+            kits.append(Kit.create(tmp_path / name, name, invitation))
+            organiser.register(kits[-1].public_key, name)
             kits[-1].up()
         processes = _family(organiser, *kits)
         trust = ssl.create_default_context(cafile=organiser.folder / "ca.crt")
@@ -536,9 +540,9 @@ def test_three_nodes_over_tls_make_the_table_that_one_process_makes(tmp_path: Pa
         vault = kit.folder / "vault" / directory.name / kit.config.name
         assert (vault / "model-honest.safetensors").is_file()
     assert json.loads((directory / "run.json").read_text())["engine"] == "deployment"
-    assert [Registered(**e).name for e in json.loads((organiser.folder / ROSTER).read_text())] == (
-        names[:-1]
-    )
+    assert [
+        RegisteredNode(**e).name for e in json.loads((organiser.folder / REGISTRY).read_text())
+    ] == (names[:-1])
     assert protocol.code_fingerprint() == invitation.code
     _check_audit(directory, kits[0], organiser.folder / "ca.crt", tmp_path / "public")
 
@@ -548,11 +552,11 @@ def _goes_on(process: psutil.Process) -> bool:
     return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
 
 
-def _check_removal(organiser: Organiser, kit: Kit) -> None:
+def _check_removal(organiser: OrganiserServer, kit: Kit) -> None:
     """See that a node that is removed is refused, and gives up."""
     organiser.remove(kit.config.name)
     deadline = time.monotonic() + 60
-    while kit.programs.process("supernode"):
+    while kit.programs.find_process("supernode"):
         assert time.monotonic() < deadline
         time.sleep(0.2)
     with pytest.raises(RequestError, match=f"'{kit.config.name}'"):
@@ -563,8 +567,8 @@ def _check_audit(run: Path, kit: Kit, certificate: Path, public: Path) -> None:
     """See that what was published can be verified, and that nothing of it can be changed."""
 
     def wrong() -> list[str]:
-        found = verify(public, certificate, kit.folder / "node.yaml", run)
-        return [finding.what for finding in found if not finding.fine]
+        found = verify_leaderboard(public, certificate, kit.folder / "node.yaml", run)
+        return [finding.name for finding in found if not finding.passed]
 
     published = analysis.publish(run, public)
     assert publish_manifest(run, public, published)

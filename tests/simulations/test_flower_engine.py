@@ -158,7 +158,7 @@ def words(process: psutil.Process) -> list[str]:
 
 def test_workers_are_as_many_as_fit_and_are_needed() -> None:
     def workers(cpus: int, *overrides: str) -> str:
-        values = flower.federation_config(short_experiment(*overrides), cpus).split()
+        values = flower.build_federation_config(short_experiment(*overrides), cpus).split()
         assert "num-supernodes=5" in values
         assert "client-resources-num-cpus=1" in values
         return dict(value.split("=") for value in values)["init-args-num-cpus"]
@@ -173,7 +173,7 @@ def test_workers_are_as_many_as_fit_and_are_needed() -> None:
 
 def test_bundle_names_the_installed_apps_and_carries_no_code(tmp_path: Path) -> None:
     wanted = short_experiment().model_dump_json(by_alias=True)
-    bundle.stage(tmp_path, {"experiment": wanted})
+    bundle.write_bundle(tmp_path, {"experiment": wanted})
 
     assert [file.name for file in tmp_path.rglob("*")] == ["pyproject.toml"]
     app = tomllib.loads((tmp_path / "pyproject.toml").read_text())["tool"]["flwr"]["app"]

@@ -42,10 +42,10 @@ from flwr.supercore.inflatable.inflatable_object import (
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes, sign_message
 
 from pudica.simulations.deployment import authority
-from pudica.simulations.deployment.allowance import Limits
+from pudica.simulations.deployment.allowance import RateLimits
 from pudica.simulations.deployment.answers import PUSH, PUSH_OBJECT
-from pudica.simulations.deployment.gate import OPEN, Gate
-from pudica.strategies.core.registry import ROSTER
+from pudica.simulations.deployment.gate import OPEN_PATHS, Gate
+from pudica.strategies.core.registry import REGISTRY
 
 PULL = "/v1/fleet/pull-messages"
 
@@ -87,10 +87,10 @@ def superlink() -> SuperLink:
 @pytest.fixture
 def gate(tmp_path: Path, superlink: SuperLink) -> Gate:
     for name in ("ann", "bob", "eve"):
-        authority.new_node_key(tmp_path / name, tmp_path / f"{name}.pub", name)
+        authority.create_node_key(tmp_path / name, tmp_path / f"{name}.pub", name)
     enrol(tmp_path, "ann", "bob")
     client = httpx.AsyncClient(base_url="https://x", transport=httpx.MockTransport(superlink))
-    return Gate(tmp_path, client, Limits(request_bytes=1000, requests_a_minute=5), hold=0)
+    return Gate(tmp_path, client, RateLimits(request_bytes=1000, requests_a_minute=5), hold=0)
 
 
 @pytest.fixture
@@ -141,12 +141,12 @@ def enrol(folder: Path, *names: str) -> None:
         {
             "name": name,
             "node": number,
-            "fingerprint": authority.fingerprint(folder / f"{name}.pub"),
+            "fingerprint": authority.compute_fingerprint(folder / f"{name}.pub"),
             "since": "",
         }
         for number, name in enumerate(names)
     ]
-    (folder / ROSTER).write_text(json.dumps(entries))
+    (folder / REGISTRY).write_text(json.dumps(entries))
 
 
 def signed(key: Path, age: float = 0) -> dict[str, str]:
@@ -178,7 +178,7 @@ def test_a_superlink_that_stumbles_ends_no_node(call: Call, superlink: SuperLink
     assert call(PULL, "ann").status_code == 503
 
 
-@pytest.mark.parametrize("path", sorted(OPEN - {PUSH, PUSH_OBJECT}))
+@pytest.mark.parametrize("path", sorted(OPEN_PATHS - {PUSH, PUSH_OBJECT}))
 def test_a_registered_node_gets_through(call: Call, superlink: SuperLink, path: str) -> None:
     """As it is; answers are put together first, see below."""
     superlink.answer = b"\n\x00"
@@ -240,11 +240,11 @@ def test_a_node_may_ask_whether_it_would_get_through(call: Call, tmp_path: Path)
     assert call("/health", "ann", method="GET").status_code == 200
     answer = call("/health", "eve", method="GET")
     assert answer.status_code == 401
-    assert authority.fingerprint(tmp_path / "eve.pub") in answer.json()["detail"]
+    assert authority.compute_fingerprint(tmp_path / "eve.pub") in answer.json()["detail"]
 
 
 def test_a_node_signs_as_flower_does(call: Call, tmp_path: Path) -> None:
-    headers = authority.signed_headers(tmp_path / "ann")
+    headers = authority.build_signed_headers(tmp_path / "ann")
     assert call(PULL, None, **headers).status_code == 200
 
 
@@ -274,7 +274,7 @@ def test_a_node_that_sends_too_much_is_stopped_and_others_are_not(
 
 
 def test_bytes_count_too(tmp_path: Path, gate: Gate, call: Call) -> None:
-    gate.allowance.limits = Limits(bytes_a_minute=1500)
+    gate.limiter.limits = RateLimits(bytes_a_minute=1500)
     assert call(PULL, "ann", b"x" * 1000).status_code == 200
     assert call(PULL, "ann", b"x" * 1000).status_code == 503
 
@@ -283,7 +283,7 @@ def test_an_answer_has_a_size_that_it_may_have(
     gate: Gate, call: Call, superlink: SuperLink
 ) -> None:
     """And the next one has it, too."""
-    gate.allowance.limits = Limits(message_bytes=1500)
+    gate.limiter.limits = RateLimits(message_bytes=1500)
     large, small = (
         RecordDict({"arrays": ArrayRecord({"a": Array(np.zeros(size))})}) for size in (300, 30)
     )
@@ -299,7 +299,7 @@ def test_a_node_may_not_keep_many_requests_open(
     gate: Gate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pudica.simulations.deployment.gate.BODY_SECONDS", 0.2)
-    gate.allowance.limits = Limits(open_requests=2)
+    gate.limiter.limits = RateLimits(open_requests=2)
 
     async def silent() -> MutableMapping[str, Any]:
         await asyncio.sleep(60)
@@ -335,7 +335,7 @@ def test_an_answer_is_handed_on_once_all_of_it_is_there(
     gate: Gate, call: Call, superlink: SuperLink
 ) -> None:
     """A run would wait for the rest of it, and for nobody else."""
-    gate.allowance.limits = Limits()
+    gate.limiter.limits = RateLimits()
     message = message_of(WORDS, 0, "m")
     receipt = call(PUSH, "ann", head_of(message, 0).SerializeToString())
     *parts, last = parts_of(message, session_of(receipt.content))
@@ -369,7 +369,7 @@ def begin(call: Call) -> tuple[bytes, list[bytes]]:
 def test_a_superlink_that_stumbles_gets_the_rest_of_an_answer_later(
     gate: Gate, call: Call, superlink: SuperLink
 ) -> None:
-    gate.allowance.limits = Limits()
+    gate.limiter.limits = RateLimits()
     receipt, parts = begin(call)
     superlink.answer = receipt
     superlink.status = 500
@@ -484,7 +484,7 @@ def test_what_would_end_the_run_or_says_otherwise_than_its_head_is_no_answer(
     gate: Gate, call: Call, superlink: SuperLink, way: str
 ) -> None:
     """The head is for the SuperLink; what the run reads is within."""
-    gate.allowance.limits = Limits(message_bytes=2**20)
+    gate.limiter.limits = RateLimits(message_bytes=2**20)
     head = head_of(message_of(WORDS, 0, "m"), 0)
     tree, contents = another(way)
     head.message_object_trees[0].CopyFrom(tree)
@@ -506,7 +506,7 @@ def test_a_superlink_is_told_what_was_read_and_not_what_a_node_says_of_it(
     gate: Gate, call: Call, superlink: SuperLink
 ) -> None:
     """With other children of a part, other runs or messages, it would refuse what others send."""
-    gate.allowance.limits = Limits()
+    gate.limiter.limits = RateLimits()
     message = message_of(WORDS, 0, "m")
     honest = head_of(message, 0)
     lying = PushMessagesRequest.FromString(honest.SerializeToString())
@@ -531,7 +531,7 @@ def test_a_superlink_is_told_what_was_read_and_not_what_a_node_says_of_it(
 def test_an_answer_that_the_superlink_forgot_is_begun_anew(
     gate: Gate, call: Call, superlink: SuperLink
 ) -> None:
-    gate.allowance.limits = Limits()
+    gate.limiter.limits = RateLimits()
     receipt, parts = begin(call)
     superlink.answer, superlink.stores = receipt, False
     assert [call(PUSH_OBJECT, "ann", part).status_code for part in parts][-1] == 503
@@ -545,7 +545,7 @@ def test_who_asks_again_is_answered_and_who_asked_before_is_not_waited_for(
     gate: Gate, superlink: SuperLink, tmp_path: Path
 ) -> None:
     """Its connection may be cut, and what is fetched for it would be lost."""
-    gate.hold, gate.allowance.limits = 60.0, Limits()
+    gate.hold, gate.limiter.limits = 60.0, RateLimits()
 
     async def receive() -> MutableMapping[str, Any]:
         if first:
@@ -623,7 +623,7 @@ def test_a_node_is_told_that_there_is_nothing_for_it_only_after_a_while(
     gate: Gate, call: Call, superlink: SuperLink
 ) -> None:
     """What comes meanwhile it gets at once: by itself it would look again after three seconds."""
-    gate.hold, gate.allowance.limits = 0.3, Limits()
+    gate.hold, gate.limiter.limits = 0.3, RateLimits()
     began = time.monotonic()
     assert call(PULL, "ann").content == b""
     assert 0.2 < time.monotonic() - began < 3

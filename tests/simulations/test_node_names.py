@@ -13,12 +13,12 @@ from pudica.clients.node import NodeConfig
 from pudica.models.errors import RequestError
 from pudica.models.printable import escape_hidden
 from pudica.simulations.console import exit_on_request_error, print_findings, print_message
-from pudica.simulations.deployment.auditing import verify
-from pudica.simulations.deployment.checking import Finding
+from pudica.simulations.deployment.auditing import verify_leaderboard
+from pudica.simulations.deployment.checking import CheckResult
 from pudica.simulations.deployment.invitation import Invitation
 from pudica.simulations.deployment.kit import SETTINGS, Kit
-from pudica.simulations.deployment.organiser import Organiser
-from pudica.simulations.programs.calling import LOOPBACK, free_port
+from pudica.simulations.deployment.organiser import OrganiserServer
+from pudica.simulations.programs.calling import LOOPBACK, find_free_port
 from pudica.strategies.core.spreadsheets import write_csv
 
 WRONG = [
@@ -28,29 +28,31 @@ WRONG = [
 
 
 @pytest.fixture
-def organiser(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Organiser:
-    monkeypatch.setattr(Organiser, "is_up", lambda self: True)
-    monkeypatch.setattr(Organiser, "_flwr", lambda self, *_: {"success": True, "node-id": "7"})
-    return Organiser.init(tmp_path / "organiser", LOOPBACK, free_port())
+def organiser(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> OrganiserServer:
+    monkeypatch.setattr(OrganiserServer, "is_up", lambda self: True)
+    monkeypatch.setattr(
+        OrganiserServer, "_query_flower", lambda self, *_: {"success": True, "node-id": "7"}
+    )
+    return OrganiserServer.create(tmp_path / "organiser", LOOPBACK, find_free_port())
 
 
 @pytest.fixture
-def invitation(organiser: Organiser) -> Invitation:
+def invitation(organiser: OrganiserServer) -> Invitation:
     return Invitation.read(organiser.folder / "invitation.yaml")
 
 
 def test_no_kit_is_made_under_a_wrong_name(tmp_path: Path, invitation: Invitation) -> None:
     for name in WRONG:
         with pytest.raises(RequestError, match="the name '") as caught:
-            Kit.make(tmp_path / "kit", name, invitation)
+            Kit.create(tmp_path / "kit", name, invitation)
         assert str(caught.value).isprintable()
         assert not (tmp_path / "kit").exists()
 
 
 def test_no_node_is_registered_under_a_wrong_name(
-    organiser: Organiser, invitation: Invitation, tmp_path: Path
+    organiser: OrganiserServer, invitation: Invitation, tmp_path: Path
 ) -> None:
-    public = Kit.make(tmp_path / "kit", "ann", invitation).public
+    public = Kit.create(tmp_path / "kit", "ann", invitation).public_key
     for name in WRONG:
         with pytest.raises(RequestError, match="the name '") as caught:
             organiser.register(public, name)
@@ -60,23 +62,23 @@ def test_no_node_is_registered_under_a_wrong_name(
 
 @pytest.mark.parametrize("name", ["007", "true", "null", "1e5", "2026-01-01", "Zoé (2)", "a - b"])
 def test_a_node_has_the_name_it_was_given(
-    tmp_path: Path, organiser: Organiser, invitation: Invitation, name: str
+    tmp_path: Path, organiser: OrganiserServer, invitation: Invitation, name: str
 ) -> None:
-    kit = Kit.make(tmp_path / "kit", name, invitation)
+    kit = Kit.create(tmp_path / "kit", name, invitation)
     assert NodeConfig.read(kit.folder / SETTINGS).name == name
-    assert organiser.register(kit.public, kit.public.stem).name == name
+    assert organiser.register(kit.public_key, kit.public_key.stem).name == name
 
 
 def test_a_node_is_the_same_in_either_spelling(
-    tmp_path: Path, organiser: Organiser, invitation: Invitation
+    tmp_path: Path, organiser: OrganiserServer, invitation: Invitation
 ) -> None:
-    kit = Kit.make(tmp_path / "kit", NFD, invitation)
-    assert kit.config.name == kit.public.stem == NFC
-    assert kit.public.read_text().split(" ", 2)[2].strip() == NFC
-    organiser.register(kit.public, NFD)
+    kit = Kit.create(tmp_path / "kit", NFD, invitation)
+    assert kit.config.name == kit.public_key.stem == NFC
+    assert kit.public_key.read_text().split(" ", 2)[2].strip() == NFC
+    organiser.register(kit.public_key, NFD)
     assert json.loads((organiser.folder / "nodes.json").read_text())[0]["name"] == NFC
     with pytest.raises(RequestError, match="is registered already"):
-        organiser.register(kit.public, NFC)
+        organiser.register(kit.public_key, NFC)
     assert organiser.remove(NFD).name == NFC
 
 
@@ -86,7 +88,9 @@ def test_a_terminal_acts_on_nothing_that_comes_from_elsewhere(
 ) -> None:
     print_message(f"one {name}\ntwo")
     with pytest.raises(typer.Exit):
-        print_findings([Finding("server", True, "fine"), Finding("data", False, f"no {name}")])
+        print_findings(
+            [CheckResult("server", True, "fine"), CheckResult("data", False, f"no {name}")]
+        )
     with pytest.raises(typer.Exit), exit_on_request_error():
         raise RequestError(f"there is no {name}")
     written = capsys.readouterr()
@@ -112,5 +116,5 @@ def test_an_audit_finds_every_name_on_the_leaderboard(tmp_path: Path, name: str)
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
     board = pd.DataFrame({"rank": [1], "model": [name], "trained_accuracy": [75.0]})
     write_csv(board, tmp_path / "leaderboard.csv")
-    found = {finding.what: finding for finding in verify(tmp_path, tmp_path / "ca.crt")}
-    assert found["leaderboard"].fine, found["leaderboard"].told
+    found = {finding.name: finding for finding in verify_leaderboard(tmp_path, tmp_path / "ca.crt")}
+    assert found["leaderboard"].passed, found["leaderboard"].message

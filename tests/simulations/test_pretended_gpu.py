@@ -58,8 +58,8 @@ def test_devices_do_not_meet(name: str, tmp_path: Path, monkeypatch: pytest.Monk
 def test_what_is_pretended_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     with pretended_gpu(monkeypatch):
         compute = Compute(ComputeConfig())
-        layer = compute.host(torch.nn.Linear(3, 2))
-        there, here = compute.place(torch.ones(4, 3)), torch.ones(4, 2)
+        layer = compute.move_model(torch.nn.Linear(3, 2))
+        there, here = compute.move_batch(torch.ones(4, 3)), torch.ones(4, 2)
         assert layer(there).device.type == "cuda"
         for mixed in (
             lambda: layer(torch.ones(4, 3)),

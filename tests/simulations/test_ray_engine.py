@@ -23,8 +23,8 @@ from pudica.clients.app import app as client_app
 from pudica.models.errors import RequestError
 from pudica.models.files import load_tensors
 from pudica.simulations.engines import inprocess
-from pudica.simulations.engines.local import run_config, server_context
-from pudica.simulations.engines.ray import PACKAGES, RayGrid, connected, worker_count
+from pudica.simulations.engines.local import build_run_config, build_server_context
+from pudica.simulations.engines.ray import PACKAGES, RayGrid, compute_worker_count, connect
 from pudica.strategies.app import app as server_app
 from pudica.strategies.core.experiment import ClientConfig, Experiment, RayConfig
 from pudica.strategies.loading import load_experiment
@@ -56,16 +56,16 @@ def rows_of(directory: Path) -> list[str]:
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
     """One local Ray for this module."""
-    with connected(RayConfig()):
+    with connect(RayConfig()):
         yield
 
 
 def run_on_ray(wanted: Experiment, directory: Path, workers: int, **options: Any) -> RayGrid:
-    config = run_config(wanted, directory, "ray")
+    config = build_run_config(wanted, directory, "ray")
     count = len(wanted.names())
     grid = RayGrid(client_app, count, config, workers, num_cpus=0.5, **options)
     try:
-        server_app(grid, server_context(config))
+        server_app(grid, build_server_context(config))
     finally:
         grid.stop()
     return grid
@@ -82,18 +82,18 @@ def test_the_same_bits_in_process_and_on_one_or_two_workers(cluster: None, tmp_p
 
 def run_with_deaths(wanted: Experiment, directory: Path, at: tuple[int, ...]) -> None:
     """Run on two workers, of which the first is killed when messages are pulled."""
-    config = run_config(wanted, directory, "ray")
+    config = build_run_config(wanted, directory, "ray")
     grid = RayGrid(client_app, len(wanted.names()), config, workers=2, num_cpus=0.5)
     pull, pulls = grid.pull_messages, iter(range(10_000))
 
     def deadly(message_ids: Any) -> Any:
         if next(pulls) in at:
             with suppress(ray.exceptions.RayActorError):  # it has died by itself
-                os.kill(ray.get(grid.workers[0].process.remote()), signal.SIGKILL)
+                os.kill(ray.get(grid.workers[0].process_id.remote()), signal.SIGKILL)
         return pull(message_ids)
 
     grid.pull_messages = deadly  # type: ignore[method-assign]
-    server_app(grid, server_context(config))
+    server_app(grid, build_server_context(config))
     grid.stop()
     assert next(pulls) > max(at)
 
@@ -147,7 +147,7 @@ def test_private_fronts_survive_a_worker_that_dies(
     wanted = split_experiment("split.front=private")
     here, there = tmp_path / "here" / "run", tmp_path / "there" / "run"
     inprocess.run(wanted, here)
-    config = run_config(wanted, there, "ray")
+    config = build_run_config(wanted, there, "ray")
     grid = RayGrid(client_app, len(wanted.names()), config, workers=1, num_cpus=0.5)
     push, smashed = grid.push_messages, []
 
@@ -156,11 +156,11 @@ def test_private_fronts_survive_a_worker_that_dies(
         if {message.metadata.message_type for message in asked} == {protocol.SMASH}:
             smashed.append(len(asked))
             if len(smashed) == 3:
-                os.kill(ray.get(grid.workers[0].process.remote()), signal.SIGKILL)
+                os.kill(ray.get(grid.workers[0].process_id.remote()), signal.SIGKILL)
         return push(asked)
 
     grid.push_messages = deadly  # type: ignore[method-assign]
-    server_app(grid, server_context(config))
+    server_app(grid, build_server_context(config))
     grid.stop()
     assert len(smashed) > 3
     assert rows_of(there) == rows_of(here)
@@ -169,7 +169,7 @@ def test_private_fronts_survive_a_worker_that_dies(
 @pytest.fixture(scope="module")
 def grid(cluster: None) -> Iterator[RayGrid]:
     """Four nodes on two workers, which import `fragile_app` by name."""
-    server_context({})
+    build_server_context({})
     here = str(Path(__file__).parent)
 
     class Importing(RayGrid):
@@ -178,7 +178,7 @@ def grid(cluster: None) -> Iterator[RayGrid]:
             options = {"runtime_env": {"env_vars": variables}}
             return self._actor.options(**options).remote(*self._arguments)
 
-    made = Importing(fragile_app.app, 4, {}, workers=2, num_cpus=0.5, together=False)
+    made = Importing(fragile_app.app, 4, {}, workers=2, num_cpus=0.5, batched=False)
     yield made
     made.stop()
 
@@ -227,13 +227,13 @@ def test_a_slow_node_is_not_waited_for_beyond_the_timeout(grid: RayGrid) -> None
 
 def test_shares_that_do_not_fit_are_refused_with_what_there_is(cluster: None) -> None:
     cpus = int(ray.cluster_resources()["CPU"])
-    assert worker_count(RayConfig(), ClientConfig(), 100) == cpus
-    assert worker_count(RayConfig(), ClientConfig(num_cpus=0.5), 3) == min(3, 2 * cpus)
+    assert compute_worker_count(RayConfig(), ClientConfig(), 100) == cpus
+    assert compute_worker_count(RayConfig(), ClientConfig(num_cpus=0.5), 3) == min(3, 2 * cpus)
     with pytest.raises(RequestError, match=f"Ray has {cpus} CPUs"):
-        worker_count(RayConfig(workers=cpus + 1), ClientConfig(), 100)
+        compute_worker_count(RayConfig(workers=cpus + 1), ClientConfig(), 100)
     if "GPU" not in ray.cluster_resources():
         with pytest.raises(RequestError, match="0 GPUs"):
-            worker_count(RayConfig(), ClientConfig(num_gpus=0.25), 2)
+            compute_worker_count(RayConfig(), ClientConfig(num_gpus=0.25), 2)
 
 
 def test_the_engine_leaves_no_process_behind(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ import pytest
 
 from pudica.models.errors import RequestError
 from pudica.simulations.deployment.place import Place
-from pudica.simulations.deployment.trial import Trial, differences
+from pudica.simulations.deployment.trial import Trial, count_differences
 from pudica.simulations.programs.submission import FlowerRunFailed
 from pudica.strategies.core.experiment import Experiment
 from pudica.strategies.core.recorder import lock
@@ -81,7 +81,7 @@ class Deployment(Trial):
 
     def same_as_here(self, directory: Path) -> bool:
         """Tell whether one process measures the same, but for seconds."""
-        return differences(directory, self.folder / "here" / directory.name) == 0
+        return count_differences(directory, self.folder / "here" / directory.name) == 0
 
 
 @pytest.fixture
@@ -146,7 +146,7 @@ def test_whatever_is_killed_or_cut_off_nothing_is_missing(
 
     directory = deployment.run("themis.epochs=6", "client.timeout=600", disturb=disturb)
     server, app = deployment.stopped
-    assert "the server (superlink) ended while the run was on" in server
+    assert "the server (superlink) ended during the run" in server
     assert "ServerApp ended without a word" in app
     assert "dropout" not in (directory / "events.log").read_text()
     assert deployment.same_as_here(directory)
@@ -156,7 +156,7 @@ def test_whatever_is_killed_or_cut_off_nothing_is_missing(
 
 def family(place: Place, program: str) -> list[psutil.Process]:
     """Return a program's process, and those below it."""
-    process = place.programs.process(program)
+    process = place.programs.find_process(program)
     assert process
     return [process, *process.children(recursive=True)]
 

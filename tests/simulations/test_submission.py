@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pudica.simulations.programs.submission import FlowerRunFailed, Submission, recorded
+from pudica.simulations.programs.submission import FlowerRun, FlowerRunFailed, record_outcome
 
 
 class Command:
@@ -54,8 +54,8 @@ def flower() -> Flower:
 
 def submit(flower: Flower, directory: Path, check: Any = lambda: None) -> None:
     directory.mkdir(exist_ok=True)
-    with recorded(directory):
-        Submission(flower, check, directory / "app", directory).run()
+    with record_outcome(directory):
+        FlowerRun(flower, check, directory / "app", directory).run()
 
 
 def write(directory: Path, **record: str) -> None:

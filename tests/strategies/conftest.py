@@ -10,7 +10,7 @@ import pytest
 from competition_helpers import ListeningGrid, tiny
 
 from pudica.clients.app import app as client_app
-from pudica.simulations.engines.local import run_config, server_context
+from pudica.simulations.engines.local import build_run_config, build_server_context
 from pudica.strategies.app import app as server_app
 
 Compete = Callable[..., ListeningGrid]
@@ -27,9 +27,9 @@ def compete(tmp_path: Path) -> Compete:
         kind: type[ListeningGrid] = ListeningGrid,
     ) -> ListeningGrid:
         experiment, directory = tiny(*overrides), tmp_path / name
-        config = run_config(experiment, directory, "inprocess")
+        config = build_run_config(experiment, directory, "inprocess")
         grid = kind(app, len(experiment.participants), config)
-        server_app(grid, server_context(config))
+        server_app(grid, build_server_context(config))
         return grid
 
     return run

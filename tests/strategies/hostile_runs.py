@@ -9,7 +9,7 @@ from competition_helpers import TINY as COMPETITION
 
 import pudica.clients.app
 from pudica.simulations.engines.inprocess import InProcessGrid
-from pudica.simulations.engines.local import run_config, server_context
+from pudica.simulations.engines.local import build_run_config, build_server_context
 from pudica.strategies.app import app as server_app
 from pudica.strategies.loading import load_experiment
 
@@ -61,8 +61,10 @@ def measured(
         Of the grid.
     """
     wanted = load_experiment(settings[0], settings[1:])
-    config = run_config(wanted, directory, "inprocess")
-    server_app(kind(pudica.clients.app.app, len(wanted.names()), config), server_context(config))
+    config = build_run_config(wanted, directory, "inprocess")
+    server_app(
+        kind(pudica.clients.app.app, len(wanted.names()), config), build_server_context(config)
+    )
     assert json.loads((directory / "run.json").read_text())["status"] == "done"
     rows = map(json.loads, (directory / "metrics.jsonl").read_text().splitlines())
     return sorted(

@@ -22,7 +22,7 @@ from pudica.clients import protocol
 from pudica.clients.app import app as client_app
 from pudica.clients.vault import Vault
 from pudica.simulations.engines.inprocess import InProcessGrid
-from pudica.simulations.engines.local import run_config, server_context
+from pudica.simulations.engines.local import build_run_config, build_server_context
 from pudica.strategies.app import app as server_app
 
 SETTINGS = [
@@ -63,8 +63,8 @@ def run(directory: Path) -> None:
     """Run, or go on with, the competition."""
     torch.set_num_threads(1)
     experiment = tiny(*SETTINGS)
-    config = run_config(experiment, directory, "inprocess")
-    server_app(InProcessGrid(client_app, 3, config), server_context(config))
+    config = build_run_config(experiment, directory, "inprocess")
+    server_app(InProcessGrid(client_app, 3, config), build_server_context(config))
 
 
 def die_at(what: str, number: int) -> None:

@@ -15,7 +15,7 @@ from flwr.app import Error, Message
 import pudica.clients.app
 from pudica.clients.app import app as client_app
 from pudica.models.files import load_tensors
-from pudica.simulations.engines.local import run_config, server_context
+from pudica.simulations.engines.local import build_run_config, build_server_context
 from pudica.strategies.app import app as server_app
 from pudica.strategies.loading import load_experiment
 from pudica.strategies.split.experiment import SplitExperiment
@@ -78,10 +78,10 @@ def run(
     stop: tuple[str, int] | None = None,
 ) -> FaultyGrid:
     """Run an experiment, or go on with it, and return the grid that listened."""
-    config = run_config(experiment, directory, "inprocess")
+    config = build_run_config(experiment, directory, "inprocess")
     grid = FaultyGrid(client_app, len(experiment.names()), config)
     grid.faults, grid.stop = set(faults), stop
-    server_app(grid, server_context(config))
+    server_app(grid, build_server_context(config))
     return grid
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -13,10 +14,12 @@ from competition_helpers import tiny
 from flwr.app import Message
 
 from pudica.clients.app import app as client_app
+from pudica.simulations.deployment.serverapp import ORGANISER_DIR
 from pudica.simulations.engines.inprocess import InProcessGrid
-from pudica.simulations.engines.local import run_config, server_context
+from pudica.simulations.engines.local import build_run_config, build_server_context
 from pudica.strategies.app import run
 from pudica.strategies.core.recorder import Recorder
+from pudica.strategies.core.registry import NodeRegistry
 from pudica.strategies.themis.orders import states
 
 SECONDS = 60.0
@@ -71,11 +74,11 @@ class Running:
     ) -> None:
         self.directory = directory
         experiment = tiny(*overrides)
-        config = run_config(experiment, directory, "inprocess")
+        config = build_run_config(experiment, directory, "inprocess")
         self.grid = Grid(client_app, nodes or len(experiment.names()), config)
         for name, value in grid.items():
             setattr(self.grid, name, value)
-        server_context(config)
+        build_server_context(config)
         self.error: BaseException | None = None
         self.thread = threading.Thread(target=self._run, args=(experiment,), daemon=True)
         if begin:
@@ -87,7 +90,9 @@ class Running:
 
     def _run(self, experiment: Any) -> None:
         try:
-            run(self.grid, experiment, Recorder(self.directory, experiment, "inprocess"))
+            place = os.environ.get(ORGANISER_DIR)
+            registry = NodeRegistry(Path(place)) if place else None
+            run(self.grid, experiment, Recorder(self.directory, experiment, "inprocess"), registry)
         except BaseException as error:
             self.error = error
 

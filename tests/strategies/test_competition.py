@@ -28,12 +28,12 @@ from pudica.clients.participant import Measured, Participant, epoch_order
 from pudica.models import GeneratorTraining, NoiseGenerator
 from pudica.models.errors import RequestError
 from pudica.models.randomness import derive, torch_generator
-from pudica.simulations.deployment.authority import new_node_key
+from pudica.simulations.deployment.authority import create_node_key
 from pudica.simulations.engines.inprocess import InProcessGrid
-from pudica.simulations.engines.local import run_config, server_context
+from pudica.simulations.engines.local import build_run_config, build_server_context
 from pudica.strategies.app import app as server_app
 from pudica.strategies.core import joining
-from pudica.strategies.core.exchange import TooFewParticipants
+from pudica.strategies.core.reliable_grid import TooFewParticipants
 
 Compete = Callable[..., ListeningGrid]
 
@@ -95,7 +95,7 @@ def plain_loop(directory: Path, update: str, epochs: int, weight: float) -> np.n
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
-    return generator.packed()
+    return generator.pack()
 
 
 @pytest.mark.parametrize("update", ["joint", "sequential"])
@@ -131,7 +131,7 @@ def test_several_batches_in_one_joint_message_are_one_step_on_their_mean(
             count += len(y)
         gradients.append(sum(parts) / count)
     training.step(5.0 * torch.stack(gradients).mean(0))
-    np.testing.assert_allclose(trained(directory), training.generator.packed(), atol=1e-6)
+    np.testing.assert_allclose(trained(directory), training.generator.pack(), atol=1e-6)
 
 
 def test_averaging_one_participant_is_the_same_as_visiting_it(
@@ -546,17 +546,17 @@ def test_participants_need_the_public_part_alone_and_the_same(tmp_path: Path, fi
     as_images(tmp_path / "participant" / "train", range(first, 200 + first))
     own = {"data": {"name": "image-folder", "path": "participant"}}
     wanted = tiny("data.name=image-folder", f"data.path={tmp_path / 'organiser'}", "data.limit=")
-    config = run_config(wanted, tmp_path / "run", "inprocess")
+    config = build_run_config(wanted, tmp_path / "run", "inprocess")
     grid = InProcessGrid(pudica.clients.app.app, 3, config)
-    new_node_key(tmp_path / "node.key", tmp_path / "node.pub", "node")
+    create_node_key(tmp_path / "node.key", tmp_path / "node.pub", "node")
     for number, context in enumerate(grid._contexts.values()):
         file = tmp_path / f"node{number}.yaml"
         context.node_config["node"] = str(node_file(file, **own, name=f"node {number}"))
     if first:
         with pytest.raises(RuntimeError, match="holds other data than the organiser"):
-            server_app(grid, server_context(config))
+            server_app(grid, build_server_context(config))
     else:
-        server_app(grid, server_context(config))
+        server_app(grid, build_server_context(config))
         assert len(pd.read_csv(tmp_path / "run" / "main" / "leaderboard.csv")) == 3
 
 

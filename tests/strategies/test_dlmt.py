@@ -28,7 +28,7 @@ from pudica.models.errors import RequestError
 from pudica.models.files import load_tensors
 from pudica.models.randomness import SystemGenerator, derive
 from pudica.simulations.engines.inprocess import InProcessGrid
-from pudica.simulations.engines.local import run_config, server_context
+from pudica.simulations.engines.local import build_run_config, build_server_context
 from pudica.strategies.app import app as server_app
 from pudica.strategies.dlmt.config import AggregationConfig
 from pudica.strategies.dlmt.experiment import DlmtExperiment
@@ -115,7 +115,7 @@ def test_shared_keys_are_one_and_own_keys_differ(tmp_path: Path) -> None:
         grid = run(tiny(*FEDERATED, "dlmt.shield=MAT(9)", f"dlmt.key={kind}"), tmp_path / kind)
         keys[kind] = {owner.key.fingerprint for owner in owners_of(grid, tmp_path) if owner.key}
     assert [len(found) for found in keys.values()] == [1, 3]
-    shared = Key.seeded("MAT(9)", (1, 8, 8), derive(0, "data")).fingerprint
+    shared = Key.from_seed("MAT(9)", (1, 8, 8), derive(0, "data")).fingerprint
     assert keys["shared"] == {shared}
 
 
@@ -127,7 +127,7 @@ def trained(value: float, examples: int, buffers: float = 0.0) -> Trained:
 @pytest.fixture
 def at_the_server() -> None:
     """Name this process to Flower, whose strategies take messages."""
-    server_context({})
+    build_server_context({})
 
 
 @pytest.mark.usefixtures("at_the_server")
@@ -306,7 +306,7 @@ def test_measures_are_those_of_the_models_that_were_trained(tmp_path: Path) -> N
 @pytest.mark.parametrize("key", ["shared", "per-owner", "file"])
 def test_no_key_is_in_any_message_log_or_result(tmp_path: Path, how: str, key: str) -> None:
     file = tmp_path / "owners.key"
-    Key.seeded("MAT(300)+MMT(20)", (1, 8, 8), 7).save(file)
+    Key.from_seed("MAT(300)+MMT(20)", (1, 8, 8), 7).save(file)
     settings = (f"dlmt.train={how}", "dlmt.owners=2", "dlmt.shield=MAT(300)+MMT(20)")
     named = str(file) if key == "file" else key
     grid = run(tiny(*settings, f"dlmt.key={named}", "dlmt.measures=true"), tmp_path / "run")
@@ -624,23 +624,23 @@ def test_a_deployed_owner_insists_on_its_key_and_on_who_trains(
         config["key"] = "own.key"
         Key.new(str(own["key"]), (1, 8, 8), SystemGenerator()).save(tmp_path / "own.key")
     wanted = tiny("dlmt.shield=MAT(9)", *settings, "dlmt.training.epochs=1")
-    run_settings = run_config(wanted, tmp_path / "run", "inprocess")
+    run_settings = build_run_config(wanted, tmp_path / "run", "inprocess")
     grid = InProcessGrid(pudica.clients.app.app, 1, run_settings)
     for context in grid._contexts.values():
         context.node_config.update({"node": str(node_file(tmp_path / "node.yaml", **config))})
     if why is None:
-        server_app(grid, server_context(run_settings))
+        server_app(grid, build_server_context(run_settings))
         used = json.loads((tmp_path / "run" / "run.json").read_text())["keys"]["owner-0/main"]
         assert used == Key.load(tmp_path / "own.key").fingerprint
         return
     with pytest.raises(RuntimeError, match="participants answered"):
-        server_app(grid, server_context(run_settings))
+        server_app(grid, build_server_context(run_settings))
     assert why in (tmp_path / "run" / "events.log").read_text()
 
 
 def test_a_server_learns_nothing_of_files_that_it_names_as_keys(tmp_path: Path) -> None:
     file = tmp_path / "key"
-    Key.seeded("MAT(9)", (1, 8, 8), 0).save(file)
+    Key.from_seed("MAT(9)", (1, 8, 8), 0).save(file)
     wanted = tiny("dlmt.shield=MAT(9)", f"dlmt.key={file}")
     file.chmod(0o644)
     with pytest.raises(RuntimeError, match="the key's file can't be used") as caught:
@@ -683,7 +683,7 @@ def test_wrong_settings_are_explained(settings: list[str], why: str) -> None:
 
 
 def test_a_key_for_something_else_is_refused_by_its_fingerprint(tmp_path: Path) -> None:
-    key = Key.seeded("MAT(9)", (1, 8, 8), 0)
+    key = Key.from_seed("MAT(9)", (1, 8, 8), 0)
     key.save(tmp_path / "key")
     with pytest.raises(RequestError, match=f"{key.fingerprint}.* is for MAT.9."):
         tiny("dlmt.shield=MAT(10)", f"dlmt.key={tmp_path / 'key'}").check()
@@ -694,7 +694,7 @@ def test_another_key_does_not_go_on_with_a_run(
 ) -> None:
     monkeypatch.setattr(pudica.strategies.core.recorder, "CHECKPOINT_SECONDS", 0.0)
     file = tmp_path / "key"
-    before, after = (Key.seeded("MAT(9)", (1, 8, 8), seed) for seed in (0, 1))
+    before, after = (Key.from_seed("MAT(9)", (1, 8, 8), seed) for seed in (0, 1))
     before.save(file)
     experiment = tiny("dlmt.shield=MAT(9)", f"dlmt.key={file}")
     with pytest.raises(Interrupted):

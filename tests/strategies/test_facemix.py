@@ -13,8 +13,8 @@ from split_helpers import asked, measured, model_of, run, same
 from torch import nn
 
 from pudica.clients import protocol
-from pudica.models.attributes import answered, confusion
-from pudica.strategies.core.exchange import Exchanges
+from pudica.models.attributes import count_confusions, predict_answers
+from pudica.strategies.core.cohort import Cohort
 from pudica.strategies.core.recorder import Recorder
 from pudica.strategies.facemix.serving import Serving
 from pudica.strategies.facemix.session import Session
@@ -63,7 +63,7 @@ def test_what_edges_count_is_what_the_model_says_of_their_images(tmp_path: Path)
             with torch.no_grad():
                 logits = model.post(edge.shield.restore(model.main(waiting.sent), waiting.secret))
             truth = torch.from_numpy(images.attributes[waiting.rows])
-            total += confusion(answered(logits)[waiting.places], truth)
+            total += count_confusions(predict_answers(logits)[waiting.places], truth)
     np.testing.assert_array_equal(counts_of(grid), total.numpy())
     rows = measured(tmp_path / "run", stage="test", metric="accuracy")
     (mean,) = [row["value"] for row in rows if "attribute" not in row]
@@ -89,8 +89,8 @@ def test_it_learns_behind_mixing_and_is_right_without_it_too(tmp_path: Path) -> 
 def serving(tmp_path: Path, grid: ListeningGrid, *overrides: str) -> Serving:
     experiment = tiny(*overrides)
     recorder = Recorder(tmp_path / "serving", experiment, "inprocess")
-    exchanges = Exchanges(grid, recorder, {})
-    session = Session(exchanges, experiment, "main", experiment.facemix, experiment.load_data())
+    cohort = Cohort.on(grid, experiment.client, recorder)
+    session = Session(cohort, experiment, "main", experiment.facemix, experiment.load_data())
     return Serving(session)
 
 

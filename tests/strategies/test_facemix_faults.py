@@ -105,7 +105,7 @@ def test_an_edge_that_falls_silent_changes_nothing_for_the_others(
             hand(self, message, identifier)
 
     monkeypatch.setattr(FaultyGrid, "_hand", lost)
-    monkeypatch.setattr("pudica.strategies.core.exchange.GIVE_UP_AFTER", 1)
+    monkeypatch.setattr("pudica.strategies.core.reliable_grid.GIVE_UP_AFTER", 1)
     rest = counted(run(tiny(*settings), tmp_path / "run"))
     assert whole.keys() == {2, 3, 4}
     assert rest.keys() == {2, 4}

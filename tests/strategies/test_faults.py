@@ -121,7 +121,7 @@ def test_a_node_slower_than_the_deadline_is_left_out_and_said(
             else:
                 super()._hand(message, identifier)
 
-    monkeypatch.setattr("pudica.strategies.core.exchange.GIVE_UP_AFTER", 1)
+    monkeypatch.setattr("pudica.strategies.core.reliable_grid.GIVE_UP_AFTER", 1)
     compete("client.timeout=3", "client.patience=60", kind=Slow)
     assert "dropout: MLP: no answer within 3 s" in events(tmp_path)
     assert len(silent) == 2  # once an epoch

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from malformed import Change, changed, drawn, ways
 
 from pudica.clients import protocol
-from pudica.strategies.core.exchange import Exchanges
+from pudica.strategies.core.cohort import Cohort
 
 Measured = Callable[[str], list[str]]
 
@@ -98,13 +98,12 @@ class Tried:
         self.copies = copies
         self.count: Counter[str] = Counter()
 
-    def __call__(
-        self, exchanges: Exchanges, kind: str, sent: Any, message: Message, read: Callable
-    ) -> Any:
-        """Stand in for ``Exchanges._said``."""
-        for what, change in self.copies(kind, message.content):
-            self.refuse(kind, what, partial(read, sent.node, changed(message.content, change)))
-        return SAID(exchanges, kind, sent, message, read)
+    def __call__(self, cohort: Cohort, kind: str, reply: Message, read: Callable) -> Any:
+        """Stand in for ``Cohort._read_reply``."""
+        name = cohort.grid.name_of(reply.metadata.src_node_id)
+        for what, change in self.copies(kind, reply.content):
+            self.refuse(kind, what, partial(read, name, changed(reply.content, change)))
+        return READ_REPLY(cohort, kind, reply, read)
 
     def refuse(self, kind: str, what: str, read: Callable[[], object]) -> None:
         """See that a reply makes no sense to who reads it, and stops nothing."""
@@ -118,13 +117,13 @@ class Tried:
         raise AssertionError(f"{kind} with {what} is taken for {said!r:.300}")
 
 
-SAID = Exchanges._said
+READ_REPLY = Cohort._read_reply
 
 
 def check(name: str, tried: Tried, place: Path, undisturbed: Measured, least: int) -> None:
     """Run an experiment in which malformed replies are tried; see that nothing comes of them."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Exchanges, "_said", lambda *arguments: tried(*arguments))
+        patch.setattr(Cohort, "_read_reply", lambda *arguments: tried(*arguments))
         rows = measured(RUNS[name], place)
     assert rows == undisturbed(name)
     assert set(tried.count) == COMMON | KINDS[name]

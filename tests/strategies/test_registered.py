@@ -16,7 +16,8 @@ from pudica.clients import protocol
 from pudica.models.clock import timestamp
 from pudica.models.files import write_atomically
 from pudica.simulations.deployment import authority
-from pudica.strategies.core.registry import HOME, ROSTER, Registered
+from pudica.simulations.deployment.serverapp import ORGANISER_DIR
+from pudica.strategies.core.registry import REGISTRY, RegisteredNode
 from pudica.strategies.themis.orders import order
 
 WAITS = "themis.stages.noise.opens=command"
@@ -26,12 +27,12 @@ TWO = "participants=[{model: softmax}, {model: mlp}]"
 
 @pytest.fixture
 def organiser(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An organiser's folder, with an empty roster."""
-    monkeypatch.setenv(HOME, str(tmp_path))
+    """An organiser's folder, with an empty registry."""
+    monkeypatch.setenv(ORGANISER_DIR, str(tmp_path))
     monkeypatch.setattr("pudica.strategies.themis.stages.LOOK_SECONDS", 0.02)
     monkeypatch.setattr("pudica.strategies.themis.stages.DOOR_SECONDS", 0.05)
     monkeypatch.setattr("pudica.strategies.core.joining.JOIN_SECONDS", 0.2)
-    (tmp_path / ROSTER).write_text("[]")
+    (tmp_path / REGISTRY).write_text("[]")
     return tmp_path
 
 
@@ -39,16 +40,16 @@ def register(organiser: Path, name: str, node: int, key: str = "") -> None:
     """Let a participant take part from now on, with its own key or another's."""
     folder = organiser / name
     folder.mkdir()
-    authority.new_node_key(folder / "node.key", folder / "node.pub", name)
-    own = authority.fingerprint(organiser / (key or name) / "node.pub")
-    entries = json.loads((organiser / ROSTER).read_text())
-    entries.append(Registered(name, node, own, timestamp())._asdict())
-    write_atomically(organiser / ROSTER, json.dumps(entries).encode())
+    authority.create_node_key(folder / "node.key", folder / "node.pub", name)
+    own = authority.compute_fingerprint(organiser / (key or name) / "node.pub")
+    entries = json.loads((organiser / REGISTRY).read_text())
+    entries.append(RegisteredNode(name, node, own, timestamp())._asdict())
+    write_atomically(organiser / REGISTRY, json.dumps(entries).encode())
 
 
 def equipped(running: Running, organiser: Path) -> None:
     """Give each node the settings of its participant."""
-    for entry in json.loads((organiser / ROSTER).read_text()):
+    for entry in json.loads((organiser / REGISTRY).read_text()):
         place = node_file(organiser / entry["name"] / "node.yaml", name=entry["name"])
         if entry["name"] == "Newcomer":
             place = node_file(place, name="Newcomer", model="softmax")
@@ -128,4 +129,4 @@ def test_what_was_submitted_before_a_kill_counts(
     assert board["trained_accuracy"]["Softmax"] > 0
     assert board["trained_accuracy"]["MLP"] == 0
     assert (directory / "submissions.safetensors").stat().st_mode & 0o077 == 0
-    assert os.environ[HOME] not in (directory / "manifest.json").read_text()
+    assert os.environ[ORGANISER_DIR] not in (directory / "manifest.json").read_text()

@@ -24,8 +24,8 @@ from pudica.models.compute import Compute
 from pudica.models.cut import Cutter
 from pudica.models.errors import RequestError
 from pudica.models.randomness import derive
-from pudica.strategies.core.exchange import TooFewParticipants
 from pudica.strategies.core.recorder import Recorder
+from pudica.strategies.core.reliable_grid import TooFewParticipants
 from pudica.strategies.split.cloud import Cloud
 from pudica.strategies.split.experiment import SplitExperiment
 
@@ -324,7 +324,7 @@ def test_seeded_noise_is_fresh_in_each_batch_and_on_each_device(tmp_path: Path) 
         for epoch, step in ((0, 0), (0, 1), (1, 0)):
             x = device.train.batch(device._positions(epoch, step))[0]
             shield = device.front.shield
-            steps = shield.on_grid(device.front(x)).numpy()
+            steps = shield.round_to_grid(device.front(x)).numpy()
             noises.append(device.smash(epoch, step, 1, 0)[0].ravel() - steps.ravel())
     correlations = np.corrcoef(noises) - np.eye(len(noises))
     assert np.abs(correlations).max() < 0.1
@@ -389,7 +389,7 @@ BUDGET = [
 
 def front_of(device: Edge) -> torch.Tensor:
     """Return a device's front as it would travel."""
-    return torch.from_numpy(packing.packed(packing.state(device.front)))
+    return torch.from_numpy(packing.pack(packing.state_tensors(device.front)))
 
 
 @pytest.mark.parametrize("noise", ["seeded", "secret"])

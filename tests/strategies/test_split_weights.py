@@ -24,8 +24,8 @@ from pudica.clients.vault import Vault
 from pudica.models import Compute, Training
 from pudica.models.errors import RequestError
 from pudica.models.randomness import derive
-from pudica.strategies.core.exchange import TooFewParticipants
 from pudica.strategies.core.recorder import Recorder
+from pudica.strategies.core.reliable_grid import TooFewParticipants
 from pudica.strategies.split.experiment import SplitExperiment
 from pudica.strategies.split.means import fit_means
 

@@ -13,12 +13,12 @@ from pudica.clients.data.disguised.writing import DisguiseRequest, disguise_data
 
 __all__ = [
     "MANIFEST",
+    "DisguiseRequest",
     "Manifest",
-    "Request",
     "copy_images",
-    "disguise_set",
+    "disguise_dataset",
     "disguised",
-    "disguised_folder",
+    "locate_disguised",
     "read_manifest",
-    "restore_set",
+    "restore_dataset",
 ]

@@ -23,7 +23,7 @@ from pydantic import (
 )
 
 from pudica.clients.data.errors import DataError
-from pudica.clients.shields.disguises import Span, parsed
+from pudica.clients.shields.disguises import Span, parse_notation
 from pudica.models.naming import validate_labels
 
 MANIFEST = "disguise.json"
@@ -92,8 +92,8 @@ class Manifest(BaseModel):
 
     @model_validator(mode="after")
     def _makes_sense(self) -> Self:
-        parsed(self.disguise)
-        if self.low >= self.high or self.dtype != self.span.type_name:
+        parse_notation(self.disguise)
+        if self.low >= self.high or self.dtype != self.span.storage_dtype_name:
             raise ValueError(
                 f"no {self.kind} of type {self.dtype} lie in {self.low} to {self.high}"
             )

@@ -15,8 +15,8 @@ from PIL import Image
 from pudica.clients.data.disguised.manifest import (
     IMAGE,
     Manifest,
-    Shard,
     ProgressCallback,
+    Shard,
     parquet_bytes,
     read_manifest,
 )
@@ -28,7 +28,7 @@ from pudica.clients.data.source import Content
 from pudica.clients.shields.disguises import Disguise
 from pudica.models.errors import RequestError
 from pudica.models.files import write_atomically
-from pudica.models.printable import quoted
+from pudica.models.printable import quote
 
 BEGUN = ".restoring"
 LONGEST_NAME = 255
@@ -54,7 +54,7 @@ def restore_dataset(folder: Path, disguise: Disguise, out: Path, on_progress: Pr
     """
     source = disguised(folder)
     manifest = read_manifest(folder)
-    disguise.check_undone()
+    disguise.require_invertible()
     if disguise.key.fingerprint != manifest.key:
         raise RequestError(
             f"{folder} was disguised with the key {manifest.key}; the key that is given is "
@@ -84,7 +84,7 @@ def _check_names(folder: Path, labels: Sequence[object]) -> None:
         validate_data_label(label, f"{folder}: a label is no name of a class folder:")
         wrong = label in (".", "..") or Path(label).name != label
         if wrong or len(label.encode()) > LONGEST_NAME:
-            raise DataError(f"{folder}: the label {quoted(label)} is no name of a class folder")
+            raise DataError(f"{folder}: the label {quote(label)} is no name of a class folder")
 
 
 def _claim(out: Path, what: str) -> None:

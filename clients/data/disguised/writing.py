@@ -18,14 +18,14 @@ from pudica.clients.data.disguised.manifest import (
     IMAGE,
     MANIFEST,
     Manifest,
-    Shard,
     ProgressCallback,
+    Shard,
     parquet_bytes,
     read_manifest,
 )
 from pudica.clients.data.disguised.reading import is_complete
 from pudica.clients.data.errors import DataError
-from pudica.clients.data.naming import validate_data_label, join_names
+from pudica.clients.data.naming import join_names, validate_data_label
 from pudica.clients.data.pixels import Channels, infer_layout
 from pudica.clients.data.places import list_folder
 from pudica.clients.data.source import Content, RawImage, Source, describe_origin
@@ -108,12 +108,12 @@ def _manifest(request: DisguiseRequest, content: Content) -> Manifest:
         )
     for name in labels:
         validate_data_label(name, f"{request.source.base}: the column")
-    bytes_each = math.prod(key.shape) * span.on_disk.itemsize
+    bytes_each = math.prod(key.shape) * span.storage_dtype.itemsize
     return Manifest(
         disguise=key.notation,
         key=key.fingerprint,
         shape=key.shape,
-        dtype=span.type_name,  # type: ignore[arg-type]
+        dtype=span.storage_dtype_name,  # type: ignore[arg-type]
         low=span.low,
         high=span.high,
         kind=span.kind,
@@ -210,7 +210,7 @@ def _encoded(
     images: Iterator[NDArray[np.uint8]],
 ) -> bytes:
     plain = torch.from_numpy(np.stack([*islice(images, shard.rows)]))
-    released = request.disguise.protect(plain).to(request.disguise.span.on_disk).numpy()
+    released = request.disguise.protect(plain).to(request.disguise.span.storage_dtype).numpy()
     kind = pa.binary(released[0].nbytes)
     buffers = [None, pa.py_buffer(np.ascontiguousarray(released).data)]
     columns = {IMAGE: pa.FixedSizeBinaryArray.from_buffers(kind, shard.rows, buffers)}

@@ -8,7 +8,16 @@ Examples
 
 from pudica.clients.shields.disguises.disguise import Disguise
 from pudica.clients.shields.disguises.key import UNUSABLE, Key
-from pudica.clients.shields.disguises.notation import STEPS, parsed, written
+from pudica.clients.shields.disguises.notation import STEPS, format_notation, parse_notation
 from pudica.clients.shields.disguises.steps import Span, Step
 
-__all__ = ["STEPS", "UNUSABLE", "Disguise", "Key", "Span", "Step", "parsed", "written"]
+__all__ = [
+    "STEPS",
+    "UNUSABLE",
+    "Disguise",
+    "Key",
+    "Span",
+    "Step",
+    "format_notation",
+    "parse_notation",
+]

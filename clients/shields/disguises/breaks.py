@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 from pudica.clients.shields.disguises.disguise import Disguise
 from pudica.clients.shields.disguises.matrix import Addition, Multiplication, Rise
 from pudica.clients.shields.disguises.steps import Step
-from pudica.models.errors import RequestError, unknown
+from pudica.models.errors import RequestError, unknown_name_error
 
-Whole = NDArray[np.int64]
-Real = NDArray[np.float64]
+IntArray = NDArray[np.int64]
+FloatArray = NDArray[np.float64]
 Guess = Literal["minimum", "mid-range"]
 
 COMMON_DIVISOR, KNOWN_PAIR = "common divisor", "one known pair"
@@ -36,7 +36,7 @@ def is_affine(steps: Iterable[Step]) -> bool:
     return all(step.takes == "integers" for step in steps)
 
 
-def affine(disguise: Disguise) -> tuple[Whole, Whole]:
+def affine_coefficients(disguise: Disguise) -> tuple[IntArray, IntArray]:
     """Return m and b of a disguise, each (C, H, W): what the attacks are to find.
 
     Raises
@@ -54,7 +54,7 @@ def affine(disguise: Disguise) -> tuple[Whole, Whole]:
     return sum_ - b, b
 
 
-def standardised(images: NDArray[np.generic]) -> Real:
+def standardise(images: NDArray[np.generic]) -> FloatArray:
     """Return each pixel less its mean over all images, over its standard deviation.
 
     Of disguised images these are those of the plain ones: m and b drop out. Pixels that are the
@@ -68,11 +68,11 @@ def standardised(images: NDArray[np.generic]) -> Real:
     values = (images.astype(np.int64) - images[:1].astype(np.int64)).astype(np.float64)
     centred = values - values.mean(0)
     spread = centred.std(0)
-    scaled: Real = centred / np.where(spread > 0, spread, 1)
+    scaled: FloatArray = centred / np.where(spread > 0, spread, 1)
     return scaled
 
 
-def factors(disguised: Whole) -> Whole:
+def recover_factors(disguised: IntArray) -> IntArray:
     """Return m by the greatest common divisor of differences between images, (C, H, W).
 
     Right where the differences of the plain pixels have no common divisor; 0 where a pixel is
@@ -83,11 +83,11 @@ def factors(disguised: Whole) -> Whole:
     disguised : int64 ndarray of shape (N, C, H, W)
         At least two images.
     """
-    found: Whole = np.gcd.reduce(np.abs(disguised[1:] - disguised[0]), axis=0)
+    found: IntArray = np.gcd.reduce(np.abs(disguised[1:] - disguised[0]), axis=0)
     return found
 
 
-def offsets(disguised: Whole, m: Whole, guess: Guess) -> Whole:
+def guess_offsets(disguised: IntArray, m: IntArray, guess: Guess) -> IntArray:
     """Return b, guessed from what disguised pixels there are; (C, H, W).
 
     Parameters
@@ -97,24 +97,24 @@ def offsets(disguised: Whole, m: Whole, guess: Guess) -> Whole:
     guess : {"minimum", "mid-range"}
         The darkest pixel there is was 0; or darkest and brightest lie evenly about 127.5.
     """
-    low: Whole = disguised.min(0)
+    low: IntArray = disguised.min(0)
     if guess == "minimum":
         return low
     middle = (low + disguised.max(0) - 255 * m) / 2
     # b differs from every disguised pixel by a multiple of m.
     darkest = np.rint((low - middle) / np.maximum(m, 1)).astype(np.int64)
-    b: Whole = low - m * darkest
+    b: IntArray = low - m * darkest
     return b
 
 
-def offsets_by_pair(plain: Whole, disguised: Whole, m: Whole) -> Whole:
+def recover_offsets(plain: IntArray, disguised: IntArray, m: IntArray) -> IntArray:
     """Return b from one image that is known plain and disguised; each (C, H, W)."""
-    b: Whole = disguised - m * plain
+    b: IntArray = disguised - m * plain
     return b
 
 
-def undone(
-    disguised: Whole, m: Whole, b: Whole, constant: NDArray[np.integer] | int = 0
+def invert_affine(
+    disguised: IntArray, m: IntArray, b: IntArray, constant: NDArray[np.integer] | int = 0
 ) -> NDArray[np.uint8]:
     """Return images as they were, if m and b are right, uint8 of shape (N, C, H, W).
 
@@ -128,7 +128,7 @@ def undone(
 
 
 @dataclass(frozen=True)
-class Break:
+class AttackResult:
     """How far one attack comes.
 
     Attributes
@@ -152,12 +152,12 @@ class Break:
     error: float
 
 
-def breaks(
+def run_attacks(
     disguise: Disguise,
     plain: NDArray[np.uint8],
     for_factors: tuple[int, ...] = (5, 10, 20),
     for_offsets: tuple[int, ...] = (20, 50, 100, 200, 400),
-) -> list[Break]:
+) -> list[AttackResult]:
     """Attack disguised images, and compare with what they were.
 
     Parameters
@@ -175,55 +175,55 @@ def breaks(
     RequestError
         If the disguise is another.
     """
-    true_m, true_b = affine(disguise)
+    true_m, true_b = affine_coefficients(disguise)
     disguised = disguise.protect(torch.from_numpy(plain)).long().numpy()
     counts = {*for_factors, *for_offsets}
-    seen = {n: factors(disguised[:n]) for n in counts if n <= len(plain)}
+    seen = {n: recover_factors(disguised[:n]) for n in counts if n <= len(plain)}
     found = [
-        Break(COMMON_DIVISOR, n, _share(seen[n] == true_m, plain[:n]), *_NOTHING)
+        AttackResult(COMMON_DIVISOR, n, _share_correct(seen[n] == true_m, plain[:n]), *_NOTHING)
         for n in for_factors
         if n in seen
     ]
     guesses: tuple[Guess, ...] = ("minimum", "mid-range")
     for guess, n in product(guesses, filter(seen.__contains__, for_offsets)):
-        m, b = seen[n], offsets(disguised[:n], seen[n], guess)
+        m, b = seen[n], guess_offsets(disguised[:n], seen[n], guess)
         right = (m == true_m) & (b == true_b)
-        found.append(_judged(guess, plain, n, right, undone(disguised, m, b)))
-    m = factors(disguised)
-    b = offsets_by_pair(plain[0].astype(np.int64), disguised[0], m)
-    right, shown = (m == true_m) & (b == true_b), undone(disguised, m, b, constant=plain[0])
-    found.append(_judged(KNOWN_PAIR, plain, len(plain), right, shown))
+        found.append(_score_attack(guess, plain, n, right, invert_affine(disguised, m, b)))
+    m = recover_factors(disguised)
+    b = recover_offsets(plain[0].astype(np.int64), disguised[0], m)
+    right, shown = (m == true_m) & (b == true_b), invert_affine(disguised, m, b, constant=plain[0])
+    found.append(_score_attack(KNOWN_PAIR, plain, len(plain), right, shown))
     return found
 
 
 _NOTHING = (float("nan"), float("nan"))
 
 
-def _judged(
+def _score_attack(
     attack: str,
     plain: NDArray[np.uint8],
     seen: int,
     right: NDArray[np.bool_],
     shown: NDArray[np.uint8],
-) -> Break:
+) -> AttackResult:
     error = np.abs(shown.astype(np.int64) - plain)
     exact, mean = float((error == 0).mean()), float(error.mean())
-    return Break(attack, seen, _share(right, plain[:seen]), exact, mean)
+    return AttackResult(attack, seen, _share_correct(right, plain[:seen]), exact, mean)
 
 
-def _share(right: NDArray[np.bool_], seen: NDArray[np.uint8]) -> float:
+def _share_correct(right: NDArray[np.bool_], seen: NDArray[np.uint8]) -> float:
     """Return the share of pixels that are right, of those that are not the same in all images."""
     varied = np.ptp(seen, axis=0) > 0
     return float(right[varied].mean()) if varied.any() else float("nan")
 
 
 def search_space(
-    disguised: Whole, of: Literal["MAT", "MMT"], rise: int = 0, as_printed: bool = False
+    disguised: IntArray, of: Literal["MAT", "MMT"], rise: int = 0, as_printed: bool = False
 ) -> float:
     """Return log10 of the number of images that one disguised image could stem from.
 
     Eqs. (6) and (7) for MAT, (8) and (9) for MMT; times ``rise`` for Rise+MMT. It is no proof of
-    anything: :func:`breaks` does not search.
+    anything: :func:`run_attacks` does not search.
 
     Parameters
     ----------
@@ -242,17 +242,17 @@ def search_space(
     """
     values = disguised.ravel()
     if of not in ("MAT", "MMT"):
-        raise unknown("transformation with a search space", of, ("MAT", "MMT"))
+        raise unknown_name_error("transformation with a search space", of, ("MAT", "MMT"))
     if of == "MAT":
         choices = np.clip(values, 1, 256)
     else:
         # There are 255 numbers from 1 to 255, so the first case of Eq. (8) never comes up.
-        counts = divisors_below_256(values)
+        counts = count_divisors_below_256(values)
         choices = np.where(counts > 0, values if as_printed else counts, 1)
     return float(np.log10(choices).sum() + (np.log10(rise) if rise else 0))
 
 
-def search_space_of(disguise: Disguise, plain: NDArray[np.uint8]) -> float:
+def mean_search_space(disguise: Disguise, plain: NDArray[np.uint8]) -> float:
     """Return the mean of :func:`search_space` over images; NaN where the paper has no formula.
 
     Parameters
@@ -273,9 +273,9 @@ def search_space_of(disguise: Disguise, plain: NDArray[np.uint8]) -> float:
     return float(np.mean([search_space(image, of, rise) for image in disguised]))
 
 
-def divisors_below_256(values: Whole) -> Whole:
+def count_divisors_below_256(values: IntArray) -> IntArray:
     """Return T of Eq. (8): how many divisors from 1 to 255 each number has, 0 for 0."""
     different, place = np.unique(values, return_inverse=True)
     counts = (different[:, None] % np.arange(1, 256) == 0).sum(1)
-    counted: Whole = np.where(different > 0, counts, 0)[place]
+    counted: IntArray = np.where(different > 0, counts, 0)[place]
     return counted.reshape(values.shape)

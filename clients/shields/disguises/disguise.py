@@ -6,11 +6,11 @@ import torch
 
 from pudica.clients.shields.base import Guarantee
 from pudica.clients.shields.disguises.key import Key
-from pudica.clients.shields.disguises.notation import spans
+from pudica.clients.shields.disguises.notation import compute_spans
 from pudica.clients.shields.disguises.steps import Span, Step, Tensors, WrongKeyError
 from pudica.models.errors import RequestError
 
-AT_ONCE = 2**18
+CHUNK_VALUES = 2**18
 """Values that are worked on together: what fits a core's cache, and is worth two threads."""
 
 UNDONE = (
@@ -36,8 +36,8 @@ class Disguise:
     def __init__(self, key: Key) -> None:
         self.key = key
         steps = key.steps
-        self._spans = spans(steps)
-        self._steps = [(step, self._typed(step, key.of(n))) for n, step in enumerate(steps)]
+        self._spans = compute_spans(steps)
+        self._steps = [(step, self._cast_key(step, key.of(n))) for n, step in enumerate(steps)]
 
     @property
     def span(self) -> Span:
@@ -45,11 +45,11 @@ class Disguise:
         return self._spans[-1]
 
     @property
-    def lossy(self) -> list[str]:
+    def lossy_steps(self) -> list[str]:
         """The steps that can't be undone, as the notation has them."""
-        return [str(step) for step, _ in self._steps if not step.undone]
+        return [str(step) for step, _ in self._steps if not step.is_invertible]
 
-    def _typed(self, step: Step, key: Tensors) -> Tensors:
+    def _cast_key(self, step: Step, key: Tensors) -> Tensors:
         """Return a step's part of the key, R in the type of what it is added to."""
         if step.takes == "integers":
             return {name: tensor.to(self.span.dtype) for name, tensor in key.items()}
@@ -74,15 +74,15 @@ class Disguise:
         """
         self._check(images, torch.uint8)
         out = torch.empty(images.shape, dtype=self.span.dtype)
-        for start in range(0, len(images), self._chunk):
-            part = slice(start, start + self._chunk)
+        for start in range(0, len(images), self._chunk_size):
+            part = slice(start, start + self._chunk_size)
             self._protect(images[part], out[part])
         return out
 
     @property
-    def _chunk(self) -> int:
+    def _chunk_size(self) -> int:
         channels, height, width = self.key.shape
-        return max(1, AT_ONCE // (channels * height * width))
+        return max(1, CHUNK_VALUES // (channels * height * width))
 
     def _protect(self, images: torch.Tensor, out: torch.Tensor) -> None:
         values = images
@@ -102,29 +102,33 @@ class Disguise:
             If a step can't be undone, the type or shape is another, or the images were disguised
             with another key. Of ``Kiya`` that can't be seen: any key gives some pixels.
         """
-        self.check_undone()
+        self.require_invertible()
         self._check(disguised, self.span.dtype)
         values = disguised.clone()
         try:
-            return self._restored(values)
+            return self._undo_steps(values)
         except WrongKeyError:
             raise RequestError(
                 f"these images were not disguised with the key {self.key.fingerprint}: undone with "
                 "it they are no pixels"
             ) from None
 
-    def check_undone(self) -> None:
+    def require_invertible(self) -> None:
         """Raise RequestError if a step can't be undone."""
-        if self.lossy:
-            raise RequestError(f"{self.key.notation} can't be undone: {self.what_is_lost}")
+        if self.lossy_steps:
+            raise RequestError(f"{self.key.notation} can't be undone: {self.loss_description}")
 
     @property
-    def what_is_lost(self) -> str:
+    def loss_description(self) -> str:
         """Which steps can't be undone, in words; empty if all can."""
-        keeps = "keeps" if len(self.lossy) == 1 else "keep"
-        return f"{' and '.join(self.lossy)} {keeps} less than there was" if self.lossy else ""
+        keeps = "keeps" if len(self.lossy_steps) == 1 else "keep"
+        return (
+            f"{' and '.join(self.lossy_steps)} {keeps} less than there was"
+            if self.lossy_steps
+            else ""
+        )
 
-    def _restored(self, values: torch.Tensor) -> torch.Tensor:
+    def _undo_steps(self, values: torch.Tensor) -> torch.Tensor:
         stages = list(zip(self._steps, self._spans[:-1], strict=True))
         for (step, key), before in reversed(stages):
             values = step.undo(values, key)
@@ -142,14 +146,14 @@ class Disguise:
             )
         if images.ndim != 4 or tuple(images.shape[1:]) != self.key.shape:
             raise RequestError(
-                f"images are {_times(images.shape[1:])}, the key {self.key.fingerprint} is for "
-                f"{_times(self.key.shape)}"
+                f"images are {_format_shape(images.shape[1:])}, the key {self.key.fingerprint} is for "
+                f"{_format_shape(self.key.shape)}"
             )
 
-    def held(self) -> Guarantee:
+    def guarantee(self) -> Guarantee:
         """Return that there is none, and why."""
-        return Guarantee("record", None, reasons=(LOSES if self.lossy else UNDONE,))
+        return Guarantee("record", None, reasons=(LOSES if self.lossy_steps else UNDONE,))
 
 
-def _times(shape: tuple[int, ...]) -> str:
+def _format_shape(shape: tuple[int, ...]) -> str:
     return "x".join(map(str, shape))

@@ -13,16 +13,16 @@ from tempfile import TemporaryDirectory
 import torch
 from safetensors import SafetensorError
 
-from pudica.clients.shields.disguises.notation import parsed, written
-from pudica.clients.shields.disguises.steps import Shape, Step, Tensors
+from pudica.clients.shields.disguises.notation import format_notation, parse_notation
+from pudica.clients.shields.disguises.steps import ImageShape, Step, Tensors
 from pudica.models.errors import RequestError
-from pudica.models.files import load_tensors, others_may_read, save_tensors
+from pudica.models.files import is_accessible_by_others, load_tensors, save_tensors
 from pudica.models.randomness import Randomness, numpy_generator
 
 FORMAT = "pudica-key-1"
 UNUSABLE = "the key's file can't be used; this node's log says why"
 """What others are told: not what lies where."""
-MOST_VALUES = 2**24
+MAX_VALUES = 2**24
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Key:
     Attributes
     ----------
     notation : str
-        As :func:`~pudica.clients.shields.disguises.notation.written` has it.
+        As :func:`~pudica.clients.shields.disguises.notation.format_notation` has it.
     shape : tuple of int
         Of an image: channels, height, width.
     tensors : dict of str to Tensor
@@ -40,11 +40,11 @@ class Key:
     """
 
     notation: str
-    shape: Shape
+    shape: ImageShape
     tensors: Tensors = field(repr=False)
 
     @classmethod
-    def new(cls, notation: str, shape: Shape, randomness: Randomness) -> Key:
+    def new(cls, notation: str, shape: ImageShape, randomness: Randomness) -> Key:
         """Draw a key.
 
         Parameters
@@ -59,26 +59,26 @@ class Key:
         RequestError
             If the notation is wrong, or does not fit images of that shape.
         """
-        if len(shape) != 3 or min(shape) < 1 or math.prod(shape) > MOST_VALUES:
+        if len(shape) != 3 or min(shape) < 1 or math.prod(shape) > MAX_VALUES:
             raise RequestError(
-                f"an image has channels, height and width, and at most {MOST_VALUES:,} values, not "
+                f"an image has channels, height and width, and at most {MAX_VALUES:,} values, not "
                 f"{'x'.join(map(str, shape))}"
             )
-        steps = parsed(notation)
+        steps = parse_notation(notation)
         tensors = {
             f"{place}/{name}": tensor
             for place, step in enumerate(steps)
             for name, tensor in step.draw(shape, randomness).items()
         }
-        return cls(written(steps), shape, tensors)
+        return cls(format_notation(steps), shape, tensors)
 
     @classmethod
-    def seeded(cls, notation: str, shape: Shape, seed: int, *whose: int) -> Key:
+    def from_seed(cls, notation: str, shape: ImageShape, seed: int, *whose: int) -> Key:
         """Draw the key that belongs to a run's data; ``whose``: of one owner alone."""
         return cls.new(notation, shape, numpy_generator(seed, "key", *whose))
 
     @classmethod
-    def wanted(cls, path: Path, notation: str, shape: Shape) -> Key:
+    def load_for(cls, path: Path, notation: str, shape: ImageShape) -> Key:
         """Read a key that is to be for one disguise of images of one shape.
 
         Raises
@@ -98,7 +98,7 @@ class Key:
     @property
     def steps(self) -> tuple[Step, ...]:
         """What it is a key of."""
-        return parsed(self.notation)
+        return parse_notation(self.notation)
 
     def of(self, place: int) -> Tensors:
         """Return what belongs to one step."""
@@ -163,7 +163,7 @@ class Key:
             If there is none, others may read it, this user may not, or it is no key.
         """
         try:
-            if others_may_read(path):
+            if is_accessible_by_others(path):
                 mode = stat.S_IMODE(path.stat().st_mode)
                 raise RequestError(
                     f"others may read the key {path} (mode {mode:04o}); mend that with: "
@@ -172,7 +172,7 @@ class Key:
             path.open("rb").close()
             tensors, note = load_tensors(path) or ({}, {})
             key = cls(note["notation"], tuple(note["shape"]), tensors)
-            right = note["format"] == FORMAT and _fits(key)
+            right = note["format"] == FORMAT and _is_well_formed(key)
             right = right and note["fingerprint"] == key.fingerprint
         except RequestError:
             raise
@@ -187,7 +187,7 @@ class Key:
         return key
 
 
-def _fits(key: Key) -> bool:
+def _is_well_formed(key: Key) -> bool:
     """Tell whether a key holds what one drawn anew could: names, types, shapes and values."""
     model = Key.new(key.notation, key.shape, _Zeros())  # type: ignore[arg-type]
     kinds, own = (
@@ -195,7 +195,7 @@ def _fits(key: Key) -> bool:
     )
     if own != kinds or key.notation != model.notation:
         return False
-    return all(step.holds(key.of(place)) for place, step in enumerate(key.steps))
+    return all(step.is_valid_key(key.of(place)) for place, step in enumerate(key.steps))
 
 
 class _Zeros:

@@ -9,8 +9,8 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from pudica.clients.shields.disguises.steps import Shape, Span, Step, Tensors, ordered
-from pudica.clients.shields.draws import shuffled
+from pudica.clients.shields.disguises.steps import ImageShape, Span, Step, Tensors, is_permutation
+from pudica.clients.shields.draws import draw_permutations
 from pudica.models.randomness import Randomness
 
 
@@ -27,20 +27,20 @@ class Kiya(Step):
         """Pixels stay pixels."""
         return before
 
-    def draw(self, shape: Shape, randomness: Randomness) -> Tensors:
+    def draw(self, shape: ImageShape, randomness: Randomness) -> Tensors:
         """Return ``flip`` (C, H, W), 0 or 255, and ``colours`` (C, H, W), whence each comes."""
         channels, height, width = shape
         bits = np.frombuffer(randomness.bytes(math.prod(shape)), np.uint8) & 1
-        orders = shuffled((height, width, channels), randomness)
+        orders = draw_permutations((height, width, channels), randomness)
         return {
             "flip": torch.from_numpy(bits.reshape(shape) * np.uint8(255)),
             "colours": orders.permute(2, 0, 1).contiguous(),
         }
 
-    def holds(self, key: Tensors) -> bool:
+    def is_valid_key(self, key: Tensors) -> bool:
         """Tell whether bits are flipped all or none, and colours are in some order."""
         flips = bool(((key["flip"] == 0) | (key["flip"] == 255)).all())
-        return flips and ordered(key["colours"].movedim(0, -1))
+        return flips and is_permutation(key["colours"].movedim(0, -1))
 
     def apply(self, images: torch.Tensor, key: Tensors) -> torch.Tensor:
         """Flip, then shuffle."""

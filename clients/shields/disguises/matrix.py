@@ -12,14 +12,14 @@ from typing import ClassVar
 import torch
 
 from pudica.clients.shields.disguises.steps import (
+    ImageShape,
     Kind,
-    Shape,
     Span,
     Step,
     Tensors,
     WrongKeyError,
-    drawn,
-    whole_number,
+    draw_integers,
+    parse_integer,
 )
 from pudica.models.randomness import Randomness
 
@@ -33,13 +33,13 @@ class _Matrix(Step):
 
     def __post_init__(self) -> None:
         """Check MAX_V."""
-        whole_number(self.name, "MAX_V", self.max_v, 1)
+        parse_integer(self.name, "MAX_V", self.max_v, 1)
 
-    def draw(self, shape: Shape, randomness: Randomness) -> Tensors:
+    def draw(self, shape: ImageShape, randomness: Randomness) -> Tensors:
         """Return R, (C, H, W)."""
-        return {"R": drawn(int(self.max_v), shape, randomness)}
+        return {"R": draw_integers(int(self.max_v), shape, randomness)}
 
-    def holds(self, key: Tensors) -> bool:
+    def is_valid_key(self, key: Tensors) -> bool:
         """Tell whether R lies in its range."""
         return 1 <= int(key["R"].min()) <= int(key["R"].max()) <= int(self.max_v)
 
@@ -94,7 +94,7 @@ class Rise(Step):
 
     def __post_init__(self) -> None:
         """Check RISE_V."""
-        whole_number(self.name, "RISE_V", self.rise_v, 0)
+        parse_integer(self.name, "RISE_V", self.rise_v, 0)
 
     def span(self, before: Span) -> Span:
         """Add ``rise_v``."""

@@ -16,12 +16,12 @@ NOISE_KEY = "noise"
 Draw = Callable[[SecretGenerator, tuple[int, ...]], np.ndarray]
 
 
-def noise_key(randomness: Randomness) -> Tensors:
+def draw_noise_key(randomness: Randomness) -> Tensors:
     """Return 32 random bytes."""
     return {NOISE_KEY: torch.frombuffer(bytearray(randomness.bytes(32)), dtype=torch.uint8)}
 
 
-def noises(images: torch.Tensor, key: torch.Tensor, draw: Draw) -> torch.Tensor:
+def draw_image_noise(images: torch.Tensor, key: torch.Tensor, draw: Draw) -> torch.Tensor:
     """Return noise for each image (B, C, H, W), as float32.
 
     It hangs on the key and on what the image shows, so whoever sees an image disguised twice

@@ -7,13 +7,13 @@ from dataclasses import MISSING, fields
 
 from pudica.clients.shields.disguises.kiya import Kiya
 from pudica.clients.shields.disguises.matrix import Addition, Multiplication, Rise
-from pudica.clients.shields.disguises.pictures import Blur, Noise
+from pudica.clients.shields.disguises.pictures import Blur, GaussianNoise
 from pudica.clients.shields.disguises.sharma import Sharma
 from pudica.clients.shields.disguises.steps import LARGEST, Span, Step
-from pudica.models.errors import RequestError, unknown
+from pudica.models.errors import RequestError, unknown_name_error
 
 STEPS: dict[str, type[Step]] = {
-    step.name: step for step in (Addition, Multiplication, Rise, Sharma, Kiya, Noise, Blur)
+    step.name: step for step in (Addition, Multiplication, Rise, Sharma, Kiya, GaussianNoise, Blur)
 }
 """Every step by its name."""
 
@@ -21,7 +21,7 @@ _PLUS = re.compile(r"\+(?![^(]*\))")  # not that of 1e+3 in parentheses
 _STEP = re.compile(r"\s*([A-Za-z]+)\s*(?:\(([^()]*)\))?\s*")
 
 
-def parsed(notation: str) -> tuple[Step, ...]:
+def parse_notation(notation: str) -> tuple[Step, ...]:
     """Return the steps of a disguise, in the order in which they are applied.
 
     Parameters
@@ -34,17 +34,17 @@ def parsed(notation: str) -> tuple[Step, ...]:
     RequestError
         If it says nothing, something unknown, or steps that can't follow each other.
     """
-    steps = tuple(_step(part) for part in _PLUS.split(notation))
-    spans(steps)
+    steps = tuple(_parse_step(part) for part in _PLUS.split(notation))
+    compute_spans(steps)
     return steps
 
 
-def written(steps: tuple[Step, ...]) -> str:
+def format_notation(steps: tuple[Step, ...]) -> str:
     """Return steps in the notation; the same steps in the same words."""
     return "+".join(map(str, steps))
 
 
-def spans(steps: tuple[Step, ...]) -> list[Span]:
+def compute_spans(steps: tuple[Step, ...]) -> list[Span]:
     """Return where the values lie before the first step, and after each.
 
     Raises
@@ -57,13 +57,13 @@ def spans(steps: tuple[Step, ...]) -> list[Span]:
         before = found[-1]
         if before.kind != "pixels" and before.kind != step.takes:
             raise RequestError(
-                f"{step} can't come after {written(steps[: len(found) - 1])}: it takes "
+                f"{step} can't come after {format_notation(steps[: len(found) - 1])}: it takes "
                 f"{_WORDS[step.takes]}, and there are {_WORDS[before.kind]}"
             )
         found.append(step.span(before))
         if found[-1].high >= LARGEST:
             raise RequestError(
-                f"{written(steps[: len(found) - 1])} gives numbers up to {found[-1].high:.3g}; "
+                f"{format_notation(steps[: len(found) - 1])} gives numbers up to {found[-1].high:.3g}; "
                 f"allowed: below 2^53, which are exact"
             )
     return found
@@ -76,7 +76,7 @@ _WORDS = {
 }
 
 
-def _step(text: str) -> Step:
+def _parse_step(text: str) -> Step:
     match = _STEP.fullmatch(text)
     if match is None:
         raise RequestError(
@@ -85,31 +85,31 @@ def _step(text: str) -> Step:
     name, settings = match.groups()
     known = {each.lower(): step for each, step in STEPS.items()}
     if name.lower() not in known:
-        raise unknown("transformation", name, STEPS)
+        raise unknown_name_error("transformation", name, STEPS)
     step = known[name.lower()]
-    return step(**_settings(step, settings or ""))
+    return step(**_parse_settings(step, settings or ""))
 
 
-def _settings(step: type[Step], text: str) -> dict[str, float]:
+def _parse_settings(step: type[Step], text: str) -> dict[str, float]:
     names = [field.name for field in fields(step)]
     found: dict[str, float] = {}
     for position, part in enumerate(filter(None, map(str.strip, text.split(",")))):
         key, equals, value = part.rpartition("=")
         key = key.strip() if equals else names[0] if names and position == 0 else ""
         if key not in names or key in found:
-            raise RequestError(f"{step.name}: '{part}' is not understood; {_usage(step)}")
+            raise RequestError(f"{step.name}: '{part}' is not understood; {_format_usage(step)}")
         try:
             found[key] = float(value)
         except ValueError as error:
             raise RequestError(
-                f"{step.name}: {key} must be a number, is '{value.strip()}'; {_usage(step)}"
+                f"{step.name}: {key} must be a number, is '{value.strip()}'; {_format_usage(step)}"
             ) from error
     if missing := [f.name for f in fields(step) if f.default is MISSING and f.name not in found]:
-        raise RequestError(f"{step.name}: {', '.join(missing)} is missing; {_usage(step)}")
+        raise RequestError(f"{step.name}: {', '.join(missing)} is missing; {_format_usage(step)}")
     return found
 
 
-def _usage(step: type[Step]) -> str:
+def _format_usage(step: type[Step]) -> str:
     first, *others = [field.name for field in fields(step)] or [""]
     settings = ", ".join([first, *(f"{name}=0" for name in others)])
     return f"write {step.name}({settings})" if first else f"write {step.name}"

@@ -8,8 +8,8 @@ from typing import ClassVar
 
 import torch
 
-from pudica.clients.shields.disguises.noise import NOISE_KEY, noise_key, noises
-from pudica.clients.shields.disguises.steps import Shape, Span, Step, Tensors
+from pudica.clients.shields.disguises.noise import NOISE_KEY, draw_image_noise, draw_noise_key
+from pudica.clients.shields.disguises.steps import ImageShape, Span, Step, Tensors
 from pudica.models.errors import RequestError
 from pudica.models.randomness import Randomness
 
@@ -31,7 +31,7 @@ class _Picture(Step):
             )
 
     @property
-    def undone(self) -> bool:
+    def is_invertible(self) -> bool:
         """Never."""
         return False
 
@@ -41,19 +41,19 @@ class _Picture(Step):
 
 
 @dataclass(frozen=True)
-class Noise(_Picture):
+class GaussianNoise(_Picture):
     """Gaussian noise of standard deviation ``sigma`` on pixels 0 to 255, rounded and cut off."""
 
     name: ClassVar[str] = "Noise"
     most: ClassVar[float] = 1000
 
-    def draw(self, shape: Shape, randomness: Randomness) -> Tensors:  # noqa: ARG002
+    def draw(self, shape: ImageShape, randomness: Randomness) -> Tensors:  # noqa: ARG002
         """Return what the noise of each image is drawn from."""
-        return noise_key(randomness)
+        return draw_noise_key(randomness)
 
     def apply(self, images: torch.Tensor, key: Tensors) -> torch.Tensor:
         """Add noise that hangs on the key and on the image."""
-        drawn = noises(images, key[NOISE_KEY], lambda r, shape: r.standard_normal(shape))
+        drawn = draw_image_noise(images, key[NOISE_KEY], lambda r, shape: r.standard_normal(shape))
         noisy = images.float().add_(drawn, alpha=self.sigma)
         return noisy.round_().clamp_(0, 255).to(torch.uint8)
 
@@ -65,7 +65,7 @@ class Blur(_Picture):
     name: ClassVar[str] = "Blur"
     most: ClassVar[float] = 100
 
-    def draw(self, shape: Shape, randomness: Randomness) -> Tensors:  # noqa: ARG002
+    def draw(self, shape: ImageShape, randomness: Randomness) -> Tensors:  # noqa: ARG002
         """Check the images' size: what is beyond an edge is mirrored, once at most."""
         reach, side = math.ceil(3 * self.sigma), min(shape[1:])
         if reach >= side:

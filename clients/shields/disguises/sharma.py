@@ -8,17 +8,17 @@ from typing import ClassVar
 
 import torch
 
-from pudica.clients.shields.disguises.noise import NOISE_KEY, noise_key, noises
+from pudica.clients.shields.disguises.noise import NOISE_KEY, draw_image_noise, draw_noise_key
 from pudica.clients.shields.disguises.steps import (
-    Shape,
+    ImageShape,
     Span,
     Step,
     Tensors,
     WrongKeyError,
-    ordered,
-    whole_number,
+    is_permutation,
+    parse_integer,
 )
-from pudica.clients.shields.draws import orthogonal, shuffled
+from pudica.clients.shields.draws import draw_orthogonal, draw_permutations
 from pudica.models.errors import RequestError
 from pudica.models.randomness import Randomness
 
@@ -52,13 +52,13 @@ class Sharma(Step):
 
     def __post_init__(self) -> None:
         """Check the settings."""
-        whole_number(self.name, "block", self.block, 1)
-        whole_number(self.name, "permute", self.permute, 0)
+        parse_integer(self.name, "block", self.block, 1)
+        parse_integer(self.name, "permute", self.permute, 0)
         if not 0 <= self.noise <= 10_000:
             raise RequestError(f"Sharma: noise must be 0 to 10000, is {self.noise:g}")
 
     @property
-    def undone(self) -> bool:
+    def is_invertible(self) -> bool:
         """Whether there is no noise."""
         return self.noise == 0
 
@@ -67,7 +67,7 @@ class Sharma(Step):
         longest = math.ceil((before.high + self.noise) * math.sqrt(self.block))
         return Span(-longest, longest, "numbers")
 
-    def draw(self, shape: Shape, randomness: Randomness) -> Tensors:
+    def draw(self, shape: ImageShape, randomness: Randomness) -> Tensors:
         """Return ``rotations`` (C, blocks, b, b), and ``order`` and ``noise`` if they are used."""
         channels, height, width = shape
         side, permuted = int(self.block), int(self.permute)
@@ -81,37 +81,39 @@ class Sharma(Step):
                     f"allowed: {', '.join(map(str, both))}"
                 )
         blocks = (height // side) * (width // side)
-        key = {"rotations": orthogonal((channels, blocks, side, side), randomness)}
+        key = {"rotations": draw_orthogonal((channels, blocks, side, side), randomness)}
         if permuted:
-            key["order"] = shuffled(((height // permuted) * (width // permuted),), randomness)
-        return key | (noise_key(randomness) if self.noise else {})
+            key["order"] = draw_permutations(
+                ((height // permuted) * (width // permuted),), randomness
+            )
+        return key | (draw_noise_key(randomness) if self.noise else {})
 
-    def holds(self, key: Tensors) -> bool:
+    def is_valid_key(self, key: Tensors) -> bool:
         """Tell whether matrices are orthogonal, and blocks are in some order."""
         rotations = key["rotations"].double()
         unit = torch.eye(rotations.shape[-1], dtype=torch.float64).expand_as(rotations)
         right = torch.allclose(rotations @ rotations.mT, unit, atol=1e-5)
-        return right and ("order" not in key or ordered(key["order"]))
+        return right and ("order" not in key or is_permutation(key["order"]))
 
     def apply(self, images: torch.Tensor, key: Tensors) -> torch.Tensor:
         """Shuffle, add noise, multiply."""
         size = tuple(images.shape[2:])
         values = images.float()
         if self.permute:
-            blocks = cut(values, int(self.permute))[:, :, key["order"]]
-            values = pasted(blocks, size)
+            blocks = split_blocks(values, int(self.permute))[:, :, key["order"]]
+            values = join_blocks(blocks, size)
         if self.noise:
-            uniform = noises(images, key[NOISE_KEY], lambda r, shape: r.random(shape))
+            uniform = draw_image_noise(images, key[NOISE_KEY], lambda r, shape: r.random(shape))
             values = values + self.noise * uniform
-        return pasted(key["rotations"] @ cut(values, int(self.block)), size)
+        return join_blocks(key["rotations"] @ split_blocks(values, int(self.block)), size)
 
     def undo(self, images: torch.Tensor, key: Tensors) -> torch.Tensor:
         """Turn back, shuffle back, round to whole numbers."""
         size = tuple(images.shape[2:])
-        values = pasted(key["rotations"].mT @ cut(images, int(self.block)), size)
+        values = join_blocks(key["rotations"].mT @ split_blocks(images, int(self.block)), size)
         if self.permute:
-            blocks = cut(values, int(self.permute))[:, :, key["order"].argsort()]
-            values = pasted(blocks, size)
+            blocks = split_blocks(values, int(self.permute))[:, :, key["order"].argsort()]
+            values = join_blocks(blocks, size)
         whole = values.round()
         # Float32 is right to some thousandths; another key's matrices leave fractions.
         if values.numel() and float((values - whole).abs().max()) > ROUNDING:
@@ -119,15 +121,15 @@ class Sharma(Step):
         return whole
 
 
-def cut(images: torch.Tensor, side: int) -> torch.Tensor:
+def split_blocks(images: torch.Tensor, side: int) -> torch.Tensor:
     """Return images (B, C, H, W) as blocks (B, C, n, side, side), row by row."""
     count, channels, height, width = images.shape
     rows = images.reshape(count, channels, height // side, side, width // side, side)
     return rows.transpose(3, 4).reshape(count, channels, -1, side, side)
 
 
-def pasted(blocks: torch.Tensor, size: tuple[int, ...]) -> torch.Tensor:
-    """Return what :func:`cut` took apart, as images (B, C, H, W) of a size (H, W)."""
+def join_blocks(blocks: torch.Tensor, size: tuple[int, ...]) -> torch.Tensor:
+    """Return what :func:`split_blocks` took apart, as images (B, C, H, W) of a size (H, W)."""
     count, channels, _, side, _ = blocks.shape
     height, width = size
     rows = blocks.reshape(count, channels, height // side, width // side, side, side)

@@ -13,7 +13,7 @@ import torch
 from pudica.models.errors import RequestError
 from pudica.models.randomness import Randomness
 
-Shape = tuple[int, int, int]
+ImageShape = tuple[int, int, int]
 Tensors = dict[str, torch.Tensor]
 Kind = Literal["pixels", "integers", "numbers"]
 
@@ -47,14 +47,14 @@ class Span:
         return torch.int32 if self.high < 2**31 else torch.int64
 
     @property
-    def on_disk(self) -> torch.dtype:
+    def storage_dtype(self) -> torch.dtype:
         """The smallest type to keep or send them in."""
         return torch.int16 if self.kind == "integers" and self.high < 2**15 else self.dtype
 
     @property
-    def type_name(self) -> str:
+    def storage_dtype_name(self) -> str:
         """The name of that type, in NumPy too."""
-        return str(self.on_disk).removeprefix("torch.")
+        return str(self.storage_dtype).removeprefix("torch.")
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Step(ABC):
     def span(self, before: Span) -> Span:
         """Return where the values lie after this step."""
 
-    def draw(self, shape: Shape, randomness: Randomness) -> Tensors:  # noqa: ARG002
+    def draw(self, shape: ImageShape, randomness: Randomness) -> Tensors:  # noqa: ARG002
         """Return the step's part of a key for images of one shape; nothing if it needs none.
 
         Raises
@@ -79,7 +79,7 @@ class Step(ABC):
         """
         return {}
 
-    def holds(self, key: Tensors) -> bool:  # noqa: ARG002
+    def is_valid_key(self, key: Tensors) -> bool:  # noqa: ARG002
         """Tell whether the values of a key, of the right shapes, are some that can be drawn."""
         return True
 
@@ -98,21 +98,21 @@ class Step(ABC):
         raise NotImplementedError(f"{self.name} can't be undone")
 
     @property
-    def undone(self) -> bool:
+    def is_invertible(self) -> bool:
         """Whether :meth:`undo` is possible with these settings."""
         return True
 
     def __str__(self) -> str:
         """Return the step as the notation has it, settings at their default left out."""
         first, *others = fields(self) or (None,)
-        shown = [_shown(getattr(self, first.name))] if first else []
+        shown = [_format_number(getattr(self, first.name))] if first else []
         for field in others:
             if (value := getattr(self, field.name)) != field.default:
-                shown.append(f"{field.name}={_shown(value)}")
+                shown.append(f"{field.name}={_format_number(value)}")
         return f"{self.name}({', '.join(shown)})" if shown else self.name
 
 
-def _shown(value: float) -> str:
+def _format_number(value: float) -> str:
     return str(int(value)) if float(value).is_integer() else str(value)
 
 
@@ -120,7 +120,7 @@ class WrongKeyError(Exception):
     """Images that were disguised with another key."""
 
 
-def whole_number(step: str, what: str, value: float, least: int) -> int:
+def parse_integer(step: str, what: str, value: float, least: int) -> int:
     """Return a setting as int; raise RequestError if it is none, or too small."""
     if not float(value).is_integer() or not least <= value < LARGEST:
         raise RequestError(
@@ -130,7 +130,7 @@ def whole_number(step: str, what: str, value: float, least: int) -> int:
     return int(value)
 
 
-def drawn(most: int, shape: tuple[int, ...], randomness: Randomness) -> torch.Tensor:
+def draw_integers(most: int, shape: tuple[int, ...], randomness: Randomness) -> torch.Tensor:
     """Return whole numbers, each uniform on 1 to ``most``, as int64.
 
     They are 64 random bits modulo ``most``: for 2³² numbers uneven by one in 2³².
@@ -139,6 +139,6 @@ def drawn(most: int, shape: tuple[int, ...], randomness: Randomness) -> torch.Te
     return torch.from_numpy((bits % np.uint64(most)).astype(np.int64).reshape(shape) + 1)
 
 
-def ordered(orders: torch.Tensor) -> bool:
+def is_permutation(orders: torch.Tensor) -> bool:
     """Tell whether the last dimension holds permutations."""
     return bool((orders.sort(-1).values == torch.arange(orders.shape[-1])).all())

@@ -34,7 +34,7 @@ NOTATION = "MAT(256)+MMT(10)"
 
 
 def key(notation: str = NOTATION, seed: int = 0, shape: tuple[int, int, int] = SHAPE) -> Key:
-    return Key.seeded(notation, shape, seed)
+    return Key.from_seed(notation, shape, seed)
 
 
 def pictures(count: int, seed: int = 0) -> np.ndarray:

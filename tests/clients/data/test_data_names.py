@@ -254,7 +254,7 @@ def test_a_column_that_is_used_has_a_name_that_can_be_seen(make, name: str) -> N
 
 
 def disguised(make, source, labels: list[str]) -> Path:
-    key = Key.seeded("MAT(256)", (3, 12, 12), 0)
+    key = Key.from_seed("MAT(256)", (3, 12, 12), 0)
     out = make.root / "out"
     disguise_dataset(
         DisguiseRequest(source, "0", Disguise(key), labels, None, None), out, lambda *_: None
@@ -263,7 +263,7 @@ def disguised(make, source, labels: list[str]) -> Path:
 
 
 def restored(make, out: Path) -> Path:
-    key = Key.seeded("MAT(256)", (3, 12, 12), 0)
+    key = Key.from_seed("MAT(256)", (3, 12, 12), 0)
     restore_dataset(out, Disguise(key), make.root / "back", lambda *_: None)
     return make.root / "back"
 

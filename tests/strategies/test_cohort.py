@@ -1,4 +1,4 @@
-"""Exchanges: order, dropouts, late answers, minimum."""
+"""Exchanges with named nodes: order, dropouts, late answers, minimum."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ from flwr.common.constant import ErrorCode
 from flwr.proto.node_pb2 import NodeInfo
 
 from pudica.clients import protocol
-from pudica.simulations.engines.local import LocalGrid, server_context
-from pudica.strategies.core.exchange import POLL_SECONDS, Exchanges, TooFewParticipants
+from pudica.simulations.engines.local import LocalGrid, build_server_context
+from pudica.strategies.core.cohort import Cohort
 from pudica.strategies.core.experiment import ClientConfig
 from pudica.strategies.core.recorder import Recorder
-from pudica.strategies.core.registry import HOME, ROSTER
+from pudica.strategies.core.registry import REGISTRY, NodeRegistry
+from pudica.strategies.core.reliable_grid import POLL_SECONDS, TooFewParticipants
 
 NAMES = ["zoe", "adam", "mia"]
 
@@ -33,7 +34,7 @@ class ScriptedGrid(LocalGrid):
         self.ready: list[Message] = []
         self.in_flight: list[int] = []
 
-    def _hand(self, message: Message, identifier: str) -> None:
+    def _dispatch(self, message: Message, identifier: str) -> None:
         self.in_flight.append(message.metadata.dst_node_id)
         said = self.answer(message.metadata.dst_node_id - 2)
         if said is not None:
@@ -53,23 +54,25 @@ def number(value: int) -> RecordDict:
 
 
 @pytest.fixture
-def exchanges_with(tmp_path: Path) -> Iterator[Callable[..., Exchanges]]:
+def exchanges_with(tmp_path: Path) -> Iterator[Callable[..., Cohort]]:
     recorder = Recorder(tmp_path / "run", tiny(), "test")
 
-    def make(answer: Callable[[int], RecordDict | Error | None], **client: float) -> Exchanges:
-        server_context({})
+    def make(answer: Callable[[int], RecordDict | Error | None], **client: float) -> Cohort:
+        build_server_context({})
         grid = ScriptedGrid(answer)
         nodes = dict(zip(NAMES, grid.get_node_ids(), strict=True))
-        return Exchanges(grid, recorder, nodes, ClientConfig(**client))
+        cohort = Cohort.on(grid, ClientConfig(**client), recorder)
+        cohort.nodes = nodes
+        return cohort
 
     yield make
     recorder.close("done")
 
 
-def ask(exchanges: Exchanges, minimum: int = 0) -> dict[str, float]:
+def ask(cohort: Cohort, minimum: int = 0) -> dict[str, float]:
     request = protocol.request({"run": "x"})
-    replies = exchanges.ask(protocol.HELLO, dict.fromkeys(NAMES, request), value_of)
-    exchanges.need(minimum, len(replies), protocol.HELLO)
+    replies = cohort.send_and_receive(protocol.HELLO, dict.fromkeys(NAMES, request), value_of)
+    cohort.require_min_replies(minimum, len(replies), protocol.HELLO)
     return replies
 
 
@@ -78,18 +81,18 @@ def value_of(_: str, content: RecordDict) -> float:
 
 
 def test_replies_come_in_node_order_whatever_the_order_of_arrival(
-    exchanges_with: Callable[..., Exchanges],
+    exchanges_with: Callable[..., Cohort],
 ) -> None:
     assert list(ask(exchanges_with(number)).items()) == [("zoe", 0), ("adam", 1), ("mia", 2)]
 
 
 def test_a_node_that_fails_is_a_dropout_and_is_logged(
-    exchanges_with: Callable[..., Exchanges],
+    exchanges_with: Callable[..., Cohort],
 ) -> None:
-    exchanges = exchanges_with(lambda i: Error(2, "no memory") if i == 1 else number(i))
-    assert ask(exchanges) == {"zoe": 0, "mia": 2}
-    assert exchanges.dropouts == {"adam": 1}
-    assert "dropout: adam: no memory" in (exchanges.recorder.directory / "events.log").read_text()
+    cohort = exchanges_with(lambda i: Error(2, "no memory") if i == 1 else number(i))
+    assert ask(cohort) == {"zoe": 0, "mia": 2}
+    assert cohort.dropouts == {"adam": 1}
+    assert "dropout: adam: no memory" in (cohort.recorder.directory / "events.log").read_text()
 
 
 @pytest.mark.parametrize(
@@ -101,36 +104,38 @@ def test_a_node_that_fails_is_a_dropout_and_is_logged(
     ],
 )
 def test_a_reply_that_makes_no_sense_is_a_dropout(
-    exchanges_with: Callable[..., Exchanges], nonsense: RecordDict, why: str
+    exchanges_with: Callable[..., Cohort], nonsense: RecordDict, why: str
 ) -> None:
-    exchanges = exchanges_with(lambda i: nonsense if i == 1 else number(i))
-    assert ask(exchanges) == {"zoe": 0, "mia": 2}
-    assert why in (exchanges.recorder.directory / "events.log").read_text()
+    cohort = exchanges_with(lambda i: nonsense if i == 1 else number(i))
+    assert ask(cohort) == {"zoe": 0, "mia": 2}
+    assert why in (cohort.recorder.directory / "events.log").read_text()
 
 
-def test_readers_know_whose_reply_they_read(exchanges_with: Callable[..., Exchanges]) -> None:
-    exchanges, request = exchanges_with(number), protocol.request({"run": "x"})
-    said = exchanges.ask(protocol.HELLO, dict.fromkeys(NAMES, request), lambda name, _: name)
+def test_readers_know_whose_reply_they_read(exchanges_with: Callable[..., Cohort]) -> None:
+    cohort, request = exchanges_with(number), protocol.request({"run": "x"})
+    said = cohort.send_and_receive(
+        protocol.HELLO, dict.fromkeys(NAMES, request), lambda name, _: name
+    )
     assert said == dict(zip(NAMES, NAMES, strict=True))
 
 
 @pytest.mark.parametrize("content", [None, MetricRecord({"value": 1.0}), "value"])
 def test_a_reply_that_carries_no_records_is_a_dropout(
-    exchanges_with: Callable[..., Exchanges], content: object
+    exchanges_with: Callable[..., Cohort], content: object
 ) -> None:
-    exchanges = exchanges_with(number)
-    answers = exchanges.grid.pull_messages
+    cohort = exchanges_with(number)
+    answers = cohort.grid.grid.pull_messages
 
     def replaced(identifiers: Iterable[str]) -> Iterable[Message]:
         messages = list(answers(identifiers))
         for message in messages:
-            if message.metadata.src_node_id == exchanges.nodes["adam"]:
+            if message.metadata.src_node_id == cohort.nodes["adam"]:
                 message.__dict__["_content"] = content
         return messages
 
-    exchanges.grid.pull_messages = replaced  # type: ignore[method-assign]
-    assert ask(exchanges) == {"zoe": 0, "mia": 2}
-    assert exchanges.dropouts == {"adam": 1}
+    cohort.grid.grid.pull_messages = replaced  # type: ignore[method-assign]
+    assert ask(cohort) == {"zoe": 0, "mia": 2}
+    assert cohort.dropouts == {"adam": 1}
 
 
 @pytest.mark.parametrize(
@@ -143,26 +148,26 @@ def test_a_reply_that_carries_no_records_is_a_dropout(
     ],
 )
 def test_what_a_node_says_is_one_short_line_in_the_log(
-    exchanges_with: Callable[..., Exchanges], answer: RecordDict | Error
+    exchanges_with: Callable[..., Cohort], answer: RecordDict | Error
 ) -> None:
-    exchanges = exchanges_with(lambda i: answer if i == 1 else number(i))
-    assert ask(exchanges) == {"zoe": 0, "mia": 2}
-    log = (exchanges.recorder.directory / "events.log").read_text()
+    cohort = exchanges_with(lambda i: answer if i == 1 else number(i))
+    assert ask(cohort) == {"zoe": 0, "mia": 2}
+    log = (cohort.recorder.directory / "events.log").read_text()
     assert log.count("\n") == len(log.splitlines()) == 1
     assert log.rstrip("\n").isprintable()
     assert len(log) < 700
 
 
 def test_too_few_answers_stop_the_run_and_say_why(
-    exchanges_with: Callable[..., Exchanges],
+    exchanges_with: Callable[..., Cohort],
 ) -> None:
-    exchanges = exchanges_with(lambda i: Error(2, "no memory") if i else number(i))
+    cohort = exchanges_with(lambda i: Error(2, "no memory") if i else number(i))
     with pytest.raises(TooFewParticipants, match=r"1 participants answered.*needs 2.*no memory"):
-        ask(exchanges, minimum=2)
+        ask(cohort, minimum=2)
 
 
 def test_a_node_that_keeps_failing_is_left_alone_until_it_is_forgiven(
-    exchanges_with: Callable[..., Exchanges],
+    exchanges_with: Callable[..., Cohort],
 ) -> None:
     asked: list[int] = []
 
@@ -170,32 +175,32 @@ def test_a_node_that_keeps_failing_is_left_alone_until_it_is_forgiven(
         asked.append(i)
         return Error(2, "broken") if i == 1 else number(i)
 
-    exchanges = exchanges_with(answer)
+    cohort = exchanges_with(answer)
     for _ in range(5):
-        ask(exchanges)
+        ask(cohort)
     assert asked.count(1) == 3
-    exchanges.forgive()
-    ask(exchanges)
-    ask(exchanges)
+    cohort.reset_failures()
+    ask(cohort)
+    ask(cohort)
     assert asked.count(1) == 4
 
 
 def test_a_late_node_is_a_dropout_and_gets_no_second_message_before_it_answers(
-    exchanges_with: Callable[..., Exchanges],
+    exchanges_with: Callable[..., Cohort],
 ) -> None:
-    exchanges = exchanges_with(lambda i: None if i == 1 else number(i), timeout=0.1)
-    grid = exchanges.grid
+    cohort = exchanges_with(lambda i: None if i == 1 else number(i), timeout=0.1)
+    grid = cohort.grid.grid
     assert isinstance(grid, ScriptedGrid)
     start = time.monotonic()
-    assert ask(exchanges) == {"zoe": 0, "mia": 2}
-    assert ask(exchanges) == {"zoe": 0, "mia": 2}
+    assert ask(cohort) == {"zoe": 0, "mia": 2}
+    assert ask(cohort) == {"zoe": 0, "mia": 2}
     assert time.monotonic() - start < 5
-    adam = exchanges.nodes["adam"]
+    adam = cohort.nodes["adam"]
     assert grid.in_flight.count(adam) == 1
     late = Message(number(1), reply_to=_asked(grid, adam))
     grid.ready.append(late)
     grid.answer = number
-    assert ask(exchanges) == {"zoe": 0, "adam": 1, "mia": 2}
+    assert ask(cohort) == {"zoe": 0, "adam": 1, "mia": 2}
 
 
 def _asked(grid: ScriptedGrid, node: int) -> Message:
@@ -205,22 +210,25 @@ def _asked(grid: ScriptedGrid, node: int) -> Message:
     return message
 
 
-def test_each_node_goes_at_its_own_pace(exchanges_with: Callable[..., Exchanges]) -> None:
-    exchanges, counts = exchanges_with(number), dict.fromkeys(NAMES, 0)
+def test_each_node_goes_at_its_own_pace(exchanges_with: Callable[..., Cohort]) -> None:
+    cohort, counts = exchanges_with(number), dict.fromkeys(NAMES, 0)
     request = protocol.request({"run": "x"})
 
     def again(name: str, value: float) -> RecordDict | None:
         counts[name] += 1
         return request if counts[name] <= value else None
 
-    exchanges.converse(protocol.LOCAL, dict.fromkeys(NAMES, request), value_of, again)
+    stream = cohort.stream(protocol.LOCAL, dict.fromkeys(NAMES, request), value_of)
+    for name, value in stream:
+        if following := again(name, value):
+            stream.send({name: following})
     assert counts == {"zoe": 1, "adam": 2, "mia": 3}
 
 
-def test_bytes_are_counted_by_kind(exchanges_with: Callable[..., Exchanges]) -> None:
-    exchanges = exchanges_with(number)
-    ask(exchanges)
-    total = exchanges.recorder.note["exchanges"][protocol.HELLO]
+def test_bytes_are_counted_by_kind(exchanges_with: Callable[..., Cohort]) -> None:
+    cohort = exchanges_with(number)
+    ask(cohort)
+    total = cohort.recorder.note["exchanges"][protocol.HELLO]
     assert total == {"count": 3, "bytes_sent": 3 * 4, "bytes_received": 3 * 13}
 
 
@@ -241,13 +249,15 @@ class PatientGrid(ScriptedGrid):
 def test_a_grid_that_waits_is_not_made_to_wait_twice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    server_context({})
+    build_server_context({})
     grid, recorder = PatientGrid(number), Recorder(tmp_path / "run", tiny(), "test")
     nodes = dict(zip(NAMES, grid.get_node_ids(), strict=True))
     slept: list[float] = []
     real = time.sleep
     monkeypatch.setattr(time, "sleep", lambda seconds: (slept.append(seconds), real(seconds)))
-    ask(Exchanges(grid, recorder, nodes))
+    cohort = Cohort.on(grid, ClientConfig(), recorder)
+    cohort.nodes = nodes
+    ask(cohort)
     recorder.close("done")
     assert sum(slept) == pytest.approx(3 * 2 * POLL_SECONDS)
 
@@ -267,25 +277,25 @@ class ComingAndGoing(ScriptedGrid):
         """Return who is there."""
         return [node for node in super().get_node_ids() if node not in self.away]
 
-    def _hand(self, message: Message, identifier: str) -> None:
+    def _dispatch(self, message: Message, identifier: str) -> None:
         self.named.append((message.metadata.dst_node_id - 2, message.metadata.group_id))
-        super()._hand(message, identifier)
+        super()._dispatch(message, identifier)
 
 
 @pytest.fixture
 def coming_and_going(
-    exchanges_with: Callable[..., Exchanges], monkeypatch: pytest.MonkeyPatch
-) -> Callable[..., tuple[Exchanges, ComingAndGoing]]:
-    monkeypatch.setattr("pudica.strategies.core.exchange.REPEAT_SECONDS", 0.1)
-    monkeypatch.setattr("pudica.strategies.core.exchange.LOOK_SECONDS", 0.05)
-    monkeypatch.setattr("pudica.strategies.core.exchange._Asked.busy", 0.1)
+    exchanges_with: Callable[..., Cohort], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., tuple[Cohort, ComingAndGoing]]:
+    monkeypatch.setattr("pudica.strategies.core.reliable_grid.REPEAT_SECONDS", 0.1)
+    monkeypatch.setattr("pudica.strategies.core.reliable_grid.LOOK_SECONDS", 0.05)
+    monkeypatch.setattr("pudica.strategies.core.reliable_grid.PendingRequest.busy_pause", 0.1)
 
     def make(
         answer: Callable[[int], RecordDict | Error | None], **client: float
-    ) -> tuple[Exchanges, ComingAndGoing]:
-        exchanges = exchanges_with(answer, **{"patience": 5.0, **client})
-        grid = exchanges.grid = ComingAndGoing(answer)
-        return exchanges, grid
+    ) -> tuple[Cohort, ComingAndGoing]:
+        cohort = exchanges_with(answer, **{"patience": 5.0, **client})
+        grid = cohort.grid.grid = ComingAndGoing(answer)
+        return cohort, grid
 
     return make
 
@@ -300,7 +310,7 @@ def coming_and_going(
     ],
 )
 def test_a_node_whose_answer_is_lost_is_asked_again_under_the_same_name(
-    coming_and_going: Callable[..., tuple[Exchanges, ComingAndGoing]],
+    coming_and_going: Callable[..., tuple[Cohort, ComingAndGoing]],
     lost: RecordDict | Error | None,
 ) -> None:
     times: list[int] = []
@@ -309,24 +319,24 @@ def test_a_node_whose_answer_is_lost_is_asked_again_under_the_same_name(
         times.append(i)
         return lost if i == 1 and times.count(1) < 3 else number(i)
 
-    exchanges, grid = coming_and_going(answer)
-    assert ask(exchanges) == {"zoe": 0, "adam": 1, "mia": 2}
-    assert exchanges.dropouts == {}
+    cohort, grid = coming_and_going(answer)
+    assert ask(cohort) == {"zoe": 0, "adam": 1, "mia": 2}
+    assert cohort.dropouts == {}
     assert times.count(1) == 3
     assert times.count(0) == 1
     names = [{name for node, name in grid.named if node == i} for i in range(3)]
     assert all(len(each) == 1 and each != {""} for each in names)
     assert len(set.union(*names)) == 3
-    assert ask(exchanges) == {"zoe": 0, "adam": 1, "mia": 2}
+    assert ask(cohort) == {"zoe": 0, "adam": 1, "mia": 2}
     assert len({name for _, name in grid.named}) == 6
 
 
 def test_a_node_that_was_started_anew_is_asked_again_at_once(
-    coming_and_going: Callable[..., tuple[Exchanges, ComingAndGoing]],
+    coming_and_going: Callable[..., tuple[Cohort, ComingAndGoing]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """What it was asked before it was killed, it knows nothing of."""
-    monkeypatch.setattr("pudica.strategies.core.exchange.REPEAT_SECONDS", 60.0)
+    monkeypatch.setattr("pudica.strategies.core.reliable_grid.REPEAT_SECONDS", 60.0)
     times: list[int] = []
 
     def answer(i: int) -> RecordDict | None:
@@ -340,23 +350,23 @@ def test_a_node_that_was_started_anew_is_asked_again_at_once(
             for i in grid.get_node_ids()
         ]
 
-    exchanges, grid = coming_and_going(answer)
+    cohort, grid = coming_and_going(answer)
     grid.get_nodes = nodes  # type: ignore[method-assign]
-    assert ask(exchanges) == {"zoe": 0, "adam": 1, "mia": 2}
+    assert ask(cohort) == {"zoe": 0, "adam": 1, "mia": 2}
     assert [times.count(i) for i in range(3)] == [1, 2, 1]
-    events = (exchanges.recorder.directory / "events.log").read_text()
+    events = (cohort.recorder.directory / "events.log").read_text()
     assert f"{protocol.HELLO} asked again: adam" in events
 
 
 @pytest.mark.parametrize("status", [500, 403])
 def test_a_server_that_stumbles_is_asked_again(
-    coming_and_going: Callable[..., tuple[Exchanges, ComingAndGoing]],
+    coming_and_going: Callable[..., tuple[Cohort, ComingAndGoing]],
     monkeypatch: pytest.MonkeyPatch,
     status: int,
 ) -> None:
     """What it refuses is not repeated."""
-    monkeypatch.setattr("pudica.strategies.core.exchange.STUMBLES", (0.01, 0.01))
-    exchanges, grid = coming_and_going(number)
+    monkeypatch.setattr("pudica.strategies.core.reliable_grid.RETRY_SECONDS", (0.01, 0.01))
+    cohort, grid = coming_and_going(number)
     whole, stumbles = grid.pull_messages, [True]
 
     def pull(message_ids: Iterable[str]) -> Iterable[Message]:
@@ -369,15 +379,15 @@ def test_a_server_that_stumbles_is_asked_again(
     grid.pull_messages = pull  # type: ignore[method-assign]
     if status == 403:
         with pytest.raises(httpx.HTTPStatusError):
-            ask(exchanges)
+            ask(cohort)
     else:
-        assert ask(exchanges) == {"zoe": 0, "adam": 1, "mia": 2}
+        assert ask(cohort) == {"zoe": 0, "adam": 1, "mia": 2}
 
 
 def test_an_answer_that_comes_twice_counts_once(
-    coming_and_going: Callable[..., tuple[Exchanges, ComingAndGoing]],
+    coming_and_going: Callable[..., tuple[Cohort, ComingAndGoing]],
 ) -> None:
-    exchanges, grid = coming_and_going(lambda i: None if i == 1 else number(i))
+    cohort, grid = coming_and_going(lambda i: None if i == 1 else number(i))
     held: list[Message] = []
 
     def hand(message: Message, identifier: str) -> None:
@@ -394,51 +404,50 @@ def test_an_answer_that_comes_twice_counts_once(
         grid.ready = [m for m in grid.ready if m not in found]
         return found
 
-    grid._hand, grid.pull_messages = hand, all_at_once  # type: ignore[method-assign]
-    assert ask(exchanges) == {"zoe": 0, "adam": 1, "mia": 2}
-    assert exchanges.recorder.note["exchanges"][protocol.HELLO]["count"] == 3
+    grid._dispatch, grid.pull_messages = hand, all_at_once  # type: ignore[method-assign]
+    assert ask(cohort) == {"zoe": 0, "adam": 1, "mia": 2}
+    assert cohort.recorder.note["exchanges"][protocol.HELLO]["count"] == 3
 
 
 def test_a_node_that_was_removed_is_not_waited_for(
-    coming_and_going: Callable[..., tuple[Exchanges, ComingAndGoing]],
+    coming_and_going: Callable[..., tuple[Cohort, ComingAndGoing]],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     away = Error(ErrorCode.NODE_UNAVAILABLE, "away")
-    exchanges, grid = coming_and_going(lambda i: away if i == 1 else number(i), patience=60)
-    roster = [{"name": "x", "node": i, "fingerprint": "", "since": ""} for i in (2, 4)]
-    (tmp_path / ROSTER).write_text(json.dumps(roster))
-    monkeypatch.setenv(HOME, str(tmp_path))
+    cohort, grid = coming_and_going(lambda i: away if i == 1 else number(i), patience=60)
+    registry = [{"name": "x", "node": i, "fingerprint": "", "since": ""} for i in (2, 4)]
+    (tmp_path / REGISTRY).write_text(json.dumps(registry))
+    cohort.grid.is_removed = NodeRegistry(tmp_path).is_removed
     grid.away = {3}
-    assert ask(exchanges) == {"zoe": 0, "mia": 2}
-    events = (exchanges.recorder.directory / "events.log").read_text()
+    assert ask(cohort) == {"zoe": 0, "mia": 2}
+    events = (cohort.recorder.directory / "events.log").read_text()
     assert "adam: it was removed by the organiser" in events
 
 
 def test_a_node_that_is_away_for_too_long_is_left_out_until_it_is_back(
-    coming_and_going: Callable[..., tuple[Exchanges, ComingAndGoing]],
+    coming_and_going: Callable[..., tuple[Cohort, ComingAndGoing]],
 ) -> None:
     away = Error(ErrorCode.NODE_UNAVAILABLE, "away")
-    exchanges, grid = coming_and_going(
+    cohort, grid = coming_and_going(
         lambda i: away if i == 1 and grid.away else number(i), patience=0.3
     )
     grid.away = {3}
-    assert ask(exchanges) == {"zoe": 0, "mia": 2}
-    assert exchanges.dropouts == {"adam": 1}
+    assert ask(cohort) == {"zoe": 0, "mia": 2}
+    assert cohort.dropouts == {"adam": 1}
     assert (
-        "adam: away for more than 0.3 s"
-        in (exchanges.recorder.directory / "events.log").read_text()
+        "adam: away for more than 0.3 s" in (cohort.recorder.directory / "events.log").read_text()
     )
     asked = len(grid.named)
-    assert ask(exchanges) == {"zoe": 0, "mia": 2}
+    assert ask(cohort) == {"zoe": 0, "mia": 2}
     assert len(grid.named) == asked + 2
     grid.away = set()
-    assert ask(exchanges) == {"zoe": 0, "adam": 1, "mia": 2}
+    assert ask(cohort) == {"zoe": 0, "adam": 1, "mia": 2}
 
 
-def test_in_a_simulation_nobody_is_asked_twice(exchanges_with: Callable[..., Exchanges]) -> None:
+def test_in_a_simulation_nobody_is_asked_twice(exchanges_with: Callable[..., Cohort]) -> None:
     crashed = Error(ErrorCode.CLIENT_APP_CRASHED, "killed")
-    exchanges = exchanges_with(lambda i: crashed if i == 1 else number(i))
-    grid = exchanges.grid = ComingAndGoing(lambda i: crashed if i == 1 else number(i))
-    assert ask(exchanges) == {"zoe": 0, "mia": 2}
+    cohort = exchanges_with(lambda i: crashed if i == 1 else number(i))
+    grid = cohort.grid.grid = ComingAndGoing(lambda i: crashed if i == 1 else number(i))
+    assert ask(cohort) == {"zoe": 0, "mia": 2}
     assert [name for _, name in grid.named] == ["", "", ""]
