@@ -1,1 +1,18 @@
 """What a participant runs: it owns private data, a private model, keys."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pudica.clients.themis.participant import Participant
+
+__all__ = ["Participant"]
+
+_HOMES = {"Participant": "themis.participant"}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used: PyTorch takes seconds."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -128,9 +128,9 @@ class ParticipantAssignment(Assignment):
     private_key: Path | None = None
 
     def _immaterial(self) -> set[str]:
-        partition_once = self.data.partition is not None
+        partitioned = self.data.partition is not None
         # Without a share of the data it does not matter who else takes part.
-        others = set() if partition_once else {"partition", "partitions"}
+        others = set() if partitioned else {"partition", "partitions"}
         return super()._immaterial() | {"private_key"} | others
 
 

@@ -124,7 +124,12 @@ TYPES = {
 HEAD = b"\x93NUMPY\x01\x00"
 """How ``np.save`` begins a file; the header's length follows in two bytes."""
 
-Scalar = int | float | str | bool
+GENERATOR = ("mu", "rho")
+"""The arrays of a noise generator, as :class:`.Themis` has them."""
+MOMENTS = "moments"
+"""Adam's, beside those arrays: first moments of both, second moments of both."""
+
+Scalar = int | float | str | bool | bytes
 
 
 def request(config: Mapping[str, Scalar], **arrays: Array) -> RecordDict:
@@ -141,6 +146,51 @@ def reply(metrics: Mapping[str, int | float], **arrays: np.ndarray) -> RecordDic
 def statement(config: Mapping[str, Scalar]) -> RecordDict:
     """Return the content of a reply that has words in it."""
     return RecordDict({"config": ConfigRecord(dict(config))})
+
+
+def generator_arrays(values: np.ndarray) -> ArrayRecord:
+    """Return a noise generator's μ and ρ, (2, C, H, W), as its strategy's arrays."""
+    named = zip(GENERATOR, values, strict=True)
+    return ArrayRecord({name: Array(np.asarray(each, order="C")) for name, each in named})
+
+
+def generator_reply(values: np.ndarray, metrics: Mapping[str, int | float]) -> RecordDict:
+    """Return the content of a reply about a noise generator.
+
+    Parameters
+    ----------
+    values : float32 ndarray of shape (2, C, H, W) or (6, C, H, W)
+        μ and ρ, or their gradients; then Adam's moments, which are no array of the strategy.
+    """
+    content = _content("metrics", MetricRecord(dict(metrics)), {})
+    content["arrays"] = generator_arrays(values[:2])
+    if len(values) > len(GENERATOR):
+        content["config"] = ConfigRecord({MOMENTS: pack_moments(values)})
+    return content
+
+
+def pack_moments(values: np.ndarray) -> bytes:
+    """Return the last four of (6, C, H, W) as bytes."""
+    return np.ascontiguousarray(values[len(GENERATOR) :], "<f4").tobytes()
+
+
+def unpack_moments(data: object, shape: tuple[int, ...]) -> np.ndarray:
+    """Return Adam's moments of μ and ρ, float32 of shape (4, C, H, W).
+
+    Parameters
+    ----------
+    shape : tuple of int
+        Of an image.
+
+    Raises
+    ------
+    ValueError
+        If the bytes are others.
+    """
+    wanted = (2 * len(GENERATOR), *shape)
+    if not isinstance(data, bytes) or len(data) != 4 * math.prod(wanted):
+        raise ValueError(f"moments that are no {wanted} of float32")
+    return np.frombuffer(data, "<f4").reshape(wanted).astype(np.float32)
 
 
 def busy() -> RecordDict:
@@ -372,7 +422,7 @@ def payload_bytes(content: RecordDict) -> int:
     records: list[Any] = [*content.config_records.values(), *content.metric_records.values()]
     scalars = (item for record in records for item in record.items())
     return sum(len(key) + len(array.data) for key, array in arrays) + sum(
-        len(key) + (len(value) if isinstance(value, str) else 8) for key, value in scalars
+        len(key) + (len(value) if isinstance(value, str | bytes) else 8) for key, value in scalars
     )
 
 

@@ -143,11 +143,11 @@ def _import_factory(name: str) -> Callable[..., Any]:
             "custom:package.module:callable"
         )
     module = _load_file(name, Path(source)) if _is_file(source) else _import_module(name, source)
-    factory: Any = getattr(module, attribute, None)
+    factory: Callable[..., Any] | None = getattr(module, attribute, None)
     if not callable(factory):
         problem = "is not callable" if hasattr(module, attribute) else "does not exist"
         raise RequestError(f"model '{name}': '{attribute}' {problem} in '{source}'")
-    return factory  # type: ignore[no-any-return]
+    return factory
 
 
 def _import_module(name: str, source: str) -> ModuleType:

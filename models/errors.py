@@ -9,27 +9,27 @@ from pudica.models.printable import escape_hidden
 
 
 class RequestError(ValueError):
-    """The request is wrong: nothing was started, and the message says what is allowed.
+    """A wrong request: nothing was started, and the message says what is allowed.
 
-    Names that nobody has validated yet may stand in the message: as a text, it is printable.
+    The message may contain unvalidated names, since converting it to text makes it printable.
     """
 
     def __str__(self) -> str:
-        """Return the message with its hidden characters escaped; lines stay lines."""
+        """Return the message with hidden characters escaped, except line breaks."""
         return escape_hidden(super().__str__(), keep="\n")
 
 
 def unknown_name_error(kind: str, name: str, allowed: Iterable[str]) -> RequestError:
-    """Return the error for a name that is not in a registry, with the nearest right one.
+    """Return the error for a name that is not in a registry, with the closest match.
 
     Parameters
     ----------
     kind : str
-        What the name should have been, for example ``"model"``.
+        What the name should denote, for example ``"model"``.
     name : str
-        What was asked for.
+        The unknown name.
     allowed : iterable of str
-        Every right name.
+        All valid names.
     """
     choices = sorted(allowed)
     lower = {choice.lower(): choice for choice in choices}

@@ -1,4 +1,4 @@
-"""What is wrong with settings, in words for whoever wrote them: where, what, what is allowed."""
+"""Explain invalid settings to whoever wrote them: where, what is wrong, what is allowed."""
 
 from __future__ import annotations
 
@@ -27,25 +27,27 @@ BOUNDS = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}
 def explain_errors(
     error: ValidationError, schema: type[BaseModel], file: str = "", overrides: Iterable[str] = ()
 ) -> list[str]:
-    """Return a line per mistake.
+    """Return one line per mistake.
 
     Parameters
     ----------
     error : ValidationError
-        From validating something as ``schema``.
+        Raised when validating something as ``schema``.
     schema : type of BaseModel
     file : str
-        Where the values are from.
+        The file that the values come from.
     overrides : iterable of str
-        Keys, with dots, that were given by ``--set`` instead.
+        Dotted keys that were given by ``--set`` instead.
     """
-    found = _group_by_key(error, schema)
-    sources = {key: find_source(key, file, overrides) for key in found}
-    return [": ".join(filter(None, [sources[key], _join_mistakes(found[key])])) for key in found]
+    mistakes = _group_by_key(error, schema)
+    return [
+        ": ".join(filter(None, [find_source(key, file, overrides), _join_mistakes(mistakes[key])]))
+        for key in mistakes
+    ]
 
 
 def find_source(key: str, file: str, overrides: Iterable[str]) -> str:
-    """Return ``--set`` if a key's value, or a part of it, was given there; else the file."""
+    """Return ``--set`` if a key's value, or a part of it, was given there; otherwise the file."""
     given = any(f"{key}.".startswith(f"{o}.") or o.startswith(f"{key}.") for o in overrides)
     return "--set" if given and key else file
 
@@ -54,19 +56,19 @@ def _group_by_key(
     error: ValidationError, schema: type[BaseModel]
 ) -> dict[str, list[tuple[str, str]]]:
     """Return what is wrong with each key, as (subject, problem)."""
-    found: dict[str, list[tuple[str, str]]] = {}
+    mistakes: dict[str, list[tuple[str, str]]] = {}
     unknown_in = {item["loc"][:-1] for item in error.errors() if item["type"] == "extra_forbidden"}
     for item in error.errors():
         location = _strip_union_branches(item["loc"])
         if item["type"] == "missing" and item["loc"][:-1] in unknown_in:
             continue  # misspelt: the unknown key's line says so
         key = ".".join(map(str, location))
-        found.setdefault(key, []).append(_describe_mistake(item, location, schema))
-    return found
+        mistakes.setdefault(key, []).append(_describe_mistake(item, location, schema))
+    return mistakes
 
 
 def _strip_union_branches(location: Location) -> Location:
-    """Leave out what pydantic adds to say which type of a union it tried."""
+    """Leave out the parts that pydantic adds to name the type of a union it tried."""
     branch = ("literal[", "list[", "function-")
     return tuple(p for p in location if not (isinstance(p, str) and p.startswith(branch)))
 
@@ -149,7 +151,7 @@ def list_yaml_keys(section: type[BaseModel]) -> list[str]:
 def _find_field(schema: type[BaseModel], location: Location) -> FieldInfo | None:
     names = [part for part in location if isinstance(part, str)]
     section = _find_section(schema, tuple(names[:-1]))
-    # An item of a list, or of a mapping of any names, is no field.
+    # An item of a list, or of a mapping with free keys, is not a field.
     return _find_field_by_key(section, names[-1]) if names and names[-1] == location[-1] else None
 
 
@@ -171,12 +173,12 @@ def _find_field_by_key(section: type[BaseModel] | None, key: str) -> FieldInfo |
 def _find_model(annotation: Any) -> type[BaseModel] | None:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
-    found = (_find_model(part) for part in getattr(annotation, "__args__", ()))
-    return next((model for model in found if model is not None), None)
+    models = (_find_model(part) for part in getattr(annotation, "__args__", ()))
+    return next((model for model in models if model is not None), None)
 
 
 def find_misplaced_booleans(given: Any, accepted: Any, key: str = "") -> Iterable[str]:
-    """Yield the keys where true or false stood for a number: pydantic takes them as 1 and 0.
+    """Yield the keys where true or false was given for a number: pydantic takes them as 1 and 0.
 
     Parameters
     ----------

@@ -1,17 +1,17 @@
-"""Exported programs (``.pt2``), read without running anything that the file brings along.
+"""Load exported programs (``.pt2``) without running any code from the file.
 
-What ``torch.export.load`` of PyTorch 2.15 does with a file, and its documentation warns of:
+``torch.export.load`` of PyTorch 2.15 does the following, which its documentation warns about:
 
-* constants that are custom objects, and tensors marked ``use_pickle``, go to ``pickle``;
-* weights and constants as ``NAME.pt``, the form up to 2.8, and sample inputs go to
-  ``torch.load``, which falls back to ``weights_only=False`` where the safe way fails;
+* constants that are custom objects, and tensors marked ``use_pickle``, are unpickled;
+* weights and constants stored as ``NAME.pt`` (the format up to 2.8) and sample inputs go to
+  ``torch.load``, which falls back to ``weights_only=False`` if safe loading fails;
 * compiled code (``data/aotinductor``) is loaded as a shared library;
-* symbolic sizes go to ``sympy.sympify``, which is ``eval``; guards and the graph's names go
-  into source code that is executed; tree specifications may import modules.
+* symbolic sizes go to ``sympy.sympify``, which is ``eval``; guards and the graph's names become
+  source code that is executed; tree specifications may import modules.
 
-So the archive is inspected first, through PyTorch's own reader and on the very bytes that are
+So the archive is inspected first, with PyTorch's own reader and on the very bytes that are
 loaded afterwards. It may hold raw tensors, a graph of ``aten`` operators with plain names, and
-sample inputs that load with ``weights_only=True``; anything else is refused.
+sample inputs that load with ``weights_only=True``. Anything else is refused.
 """
 
 from __future__ import annotations
@@ -62,26 +62,26 @@ _RULES = {
     "out_spec": _TREE,
     "torch_version": re.compile(r"[\w.+]*"),
 }
-# The exporter's notes on an operator stay text: nothing evaluates them. Only there, as a tensor
-# may be called "metadata" too.
+# The exporter's notes on an operator are never evaluated. The key alone would not do: a tensor
+# may be called "metadata", too.
 _NOTES = ("nodes", "metadata")
 
 
 def load_program(path: Path, task: ImageTask) -> FrozenProgram:
-    """Load an exported program and see that it fits.
+    """Load an exported program and check that it fits the task.
 
     Parameters
     ----------
     path : Path
         The file.
     task : ImageTask
-        The images and classes that it must fit.
+        The images and classes that the program must fit.
 
     Raises
     ------
     RequestError
-        If the file is missing or unsafe, was exported in training mode or with a fixed batch,
-        or maps other images or classes.
+        If the file is missing or unsafe, was exported in training mode or with a fixed batch
+        size, or takes other images or classes.
     """
     program = _read_program(path)
     _check_mode(path, program)
@@ -92,7 +92,7 @@ def load_program(path: Path, task: ImageTask) -> FrozenProgram:
 
 
 def _read_program(path: Path) -> ExportedProgram:
-    # torch.export.load itself is avoided: where this fails, it retries with an unsafe old format.
+    # Not torch.export.load: if this fails, it retries with an old, unsafe format.
     from torch.export.pt2_archive._package import load_pt2
 
     if not path.is_file():
@@ -111,7 +111,7 @@ def _read_program(path: Path) -> ExportedProgram:
 
 
 def _inspect_archive(content: bytes) -> None:
-    """Refuse an archive that holds more than tensors and a graph of known operators."""
+    """Refuse an archive that holds anything but tensors and a graph of known operators."""
     archive = PT2ArchiveReader(io.BytesIO(content))
     for member in archive.get_file_names():
         if member not in (_PROGRAM, _SAMPLE_INPUTS, *_PAYLOADS) and not _MEMBER.fullmatch(member):
@@ -135,7 +135,7 @@ def _inspect_payload(payload: dict[str, Any]) -> None:
 
 
 def _iterate_strings(node: Any, key: str = "") -> Iterator[tuple[str, str]]:
-    """Yield every string of a JSON document, keys included, with the key it stands under."""
+    """Yield every string of a JSON document, keys included, with the key it belongs to."""
     if isinstance(node, dict):
         for name, value in node.items():
             yield "", name
@@ -182,8 +182,8 @@ def _check_input(path: Path, program: ExportedProgram, task: ImageTask) -> None:
         )
     if any(isinstance(has, int) and has != want for has, want in zip(image, needed, strict=True)):
         raise RequestError(
-            f"exported program '{path}' takes images of {_format_shape(image)}, this experiment needs "
-            f"{_format_shape(needed)} (channels x height x width)"
+            f"exported program '{path}' takes images of {_format_shape(image)}, this experiment "
+            f"needs {_format_shape(needed)} (channels x height x width)"
         )
 
 

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Atomic file writes, file locks, and tensors in safetensors files."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def make_absolute(path: Path) -> Path:
-    """Return a path that holds in any directory."""
+    """Return the absolute path, with ``~`` expanded."""
     return path.expanduser().absolute()
 
 
 def write_atomically(path: Path, data: bytes, mode: int = 0o644, durable: bool = False) -> None:
-    """Put ``data`` at ``path`` so that a reader, or a kill, sees the old file or the new one.
+    """Write a file so that readers see the old or the new content, even if the process is killed.
 
     Parameters
     ----------
     durable : bool
-        Return once it is on the disk: it is there after a power cut, too.
+        Return only once the file is on disk, so that it survives a power cut.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.unlink(missing_ok=True)  # of a process that was killed
-    # Nobody else's file or link: it would keep its own mode, or lead elsewhere.
+    temporary.unlink(missing_ok=True)  # left by a process that was killed
+    # Never reuse an existing file or link: it would keep its own mode, or lead elsewhere.
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
     descriptor = os.open(temporary, flags, mode)
     try:
@@ -53,7 +53,7 @@ def write_atomically(path: Path, data: bytes, mode: int = 0o644, durable: bool =
 
 
 def _sync_folder(folder: Path) -> None:
-    """Wait until a folder's entries are on the disk."""
+    """Wait until a folder's entries are on disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -62,9 +62,9 @@ def _sync_folder(folder: Path) -> None:
 
 
 def try_lock(file: IO[str]) -> bool:
-    """Lock a file for this process, as long as it is open; False if another process has it.
+    """Lock a file for this process while it stays open; return False if another process holds it.
 
-    Some network file systems know no locks; there nobody is kept out.
+    Some network file systems have no locks; there, the call succeeds without one.
     """
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -75,32 +75,32 @@ def try_lock(file: IO[str]) -> bool:
 
 @contextmanager
 def file_lock(path: Path) -> Iterator[None]:
-    """Hold the lock of a file, which is made if need be; wait for other processes that have it."""
+    """Hold a file's lock; create the file if needed, and wait while another process holds it."""
     with path.open("a") as file:
         fcntl.lockf(file, fcntl.LOCK_EX)
         yield
 
 
 def is_accessible_by_others(path: Path) -> bool:
-    """Tell whether a file's mode lets others than its owner at it."""
+    """Tell whether a file's mode gives anyone but its owner access."""
     return os.name == "posix" and bool(path.stat().st_mode & 0o077)
 
 
 def save_tensors(
     path: Path, tensors: Mapping[str, torch.Tensor], note: Mapping[str, Any], mode: int = 0o600
 ) -> None:
-    """Put tensors and a JSON note into one safetensors file, atomically."""
+    """Write tensors and a JSON note into one safetensors file, atomically."""
     write_atomically(path, serialise_tensors(tensors, note), mode)
 
 
 def serialise_tensors(tensors: Mapping[str, torch.Tensor], note: Mapping[str, Any]) -> bytes:
-    """Return what :func:`save_tensors` puts into a file."""
-    owned = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
-    return save(owned, {"note": json.dumps(note)})
+    """Return the bytes that :func:`save_tensors` writes."""
+    detached = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+    return save(detached, {"note": json.dumps(note)})
 
 
 def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
-    """Return what :func:`save_tensors` put there, or None if there is no such file."""
+    """Return what :func:`save_tensors` wrote, or None if there is no such file."""
     if not path.exists():
         return None
     with safe_open(path, framework="pt") as file:
@@ -109,12 +109,12 @@ def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]] |
 
 
 def load_weights(path: Path) -> dict[str, torch.Tensor]:
-    """Return the tensors of a safetensors file that somebody named; nothing is unpickled.
+    """Return the tensors of a user's safetensors file; nothing is unpickled.
 
     Raises
     ------
     RequestError
-        If there is no such file, or it is of another format.
+        If there is no such file, or it has another format.
     """
     if not path.is_file():
         raise RequestError(f"weights: there is no file {path}")
@@ -128,21 +128,19 @@ def load_weights(path: Path) -> dict[str, torch.Tensor]:
 
 
 def load_weights_into(model: nn.Module, path: Path) -> None:
-    """Put the weights of a safetensors file into a model that they are all of.
+    """Load the weights of a safetensors file into a model; all names and shapes must match.
 
     Raises
     ------
     RequestError
-        As :func:`load_weights`; or they are of another model.
+        As :func:`load_weights`, or if the weights belong to another model.
     """
-    weights, own = load_weights(path), model.state_dict()
-    for name in [*weights, *own]:
-        theirs, ours = (
-            tuple(each[name].shape) if name in each else None for each in (weights, own)
-        )
-        if theirs != ours:
+    weights, state = load_weights(path), model.state_dict()
+    for name in [*weights, *state]:
+        shapes = [tuple(each[name].shape) if name in each else None for each in (weights, state)]
+        if shapes[0] != shapes[1]:
             raise RequestError(
                 f"weights: {path} is of another model: '{name}' is "
-                f"{theirs or 'missing'} there, and {ours or 'missing'} in the model"
+                f"{shapes[0] or 'missing'} there, and {shapes[1] or 'missing'} in the model"
             )
     model.load_state_dict(weights)

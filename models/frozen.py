@@ -1,4 +1,4 @@
-"""A model that can only be used."""
+"""A model for inference only."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import nn
 
 
 class FrozenProgram(nn.Module):
-    """An exported program: always as it was exported, with no weights to train.
+    """An exported program: its mode is fixed, and it has no weights to train.
 
     Parameters
     ----------
@@ -26,5 +26,5 @@ class FrozenProgram(nn.Module):
         return logits
 
     def train(self, mode: bool = True) -> FrozenProgram:  # noqa: ARG002
-        """Change nothing: the mode was fixed at the export."""
+        """Do nothing: the mode was fixed at export."""
         return self

@@ -33,7 +33,7 @@ class NoiseGenerator(nn.Module):
     def untrained(
         cls, shape: tuple[int, int, int], bound: float, generator: torch.Generator
     ) -> NoiseGenerator:
-        """Return an untrained generator: μ ~ N(0, 0.2²), ρ ~ N(0, 1), as the authors' code."""
+        """Return an untrained generator: μ ~ N(0, 0.2²), ρ ~ N(0, 1), as in the authors' code."""
         draws = torch.randn((2, *shape), generator=generator)
         draws[0] *= 0.2
         return cls(draws, bound)
@@ -83,7 +83,7 @@ class NoiseGenerator(nn.Module):
 
 
 class GeneratorTraining:
-    """A generator with its Adam optimiser, which can travel between nodes.
+    """A generator and its Adam optimiser; the state of both can be sent between nodes.
 
     Parameters
     ----------
@@ -101,7 +101,7 @@ class GeneratorTraining:
         Parameters
         ----------
         task_gradient : Tensor of shape (2, C, H, W)
-            Gradient of the second term, already weighted with λ.
+            Gradient of the second term, already weighted by λ.
         """
         self.optimizer.zero_grad()
         self.generator.penalty().backward()  # type: ignore[no-untyped-call]
@@ -133,7 +133,7 @@ class GeneratorTraining:
     def unpack(
         cls, values: torch.Tensor, steps: int, bound: float, learning_rate: float
     ) -> GeneratorTraining:
-        """Return the training that :meth:`pack` described; arguments as its results."""
+        """Rebuild a training from what :meth:`pack` returned."""
         training = cls(NoiseGenerator(values[:2], bound), learning_rate)
         if steps:
             for i, parameter in enumerate(training._parameters()):

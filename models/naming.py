@@ -1,7 +1,7 @@
-"""Names, wherever people or files give them: one spelling, all of it to be seen, none a formula.
+"""Validate names given by people or files: one spelling, no hidden characters, no formulas.
 
-A name goes into tables, terminals, pages, logs, folders and spreadsheets. What passes here does
-no harm in any of them, and two names that look the same are the same.
+A name ends up in tables, terminals, web pages, logs, folders and spreadsheets. A name that passes
+here is harmless in all of them, and two names that look the same are the same.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from pudica.models.printable import is_hidden, quote, to_nfc
 LONGEST_NAME, LONGEST_CASE, LONGEST_LABEL = 80, 100, 255
 
 SIGNS = "=+-@＝＋－＠﹦﹢﹣﹫⁼₌⁺₊﬩⩵⩶−"
-"""With which a formula begins, as wide, small, raised and lowered letters too."""
+"""Signs that begin a formula, including full-width, small, superscript and subscript forms."""
 QUOTES = "'\"＇＂"
-"""A spreadsheet leaves the first one out, and looks at what is behind it."""
+"""A spreadsheet drops a leading quotation mark and looks at what follows it."""
 
 NODE_MARKS = " .()-_"
 CASE_MARKS = " .=()+,-_"
@@ -38,17 +38,17 @@ _KINDS = {
 
 
 def validate_name(text: str, longest: int = LONGEST_NAME) -> str:
-    """Return the name of somebody or something as it may stand.
+    """Return a valid name of a person or thing, in NFC.
 
     Parameters
     ----------
     longest : int
-        The most characters.
+        The maximum number of characters.
 
     Raises
     ------
     RequestError
-        It may not; the message says why, and what is allowed.
+        If the name is not valid; the message says why and what is allowed.
     """
     name = to_nfc(text)
     problem = (
@@ -65,19 +65,19 @@ def validate_name(text: str, longest: int = LONGEST_NAME) -> str:
 
 
 def validate_node_name(text: str) -> str:
-    """Return a node's name, by which files are called too; errors as of :func:`validate_name`."""
+    """Return a valid node name, which also names files; raises as :func:`validate_name`."""
     return _validate_with_marks(text, LONGEST_NAME, NODE_MARKS)
 
 
 def validate_case_name(text: str) -> str:
-    """Return a case's name, which is a folder's too; errors as of :func:`validate_name`."""
+    """Return a valid case name, which also names a folder; raises as :func:`validate_name`."""
     return _validate_with_marks(text, LONGEST_CASE, CASE_MARKS)
 
 
 def validate_label(text: str) -> str:
-    """Return what a class, an attribute or a column of a data set is called, as it may stand.
+    """Return a valid name of a class, an attribute or a column of a data set, in NFC.
 
-    It may begin with a sign: ``-1`` and ``@home`` are classes as good as others.
+    It may begin with a sign: ``-1`` and ``@home`` are valid classes.
 
     Raises
     ------
@@ -93,12 +93,12 @@ def validate_label(text: str) -> str:
 
 
 def validate_labels(texts: Sequence[str]) -> list[str]:
-    """Return what the classes 0, 1, 2, … are called, as it may stand; no two are the same.
+    """Return the valid, distinct names of the classes 0, 1, 2 and so on.
 
     Raises
     ------
     RequestError
-        As :func:`validate_name`; or two are, and the message says which.
+        As :func:`validate_name`, or if two names are equal; the message says which.
     """
     places: dict[str, int] = {}
     for place, text in enumerate(texts):
@@ -113,25 +113,23 @@ def validate_labels(texts: Sequence[str]) -> list[str]:
 
 
 def validate_run_name(text: str) -> str:
-    """Return a run's name as it is, if it may stand; errors as of :func:`validate_label`.
+    """Return a run's name unchanged if it is valid; raises as :func:`validate_label`.
 
-    It is that of a folder, which is found under no other spelling.
+    It names an existing folder, so its spelling must not change.
     """
     validate_label(text)
     return text
 
 
 def validate_text(text: str) -> str:
-    """Return a text of several lines in NFC, if it is printable; errors as of validate_name."""
-    found = to_nfc(text)
-    hidden = next(
-        _select_characters(found, (is_hidden(c) and c not in "\n\t" for c in found)), None
-    )
+    """Return a printable multi-line text in NFC; raises as :func:`validate_name`."""
+    nfc = to_nfc(text)
+    hidden = next(_select_characters(nfc, (is_hidden(c) and c not in "\n\t" for c in nfc)), None)
     if hidden is not None:
         raise RequestError(
             f"{quote(text)} has {_describe_character(*hidden)}; allowed: printable characters"
         )
-    return found
+    return nfc
 
 
 Name = Annotated[str, AfterValidator(validate_name)]
@@ -142,7 +140,7 @@ Label = Annotated[str, AfterValidator(validate_label)]
 
 
 def describe_case_names() -> str:
-    """Return in words what a case may be called."""
+    """Return a description of valid case names."""
     return _describe_allowed(LONGEST_CASE, CASE_MARKS)
 
 
@@ -159,13 +157,13 @@ def _validate_with_marks(text: str, longest: int, marks: str) -> str:
     )
     if problem:
         raise RequestError(
-            f"the name {quote(text)} {problem}; allowed: {_describe_allowed(longest, marks)}, the first "
-            "of them a letter, a digit or _"
+            f"the name {quote(text)} {problem}; allowed: {_describe_allowed(longest, marks)}, the "
+            "first of them a letter, a digit or _"
         )
     return name
 
 
-# Each of these returns what is wrong with a name, as the end of a sentence, or nothing.
+# Each of these returns what is wrong with a name, as the end of a sentence, or "".
 
 
 def _find_readability_problem(name: str, longest: int) -> str:
@@ -201,13 +199,13 @@ def _find_formula_problem(name: str) -> str:
 def _find_mark_problem(name: str, marks: str) -> str:
     if not (name[0].isalnum() or name[0] == "_"):
         return f"begins with '{name[0]}'"
-    # Marks are parts of letters in many scripts.
+    # Combining marks are parts of letters in many scripts.
     others = (unicodedata.category(c)[0] not in "LMN" and c not in marks for c in name)
     other = next(_select_characters(name, others), None)
     return f"has '{other[1]}' at place {other[0]}" if other else ""
 
 
 def _select_characters(name: str, chosen: Iterable[bool]) -> Iterator[tuple[int, str]]:
-    """Return the characters that are chosen, with their places from 1."""
+    """Return the chosen characters with their positions, counted from 1."""
     pairs = zip(enumerate(name, 1), chosen, strict=True)
     return ((place, character) for (place, character), is_chosen in pairs if is_chosen)

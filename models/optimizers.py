@@ -1,4 +1,4 @@
-"""Optimisers by name, with a state that can be put into a file without pickling."""
+"""Optimisers by name, with a state that can be saved without pickling."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 WITH_MOMENTUM = ("sgd", "rmsprop")
 SIGNED = ("/exp_avg", "/momentum_buffer", "/grad_avg")
-"""What optimisers remember that can be negative."""
+"""The parts of an optimiser's state that can be negative."""
 _CLASSES: dict[str, type[torch.optim.Optimizer]] = {
     "sgd": torch.optim.SGD,
     "adam": torch.optim.Adam,
@@ -30,9 +30,9 @@ class OptimizerConfig(BaseModel):
     name : str
     learning_rate, weight_decay : float
     momentum : float
-        Of ``sgd`` and ``rmsprop``.
+        Only for ``sgd`` and ``rmsprop``.
     step_size, gamma : int or None, float
-        Every ``step_size`` epochs the learning rate is multiplied with ``gamma``.
+        Every ``step_size`` epochs the learning rate is multiplied by ``gamma``.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -45,7 +45,7 @@ class OptimizerConfig(BaseModel):
     gamma: float = Field(default=0.1, gt=0, le=1)
 
     @model_validator(mode="after")
-    def _momentum_is_known(self) -> OptimizerConfig:
+    def _validate_momentum(self) -> OptimizerConfig:
         if self.momentum and self.name not in WITH_MOMENTUM:
             raise ValueError(
                 f"'{self.name}' has no momentum setting; allowed with {', '.join(WITH_MOMENTUM)}"
@@ -79,10 +79,10 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 def optimizer_state(optimizer: torch.optim.Optimizer | None) -> dict[str, torch.Tensor]:
     """Return an optimiser's state as tensors; empty before its first step."""
-    kept = optimizer.state_dict()["state"] if optimizer else {}
+    states = optimizer.state_dict()["state"] if optimizer else {}
     return {
         f"{number}/{key}": value
-        for number, state in kept.items()
+        for number, state in states.items()
         for key, value in state.items()
         if isinstance(value, torch.Tensor)
     }
@@ -91,17 +91,17 @@ def optimizer_state(optimizer: torch.optim.Optimizer | None) -> dict[str, torch.
 def validate_state(
     config: OptimizerConfig, parameters: Iterable[torch.Tensor], state: Mapping[str, torch.Tensor]
 ) -> None:
-    """See that a state is one that an optimiser of these parameters can have.
+    """Check that an optimiser of these parameters could have this state.
 
     Raises
     ------
     ValueError
-        If something is missing or more than there can be, of another shape or type, or negative
-        where it is a mean of squares.
+        If a tensor is missing, superfluous, of another shape or type, or negative although it is
+        a mean of squares.
     """
-    like = [torch.nn.Parameter(torch.zeros_like(parameter)) for parameter in parameters]
-    optimizer = build(config, like)
-    for parameter in like:
+    templates = [torch.nn.Parameter(torch.zeros_like(parameter)) for parameter in parameters]
+    optimizer = build(config, templates)
+    for parameter in templates:
         parameter.grad = torch.zeros_like(parameter)
     if optimizer and state:
         optimizer.step()
@@ -118,12 +118,11 @@ def validate_state(
 def load_optimizer_state(
     optimizer: torch.optim.Optimizer | None, state: Mapping[str, torch.Tensor]
 ) -> None:
-    """Put back what :func:`optimizer_state` returned."""
+    """Load a state that :func:`optimizer_state` returned."""
     if optimizer is None:
         return
-    kept: dict[int, dict[str, torch.Tensor]] = {}
+    states: dict[int, dict[str, torch.Tensor]] = {}
     for name, value in state.items():
         number, _, key = name.partition("/")
-        kept.setdefault(int(number), {})[key] = value
-    whole = optimizer.state_dict()
-    optimizer.load_state_dict({**whole, "state": kept})
+        states.setdefault(int(number), {})[key] = value
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": states})

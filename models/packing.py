@@ -1,4 +1,4 @@
-"""Several tensors as one vector: a message that holds one array is cheaper than one of many."""
+"""Pack tensors into one vector: a message with one array is cheaper than one with many."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 NEVER_NEGATIVE = ("running_var", "num_batches_tracked")
-"""Names of what batch norm remembers that are no negative numbers."""
+"""Names of batch norm's buffers that are never negative."""
 
 
 def state_tensors(module: nn.Module) -> list[torch.Tensor]:
@@ -19,7 +19,7 @@ def state_tensors(module: nn.Module) -> list[torch.Tensor]:
 
 
 def pack(tensors: Sequence[torch.Tensor]) -> np.ndarray:
-    """Return the tensors' values one after the other, float32 of shape (n,)."""
+    """Concatenate the tensors' values into one float32 vector of shape (n,)."""
     if not tensors:
         return np.zeros(0, np.float32)
     flat = [tensor.detach().reshape(-1).float().cpu() for tensor in tensors]
@@ -35,26 +35,26 @@ def model_arrays(model: nn.Module) -> dict[str, np.ndarray]:
 
 
 def load_model_arrays(model: nn.Module, arrays: Mapping[str, torch.Tensor]) -> None:
-    """Put what :func:`model_arrays` made of a model into one; raise ValueError if it differs."""
+    """Load arrays from :func:`model_arrays` into a model; raise ValueError if sizes differ."""
     unpack(arrays["weights"], list(model.parameters()))
     unpack(arrays["buffers"], list(model.buffers()))
 
 
 def select_prefix(prefix: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return the tensors whose names begin with a prefix, without it."""
+    """Return the tensors whose names begin with a prefix, with the prefix removed."""
     return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
 
 def concatenate(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Return tensors one below the other; a single one as it is."""
+    """Concatenate tensors along the first dimension; a single one is not copied."""
     return tensors[0] if len(tensors) == 1 else torch.cat(list(tensors))
 
 
 def all_finite(tensor: torch.Tensor) -> bool:
     """Tell whether no value is NaN or infinite.
 
-    The least and the greatest are NaN if any value is. Finding them takes as long as reading the
-    values once; a float64 sum took 27 times as long, looking at each value 32 times.
+    The minimum and maximum are NaN if any value is, and finding them takes as long as reading the
+    values once. A float64 sum took 27 times as long, an element-wise test 32 times.
     """
     if not tensor.numel():
         return True
@@ -62,12 +62,12 @@ def all_finite(tensor: torch.Tensor) -> bool:
 
 
 def validate_tensor(name: str, values: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
-    """Return what came under a name, as float32.
+    """Return a received tensor as float32 if it has the expected shape and finite values.
 
     Raises
     ------
     ValueError
-        It is of another shape, or with NaN or infinity.
+        If it has another shape, or holds NaN or infinity.
     """
     if tuple(values.shape) != shape:
         raise ValueError(f"{name} of shape {tuple(values.shape)}, {shape} was asked for")
@@ -77,12 +77,12 @@ def validate_tensor(name: str, values: torch.Tensor, shape: tuple[int, ...]) -> 
 
 
 def validate_statistics(values: torch.Tensor, named: Iterable[tuple[str, torch.Tensor]]) -> None:
-    """See that packed values of named tensors hold no negative variance, and no negative count.
+    """Check that packed values of named tensors hold no negative variance and no negative count.
 
     Raises
     ------
     ValueError
-        If they do, or are not as many values as the tensors hold.
+        If they do, or if the number of values does not match the tensors.
     """
     named = list(named)
     sizes = [tensor.numel() for _, tensor in named]
@@ -94,12 +94,12 @@ def validate_statistics(values: torch.Tensor, named: Iterable[tuple[str, torch.T
 
 
 def unpack(values: torch.Tensor, tensors: Sequence[torch.Tensor]) -> None:
-    """Put packed values back into tensors of the same shapes.
+    """Copy packed values back into tensors of the same shapes.
 
     Raises
     ------
     ValueError
-        If there are not as many values as the tensors hold.
+        If the number of values does not match the tensors.
     """
     sizes = [tensor.numel() for tensor in tensors]
     if tuple(values.shape) != (sum(sizes),):

@@ -1,4 +1,4 @@
-"""Text from elsewhere as it may be shown: nothing in it moves a cursor, or stays unseen."""
+"""Make foreign text safe to display: no control sequences, no invisible characters."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import unicodedata
 
 SHOWN = 60
 
-# By their categories these are letters, marks and symbols; nothing of them is to be seen.
+# Unicode classes these as letters, marks and symbols, but they are invisible.
 _BLANK = re.compile(
     "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0"
     "\U000e0100-\U000e01ef]"
@@ -16,26 +16,26 @@ _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def to_nfc(text: str) -> str:
-    """Return a text in the one spelling (NFC) of those that Unicode holds for the same."""
+    """Return a text in Unicode's normal form NFC."""
     return unicodedata.normalize("NFC", text)
 
 
 def is_hidden(character: str) -> bool:
-    """Tell whether a character is not to be seen as itself.
+    """Tell whether a character does not show as itself.
 
-    Controls, line breaks, direction marks, halves of characters (surrogates), private and unknown
-    ones are not, nor are spaces other than ``" "``, or letters of no width.
+    These are controls, line breaks, direction marks, surrogates, private and unassigned
+    characters, spaces other than ``" "``, and letters without width.
     """
     return not character.isprintable() or _BLANK.match(character) is not None
 
 
 def escape_hidden(text: str, keep: str = "") -> str:
-    r"""Return a text with hidden characters written as in Python: ``\x1b``, ``\u202e``.
+    r"""Return a text with hidden characters escaped as in Python: ``\x1b``, ``\u202e``.
 
     Parameters
     ----------
     keep : str
-        Characters that stay as they are.
+        Characters to leave as they are.
     """
     if text.isprintable() and not _BLANK.search(text):
         return text
@@ -43,12 +43,12 @@ def escape_hidden(text: str, keep: str = "") -> str:
 
 
 def quote(text: str) -> str:
-    """Return a text in quotes, as much of it as messages show, with hidden characters escaped."""
+    """Return a text in quotes, shortened for messages, with hidden characters escaped."""
     return f"'{escape_hidden(text[:SHOWN])}{'…' if len(text) > SHOWN else ''}'"
 
 
 def remove_colours(text: str) -> str:
-    """Return a program's output without the codes that colour it."""
+    """Return a program's output without its colour codes."""
     return _COLOURS.sub("", text)
 
 

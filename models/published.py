@@ -1,4 +1,4 @@
-"""torchvision's models, and the weights that are published with them."""
+"""torchvision's models and their published weights."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from pudica.models.errors import RequestError, unknown_name_error
 
 
 def build(name: str, task: ImageTask) -> nn.Module:
-    """Return a classifier of torchvision with freshly drawn weights.
+    """Build a torchvision classifier with freshly drawn weights.
 
     Parameters
     ----------
     name : str
         ``torchvision:vgg16``.
     task : ImageTask
-        Of colour images.
+        A task with colour images.
 
     Raises
     ------
@@ -40,12 +40,12 @@ def build(name: str, task: ImageTask) -> nn.Module:
 def load_weights(name: str) -> dict[str, torch.Tensor]:
     """Return the weights that torchvision publishes for one of its models.
 
-    They are downloaded once, into ``TORCH_HOME``; nothing but tensors is unpickled.
+    They are downloaded once, into ``TORCH_HOME``; only tensors are unpickled.
 
     Raises
     ------
     RequestError
-        If it is no model of torchvision's, or they can't be downloaded.
+        If the model is not torchvision's, or its weights can't be downloaded.
     """
     if not name.startswith(TORCHVISION):
         raise RequestError(
@@ -53,7 +53,7 @@ def load_weights(name: str) -> dict[str, torch.Tensor]:
         )
     weights: Any = torchvision.models.get_model_weights(torchvision_name(name)).DEFAULT  # type: ignore[attr-defined]
     try:
-        found: dict[str, torch.Tensor] = weights.get_state_dict(
+        state: dict[str, torch.Tensor] = weights.get_state_dict(
             progress=False, check_hash=True, weights_only=True
         )
     except (URLError, OSError) as error:
@@ -62,11 +62,11 @@ def load_weights(name: str) -> dict[str, torch.Tensor]:
             f"weights: can't download {weights.url} ({error}); put the file at {place}, or name "
             "a safetensors file"
         ) from error
-    return found
+    return state
 
 
 def torchvision_name(name: str) -> str:
-    """Return torchvision's own name of a classifier; RequestError if there is none."""
+    """Return torchvision's own name of a classifier; raise RequestError if there is none."""
     wanted, names = (
         name.removeprefix(TORCHVISION),
         torchvision.models.list_models(torchvision.models),

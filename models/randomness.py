@@ -1,7 +1,7 @@
-"""Every random stream of a run, derived from its seed and a purpose.
+"""Random streams, each derived from a run's seed and a purpose.
 
-The global generators of Python, NumPy and PyTorch are never relied on, so results depend
-neither on the order in which things happen nor on the process in which they happen.
+The global generators of Python, NumPy and PyTorch are never used, so results depend neither on
+the order of events nor on the process they happen in.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ def derive(seed: int, *purpose: str | int) -> int:
     Parameters
     ----------
     seed : int
-        The seed to derive from, not negative.
+        The seed to derive from; not negative.
     *purpose : str or int
         What the stream is for, for example ``("noise", epoch, step)``.
 
     Notes
     -----
     ``SeedSequence`` makes streams independent, not secret: whoever can guess ``seed`` can
-    derive every purpose. A secret must be drawn from the system's randomness instead.
+    derive every stream. A secret must be drawn from the system's randomness instead.
     """
     words = np.frombuffer(
         hashlib.blake2b(_format_purpose(purpose).encode(), digest_size=16).digest(), np.uint32
@@ -41,28 +41,28 @@ def derive(seed: int, *purpose: str | int) -> int:
 
 
 def numpy_generator(seed: int, *purpose: str | int) -> np.random.Generator:
-    """Return the NumPy generator of one purpose; arguments as in :func:`derive`."""
+    """Return the NumPy generator for one purpose; arguments as in :func:`derive`."""
     return np.random.default_rng(derive(seed, *purpose))
 
 
 def torch_generator(seed: int, *purpose: str | int) -> torch.Generator:
-    """Return the CPU generator of one purpose; arguments as in :func:`derive`.
+    """Return the CPU generator for one purpose; arguments as in :func:`derive`.
 
-    It is on the CPU on every device, so that a GPU run sees the noise of a CPU run.
+    It runs on the CPU whatever the device, so that a GPU run sees the same noise as a CPU run.
     """
     return torch.Generator().manual_seed(derive(seed, *purpose))
 
 
 def secret_normal(secret: int, shape: tuple[int, ...], *purpose: str | int) -> torch.Tensor:
-    """Return float32 draws of N(0, 1) that only whoever knows the whole secret can repeat.
+    """Return float32 draws of N(0, 1) that can be repeated only with the whole secret.
 
-    PyTorch's generator on the CPU uses 32 bits of its seed, which can be tried out one after
-    the other; here a 128-bit key goes into a counter-based generator.
+    PyTorch's CPU generator uses 32 bits of its seed, few enough to try them all. Here a 128-bit
+    key seeds a counter-based generator.
 
     Parameters
     ----------
     secret : int
-        Not negative, of any size.
+        Not negative; of any size.
     shape : tuple of int
     *purpose : str or int
         As in :func:`derive`.
@@ -75,9 +75,9 @@ def secret_normal(secret: int, shape: tuple[int, ...], *purpose: str | int) -> t
 
 
 class SystemGenerator:
-    """The operating system's randomness, with what noise needs of a NumPy generator.
+    """The operating system's randomness, with the methods of a NumPy generator that noise needs.
 
-    Nobody can repeat it or foretell it. The values come from 52 random bits.
+    Nobody can repeat or predict it. Each value comes from 52 random bits.
     """
 
     def bytes(self, length: int) -> bytes:
@@ -87,42 +87,42 @@ class SystemGenerator:
     def standard_exponential(
         self, shape: tuple[int, ...], dtype: type[np.floating] = np.float64
     ) -> np.ndarray:
-        """Return draws of the exponential distribution of mean 1."""
+        """Return draws from the exponential distribution with mean 1."""
         draws: np.ndarray = -np.log(self.random(shape))
         return draws.astype(dtype)
 
     def standard_normal(
         self, shape: tuple[int, ...], dtype: type[np.floating] = np.float64
     ) -> np.ndarray:
-        """Return draws of N(0, 1)."""
+        """Return draws from N(0, 1)."""
         draws: np.ndarray = torch.special.ndtri(torch.from_numpy(self.random(shape))).numpy()
         return draws.astype(dtype)
 
     def random(self, shape: tuple[int, ...]) -> np.ndarray:
-        """Return uniform draws between 0 and 1, neither of which comes up."""
+        """Return uniform draws from the open interval (0, 1)."""
         count = int(np.prod(shape))
         bits = np.frombuffer(self.bytes(8 * count), np.uint64) >> np.uint64(12)
-        # Halves between whole numbers below 2⁵² are exact.
+        # A half added to an integer below 2⁵² is exact.
         uniform: np.ndarray = (bits + 0.5) * 2.0**-52
         return uniform.reshape(shape)
 
 
 class SecretGenerator(SystemGenerator):
-    """Draws that only whoever knows a secret key can repeat, however many of them were seen.
+    """Draws that can be repeated only with a secret key, however many of them are known.
 
-    The bytes are ChaCha20's key stream, under a key of its own for each purpose.
+    The bytes are ChaCha20's key stream under a separate key for each purpose.
 
     Parameters
     ----------
     key : bytes
         32 random bytes.
     purpose : bytes
-        Two draws with the same key and purpose are the same.
+        The same key and purpose give the same draws.
     """
 
     def __init__(self, key: bytes, purpose: bytes) -> None:
-        own = hashlib.blake2b(purpose, key=key, digest_size=32).digest()
-        self._stream = Cipher(ChaCha20(own, bytes(16)), mode=None).encryptor()
+        stream_key = hashlib.blake2b(purpose, key=key, digest_size=32).digest()
+        self._stream = Cipher(ChaCha20(stream_key, bytes(16)), mode=None).encryptor()
 
     def bytes(self, length: int) -> bytes:
         """Return the next bytes."""
@@ -133,7 +133,7 @@ RANDOM_LAYERS = (nn.modules.dropout._DropoutNd, nn.RReLU, nn.RNNBase, nn.Multihe
 
 
 def has_random_layers(model: nn.Module) -> bool:
-    """Tell whether a model has layers that draw while they train."""
+    """Tell whether a model has layers that draw random numbers while they train."""
     known = ("torch.nn.", "torch.fx.", "pudica.models.architectures.", "pudica.clients.shields.")
     layers = list(model.modules())
     graphs = [layer.graph for layer in layers if isinstance(layer, fx.GraphModule)]
@@ -145,12 +145,12 @@ def has_random_layers(model: nn.Module) -> bool:
 
 
 Randomness = np.random.Generator | SystemGenerator
-"""What noise can be drawn from: a seed's stream, the operating system's, or a secret key's."""
+"""Sources of noise: a seeded stream, the operating system's, or one under a secret key."""
 
 
 @contextmanager
 def temporary_seed(seed: int) -> Iterator[None]:
-    """Let layers that draw from PyTorch's own generators, such as dropout, draw from a seed."""
+    """Seed PyTorch's global generators, which dropout uses, within the context only."""
     gpu = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
     with torch.random.fork_rng(devices=gpu):
         # torch.manual_seed would also reset the generators of every accelerator.
@@ -163,13 +163,16 @@ def temporary_seed(seed: int) -> Iterator[None]:
 def seed_random_layers(
     drawing: bool, seed: int, *purpose: str | int
 ) -> AbstractContextManager[None]:
-    """Let a model's layers draw from a run's seed, where there are some that draw.
+    """Seed a model's random layers for one purpose of a run, if it has any.
 
-    Where there are none (:func:`has_random_layers`) it would cost time.
+    Parameters
+    ----------
+    drawing : bool
+        As of :func:`has_random_layers`; without random layers, seeding would only cost time.
     """
     return temporary_seed(derive(seed, "layers", *purpose)) if drawing else nullcontext()
 
 
 def _format_purpose(purpose: tuple[str | int, ...]) -> str:
-    """Return a purpose as text; numbers and digits that look like them stay apart."""
+    """Return a purpose as text in which the number 1 and the text "1" differ."""
     return "/".join(f"{type(part).__name__}:{part}" for part in purpose)

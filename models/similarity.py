@@ -1,4 +1,4 @@
-"""How alike two images are."""
+"""Image similarity: PSNR and SSIM."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def psnr(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     Parameters
     ----------
     a, b : Tensor of shape (N, C, H, W)
-        In units of [0, 1].
+        Values in [0, 1].
 
     Returns
     -------
@@ -24,11 +24,11 @@ def psnr(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 
 def ssim(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """Return the structural similarity of each pair of images; arguments as of :func:`psnr`."""
-    # Slow to import, and few measure this.
+    """Return the structural similarity of each pair of images; arguments as in :func:`psnr`."""
+    # Imported late: it is slow to import and rarely used.
     from torchmetrics.functional.image import structural_similarity_index_measure
 
-    # The usual window does not fit into small images such as 8x8 digits.
+    # The usual window does not fit small images such as 8x8 digits.
     side = min(a.shape[-1], WINDOW)
     window = side if side % 2 else side - 1
     similarity = structural_similarity_index_measure(

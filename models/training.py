@@ -1,4 +1,4 @@
-"""Supervised training that can stop after any epoch and go on in another process."""
+"""Supervised training that can stop after any epoch and resume in another process."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ CHEAT_LEARNING_RATE = 0.01
 
 
 class Images(Protocol):
-    """What training needs of a data set."""
+    """What training needs from a data set."""
 
     @property
     def black(self) -> torch.Tensor:
-        """A black pixel as :meth:`batch` has it, or the nearest there can be: (C, 1, 1)."""
+        """A black pixel in the units of :meth:`batch`, or the closest value: (C, 1, 1)."""
         ...
 
     def __len__(self) -> int:
@@ -44,7 +44,7 @@ class Images(Protocol):
     def batch(
         self, positions: np.ndarray, change: Callable[[torch.Tensor], torch.Tensor] | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return images (B, C, H, W), of plain ones changed before anything else, and labels."""
+        """Return images (B, C, H, W) and labels; ``change`` is applied to the raw images first."""
         ...
 
 
@@ -54,20 +54,21 @@ class TrainingConfig(BaseModel):
     Attributes
     ----------
     epochs : int
-        At most this many.
+        The maximum number of epochs.
     patience : int or None
         Stop early after this many epochs without a better validation accuracy.
     schedule : {"step", "cosine"}
-        Of the learning rate: every ``step_size`` epochs it is multiplied with ``gamma``; or it
-        falls from epoch to epoch as half a cosine wave, to 0 after the last (SGDR without a
-        restart, Loshchilov and Hutter 2017, Eq. (5)).
+        How the learning rate falls. ``step`` multiplies it by ``gamma`` every ``step_size``
+        epochs. ``cosine`` follows half a cosine wave down to 0 after the last epoch (SGDR without
+        a restart, Loshchilov and Hutter 2017, Eq. (5)).
     step_size, gamma : int, float
-        Of ``step``.
+        Settings of the ``step`` schedule.
     augment : {"none", "crop-flip", "handwriting"}
-        Random crop with 4 pixels of black padding, and horizontal flip; or strokes slanted,
-        stretched, bent, and of another width.
+        ``crop-flip``: random crop with 4 pixels of black padding, and horizontal flip.
+        ``handwriting``: strokes slanted, stretched, bent, and made thinner or thicker.
     augment_first : bool
-        Before images are disguised, as only their owner can; else after it, as a cloud could.
+        Augment before images are disguised, as only their owner can; otherwise afterwards, as a
+        cloud could.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -103,12 +104,12 @@ def predict(model: nn.Module, x: torch.Tensor, compute: Compute, batch: int = 25
 
 
 def accuracy(model: nn.Module, images: Images, compute: Compute, batch: int = 250) -> float:
-    """Return the share of images that the model classifies rightly."""
+    """Return the share of images that the model classifies correctly."""
     return count_correct(model, images, compute, batch) / len(images)
 
 
 def count_correct(model: nn.Module, images: Images, compute: Compute, batch: int = 250) -> int:
-    """Return how many images the model classifies rightly."""
+    """Return the number of images that the model classifies correctly."""
     count = 0
     for start in range(0, len(images), batch):
         x, y = images.batch(np.arange(start, min(start + batch, len(images))))
@@ -117,7 +118,7 @@ def count_correct(model: nn.Module, images: Images, compute: Compute, batch: int
 
 
 class Training:
-    """Training of one model with SGD, the best epoch on validation kept.
+    """Training of one model with SGD; keeps the best epoch on validation.
 
     Parameters
     ----------
@@ -125,7 +126,7 @@ class Training:
         Trained in place.
     config : TrainingConfig
     seed : int
-        Of batch order, augmentation, and layers that draw, such as dropout.
+        Seeds the batch order, augmentation and random layers such as dropout.
     compute : Compute
     own_noise : NoiseGenerator or None
         A cheating participant's own generator, trained together with the model so that the
@@ -161,7 +162,7 @@ class Training:
 
     @property
     def finished(self) -> bool:
-        """Whether the schedule is over or validation stopped getting better."""
+        """Whether the schedule is over or the validation accuracy stopped improving."""
         if self.epoch >= self.config.epochs:
             return True
         if self.config.patience is None or not self.accuracies:
@@ -170,9 +171,9 @@ class Training:
         return since_best >= self.config.patience
 
     def run_epoch(self, train: Images, validation: Images) -> None:
-        """Train one epoch, measure on validation, remember the best."""
+        """Train one epoch, validate, and keep the best weights."""
         self.train_epoch(train)
-        self._remember(accuracy(self.model, validation, self.compute))
+        self._keep_best(accuracy(self.model, validation, self.compute))
 
     def train_epoch(self, train: Images) -> None:
         """Train one epoch.
@@ -180,7 +181,7 @@ class Training:
         Raises
         ------
         RequestError
-            If the loss is no number any more.
+            If the loss is no longer a finite number.
         """
         set_learning_rate(self.optimizer, self.config.learning_rate_at(self.epoch))
         self.model.train()
@@ -206,7 +207,7 @@ class Training:
             x = self.noise.generator(x, torch.randn(x.shape, generator=randomness).to(x.device))
             self.noise.optimizer.zero_grad()
         if len(y) == 1:
-            # Batch norm has no variance of a single example: use the statistics learnt so far.
+            # Batch norm has no variance for a single example: use the running statistics.
             self.model.eval()
         self.optimizer.zero_grad()
         loss = cross_entropy(self.compute.forward(self.model, x), y)
@@ -233,7 +234,7 @@ class Training:
         task = torch.stack([g.clone() for g in gradients if g is not None])
         noise.step(CHEAT_WEIGHT * task)
 
-    def _remember(self, validation_accuracy: float) -> None:
+    def _keep_best(self, validation_accuracy: float) -> None:
         if not self.accuracies or validation_accuracy > max(self.accuracies):
             self.best = {key: value.clone() for key, value in self.model.state_dict().items()}
         self.accuracies.append(validation_accuracy)
@@ -254,7 +255,7 @@ class Training:
     def restore(
         self, tensors: dict[str, torch.Tensor], losses: list[float], accuracies: list[float]
     ) -> None:
-        """Go on from what :meth:`tensors`, ``losses`` and ``accuracies`` were."""
+        """Resume from earlier :meth:`tensors`, ``losses`` and ``accuracies``."""
         self.model.load_state_dict(select_prefix("model/", tensors))
         self.best = select_prefix("best/", tensors)
         momentum = select_prefix("momentum/", tensors)

@@ -1,4 +1,4 @@
-"""The registry of architectures: names, limits, and modules built from a name and a seed."""
+"""The registry of architectures: names, limits, and building a model from a name and a seed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CHANNELS = (1, 3)
 
 @dataclass(frozen=True)
 class Architecture:
-    """One line of the registry.
+    """One entry of the registry.
 
     Attributes
     ----------
@@ -31,7 +31,7 @@ class Architecture:
     minimum_side : int
         The smallest image side that it accepts.
     make : callable
-        Builds it for an :class:`ImageTask`.
+        Builds the model for an :class:`ImageTask`.
     """
 
     display: str
@@ -48,17 +48,17 @@ def build(
     Parameters
     ----------
     name : str
-        A name of :func:`names` in any usual spelling, ``custom:package.module:callable``,
-        ``torchvision:name``, or the path of an exported program that ends in ``.pt2`` (its
-        weights are its own, and it is frozen; see :func:`pudica.models.custom.is_frozen`).
+        A name from :func:`names` in any usual spelling, ``custom:package.module:callable``,
+        ``torchvision:name``, or the path of an exported program that ends in ``.pt2`` (which
+        brings its own weights and is frozen; see :func:`pudica.models.custom.is_frozen`).
     num_classes : int
-        Classes to tell apart, at least 2.
+        Number of classes, at least 2.
     channels : int
         1 for grey images, 3 for colour.
     image_size : int
         The images' side in pixels, at most 224.
     seed : int
-        Decides the weights. The global generators are left as they were.
+        Determines the weights. The global generators are left as they were.
 
     Returns
     -------
@@ -75,18 +75,18 @@ def build(
     with temporary_seed(seed):
         if custom.is_custom(name):
             return custom.build(name, task)
-        # Faster on the CPU for most of them, in training too: docs/performance.md. A custom model
-        # keeps the layout it was given, since its code may depend on it.
+        # Channels-last is faster on the CPU for most models, in training too: docs/performance.md.
+        # A custom model keeps its own layout, since its code may depend on it.
         return _find_architecture(name).make(task).to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
 
 def check_available(name: str) -> None:
-    """See that a name leads to a model, whatever the images that it is for.
+    """Check that a name denotes a model, whatever the task.
 
     Raises
     ------
     RequestError
-        It is unknown, or can't be found or imported.
+        If the name is unknown, or the model can't be found or imported.
     """
     if custom.is_custom(name):
         custom.check_available(name)
@@ -95,18 +95,18 @@ def check_available(name: str) -> None:
 
 
 def freeze(name: str, model: nn.Module) -> nn.Module:
-    """Return a trained model in evaluation mode, of which only the input has gradients.
+    """Return a trained model in evaluation mode, with gradients for its input only.
 
-    Batch norm of the zoo's models is folded into the layer before it, where it can be: the same
-    function up to rounding, in less time. A custom model stays as it is, since its
-    code may do what a trace of it would not show.
+    In the zoo's models batch norm is folded into the preceding layer where possible, which gives
+    the same function up to rounding in less time. A custom model is not changed, since its code
+    may do things that a trace would not show.
 
     Parameters
     ----------
     name : str
-        The name it was built by.
+        The name that the model was built from.
     model : Module
-        Put into evaluation mode, without gradients; what is returned may be a copy.
+        Put into evaluation mode, without gradients; the returned model may be a copy.
     """
     from torch.fx.experimental.optimization import fuse  # slow to import
 
@@ -115,14 +115,14 @@ def freeze(name: str, model: nn.Module) -> nn.Module:
 
 
 def names() -> list[str]:
-    """Return every name of the zoo, sorted by family and size."""
+    """Return all names of the zoo, sorted by family and size."""
     return list(_ZOO)
 
 
 def canonical_name(name: str) -> str:
     """Return the zoo's own spelling: ``"VGG16"`` gives ``"vgg-16"``.
 
-    Custom names are returned as they are.
+    Custom names are returned unchanged.
 
     Raises
     ------
@@ -143,7 +143,7 @@ def display_name(name: str) -> str:
 
 
 def minimum_side(name: str) -> int:
-    """Return the smallest image side that the model accepts; 1 where only building can tell."""
+    """Return the smallest image side that the model accepts; 1 if only building can tell."""
     return 1 if custom.is_custom(name) else _find_architecture(name).minimum_side
 
 
@@ -151,12 +151,12 @@ def describe(name: str) -> str:
     """Return one line: spelling, origin, parameters for 10 classes of 3x32x32, smallest side."""
     if custom.is_custom(name):
         return custom.describe(name)
-    found = _find_architecture(name)
+    entry = _find_architecture(name)
     with torch.device("meta"):
-        model = found.make(ImageTask(num_classes=10, channels=3, image_size=32))
+        model = entry.make(ImageTask(num_classes=10, channels=3, image_size=32))
     count = sum(parameter.numel() for parameter in model.parameters())
-    side = found.minimum_side
-    return f"{found.display}: {found.summary}; {count:,} parameters, images from {side}x{side}"
+    side = entry.minimum_side
+    return f"{entry.display}: {entry.summary}; {count:,} parameters, images from {side}x{side}"
 
 
 def _find_architecture(name: str) -> Architecture:
@@ -193,7 +193,7 @@ def _validate_task(name: str, task: ImageTask) -> None:
 
 
 def _suggest_alternatives(side: int) -> str:
-    fitting = [name for name, found in _ZOO.items() if found.minimum_side <= side]
+    fitting = [name for name, entry in _ZOO.items() if entry.minimum_side <= side]
     return f", or choose one of: {', '.join(fitting)}" if fitting else ""
 
 
@@ -202,16 +202,16 @@ def _format_square(side: int) -> str:
 
 
 def _lazy(family: str, constructor: str, **settings: int) -> Callable[[ImageTask], nn.Module]:
-    """Return a constructor, of a family that is imported when something is built.
+    """Return a constructor that imports its family only when a model is built.
 
-    Some are torchvision's, which takes as long to import as PyTorch; a deployed node would wait
-    for it at each message.
+    Some families need torchvision, which takes as long to import as PyTorch; a deployed node
+    would wait for it at each message.
     """
 
     def make(task: ImageTask) -> nn.Module:
-        found = getattr(import_module(f"pudica.models.architectures.{family}"), constructor)
-        built: nn.Module = found(task, **settings)
-        return built
+        module = import_module(f"pudica.models.architectures.{family}")
+        model: nn.Module = getattr(module, constructor)(task, **settings)
+        return model
 
     return make
 

@@ -1,4 +1,4 @@
-"""Words of the command line that stand for several numbers."""
+"""Parsing of command-line arguments that hold several numbers."""
 
 from __future__ import annotations
 
@@ -8,48 +8,49 @@ from pudica.models.errors import RequestError
 
 
 def parse_image_shape(text: str, option: str) -> tuple[int, int, int]:
-    """Return ``1x28x20``, which is an option's, as numbers: an image of any size.
+    """Parse an image shape such as ``1x28x20``.
 
     Raises
     ------
     RequestError
-        If it is not that.
+        If the text is not channels, height and width; the message names the option.
     """
     sizes = _parse_sizes(text)
     if len(sizes) != 3:
         raise RequestError(
-            f"{option}: '{text}' is no image; write channels x height x width, as in 3x32x32"
+            f"{option}: '{text}' is not an image shape; write channels x height x width, as in "
+            "3x32x32"
         )
     return sizes[0], sizes[1], sizes[2]
 
 
 def parse_shape(text: str) -> tuple[int, ...]:
-    """Return ``80x4x4`` as numbers.
+    """Parse a shape such as ``80x4x4``.
 
     Raises
     ------
     RequestError
-        If it is not that.
+        If the text is not a shape.
     """
     sizes = _parse_sizes(text)
     if not sizes:
-        raise RequestError(f"--shape: '{text}' is no shape; write it as in 80x4x4")
+        raise RequestError(f"--shape: '{text}' is not a shape; write it as in 80x4x4")
     return sizes
 
 
 def _parse_sizes(text: str) -> tuple[int, ...]:
-    """Return sizes above zero with an x between them as numbers; none if it is not that."""
-    right = re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", text)
-    return tuple(int(word) for word in text.split("x")) if right else ()
+    """Parse positive integers separated by x; return () if the text is something else."""
+    match = re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", text)
+    return tuple(int(word) for word in text.split("x")) if match else ()
 
 
 def parse_weights(text: str) -> tuple[float, ...]:
-    """Return ``1,1,1`` as numbers.
+    """Parse three weights such as ``1,1,1``.
 
     Raises
     ------
     RequestError
-        If it is not three numbers above zero.
+        If the text is not three positive numbers.
     """
     try:
         numbers = tuple(float(word) for word in text.split(","))

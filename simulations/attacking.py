@@ -1,4 +1,4 @@
-"""``pudica attack``: what the cloud of a finished run could make of what it saw."""
+"""``pudica attack``: attacks by the cloud of a finished run on what it saw."""
 
 from __future__ import annotations
 
@@ -48,16 +48,16 @@ CLEAR = "_in_the_clear"
 
 
 class Effort(NamedTuple):
-    """How hard is tried.
+    """How much effort attacks spend.
 
     Attributes
     ----------
     epochs : int
-        Of networks that are trained.
+        Epochs of networks that are trained.
     images : int
-        That are rebuilt.
+        Number of images to reconstruct.
     requests : int
-        That are taken apart.
+        Number of requests to unmix.
     seed : int
     """
 
@@ -71,19 +71,19 @@ Metrics = dict[str, float]
 
 
 class Outcome(NamedTuple):
-    """What an attack came to.
+    """The outcome of an attack.
 
     Attributes
     ----------
-    found : dict of str to float
-        What was measured.
+    metrics : dict of str to float
+        Measurements.
     pictures : mapping of str to ndarray of shape (N, C, H, W)
-        Rows of a figure, if there is something to be seen.
+        Rows of a figure, if there is one.
     attributes : mapping of str to dict
-        What was measured of each attribute by itself.
+        Measurements of each attribute.
     """
 
-    found: Metrics
+    metrics: Metrics
     pictures: Mapping[str, np.ndarray]
     attributes: Mapping[str, Metrics] = {}
 
@@ -94,20 +94,20 @@ def attack(
     kinds: Sequence[str],
     effort: Effort,
     people: Splits | None,
-    told: Callable[[str], None],
+    notify: Callable[[str], None],
 ) -> None:
-    """Attack cases of a run; numbers go into its tables, pictures beside its plots.
+    """Attack cases of a run; save metrics with its tables, and pictures with its plots.
 
     Parameters
     ----------
     cases : sequence of str
-        None named: all that are done and in which something leaves the edge.
+        Cases to attack; if empty, all finished cases in which something leaves the edge.
     kinds : sequence of str
-        None named: all that fit; ``identity`` only where there are people.
+        Attacks; if empty, all that apply, ``identity`` only with ``people``.
     people : Splits or None
-        Whose labels say who an image is of.
-    told : callable
-        Is told what is done.
+        Images of known people, labelled with the person.
+    notify : callable
+        Called with a line about each step.
 
     Raises
     ------
@@ -131,57 +131,57 @@ def attack(
             for kind in kinds or [
                 kind for kind in ATTACKS if not _explain_unfit(kind, view, people)
             ]:
-                told(f"{case}: {kind} …")
+                notify(f"{case}: {kind} …")
                 began = time.perf_counter()
                 outcome = ATTACKS[kind](view, effort, people)
-                found = effort._asdict() | outcome.found
-                _save_metrics(opened, case, kind, outcome._replace(found=found))
-                told(f"{case}: {kind}: {time.perf_counter() - began:.1f} s")
+                metrics = effort._asdict() | outcome.metrics
+                _save_metrics(opened, case, kind, outcome._replace(metrics=metrics))
+                notify(f"{case}: {kind}: {time.perf_counter() - began:.1f} s")
                 if outcome.pictures:
                     _save_figure(opened, case, kind, outcome.pictures)
 
 
 def load_known_people(name: str, settings: list[str], run: Path) -> Splits:
-    """Return images of known people, in the shape of a run's.
+    """Load images of known people, of the same shape as a run's images.
 
     Parameters
     ----------
     name : str
-        Of the data set.
+        Name of the data set.
     settings : list of str
-        ``KEY=VALUE``, of its ``data`` section.
+        Settings of its ``data`` section, ``KEY=VALUE``.
 
     Raises
     ------
     RequestError, DataError
-        They are not here, or of another shape.
+        If they are not available, or of another shape.
     """
     opened = open_run(run)
-    own = opened.section("data", DataConfig)
+    run_data = opened.section("data", DataConfig)
     config = validated(DataConfig, {"name": name, "split": "9:1"}, "data", settings)
     seed = derive(int(opened.info["seed"]), "people")
-    found, shape = load(config, seed), load(own, seed).shape
-    if found.shape != shape:
-        sizes = ["x".join(map(str, each)) for each in (found.shape, shape)]
+    splits, shape = load(config, seed), load(run_data, seed).shape
+    if splits.shape != shape:
+        sizes = ["x".join(map(str, each)) for each in (splits.shape, shape)]
         raise RequestError(
             f"--data: images of {sizes[0]}, the model is for {sizes[1]}; "
             f"--set channels={shape[0]} --set image_size={shape[1]}"
         )
-    return found
+    return splits
 
 
 def _list_attackable_cases(run: Run) -> list[str]:
-    """Return the cases that are done, and in which something leaves the edge."""
+    """Return the finished cases in which something leaves the edge."""
     cases = settings_of(run).items()
-    open_ = [case for case, settings in cases if settings.place != "edge"]
-    done = [case for case in open_ if (run.directory / case / MODEL).is_file()]
+    attackable = [case for case, settings in cases if settings.place != "edge"]
+    done = [case for case in attackable if (run.directory / case / MODEL).is_file()]
     if not done:
         raise RequestError(f"{run.name}: no case is done yet in which something leaves the edge")
     return done
 
 
 def _explain_unfit(kind: str, view: View, known: Splits | None) -> str:
-    """Return why an attack has nothing to say of a case, if so."""
+    """Return why an attack does not apply to a case, or "" if it does."""
     images, shape = len(view.data.test), tuple(view.model.shield.shape)
     if images < view.group:
         return f"there are {images} test images, fewer than a group of {view.group}"
@@ -190,7 +190,7 @@ def _explain_unfit(kind: str, view: View, known: Splits | None) -> str:
     if kind == "separation" and view.group == 1:
         return "nothing is mixed"
     if kind in ("separation", "reconstruction") and (len(shape) < 3 or min(shape[1:]) < 2):
-        return f"values of shape {shape} cross, no feature maps of at least 2x2"
+        return f"values of shape {shape} are sent, not feature maps of at least 2x2"
     return ""
 
 
@@ -204,87 +204,96 @@ def _explain_unfit_people(view: View, known: Splits | None) -> str:
 
 
 def _attack_attributes(view: View, effort: Effort, _: Splits | None) -> Outcome:
-    made, clear = _guess_both(lambda sees: guess_attributes(sees, effort.epochs, effort.seed), view)
+    shielded, clear = _guess_both(
+        lambda sees: guess_attributes(sees, effort.epochs, effort.seed), view
+    )
     each = {
         name: {"success": rate, f"success{CLEAR}": clear.rates[name]}
-        for name, rate in made.rates.items()
+        for name, rate in shielded.rates.items()
     }
-    return Outcome(_collect_rates(made, clear), {}, each)
+    return Outcome(_collect_rates(shielded, clear), {}, each)
 
 
 def _attack_identity(view: View, effort: Effort, known: Splits | None) -> Outcome:
     if known is None:
         raise RequestError("identity: name images of known people with --data")
     average, deviation = view.data.train.mean, view.data.train.std
-    # They are few: an epoch of theirs is short.
+    # These data are few, so epochs are short.
     epochs = 4 * effort.epochs
     ours, theirs = (
         replace(part, mean=average, std=deviation) for part in (known.train, known.test)
     )
-    made, clear = _guess_both(
+    shielded, clear = _guess_both(
         lambda sees: guess_identity(sees, ours, theirs, epochs, effort.seed), view
     )
-    shown = [image for image in sorted(made.taken_for) if image in clear.taken_for][:SHOWN]
+    shown = [image for image in sorted(shielded.taken_for) if image in clear.taken_for][:SHOWN]
     pictures = {"to be recognised": _take_first(theirs.pixels(np.array(shown)))}
-    for label, guess in {"taken for": made, "the same in the clear": clear}.items():
+    for label, guess in {"taken for": shielded, "the same in the clear": clear}.items():
         people = [_get_first_picture(ours, guess.taken_for[image]) for image in shown]
         pictures[label] = _take_first(torch.cat(people))
-    return Outcome(_collect_rates(made, clear) | {"epochs": epochs}, pictures)
+    return Outcome(_collect_rates(shielded, clear) | {"epochs": epochs}, pictures)
 
 
 def _get_first_picture(images: ImageSet, person: int) -> torch.Tensor:
-    """Return the first picture of somebody, (1, C, H, W); a black one if there is none."""
+    """Return the first picture of a person, (1, C, H, W), or a black one if there is none."""
     first = np.flatnonzero(images.labels == person)[:1]
     return images.pixels(first) if len(first) else torch.zeros_like(images.pixels(slice(0, 1)))
 
 
 def _guess_both(guess: Callable[[View], Guess], view: View) -> tuple[Guess, Guess]:
-    """Let somebody guess what the cloud sees, and what it would see without the shield."""
+    """Run an attack on what the cloud sees, and on what it would see without the shield."""
     return guess(view), guess(view.in_the_clear())
 
 
-def _collect_rates(made: Guess, clear: Guess) -> Metrics:
-    return {"success": made.success, f"success{CLEAR}": clear.success, "chance": made.chance}
+def _collect_rates(shielded: Guess, clear: Guess) -> Metrics:
+    return {
+        "success": shielded.success,
+        f"success{CLEAR}": clear.success,
+        "chance": shielded.chance,
+    }
 
 
 def _attack_separation(view: View, effort: Effort, _: Splits | None) -> Outcome:
     generator = trained_generator(view.in_the_clear(), effort.epochs, effort.seed)
-    found: Metrics = {"chance": 0.5}
+    metrics: Metrics = {"chance": 0.5}
     pictures: dict[str, np.ndarray] = {}
     for suffix, known in {"": False, "_known_groups": True}.items():
-        apart = separate(view, effort.requests, known, effort.seed)
-        rebuilt = redrawn(view, generator, apart)
-        found |= {
-            f"success{suffix}": apart.success,
-            f"correlation{suffix}": float(apart.correlations.mean()),
-            f"recognised{suffix}": apart.recognised,
+        unmixed = separate(view, effort.requests, known, effort.seed)
+        rebuilt = redrawn(view, generator, unmixed)
+        metrics |= {
+            f"success{suffix}": unmixed.success,
+            f"correlation{suffix}": float(unmixed.correlations.mean()),
+            f"recognised{suffix}": unmixed.recognised,
             **{f"{name}{suffix}": value for name, value in rebuilt.likeness().items()},
         }
         label = "recovered, groups known" if known else "recovered, groups unknown"
         if not known:
-            pictures = {"original": _take_first(rebuilt.true), **_render_mixtures(view, apart.true)}
-            shown = apart.images[:SHOWN]
-            found[f"success{CLEAR}"] = mean(left_plain(view, apart.images))
-        places = [int(np.flatnonzero(apart.images == image)[0]) for image in shown]
+            pictures = {
+                "original": _take_first(rebuilt.true),
+                **_render_mixtures(view, unmixed.true),
+            }
+            shown = unmixed.images[:SHOWN]
+            metrics[f"success{CLEAR}"] = mean(left_plain(view, unmixed.images))
+        places = [int(np.flatnonzero(unmixed.images == image)[0]) for image in shown]
         pictures[label] = _take_first(rebuilt.drawn[places])
     mixed = left_mixed(view, effort.requests, effort.seed)
-    found |= {
+    metrics |= {
         "success_of_the_mixtures": mixed.success,
         "correlation_of_the_mixtures": float(mixed.correlations.mean()),
     }
-    return Outcome(found, pictures)
+    return Outcome(metrics, pictures)
 
 
 def _attack_reconstruction(view: View, effort: Effort, _: Splits | None) -> Outcome:
-    found: Metrics = {"chance": 0.5}
+    metrics: Metrics = {"chance": 0.5}
     pictures: dict[str, np.ndarray] = {}
     for suffix, sees in {"": view, CLEAR: view.in_the_clear()}.items():
         generator = trained_generator(sees, effort.epochs, effort.seed)
         rebuilt = reconstruct(sees, generator, effort.images, effort.seed)
-        found |= {f"{name}{suffix}": value for name, value in rebuilt.likeness().items()}
-        found[f"success{suffix}"] = mean(told_of(view, rebuilt))
+        metrics |= {f"{name}{suffix}": value for name, value in rebuilt.likeness().items()}
+        metrics[f"success{suffix}"] = mean(told_of(view, rebuilt))
         pictures |= _make_image_rows(rebuilt, " (in the clear)" if suffix else "")
-    return Outcome(found, pictures)
+    return Outcome(metrics, pictures)
 
 
 ATTACKS: Mapping[str, Callable[[View, Effort, Splits | None], Outcome]] = {
@@ -308,7 +317,7 @@ def _take_first(images: torch.Tensor) -> np.ndarray:
 
 
 def _render_mixtures(view: View, true: torch.Tensor) -> dict[str, np.ndarray]:
-    """Return how feature maps look, by their mean over channels, and mixed with each other."""
+    """Render feature maps by their mean over channels, unmixed and mixed."""
     whole = padded_count(SHOWN, view.model.shield.config)
     rows, _ = view.model.shield.protect(true[:whole], np.random.default_rng(0))
     looks = {"true feature maps, mean": true[:SHOWN], "mixed, mean": rows[:SHOWN]}
@@ -324,12 +333,12 @@ def _render_maps(maps: torch.Tensor) -> np.ndarray:
 
 def _save_metrics(run: Run, case: str, kind: str, outcome: Outcome) -> None:
     row = {"stage": f"attack {kind}", "round": 0, "node": CLOUD, "case": case}
-    each = [(row, outcome.found)]
-    each += [({**row, "attribute": name}, found) for name, found in outcome.attributes.items()]
+    each = [(row, outcome.metrics)]
+    each += [({**row, "attribute": name}, metrics) for name, metrics in outcome.attributes.items()]
     lines = [
         json.dumps({**tags, "metric": name, "value": value})
-        for tags, found in each
-        for name, value in found.items()
+        for tags, metrics in each
+        for name, value in metrics.items()
         if math.isfinite(value)
     ]
     write_atomically(run.directory / case / f"attack-{kind}.jsonl", "\n".join(lines).encode())

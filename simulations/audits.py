@@ -18,16 +18,16 @@ def audit_shield(
     Parameters
     ----------
     name : str
-        Of :data:`pudica.clients.shields.SHIELDS`.
+        A key of :data:`pudica.clients.shields.SHIELDS`.
     settings : list of str
-        ``KEY=VALUE``, of the shield.
+        Settings of the shield, ``KEY=VALUE``.
     shape : tuple of int
-        Of one example.
+        Shape of one example.
 
     Raises
     ------
     RequestError
-        If there is no such shield, it has no noise, or a setting is wrong.
+        If there is no such shield, it has no noise, or a setting is not valid.
     """
     if name not in SHIELDS:
         raise unknown_name_error("shield", name, SHIELDS)
@@ -41,7 +41,7 @@ def audit_shield(
 
 
 def build_table(result: Audit) -> pd.DataFrame:
-    """Return a row for each thing that is said of the shield."""
+    """Return a table of the claimed guarantee, the one that holds, and the lower bound shown."""
     delta = result.held.delta
     shown = f"ε ≥ {result.lower_bound(delta):.4g}{f' (δ = {delta:g})' if delta else ''}"
     rows = [
@@ -53,18 +53,18 @@ def build_table(result: Audit) -> pd.DataFrame:
 
 
 def describe_reasons(result: Audit) -> list[str]:
-    """Return a line for each thing that a row of the table rests on."""
+    """Return a line for each reason behind a row of the table."""
     outputs = f"{result.samples:,} outputs of each neighbour"
-    because = {
+    reasons = {
         "claimed": result.claimed.reasons,
         "held": result.held.reasons,
         "shown": (f"by attack, with {100 * result.confidence:g} % confidence, on {outputs}",),
     }
-    return [f"  {word}: {reason}" for word, each in because.items() for reason in each]
+    return [f"  {word}: {reason}" for word, each in reasons.items() for reason in each]
 
 
 def describe_verdicts(result: Audit) -> list[str]:
-    """Return what the attack says of either guarantee."""
+    """Return whether the attack refutes each guarantee."""
     return [
         f"{label}: {_describe_verdict(result, guarantee)}"
         for label, guarantee in (
@@ -81,4 +81,4 @@ def _describe_verdict(result: Audit, guarantee: Guarantee) -> str:
         return "REFUTED"
     if result.could_refute(guarantee):
         return "not refuted"
-    return f"not refuted, but so many outputs could show no more than ε = {result.ceiling:.2g}"
+    return f"not refuted, but this many outputs could show no more than ε = {result.ceiling:.2g}"

@@ -29,15 +29,15 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-key_app = typer.Typer(no_args_is_help=True, help="Make and look at keys of image disguises.")
+key_app = typer.Typer(no_args_is_help=True, help="Create and inspect keys of image disguises.")
 app.add_typer(key_app, name="key")
 app.add_typer(competition_app, name="competition")
 app.add_typer(deploy_app, name="deploy")
 app.add_typer(node_app, name="node")
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
+def _print_version(requested: bool) -> None:
+    if requested:
         from importlib.metadata import version
 
         from pudica.clients.protocol import code_fingerprint
@@ -50,12 +50,10 @@ def _version(wanted: bool) -> None:
 def main_(
     version: Annotated[
         bool,
-        typer.Option(
-            "--version", callback=_version, is_eager=True, help="Say which version this is."
-        ),
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version."),
     ] = False,
 ) -> None:
-    """Learning together without giving data or models away."""
+    """Train and evaluate together without sharing data or models."""
 
 
 RunPaths = Annotated[list[Path], typer.Argument(help="Run directories.")]
@@ -63,7 +61,7 @@ RunPaths = Annotated[list[Path], typer.Argument(help="Run directories.")]
 
 @app.command("list")
 def list_() -> None:
-    """Show the experiments, data sets and models, and which data are here."""
+    """List experiments, data sets and models, and which data are available here."""
     import yaml
 
     from pudica import models
@@ -94,11 +92,9 @@ def run(
         typer.Option("--set", metavar="KEY=VALUE", help="Override a setting; may be repeated."),
     ] = None,
     engine: Annotated[str, typer.Option(help="inprocess, ray or flower.")] = ENGINE,
-    out: Annotated[Path, typer.Option(help="The run's directory is made in here.")] = Path(
-        "results"
-    ),
+    out: Annotated[Path, typer.Option(help="Folder for the run's directory.")] = Path("results"),
     resume: Annotated[
-        Path | None, typer.Option(metavar="RUN", help="Go on with a run that was stopped.")
+        Path | None, typer.Option(metavar="RUN", help="Resume a run that was stopped.")
     ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print only the run's directory.")] = False,
 ) -> None:
@@ -141,8 +137,8 @@ def plot(runs: RunPaths) -> None:
     from pudica import analysis
 
     with exit_on_request_error():
-        for one in runs:
-            for figure in analysis.plot(one):
+        for run_directory in runs:
+            for figure in analysis.plot(run_directory):
                 typer.echo(shorten_path(figure.absolute()))
 
 
@@ -150,13 +146,17 @@ def plot(runs: RunPaths) -> None:
 def cuts(
     model: Annotated[str, typer.Argument(help="A model, as in an experiment.")],
     input_: Annotated[str, typer.Option("--input", metavar="CxHxW")] = "3x32x32",
-    classes: Annotated[int, typer.Option(min=2, help="Classes to tell apart.")] = 10,
-    batch: Annotated[int, typer.Option(min=2, help="Examples of a batch, for memory.")] = 64,
-    epsilon: Annotated[float, typer.Option(min=0.01, max=100, help="Of one activation.")] = 1.0,
-    weights: Annotated[str, typer.Option(help="Of privacy, resources, accuracy.")] = "1,1,1",
+    classes: Annotated[int, typer.Option(min=2, help="Number of classes.")] = 10,
+    batch: Annotated[int, typer.Option(min=2, help="Batch size, for memory.")] = 64,
+    epsilon: Annotated[float, typer.Option(min=0.01, max=100, help="ε of one activation.")] = 1.0,
+    weights: Annotated[
+        str, typer.Option(help="Weights of privacy, resources and accuracy in the cost.")
+    ] = "1,1,1",
     post: Annotated[
         str | None,
-        typer.Option(help="In three, as FaceMix: after which layer the last begins."),
+        typer.Option(
+            help="Cut in three, as FaceMix does: the layer after which the last stage begins."
+        ),
     ] = None,
 ) -> None:
     """Show where a model can be cut, and what each cut costs an edge device."""
@@ -173,7 +173,7 @@ def cuts(
             frame = build_stage_table(model, shape, classes, post)
             print_frame(frame, f"Stages of {model}, the last after '{post}'")
             typer.echo(
-                "Of one image, without mixing. edge MMAC, share: multiplications of convolutions "
+                "For one image, without mixing. edge MMAC, share: multiplications of convolutions "
                 "and matrix products, in millions, and in % of the model's."
             )
             return
@@ -183,8 +183,8 @@ def cuts(
         "bytes: of one example's activation. MFLOP: forward, one example, front only. cost: "
         "w1·ε + w2·share - w3·(1 - 2/(exp ε - 1)), section VI of paper 004."
     )
-    if found := find_best_cut(frame):
-        typer.echo(f"The best cut by that cost is after '{found}': ε is the same at each here.")
+    if cut := find_best_cut(frame):
+        typer.echo(f"The best cut by that cost is after '{cut}'; ε is the same at each cut here.")
 
 
 @app.command()
@@ -192,14 +192,16 @@ def audit(
     shield: Annotated[str, typer.Argument(help="A mechanism, such as batch-norm-laplace.")],
     set_: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Of the shield; may be repeated."),
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="A setting of the shield; may be repeated."
+        ),
     ] = None,
-    shape: Annotated[str, typer.Option(metavar="CxHxW", help="One example's.")] = "80x4x4",
-    batch: Annotated[int, typer.Option(min=1, help="Examples protected together.")] = 64,
-    samples: Annotated[int, typer.Option(min=4, help="Outputs of each neighbour.")] = 5_000,
+    shape: Annotated[str, typer.Option(metavar="CxHxW", help="Shape of an example.")] = "80x4x4",
+    batch: Annotated[int, typer.Option(min=1, help="Examples per batch.")] = 64,
+    samples: Annotated[int, typer.Option(min=4, help="Outputs per neighbouring input.")] = 5_000,
     seed: Annotated[int, typer.Option(min=0)] = 0,
 ) -> None:
-    """Attack a shield: what it claims, what holds, and what can be shown to be lost."""
+    """Attack a shield: show its claim, what holds, and what privacy loss can be shown."""
     from pudica.simulations import arguments, audits
     from pudica.simulations.display import print_frame
 
@@ -215,42 +217,46 @@ def audit(
 @app.command()
 def privacy(
     runs: RunPaths,
-    delta: Annotated[float, typer.Option(help="Of all releases of a record together.")] = 1e-5,
+    delta: Annotated[float, typer.Option(help="δ of all releases of a record together.")] = 1e-5,
 ) -> None:
-    """Show what left its owner in a run, and what is promised to a training record."""
+    """Show what was released in a run, and what guarantee a training record has."""
     from pudica.simulations import ledgers
     from pudica.simulations.display import print_frame
 
     with exit_on_request_error():
         reports = ledgers.build_reports(runs, delta)
-    for one in reports:
-        print_frame(one.table, one.title)
-        print_message("\n".join(one.lines) + "\n", err=False)
+    for report in reports:
+        print_frame(report.table, report.title)
+        print_message("\n".join(report.lines) + "\n", err=False)
 
 
 @app.command()
 def attack(
     run: Annotated[Path, typer.Argument(help="A run of facemix that is done.")],
-    case: Annotated[list[str] | None, typer.Option(help="By default all; may be repeated.")] = None,
+    case: Annotated[
+        list[str] | None, typer.Option(help="Cases; by default all. May be repeated.")
+    ] = None,
     kind: Annotated[
         list[str] | None,
         typer.Option(
             help="attributes, identity, separation or reconstruction; by default all that fit."
         ),
     ] = None,
-    epochs: Annotated[int, typer.Option(min=1, help="Of networks that are trained.")] = 5,
-    images: Annotated[int, typer.Option(min=1, help="That are rebuilt.")] = 256,
-    requests: Annotated[int, typer.Option(min=1, help="That are taken apart.")] = 4,
+    epochs: Annotated[int, typer.Option(min=1, help="Epochs of networks that are trained.")] = 5,
+    images: Annotated[int, typer.Option(min=1, help="Images to reconstruct.")] = 256,
+    requests: Annotated[int, typer.Option(min=1, help="Requests to unmix.")] = 4,
     data: Annotated[
         str | None, typer.Option(help="Images of known people, for identity: a data set's name.")
     ] = None,
     set_: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Of these data; may be repeated."),
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="A setting of these data; may be repeated."
+        ),
     ] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
 ) -> None:
-    """Attack what the cloud saw in a run, as the cloud could; and show what it learns."""
+    """Attack what the cloud saw in a run, and show what it could learn."""
     from pudica import analysis
     from pudica.models.errors import RequestError
     from pudica.simulations import attacking
@@ -258,7 +264,7 @@ def attack(
 
     with exit_on_request_error():
         if set_ and not data:
-            raise RequestError("--set: is of --data, which is missing")
+            raise RequestError("--set: only with --data, which is missing")
         people = attacking.load_known_people(data, set_ or [], run) if data else None
         effort = attacking.Effort(epochs, images, requests, seed)
         attacking.attack(run, case or [], kind or [], effort, people, print_message)
@@ -275,17 +281,17 @@ def disguise(
     images: Annotated[
         Path, typer.Argument(help="Class folders of images, parquet, or a data set's name.")
     ],
-    out: Annotated[Path, typer.Argument(help="A new folder, or one to go on with.")],
-    key: Annotated[Path, typer.Option(help="A key file, of `pudica key new`.")],
-    undo: Annotated[bool, typer.Option("--undo", help="Back, with the same key.")] = False,
+    out: Annotated[Path, typer.Argument(help="A new folder, or one to resume.")],
+    key: Annotated[Path, typer.Option(help="A key file from `pudica key new`.")],
+    undo: Annotated[bool, typer.Option("--undo", help="Restore with the same key.")] = False,
     label: Annotated[
         list[str] | None,
-        typer.Option(help="A column to keep; others stay here. May be repeated."),
+        typer.Option(help="A column to keep; others are left out. May be repeated."),
     ] = None,
     image_size: Annotated[int | None, typer.Option(min=8, help="Resize to this side.")] = None,
     channels: Annotated[int | None, typer.Option(help="1 (grey) or 3 (colour).")] = None,
 ) -> None:
-    """Disguise a data set under a key, to give it away; or undo that with --undo."""
+    """Disguise a data set with a key, to share it; or restore it with --undo."""
     from pudica.models.errors import RequestError
     from pudica.simulations import disguising
 
@@ -293,25 +299,28 @@ def disguise(
         if channels not in (None, 1, 3):
             raise RequestError(f"--channels: {channels}; allowed: 1 (grey), 3 (colour)")
         if undo and (label or image_size or channels):
-            raise RequestError("--undo: images come back as they were; leave other options out")
+            raise RequestError("--undo: images are restored as they were; leave other options out")
         if undo:
-            told = disguising.restore(images, out, key)
+            lines = disguising.restore(images, out, key)
         else:
-            told = disguising.disguise(images, out, key, label or [], image_size, channels)  # type: ignore[arg-type]
-    print_message("\n".join(told), err=False)
+            lines = disguising.disguise(images, out, key, label or [], image_size, channels)  # type: ignore[arg-type]
+    print_message("\n".join(lines), err=False)
 
 
 @key_app.command("new")
 def new_key(
-    shield: Annotated[str, typer.Option(help="The disguise, as MAT(256)+MMT(10).")],
-    shape: Annotated[str, typer.Option(metavar="CxHxW", help="An image's.")],
+    shield: Annotated[str, typer.Option(help="The disguise, such as MAT(256)+MMT(10).")],
+    shape: Annotated[str, typer.Option(metavar="CxHxW", help="Shape of an image.")],
     out: Annotated[Path, typer.Option(help="A new file; only you may read it.")],
     seed: Annotated[
         int | None,
-        typer.Option(min=0, help="For experiments: who knows it has the key. Else the system's."),
+        typer.Option(
+            min=0,
+            help="For experiments only: whoever knows it has the key. Default: the system's.",
+        ),
     ] = None,
 ) -> None:
-    """Draw a key into a file that only its owner reads, and show its fingerprint."""
+    """Create a key in a file that only its owner can read, and show its fingerprint."""
     from pudica.simulations import arguments, keys
 
     with exit_on_request_error():
@@ -321,13 +330,13 @@ def new_key(
 
 @key_app.command("show")
 def show_key(key: Annotated[Path, typer.Argument(help="A key file.")]) -> None:
-    """Show what a key is for, and its fingerprint; never the key."""
+    """Show what a key is for and its fingerprint, but never the key."""
     from pudica.clients.shields.disguises import Key
     from pudica.simulations import keys
 
     with exit_on_request_error():
-        found = Key.load(key)
-    typer.echo("\n".join(keys.describe_key(found)))
+        loaded = Key.load(key)
+    typer.echo("\n".join(keys.describe_key(loaded)))
 
 
 @key_app.command("attack")
@@ -336,10 +345,13 @@ def attack_key(
     data: Annotated[str, typer.Option(help="A data set of `pudica list`.")],
     set_: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Of the data; may be repeated."),
+        typer.Option("--set", metavar="KEY=VALUE", help="A setting of the data; may be repeated."),
     ] = None,
-    count: Annotated[int, typer.Option("--images", min=2, help="That are seen disguised.")] = 1_000,
-    picture: Annotated[Path | None, typer.Option(help="A PNG to draw.")] = None,
+    count: Annotated[
+        int,
+        typer.Option("--images", min=2, help="Number of disguised images that the attack sees."),
+    ] = 1_000,
+    picture: Annotated[Path | None, typer.Option(help="A PNG file to draw.")] = None,
 ) -> None:
     """Undo a matrix transformation without its key, from disguised images alone."""
     from pudica.clients.shields.disguises import Key
@@ -350,18 +362,18 @@ def attack_key(
     with exit_on_request_error():
         if picture and picture.suffix != ".png":
             raise RequestError(f"--picture: {picture} must end in .png")
-        found = Key.load(key)
+        loaded = Key.load(key)
         plain = keys.load_images(data, set_ or [], count)
-        frame, told = keys.run_attack(found, plain)
-    print_frame(frame, f"{found.notation}, key {found.fingerprint}, without it")
-    typer.echo(told)
+        frame, remark = keys.run_attack(loaded, plain)
+    print_frame(frame, f"{loaded.notation}, key {loaded.fingerprint}, without it")
+    typer.echo(remark)
     if picture:
         with exit_on_request_error():
-            typer.echo(keys.draw_attack(found, plain, picture))
+            typer.echo(keys.draw_attack(loaded, plain, picture))
 
 
 def main() -> None:
-    """Run the command line; Ctrl-C outside a run ends it quietly."""
+    """Run the command line; Ctrl-C outside a run exits quietly."""
     try:
         app()
     except KeyboardInterrupt:

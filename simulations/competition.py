@@ -1,4 +1,4 @@
-"""``pudica competition``: stages, the leaderboard's page, and its audit."""
+"""``pudica competition``: a competition's stages, its leaderboard page, and verifying that."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import typer
 
 from pudica.simulations.console import (
     exit_on_request_error,
-    print_findings,
+    print_check_results,
     print_message,
     shorten_path,
 )
@@ -19,7 +19,7 @@ from pudica.simulations.console import (
 # Heavy imports stay inside the commands: `pudica --help` is instant.
 
 competition_app = typer.Typer(
-    no_args_is_help=True, help="A competition's stages, and what the public sees of it."
+    no_args_is_help=True, help="Control a competition's stages; publish and verify its leaderboard."
 )
 
 Run = Annotated[Path, typer.Argument(help="The competition's run.")]
@@ -29,19 +29,19 @@ POLL_SECONDS = 1.0
 
 @competition_app.command("open")
 def open_(run: Run, stage: Stage = None) -> None:
-    """Open a stage now, whatever its time."""
+    """Open a stage now, whatever its scheduled time."""
     _send_order(run, "open", stage)
 
 
 @competition_app.command("close")
 def close(run: Run, stage: Stage = None) -> None:
-    """Close a stage now: nothing more is accepted in it."""
+    """Close a stage now; nothing more is accepted in it."""
     _send_order(run, "close", stage)
 
 
 @competition_app.command("stages")
 def stages(run: Run) -> None:
-    """Show which stages are over, open, and still to come."""
+    """Show when each stage opened or opens, and closed or closes."""
     from pudica.strategies.themis.orders import said, states
 
     with exit_on_request_error():
@@ -57,9 +57,9 @@ def stages(run: Run) -> None:
 @competition_app.command("publish")
 def publish(
     run: Run,
-    out: Annotated[Path, typer.Option(help="A folder to be served, or opened.")] = Path("public"),
+    out: Annotated[Path, typer.Option(help="Folder for the page.")] = Path("public"),
 ) -> None:
-    """Write the leaderboard as a page: HTML, CSV, pictures of what was released, a manifest."""
+    """Write the leaderboard as a page: HTML, CSV, pictures of the released images, a manifest."""
     from pudica import analysis
     from pudica.simulations.deployment.auditing import publish_manifest
 
@@ -71,23 +71,24 @@ def publish(
 
 @competition_app.command("verify")
 def verify(
-    folder: Annotated[Path, typer.Argument(help="As it was published.")],
+    folder: Annotated[Path, typer.Argument(help="The folder as it was published.")],
     certificate: Annotated[
-        Path, typer.Option(help="The organiser's authority's: ca.crt of a node's folder.")
+        Path,
+        typer.Option(help="Certificate of the organiser's authority: ca.crt in a node's folder."),
     ],
     node: Annotated[
-        Path | None, typer.Option(help="Your node.yaml: are your submissions your own?")
+        Path | None, typer.Option(help="Your node.yaml, to compare with your submissions.")
     ] = None,
     run: Annotated[
-        Path | None, typer.Option(help="The organiser's run: count again what is right.")
+        Path | None, typer.Option(help="The organiser's run, to recount correct predictions.")
     ] = None,
 ) -> None:
-    """See whether a leaderboard is signed, and what was submitted."""
+    """Verify a leaderboard: its signature, its files, and the submissions behind it."""
     from pudica.simulations.deployment.auditing import verify_leaderboard
 
     with exit_on_request_error():
-        findings = verify_leaderboard(folder, certificate, node, run)
-    print_findings(findings)
+        results = verify_leaderboard(folder, certificate, node, run)
+    print_check_results(results)
 
 
 def _send_order(run: Path, what: str, stage: str | None) -> None:
@@ -97,9 +98,9 @@ def _send_order(run: Path, what: str, stage: str | None) -> None:
         _load_stages(run)
         chosen = order(run, what, stage)  # type: ignore[arg-type]
         status = json.loads((run / "run.json").read_text())["status"]
-    typer.echo(f"'{chosen}' is told to {what}")
+    typer.echo(f"ordered: {what} '{chosen}'")
     if status != "running":
-        print_message(f"the run is {status}; this holds once it goes on")
+        print_message(f"the run is {status}; this takes effect once it is resumed")
 
 
 def _load_stages(run: Path):  # type: ignore[no-untyped-def]  # a pydantic model, imported late
@@ -110,12 +111,12 @@ def _load_stages(run: Path):  # type: ignore[no-untyped-def]  # a pydantic model
 
 
 class DraftPublisher:
-    """A context in which a competition's page is made anew after each stage, in its own folder.
+    """A context that updates the page in a competition's folder after each stage.
 
     Parameters
     ----------
     directory : Path
-        Of the run.
+        Directory of the run.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -131,7 +132,7 @@ class DraftPublisher:
     def __exit__(self, *_: object) -> None:
         self._stopped.set()
         self._thread.join()
-        self._published_mtime = -1.0  # run.json, too, says now how it ended
+        self._published_mtime = -1.0  # publish again: run.json now says how the run ended
         self._publish_if_changed()
 
     def _watch(self) -> None:
@@ -148,8 +149,8 @@ class DraftPublisher:
             if changed != self._published_mtime:
                 analysis.publish(self.directory, self.directory / "page")
                 self._published_mtime = changed
-        except (FileNotFoundError, RequestError):  # there is nothing to show yet
+        except (FileNotFoundError, RequestError):  # nothing to show yet
             return
-        except Exception as error:  # a page is not worth a competition
+        except Exception as error:  # an error here must not stop the competition
             self._published_mtime = changed
-            print_message(f"the page could not be made: {type(error).__name__}: {error}")
+            print_message(f"the page could not be written: {type(error).__name__}: {error}")

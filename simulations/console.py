@@ -1,4 +1,4 @@
-"""What all commands share: how a request is refused, how a run ends, where files are."""
+"""Shared by all commands: refusing requests, explaining failed runs, printing results."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ DISK_ERROR = re.compile(r"(?:OSError|PermissionError)\)?: \[Errno (\d+)\]")
 
 @contextmanager
 def exit_on_request_error() -> Iterator[None]:
-    """Turn a wrong request into its message and exit code 2."""
+    """Print the message of a wrong request, and exit with code 2."""
     from pudica.models.errors import RequestError
 
     try:
@@ -36,19 +36,19 @@ def exit_on_request_error() -> Iterator[None]:
 
 
 def print_message(text: str, err: bool = True) -> None:
-    """Print lines on standard error, or output; what a terminal would act on is escaped."""
+    """Print lines on standard error or output, with control characters escaped."""
     from pudica.models.printable import escape_hidden
 
     typer.echo(escape_hidden(text, keep="\n"), err=err)
 
 
-def print_findings(findings: Sequence[CheckResult]) -> None:
-    """Print what was found of each thing; exit code 2 if not all is fine."""
-    for finding in findings:
+def print_check_results(results: Sequence[CheckResult]) -> None:
+    """Print results of checks; exit with code 2 if not all have passed."""
+    for result in results:
         print_message(
-            f"{'✓' if finding.passed else '✗'} {finding.what:17} {finding.told}", err=False
+            f"{'✓' if result.passed else '✗'} {result.name:17} {result.message}", err=False
         )
-    if not all(finding.passed for finding in findings):
+    if not all(result.passed for result in results):
         raise typer.Exit(WRONG)
 
 
@@ -59,28 +59,28 @@ def explain_failures(
     options: str = "",
     what: str = "the run failed",
 ) -> Iterator[None]:
-    """Explain how a run ended that did not end well.
+    """Explain why a run failed or was stopped, and how to resume it.
 
     Parameters
     ----------
     directory : Path
-        Of the run.
+        Directory of the run.
     command : str
-        By which it can go on, with ``--resume``.
+        Command that resumes the run with ``--resume``.
     options : str
-        Of the command, after that.
+        Further options of that command.
     what : str
-        Happened.
+        What has failed.
     """
     from pudica.models.errors import RequestError
 
-    again = f"{command} --resume {shlex.quote(str(shorten_path(directory)))} {options}".rstrip()
+    resume = f"{command} --resume {shlex.quote(str(shorten_path(directory)))} {options}".rstrip()
     try:
         yield
     except RequestError:
         raise
     except KeyboardInterrupt:
-        print_message(f"\nstopped; go on with: {again}")
+        print_message(f"\nstopped; resume with: {resume}")
         raise typer.Exit(INTERRUPTED) from None
     except Exception as error:
         if "PUDICA_TRACEBACK" in os.environ:
@@ -88,22 +88,22 @@ def explain_failures(
         if problem := _describe_disk_error(error):
             print_message(f"error: --out: can't write in {shorten_path(directory)}: {problem}")
             print_message(
-                f"nothing that was kept is lost: free some space, then go on with: {again}"
+                f"nothing that was saved is lost: free some space, then resume with: {resume}"
             )
             raise typer.Exit(WRONG) from None
         print_message(f"error: {what}: {type(error).__name__}: {error}")
-        print_message(f"go on with: {again}   (PUDICA_TRACEBACK=1 shows where it failed)")
+        print_message(f"resume with: {resume}   (PUDICA_TRACEBACK=1 shows where it failed)")
         raise typer.Exit(FAILED) from None
 
 
 def _describe_disk_error(error: Exception) -> str:
-    """Return what is wrong with the disk, if that is why; another process's error is a text."""
-    told = DISK_ERROR.search(f"{type(error).__name__}: {error}")
-    return os.strerror(int(told[1])) if told and int(told[1]) in DISK_ERRORS else ""
+    """Describe a disk error, also if another process only sent it as text; otherwise return ""."""
+    match = DISK_ERROR.search(f"{type(error).__name__}: {error}")
+    return os.strerror(int(match[1])) if match and int(match[1]) in DISK_ERRORS else ""
 
 
 def print_results(directory: Path, quiet: bool) -> None:
-    """Print the tables and draw the plots of a run that is done."""
+    """Print the tables and draw the plots of a finished run."""
     from pudica import analysis
     from pudica.simulations.display import print_frame
 
@@ -128,6 +128,6 @@ def _count_dropouts(directory: Path) -> int:
 
 
 def shorten_path(path: Path) -> Path:
-    """Return the path as short as it can be typed from here."""
+    """Return the path relative to the working directory, if it is below it."""
     here = Path.cwd()
     return path.relative_to(here) if path.is_relative_to(here) else path

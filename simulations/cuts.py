@@ -24,18 +24,18 @@ def build_cut_table(
     epsilon: float,
     weights: Sequence[float],
 ) -> pd.DataFrame:
-    """Return a row for each cut of a model of the zoo, or a custom one.
+    """Return a table with a row for each possible cut of a model.
 
     Parameters
     ----------
     shape : tuple of int
         Channels, height and width of an image.
     batch : int
-        Examples of a batch, for the memory.
+        Batch size for which memory is computed.
     epsilon : float
-        Of one activation, the same at each cut.
+        ε of one activation, the same at each cut.
     weights : sequence of 3 float
-        Of privacy, resources and accuracy in the cost.
+        Weights of privacy, resources and accuracy in the cost.
 
     Raises
     ------
@@ -66,7 +66,7 @@ def build_cut_table(
 def build_stage_table(
     model: str, shape: tuple[int, int, int], num_classes: int, post: str
 ) -> pd.DataFrame:
-    """Return a row for each place where the first of three stages can end.
+    """Return a table with a row for each layer after which the first of three stages can end.
 
     Parameters
     ----------
@@ -76,23 +76,24 @@ def build_stage_table(
     Raises
     ------
     RequestError
-        As of :func:`build_cut_table`; the last stage can't begin there, or nothing comes before.
+        As for :func:`build_cut_table`; or if the last stage can't begin after ``post``, or no stage
+        can end before it.
     """
     cutter = Cutter(_build_model(model, shape, num_classes))
     rows = []
     with _explain_shape_errors(model, shape):
         for cost in cutter.compute_costs(shape, 2)[: cutter.index_of(post)]:
-            spent = stage_costs(*cutter.cut_stages(cost.name, post), shape)
+            costs = stage_costs(*cutter.cut_stages(cost.name, post), shape)
             rows.append(
                 {
                     "pre": cost.name,
                     "layer": cost.layer,
                     "crosses": "x".join(map(str, cost.shape)),
-                    "edge parameters": int(spent["edge_parameters"]),
-                    "edge MMAC": spent["edge_macs"] / 1e6,
-                    "share %": 100 * spent["edge_macs"] / spent["macs"] if spent["macs"] else 0.0,
-                    "bytes up": int(spent["bytes_up"]),
-                    "bytes down": int(spent["bytes_down"]),
+                    "edge parameters": int(costs["edge_parameters"]),
+                    "edge MMAC": costs["edge_macs"] / 1e6,
+                    "share %": 100 * costs["edge_macs"] / costs["macs"] if costs["macs"] else 0.0,
+                    "bytes up": int(costs["bytes_up"]),
+                    "bytes down": int(costs["bytes_down"]),
                 }
             )
     if not rows:
@@ -107,15 +108,15 @@ def _build_model(model: str, shape: tuple[int, int, int], num_classes: int) -> n
 
 @contextmanager
 def _explain_shape_errors(model: str, shape: tuple[int, int, int]) -> Iterator[None]:
-    """Say so where a model takes no images of a shape, such as ones that are no squares."""
+    """Turn the error of a model that can't process such images into a request error."""
     try:
         yield
     except RuntimeError as error:
         sizes, why = "x".join(map(str, shape)), str(error).splitlines()[0]
-        raise RequestError(f"model '{model}' takes no images of {sizes}: {why}") from error
+        raise RequestError(f"model '{model}' can't process images of {sizes}: {why}") from error
 
 
 def find_best_cut(frame: pd.DataFrame) -> str:
-    """Return the cheapest cut that leaves the edge something to compute with, or ""."""
-    able = frame[frame["edge parameters"] > 0]
-    return str(able["cut"].iloc[int(able["cost"].argmin())]) if len(able) else ""
+    """Return the cheapest cut that leaves parameters on the edge, or ""."""
+    cuts = frame[frame["edge parameters"] > 0]
+    return str(cuts["cut"].iloc[int(cuts["cost"].argmin())]) if len(cuts) else ""

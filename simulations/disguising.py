@@ -1,4 +1,4 @@
-"""``pudica disguise``: a data set disguised on disk, and back."""
+"""``pudica disguise``: disguising a data set on disk, and restoring it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
-from pudica.clients.data import names
+from pudica.clients.data import dataset_names
 from pudica.clients.data.disguised import (
     MANIFEST,
     DisguiseRequest,
@@ -17,11 +17,11 @@ from pudica.clients.data.disguised import (
 )
 from pudica.clients.data.errors import DataError
 from pudica.clients.data.fingerprints import compute_fingerprint
-from pudica.clients.data.folders import image_folder
-from pudica.clients.data.parquet import locate_parquet, parquet
+from pudica.clients.data.folders import scan_image_folder
+from pudica.clients.data.parquet import locate_parquet, scan_parquet
 from pudica.clients.data.pixels import Channels
 from pudica.clients.data.places import DataLocation, cache_root, data_root
-from pudica.clients.data.registry import find, lookup
+from pudica.clients.data.registry import find_source, lookup
 from pudica.clients.data.source import Source
 from pudica.clients.shields.disguises import Disguise, Key
 from pudica.models.errors import RequestError
@@ -31,7 +31,7 @@ from pudica.simulations.progress import show_progress
 
 Result = TypeVar("Result")
 
-RETRY_HINT = "what is written stays: free some space, and run the same command again"
+RETRY_HINT = "what was written is kept: free some space, and run the same command again"
 OPTIONS = {"data.image_size": "--image-size", "data.channels": "--channels"}
 
 
@@ -43,36 +43,37 @@ def disguise(
     size: int | None,
     channels: Channels | None,
 ) -> list[str]:
-    """Disguise a data set, or go on with it; return what to say of it.
+    """Disguise a data set, or resume that; return lines that describe the result.
 
     Parameters
     ----------
     images : Path
-        A folder of images in class folders, a parquet file, or a folder of those; or the name of
-        a data set that is here.
+        Class folders of images, a parquet file, or a folder of parquet files; or the name of an
+        available data set.
     out : Path
+        Folder for the result.
     key : Path
         A key file.
     labels : list of str
         Columns to keep besides the image.
     size, channels : int or None
-        Resize, and drop colours.
+        Image size and channels to convert to.
 
     Raises
     ------
     RequestError, DataError
-        Something is not there, does not fit, or can't be written.
+        If something is missing, does not fit, or can't be written.
     """
     own = Disguise(Key.load(key))
-    entry = lookup(str(images)) if _is_data_set_name(images) else None
-    source = (
-        find(entry, DataLocation(data_root()), download=False) if entry else _open_source(images)
-    )
-    if entry:
-        size, channels = size or entry.image_size, channels or entry.channels
-        labels = labels or [entry.label]
+    spec = lookup(str(images)) if _is_data_set_name(images) else None
+    if spec:
+        source = find_source(spec, DataLocation(data_root()), download=False)
+        size, channels = size or spec.image_size, channels or spec.channels
+        labels = labels or [spec.label]
+    else:
+        source = _open_source(images)
     if out.absolute().is_relative_to(images.absolute()):
-        raise RequestError(f"{out} is inside {images}, which would no longer be what it is")
+        raise RequestError(f"{out} is inside {images}, which would be changed")
     index = cache_root() / "index"
     index.mkdir(parents=True, exist_ok=True)
     request = DisguiseRequest(
@@ -96,12 +97,12 @@ def disguise(
 
 
 def restore(disguised: Path, out: Path, key: Path) -> list[str]:
-    """Write a disguised data set as it was, or go on with it; return what to say of it.
+    """Restore a disguised data set, or resume that; return lines that describe the result.
 
     Raises
     ------
     RequestError, DataError
-        As :func:`disguise`; or for a wrong key, or a disguise that loses.
+        As for :func:`disguise`; or if the key is wrong, or the disguise can't be undone.
     """
     own = Disguise(Key.load(key))
     with _explain_write_errors(out):
@@ -110,33 +111,33 @@ def restore(disguised: Path, out: Path, key: Path) -> list[str]:
         )
     count, layout = was.train + was.test, was.layout
     return [
-        f"{count:,} images, pixel by pixel what was disguised, in {out}",
+        f"{count:,} images, identical to the originals in every pixel, in {out}",
         f"use it by    --set data.name={layout} --set {shlex.quote(f'data.path={out}')}",
     ]
 
 
 def _is_data_set_name(images: Path) -> bool:
-    """Tell whether a data set is meant, not a path."""
-    return not images.exists() and str(images) in names()
+    """Return whether this is the name of a data set, not a path."""
+    return not images.exists() and str(images) in dataset_names()
 
 
 def _open_source(images: Path) -> Source:
-    """Return the images at a path, whatever they are."""
-    place = DataLocation(images.parent, images)
+    """Open the images at a path, whatever their format."""
+    location = DataLocation(images.parent, images)
     if not images.exists():
         raise DataError(f"there is no {images}, and no data set of that name in `pudica list`")
     if (images / MANIFEST).exists():
         raise RequestError(f"{images} is disguised already; --undo brings it back")
-    if locate_parquet(place, (".",)):
-        return parquet(images)
-    return image_folder(images)
+    if locate_parquet(location, (".",)):
+        return scan_parquet(images)
+    return scan_image_folder(images)
 
 
 def _run_with_progress(stage: str, work: Callable[[Callable[[int, int], None]], Result]) -> Result:
-    """Do some work, and show how far it is."""
-    with show_progress() as show:
+    """Run some work and show its progress."""
+    with show_progress() as progress:
         return work(
-            lambda done, total: show.update(
+            lambda done, total: progress.update(
                 {"stage": stage, "done": done, "total": total, "unit": "image"}
             )
         )

@@ -1,4 +1,4 @@
-"""Tables for people: frames printed with rich, in the width that there is."""
+"""Printing data frames as tables that fit the terminal."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pudica.models.printable import escape_hidden
 if TYPE_CHECKING:
     import pandas as pd
 
-# A file has no width; where a terminal's is not known, lines may be this long.
+# Width used for output that does not go to a terminal.
 FILE_WIDTH = 200
 GAP = 3
 LONGEST_WORD = 12
@@ -32,7 +32,7 @@ class Column(NamedTuple):
 
     @property
     def width(self) -> int:
-        """The least width in which the cells stay whole and the heading is readable."""
+        """Minimum width in which no cell is broken and the heading is readable."""
         words = self.heading.split()
         return max([*map(len, self.cells), *(min(len(w), LONGEST_WORD) for w in words), 1])
 
@@ -40,10 +40,10 @@ class Column(NamedTuple):
 def print_frame(frame: pd.DataFrame, title: str) -> None:
     """Print a frame as a table on standard output, numbers to two places.
 
-    A table too wide for the terminal stands upright if it has few rows, and else is printed in
-    parts, each with the columns that name the rows. What a terminal would act on is escaped.
+    A table too wide for the terminal is transposed if it has few rows, and otherwise split into
+    parts, each with the columns that identify the rows. Control characters are escaped.
     """
-    # A cell such as "[a]" or ":x:" is shown as it is.
+    # Cells such as "[a]" or ":x:" are shown literally.
     console = Console(soft_wrap=False, markup=False, emoji=False)
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console.width = FILE_WIDTH
@@ -89,13 +89,13 @@ def _compute_width(columns: list[Column]) -> int:
 
 
 def _transpose(columns: list[Column], rows: int) -> list[Column]:
-    """Return a column of headings, and one for each row."""
+    """Return a column of headings and a column for each row."""
     cells = [[column.cells[row] for column in columns] for row in range(rows)]
     return [Column("", [c.heading for c in columns], False), *(Column("", c, False) for c in cells)]
 
 
 def _find_key_columns(columns: list[Column]) -> list[Column]:
-    """Return the first columns, as many as tell the rows apart, with a text among them."""
+    """Return the leading columns that identify the rows, ending with a text column."""
     for count in range(1, len(columns)):
         rows = list(zip(*(column.cells for column in columns[:count]), strict=True))
         if not columns[count - 1].numeric and len(set(rows)) == len(rows):
@@ -104,10 +104,10 @@ def _find_key_columns(columns: list[Column]) -> list[Column]:
 
 
 def _compute_widths(columns: list[Column], width: int) -> list[int]:
-    """Return each column's width: what its cells need, and more for its heading if there is room.
+    """Return each column's width: what its cells need, plus room for its heading if available.
 
-    Left to itself, rich narrows the widest column first, also below what its cells need, and
-    then cuts off the last columns.
+    By default, rich narrows the widest columns first, even below what their cells need, and then
+    cuts off the last columns.
     """
     widths, left = [], max(0, width - _compute_width(columns))
     for column in columns:

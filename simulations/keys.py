@@ -1,4 +1,4 @@
-"""``pudica key``: the keys of image disguises."""
+"""``pudica key``: keys of image disguises."""
 
 from __future__ import annotations
 
@@ -19,32 +19,32 @@ from pudica.strategies.loading import validated
 
 
 def create_key(notation: str, shape: tuple[int, int, int], out: Path, seed: int | None) -> Key:
-    """Draw a key and write it to a new file.
+    """Create a key and write it to a new file.
 
     Parameters
     ----------
     notation : str
-        Of the disguise, as ``MAT(256)+MMT(10)``.
+        Notation of the disguise, such as ``MAT(256)+MMT(10)``.
     shape : tuple of int
         Channels, height and width of an image.
     seed : int or None
-        None: the system's randomness.
+        Seed; None for the system's randomness.
 
     Raises
     ------
     RequestError
-        If the notation is wrong or does not fit, or the file is there already.
+        If the notation is wrong or does not fit, or the file exists already.
     """
     if seed is None:
         key = Key.new(notation, shape, SystemGenerator())
-    else:  # as of `data.shield` in a run of that seed
+    else:  # the same key as that of `data.shield` in a run with that seed
         key = Key.from_seed(notation, shape, derive(seed, "data"))
     key.save(out)
     return key
 
 
 def describe_key(key: Key) -> list[str]:
-    """Return what may be shown of a key, line by line."""
+    """Return lines that describe a key without revealing it."""
     disguise = Disguise(key)
     kinds = {"pixels": "pixels", "integers": "whole numbers", "numbers": "real numbers"}
     span = disguise.span
@@ -59,7 +59,7 @@ def describe_key(key: Key) -> list[str]:
 
 
 def describe_inverse(disguise: Disguise) -> str:
-    """Say whether there is one, and how."""
+    """Describe how the disguise can be undone, if at all."""
     lost = disguise.loss_description
     return f"none: {lost}" if lost else "with this key"
 
@@ -70,30 +70,29 @@ def load_images(data: str, settings: list[str], count: int) -> np.ndarray:
     Parameters
     ----------
     data : str
-        Name of the set.
+        Name of the data set.
     settings : list of str
-        ``KEY=VALUE``, of the ``data`` section.
+        Settings of the ``data`` section, ``KEY=VALUE``.
     count : int
-        The most.
+        Maximum number of images.
 
     Raises
     ------
     RequestError, DataError
-        If the data are not here, or a setting is wrong.
+        If the data are not available, or a setting is not valid.
     """
     config = validated(DataConfig, {"name": data}, "data", settings)
     if config.shield is not None:
-        raise RequestError("data: shield: these images are disguised with the key that is given")
+        raise RequestError("data: shield: the images are disguised with the key given here")
     splits = load(config, seed=0)
     if splits.key:
         raise RequestError(f"data: these images are disguised already, with the key {splits.key}")
-    train = splits.train
-    found: np.ndarray = train.plain(slice(0, count)).numpy()
-    return found
+    images: np.ndarray = splits.train.plain_images(slice(0, count)).numpy()
+    return images
 
 
 def run_attack(key: Key, plain: np.ndarray) -> tuple[pd.DataFrame, str]:
-    """Disguise images, attack them without the key, and say how far that comes.
+    """Disguise images and attack them without the key; return a table and a remark.
 
     Parameters
     ----------
@@ -102,7 +101,7 @@ def run_attack(key: Key, plain: np.ndarray) -> tuple[pd.DataFrame, str]:
     Raises
     ------
     RequestError
-        If it is the key of something else than MAT, MMT and Rise, or for other images.
+        If the key is not for MAT, MMT and Rise, or for images of another shape.
     """
     disguise = Disguise(key)
     rows = [
@@ -116,15 +115,15 @@ def run_attack(key: Key, plain: np.ndarray) -> tuple[pd.DataFrame, str]:
         for each in run_attacks(disguise, plain)
     ]
     disguised = disguise.protect(torch.from_numpy(plain)).numpy()
-    apart = np.abs(standardise(disguised) - standardise(plain)).max()
+    difference = np.abs(standardise(disguised) - standardise(plain)).max()
     return pd.DataFrame(rows), (
         f"z-scores of each pixel over {len(plain):,} images, disguised and plain, differ by at "
-        f"most {apart:.1g}: no key is needed to compare them."
+        f"most {difference:.1g}: no key is needed to compare them."
     )
 
 
 def draw_attack(key: Key, plain: np.ndarray, picture: Path) -> Path:
-    """Draw images plain, disguised and undone into a PNG; arguments as of :func:`run_attack`.
+    """Draw plain, disguised and recovered images into a PNG file; see :func:`run_attack`.
 
     Raises
     ------

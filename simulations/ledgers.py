@@ -1,4 +1,4 @@
-"""``pudica privacy``: what left its owner in a run, and what then holds for a record."""
+"""``pudica privacy``: what was released in a run, and what guarantee a record has."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pudica.clients.shields import Guarantee
 
 
 class RunReport(NamedTuple):
-    """What is printed of one run."""
+    """What is printed for a run."""
 
     title: str
     table: pd.DataFrame
@@ -28,14 +28,14 @@ class RunReport(NamedTuple):
 
 
 def build_reports(runs: Sequence[Path], delta: float) -> list[RunReport]:
-    """Return a report for each run.
+    """Build a report for each run.
 
     Parameters
     ----------
     runs : sequence of Path
-        As of :func:`pudica.analysis.load`.
+        Directories, as for :func:`pudica.analysis.load`.
     delta : float
-        Of all releases of a record together.
+        δ of all releases of a record together.
 
     Raises
     ------
@@ -50,7 +50,7 @@ def _build_report(run: Run, delta: float) -> RunReport:
     frame = privacy(directory, delta)
     lines = list(_format_reasons(frame))
     if run.disguise:
-        lines.insert(0, f"  images: disguised beforehand, {run.disguise}: no guarantee")
+        lines.insert(0, f"  images: disguised in advance, {run.disguise}: no guarantee")
     held_out = verdict_on_held_out(directory, delta)
     for case, guarantee in verdict(directory, delta).items():
         lines += ["", *_format_verdict(case, frame[frame["case"] == case], guarantee)]
@@ -67,7 +67,7 @@ def _build_report(run: Run, delta: float) -> RunReport:
 
 
 def _format_table(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return the ledger's columns that are narrow, with ε in the digits that matter."""
+    """Return the ledger's narrow columns, with ε to four significant digits."""
     shown = frame[["case", "what", "records", "nodes", "count", "mechanism", "randomness"]].copy()
     single = zip(frame["record_epsilon"], frame["record_delta"], strict=True)
     shown["single"] = [_format_epsilon(epsilon, delta) for epsilon, delta in single]
@@ -84,10 +84,10 @@ def _format_epsilon(epsilon: Any, delta: Any = 0.0) -> str:
 
 
 def _format_reasons(frame: pd.DataFrame) -> Iterator[str]:
-    """Yield a line for each thing that a row rests on, those of several cases once."""
+    """Yield a line for each reason behind a row, without duplicates."""
     rows = frame[["what", "mechanism", "reasons"]].to_dict("records")
-    whose = [(row, row["what"] + _format_mechanism(row["mechanism"])) for row in rows]
-    lines = (f"  {name}: {reason}" for row, name in whose for reason in row["reasons"])
+    named = [(row, row["what"] + _format_mechanism(row["mechanism"])) for row in rows]
+    lines = (f"  {name}: {reason}" for row, name in named for reason in row["reasons"])
     yield from dict.fromkeys(lines)
 
 
@@ -98,12 +98,12 @@ def _format_mechanism(mechanism: str) -> str:
 def _format_verdict(case: str, rows: pd.DataFrame, guarantee: Guarantee) -> Iterator[str]:
     """Yield what is claimed of a case, what holds, and why."""
     yield case
-    own = rows[rows["records"].isin(COUNTED) & (rows["claimed"] != "nothing")]
-    named = zip(own["claimed"], own["what"], strict=True)
-    claims = [f"{claim} ({what}, one release)" for claim, what in named]
+    claimed = rows[rows["records"].isin(COUNTED) & (rows["claimed"] != "nothing")]
+    releases = zip(claimed["claimed"], claimed["what"], strict=True)
+    claims = [f"{claim} ({what}, one release)" for claim, what in releases]
     yield from (f"  claimed: {claim}" for claim in dict.fromkeys(claims or ["nothing"]))
-    whose = "a served image" if (rows["records"] == "served").any() else "a training record"
-    yield f"  holds for {whose}: {_format_guarantee(guarantee)}"
+    record = "a served image" if (rows["records"] == "served").any() else "a training record"
+    yield f"  holds for {record}: {_format_guarantee(guarantee)}"
     yield from (f"    {reason}" for reason in guarantee.reasons)
 
 

@@ -1,4 +1,4 @@
-"""Shows how far a run is, whatever engine it is on: it reads the run's progress.json."""
+"""Shows the progress of a run on any engine, by polling the run's progress.json."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ LINE_SECONDS = 10.0
 
 
 class Watcher:
-    """A context in which progress is shown on standard error.
+    """A context that shows the progress of a run on standard error.
 
-    Bars in a terminal; elsewhere a plain line when a stage begins, every ten seconds, and
-    when it ends.
+    In a terminal it shows bars; elsewhere it prints a line when a stage begins, every ten seconds,
+    and when it ends.
 
     Parameters
     ----------
     directory : Path
-        Of the run.
+        Directory of the run.
     quiet : bool
-        Show nothing.
+        Whether to show nothing.
     """
 
     def __init__(self, directory: Path, quiet: bool = False) -> None:
@@ -47,8 +47,8 @@ class Watcher:
 
     def __enter__(self) -> Watcher:
         if not self._quiet:
-            for left in (self._file, self._nodes):  # by a run that is resumed
-                left.unlink(missing_ok=True)
+            for stale in (self._file, self._nodes):  # left by the run that is resumed
+                stale.unlink(missing_ok=True)
             self._display = _make_display()
             self._thread.start()
         return self
@@ -65,10 +65,10 @@ class Watcher:
             self._refresh()
 
     def _refresh(self) -> None:
-        with suppress(FileNotFoundError):  # nothing to say yet
+        with suppress(FileNotFoundError):  # nothing to show yet
             self._display.update(json.loads(self._file.read_text()))
-        with suppress(FileNotFoundError):  # nobody is waited for
-            self._display.nodes(json.loads(self._nodes.read_text()))
+        with suppress(FileNotFoundError):  # no real nodes
+            self._display.update_nodes(json.loads(self._nodes.read_text()))
 
 
 def _make_display() -> BarDisplay | LineDisplay:
@@ -77,16 +77,16 @@ def _make_display() -> BarDisplay | LineDisplay:
 
 @contextmanager
 def show_progress() -> Iterator[BarDisplay | LineDisplay]:
-    """Show the progress of work in this very process."""
-    show = _make_display()
+    """Show the progress of work in this process."""
+    display = _make_display()
     try:
-        yield show
+        yield display
     finally:
-        show.close()
+        display.close()
 
 
 class BarDisplay:
-    """A rich progress bar per stage, and below them a line per node that is real."""
+    """A rich progress bar for each stage, and below them a line for each real node."""
 
     def __init__(self) -> None:
         self._progress = Progress(
@@ -113,11 +113,11 @@ class BarDisplay:
             self._rates[stage] = Rate(done)
             shown = escape_hidden(stage)
             self._tasks[stage] = self._progress.add_task(shown, total=total, rate="")
-        rate = self._rates[stage].text(done, state["unit"])
+        rate = self._rates[stage].format(done, state["unit"])
         self._progress.update(self._tasks[stage], completed=done, total=total, rate=rate)
 
-    def nodes(self, states: Nodes) -> None:
-        """Say how it stands with each node."""
+    def update_nodes(self, states: Nodes) -> None:
+        """Show the state of each node."""
         for name, text in _describe_nodes(states).items():
             if name not in self._node_tasks:
                 self._node_tasks[name] = self._node_progress.add_task("")
@@ -126,7 +126,7 @@ class BarDisplay:
             )
 
     def close(self) -> None:
-        """Leave the bars as they are."""
+        """Stop updating; the bars remain on the screen."""
         self._live.stop()
 
 
@@ -141,7 +141,7 @@ class LineDisplay:
         self._rate = Rate(0)
 
     def update(self, state: dict[str, Any]) -> None:
-        """Print a line if there is something new to say."""
+        """Print a line if the stage is new or has ended, or if enough time has passed."""
         if state["stage"] != self._state["stage"]:
             self._finish_stage()
             self._rate, self._last_done = Rate(state["done"]), -1
@@ -151,8 +151,8 @@ class LineDisplay:
         if due and state["done"] != self._last_done:
             self._print_state(state["done"])
 
-    def nodes(self, states: Nodes) -> None:
-        """Say how it stands with those of whom there is something new, not all the time."""
+    def update_nodes(self, states: Nodes) -> None:
+        """Print the nodes whose state has changed, if enough time has passed."""
         now = {name: state["state"] for name, state in states.items()}
         if now == self._node_states or time.monotonic() - self._nodes_printed < LINE_SECONDS:
             return
@@ -163,14 +163,14 @@ class LineDisplay:
         self._node_states = now
 
     def _finish_stage(self) -> None:
-        """Say that the stage before is over, if its last report was missed."""
+        """Print the end of the previous stage, if its last state was missed."""
         if self._state["stage"] and self._last_done != self._state["total"]:
             self._print_state(self._state["total"])
 
     def _print_state(self, done: int) -> None:
         self._printed, self._last_done = time.monotonic(), done
         stage, total, unit = (self._state[key] for key in ("stage", "total", "unit"))
-        rate = self._rate.text(done, unit, total)
+        rate = self._rate.format(done, unit, total)
         self._print(f"{stage}: {done}/{total} {unit}s{rate and ', ' + rate}")
 
     @staticmethod
@@ -178,11 +178,11 @@ class LineDisplay:
         print(escape_hidden(line), file=sys.stderr, flush=True)
 
     def close(self) -> None:
-        """Nothing to close."""
+        """Do nothing."""
 
 
 def _describe_nodes(states: Nodes) -> dict[str, str]:
-    """Return how it stands with each node in words: since when, too, where that matters."""
+    """Return each node's state in words, with its duration unless the node has answered."""
     return {
         name: state["state"]
         if state["state"] == "answered"
@@ -192,14 +192,14 @@ def _describe_nodes(states: Nodes) -> dict[str, str]:
 
 
 class Rate:
-    """Units per second since a stage was first seen."""
+    """The rate of a stage in units per second, since it was first seen."""
 
     def __init__(self, done: int) -> None:
         self._first = done
         self._start = time.monotonic()
 
-    def text(self, done: int, unit: str, total: int | None = None) -> str:
-        """Return for example ``"12.5 steps/s, 8 s left"``; empty as long as nothing moved."""
+    def format(self, done: int, unit: str, total: int | None = None) -> str:
+        """Return, for example, ``"12.5 steps/s, 8 s left"``, or "" if there is no progress yet."""
         seconds = time.monotonic() - self._start
         if done <= self._first or seconds < POLL_SECONDS:
             return ""

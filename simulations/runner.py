@@ -1,4 +1,4 @@
-"""Runs an experiment on an engine, from the request to the run's directory."""
+"""Running an experiment on an engine, from the request to the run's directory."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ from pudica.strategies.loading import load_experiment
 
 ENGINES = ("inprocess", "ray", "flower")
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-# A second Ctrl-C within these is taken for the first.
+# Further signals within this time after the first are ignored.
 PATIENCE_SECONDS = 3.0
 
 
 def prepare(
     source: str | None, overrides: list[str], out: Path, resume: Path | None
 ) -> tuple[Experiment, Path]:
-    """Return the experiment and its run's directory, everything checked that can be.
+    """Validate a request; return the experiment and its new or resumed directory.
 
     Raises
     ------
     RequestError
-        The request is wrong; nothing was started, and nothing is left behind.
+        If the request is wrong; then nothing was started, and no directory is left behind.
     """
     if resume:
         return prepare_resume(source, overrides, resume)
@@ -48,16 +48,18 @@ def prepare(
 
 
 def _validate_out(out: Path) -> None:
-    """See that a run's directory can be made."""
+    """Check that a run's directory can be created in this folder."""
     if (out / "experiment.yaml").exists():
         raise RequestError(
             f"--out: {out} already holds a run; name a folder for runs, or --resume {out}"
         )
-    there = next(path for path in (out, *out.absolute().parents) if path.exists())
-    if not there.is_dir():
-        raise RequestError(f"--out: {there} is a file; name a folder, the run's is made in it")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise RequestError(f"--out: no permission to write in {there}; choose another --out")
+    existing = next(path for path in (out, *out.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        raise RequestError(
+            f"--out: {existing} is a file; name a folder in which the run's is created"
+        )
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise RequestError(f"--out: no permission to write in {existing}; choose another --out")
 
 
 def _make_directory(out: Path, experiment: Experiment) -> Path:
@@ -66,7 +68,7 @@ def _make_directory(out: Path, experiment: Experiment) -> Path:
         try:
             directory.mkdir(parents=True)
         except FileExistsError:
-            continue  # another run began in this second
+            continue  # another run started in the same second
         except OSError as error:
             raise RequestError(
                 f"--out: can't make {directory}: {error.strerror}; choose another --out"
@@ -75,21 +77,21 @@ def _make_directory(out: Path, experiment: Experiment) -> Path:
 
 
 def prepare_resume(source: str | None, overrides: list[str], run: Path) -> tuple[Experiment, Path]:
-    """Return a run's experiment and its directory, to go on with.
+    """Return the experiment and directory of a run to resume.
 
     Raises
     ------
     RequestError
-        There is none, it is of another experiment, or another process runs it.
+        If there is no run, it is of another experiment, or another process is running it.
     """
-    kept = run / "experiment.yaml"
-    if not kept.is_file():
+    file = run / "experiment.yaml"
+    if not file.is_file():
         raise RequestError(f"--resume: {run} holds no run (there is no experiment.yaml in it)")
-    experiment = load_experiment(str(kept.absolute()), [])
+    experiment = load_experiment(str(file.absolute()), [])
     if source and load_experiment(source, overrides) != experiment:
         raise RequestError(
-            f"--resume: {run} is the run of another experiment or of other settings; leave the "
-            "name and --set away, or start a new run without --resume"
+            f"--resume: {run} is a run of another experiment or of other settings; leave out the "
+            "name and --set, or start a new run without --resume"
         )
     if overrides and not source:
         raise RequestError("--resume: a run is resumed with the settings it has, without --set")
@@ -100,14 +102,14 @@ def prepare_resume(source: str | None, overrides: list[str], run: Path) -> tuple
 
 
 def is_done(directory: Path) -> bool:
-    """Return whether a run has ended well."""
+    """Return whether a run is complete."""
     path = directory / "run.json"
     try:
         return bool(json.loads(path.read_text())["status"] == "done")
     except FileNotFoundError:
         return False
     except (ValueError, KeyError, TypeError) as error:
-        raise RequestError(f"{path} is damaged; delete it, and resume the run again") from error
+        raise RequestError(f"{path} is damaged; delete it, and resume the run") from error
 
 
 def execute(experiment: Experiment, directory: Path, engine: str, quiet: bool) -> None:
@@ -116,24 +118,25 @@ def execute(experiment: Experiment, directory: Path, engine: str, quiet: bool) -
     Raises
     ------
     RequestError
-        The engine can't be had as asked for. A run that had not begun leaves nothing behind.
+        If the engine can't run as requested. The directory of a run that had not started is
+        removed.
     """
     if engine not in ENGINES:
         raise unknown_name_error("engine", engine, ENGINES)
     run = import_module(f"pudica.simulations.engines.{engine}").run
-    new = not (directory / "experiment.yaml").exists()
+    is_new = not (directory / "experiment.yaml").exists()
     try:
         with _handle_signals(), Watcher(directory, quiet):
             run(experiment, directory)
     except RequestError:
-        if new and not (directory / "checkpoint.safetensors").exists():
+        if is_new and not (directory / "checkpoint.safetensors").exists():
             shutil.rmtree(directory)
         raise
 
 
 @contextmanager
 def _handle_signals() -> Iterator[None]:
-    """Let SIGTERM stop a run as Ctrl-C does, and let neither disturb the stopping."""
+    """Let SIGTERM stop a run like Ctrl-C, and ignore further signals while it stops."""
     last = -math.inf
 
     def interrupt(_number: int, _frame: FrameType | None) -> None:

@@ -184,7 +184,7 @@ class View:
     @torch.no_grad()
     def told(self, pixels: torch.Tensor) -> torch.Tensor:
         """Return what the model says of images (n, C, H, W) in [0, 1], (n, 2·A)."""
-        images = self.compute.move_batch(self.data.test.normalised(pixels.clone()))
+        images = self.compute.move_batch(self.data.test.normalise(pixels.clone()))
         plain = isinstance(self.model.pre, Anonymiser)
         return self.logits(images if plain else self.model.pre(images))
 

@@ -1,4 +1,4 @@
-"""Data sets: found, decoded once, divided.
+"""Data sets: locate them, decode them once, split them.
 
 Examples
 --------
@@ -10,7 +10,7 @@ from pudica.clients.data.config import DataConfig
 from pudica.clients.data.errors import DataError
 from pudica.clients.data.images import ImageSet
 from pudica.clients.data.partition import PartitionConfig, partition
-from pudica.clients.data.registry import CatalogueEntry, catalogue, names
+from pudica.clients.data.registry import CatalogueEntry, catalogue, dataset_names
 from pudica.clients.data.shares import Part, partition_once, select_node_images
 from pudica.clients.data.splits import Splits, load, load_once
 
@@ -23,9 +23,9 @@ __all__ = [
     "PartitionConfig",
     "Splits",
     "catalogue",
+    "dataset_names",
     "load",
     "load_once",
-    "names",
     "partition",
     "partition_once",
     "select_node_images",

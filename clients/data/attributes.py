@@ -1,8 +1,8 @@
-"""Binary attributes of images, such as a face's, from the columns of a data set.
+"""Binary attributes of images, such as faces, read from the columns of a data set.
 
-An attribute is written as a column that says yes or no (``Smiling``), as one value of a column
+An attribute is given as a binary column (``Smiling``), as one value of a column
 (``race=Asian``), or as a range of whole numbers, both ends included (``age:20-39``). ``*`` stands
-for every column that says yes or no.
+for every binary column.
 """
 
 from __future__ import annotations
@@ -20,25 +20,24 @@ from pudica.clients.data.errors import DataError
 from pudica.clients.data.naming import join_names, validate_data_label
 from pudica.models.printable import to_nfc
 
-EVERY = "*"
-_WRITTEN = re.compile(r"(?P<column>[^=:]+)(?:=(?P<value>.+)|:(?P<low>\d+)-(?P<high>\d+))?")
+ALL_BINARY = "*"
+_NOTATION = re.compile(r"(?P<column>[^=:]+)(?:=(?P<value>.+)|:(?P<low>\d+)-(?P<high>\d+))?")
 
 Attributes = NDArray[np.int64]
 
 
 def read_attributes(
-    stored: CachedDataset, wanted: Sequence[str], names: Mapping[str, Sequence[str]]
+    stored: CachedDataset, requested: Sequence[str], names: Mapping[str, Sequence[str]]
 ) -> tuple[Attributes, list[str]]:
-    """Return which image has which attribute, and their names.
+    """Read binary attributes of every image from the columns of a data set.
 
     Parameters
     ----------
-    stored : Stored
-        The data set.
-    wanted : sequence of str
-        As above.
+    stored : CachedDataset
+    requested : sequence of str
+        Attributes in the notation above.
     names : mapping of str to sequence of str
-        Of a column's classes 0, 1, 2, …, where they are known.
+        For each column the names of its classes 0, 1, 2, …, where known.
 
     Returns
     -------
@@ -49,14 +48,20 @@ def read_attributes(
     Raises
     ------
     DataError
-        If one makes no sense, its column is not there, has nulls or does not say yes or no; or
-        all images or none have it.
+        If an attribute cannot be parsed; its column is missing, contains nulls or is not binary;
+        or if all images have it, or none.
     """
-    written = [name for each in wanted for name in (_binary(stored) if each == EVERY else [each])]
-    written = [validate_data_label(name, f"attributes: in {stored.base}: the column") for name in written]
+    written = [
+        name
+        for each in requested
+        for name in (_list_binary_columns(stored) if each == ALL_BINARY else [each])
+    ]
+    written = [
+        validate_data_label(name, f"attributes: in {stored.base}: the column") for name in written
+    ]
     if repeated := {name for name in written if written.count(name) > 1}:
         raise DataError(f"attributes: {', '.join(sorted(repeated))} is named twice")
-    columns = [_one(stored, name, names) for name in written]
+    columns = [_read_attribute(stored, name, names) for name in written]
     for name, column in zip(written, columns, strict=True):
         if column.min() == column.max():
             holds = "every image has" if column.all() else "no image has"
@@ -64,28 +69,30 @@ def read_attributes(
     return np.stack(columns, axis=1), written
 
 
-def _one(stored: CachedDataset, written: str, names: Mapping[str, Sequence[str]]) -> Attributes:
-    parts = _WRITTEN.fullmatch(written)
+def _read_attribute(
+    stored: CachedDataset, written: str, names: Mapping[str, Sequence[str]]
+) -> Attributes:
+    parts = _NOTATION.fullmatch(written)
     if parts is None:
         raise DataError(
             f"attributes: '{written}' makes no sense; allowed: COLUMN, COLUMN=VALUE, "
-            f"COLUMN:LOW-HIGH, or {EVERY}"
+            f"COLUMN:LOW-HIGH, or {ALL_BINARY}"
         )
-    column = _column(stored, parts["column"])
+    column = _require_column(stored, parts["column"])
     if parts["value"] is not None:
-        return _equal(column, parts["column"], parts["value"], names.get(parts["column"]))
+        return _match_value(column, parts["column"], parts["value"], names.get(parts["column"]))
     if parts["low"] is not None:
-        return _within(column, written, int(parts["low"]), int(parts["high"]))
+        return _match_range(column, written, int(parts["low"]), int(parts["high"]))
     if not _is_binary(column):
         raise DataError(
             f"attributes: column '{written}' does not say yes or no, it holds "
-            f"{_shown(column)}; write '{written}=VALUE'"
+            f"{_summarise_values(column)}; write '{written}=VALUE'"
             + (f" or '{written}:LOW-HIGH'" if pa.types.is_integer(column.type) else "")
         )
     return np.asarray(column.cast(pa.int64()))
 
 
-def _column(stored: CachedDataset, name: str) -> pa.ChunkedArray:
+def _require_column(stored: CachedDataset, name: str) -> pa.ChunkedArray:
     if name not in stored.columns.column_names:
         allowed = join_names(stored.columns.column_names)
         raise DataError(
@@ -95,13 +102,13 @@ def _column(stored: CachedDataset, name: str) -> pa.ChunkedArray:
     if column.null_count:
         row = int(np.flatnonzero(pc.is_null(column).to_numpy())[0])
         raise DataError(
-            f"{stored.describe_origin(row)}, column '{name}': is null ({column.null_count} such): fill in "
-            "or remove the row"
+            f"{stored.describe_origin(row)}, column '{name}': is null ({column.null_count} such): "
+            "fill in or remove the row"
         )
     return column
 
 
-def _equal(
+def _match_value(
     column: pa.ChunkedArray, name: str, value: str, names: Sequence[str] | None
 ) -> Attributes:
     if pa.types.is_boolean(column.type):
@@ -109,15 +116,15 @@ def _equal(
     if pa.types.is_integer(column.type):
         known = {to_nfc(known): str(number) for number, known in enumerate(names or ())}
         value = known.get(value, value)
-    said = np.asarray([to_nfc(str(each)) for each in column.to_pylist()])
-    if value not in said:
-        allowed = join_names(names) if names else _shown(column)
+    texts = np.asarray([to_nfc(str(each)) for each in column.to_pylist()])
+    if value not in texts:
+        allowed = join_names(names) if names else _summarise_values(column)
         raise DataError(f"attributes: no image has {name}={value}; column '{name}' holds {allowed}")
-    same: Attributes = (said == value).astype(np.int64)
+    same: Attributes = (texts == value).astype(np.int64)
     return same
 
 
-def _within(column: pa.ChunkedArray, written: str, low: int, high: int) -> Attributes:
+def _match_range(column: pa.ChunkedArray, written: str, low: int, high: int) -> Attributes:
     if not pa.types.is_integer(column.type):
         raise DataError(f"attributes: '{written}': the column holds {column.type}, not numbers")
     if low > high:
@@ -127,14 +134,14 @@ def _within(column: pa.ChunkedArray, written: str, low: int, high: int) -> Attri
     return inside
 
 
-def _binary(stored: CachedDataset) -> list[str]:
+def _list_binary_columns(stored: CachedDataset) -> list[str]:
     columns = stored.columns
     found = [
         n for n in columns.column_names if not columns[n].null_count and _is_binary(columns[n])
     ]
     if not found:
         raise DataError(
-            f"attributes: {EVERY}: no column of {stored.base} says yes or no; it has: "
+            f"attributes: {ALL_BINARY}: no column of {stored.base} says yes or no; it has: "
             f"{join_names(columns.column_names)}"
         )
     return found
@@ -147,7 +154,7 @@ def _is_binary(column: pa.ChunkedArray) -> bool:
     return bool(pa.types.is_integer(kind) and set(pc.unique(column).to_pylist()) <= {0, 1})
 
 
-def _shown(column: pa.ChunkedArray) -> str:
+def _summarise_values(column: pa.ChunkedArray) -> str:
     values = sorted(map(str, pc.unique(column).to_pylist()))
     more = f" and {len(values) - 5} more" if len(values) > 5 else ""
     return join_names(values[:5]) + more

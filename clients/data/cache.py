@@ -1,9 +1,9 @@
-"""Decoded images as a memory-mapped array on disk, made once and shared by all processes.
+"""Decoded images as a memory-mapped array on disk, built once and shared by all processes.
 
-An entry is a folder named after what it was made from: the fingerprint of the files' content,
-the image size and the channels. It is written elsewhere and renamed into place, so an entry
-that exists is complete. A lock lets one process decode while the others wait. The whole cache
-may be deleted at any time.
+An entry is a folder whose name consists of the fingerprint of the files' content, the image size
+and the channels. It is written to a temporary folder and renamed, so an existing entry is always
+complete. A lock lets one process decode while the others wait. The whole cache may be deleted at
+any time.
 """
 
 from __future__ import annotations
@@ -40,24 +40,24 @@ class CachedDataset:
     Parameters
     ----------
     fingerprint : str
-        Of the content it was made from.
+        Fingerprint of the content.
     images : ndarray of uint8, shape (N, C, H, W)
-        Memory-mapped, read only; the training rows first, then the set's own test rows. Of
-        disguised images the type that ``disguised`` says.
+        Memory-mapped, read only; the training rows first, then the set's own test rows. For
+        disguised images the dtype in ``disguised``.
     train, test : int
-        Number of rows of each; ``test`` is 0 without a test split of its own.
+        Number of rows of each; ``test`` is 0 if the set has no test split of its own.
     columns : pyarrow.Table
-        Every column that can be a label.
+        Every column that can serve as a label.
     class_names : dict
-        Names of a column's classes, where the data say them.
+        Class names by column, where the data declare them.
     unusable : dict
-        Columns that cannot be a label, with their type.
+        Columns that cannot serve as a label, with their types.
     segments : list
         As in :class:`~pudica.clients.data.source.Content`.
     base : Path
         The folder that holds the files.
     disguised : Manifest or None
-        What is said of images that are disguised on disk.
+        Describes images that are disguised on disk.
     """
 
     fingerprint: str
@@ -72,32 +72,32 @@ class CachedDataset:
     disguised: Manifest | None = None
 
     def describe_origin(self, row: int) -> str:
-        """Say which file and row of it a row comes from."""
+        """Describe which file a row comes from, and its row in that file."""
         return describe_origin(self.base, self.segments, row)
 
 
 def fetch_cached(source: Source, size: int | None, channels: Channels | None) -> CachedDataset:
-    """Return the decoded set, decoding it first if nobody has.
+    """Return the decoded set; decode it first if it is not cached yet.
 
     Raises
     ------
     DataError
-        If the data are broken or the cache folder cannot be written.
+        If the data are broken or the cache folder is not writable.
     """
-    with _writable():
+    with _translate_os_errors():
         cache = cache_root()
         cache.mkdir(mode=0o700, parents=True, exist_ok=True)
         fingerprint = compute_fingerprint(source, cache / "index")
         entry = cache / f"{fingerprint[:32]}-{size or 'own'}-{channels or 'own'}"
         if not entry.is_dir():
-            with _locked(entry.with_suffix(".lock")):
+            with _hold_lock(entry.with_suffix(".lock")):
                 if not entry.is_dir():
-                    _build(source, size, channels, entry)
-    return _read(entry, fingerprint, source.base)
+                    _build_entry(source, size, channels, entry)
+    return _read_entry(entry, fingerprint, source.base)
 
 
 @contextmanager
-def _writable() -> Iterator[None]:
+def _translate_os_errors() -> Iterator[None]:
     try:
         yield
     except OSError as error:
@@ -108,13 +108,13 @@ def _writable() -> Iterator[None]:
 
 
 @contextmanager
-def _locked(file: Path) -> Iterator[None]:
+def _hold_lock(file: Path) -> Iterator[None]:
     with file.open("a") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)  # released when the file closes, or its process dies
         yield
 
 
-def _build(source: Source, size: int | None, channels: Channels | None, entry: Path) -> None:
+def _build_entry(source: Source, size: int | None, channels: Channels | None, entry: Path) -> None:
     """Decode into a temporary folder and rename it; called with the entry's lock held."""
     for leftover in entry.parent.glob(f"{entry.name}.part-*"):
         shutil.rmtree(leftover)  # of a process that was killed: we hold the lock
@@ -149,7 +149,7 @@ def _write_images(
 def _write_columns(content: Content, folder: Path) -> None:
     columns = {name: pa.chunked_array(_chunks(values)) for name, values in content.columns.items()}
     pq.write_table(pa.table(columns), folder / "columns.parquet")
-    described = {
+    metadata = {
         "train": content.train,
         "test": content.test,
         "class_names": dict(content.class_names),
@@ -157,12 +157,12 @@ def _write_columns(content: Content, folder: Path) -> None:
         "segments": list(content.segments),
         "disguised": content.disguised,
     }
-    (folder / "content.json").write_text(json.dumps(described))
+    (folder / "content.json").write_text(json.dumps(metadata))
 
 
-def _manifest(told: dict[str, object], entry: Path) -> Manifest:
+def _parse_manifest(manifest: dict[str, object], entry: Path) -> Manifest:
     try:
-        return Manifest.model_validate(told)
+        return Manifest.model_validate(manifest)
     except ValidationError as error:
         raise DataError(f"the cache entry {entry} is of another version: delete it") from error
 
@@ -171,17 +171,19 @@ def _chunks(values: pa.Array | pa.ChunkedArray) -> list[pa.Array]:
     return values.chunks if isinstance(values, pa.ChunkedArray) else [values]
 
 
-def _read(entry: Path, fingerprint: str, base: Path) -> CachedDataset:
+def _read_entry(entry: Path, fingerprint: str, base: Path) -> CachedDataset:
     try:
         # A plain view: indexing the memmap subclass costs several microseconds more.
         images = np.asarray(np.load(entry / "images.npy", mmap_mode="r"))
         columns = pq.read_table(entry / "columns.parquet")
         content = json.loads((entry / "content.json").read_text())
-        told = content.pop("disguised", None)
+        manifest = content.pop("disguised", None)
     except (OSError, ValueError, pa.ArrowException) as error:
         raise DataError(f"the cache entry {entry} is damaged: {error}. Delete it") from error
     columns = columns.rename_columns([to_nfc(name) for name in columns.column_names])
-    for described in ("class_names", "unusable"):
-        content[described] = {to_nfc(name): kind for name, kind in content[described].items()}
-    disguised = _manifest(told, entry) if told else None
-    return CachedDataset(fingerprint, images, columns=columns, base=base, disguised=disguised, **content)
+    for metadata in ("class_names", "unusable"):
+        content[metadata] = {to_nfc(name): kind for name, kind in content[metadata].items()}
+    disguised = _parse_manifest(manifest, entry) if manifest else None
+    return CachedDataset(
+        fingerprint, images, columns=columns, base=base, disguised=disguised, **content
+    )

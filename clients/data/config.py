@@ -1,4 +1,4 @@
-"""What an experiment says about its data."""
+"""The ``data`` section of an experiment."""
 
 from __future__ import annotations
 
@@ -26,42 +26,42 @@ class DataConfig(BaseModel):
     root : Path or None
         The folder that holds the data sets; by default ``PUDICA_DATA``, else ``./data``.
     path : Path or None
-        The folder or file of this very set, for one's own data or an unusual place.
+        The folder or file of this data set, for your own data or an unusual location.
     download : bool
-        Whether to download the set through torchvision if it is not there.
+        Whether to download a missing set through torchvision.
     label : str or None
-        Name of the label column; by default the set's usual one.
+        Name of the label column; by default the set's standard one.
     attributes : tuple of str
-        Binary attributes besides the label, as of :mod:`pudica.clients.data.attributes`.
+        Binary attributes besides the label, see :mod:`pudica.clients.data.attributes`.
     image_size : int or None
-        Side of the square that images are resized to, in pixels; by default their own if they
-        are square, 64 for ``celeba``, ``lfw`` and ``att-faces``.
+        Side in pixels of the square that images are resized to; by default their own size if
+        they are square, 64 for ``celeba``, ``lfw`` and ``att-faces``.
     margin : int
-        Black pixels added on each side after that.
+        Black pixels added on each side after resizing.
     channels : {1, 3} or None
         Grey or RGB; by default the images' own.
     normalize : {"none", "dataset", "training"} or None
-        Pixels in [0, 1], or normalised by a mean and standard deviation of each channel: the
-        set's published ones, or those of this training part. By default ``"training"`` where
+        Pixels in [0, 1], or normalised by mean and standard deviation per channel: the
+        published ones, or those of this training part. By default ``"training"`` where
         images are disguised, ``"dataset"`` for CIFAR in colour, else ``"none"``.
     split : {"own", "public", "train-test", "4:1:1", "9:1"} or None
-        ``"own"`` keeps the set's test split and divides the rest 4:1 into training and
-        validation. ``"public"`` does the same and looks at no test image, so that the test
-        split need not be there. ``"train-test"`` keeps it too and trains on all the rest, with
-        nothing left for validation. ``"4:1:1"`` pools all rows and divides them by the seed
-        into training, validation and test. ``"9:1"`` divides each class into training and test,
-        a tenth but at least one image for test, and leaves nothing for validation. By default
-        ``"own"``
-        where the set has a test split, else ``"4:1:1"``.
+        ``"own"`` keeps the set's test split and splits the rest 4:1 into training and
+        validation. ``"public"`` does the same without reading any test image, so the test split
+        may be missing. ``"train-test"`` keeps the test split and trains on everything else,
+        without validation. ``"4:1:1"`` pools all rows and splits them by the seed into
+        training, validation and test. ``"9:1"`` splits each class into training and test, a
+        tenth but at least one image for test, without validation. By default ``"own"`` if the
+        set has a test split, else ``"4:1:1"``.
     limit : int or None
-        Most rows for training; validation and test shrink in proportion.
+        Maximum number of training rows; validation and test shrink in proportion.
     partition : PartitionConfig or None
-        How training rows are divided among nodes, where an experiment does that.
+        How training rows are partitioned among nodes, if the experiment does so.
     shield : str or None
-        A disguise that nobody sees the images without, in the notation of
+        Disguise applied to all images before anybody sees them, in the notation of
         :func:`pudica.clients.shields.disguises.parse_notation`.
     key : Path or None
-        Its key. By default one is drawn from the run's seed, which is for experiments only.
+        Key file of the disguise. By default a key is derived from the run's seed, which is for
+        experiments only.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -84,33 +84,33 @@ class DataConfig(BaseModel):
 
     @field_validator("attributes", mode="before")
     @classmethod
-    def _several(cls, attributes: object) -> object:
+    def _wrap_single_attribute(cls, attributes: object) -> object:
         return (attributes,) if isinstance(attributes, str) else attributes
 
     @field_validator("name")
     @classmethod
-    def _known(cls, name: str) -> str:
+    def _validate_name(cls, name: str) -> str:
         return lookup(name).name
 
     @field_validator("shield")
     @classmethod
-    def _understood(cls, shield: str | None) -> str | None:
+    def _normalise_shield(cls, shield: str | None) -> str | None:
         return None if shield is None else format_notation(parse_notation(shield))
 
     @property
     def uses_training_statistics(self) -> bool:
-        """Whether statistics of the training part normalise the images."""
+        """Whether images are normalised by statistics of the training part."""
         disguised = self.shield is not None or self.name == DISGUISED
         return self.normalize == "training" or (self.normalize is None and disguised)
 
     def with_absolute_paths(self) -> Self:
-        """Return the settings with files named in a way that holds in any directory."""
+        """Return the settings with absolute paths, valid from any working directory."""
         places = {key: getattr(self, key) for key in ("root", "path", "key")}
         named = {key: make_absolute(place) for key, place in places.items() if place is not None}
         return self.model_copy(update=named)
 
     @model_validator(mode="after")
-    def _key_used(self) -> DataConfig:
+    def _validate_key(self) -> DataConfig:
         if self.key is not None and self.shield is None:
             raise DataError(
                 "key: there is no shield that it could be the key of; of dlmt.shield it is dlmt.key"
@@ -118,13 +118,13 @@ class DataConfig(BaseModel):
         return self
 
     @model_validator(mode="after")
-    def _disguised_as_they_are(self) -> DataConfig:
+    def _validate_disguised(self) -> DataConfig:
         if self.name == DISGUISED and self.margin:
             raise DataError("margin: there is no black that could be added to disguised images")
         return self
 
     @model_validator(mode="after")
-    def _path_used(self) -> DataConfig:
+    def _validate_path(self) -> DataConfig:
         if self.name == "digits" and self.path is not None:
             raise DataError(
                 "'digits' comes with scikit-learn and has no path; "
@@ -133,7 +133,7 @@ class DataConfig(BaseModel):
         return self
 
     @model_validator(mode="after")
-    def _normalisable(self) -> DataConfig:
+    def _validate_statistics(self) -> DataConfig:
         statistics = lookup(self.name).statistics
         if self.normalize == "dataset" and self.shield:
             raise DataError(

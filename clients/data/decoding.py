@@ -17,7 +17,7 @@ from pudica.clients.data.errors import DataError
 from pudica.clients.data.pixels import Channels, Layout, infer_layout, to_pixels
 from pudica.clients.data.source import Content, RawImage, describe_origin
 
-#: Broken images listed before a decode gives up.
+#: Number of broken images to report before decoding stops.
 MAX_REPORTED = 10
 
 HINT = "set PUDICA_CACHE, or a smaller data.image_size"
@@ -35,7 +35,7 @@ def decode(
     Raises
     ------
     DataError
-        Naming the file and row of each broken image, up to :data:`MAX_REPORTED` of them.
+        Lists file and row of each broken image, up to :data:`MAX_REPORTED` of them.
     """
     total = content.train + content.test
     stream = iter(content.images)
@@ -63,14 +63,16 @@ def decode(
 def allocate(
     file: Path, shape: tuple[int, ...], dtype: str, hint: str, mode: int = 0o644
 ) -> np.memmap:
-    """Create an array on disk, if it fits: a full disk would kill the process, not raise an error.
+    """Create a memory-mapped array on disk, after checking that it fits.
+
+    Without the check a full disk would kill the process instead of raising an error.
 
     Parameters
     ----------
     hint : str
-        What to do if it does not.
+        What to do if it does not fit; part of the message.
     mode : int
-        Of the file.
+        File mode.
 
     Raises
     ------
@@ -88,9 +90,9 @@ def allocate(
 
 
 def decode_stream(stream: Iterable[RawImage | None], layout: Layout) -> Iterator[DecodeResult]:
-    """Decode in order, a few blocks of images at a time, on all cores.
+    """Decode a stream of images in order, a few blocks at a time, on all cores.
 
-    Yields images (C, H, W), or what is wrong with one.
+    Yields an image (C, H, W), or the error for a broken one.
     """
     workers = min(_MAX_THREADS, os.cpu_count() or 1)
     iterator = iter(stream)
@@ -102,10 +104,10 @@ def decode_stream(stream: Iterable[RawImage | None], layout: Layout) -> Iterator
 def _decode_blocks(
     pool: Executor, blocks: list[list[RawImage | None]], layout: Layout
 ) -> Iterator[DecodeResult]:
-    def one(raw: RawImage | None) -> DecodeResult:
+    def decode_one(raw: RawImage | None) -> DecodeResult:
         try:
             return to_pixels(raw, layout)
         except DataError as error:
             return error
 
-    return chain.from_iterable(pool.map(lambda block: [one(raw) for raw in block], blocks))
+    return chain.from_iterable(pool.map(lambda block: [decode_one(raw) for raw in block], blocks))

@@ -1,4 +1,4 @@
-"""The handwritten digits that come with scikit-learn: nothing to download."""
+"""The handwritten digits shipped with scikit-learn: nothing to download."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def locate(_: DataLocation) -> Path | None:
     return folder if folder and (folder / _FILE).is_file() else None
 
 
-def read(folder: Path) -> Source:
-    """Return the source in scikit-learn's folder."""
+def scan(folder: Path) -> Source:
+    """Return the data set in scikit-learn's folder as a source."""
     return Source("digits", folder, (folder / _FILE,), _open)
 
 

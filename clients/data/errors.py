@@ -4,4 +4,4 @@ from pudica.models.errors import RequestError
 
 
 class DataError(RequestError):
-    """The data asked for cannot be had: the message says what, where and what is allowed."""
+    """The requested data are unavailable: the message says what, where and what is allowed."""

@@ -1,4 +1,4 @@
-"""What a data set's files contain, as a hash that is not computed anew at each start."""
+"""Fingerprints: a hash of the content of a data set's files, cached between runs."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from typing import TypeVar
 from pudica.clients.data.errors import DataError
 from pudica.clients.data.source import Source
 
-#: Part of every fingerprint: raise it when the same files would give other bytes.
+#: Part of every fingerprint: increase it when decoding the same files gives different bytes.
 FORMAT = "1"
 
-# A file changed this shortly before it was hashed may change again within the same time stamp.
+# A file modified this recently may change again without a new time stamp.
 _UNSETTLED_NS = 2_000_000_000
 
 T = TypeVar("T")
 
 
 def compute_fingerprint(source: Source, index: Path) -> str:
-    """Return the hash of the files' content, remembered while no file changes.
+    """Return the hash of the files' content, cached while no file changes.
 
     Parameters
     ----------
     source : Source
         The data set.
     index : Path
-        Folder of the cache where hashes are remembered by the files' names, sizes and times.
+        Folder that caches the hashes, keyed by the files' names, sizes and times.
 
     Raises
     ------

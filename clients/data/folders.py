@@ -1,4 +1,4 @@
-"""Sets that are folders of image files."""
+"""Data sets stored as folders of image files."""
 
 from __future__ import annotations
 
@@ -15,81 +15,83 @@ from pudica.clients.data.places import DataLocation, list_folder, walk_files
 from pudica.clients.data.source import Content, Source
 from pudica.models.printable import escape_hidden, to_nfc
 
-#: File endings taken for images.
+#: File extensions recognised as images.
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".pgm", ".ppm", ".tif", ".tiff", ".webp")
 
-#: Folder names that are splits; what is held out for validation joins the training pool.
+#: Folder names recognised as splits; validation images join the training pool.
 SPLITS = {"train": "train", "test": "test", "val": "train", "valid": "train", "validation": "train"}
 
 # `[age]_[gender]_[race]_[date]`; a handful of the original files lack gender or race.
 _UTKFACE = re.compile(r"^(?P<age>\d{1,3})_(?P<gender>[01]?)_(?:(?P<race>[0-4]?)_)?\d+")
 
 
-def image_folder(folder: Path, column: str = "label") -> Source:
-    """Return the source in a folder of torchvision's layout.
+def scan_image_folder(folder: Path, column: str = "label") -> Source:
+    """Return a folder in torchvision's ``ImageFolder`` layout as a source.
 
     Parameters
     ----------
     folder : Path
         ``folder/CLASS/image``, or ``folder/train/CLASS/image`` and ``folder/test/CLASS/image``.
     column : str
-        What to call the label.
+        Name of the label column.
 
     Raises
     ------
     DataError
-        If there are no class folders, one has a name that may not stand, is empty or holds
-        another file than images, or training and test do not have the same classes.
+        If there are no class folders; if one has an invalid name, is empty or contains files
+        other than images; or if training and test have different classes.
     """
-    parts = _parts(folder)
-    train, test = ([_labelled(part) for part in parts[split]] for split in ("train", "test"))
+    parts = _find_split_folders(folder)
+    train, test = ([_images_by_class(part) for part in parts[split]] for split in ("train", "test"))
     _check_same_classes(folder, train, test)
-    groups = [_flat(train), _flat(test)]
+    groups = [_flatten(train), _flatten(test)]
     files = tuple(file for group in groups for file, _ in group)
     labels = [label for group in groups for _, label in group]
     columns = {column: pa.array(labels, pa.string())}
-    opener = partial(_content, folder, files, len(groups[0]), columns)
+    opener = partial(_build_content, folder, files, len(groups[0]), columns)
     return Source(f"image-folder:{column}", folder, files, opener)
 
 
-def locate_utkface(place: DataLocation) -> Path | None:
-    """Return the folder that holds UTKFace's original files, if there is one."""
-    for folder in place.candidates("UTKFace", "utkface", "."):
+def locate_utkface(location: DataLocation) -> Path | None:
+    """Return the folder with UTKFace's original files, or None."""
+    for folder in location.candidates("UTKFace", "utkface", "."):
         if folder.is_dir() and any(_UTKFACE.match(path.name) for path in list_folder(folder)):
             return folder
     return None
 
 
-def utkface(folder: Path) -> Source:
-    """Return the source in UTKFace's original folder.
+def scan_utkface(folder: Path) -> Source:
+    """Return UTKFace's original folder as a source.
 
     Parameters
     ----------
     folder : Path
-        Holds the images, named ``[age]_[gender]_[race]_[date].jpg``.
+        Folder of the images, named ``[age]_[gender]_[race]_[date].jpg``.
 
     Raises
     ------
     DataError
         If a file is not an image or its name does not follow the pattern.
     """
-    files = tuple(_images_below(folder))
-    matches = [_match(file) for file in files]
+    files = tuple(_find_images(folder))
+    matches = [_match_name(file) for file in files]
     columns = {
         name: pa.array([int(match[name]) if match[name] else None for match in matches], pa.int64())
         for name in ("age", "gender", "race")
     }
-    return Source("utkface", folder, files, partial(_content, folder, files, len(files), columns))
+    return Source(
+        "utkface", folder, files, partial(_build_content, folder, files, len(files), columns)
+    )
 
 
-def _content(
+def _build_content(
     folder: Path, files: Sequence[Path], train: int, columns: dict[str, pa.Array]
 ) -> Content:
     segments = [(file.relative_to(folder).as_posix(), 1) for file in files]
     return Content(train, len(files) - train, columns, segments, files)
 
 
-def _match(file: Path) -> re.Match[str]:
+def _match_name(file: Path) -> re.Match[str]:
     match = _UTKFACE.match(file.name)
     if match is None:
         raise DataError(
@@ -99,9 +101,9 @@ def _match(file: Path) -> re.Match[str]:
     return match
 
 
-def _parts(folder: Path) -> dict[str, list[Path]]:
-    """Return the folders that hold class folders, by split."""
-    folders = _class_folders(folder)
+def _find_split_folders(folder: Path) -> dict[str, list[Path]]:
+    """Return the folders that contain class folders, by split."""
+    folders = _find_class_folders(folder)
     if "train" not in {path.name for path in folders}:
         return {"train": [folder], "test": []}
     if strange := [path.name for path in folders if path.name not in SPLITS]:
@@ -115,7 +117,7 @@ def _parts(folder: Path) -> dict[str, list[Path]]:
     }
 
 
-def _class_folders(folder: Path) -> list[Path]:
+def _find_class_folders(folder: Path) -> list[Path]:
     stray = [path for path in list_folder(folder) if path.suffix.lower() in EXTENSIONS]
     if stray:
         first = escape_hidden(str(stray[0]))
@@ -126,18 +128,18 @@ def _class_folders(folder: Path) -> list[Path]:
     return folders
 
 
-def _labelled(folder: Path) -> dict[str, list[Path]]:
+def _images_by_class(folder: Path) -> dict[str, list[Path]]:
     """Return the images of each class."""
-    folders = _class_folders(folder)
+    folders = _find_class_folders(folder)
     for path in folders:
         validate_data_label(path.name, f"{folder}: the class folder")
-    images = {path.name: list(_images_below(path)) for path in folders}
+    images = {path.name: list(_find_images(path)) for path in folders}
     if empty := [name for name, files in images.items() if not files]:
         raise DataError(f"empty class folder {folder / empty[0]}: add images or remove it")
     return images
 
 
-def _images_below(folder: Path) -> list[Path]:
+def _find_images(folder: Path) -> list[Path]:
     files = list(walk_files(folder))
     if strange := [file for file in files if file.suffix.lower() not in EXTENSIONS]:
         raise DataError(
@@ -147,7 +149,7 @@ def _images_below(folder: Path) -> list[Path]:
     return files
 
 
-def _flat(parts: list[dict[str, list[Path]]]) -> list[tuple[Path, str]]:
+def _flatten(parts: list[dict[str, list[Path]]]) -> list[tuple[Path, str]]:
     return [(file, name) for part in parts for name, files in part.items() for file in files]
 
 

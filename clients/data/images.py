@@ -26,25 +26,24 @@ class ImageSet:
     Parameters
     ----------
     images : ndarray, shape (N, C, H, W)
-        All images of the data set, usually memory-mapped: uint8, but for those that were
-        disguised before they came here.
+        All images of the data set, usually memory-mapped; uint8, except for images that are
+        disguised on disk.
     rows : ndarray of int64, shape (n,)
         The rows of ``images`` that belong to this part.
     labels : ndarray of int64, shape (n,)
         The class of each of these rows.
     mean, std : float32 tensors, shape (C, 1, 1)
-        What :meth:`batch` subtracts from and divides pixels in [0, 1] by; zeros and ones for
-        no normalisation.
+        Normalisation that :meth:`batch` applies to pixels in [0, 1]; zeros and ones for none.
     num_classes : int
         Number of classes of the whole data set.
     margin : int
-        Black pixels that :meth:`pixels` adds on each side.
+        Black pixels added on each side.
     disguise : Disguise or None
-        What is done to images before anybody sees them, margin and all.
+        Applied to images, including their margin, before anybody sees them.
     stored : Span
-        Where the values of ``images`` lie.
+        Value range of ``images``.
     attributes : ndarray of int64, shape (n, A)
-        Which of these rows has which binary attribute.
+        Binary attributes of each of these rows.
     """
 
     images: NDArray[np.generic]
@@ -57,107 +56,108 @@ class ImageSet:
     disguise: Disguise | None = None
     stored: Span = field(default_factory=Span)
     attributes: NDArray[np.int64] = field(default_factory=lambda: np.zeros((0, 0), np.int64))
-    _normalised: bool = field(init=False, repr=False)
+    _needs_normalising: bool = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        self._normalised = bool((self.mean != 0).any() or (self.std != 1).any())
+        self._needs_normalising = bool((self.mean != 0).any() or (self.std != 1).any())
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def batch(
-        self, positions: Positions, change: Callable[[Tensor], Tensor] | None = None
+        self, positions: Positions, augment: Callable[[Tensor], Tensor] | None = None
     ) -> tuple[Tensor, Tensor]:
         """Return normalised images and their labels.
 
         Parameters
         ----------
         positions : ndarray of int64, shape (B,), or slice
-            Which images, counted within this part.
-        change : callable or None
-            Of plain images in [0, 1], before they are disguised; rounded to whole pixels.
+            Positions within this part.
+        augment : callable or None
+            Augments plain images in [0, 1] before they are disguised; the result is rounded to
+            whole pixel values.
 
         Returns
         -------
         images : float32 tensor, shape (B, C, H, W)
         labels : int64 tensor, shape (B,)
         """
-        plain = self.plain(positions)
-        if change is not None:
+        plain = self.plain_images(positions)
+        if augment is not None:
             if plain.dtype != torch.uint8:
                 raise DataError(
                     "these images were disguised before they came here, and can't be augmented "
                     "before that; set augment_first: false"
                 )
-            plain = change(plain.float().div_(255)).clamp(0, 1).mul_(255).round_().to(torch.uint8)
-        images = self._scaled(self._disguised(plain))
-        return self.normalised(images), torch.from_numpy(self.labels[positions].copy())
+            plain = augment(plain.float().div_(255)).clamp(0, 1).mul_(255).round_().to(torch.uint8)
+        images = self._scale_to_unit(self._apply_disguise(plain))
+        return self.normalise(images), torch.from_numpy(self.labels[positions].copy())
 
-    def normalised(self, images: Tensor) -> Tensor:
-        """Return images in [0, 1] less mean, over standard deviation; changes what it is given."""
-        return images.sub_(self.mean).div_(self.std) if self._normalised else images
+    def normalise(self, images: Tensor) -> Tensor:
+        """Normalise images in [0, 1] by mean and standard deviation, in place; return them."""
+        return images.sub_(self.mean).div_(self.std) if self._needs_normalising else images
 
     def pixels(self, positions: Positions) -> Tensor:
-        """Return images in [0, 1], not normalised: float32, shape (B, C, H, W).
+        """Return images scaled to [0, 1], not normalised: float32, shape (B, C, H, W).
 
-        Of disguised ones 0 and 1 are the least and the greatest value that there can be.
+        For disguised images 0 and 1 are the ends of the possible value range.
         """
-        return self._scaled(self.released(positions))
+        return self._scale_to_unit(self.released_images(positions))
 
-    def released(self, positions: Positions) -> Tensor:
-        """Return images as whoever sees them gets them: disguised, exact, (B, C, H, W)."""
-        return self._disguised(self.plain(positions))
+    def released_images(self, positions: Positions) -> Tensor:
+        """Return images as they are released: disguised, unscaled, (B, C, H, W)."""
+        return self._apply_disguise(self.plain_images(positions))
 
-    def plain(self, positions: Positions) -> Tensor:
-        """Return images as they are stored, with their margin: (B, C, H, W)."""
+    def plain_images(self, positions: Positions) -> Tensor:
+        """Return images as they are stored, with margin: (B, C, H, W)."""
         images = torch.from_numpy(np.take(self.images, self.rows[positions], axis=0))
         return pad(images, [self.margin] * 4) if self.margin else images
 
     @property
     def span(self) -> Span:
-        """Where the values of :meth:`released` lie."""
+        """Value range of :meth:`released_images`."""
         return self.disguise.span if self.disguise else self.stored
 
     @property
     def black(self) -> Tensor:
-        """A black pixel as :meth:`batch` has it, or the nearest there can be: (C, 1, 1)."""
+        """A black pixel in the units of :meth:`batch`, or the nearest possible value: (C, 1, 1)."""
         low, high = self.span.low, self.span.high
         value = min(max(0, low), high)
         return ((value - low) / (high - low) - self.mean) / self.std
 
-    def _disguised(self, plain: Tensor) -> Tensor:
+    def _apply_disguise(self, plain: Tensor) -> Tensor:
         return self.disguise.protect(plain) if self.disguise else plain
 
-    def _scaled(self, released: Tensor) -> Tensor:
+    def _scale_to_unit(self, released: Tensor) -> Tensor:
         if released.dtype == torch.uint8:
             return released.float().div_(255)
-        # In float64, which is exact, until they are scaled.
+        # Scale in float64, which represents the integers exactly.
         low, high = self.span.low, self.span.high
         return released.double().sub_(low).div_(high - low).float()
 
     def statistics(self) -> tuple[Tensor, Tensor]:
         """Return mean and standard deviation of each channel of :meth:`pixels`, (C, 1, 1).
 
-        As they are read, a chunk at a time: the images need not fit into memory. A channel that
-        never changes has standard deviation 1, so that it can be divided by.
+        Computed in chunks, so the images need not fit into memory. A constant channel gets a
+        standard deviation of 1, so that dividing by it is safe.
         """
         mean, std = self.moments()
         return mean, torch.where(std > 0, std, 1.0)
 
     def moments(self) -> tuple[Tensor, Tensor]:
-        """Return mean and standard deviation of each channel, which may be 0; (C, 1, 1)."""
-        return self._moments((0, 2, 3))
+        """Return mean and standard deviation of each channel, which may be 0: (C, 1, 1)."""
+        return self._compute_moments((0, 2, 3))
 
     def pixel_statistics(self) -> tuple[Tensor, Tensor]:
-        """Return mean and deviation of each pixel, (C, H, W); as :meth:`statistics`."""
-        mean, std = self._moments((0,))
+        """Return mean and standard deviation of each pixel, (C, H, W); see :meth:`statistics`."""
+        mean, std = self._compute_moments((0,))
         return mean, torch.where(std > 0, std, 1.0)
 
-    def _moments(self, over: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    def _compute_moments(self, over: tuple[int, ...]) -> tuple[Tensor, Tensor]:
         total = squares = torch.zeros((), dtype=torch.float64)
         count = 0
         for start in range(0, len(self), STATISTICS_CHUNK):
-            # About one half, near which the values lie: what is small is squared precisely.
+            # Centred on one half: squares of small values lose less precision.
             values = self.pixels(slice(start, start + STATISTICS_CHUNK)).double().sub_(0.5)
             count += math.prod(values.shape[dimension] for dimension in over)
             total = total + values.sum(over, keepdim=True)[0]
@@ -168,7 +168,7 @@ class ImageSet:
         return (mean + 0.5).float(), std.float()
 
     def subset(self, positions: Positions) -> ImageSet:
-        """Return the part that holds only the images at ``positions``, without copying any."""
+        """Return the subset at ``positions``, without copying any image."""
         return replace(
             self,
             rows=self.rows[positions],
@@ -177,5 +177,5 @@ class ImageSet:
         )
 
     def denormalise(self, x: Tensor) -> Tensor:
-        """Return normalised images in units of [0, 1]; shape (…, C, H, W), on any device."""
+        """Undo the normalisation: return images in [0, 1], shape (…, C, H, W), on any device."""
         return x * self.std.to(x.device) + self.mean.to(x.device)

@@ -1,4 +1,4 @@
-"""Names that come with data: of classes and columns."""
+"""Names that come with the data: class names and column names."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from pudica.models.printable import escape_hidden
 
 
 def validate_data_label(text: str, where: str) -> str:
-    """Return a class's or a column's name as it may stand.
+    """Validate the name of a class or a column, and return it normalised.
 
     Parameters
     ----------
     where : str
-        It is, and what it is of: the beginning of the message.
+        Beginning of the error message: where the name was found and what it names.
 
     Raises
     ------
@@ -29,7 +29,7 @@ def validate_data_label(text: str, where: str) -> str:
 
 
 def validate_data_labels(texts: Sequence[str], where: str) -> list[str]:
-    """Return names of which no two are the same, as they may stand; otherwise as above.
+    """Validate names that must be distinct; otherwise as :func:`validate_data_label`.
 
     Raises
     ------
@@ -43,5 +43,5 @@ def validate_data_labels(texts: Sequence[str], where: str) -> list[str]:
 
 
 def join_names(names: Iterable[str]) -> str:
-    """Return names that nobody has checked, one after the other, as a message has them."""
+    """Join unvalidated names for a message, with hidden characters escaped."""
     return ", ".join(map(escape_hidden, names)) or "none"

@@ -1,4 +1,4 @@
-"""Parquet files in the Hugging Face layout: an image struct and columns of labels."""
+"""Parquet files in the Hugging Face layout: an image struct and label columns."""
 
 from __future__ import annotations
 
@@ -20,48 +20,50 @@ from pudica.clients.data.places import DataLocation, list_folder
 from pudica.clients.data.source import Content, RawImage, Source
 from pudica.models.printable import quote, to_nfc
 
-#: Rows read at once: bounds the memory a decode needs.
+#: Rows per batch: bounds the memory needed for decoding.
 BATCH_ROWS = 256
 
 _SPLIT_NAME = re.compile(rf"^({'|'.join(sorted(SPLITS, key=len, reverse=True))})(?:[-_.].*)?$")
 
 
-def locate_parquet(place: DataLocation, folders: Sequence[str]) -> Path | None:
-    """Return the first of ``folders`` that holds parquet files, or the parquet file named."""
-    for path in place.candidates(*folders):
-        if path.is_file() or (path.is_dir() and any(_files(path))):
+def locate_parquet(location: DataLocation, folders: Sequence[str]) -> Path | None:
+    """Return the first of ``folders`` that contains parquet files, or the given parquet file."""
+    for path in location.candidates(*folders):
+        if path.is_file() or (path.is_dir() and any(_list_files(path))):
             return path
     return None
 
 
-def parquet(path: Path) -> Source:
-    """Return the source in a parquet file or a folder of them.
+def scan_parquet(path: Path) -> Source:
+    """Return a parquet file, or a folder of them, as a source.
 
     Parameters
     ----------
     path : Path
         One file; or a folder with ``train*.parquet`` and ``test*.parquet`` (``validation*``
-        joins the training pool), or with other files, which then are one pool.
+        joins the training pool), or with other names, which form one pool.
 
     Raises
     ------
     DataError
-        If there is no parquet file, or the files' names leave the splits open.
+        If there is no parquet file, or the splits cannot be told from the files' names.
     """
-    parts = {"train": [path], "test": []} if path.is_file() else _parts(path)
+    parts = {"train": [path], "test": []} if path.is_file() else _assign_splits(path)
     base = path.parent if path.is_file() else path
     files = (*parts["train"], *parts["test"])
-    return Source("parquet", base, files, partial(_open, base, parts["train"], parts["test"]))
+    return Source(
+        "parquet", base, files, partial(_open_content, base, parts["train"], parts["test"])
+    )
 
 
-def _files(folder: Path) -> list[Path]:
-    """Return a folder's parquet files; the Hub's repositories keep them in ``data``."""
+def _list_files(folder: Path) -> list[Path]:
+    """List a folder's parquet files; repositories of the Hugging Face Hub keep them in ``data``."""
     found = [path for path in list_folder(folder) if path.suffix == ".parquet"]
-    return found or (_files(folder / "data") if (folder / "data").is_dir() else [])
+    return found or (_list_files(folder / "data") if (folder / "data").is_dir() else [])
 
 
-def _parts(folder: Path) -> dict[str, list[Path]]:
-    files = _files(folder)
+def _assign_splits(folder: Path) -> dict[str, list[Path]]:
+    files = _list_files(folder)
     if not files:
         raise DataError(f"{folder} holds no *.parquet file")
     splits = {path: _SPLIT_NAME.match(path.stem) for path in files}
@@ -81,29 +83,29 @@ def _parts(folder: Path) -> dict[str, list[Path]]:
     return parts
 
 
-def _open(base: Path, train: Sequence[Path], test: Sequence[Path]) -> Content:
+def _open_content(base: Path, train: Sequence[Path], test: Sequence[Path]) -> Content:
     files = [*train, *test]
-    schemas = [_schema(file) for file in files]
-    image = _image_column(files[0], schemas[0])
-    usable, unusable = _label_columns(schemas[0], image)
+    schemas = [_read_schema(file) for file in files]
+    image = _find_image_column(files[0], schemas[0])
+    usable, unusable = _partition_label_columns(schemas[0], image)
     _check_same_columns(files, schemas, image, usable)
-    tables = [_table(file, usable) for file in files]
+    tables = [_read_table(file, usable) for file in files]
     return Content(
         train=sum(len(table) for table in tables[: len(train)]),
         test=sum(len(table) for table in tables[len(train) :]),
-        columns={name: _column(tables, name) for name in usable},
+        columns={name: _join_column(tables, name) for name in usable},
         segments=[
             (file.relative_to(base).as_posix(), len(table))
             for file, table in zip(files, tables, strict=True)
         ],
-        images=_images(files, image),
-        class_names=_shared_class_names(files, schemas),
+        images=_stream_images(files, image),
+        class_names=_read_class_names(files, schemas),
         unusable=unusable,
     )
 
 
-def _column(tables: Sequence[pa.Table], name: str) -> pa.ChunkedArray:
-    """Join one column; string and dictionary encodings may differ between files."""
+def _join_column(tables: Sequence[pa.Table], name: str) -> pa.ChunkedArray:
+    """Join one column of all files, whose string and dictionary encodings may differ."""
     columns = [table[name] for table in tables]
     plain = [
         column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
@@ -113,47 +115,49 @@ def _column(tables: Sequence[pa.Table], name: str) -> pa.ChunkedArray:
     return pa.chunked_array(chunks, plain[0].type)
 
 
-def _schema(file: Path) -> pa.Schema:
-    """Return a file's schema; its columns have the names that they are known by here, in NFC."""
-    with _readable(file):
+def _read_schema(file: Path) -> pa.Schema:
+    """Read a file's schema, with column names in NFC."""
+    with _translate_read_errors(file):
         stored = pq.read_schema(file)
         names = [to_nfc(name) for name in stored.names]
-    if twice := next((name for name in names if names.count(name) > 1), None):
-        raise DataError(f"{file} has two columns called {quote(twice)}: rename one of them")
+    if duplicate := next((name for name in names if names.count(name) > 1), None):
+        raise DataError(f"{file} has two columns called {quote(duplicate)}: rename one of them")
     fields = [field.with_name(name) for field, name in zip(stored, names, strict=True)]
     return pa.schema(fields, stored.metadata)
 
 
 def _stored_names(file: Path, columns: Sequence[str]) -> list[str]:
-    """Return the names of columns as the file spells them."""
+    """Return column names as spelt in the file."""
     stored = {to_nfc(name): name for name in pq.read_schema(file).names}
     return [stored[name] for name in columns]
 
 
-def _table(file: Path, columns: list[str]) -> pa.Table:
-    with _readable(file):
+def _read_table(file: Path, columns: list[str]) -> pa.Table:
+    with _translate_read_errors(file):
         table = pq.read_table(file, columns=_stored_names(file, columns))
     return table.rename_columns(columns)
 
 
 @contextmanager
-def _readable(file: Path) -> Iterator[None]:
+def _translate_read_errors(file: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
         raise DataError(f"{file}: cannot be read as a parquet file: {error}") from error
 
 
-def _features(schema: pa.Schema) -> dict[str, Any]:
-    """Return the Hugging Face description of the columns, if there is one."""
+def _parse_features(schema: pa.Schema) -> dict[str, Any]:
+    """Return the Hugging Face features in the schema's metadata, if any."""
     stored = (schema.metadata or {}).get(b"huggingface", b"{}")
     features = json.loads(stored).get("info", {}).get("features", {})
     return {to_nfc(name): kind for name, kind in features.items() if isinstance(kind, dict)}
 
 
-def _image_column(file: Path, schema: pa.Schema) -> str:
-    declared = {name for name, kind in _features(schema).items() if kind.get("_type") == "Image"}
-    found = [c.name for c in schema if c.name in declared or _holds_bytes(c.type)]
+def _find_image_column(file: Path, schema: pa.Schema) -> str:
+    declared = {
+        name for name, kind in _parse_features(schema).items() if kind.get("_type") == "Image"
+    }
+    found = [c.name for c in schema if c.name in declared or _is_image_type(c.type)]
     if len(found) == 1 or "image" in found:
         return "image" if "image" in found else str(found[0])
     if found:
@@ -167,21 +171,21 @@ def _image_column(file: Path, schema: pa.Schema) -> str:
     )
 
 
-def _holds_bytes(kind: pa.DataType) -> bool:
+def _is_image_type(kind: pa.DataType) -> bool:
     if pa.types.is_struct(kind):
         return any(kind.field(i).name == "bytes" for i in range(kind.num_fields))
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
-def _label_columns(schema: pa.Schema, image: str) -> tuple[list[str], dict[str, str]]:
-    """Return the columns that can be labels, and the others with their types."""
+def _partition_label_columns(schema: pa.Schema, image: str) -> tuple[list[str], dict[str, str]]:
+    """Return the columns that can serve as labels, and the others with their types."""
     others = {column.name: column.type for column in schema if column.name != image}
     usable = [name for name, kind in others.items() if _label_kind(kind)]
     return usable, {name: str(kind) for name, kind in others.items() if name not in usable}
 
 
 def _label_kind(kind: pa.DataType) -> str | None:
-    """Return what sort of label a column of this type holds, None if it cannot be one."""
+    """Return the kind of label that a column of this type holds, or None."""
     types = pa.types
     if types.is_dictionary(kind):
         return _label_kind(kind.value_type)
@@ -202,17 +206,15 @@ def _check_same_columns(
                 f"it has: {join_names(schema.names)}"
             )
         for name in labels:
-            ours, theirs = (one.field(name).type for one in (schemas[0], schema))
+            ours, theirs = (each.field(name).type for each in (schemas[0], schema))
             if _label_kind(ours) != _label_kind(theirs):
                 raise DataError(f"column '{name}' holds {ours} in {files[0]}, {theirs} in {file}")
 
 
-def _shared_class_names(
-    files: Sequence[Path], schemas: Sequence[pa.Schema]
-) -> dict[str, list[str]]:
-    """Return the declared class names, which must be the same in every file."""
+def _read_class_names(files: Sequence[Path], schemas: Sequence[pa.Schema]) -> dict[str, list[str]]:
+    """Read the declared class names, which must be the same in every file."""
     declared = [
-        _declared_classes(file, schema) for file, schema in zip(files, schemas, strict=True)
+        _read_declared_classes(file, schema) for file, schema in zip(files, schemas, strict=True)
     ]
     for file, names in zip(files, declared, strict=True):
         for column, classes in declared[0].items():
@@ -225,19 +227,19 @@ def _shared_class_names(
     return declared[0]
 
 
-def _declared_classes(file: Path, schema: pa.Schema) -> dict[str, list[str]]:
+def _read_declared_classes(file: Path, schema: pa.Schema) -> dict[str, list[str]]:
     return {
         name: validate_data_labels(
             [*map(str, kind["names"])], f"{file}, column {quote(name)}: the class"
         )
-        for name, kind in _features(schema).items()
+        for name, kind in _parse_features(schema).items()
         if kind.get("_type") == "ClassLabel" and kind.get("names") is not None
     }
 
 
-def _images(files: Sequence[Path], column: str) -> Iterator[RawImage | None]:
+def _stream_images(files: Sequence[Path], column: str) -> Iterator[RawImage | None]:
     for file in files:
-        with _readable(file), pq.ParquetFile(file) as reader:
+        with _translate_read_errors(file), pq.ParquetFile(file) as reader:
             for batch in reader.iter_batches(BATCH_ROWS, columns=_stored_names(file, [column])):
                 images = batch.column(0)
                 if pa.types.is_struct(images.type):

@@ -1,4 +1,4 @@
-"""Dividing rows among nodes by the partitioners of flwr-datasets."""
+"""Partitioning rows among nodes with the partitioners of flwr-datasets."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Rows = NDArray[np.int64]
 
 
 class PartitionConfig(BaseModel):
-    """How training rows are divided among nodes.
+    """How training rows are partitioned among nodes.
 
     Parameters
     ----------
@@ -31,7 +31,7 @@ class PartitionConfig(BaseModel):
     alpha : float
         ``dirichlet``: concentration; the smaller, the more the nodes differ.
     min_rows_per_node : int
-        ``dirichlet``: draw again until every node has as many rows.
+        ``dirichlet``: draw again until every node has at least this many rows.
     self_balancing : bool
         ``dirichlet``: give no more to nodes that already hold more than the average.
     classes_per_node : int
@@ -60,7 +60,7 @@ class PartitionConfig(BaseModel):
 def partition(
     labels: NDArray[np.int64], num_nodes: int, config: PartitionConfig, seed: int
 ) -> list[Rows]:
-    """Divide rows among nodes.
+    """Partition rows among nodes.
 
     Parameters
     ----------
@@ -69,41 +69,40 @@ def partition(
     num_nodes : int
         Number of nodes.
     config : PartitionConfig
-        How.
     seed : int
         The run's seed.
 
     Returns
     -------
     list of ndarray of int64
-        For each node its positions in ``labels``: disjoint, none empty, together all of them.
+        For each node its positions in ``labels``: disjoint, non-empty, together all of them.
 
     Raises
     ------
     DataError
-        If this cannot be done.
+        If the scheme cannot partition these rows.
     """
     if not 0 < num_nodes <= len(labels):
         raise DataError(
             f"cannot divide {len(labels)} rows among {num_nodes} nodes: "
             f"allowed are 1 to {len(labels)} nodes"
         )
-    # Not every partitioner shuffles, and none may depend on the order of the file.
+    # Not every partitioner shuffles, and the result must not depend on the order of the file.
     order = numpy_generator(seed, "partition", "order").permutation(len(labels))
-    shares = _shares(labels[order], num_nodes, config, seed)
+    shares = _compute_shares(labels[order], num_nodes, config, seed)
     _check_covered(shares, labels[order], config)
     return [order[share] for share in shares]
 
 
-def _shares(labels: Rows, num_nodes: int, config: PartitionConfig, seed: int) -> list[Rows]:
+def _compute_shares(labels: Rows, num_nodes: int, config: PartitionConfig, seed: int) -> list[Rows]:
     import datasets  # slow to import
 
-    partitioner = _partitioner(len(labels), num_nodes, config, derive(seed, "partition"))
+    partitioner = _build_partitioner(len(labels), num_nodes, config, derive(seed, "partition"))
     columns = {"label": labels.tolist(), "row": list(range(len(labels)))}
     partitioner.dataset = datasets.Dataset.from_dict(columns)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of retries and of what _check_covered reports
+            warnings.simplefilter("ignore")  # retries, and what _check_covered reports
             parts = [partitioner.load_partition(node) for node in range(num_nodes)]
     except (ValueError, AssertionError) as error:
         raise DataError(
@@ -113,7 +112,9 @@ def _shares(labels: Rows, num_nodes: int, config: PartitionConfig, seed: int) ->
     return [np.asarray(part["row"][:], dtype=np.int64) for part in parts]
 
 
-def _partitioner(rows: int, num_nodes: int, config: PartitionConfig, seed: int) -> Partitioner:
+def _build_partitioner(
+    rows: int, num_nodes: int, config: PartitionConfig, seed: int
+) -> Partitioner:
     from flwr_datasets import partitioner as kinds  # slow to import
 
     by_label: dict[str, Any] = {"partition_by": "label", "seed": seed}

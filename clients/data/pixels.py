@@ -1,4 +1,4 @@
-"""From one encoded image to an array of bytes."""
+"""Decoding a single image to an array of uint8 pixels."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from pudica.clients.data.errors import DataError
 from pudica.clients.data.source import RawImage
 
-#: The shortest side, in pixels, that an image may have.
+#: Minimum side of an image in pixels.
 MIN_SIDE = 8
 
 Channels = Literal[1, 3]
@@ -24,7 +24,7 @@ _GREY_MODES = {"1", "L", "LA", "La"}
 
 @dataclass(frozen=True)
 class Layout:
-    """The shape that every image of a set is brought to.
+    """The shape that every image of a set is converted to.
 
     Parameters
     ----------
@@ -33,7 +33,7 @@ class Layout:
     channels : {1, 3}
         Grey or RGB.
     resize, to_grey : bool
-        Whether other sizes may be resized and colours dropped: only when it was asked for.
+        Whether images may be resized and converted to grey: only if requested.
     """
 
     size: int
@@ -43,12 +43,12 @@ class Layout:
 
 
 def infer_layout(first: RawImage | None, size: int | None, channels: Channels | None) -> Layout:
-    """Return the layout asked for, completed from the set's first image.
+    """Complete the requested layout from the set's first image.
 
     Raises
     ------
     DataError
-        If the image is broken, or not square while no size was asked for.
+        If the image is broken, or not square and no size was requested.
     """
     image = open_image(first)
     if size is None and image.width != image.height:
@@ -63,8 +63,8 @@ def infer_layout(first: RawImage | None, size: int | None, channels: Channels | 
 def to_pixels(raw: RawImage | None, layout: Layout) -> NDArray[np.uint8]:
     """Decode, convert and resize one image.
 
-    Resizing is PIL's bilinear filter, whose support grows with the reduction (antialiasing);
-    an image that is not square is stretched, not cropped.
+    Images are resized by PIL's bilinear filter with antialiasing; an image that is not square is
+    stretched, not cropped.
 
     Returns
     -------
@@ -73,7 +73,7 @@ def to_pixels(raw: RawImage | None, layout: Layout) -> NDArray[np.uint8]:
     Raises
     ------
     DataError
-        If the image is broken, too small, or does not fit a layout that was not asked for.
+        If the image is broken or too small, or would need a conversion that was not requested.
     """
     image = _recolour(open_image(raw), layout)
     side = (layout.size, layout.size)
@@ -85,7 +85,7 @@ def to_pixels(raw: RawImage | None, layout: Layout) -> NDArray[np.uint8]:
 
 
 def open_image(raw: RawImage | None) -> Image.Image:
-    """Decode one image, turned upright where a camera noted its orientation.
+    """Decode one image and apply its EXIF orientation.
 
     Raises
     ------

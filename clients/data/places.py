@@ -1,4 +1,4 @@
-"""Where data and cache lie on this machine, and how their folders are read."""
+"""Where data and cache are stored on this machine, and how their folders are listed."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ class DataLocation:
     Parameters
     ----------
     root : Path
-        The folder that holds the data sets, each in a folder of its own.
+        The folder of all data sets, each in its own subfolder.
     path : Path or None
-        The folder or file of the data set itself, when it was named.
+        The folder or file of the data set itself, if given.
     """
 
     root: Path
     path: Path | None = None
 
     def candidates(self, *folders: str) -> list[Path]:
-        """Return where a set may lie that is looked for as ``folders`` under the root."""
+        """Return the paths to try: ``path`` if given, else each of ``folders`` under the root."""
         return [self.path] if self.path else [self.root / folder for folder in folders]
 
 
@@ -44,9 +44,9 @@ def cache_root() -> Path:
 
 
 def list_folder(folder: Path) -> list[Path]:
-    """Return what lies in a folder, sorted, without hidden files.
+    """List the contents of a folder, sorted, without hidden files.
 
-    The order is the same on machines that spell the same names differently: macOS keeps NFD.
+    Names are compared in NFC, so the order is the same on macOS, which stores NFD.
 
     Raises
     ------
@@ -54,14 +54,14 @@ def list_folder(folder: Path) -> list[Path]:
         If the folder is missing or cannot be read.
     """
     try:
-        found = [path for path in folder.iterdir() if not path.name.startswith(".")]
-        return sorted(found, key=lambda path: (to_nfc(path.name), path.name))
+        paths = [path for path in folder.iterdir() if not path.name.startswith(".")]
+        return sorted(paths, key=lambda path: (to_nfc(path.name), path.name))
     except OSError as error:
         raise DataError(f"cannot read the folder {folder}: {error.strerror or error}") from error
 
 
 def walk_files(folder: Path) -> Iterator[Path]:
-    """Yield every file below a folder, in a fixed order, without hidden ones.
+    """Yield every file below a folder recursively, in a fixed order, without hidden ones.
 
     Raises
     ------

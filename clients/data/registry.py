@@ -1,4 +1,4 @@
-"""Every data set by name: adding one is adding an entry here."""
+"""All data sets by name; add an entry here to add a data set."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from pudica.models.errors import unknown_name_error
 
 
 class DiskFormat(NamedTuple):
-    """One way in which a data set can lie on disk: how to find it there, and to read it."""
+    """One format of a data set on disk: how to locate it and how to open it as a source."""
 
     locate: Callable[[DataLocation], Path | None]
-    read: Callable[[Path], Source]
+    scan: Callable[[Path], Source]
 
 
 class Statistics(NamedTuple):
@@ -32,55 +32,56 @@ class Statistics(NamedTuple):
 
 @dataclass(frozen=True)
 class DatasetSpec:
-    """What is known of one data set.
+    """Specification of one data set.
 
     Parameters
     ----------
     name, description : str
-        For people.
-    how : str
-        How to get it.
-    forms : tuple of Form
-        Where it may lie, in the order they are tried.
+    hint : str
+        How to obtain it.
+    formats : tuple of DiskFormat
+        Supported formats, in the order they are tried.
     label : str
-        The label column that is meant if none is named.
+        Default label column.
     image_size : int or None
-        Side that images are resized to if none is asked for; None keeps their own.
+        Default side that images are resized to; None keeps their size.
     channels : {1, 3} or None
-        Of the images; None takes it from the first image.
+        Channels of the images; None takes them from the first image.
     class_names : mapping of str to tuple of str
-        For each label column the names of its classes, where they are fixed.
+        Class names by label column, where they are fixed.
     statistics : Statistics or None
-        Published with the set.
-    normalised : bool
-        Whether it is usual to normalise this set.
+        Published mean and standard deviation.
+    normalise_by_default : bool
+        Whether images are normalised by ``statistics`` unless the settings say otherwise.
     download : callable or None
-        Downloads the set below a root.
+        Downloads the set to a root folder.
     """
 
     name: str
     description: str
-    how: str
-    forms: tuple[DiskFormat, ...]
+    hint: str
+    formats: tuple[DiskFormat, ...]
     label: str = "label"
     image_size: int | None = None
     channels: Channels | None = None
     class_names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     statistics: Statistics | None = None
-    normalised: bool = False
+    normalise_by_default: bool = False
     download: Callable[[Path], None] | None = None
 
-    def locate(self, place: DataLocation) -> tuple[DiskFormat, Path] | None:
-        """Return the first form that is there, and where.
+    def locate(self, location: DataLocation) -> tuple[DiskFormat, Path] | None:
+        """Return the first format that is present, and its path; None if there is none.
 
         Raises
         ------
         DataError
-            If a folder on the way cannot be read.
+            If a folder cannot be read.
         """
         try:
-            found = ((form, form.locate(place)) for form in self.forms)
-            return next(((form, path) for form, path in found if path is not None), None)
+            found = ((disk_format, disk_format.locate(location)) for disk_format in self.formats)
+            return next(
+                ((disk_format, path) for disk_format, path in found if path is not None), None
+            )
         except OSError as error:
             raise DataError(f"cannot read {error.filename}: {error.strerror}") from error
 
@@ -94,9 +95,9 @@ class CatalogueEntry:
     name, description : str
         The data set.
     present : bool
-        Whether it lies where it was looked for.
+        Whether it was found.
     where : str
-        Its path, or how to get it.
+        Its path, or how to obtain it.
     """
 
     name: str
@@ -105,18 +106,18 @@ class CatalogueEntry:
     where: str
 
 
-def names() -> list[str]:
+def dataset_names() -> list[str]:
     """Return the names of all data sets."""
     return list(_ENTRIES)
 
 
 def lookup(name: str) -> DatasetSpec:
-    """Return what is known of a data set.
+    """Return the specification of a data set.
 
     Raises
     ------
     RequestError
-        If there is none of that name.
+        If there is no data set of that name.
     """
     if name not in _ENTRIES:
         raise unknown_name_error("data set", name, _ENTRIES)
@@ -124,56 +125,56 @@ def lookup(name: str) -> DatasetSpec:
 
 
 def catalogue(root: Path | None = None) -> list[CatalogueEntry]:
-    """List every data set and whether it is there, without reading any.
+    """List every data set and whether it is present, without reading any.
 
     Parameters
     ----------
     root : Path, optional
-        The folder that holds the data sets; by default as for :func:`~pudica.clients.data.load`.
+        The folder of all data sets; the default is that of :func:`~pudica.clients.data.load`.
     """
-    place = DataLocation(data_root(root))
-    return [_listed(entry, place) for entry in _ENTRIES.values()]
+    location = DataLocation(data_root(root))
+    return [_describe(spec, location) for spec in _ENTRIES.values()]
 
 
-def find(entry: DatasetSpec, place: DataLocation, download: bool) -> Source:
-    """Return a data set's source, downloading it first if that is wished and possible.
+def find_source(spec: DatasetSpec, location: DataLocation, download: bool) -> Source:
+    """Return a data set's source; download it first if requested and possible.
 
     Raises
     ------
     DataError
-        If it is not there; the message says where it was looked for and how to get it.
+        If it is missing; the message says where it was searched and how to obtain it.
     """
-    found = entry.locate(place)
-    if found is None and download and entry.download is not None:
-        entry.download(place.path or place.root)
-        found = entry.locate(place)
+    found = spec.locate(location)
+    if found is None and download and spec.download is not None:
+        spec.download(location.path or location.root)
+        found = spec.locate(location)
     if found is None:
-        where = place.path or place.root
+        where = location.path or location.root
         missing = "" if where.exists() else ", which does not exist"
-        raise DataError(f"'{entry.name}' was not found in {where.absolute()}{missing}. {entry.how}")
-    form, path = found
-    return form.read(path)
+        raise DataError(f"'{spec.name}' was not found in {where.absolute()}{missing}. {spec.hint}")
+    disk_format, path = found
+    return disk_format.scan(path)
 
 
-def _listed(entry: DatasetSpec, place: DataLocation) -> CatalogueEntry:
-    found = None if entry.name in _OWN else entry.locate(place)
-    where = str(found[1]) if found else entry.how
-    return CatalogueEntry(entry.name, entry.description, found is not None, where)
+def _describe(spec: DatasetSpec, location: DataLocation) -> CatalogueEntry:
+    found = None if spec.name in _USER_PROVIDED else spec.locate(location)
+    where = str(found[1]) if found else spec.hint
+    return CatalogueEntry(spec.name, spec.description, found is not None, where)
 
 
-def _in_parquet(*at: str) -> DiskFormat:
-    return DiskFormat(partial(parquet.locate_parquet, folders=at), parquet.parquet)
+def _parquet_format(*at: str) -> DiskFormat:
+    return DiskFormat(partial(parquet.locate_parquet, folders=at), parquet.scan_parquet)
 
 
-def _by_torchvision(kind: torchvision_sets.TorchvisionSet) -> DiskFormat:
-    return DiskFormat(kind.locate, kind.read)
+def _torchvision_format(dataset: torchvision_sets.TorchvisionSet) -> DiskFormat:
+    return DiskFormat(dataset.locate, dataset.scan)
 
 
-def _in_class_folders(column: str, *at: str) -> DiskFormat:
-    def locate(place: DataLocation) -> Path | None:
-        return next((path for path in place.candidates(*at) if path.is_dir()), None)
+def _image_folder_format(column: str, *at: str) -> DiskFormat:
+    def locate(location: DataLocation) -> Path | None:
+        return next((path for path in location.candidates(*at) if path.is_dir()), None)
 
-    return DiskFormat(locate, partial(folders.image_folder, column=column))
+    return DiskFormat(locate, partial(folders.scan_image_folder, column=column))
 
 
 _DOWNLOAD = (
@@ -185,24 +186,24 @@ _DIGITS = tuple("0123456789")
 _GENDER = ("male", "female")
 _RACE = ("White", "Black", "Asian", "Indian", "other")
 DISGUISED = "disguised"
-_OWN = ("image-folder", "parquet", DISGUISED)
+_USER_PROVIDED = ("image-folder", "parquet", DISGUISED)
 
 _ENTRIES: dict[str, DatasetSpec] = {
-    entry.name: entry
-    for entry in (
+    spec.name: spec
+    for spec in (
         DatasetSpec(
             name="digits",
             description="1,797 handwritten digits, 8×8 grey, shipped with scikit-learn",
-            how="Install scikit-learn",
-            forms=(DiskFormat(digits.locate, digits.read),),
+            hint="Install scikit-learn",
+            formats=(DiskFormat(digits.locate, digits.scan),),
             channels=1,
             class_names={"label": _DIGITS},
         ),
         DatasetSpec(
             name="mnist",
             description="70,000 handwritten digits, 28×28 grey",
-            how=_DOWNLOAD.format(files="MNIST/raw/*-ubyte", folder="mnist"),
-            forms=(_by_torchvision(torchvision_sets.MNIST), _in_parquet("mnist")),
+            hint=_DOWNLOAD.format(files="MNIST/raw/*-ubyte", folder="mnist"),
+            formats=(_torchvision_format(torchvision_sets.MNIST), _parquet_format("mnist")),
             channels=1,
             class_names={"label": _DIGITS},
             statistics=Statistics((0.1307,), (0.3081,)),
@@ -211,8 +212,11 @@ _ENTRIES: dict[str, DatasetSpec] = {
         DatasetSpec(
             name="fashion-mnist",
             description="70,000 pieces of clothing, 28×28 grey",
-            how=_DOWNLOAD.format(files="FashionMNIST/raw/*-ubyte", folder="fashion-mnist"),
-            forms=(_by_torchvision(torchvision_sets.FASHION_MNIST), _in_parquet("fashion-mnist")),
+            hint=_DOWNLOAD.format(files="FashionMNIST/raw/*-ubyte", folder="fashion-mnist"),
+            formats=(
+                _torchvision_format(torchvision_sets.FASHION_MNIST),
+                _parquet_format("fashion-mnist"),
+            ),
             channels=1,
             class_names={
                 "label": (
@@ -234,10 +238,10 @@ _ENTRIES: dict[str, DatasetSpec] = {
         DatasetSpec(
             name="cifar10",
             description="60,000 small photographs in 10 classes, 32×32 colour",
-            how=_DOWNLOAD.format(files="cifar-10-batches-py/", folder="cifar10"),
-            forms=(
-                _by_torchvision(torchvision_sets.CIFAR10),
-                _in_parquet("cifar10", "cifar10-jpeg"),
+            hint=_DOWNLOAD.format(files="cifar-10-batches-py/", folder="cifar10"),
+            formats=(
+                _torchvision_format(torchvision_sets.CIFAR10),
+                _parquet_format("cifar10", "cifar10-jpeg"),
             ),
             channels=3,
             class_names={
@@ -255,26 +259,26 @@ _ENTRIES: dict[str, DatasetSpec] = {
                 )
             },
             statistics=_CIFAR,
-            normalised=True,
+            normalise_by_default=True,
             download=torchvision_sets.CIFAR10.download,
         ),
         DatasetSpec(
             name="cifar100",
             description="60,000 small photographs in 100 classes, 32×32 colour",
-            how=_DOWNLOAD.format(files="cifar-100-python/", folder="cifar100"),
-            forms=(_by_torchvision(torchvision_sets.CIFAR100), _in_parquet("cifar100")),
+            hint=_DOWNLOAD.format(files="cifar-100-python/", folder="cifar100"),
+            formats=(_torchvision_format(torchvision_sets.CIFAR100), _parquet_format("cifar100")),
             channels=3,
             statistics=_CIFAR,
-            normalised=True,
+            normalise_by_default=True,
             download=torchvision_sets.CIFAR100.download,
         ),
         DatasetSpec(
             name="celeba",
             description="202,599 aligned celebrity faces, 40 attributes, resized to 64×64 colour",
-            how="Download it with `--set data.download=true` (needs the package gdown), or set "
+            hint="Download it with `--set data.download=true` (needs the package gdown), or set "
             "PUDICA_DATA or data.root to the folder that holds celeba/img_align_celeba/ and "
             "celeba/*.txt. For research only",
-            forms=(_by_torchvision(torchvision_sets.CELEBA),),
+            formats=(_torchvision_format(torchvision_sets.CELEBA),),
             label="Male",
             image_size=64,
             channels=3,
@@ -283,10 +287,10 @@ _ENTRIES: dict[str, DatasetSpec] = {
         DatasetSpec(
             name="lfw",
             description="13,233 faces of 5,749 people, resized to 64×64 colour",
-            how="Torchvision can no longer download it. Set PUDICA_DATA or data.root to the "
+            hint="Torchvision can no longer download it. Set PUDICA_DATA or data.root to the "
             "folder that holds lfw-py/ with lfw-funneled.tgz, its folder lfw_funneled/, "
             "people.txt and lfw-names.txt; or use name: image-folder on any copy of it",
-            forms=(_by_torchvision(torchvision_sets.LFW),),
+            formats=(_torchvision_format(torchvision_sets.LFW),),
             label="identity",
             image_size=64,
             channels=3,
@@ -294,12 +298,12 @@ _ENTRIES: dict[str, DatasetSpec] = {
         DatasetSpec(
             name="utkface",
             description="Some 20,000 faces with age, gender and race, colour",
-            how="Download it from https://susanqq.github.io/UTKFace (for research only) and set "
+            hint="Download it from https://susanqq.github.io/UTKFace (for research only) and set "
             "PUDICA_DATA or data.root to the folder that holds UTKFace/ with the images "
             "[age]_[gender]_[race]_[date].jpg, or parquet files in utkface/ or utkface-64/",
-            forms=(
-                DiskFormat(folders.locate_utkface, folders.utkface),
-                _in_parquet("utkface", "utkface-64"),
+            formats=(
+                DiskFormat(folders.locate_utkface, folders.scan_utkface),
+                _parquet_format("utkface", "utkface-64"),
             ),
             label="gender",
             channels=3,
@@ -308,10 +312,10 @@ _ENTRIES: dict[str, DatasetSpec] = {
         DatasetSpec(
             name="att-faces",
             description="AT&T (ORL) faces: 40 people × 10, resized to 64×64 grey",
-            how="Download the AT&T Database of Faces (for research only) and set PUDICA_DATA or "
+            hint="Download the AT&T Database of Faces (for research only) and set PUDICA_DATA or "
             "data.root to the folder that holds att-faces/s1/1.pgm …, or parquet files in "
             "att-faces/",
-            forms=(_in_parquet("att-faces"), _in_class_folders("identity", "att-faces")),
+            formats=(_parquet_format("att-faces"), _image_folder_format("identity", "att-faces")),
             label="identity",
             image_size=64,
             channels=1,
@@ -319,22 +323,22 @@ _ENTRIES: dict[str, DatasetSpec] = {
         DatasetSpec(
             name="image-folder",
             description="Your own images, in one folder a class",
-            how="Set data.path to a folder that holds CLASS/image, or train/CLASS/image and "
+            hint="Set data.path to a folder that holds CLASS/image, or train/CLASS/image and "
             "test/CLASS/image",
-            forms=(_in_class_folders("label", "."),),
+            formats=(_image_folder_format("label", "."),),
         ),
         DatasetSpec(
             name="parquet",
             description="Your own parquet files in the Hugging Face layout",
-            how="Set data.path to a parquet file, or to a folder that holds train*.parquet and, "
+            hint="Set data.path to a parquet file, or to a folder that holds train*.parquet and, "
             "if there are any, test*.parquet",
-            forms=(_in_parquet("."),),
+            formats=(_parquet_format("."),),
         ),
         DatasetSpec(
             name=DISGUISED,
             description="Images that their owner disguised with `pudica disguise`",
-            how="Set data.path to the folder that `pudica disguise` wrote",
-            forms=(DiskFormat(disguised.locate_disguised, disguised.disguised),),
+            hint="Set data.path to the folder that `pudica disguise` wrote",
+            formats=(DiskFormat(disguised.locate_disguised, disguised.scan_disguised),),
         ),
     )
 }

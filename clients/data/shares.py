@@ -1,4 +1,4 @@
-"""Which images of a data set are a node's own."""
+"""Which images of a data set belong to which node."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ Part = Literal["train", "validation", "test"]
 def select_node_images(
     data: Splits, part: Part, number: int, nodes: int, scheme: PartitionConfig | None, seed: int
 ) -> ImageSet:
-    """Return a node's share of one part.
+    """Select a node's share of one part of a data set.
 
     Parameters
     ----------
     data : Splits
     part : {"train", "validation", "test"}
-        Training images are divided by the scheme, the others evenly.
+        Training images are partitioned by the scheme, the others evenly.
     number, nodes : int
-        The node's number, and how many there are.
+        Index of the node, and number of nodes.
     scheme : PartitionConfig or None
-        Evenly at random, if nothing is said.
+        By default ``iid``.
     seed : int
         As of :func:`~pudica.clients.data.partition.partition`.
     """
@@ -44,12 +44,12 @@ def select_node_images(
 def partition_once(
     labels: NDArray[np.int64], nodes: int, scheme: PartitionConfig, seed: int
 ) -> list[NDArray[np.int64]]:
-    """Return what :func:`.partition` does, computed once per process."""
-    return _divided(labels.tobytes(), nodes, scheme, seed)
+    """Return the result of :func:`.partition`, computed once per process."""
+    return _partition_cached(labels.tobytes(), nodes, scheme, seed)
 
 
 @lru_cache(maxsize=2)
-def _divided(
+def _partition_cached(
     labels: bytes, nodes: int, scheme: PartitionConfig, seed: int
 ) -> list[NDArray[np.int64]]:
     return partition(np.frombuffer(labels, np.int64), nodes, scheme, seed)

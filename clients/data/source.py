@@ -1,4 +1,4 @@
-"""What a reader of some data format hands over."""
+"""The interface between the readers of data formats and the cache."""
 
 from __future__ import annotations
 
@@ -11,31 +11,31 @@ import pyarrow as pa
 
 from pudica.models.printable import escape_hidden
 
-#: An image before decoding: a file's bytes, a file, or an array of shape (H, W) or (H, W, 3).
+#: An image before decoding: encoded bytes, a file, or an array of shape (H, W) or (H, W, 3).
 RawImage = bytes | Path | np.ndarray
 
 
 @dataclass(frozen=True)
 class Content:
-    """A data set opened for reading: training rows first, then the rows of its own test split.
+    """A data set opened for reading: training rows first, then its own test split.
 
     Parameters
     ----------
     train, test : int
-        Number of rows; ``test`` is 0 where the set has no test split of its own.
+        Number of rows; ``test`` is 0 if the set has no test split of its own.
     columns : mapping of str to pyarrow array
-        Every column that can serve as a label (integers, strings, booleans), nulls kept.
+        Every column that can serve as a label (integers, strings, booleans), including nulls.
     segments : sequence of (str, int)
-        The files the rows come from, in order, each with its number of rows.
+        The files that the rows come from, in order, with their numbers of rows.
     images : iterable
-        The images in the order of the rows, read as they are asked for.
+        The images in the order of the rows, read lazily.
     class_names : mapping of str to list of str
-        The names of a column's classes 0, 1, 2, …, where the data say them.
+        Names of a column's classes 0, 1, 2, …, where the data declare them.
     unusable : mapping of str to str
-        Columns that cannot be a label, with their type.
+        Columns that cannot serve as a label, with their types.
     disguised : dict or None
-        For images that are disguised: what ``disguise.json`` says of them, which are read by
-        :func:`pudica.clients.data.disguised.copy_images` then.
+        For disguised images the content of ``disguise.json``; such images are read by
+        :func:`pudica.clients.data.disguised.copy_images`.
     """
 
     train: int
@@ -50,14 +50,14 @@ class Content:
 
 @dataclass(frozen=True)
 class Source:
-    """A data set that has been found but not read.
+    """A data set that has been located but not read.
 
     Parameters
     ----------
     kind : str
-        The reader. The same files read by another reader are other content.
+        The reader; part of the fingerprint, since readers may differ on the same files.
     base : Path
-        What the files' names are relative to.
+        Folder that the files' names are relative to.
     files : tuple of Path
         Every file that the content depends on.
     open : callable
@@ -75,7 +75,7 @@ class Source:
 
 
 def describe_origin(base: Path, segments: Sequence[tuple[str, int]], row: int) -> str:
-    """Say which file and which row of it (from 0) a row of the set comes from."""
+    """Describe which file a row of the set comes from, and its row (from 0) in that file."""
     start = 0
     for name, count in segments:
         if row < start + count:

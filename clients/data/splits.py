@@ -1,4 +1,4 @@
-"""A data set divided into training, validation and test."""
+"""A data set split into training, validation and test."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from pudica.clients.data.errors import DataError
 from pudica.clients.data.images import ImageSet
 from pudica.clients.data.labels import encode_labels
 from pudica.clients.data.places import DataLocation, data_root
-from pudica.clients.data.registry import DatasetSpec, find, lookup
+from pudica.clients.data.registry import DatasetSpec, find_source, lookup
 from pudica.clients.shields.disguises import Disguise, Key, Span
 from pudica.models.errors import RequestError
 from pudica.models.randomness import numpy_generator
 
 Rows = NDArray[np.int64]
 
-#: The fewest rows that can be divided 4:1:1.
+#: Minimum number of rows for a 4:1:1 split.
 MIN_ROWS = 6
 HASHED_AT_ONCE = 1024
 
 
 @dataclass(frozen=True)
 class Splits:
-    """A data set and its three parts, which share no row.
+    """A data set and its three disjoint parts.
 
     Parameters
     ----------
@@ -44,24 +44,24 @@ class Splits:
     num_classes : int
         Number of classes.
     shape : (int, int, int)
-        Of one image: channels, height, width.
-    content : str
-        Hexadecimal; the same exactly where files, image shape and label are.
+        Shape of an image: channels, height, width.
+    content_hash : str
+        Hexadecimal hash of the files, the image shape and the label column.
     key : str
-        The fingerprint of that key, empty if images are plain.
+        Fingerprint of the disguise's key; empty if images are plain.
     train, validation, test : ImageSet
         The parts.
     attributes : list of str
-        Names of the binary attributes, none unless they are asked for.
+        Names of the requested binary attributes.
     own_test : bool
-        Whether the test part is the set's own, which can be kept from others.
+        Whether the test part is the set's own test split, which can be kept from others.
     """
 
     name: str
     class_names: list[str]
     num_classes: int
     shape: tuple[int, int, int]
-    content: str
+    content_hash: str
     key: str
     train: ImageSet
     validation: ImageSet
@@ -71,9 +71,9 @@ class Splits:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hexadecimal; the same exactly where training and validation images are, and the key.
+        """Hexadecimal hash of the training and validation images, and the key.
 
-        Test images do not count: who takes part in a competition has none.
+        Test images are not included: participants of a competition have none.
         """
         digest = hashlib.blake2b(digest_size=16)
         for part in (self.train, self.validation):
@@ -81,18 +81,18 @@ class Splits:
                 rows = part.rows[start : start + HASHED_AT_ONCE]
                 digest.update(part.images[rows].tobytes())
             digest.update(part.labels.tobytes())
-        return _digest(digest.hexdigest(), self.shape, *self.class_names, self.key)
+        return _hash_parts(digest.hexdigest(), self.shape, *self.class_names, self.key)
 
 
 def load(config: DataConfig, seed: int) -> Splits:
-    """Return a data set, divided.
+    """Load a data set and split it.
 
-    The images are decoded on the first call and memory-mapped ever after.
+    Images are decoded on the first call and memory-mapped from then on.
 
     Parameters
     ----------
     config : DataConfig
-        Which set, and how.
+        The data set and its settings.
     seed : int
         The run's seed; the same seed gives the same parts on every machine.
 
@@ -101,28 +101,32 @@ def load(config: DataConfig, seed: int) -> Splits:
     DataError
         If the data are missing, broken, or do not fit the request.
     """
-    entry = lookup(config.name)
-    place = DataLocation(data_root(config.root), config.path.expanduser() if config.path else None)
-    source = find(entry, place, config.download)
-    stored = fetch_cached(source, config.image_size or entry.image_size, config.channels or entry.channels)
-    label = config.label or _usual_label(entry, stored)
-    names = entry.class_names.get(label) or stored.class_names.get(label)
+    spec = lookup(config.name)
+    location = DataLocation(
+        data_root(config.root), config.path.expanduser() if config.path else None
+    )
+    source = find_source(spec, location, config.download)
+    stored = fetch_cached(
+        source, config.image_size or spec.image_size, config.channels or spec.channels
+    )
+    label = config.label or _default_label(spec, stored)
+    names = spec.class_names.get(label) or stored.class_names.get(label)
     labels, class_names = encode_labels(stored, label, names)
-    attributes, attribute_names = _attributes(entry, stored, config)
-    own = _keeps_own_test(config, stored)
+    attributes, attribute_names = _load_attributes(spec, stored, config)
+    own = _keeps_test_split(config, stored)
     if own and names is None:
         _check_classes_known(labels, class_names, stored)
     generator = numpy_generator(seed, "split")
     if own:
-        divided = _own(stored, generator, config.split)
+        parts_by_name = _split_own(stored, generator, config.split)
     elif config.split == "9:1":
-        divided = _nine_one(stored, labels, generator)
+        parts_by_name = _split_9_1(stored, labels, generator)
     else:
-        divided = _four_one_one(stored, generator)
-    parts = _limited(divided, config.limit)
+        parts_by_name = _split_4_1_1(stored, generator)
+    parts = _apply_limit(parts_by_name, config.limit)
     _, channels, height, width = stored.images.shape
     shape = (channels, height + 2 * config.margin, width + 2 * config.margin)
-    key = _key(config, shape, seed)
+    key = _load_key(config, shape, seed)
     before = stored.disguised
     if before and key:
         raise DataError(
@@ -146,17 +150,17 @@ def load(config: DataConfig, seed: int) -> Splits:
         )
 
     plain = torch.zeros(channels, 1, 1), torch.ones(channels, 1, 1)
-    mean, std = _normalisation(entry, config, channels) or plain
+    mean, std = _published_statistics(spec, config, channels) or plain
     if config.uses_training_statistics:
         mean, std = part("train", *plain).statistics()
-    content = _digest(stored.fingerprint, stored.images.shape, label, *attribute_names)
+    content_hash = _hash_parts(stored.fingerprint, stored.images.shape, label, *attribute_names)
     fingerprint = key.fingerprint if key else before.key if before else ""
     return Splits(
         name=config.name,
         class_names=class_names,
         num_classes=len(class_names),
         shape=shape,
-        content=content,
+        content_hash=content_hash,
         key=fingerprint,
         train=part("train", mean, std),
         validation=part("validation", mean, std),
@@ -168,26 +172,26 @@ def load(config: DataConfig, seed: int) -> Splits:
 
 @lru_cache(maxsize=2)
 def load_once(config: str, seed: int) -> Splits:
-    """Return a data set that all nodes of one process share; the settings as JSON."""
+    """Load a data set that all nodes of a process share; ``config`` is the settings as JSON."""
     return load(DataConfig.model_validate_json(config), seed)
 
 
-def _attributes(
-    entry: DatasetSpec, stored: CachedDataset, config: DataConfig
+def _load_attributes(
+    spec: DatasetSpec, stored: CachedDataset, config: DataConfig
 ) -> tuple[NDArray[np.int64], list[str]]:
     if not config.attributes:
         return np.zeros((0, 0), np.int64), []
-    names = {**stored.class_names, **entry.class_names}
+    names = {**stored.class_names, **spec.class_names}
     return read_attributes(stored, config.attributes, names)
 
 
-def _usual_label(entry: DatasetSpec, stored: CachedDataset) -> str:
-    """Return the set's label column, or the only column that there is."""
+def _default_label(spec: DatasetSpec, stored: CachedDataset) -> str:
+    """Return the set's label column, or its only column."""
     columns = stored.columns.column_names
-    return columns[0] if entry.label not in columns and len(columns) == 1 else entry.label
+    return columns[0] if spec.label not in columns and len(columns) == 1 else spec.label
 
 
-def _key(config: DataConfig, shape: tuple[int, int, int], seed: int) -> Key | None:
+def _load_key(config: DataConfig, shape: tuple[int, int, int], seed: int) -> Key | None:
     if config.shield is None:
         return None
     if config.key is None:
@@ -198,23 +202,25 @@ def _key(config: DataConfig, shape: tuple[int, int, int], seed: int) -> Key | No
         raise DataError(f"data.key: {error}") from error
 
 
-def _digest(*parts: object) -> str:
+def _hash_parts(*parts: object) -> str:
     return hashlib.blake2b("\0".join(map(str, parts)).encode(), digest_size=16).hexdigest()
 
 
-def _normalisation(entry: DatasetSpec, config: DataConfig, channels: int) -> tuple[Tensor, Tensor] | None:
-    """Return the published mean and standard deviation, (C, 1, 1), if they are to be used."""
-    known = entry.statistics
-    # The statistics of a grey set hold for each of three equal channels, not the reverse.
+def _published_statistics(
+    spec: DatasetSpec, config: DataConfig, channels: int
+) -> tuple[Tensor, Tensor] | None:
+    """Return the published mean and standard deviation, (C, 1, 1), or None if not used."""
+    known = spec.statistics
+    # Statistics of a grey set hold for each of three equal channels, but not the reverse.
     fits = known is not None and len(known.mean) in (1, channels)
-    wanted = config.normalize or ("dataset" if entry.normalised and fits else "none")
+    wanted = config.normalize or ("dataset" if spec.normalise_by_default and fits else "none")
     if wanted != "dataset" or known is None:
         return None
     mean, std = (torch.tensor(values).expand(channels) for values in known)
     return mean.reshape(-1, 1, 1).clone(), std.reshape(-1, 1, 1).clone()
 
 
-def _keeps_own_test(config: DataConfig, stored: CachedDataset) -> bool:
+def _keeps_test_split(config: DataConfig, stored: CachedDataset) -> bool:
     if config.split in ("own", "train-test") and not stored.test:
         raise DataError(
             f"'{config.name}' has no test split of its own; allowed: split: '4:1:1' (the default)"
@@ -224,7 +230,9 @@ def _keeps_own_test(config: DataConfig, stored: CachedDataset) -> bool:
     )
 
 
-def _own(stored: CachedDataset, generator: np.random.Generator, split: str | None) -> Mapping[str, Rows]:
+def _split_own(
+    stored: CachedDataset, generator: np.random.Generator, split: str | None
+) -> Mapping[str, Rows]:
     test = np.arange(stored.train, stored.train + stored.test)
     if split == "public":
         test = test[:0]
@@ -238,7 +246,7 @@ def _own(stored: CachedDataset, generator: np.random.Generator, split: str | Non
     return {"train": pool[fifth:], "validation": pool[:fifth], "test": test}
 
 
-def _four_one_one(stored: CachedDataset, generator: np.random.Generator) -> Mapping[str, Rows]:
+def _split_4_1_1(stored: CachedDataset, generator: np.random.Generator) -> Mapping[str, Rows]:
     total = stored.train + stored.test
     if total < MIN_ROWS:
         raise DataError(f"{stored.base}: {total} images; 4:1:1 needs at least {MIN_ROWS}")
@@ -247,22 +255,24 @@ def _four_one_one(stored: CachedDataset, generator: np.random.Generator) -> Mapp
     return {"train": train, "validation": validation, "test": test}
 
 
-def _nine_one(stored: CachedDataset, labels: Rows, generator: np.random.Generator) -> Mapping[str, Rows]:
+def _split_9_1(
+    stored: CachedDataset, labels: Rows, generator: np.random.Generator
+) -> Mapping[str, Rows]:
     pool = generator.permutation(stored.train + stored.test)
-    test = [_tenth(pool[labels[pool] == label], stored) for label in np.unique(labels)]
+    test = [_take_tenth(pool[labels[pool] == label], stored) for label in np.unique(labels)]
     chosen = generator.permutation(np.concatenate(test))
     train = pool[~np.isin(pool, chosen)]
     return {"train": train, "validation": pool[:0], "test": chosen}
 
 
-def _tenth(rows: Rows, stored: CachedDataset) -> Rows:
+def _take_tenth(rows: Rows, stored: CachedDataset) -> Rows:
     if len(rows) < 2:
         raise DataError(f"{stored.base}: a class with a single image cannot be divided 9:1")
     return rows[: max(1, round(len(rows) / 10))]
 
 
 def _check_classes_known(labels: Rows, class_names: list[str], stored: CachedDataset) -> None:
-    """Refuse a test split with classes that nothing could be learnt of."""
+    """Refuse a test split with classes that do not occur in training."""
     ours, theirs = set(labels[: stored.train].tolist()), set(labels[stored.train :].tolist())
     if strange := sorted(theirs - ours):
         shown = ", ".join(class_names[index] for index in strange[:10])
@@ -273,13 +283,13 @@ def _check_classes_known(labels: Rows, class_names: list[str], stored: CachedDat
         )
 
 
-def _limited(parts: Mapping[str, Rows], limit: int | None) -> Mapping[str, Rows]:
-    """Scale the parts together until training has at most ``limit`` rows."""
+def _apply_limit(parts: Mapping[str, Rows], limit: int | None) -> Mapping[str, Rows]:
+    """Shrink all parts in proportion so that training has at most ``limit`` rows."""
     share = min(1.0, (limit or np.inf) / len(parts["train"]))
     sizes = {name: max(min(1, len(rows)), round(len(rows) * share)) for name, rows in parts.items()}
-    return {name: _thinned(rows, sizes[name]) for name, rows in parts.items()}
+    return {name: _thin(rows, sizes[name]) for name, rows in parts.items()}
 
 
-def _thinned(rows: Rows, count: int) -> Rows:
-    """Return ``count`` rows at even distances: a test split may be sorted by class."""
+def _thin(rows: Rows, count: int) -> Rows:
+    """Return ``count`` evenly spaced rows: a test split may be sorted by class."""
     return rows[np.arange(count) * len(rows) // count]

@@ -1,4 +1,4 @@
-"""Sets that torchvision knows how to download and read."""
+"""Data sets that torchvision can download and read."""
 
 from __future__ import annotations
 
@@ -22,29 +22,29 @@ _IDX_FILES = (*_IDX, *(name.replace("train", "t10k") for name in _IDX))
 
 @dataclass(frozen=True)
 class TorchvisionSet:
-    """One of torchvision's sets, as it lies on disk.
+    """One of torchvision's data sets on disk.
 
     Parameters
     ----------
     class_name : str
         The name in ``torchvision.datasets``.
     files : tuple of str
-        The files and folders, below the root, without which the set is not there.
+        Required files and folders, relative to the root.
     open : callable
-        Reads the set below a root.
+        Reads the set from a root folder.
     """
 
     class_name: str
     files: tuple[str, ...]
     open: Callable[[Path], Content]
 
-    def locate(self, place: DataLocation) -> Path | None:
-        """Return torchvision's root if every file of the set is below it."""
-        (root,) = place.candidates(".")
+    def locate(self, location: DataLocation) -> Path | None:
+        """Return torchvision's root folder if it contains all files of the set."""
+        (root,) = location.candidates(".")
         return root if all((root / file).exists() for file in self.files) else None
 
-    def read(self, root: Path) -> Source:
-        """Return the source below torchvision's root."""
+    def scan(self, root: Path) -> Source:
+        """Return the set in torchvision's root folder as a source."""
         paths = [root / file for file in self.files]
         files = tuple(
             chain.from_iterable(walk_files(path) if path.is_dir() else [path] for path in paths)
@@ -52,12 +52,12 @@ class TorchvisionSet:
         return Source(self.class_name, root, files, partial(self.open, root))
 
     def download(self, root: Path) -> None:
-        """Download the set below a root.
+        """Download the set to a root folder.
 
         Raises
         ------
         DataError
-            If it fails.
+            If the download fails.
         """
         _construct(self.class_name, root, download=True)
 
@@ -67,7 +67,7 @@ def _construct(class_name: str, root: Path, **options: Any) -> Any:
 
     try:
         return getattr(torchvision.datasets, class_name)(root, **options)
-    except Exception as error:  # network, archive and format errors are of many types
+    except Exception as error:  # network, archive and format errors have many types
         action = "download" if options.get("download") else "read"
         raise DataError(
             f"torchvision could not {action} {class_name} below {root}: {error}"
@@ -75,8 +75,8 @@ def _construct(class_name: str, root: Path, **options: Any) -> Any:
 
 
 def _open_arrays(class_name: str, root: Path) -> Content:
-    # For CIFAR torchvision unpickles, which runs whatever the file says: acceptable only
-    # because its loader first compares every file with the official MD5 sums.
+    # Torchvision unpickles CIFAR, which can execute arbitrary code: acceptable only because its
+    # loader first compares every file with the official MD5 sums.
     parts = [_construct(class_name, root, train=train) for train in (True, False)]
     images = [np.asarray(part.data) for part in parts]
     labels = [np.asarray(part.targets, dtype=np.int64) for part in parts]
@@ -103,40 +103,42 @@ def _open_celeba(root: Path) -> Content:
         test=len(parts[2]),
         columns={**columns, "identity": pa.array(identities)},
         segments=[(name, 1) for name in names],
-        images=_below(root, names),
+        images=_join_paths(root, names),
         class_names={name: ["no", "yes"] for name in attributes},
     )
 
 
 def _open_lfw(root: Path) -> Content:
-    # The ten folds hold everybody; the "train" and "test" lists are for verifying pairs and
-    # share no person, so they are no split for telling people apart.
+    # The ten folds contain everybody; the "train" and "test" lists are for pair verification and
+    # have no person in common, so they are no split for identification.
     people = _construct("LFWPeople", root, split="10fold", image_set="funneled")
     by_index = {index: name for name, index in people.class_to_idx.items()}
     columns = {"identity": pa.array([by_index[target] for target in people.targets])}
     names = [Path(file).relative_to(root).as_posix() for file in people.data]
     segments = [(name, 1) for name in names]
-    return Content(len(names), 0, columns, segments, _below(root, names))
+    return Content(len(names), 0, columns, segments, _join_paths(root, names))
 
 
-def _below(root: Path, names: list[str]) -> Iterator[RawImage]:
+def _join_paths(root: Path, names: list[str]) -> Iterator[RawImage]:
     return (root / name for name in names)
 
 
-def _arrays(class_name: str, files: tuple[str, ...]) -> TorchvisionSet:
+def _array_dataset(class_name: str, files: tuple[str, ...]) -> TorchvisionSet:
     return TorchvisionSet(class_name, files, partial(_open_arrays, class_name))
 
 
-MNIST = _arrays("MNIST", tuple(f"MNIST/raw/{name}" for name in _IDX_FILES))
-FASHION_MNIST = _arrays("FashionMNIST", tuple(f"FashionMNIST/raw/{name}" for name in _IDX_FILES))
-CIFAR10 = _arrays(
+MNIST = _array_dataset("MNIST", tuple(f"MNIST/raw/{name}" for name in _IDX_FILES))
+FASHION_MNIST = _array_dataset(
+    "FashionMNIST", tuple(f"FashionMNIST/raw/{name}" for name in _IDX_FILES)
+)
+CIFAR10 = _array_dataset(
     "CIFAR10",
     tuple(
         f"cifar-10-batches-py/{name}"
         for name in (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch", "batches.meta")
     ),
 )
-CIFAR100 = _arrays(
+CIFAR100 = _array_dataset(
     "CIFAR100", tuple(f"cifar-100-python/{name}" for name in ("train", "test", "meta"))
 )
 CELEBA = TorchvisionSet(

@@ -1,7 +1,7 @@
-"""What stands between private data and the wire, one file a family.
+"""Shields protect private data before it is sent; one file per family.
 
-A *mechanism* has a differential-privacy guarantee, an *obfuscation* has none. Both are a
-:class:`Shield`.
+A *mechanism* has a differential-privacy guarantee, an *obfuscation* has none. Both are subclasses
+of :class:`Shield`.
 """
 
 from __future__ import annotations
@@ -61,18 +61,18 @@ SHIELDS: dict[str, tuple[type[ShieldConfig], type[Shield]]] = {
     "norm-gaussian": (NormGaussianConfig, NormGaussian),
     "pixel-laplace": (PixelLaplaceConfig, PixelLaplace),
 }
-"""Settings and shield of each name."""
+"""The settings class and the shield class for each name."""
 RECORD_LEVEL = ("clip-gaussian", "clip-laplace")
-"""Shields whose ε is that of a whole example, and holds."""
+"""Shields whose ε holds for a whole example."""
 
 
 def parse_config(values: Any) -> ShieldConfig:
-    """Return the settings that a mapping with the shield's ``name`` holds.
+    """Parse the settings of a shield from a mapping that has its ``name``.
 
     Raises
     ------
     ValueError
-        If there is no such shield, or (a pydantic ValidationError) a setting is wrong.
+        If there is no such shield, or a setting is wrong (a pydantic ValidationError).
     """
     if isinstance(values, ShieldConfig):
         return values
@@ -85,12 +85,12 @@ def parse_config(values: Any) -> ShieldConfig:
 
 
 def validate_settings(values: Mapping[str, Any]) -> None:
-    """See whether there is a shield with these settings, of which some may be missing.
+    """Check that a shield has these settings; some may be missing.
 
     Raises
     ------
     ValueError
-        If there is none.
+        If there is no such shield or setting.
     """
     name = values.get("name")
     if name not in SHIELDS:
@@ -102,26 +102,26 @@ def validate_settings(values: Mapping[str, Any]) -> None:
 
 
 def protect_without_noise(shield: Shield, tensor: torch.Tensor) -> torch.Tensor:
-    """Return what :meth:`Shield.protect` would, but for the noise; to measure what noise costs."""
+    """Apply :meth:`Shield.protect` without the noise, to measure what the noise costs."""
     return (
         shield.bounded(shield.validate_input(tensor)) if isinstance(shield, Mechanism) else tensor
     )
 
 
 def build(config: ShieldConfig, shape: Shape, batch: int) -> Shield:
-    """Return the shield of some settings.
+    """Build a shield from its settings.
 
     Parameters
     ----------
     shape : tuple of int
-        Of one example where the shield stands.
+        Shape of one example that the shield receives.
     batch : int
-        The most examples that are protected together.
+        The maximum number of examples protected together.
 
     Raises
     ------
     RequestError
-        If the shield does not fit them.
+        If the shield does not fit this shape or batch.
     """
     try:
         return SHIELDS[config.name][1](config, shape, batch)

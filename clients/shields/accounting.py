@@ -1,9 +1,9 @@
-"""What many releases of the same record add up to, and the noise that keeps within a budget.
+"""Compose many releases of the same record, and calibrate noise to a budget.
 
-Neighbours are of the same size, one of them has a record replaced, and the mechanisms'
-sensitivities count both the record that goes and the one that comes. So the distance is never
-doubled here: where dp-accounting asks for a relation, Gaussian noise is that of REPLACE_SPECIAL,
-because its REPLACE_ONE doubles the distance in privacy loss distributions (though not in RDP).
+Neighbours have the same size; one of them has a record replaced. The mechanisms' sensitivities
+count both the old record and the new one, so the distance is never doubled here. Where
+dp-accounting asks for a relation, Gaussian noise uses REPLACE_SPECIAL, because its REPLACE_ONE
+doubles the distance in privacy loss distributions (though not in RDP).
 """
 
 from __future__ import annotations
@@ -22,32 +22,32 @@ from pudica.clients.shields.grid import delta_within_slack, slack
 from pudica.models.errors import RequestError
 
 LARGEST = 50.0
-"""Beyond this ε of its own, a part is only added up.
+"""A release with a larger ε is only added up.
 
-Randomised response then lies once in 10²¹ releases, so composition does not do better than the
+Beyond it randomised response lies once in 10²¹ releases, so composition is no better than the
 sum; and a grid over such losses needs millions of points, and overflows (e^ε) from 709 on.
 """
 POINTS = 100_000
-"""Of the grid of privacy losses: what bounds memory and time."""
+"""Points of the grid of privacy losses; it bounds memory and time."""
 ROUNDING = 1e-12
-"""Of δ, left to the rounding of the Fourier transforms that convolve privacy losses."""
+"""The part of δ reserved for rounding errors of the Fourier transforms that convolve losses."""
 GAIN = 1e-4
-"""A δ > 0 is worth a smaller ε only if that is smaller by this part."""
+"""A δ > 0 is spent only if it makes ε smaller by this share."""
 PRECISION = 1e-9
-"""Of an ε that is searched for; it is rounded up by twice that."""
+"""Precision of a search for ε; the result is rounded up by twice that."""
 TOLERANCE = 1e-6
-"""How far below the budget a calibration may end."""
+"""How far below the budget a calibration may end, as a share."""
 
 
 class Cost(NamedTuple):
-    """What one release tells of a record.
+    """The privacy cost of one release for a record.
 
     Attributes
     ----------
     kind : {"gaussian", "laplace"} or None
-        The noise; None: it has no guarantee.
+        The noise; None if there is no guarantee.
     ratio : float
-        Sensitivity over the noise's scale: the ε, of Laplace noise.
+        Sensitivity over the noise's scale; for Laplace noise this is ε.
     """
 
     kind: NoiseKind | None
@@ -55,7 +55,7 @@ class Cost(NamedTuple):
 
     @classmethod
     def of(cls, mechanism: Mechanism) -> Cost:
-        """Return what one release by a mechanism tells."""
+        """Return the cost of one release by a mechanism."""
         if _missing_guarantee(mechanism):
             return cls(None)
         ratio = (mechanism.sensitivity or 0.0) / mechanism.scale
@@ -66,20 +66,21 @@ class Cost(NamedTuple):
 
 TOO_MANY = "so many releases on a grid that their discrete noise is not accounted for any more"
 PureReleases = tuple[float, int]
-"""The ε of one release that is ε-differentially private, and how many there are of it."""
+"""The ε of an ε-differentially private release, and the number of such releases."""
 
 
 class ReleaseTotals(NamedTuple):
-    """Releases of one record, all together.
+    """All releases of one record, summed up.
 
     Attributes
     ----------
     ratio : float
-        Sensitivity over σ of one Gaussian release that tells as much as all of them; 0: none.
-    pure : list of Pure
+        Sensitivity over σ of the one Gaussian release that reveals as much as all of them; 0 if
+        there are none.
+    pure : list of PureReleases
         The releases with Laplace noise.
     gaussians : int
-        How many Gaussian releases there are.
+        The number of Gaussian releases.
     """
 
     ratio: float
@@ -88,12 +89,12 @@ class ReleaseTotals(NamedTuple):
 
 
 def compose_repeated(mechanism: Mechanism, count: int, delta: float) -> Guarantee:
-    """Return what holds for a record that is released several times; see :func:`compose_releases`.
+    """Return the guarantee of a record released ``count`` times; see :func:`compose_releases`.
 
     Parameters
     ----------
     mechanism : Mechanism
-        In the mode in which it releases: statistics of batch normalisation bound nothing.
+        In the mode in which it releases: running statistics of batch norm bound nothing.
     count : int
         Releases of one record.
     delta : float
@@ -103,37 +104,36 @@ def compose_repeated(mechanism: Mechanism, count: int, delta: float) -> Guarante
 
 
 def compose_releases(releases: Sequence[tuple[Mechanism, int]], delta: float) -> Guarantee:
-    """Return what holds for a record that several mechanisms release, each so many times.
+    """Return the guarantee of a record released by several mechanisms, each ``count`` times.
 
-    Gaussian releases together tell what a single one does whose squared ratio of sensitivity
-    and σ is the sum of theirs (Dong, Roth and Su 2019, Corollary 3.3), of which ε is known
-    exactly; to it comes by how much discrete noise differs
-    (:func:`pudica.clients.shields.grid.slack`).
-    The ε of Laplace releases add up; for δ > 0 there is less: no ε-private release tells more
-    than randomised response (Kairouz, Oh and Viswanath 2015), whose privacy loss distributions
-    are composed. All of it holds if a release depends on the ones before.
+    Gaussian releases together reveal as much as a single one whose squared ratio of sensitivity
+    and σ is the sum of theirs (Dong, Roth and Su 2019, Corollary 3.3). Its ε is known exactly;
+    the difference to discrete noise (:func:`pudica.clients.shields.grid.slack`) is added.
+    The ε of Laplace releases add up. For δ > 0 the total is smaller: no ε-private release reveals
+    more than randomised response (Kairouz, Oh and Viswanath 2015), whose privacy loss
+    distributions are composed. All of this holds for adaptive releases.
 
     Parameters
     ----------
     releases : sequence of (Mechanism, int)
     delta : float
-        One for all of them, whatever their own is.
+        The δ of all releases together, whatever their own.
 
     Returns
     -------
     Guarantee
         ``epsilon`` is None if that of any release is; the reasons are then theirs. δ is 0
-        where it buys nothing.
+        if it does not lower ε.
 
     Raises
     ------
     RequestError
         For a count below 1, or a δ that is not between 0 and 1.
     """
-    without = [g for mechanism, _ in releases if (g := _missing_guarantee(mechanism))]
-    if without:
+    unprotected = [g for mechanism, _ in releases if (g := _missing_guarantee(mechanism))]
+    if unprotected:
         _validate_budget(delta, (count for _, count in releases))
-        return Guarantee("record", None, reasons=_unique_reasons(g.reasons for g in without))
+        return Guarantee("record", None, reasons=_unique_reasons(g.reasons for g in unprotected))
     reasons = _unique_reasons(mechanism.assumptions() for mechanism, _ in releases)
     epsilon, delta = compose_costs(
         [(Cost.of(mechanism), count) for mechanism, count in releases], delta
@@ -144,12 +144,12 @@ def compose_releases(releases: Sequence[tuple[Mechanism, int]], delta: float) ->
 
 
 def compose_costs(costs: Iterable[tuple[Cost, int]], delta: float) -> tuple[float, float]:
-    """Return (ε, δ) of releases that cost so much, each so many times; see :func:`compose_releases`.
+    """Return (ε, δ) of releases with these costs and counts; see :func:`compose_releases`.
 
     Returns
     -------
     (float, float)
-        ε is infinite if one of them has no guarantee. δ is 0 where it buys nothing.
+        ε is infinite if a release has no guarantee. δ is 0 if it does not lower ε.
     """
     costs = list(costs)
     _validate_budget(delta, (count for _, count in costs))
@@ -164,9 +164,9 @@ def compose_costs(costs: Iterable[tuple[Cost, int]], delta: float) -> tuple[floa
 
 
 def compose_rdp(releases: Sequence[tuple[Mechanism, int]], delta: float) -> float | None:
-    """Return the ε of :func:`compose_releases` by Rényi differential privacy: a looser, second opinion.
+    """Return the ε of :func:`compose_releases` by Rényi DP, a looser second opinion.
 
-    None where there is none.
+    None if there is no finite ε.
     """
     _validate_budget(delta, (count for _, count in releases))
     if any(_missing_guarantee(mechanism) for mechanism, _ in releases):
@@ -179,31 +179,31 @@ def compose_rdp(releases: Sequence[tuple[Mechanism, int]], delta: float) -> floa
 def calibrate(
     config: ShieldConfig, epsilon: float, delta: float, count: int, shape: Shape, batch: int
 ) -> ShieldConfig:
-    """Return a shield's settings for which so many releases of a record keep within a budget.
+    """Return a shield's settings for which ``count`` releases of a record keep within a budget.
 
     Parameters
     ----------
     config : ShieldConfig
-        Of clip-gaussian or clip-laplace; its own ε and δ do not matter.
+        Settings of clip-gaussian or clip-laplace; their ε and δ are ignored.
     epsilon, delta : float
-        What all releases of a record together may spend.
+        The budget of all releases of a record together.
     count : int
         Releases of one record.
     shape : tuple of int
-        Of one example.
+        Shape of one example.
     batch : int
-        The most examples that are protected together.
+        The maximum number of examples protected together.
 
     Returns
     -------
     ShieldConfig
-        With the ε, and the δ if it has one, of a single release. :func:`compose_repeated` of it is
+        With the ε (and δ, if it has one) of a single release. Its :func:`compose_repeated` is
         never above the budget, and less than a thousandth below.
 
     Raises
     ------
     RequestError
-        For a budget that is none, or a shield whose noise is not meant for a record.
+        For an invalid budget, or a shield whose noise is not calibrated to a record.
     """
     if config.name not in RECORD_LEVEL:
         raise RequestError(
@@ -216,19 +216,20 @@ def calibrate(
     if hasattr(config, "delta"):
         return config.model_copy(update=_gaussian_budget(epsilon, delta, count))
 
-    def spent(single: float) -> float:
+    def total_epsilon(single: float) -> float:
         shield = build(config.model_copy(update={"epsilon": single}), shape, batch)
         assert isinstance(shield, Mechanism)
         return compose_repeated(shield, count, delta).epsilon or 0.0
 
-    return config.model_copy(update={"epsilon": _find_largest_epsilon(spent, epsilon, count)})
+    single = _find_largest_epsilon(total_epsilon, epsilon, count)
+    return config.model_copy(update={"epsilon": single})
 
 
 def _gaussian_budget(epsilon: float, delta: float, count: int) -> dict[str, float]:
     """Return ε and δ of a release with √count times the σ that a single one would need.
 
-    Any point of that σ's curve of (ε, δ) would do. At δ/count there always is an ε above 0;
-    at δ there may be none.
+    Any point on that σ's (ε, δ) curve would do. At δ/count there is always an ε above 0; at δ
+    there may be none.
     """
     try:
         sigma = discrete_sigma(epsilon * (1 - TOLERANCE), delta, count)
@@ -237,15 +238,17 @@ def _gaussian_budget(epsilon: float, delta: float, count: int) -> dict[str, floa
     return {"epsilon": discrete_epsilon(sigma, delta / count), "delta": delta / count}
 
 
-def _find_largest_epsilon(spent: Callable[[float], float], budget: float, count: int) -> float:
-    """Return the largest ε of a release with which all of them keep within the budget."""
+def _find_largest_epsilon(
+    total_epsilon: Callable[[float], float], budget: float, count: int
+) -> float:
+    """Return the largest ε of a release for which all of them keep within the budget."""
     low = budget / count * (1 - TOLERANCE)
     high = 2 * low
-    while spent(high) <= budget:
+    while total_epsilon(high) <= budget:
         low, high = high, 2 * high
     while high - low > TOLERANCE * low:
         middle = (low + high) / 2
-        low, high = (middle, high) if spent(middle) <= budget else (low, middle)
+        low, high = (middle, high) if total_epsilon(middle) <= budget else (low, middle)
     return low
 
 
@@ -257,9 +260,9 @@ def _validate_budget(delta: float, counts: Iterable[int]) -> None:
 
 
 def _missing_guarantee(mechanism: Mechanism) -> Guarantee | None:
-    """Return why a release has no finite ε, if so."""
-    held = mechanism.guarantee()
-    return held if held.epsilon is None else None
+    """Return the guarantee of a mechanism without a finite ε; None if its ε is finite."""
+    guarantee = mechanism.guarantee()
+    return guarantee if guarantee.epsilon is None else None
 
 
 def _sum_releases(costs: Iterable[tuple[Cost, int]]) -> ReleaseTotals:
@@ -274,7 +277,7 @@ def _sum_releases(costs: Iterable[tuple[Cost, int]]) -> ReleaseTotals:
 
 
 def _add_epsilons(parts: ReleaseTotals, delta: float) -> float:
-    """Return the sum of all ε, with all of δ for the Gaussian one."""
+    """Return the sum of all ε, with δ spent on the Gaussian releases alone."""
     return _gaussian_epsilon(parts, delta) + _pure_epsilon(parts.pure)
 
 
@@ -289,23 +292,23 @@ def _pure_epsilon(pure: Iterable[PureReleases]) -> float:
 def _compose_by_rdp(parts: ReleaseTotals, delta: float) -> float:
     import dp_accounting
 
-    # The relation of randomised response; Gaussian noise is not doubled by it here.
+    # This relation is for randomised response; in RDP it does not double the Gaussian distance.
     accountant = dp_accounting.rdp.RdpAccountant(
         neighboring_relation=dp_accounting.NeighboringRelation.REPLACE_ONE
     )
     if parts.ratio:
         accountant.compose(dp_accounting.GaussianDpEvent(1 / parts.ratio))
     for epsilon, count in parts.pure:
-        wrong = math.exp(-epsilon) / (1 + math.exp(-epsilon))
-        accountant.compose(dp_accounting.RandomizedResponseDpEvent(2 * wrong, 2), count)
+        lie = math.exp(-epsilon) / (1 + math.exp(-epsilon))
+        accountant.compose(dp_accounting.RandomizedResponseDpEvent(2 * lie, 2), count)
     return float(accountant.get_epsilon(delta))
 
 
 def _compose_by_pld(parts: ReleaseTotals, delta: float) -> float:
     """Return ε by composing privacy loss distributions; infinity where that gains nothing."""
-    own = [_gaussian_epsilon(parts, delta), *(epsilon for epsilon, _ in parts.pure)]
-    alone = not parts.ratio and sum(count for _, count in parts.pure) == 1
-    if not parts.pure or alone or max(own) > LARGEST:
+    epsilons = [_gaussian_epsilon(parts, delta), *(epsilon for epsilon, _ in parts.pure)]
+    is_single = not parts.ratio and sum(count for _, count in parts.pure) == 1
+    if not parts.pure or is_single or max(epsilons) > LARGEST:
         return math.inf
     total, *others = _build_loss_distributions(parts)
     for other in others:
@@ -316,10 +319,10 @@ def _compose_by_pld(parts: ReleaseTotals, delta: float) -> float:
 
 
 def _find_smallest_epsilon(losses: Any, delta: float, most: float) -> float:
-    """Return the least ε for a δ; infinity if that is above ``most``.
+    """Return the smallest ε for a δ; infinity if it is above ``most``.
 
-    The distributions' own search is not used: it takes e^−ε for a number, which it is not to
-    full precision from ε = 700 on.
+    The distributions' own search is not used: it computes e^−ε, which loses precision from
+    ε = 700 on.
     """
 
     def above(epsilon: float) -> float:
@@ -334,13 +337,13 @@ def _find_smallest_epsilon(losses: Any, delta: float, most: float) -> float:
 
 
 def _build_loss_distributions(parts: ReleaseTotals) -> list[Any]:
-    # Not by dp-accounting's PLDAccountant: it takes randomised response once, whatever the
-    # count (0.6.0), and knows no ε-private mechanism in general.
+    # Not by dp-accounting's PLDAccountant: it composes randomised response once, whatever the
+    # count (0.6.0), and does not support ε-private mechanisms in general.
     from dp_accounting import NeighboringRelation
     from dp_accounting.pld import common, privacy_loss_distribution
 
     step = _choose_loss_interval(parts)
-    found = [
+    distributions = [
         privacy_loss_distribution.from_privacy_parameters(
             common.DifferentialPrivacyParameters(epsilon), value_discretization_interval=step
         ).self_compose(count)
@@ -352,20 +355,20 @@ def _build_loss_distributions(parts: ReleaseTotals) -> list[Any]:
             value_discretization_interval=step,
             neighboring_relation=NeighboringRelation.REPLACE_SPECIAL,
         )
-        found.append(gaussian)
-    return found
+        distributions.append(gaussian)
+    return distributions
 
 
 def _choose_loss_interval(parts: ReleaseTotals) -> float:
-    """Return the distance of privacy losses on the grid; rounding up to it is pessimistic.
+    """Return the step of the grid of privacy losses; rounding up to it is pessimistic.
 
-    Randomised response of one ε has the losses ±ε only, so its sums lie on a grid of ε. Other
-    grids are as fine as :data:`POINTS` allow, and have the largest ε on them.
+    Randomised response with a single ε has only the losses ±ε, so their sums lie on a grid of ε.
+    Other grids are as fine as :data:`POINTS` allows, and contain the largest ε.
     """
     largest = max(epsilon for epsilon, _ in parts.pure)
     if not parts.ratio and all(epsilon == largest for epsilon, _ in parts.pure):
         return largest
-    # Losses of Gaussian noise are cut off ten standard deviations from their mean.
+    # Losses of Gaussian noise are truncated ten standard deviations from their mean.
     finest = (20 * parts.ratio + 2 * _pure_epsilon(parts.pure)) / POINTS
     return largest / (largest // finest) if largest > finest else finest
 

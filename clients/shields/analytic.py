@@ -1,4 +1,4 @@
-"""How Gaussian noise is calibrated: the exact (ε, δ) of the mechanism (Balle and Wang 2018)."""
+"""Calibrate Gaussian noise by the mechanism's exact (ε, δ) (Balle and Wang 2018)."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import numpy as np
 from pudica.clients.shields.grid import delta_within_slack, slack
 
 MAX_SLACK = 1.0
-"""What is proven of it holds up to here; it takes a hundred million releases to get there."""
+"""The proof of :func:`.grid.slack` holds up to here, which takes a hundred million releases."""
 
 
 @cache
 def analytic_sigma(epsilon: float, delta: float) -> float:
-    """Return the least σ of Gaussian noise on a sensitivity of 1."""
+    """Return the smallest σ of Gaussian noise that gives (ε, δ) for a sensitivity of 1."""
     # Imported late: it takes a second, which only its users should pay.
     from dp_accounting import get_sigma_gaussian
 
@@ -24,21 +24,21 @@ def analytic_sigma(epsilon: float, delta: float) -> float:
 
 @cache
 def analytic_epsilon(sigma: float, delta: float) -> float:
-    """Return the ε of Gaussian noise of σ on a sensitivity of 1."""
+    """Return the ε of Gaussian noise with this σ for a sensitivity of 1."""
     from dp_accounting import get_epsilon_gaussian
 
-    # It looks for an ε from above, where δ is 0 and its logarithm is rightly minus infinity.
+    # The search for ε starts from above, where δ is 0 and its logarithm rightly minus infinity.
     with np.errstate(divide="ignore"):
         return float(get_epsilon_gaussian(sigma, delta))
 
 
 def discrete_sigma(epsilon: float, delta: float, count: int = 1) -> float:
-    """Return the least σ with which so many discrete releases of sensitivity 1 keep (ε, δ).
+    """Return the smallest σ for which ``count`` discrete releases of sensitivity 1 keep (ε, δ).
 
     Raises
     ------
     ValueError
-        If ε is so small that it is all needed for what discrete noise differs.
+        If ε is too small to cover the difference between discrete and continuous noise.
     """
     extra = slack(count, epsilon, delta)
     if extra > min(epsilon / 2, MAX_SLACK):
@@ -47,12 +47,14 @@ def discrete_sigma(epsilon: float, delta: float, count: int = 1) -> float:
 
 
 def discrete_epsilon(sigma: float, delta: float, count: int = 1) -> float:
-    """Return the ε of discrete Gaussian noise that tells as much as one of σ on a sensitivity of 1.
+    """Return the ε of discrete Gaussian releases that reveal as much as one with this σ.
 
     Parameters
     ----------
+    sigma : float
+        For a sensitivity of 1.
     count : int
-        Of how many releases it is.
+        The number of releases.
     """
     extra = slack(count, analytic_epsilon(sigma, delta), delta)
     if extra > MAX_SLACK:

@@ -1,4 +1,4 @@
-"""What every shield is, and what it may say of itself."""
+"""The interface of all shields, and the guarantees they state."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from pudica.models.randomness import Randomness
 
 Shape = tuple[int, ...]
 
-# Of what a float32 keeps of a number.
+# A factor below 1 by more than float32's rounding error.
 JUST_BELOW = 1 - 1e-6
 ASSUMPTIONS = ("the front is public or frozen: a trained one tells of its data by other ways",)
-"""What every guarantee for a record rests on."""
+"""Assumptions of every guarantee for a record."""
 FLOATING_POINT_NOISE = "noise in floating point names its record by its last bits"
-"""Why a mechanism promises nothing that does not release integers."""
+"""Why a mechanism that releases floats has no guarantee."""
 
 
 class ShieldConfig(BaseModel):
-    """The settings of a shield; ``name`` says of which."""
+    """The settings of a shield; ``name`` selects it."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -37,19 +37,19 @@ class ShieldConfig(BaseModel):
 
 @dataclass(frozen=True)
 class Guarantee:
-    """What differential privacy says of one release.
+    """The differential privacy of one release.
 
     Attributes
     ----------
     unit : {"element", "record"}
-        What two neighbours differ in: one entry of one activation, or a whole example.
+        What neighbours differ in: one entry of one activation, or a whole example.
     epsilon : float or None
-        None: there is no finite ε.
+        None if there is no finite ε.
     delta : float
     reasons : tuple of str
-        What it rests on, or why there is none.
+        Assumptions of the guarantee, or why there is none.
     relation : str
-        Neighbours are of the same size, one of them has the unit replaced.
+        Neighbours have the same size; one of them has the unit replaced.
     """
 
     unit: Literal["element", "record"]
@@ -68,19 +68,19 @@ class Guarantee:
 
 NOT_FINITE = "holds NaN or infinity"
 NO_NOISE = Guarantee("record", None, reasons=("no noise",))
-"""What a shield without noise says of itself."""
+"""The guarantee of a shield without noise."""
 
 
 class Shield(nn.Module, ABC):
-    """Anything that is applied to a tensor before it leaves its owner.
+    """Protects a tensor before it leaves its owner.
 
     Parameters
     ----------
     config : ShieldConfig
     shape : tuple of int
-        Of one example.
+        Shape of one example.
     batch : int
-        The most examples that are protected together.
+        The maximum number of examples protected together.
     """
 
     def __init__(self, config: Any, shape: Shape, batch: int) -> None:
@@ -91,9 +91,9 @@ class Shield(nn.Module, ABC):
 
     @abstractmethod
     def protect(self, tensor: torch.Tensor, randomness: Randomness) -> tuple[torch.Tensor, Any]:
-        """Return what may leave, and the secret that :meth:`restore` needs.
+        """Return the protected tensor, and the secret that :meth:`restore` needs.
 
-        Gradients flow through it to ``tensor``.
+        Gradients flow through the protected tensor to ``tensor``.
 
         Parameters
         ----------
@@ -104,37 +104,37 @@ class Shield(nn.Module, ABC):
         Raises
         ------
         ValueError
-            If the tensor has another shape, or holds NaN or infinity: no bound would hold.
+            If the tensor has another shape, or holds NaN or infinity, for which no bound holds.
         """
 
     def restore(self, tensor: torch.Tensor, secret: Any) -> torch.Tensor:  # noqa: ARG002
-        """Undo on what comes back what :meth:`protect` did to what left: noise is not undone."""
+        """Undo :meth:`protect` on a tensor that came back; noise is not undone."""
         return tensor
 
     def claimed(self) -> Guarantee:
-        """Return what the shield's paper calibrates to: what holds, unless it says otherwise."""
+        """Return the guarantee that the shield's paper claims; by default, the one that holds."""
         return self.guarantee()
 
     @abstractmethod
     def guarantee(self) -> Guarantee:
-        """Return what is true of a whole example in one release."""
+        """Return the guarantee that holds for a whole example in one release."""
 
     @property
     def grid(self) -> IntegerGrid | None:
-        """The grid of which all that it releases are whole steps; None: it releases floats."""
+        """The grid on which it releases whole steps; None if it releases floats."""
         return None
 
     def validate_input(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Return the tensor as float32 if it can be protected; raise ValueError if not."""
+        """Return the tensor as float32; raise ValueError if it can't be protected."""
         tensor = self.validate_shape(tensor)
         if not all_finite(tensor):
             raise ValueError(NOT_FINITE)
         return tensor
 
     def validate_shape(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Return the tensor as float32 if its shape is right, whatever is in it; else ValueError.
+        """Return the tensor as float32 if its shape is right; raise ValueError otherwise.
 
-        Noise has no more bits than that: those of a float64 would pass it by.
+        Float32, because the noise has no more bits: further bits of a float64 would get no noise.
         """
         if not len(tensor):
             raise ValueError("there is no example to protect")
@@ -147,16 +147,16 @@ class Shield(nn.Module, ABC):
 
 
 class Mechanism(Shield):
-    """A shield with a guarantee: a bounded function, plus noise for that bound.
+    """A shield with a guarantee: a bounded function plus noise calibrated to the bound.
 
-    An ``epsilon`` of None in its settings leaves the noise out, for comparison.
+    With ``epsilon`` None in its settings it adds no noise, for comparison.
     """
 
     kind: ClassVar[NoiseKind]
 
     @abstractmethod
     def bounded(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Return the bounded function of a float32 batch, without noise. Differentiable."""
+        """Return the bounded function of a float32 batch, without noise; differentiable."""
 
     @abstractmethod
     def scale_for(self, epsilon: float) -> float:
@@ -165,7 +165,7 @@ class Mechanism(Shield):
         Parameters
         ----------
         epsilon : float
-            Of the settings.
+            As in the settings.
         """
 
     @property
@@ -173,21 +173,20 @@ class Mechanism(Shield):
     def sensitivity(self) -> float | None:
         """How far the bounded function of a batch can move if one example is replaced.
 
-        As L1 distance under Laplace noise, as L2 distance under Gaussian noise. None: any
-        distance.
+        An L1 distance for Laplace noise, an L2 distance for Gaussian noise; None if unbounded.
         """
 
     @abstractmethod
     def assumptions(self) -> tuple[str, ...]:
-        """Return what the guarantee rests on, or why there is none."""
+        """Return the assumptions of the guarantee, or why there is none."""
 
     def noise_centres(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Return what noise is added to: the bounded function, on the grid if there is one."""
+        """Return what the noise is added to: the bounded function, rounded to the grid if any."""
         return self.bounded(tensor)
 
     @abstractmethod
     def neighbours(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return two batches with one example replaced that are as far apart as we know how."""
+        """Return two batches that differ in one example, as far apart as we know how."""
 
     def protect(self, tensor: torch.Tensor, randomness: Randomness) -> tuple[torch.Tensor, None]:
         """Return the bounded function with noise; see :meth:`Shield.protect`."""
@@ -204,35 +203,35 @@ class Mechanism(Shield):
 
     @property
     def scale(self) -> float:
-        """The noise's scale, as of :meth:`scale_for`; 0 without noise."""
+        """The noise's scale, from :meth:`scale_for`; 0 without noise."""
         return 0.0 if self.is_noiseless else self.scale_for(float(self.config.epsilon))
 
     def claimed(self) -> Guarantee:
-        """Return what the shield's paper calibrates to; nothing without noise."""
+        """Return the guarantee that the shield's paper claims; none without noise."""
         return NO_NOISE if self.is_noiseless else self.paper_guarantee()
 
     def paper_guarantee(self) -> Guarantee:
-        """Return what the shield's paper calibrates its noise to."""
+        """Return the guarantee that the shield's paper calibrates its noise to."""
         return self.guarantee()
 
     def guarantee(self) -> Guarantee:
-        """Return that nothing holds of a record, since noise is in floating point, and what would.
+        """Return that nothing holds for a record with floating-point noise, and what would hold.
 
-        A mechanism on a grid says otherwise.
+        Mechanisms on a grid override this.
         """
         if self.is_noiseless:
             return NO_NOISE
-        would = self.guarantee_in_real_numbers()
-        if would.epsilon is None:
-            return would
+        ideal = self.guarantee_in_real_numbers()
+        if ideal.epsilon is None:
+            return ideal
         return Guarantee(
-            "record", None, reasons=(FLOATING_POINT_NOISE, f"in real numbers: {would}")
+            "record", None, reasons=(FLOATING_POINT_NOISE, f"in real numbers: {ideal}")
         )
 
     def guarantee_in_real_numbers(self) -> Guarantee:
-        """Return ε of a whole example in one release, if numbers had all their digits.
+        """Return the guarantee of a whole example in one release with exact real numbers.
 
-        Of its sensitivity and the noise's scale.
+        It follows from the sensitivity and the noise's scale.
         """
         distance, delta = self.sensitivity, getattr(self.config, "delta", 0.0)
         if distance is None:
@@ -244,7 +243,7 @@ class Mechanism(Shield):
 
 
 def draw_noise(kind: NoiseKind, shape: Shape, scale: float, randomness: Randomness) -> torch.Tensor:
-    """Return float32 noise of mean 0.
+    """Draw float32 noise of mean 0.
 
     Parameters
     ----------
@@ -254,7 +253,7 @@ def draw_noise(kind: NoiseKind, shape: Shape, scale: float, randomness: Randomne
     if kind == "gaussian":
         values = randomness.standard_normal(shape, dtype=np.float32)
     else:
-        # A random sign on an exponential: half the time of Generator.laplace.
+        # A random sign on an exponential draw takes half the time of Generator.laplace.
         values = randomness.standard_exponential(shape, dtype=np.float32)
         signs = np.unpackbits(np.frombuffer(randomness.bytes(-(-values.size // 8)), np.uint8))
         values *= 1 - 2 * signs[: values.size].reshape(shape).astype(np.float32)

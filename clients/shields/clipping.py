@@ -1,6 +1,6 @@
-"""Shields that protect a whole example: clipped to a norm, with noise for that norm.
+"""Shields that protect a whole example: clip it to a norm, and add noise for that norm.
 
-They alone promise something for a record, so they alone work on integers.
+Only these guarantee something for a record of activations, so they work on integers.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pudica.clients.shields.integers import IntegerMechanism
 
 
 class ClipLaplaceConfig(ShieldConfig):
-    """Settings of :class:`ClipLaplace`: ε of a record (None: no noise), and the L1 norm C."""
+    """Settings of :class:`ClipLaplace`: ε of a record (None: no noise) and the L1 norm C."""
 
     name: Literal["clip-laplace"] = "clip-laplace"
     epsilon: float | None = Field(gt=0)
@@ -28,7 +28,7 @@ class ClipLaplaceConfig(ShieldConfig):
 
 
 class ClipGaussianConfig(ShieldConfig):
-    """Settings of :class:`ClipGaussian`: (ε, δ) of a record (None: no noise), and the L2 norm C."""
+    """Settings of :class:`ClipGaussian`: (ε, δ) of a record (None: no noise) and the L2 norm C."""
 
     name: Literal["clip-gaussian"] = "clip-gaussian"
     epsilon: float | None = Field(gt=0)
@@ -37,12 +37,12 @@ class ClipGaussianConfig(ShieldConfig):
 
 
 class Clipped(IntegerMechanism):
-    """Each example clipped to a norm C: any two differ by 2C at most.
+    """Clips each example to a norm C, so any two differ by at most 2C.
 
     Raises
     ------
     ValueError
-        For activations of too many features; or as :class:`IntegerMechanism`.
+        If activations have too many features, or as :class:`IntegerMechanism`.
     """
 
     order: ClassVar[Literal[1, 2]]
@@ -54,7 +54,7 @@ class Clipped(IntegerMechanism):
 
     @abstractmethod
     def unit_scale(self, epsilon: float) -> float:
-        """Return the noise's σ or b for a sensitivity of 1."""
+        """Return the noise's scale, σ or b, for a sensitivity of 1."""
 
     def make_grid(self) -> IntegerGrid:
         """Return a grid with room for examples of norm C and their noise."""
@@ -64,7 +64,7 @@ class Clipped(IntegerMechanism):
         return IntegerGrid.of(self.kind, float(self.config.clip), self.unit_scale(epsilon))
 
     def bounded(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Return the examples, those with a larger norm scaled down to C."""
+        """Return the examples, scaled down to norm C where their norm is larger."""
         exact = tensor.flatten(1).double()
         scaled: torch.Tensor = exact * self._factor(exact)
         return scaled.to(tensor.dtype).view_as(tensor)
@@ -77,7 +77,7 @@ class Clipped(IntegerMechanism):
 
     @torch.no_grad()
     def round_to_grid(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Return the examples in whole steps; rounding makes none of them longer than C."""
+        """Return the clipped examples in whole steps; rounding keeps their norms within C."""
         assert self.grid
         exact = tensor.flatten(1).double()
         steps = exact * self._factor(exact) / self.grid.step
@@ -90,37 +90,37 @@ class Clipped(IntegerMechanism):
 
     @property
     def sensitivity(self) -> float:
-        """2C, in the norm that is clipped, with the rounding."""
+        """2C in the clipped norm, rounding included."""
         return 2 * float(self.config.clip)
 
     def describe_bound(self) -> str:
-        """Return the clipping."""
+        """Return the clipping in words."""
         return f"L{self.order} norms clipped to {self.config.clip:g}"
 
     def neighbours(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return examples with all their weight on one coordinate, of either sign."""
+        """Return examples with all their weight on one coordinate, with opposite signs."""
         above = torch.zeros(self.batch, *self.shape)
         above.view(self.batch, -1)[0, 0] = 2 * self.config.clip
         return above, -above
 
 
 class ClipLaplace(Clipped):
-    """L1 norm at most C, then discrete Laplace noise, b = 2C/ε, on every coordinate."""
+    """Clips the L1 norm to C, then adds discrete Laplace noise, b = 2C/ε, to every coordinate."""
 
     kind: ClassVar[NoiseKind] = "laplace"
     order: ClassVar[Literal[1, 2]] = 1
 
     def unit_scale(self, epsilon: float) -> float:
-        """Return 1/ε, rounded upwards: the noise is never less than ε asks for."""
+        """Return 1/ε, rounded up so that the noise is never less than ε requires."""
         return math.nextafter(1 / epsilon, math.inf)
 
 
 class ClipGaussian(Clipped):
-    """L2 norm at most C, then discrete Gaussian noise, calibrated analytically."""
+    """Clips the L2 norm to C, then adds discrete Gaussian noise, calibrated analytically."""
 
     kind: ClassVar[NoiseKind] = "gaussian"
     order: ClassVar[Literal[1, 2]] = 2
 
     def unit_scale(self, epsilon: float) -> float:
-        """Return the least σ for (ε, δ), with :func:`.grid.slack` taken off."""
+        """Return the smallest σ for (ε, δ), with :func:`.grid.slack` subtracted."""
         return discrete_sigma(epsilon, self.config.delta)

@@ -1,4 +1,4 @@
-"""Counts of right answers, with noise: what a device with a guarantee says of its own images."""
+"""Noisy counts of correct predictions, which a device with a guarantee reports on its images."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from pudica.clients.shields.integers import ON_GRID, IntegerMechanism
 
 
 class CountsConfig(ShieldConfig):
-    """Settings of :class:`Counts`: ε of a record, for all counts of one answer (None: no noise)."""
+    """Settings of :class:`Counts`: ε of a record for all counts of one reply (None: no noise)."""
 
     name: Literal["counts"] = "counts"
     epsilon: float | None = Field(gt=0)
 
 
 class Counts(IntegerMechanism):
-    """Whole numbers of images with some property, then discrete Laplace noise.
+    """Adds discrete Laplace noise to numbers of images with some property.
 
-    One "example" is one answer: all its counts, each of which a replaced image moves by 1.
+    One "example" is one reply: all its counts. A replaced image moves each count by 1.
     """
 
     kind: ClassVar[NoiseKind] = "laplace"
@@ -35,7 +35,7 @@ class Counts(IntegerMechanism):
         return IntegerGrid(1.0, 0, math.nextafter(scale, math.inf), "int32")
 
     def bounded(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Return the counts."""
+        """Return the counts unchanged."""
         return tensor
 
     def round_to_grid(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -43,24 +43,24 @@ class Counts(IntegerMechanism):
         return tensor.flatten(1).long()
 
     def scale_for(self, epsilon: float) -> float:
-        """Return F/ε of F counts."""
+        """Return F/ε for F counts."""
         return self.sensitivity / epsilon
 
     @property
     def sensitivity(self) -> float:
-        """The number of counts: a replaced image moves each by 1."""
+        """The number of counts, since a replaced image moves each by 1."""
         return float(math.prod(self.shape))
 
     def describe_bound(self) -> str:
-        """Return what is counted on."""
+        """Return what a replaced image can change, in words."""
         return "a replaced image moves each count by 1"
 
     def assumptions(self) -> tuple[str, ...]:
-        """Return what the guarantee rests on: neither labels nor fronts matter here."""
+        """Return the assumptions of the guarantee; neither labels nor fronts matter here."""
         return (self.describe_bound(), ON_GRID)
 
     def neighbours(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the answers about two sets of images, one of them with one right answer more."""
+        """Return counts of two sets of images, one with one more correct prediction."""
         some = torch.full((self.batch, *self.shape), 10.0)
         more = some.clone()
         more[0] += 1

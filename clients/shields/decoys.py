@@ -1,8 +1,8 @@
-"""What fills the groups that a request's images leave open: images of nobody, never features.
+"""Decoys fill incomplete groups of a request: they are made from images, never from features.
 
-A decoy that is a linear combination of rows that cross too gives them away without any key: in the
+A decoy that is a linear combination of transmitted rows would reveal them without the key: in the
 null space of all rows, those of one group lie on a line, which is the column of its matrix. So
-decoys are made of images, and pass the first layers as images do.
+decoys are combined from images and pass through the first layers like images.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from pudica.clients.shields.mixing import MixingConfig, padded_count
 from pudica.models.randomness import Randomness
 
 NOISE = 0.1
-"""Of each decoy's own, as a share of the images' deviation: behind layers that are linear a
-combination of images is one of features too."""
+"""Noise in each decoy, relative to the images' standard deviation. It is needed behind linear
+layers, where a combination of images is also a combination of features."""
 
 
 def count_missing(count: int, config: ShieldConfig) -> int:
-    """Return how many decoys fill the last group of so many images.
+    """Return how many decoys fill the last group of ``count`` images.
 
     Raises
     ------
     ValueError
-        It is not full, and not to be filled.
+        If the last group is incomplete and may not be filled.
     """
     lacking = padded_count(count, config) - count
     if lacking and isinstance(config, MixingConfig) and not config.pad:
@@ -37,13 +37,14 @@ def count_missing(count: int, config: ShieldConfig) -> int:
 
 
 def make_decoys(images: torch.Tensor, count: int, randomness: Randomness) -> torch.Tensor:
-    """Return random combinations of mirrored images, each with noise of its own.
+    """Return random combinations of mirrored images, each with its own noise.
 
     Parameters
     ----------
     images : Tensor of shape (n, C, H, W)
-        Those that they are made of.
+        The images to combine.
     count : int
+        The number of decoys.
 
     Returns
     -------
@@ -58,12 +59,12 @@ def make_decoys(images: torch.Tensor, count: int, randomness: Randomness) -> tor
 
 
 def fill_groups(images: torch.Tensor, config: ShieldConfig, randomness: Randomness) -> torch.Tensor:
-    """Return images in whole groups, decoys made of themselves at the end.
+    """Return the images in complete groups, with decoys made from them appended.
 
     Raises
     ------
     ValueError
-        As of :func:`count_missing`.
+        As :func:`count_missing`.
     """
     lacking = count_missing(len(images), config)
     if not lacking:

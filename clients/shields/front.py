@@ -1,4 +1,4 @@
-"""The layers before a cut, with the shield behind them: what a device owns of a model."""
+"""A device's part of a split model: the layers before the cut, and the shield behind them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pudica.clients.shields.base import Shape, Shield
 
 
 class Front(nn.Module):
-    """Layers and shield; its state is what makes one front another.
+    """Layers and a shield; the state of both identifies a front.
 
     Parameters
     ----------
@@ -30,6 +30,6 @@ class Front(nn.Module):
 
 
 def activation_shape(layers: nn.Module, image: Shape) -> Shape:
-    """Return the shape of one example's activation behind some layers, which stay as they are."""
+    """Return the shape of one example's activation after some layers, which are not changed."""
     ghost = copy.deepcopy(layers).to("meta").eval()
     return tuple(ghost(torch.empty(1, *image, device="meta")).shape[1:])

@@ -19,7 +19,7 @@ from pudica.clients.shields.base import (
 )
 from pudica.clients.shields.discrete import NoiseKind
 
-# S_f of section V.A, for activations in [0, 1) and the constants below.
+# S_f in section V.A, for activations in [0, 1) and the constants below.
 SENSITIVITY = 1 / math.sqrt(2)
 
 
@@ -29,10 +29,10 @@ class NormGaussianConfig(ShieldConfig):
     Attributes
     ----------
     epsilon : float or None
-        Of one element, as the paper counts. None: no noise.
+        ε of one element, as the paper counts. None: no noise.
     delta : float
     calibration : {"classical", "analytic"}
-        σ = √(2 ln(1.25/δ))/ε as in the paper, proven for ε < 1; or the least that holds.
+        σ = √(2 ln(1.25/δ))/ε as in the paper, proven for ε < 1; or the smallest σ that holds.
     """
 
     name: Literal["norm-gaussian"] = "norm-gaussian"
@@ -44,8 +44,8 @@ class NormGaussianConfig(ShieldConfig):
 class NormGaussian(Mechanism):
     """DP-A: local response normalisation, then N(0, S_f²σ²). Algorithm 1 of paper 004.
 
-    ``u = 5, α = 1, β = 0.5, γ = 2`` of Eq. (4); PyTorch divides its alpha by the size. The
-    paper takes activations to be in [0, 1); here they are clamped to it.
+    With ``u = 5, α = 1, β = 0.5, γ = 2`` in Eq. (4); PyTorch divides its alpha by the size. The
+    paper assumes activations in [0, 1); here they are clamped to [0, 1].
     """
 
     kind: ClassVar[NoiseKind] = "gaussian"
@@ -59,13 +59,13 @@ class NormGaussian(Mechanism):
     def bounded(self, tensor: torch.Tensor) -> torch.Tensor:
         """Return the normalised activations, each in [0, 1/√3]."""
         clamped = tensor.clamp(0, 1)
-        return clamped * torch.rsqrt(2 + self._in_window(clamped.square()))
+        return clamped * torch.rsqrt(2 + self._sum_over_window(clamped.square()))
 
-    def _in_window(self, squares: torch.Tensor) -> torch.Tensor:
-        """Return the sums over the channels around each, (B, C, H, W).
+    def _sum_over_window(self, squares: torch.Tensor) -> torch.Tensor:
+        """Return the sums over the neighbouring channels of each channel, (B, C, H, W).
 
-        ``nn.LocalResponseNorm(5, alpha=5, beta=0.5, k=2)`` has the same ones from a pooling in
-        three dimensions, which takes several times as long.
+        ``nn.LocalResponseNorm(5, alpha=5, beta=0.5, k=2)`` computes the same with a 3D pooling,
+        which takes several times as long.
         """
         reach, channels = self.window // 2, squares.shape[1]
         wide = pad(squares, (0, 0, 0, 0, reach, reach))
@@ -82,7 +82,7 @@ class NormGaussian(Mechanism):
         return SENSITIVITY * math.sqrt(2 * math.log(1.25 / delta)) / epsilon
 
     def paper_guarantee(self) -> Guarantee:
-        """Return the paper's (ε, δ) of one element."""
+        """Return the paper's (ε, δ) for one element."""
         reasons = ["one channel at one position is replaced, all others stay"]
         if self.config.calibration == "classical" and self.config.epsilon >= 1:
             reasons.append("σ = √(2 ln(1.25/δ))/ε is proven for ε below 1 only")
@@ -90,12 +90,12 @@ class NormGaussian(Mechanism):
 
     @property
     def sensitivity(self) -> float:
-        """The L2 distance that two images can have."""
+        """A bound on the L2 distance between two images."""
         channels, height, width = self.shape
         return math.sqrt(2 * height * width * self.squared_norm(channels))
 
     def assumptions(self) -> tuple[str, ...]:
-        """Return how much of an image is released, and what else its guarantee rests on."""
+        """Return how much of an image is released, and the other assumptions."""
         channels, height, width = self.shape
         released = f"all {channels} channels of {height * width} positions of an image are released"
         return (released, *ASSUMPTIONS)
@@ -104,17 +104,17 @@ class NormGaussian(Mechanism):
     def squared_norm(cls, channels: int) -> float:
         """Return a bound on the squared L2 norm over the channels at one position.
 
-        Σ bᵢ/(2 + Σ_window b) with squared activations bᵢ in [0, 1]. Windows reach two
-        channels to either side, so each one holds all three channels of its own block of
-        three, and a block adds no more than B/(2 + B) with B ≤ 3. All entries are at least 0,
-        so the squares of two images' distance is at most the sum of both squared norms.
+        The norm is Σ bᵢ/(2 + Σ_window b) with squared activations bᵢ in [0, 1]. A window reaches
+        two channels to either side, so it contains all three channels of its own block of three,
+        and a block adds at most B/(2 + B) with B ≤ 3. All entries are nonnegative, so the squared
+        distance of two images is at most the sum of their squared norms.
         """
         block = cls.window // 2 + 1
         sizes = [min(block, channels - start) for start in range(0, channels, block)]
         return sum(size / (2 + size) for size in sizes)
 
     def neighbours(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return an image where no channel is active, and one where all are."""
+        """Return an image with no active channel, and one with all channels active."""
         dark = torch.zeros(self.batch, *self.shape)
         bright = dark.clone()
         bright[0] = 1

@@ -1,8 +1,8 @@
-"""Mechanisms on a public grid: what is released are whole numbers of steps.
+"""The public grid of a mechanism, which releases whole numbers of steps.
 
-The bounded function of an example is rounded to whole steps, in such a way that its norm stays
-within the bound, exactly; noise is a whole number of steps, drawn exactly
-(:mod:`pudica.clients.shields.discrete`). So what is proven of integers is true of what leaves.
+The bounded function of an example is rounded to whole steps so that its norm stays exactly within
+the bound, and the noise is a whole number of steps, drawn exactly
+(:mod:`pudica.clients.shields.discrete`). So proofs about integers hold for what is released.
 """
 
 from __future__ import annotations
@@ -17,33 +17,33 @@ import torch
 from pudica.clients.shields.discrete import NoiseKind
 
 MAX_FEATURES = 2**20
-"""Of one example: for so many, :func:`slack` is small."""
+"""The largest number of features of an example for which :func:`slack` is small."""
 MIN_SIGMA = 4_000.0
-"""Steps of a discrete Gaussian's σ, at least: :func:`slack` falls with their square."""
+"""The smallest σ of a discrete Gaussian in steps: :func:`slack` falls with its square."""
 SHARE = 2e-6
-"""Of δ, which :func:`slack` uses up."""
+"""The share of δ that :func:`slack` uses up."""
 MIN_LEVELS = 4
 REACH: dict[NoiseKind, float] = {"gaussian": 6.2, "laplace": 22.0}
-"""So many scales from its mean, noise lies once in some billion draws."""
+"""Noise is further from its mean than this many scales once in some billion draws."""
 LARGEST_INTEGER = {"int16": 2**15 - 1, "int32": 2**21}
-"""What is beyond it is cut off. A float32 tells whole numbers of steps apart up to here."""
+"""Released integers are clamped to these. A float32 holds all whole steps up to here."""
 SHRINK = 1 - 2.0**-12
 
 
 @dataclass(frozen=True)
 class IntegerGrid:
-    """A grid, and the noise on it.
+    """A grid and the noise on it.
 
     Attributes
     ----------
     step : float
-        Of what is released, in its own units.
+        The grid's step, in the units of the released values.
     levels : int
-        The norm that an example has at most, in steps.
+        The maximum norm of an example, in steps.
     scale : float
         The noise's σ or b, in steps.
     dtype : {"int16", "int32"}
-        In which the integers travel.
+        The type in which the integers are sent.
     """
 
     step: float
@@ -53,19 +53,19 @@ class IntegerGrid:
 
     @classmethod
     def of(cls, kind: NoiseKind, norm: float, unit: float) -> IntegerGrid:
-        """Return the finest grid that has room for the noise in 16 bits, if that is fine enough.
+        """Return the finest grid on which the noise fits 16 bits, or a finer one if necessary.
 
         Parameters
         ----------
         norm : float
-            What an example's is at most.
+            The maximum norm of an example; the sensitivity is twice that.
         unit : float
-            σ or b for a sensitivity of 1. That of two examples is twice the norm.
+            σ or b for a sensitivity of 1.
 
         Raises
         ------
         ValueError
-            If there is so little noise that it would need more steps than there are.
+            If there is so little noise that the grid would need too many steps.
         """
         least = MIN_LEVELS
         if kind == "gaussian":
@@ -75,56 +75,56 @@ class IntegerGrid:
         if levels > LARGEST_INTEGER["int32"]:
             raise ValueError(f"noise of {unit:g} for a sensitivity of 1 is too little for a grid")
         small = levels * room <= LARGEST_INTEGER["int16"] + 1
-        # Upwards: the noise is never less than was asked for.
+        # Rounded up, so that the noise is never less than requested.
         scale = math.nextafter(2 * levels * unit, math.inf)
         return cls(norm / levels, levels, scale, "int16" if small else "int32")
 
     def to_integers(self, tensor: torch.Tensor) -> np.ndarray:
-        """Return values of this grid as the integers that travel."""
+        """Return values on this grid as the integers that are sent."""
         return self.clamp(torch.round(tensor.double() / self.step).cpu().numpy())
 
     def clamp(self, integers: np.ndarray) -> np.ndarray:
-        """Return integers as they travel; what is done to noisy ones costs no privacy."""
+        """Clamp integers to the type they are sent in; post-processing costs no privacy."""
         most = LARGEST_INTEGER[self.dtype]
         return np.asarray(np.clip(integers, -most, most).astype(self.dtype))
 
     def to_values(self, integers: np.ndarray) -> torch.Tensor:
-        """Return what integers stand for, as float32."""
+        """Return the values that integers stand for, as float32."""
         return torch.from_numpy(integers.astype(np.float64) * self.step).float()
 
 
 def round_rows(rows: torch.Tensor, order: int, most: int) -> torch.Tensor:
-    """Return rows of whole numbers whose norm is at most ``most``, exactly.
+    """Round rows to whole numbers whose norm is at most ``most``, exactly.
 
-    Each row depends on itself alone.
+    Each row is rounded independently of the others.
 
     Parameters
     ----------
     rows : Tensor of shape (B, F), float64
     order : {1, 2}
-        Of the norm.
+        Order of the norm.
     """
     rows = torch.nan_to_num(rows).clamp(-most, most)
     return _round_keeping_sum(rows, most) if order == 1 else _shrink_to_fit(rows, 2, most)
 
 
 def _round_keeping_sum(rows: torch.Tensor, most: int) -> torch.Tensor:
-    """Round so that the absolute values' sum stays what it was: the largest remainders get one.
+    """Round so that the L1 norm is kept: the entries with the largest remainders are rounded up.
 
-    To the nearest, small entries would all be lost.
+    Rounding to the nearest would lose all small entries.
     """
     sizes = rows.abs()
     whole = sizes.floor()
     total = sizes.sum(1).round().clamp(max=most)
-    left = (total - whole.sum(1)).clamp(min=0).long()
-    found = (whole + _mask_largest(sizes - whole, left[:, None])).long()
-    # Of a row that is too long as it is, nothing may be added; floating point may see it so.
-    found = torch.where(found.sum(1, keepdim=True) > most, _shrink_to_fit(whole, 1, most), found)
-    return found * rows.sign().long()
+    missing = (total - whole.sum(1)).clamp(min=0).long()
+    steps = (whole + _mask_largest(sizes - whole, missing[:, None])).long()
+    # Floating-point errors may leave a row too long; it is shrunk instead.
+    steps = torch.where(steps.sum(1, keepdim=True) > most, _shrink_to_fit(whole, 1, most), steps)
+    return steps * rows.sign().long()
 
 
 def _mask_largest(rows: torch.Tensor, number: torch.Tensor) -> torch.Tensor:
-    """Tell which are the largest of each row, so many; of equal ones the first."""
+    """Mask the ``number`` largest entries of each row; of equal ones, the first."""
     ordered = rows.sort(dim=1, descending=True).values
     least = ordered.gather(1, (number - 1).clamp(min=0))
     above, equal = rows > least, rows == least
@@ -133,46 +133,47 @@ def _mask_largest(rows: torch.Tensor, number: torch.Tensor) -> torch.Tensor:
 
 
 def _shrink_to_fit(rows: torch.Tensor, order: int, most: int) -> torch.Tensor:
-    """Return rows rounded to the nearest, shrunk until that makes none too long."""
-    found, rows = rows.round().long(), rows.clone()
-    left = torch.arange(len(rows), device=rows.device)
-    while len(left := left[_compute_size(found[left], order) > most**order]):
-        norms = _compute_size(found[left], order).double() ** (1 / order)
-        rows[left] *= (SHRINK * most / norms)[:, None]
-        found[left] = rows[left].round().long()
-    return found
+    """Round rows to the nearest integers, shrinking them until none is too long."""
+    steps, rows = rows.round().long(), rows.clone()
+    long = torch.arange(len(rows), device=rows.device)
+    while len(long := long[_compute_size(steps[long], order) > most**order]):
+        norms = _compute_size(steps[long], order).double() ** (1 / order)
+        rows[long] *= (SHRINK * most / norms)[:, None]
+        steps[long] = rows[long].round().long()
+    return steps
 
 
 def _compute_size(rows: torch.Tensor, order: int) -> torch.Tensor:
-    """Return the sum of absolute values, or of squares, of rows of integers."""
+    """Return each row's sum of absolute values (order 1) or of squares (order 2)."""
     size: torch.Tensor = rows.abs().sum(1) if order == 1 else rows.square().sum(1)
     return size
 
 
 def slack(count: int, epsilon: float, delta: float) -> float:
-    """Return what the ε of discrete Gaussian noise may be above that of the continuous one.
+    """Return how much larger the ε of discrete Gaussian noise may be than that of continuous noise.
 
     Rounding a Gaussian of the same σ to integers gives another integer noise, which keeps the
-    (ε, δ) of the Gaussian mechanism, since rounding looks at nothing but what is released. The
-    discrete Gaussian is close to that: their probabilities of a vector k with F entries have the
-    ratio e^±η, where ``η ≤ |Σk²/σ² − F|/24σ² + (S/192 + a·S/2880 + F/500)/σ⁴`` (by
-    ``1 ≤ sinh(x)/x ≤ e^(x²/6)``), but for a set of probability τ: with ``2τ ≤ 8e^−t`` is
+    (ε, δ) of the Gaussian mechanism, since rounding is post-processing. The discrete Gaussian is
+    close to that: for a vector k with F entries, their probabilities have the ratio e^±η with
+    ``η ≤ |Σk²/σ² − F|/24σ² + (S/192 + a·S/2880 + F/500)/σ⁴`` (by ``1 ≤ sinh(x)/x ≤ e^(x²/6)``),
+    except on a set of probability τ. With ``2τ ≤ 8e^−t`` we have
     ``|Σk²/σ² − F| ≤ 2√(Ft) + 2t`` (Laurent and Massart 2000), ``S = F + 2√(Ft) + 2t`` and
-    ``k² ≤ aσ²``, ``a = 2(t + ln 2F)``. So the discrete one keeps ``ε + 2η`` for
-    ``δ·e^η + (1 + e^(ε+η))τ``; noise is independent of what it is added to, so this holds for
+    ``k² ≤ aσ²``, ``a = 2(t + ln 2F)``. So the discrete Gaussian keeps ``ε + 2η`` with
+    ``δ·e^η + (1 + e^(ε+η))τ``. The noise is independent of what it is added to, so this holds for
     adaptive releases together.
 
     Parameters
     ----------
     count : int
-        Releases, of :data:`MAX_FEATURES` entries each, under :data:`MIN_SIGMA` or more.
+        Releases of at most :data:`MAX_FEATURES` entries each, with σ of at least
+        :data:`MIN_SIGMA`.
     epsilon, delta : float
-        Of the continuous noise, roughly; ε rather too large.
+        Rough values for the continuous noise; ε must not be too small.
 
     Returns
     -------
     float
-        2η. τ's part of δ is below :data:`SHARE`.
+        2η. The part of δ that τ takes is below :data:`SHARE`.
     """
     t = epsilon + 2 + math.log(8 / (SHARE * delta))
     features, square = float(MAX_FEATURES) * count, MIN_SIGMA**2
@@ -182,11 +183,11 @@ def slack(count: int, epsilon: float, delta: float) -> float:
 
 
 def delta_within_slack(delta: float, extra: float) -> float:
-    """Return the δ of continuous noise with which the discrete one keeps ``delta``.
+    """Return the δ of continuous noise for which the discrete noise keeps ``delta``.
 
     Parameters
     ----------
     extra : float
-        As of :func:`slack`.
+        From :func:`slack`.
     """
     return delta * math.exp(-extra) * (1 - SHARE)

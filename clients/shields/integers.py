@@ -1,4 +1,4 @@
-"""What mechanisms share that release whole numbers: the only ones that promise anything."""
+"""The base of mechanisms that release integers, the only ones with a guarantee."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ ON_GRID = "released as whole numbers on a public grid, with noise drawn exactly"
 
 
 class IntegerMechanism(Mechanism):
-    """A mechanism that rounds to a public grid, and adds whole numbers of its steps.
+    """A mechanism that rounds to a public grid and adds noise in whole steps.
 
     Raises
     ------
     ValueError
-        For an ε so small that no grid has room for its noise.
+        If ε is so small that no grid has room for its noise.
     """
 
     def __init__(self, config: Any, shape: Shape, batch: int) -> None:
@@ -32,7 +32,7 @@ class IntegerMechanism(Mechanism):
 
     @abstractmethod
     def make_grid(self) -> IntegerGrid:
-        """Return the grid, and the noise on it, of the settings."""
+        """Return the grid and the noise on it, from the settings."""
 
     @abstractmethod
     def round_to_grid(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -40,24 +40,24 @@ class IntegerMechanism(Mechanism):
 
     @abstractmethod
     def describe_bound(self) -> str:
-        """Return what bounds an example."""
+        """Return in words what bounds an example."""
 
     @property
     def grid(self) -> IntegerGrid | None:
-        """The grid on which it releases; None without noise."""
+        """The grid of its releases; None without noise."""
         return self._grid
 
     def validate_input(self, tensor: torch.Tensor) -> torch.Tensor:
         """Return the tensor as finite float32.
 
-        What is not finite is not refused: to refuse would be to answer whether an example is.
+        NaN and infinity are replaced, not refused: a refusal would reveal that an example has them.
         """
         return torch.nan_to_num(self.validate_shape(tensor))
 
     def protect(self, tensor: torch.Tensor, randomness: Randomness) -> tuple[torch.Tensor, None]:
-        """Return whole numbers of steps as float32; see :meth:`Shield.protect`.
+        """Return whole steps as float32; see :meth:`Shield.protect`.
 
-        Gradients pass as they do through :meth:`bounded`.
+        Gradients are those of :meth:`bounded`.
         """
         tensor = self.validate_input(tensor)
         if self._grid is None:
@@ -72,20 +72,20 @@ class IntegerMechanism(Mechanism):
         return released, None
 
     def noise_centres(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Return what noise is added to; see :meth:`Mechanism.noise_centres`."""
+        """Return what the noise is added to; see :meth:`Mechanism.noise_centres`."""
         if self._grid is None:
             return super().noise_centres(tensor)
         return self._grid.to_values(self.round_to_grid(tensor).cpu().numpy()).view_as(tensor)
 
     def guarantee(self) -> Guarantee:
-        """Return ε, and δ where there is one, of a record: just those of the settings."""
+        """Return the guarantee of a record: the ε and δ of the settings."""
         return NO_NOISE if self.is_noiseless else self.guarantee_in_real_numbers()
 
     def guarantee_in_real_numbers(self) -> Guarantee:
-        """Return the same as :meth:`guarantee`: on a grid there is nothing else."""
+        """Return the same as :meth:`guarantee`, since a grid has no rounding errors."""
         delta = getattr(self.config, "delta", 0.0)
         return Guarantee("record", self.config.epsilon, delta, self.assumptions())
 
     def assumptions(self) -> tuple[str, ...]:
-        """Return what bounds an example, and what every record's guarantee rests on."""
+        """Return what bounds an example, and the assumptions of every record's guarantee."""
         return (self.describe_bound(), ON_GRID, "labels are public", *ASSUMPTIONS)

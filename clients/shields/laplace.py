@@ -1,4 +1,4 @@
-"""The shields of paper 002: Laplace noise on batch-normalised activations, and on pixels."""
+"""The shields of paper 002: Laplace noise on batch-normalised activations and on pixels."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pudica.clients.shields.base import (
 )
 from pudica.clients.shields.discrete import NoiseKind
 
-# Activations beyond it are cut off: even float64 could not tell their batch's variance.
+# Activations beyond it are clamped: even float64 could not resolve their batch's variance.
 LARGEST = 1e6
 EPS = 1e-5
 MOMENTUM = 0.1
@@ -30,9 +30,9 @@ class BatchNormLaplaceConfig(ShieldConfig):
     Attributes
     ----------
     epsilon : float or None
-        Of one element, as the paper counts. None: no noise.
+        ε of one element, as the paper counts. None: no noise.
     sensitivity : {"analysis", "experiments"}
-        2√(N−1), which the paper proves, or √(N−1), with which it was measured.
+        2√(N−1), which the paper proves, or √(N−1), which its experiments used.
     """
 
     name: Literal["batch-norm-laplace"] = "batch-norm-laplace"
@@ -41,15 +41,15 @@ class BatchNormLaplaceConfig(ShieldConfig):
 
 
 class BatchNormLaplace(Mechanism):
-    """Each feature normalised over the batch, then Lap(S/ε): section 3.3 of paper 002.
+    """Normalises each feature over the batch, then adds Lap(S/ε): section 3.3 of paper 002.
 
-    Features are flattened. In evaluation mode running statistics are used, which stay on the
-    device, and nothing is bounded.
+    Features are flattened. In evaluation mode it uses running statistics, which stay on the
+    device, and bounds nothing.
 
     Raises
     ------
     ValueError
-        For batches of one example, which have no variance.
+        If a batch has a single example, which has no variance.
     """
 
     kind: ClassVar[NoiseKind] = "laplace"
@@ -64,7 +64,7 @@ class BatchNormLaplace(Mechanism):
         self.register_buffer("variance", torch.ones(self.features, dtype=torch.float64))
 
     def bounded(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Return features of mean 0 and variance 1 over the batch, |x| ≤ √(B−1): Eq. (2)."""
+        """Return features with mean 0 and variance 1 over the batch, |x| ≤ √(B−1): Eq. (2)."""
         exact = tensor.flatten(1).double().clamp(-LARGEST, LARGEST)
         if not self.training:
             running = (exact - self.mean) / (self.variance + EPS).sqrt()
@@ -78,12 +78,12 @@ class BatchNormLaplace(Mechanism):
         return normalised.float().view_as(tensor)
 
     def scale_for(self, epsilon: float) -> float:
-        """Return S/ε, for a full batch."""
+        """Return S/ε for a full batch."""
         factor = 2 if self.config.sensitivity == "analysis" else 1
         return factor * math.sqrt(self.batch - 1) / epsilon
 
     def paper_guarantee(self) -> Guarantee:
-        """Return the paper's ε of one element."""
+        """Return the paper's ε for one element."""
         reasons = ["one entry of one activation is replaced, all others stay"]
         if self.config.sensitivity == "experiments":
             reasons.append("S = √(N−1) as measured; by the paper's own analysis ε is twice that")
@@ -93,16 +93,16 @@ class BatchNormLaplace(Mechanism):
     def sensitivity(self) -> float | None:
         """F·Δ: an example has F features, and moves the whole batch's statistics.
 
-        With t = x_k/√(N−1) of the replaced row k, the other rows are ``−t/√(N−1)`` each plus
-        a fixed direction of length √(N(1−t²)) or less. Between any two values of row k they
-        move by at most √(4+N) in L2, so √(N−1)·√(N+4) in L1, and row k by 2√(N−1).
+        With t = x_k/√(N−1) for the replaced row k, the other rows are ``−t/√(N−1)`` each, plus a
+        fixed direction of length at most √(N(1−t²)). Between any two values of row k they move by
+        at most √(4+N) in L2, hence √(N−1)·√(N+4) in L1, and row k moves by 2√(N−1).
         """
         n = self.batch
         moved = math.sqrt(n - 1) * (2 + math.sqrt(n + 4))
         return self.features * moved if self.training else None
 
     def assumptions(self) -> tuple[str, ...]:
-        """Return how much is released and moved; in evaluation mode, why nothing holds."""
+        """Return how much is released and moved; in evaluation mode, why there is no guarantee."""
         if not self.training:
             return ("running statistics do not bound an activation",)
         return (
@@ -112,7 +112,7 @@ class BatchNormLaplace(Mechanism):
         )
 
     def neighbours(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return batches of ±1 in which one example is replaced by an outlier."""
+        """Return batches of ±1 that differ in one example, which is an outlier in one of them."""
         usual = torch.ones(self.batch, *self.shape)
         usual[::2] = -1
         usual[0] = 0
@@ -127,19 +127,19 @@ def _require_two_examples(batch: int) -> None:
 
 
 class PixelLaplaceConfig(ShieldConfig):
-    """Settings of :class:`PixelLaplace`: ε of a pixel, None for no noise."""
+    """Settings of :class:`PixelLaplace`: ε of a pixel (None: no noise)."""
 
     name: Literal["pixel-laplace"] = "pixel-laplace"
     epsilon: float | None = Field(gt=0)
 
 
 class PixelLaplace(Mechanism):
-    """Noise on pixels in [0, 1], Lap(1/ε): paper 002's comparator, S = 255 of 0 … 255."""
+    """Adds Lap(1/ε) to pixels in [0, 1]: paper 002's baseline, where S = 255 for 0 … 255."""
 
     kind: ClassVar[NoiseKind] = "laplace"
 
     def bounded(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Return the pixels, none outside [0, 1]."""
+        """Return the pixels, clamped to [0, 1]."""
         return tensor.clamp(0, 1)
 
     def scale_for(self, epsilon: float) -> float:
@@ -148,20 +148,20 @@ class PixelLaplace(Mechanism):
 
     @property
     def sensitivity(self) -> float:
-        """The values of an image, each of which can move by 1."""
+        """The number of values in an image, each of which can move by 1."""
         return float(math.prod(self.shape))
 
     def paper_guarantee(self) -> Guarantee:
-        """Return the paper's ε of one pixel."""
+        """Return the paper's ε for one pixel."""
         reasons = ("one channel of one pixel is replaced",)
         return Guarantee("element", self.config.epsilon, reasons=reasons)
 
     def assumptions(self) -> tuple[str, ...]:
-        """Return how much of an image is released, and what else its guarantee rests on."""
+        """Return how much of an image is released."""
         return (f"all {math.prod(self.shape)} values of an image are released",)
 
     def neighbours(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return a black and a white image among black ones."""
+        """Return black images, and the same with the first one white."""
         black = torch.zeros(self.batch, *self.shape)
         white = black.clone()
         white[0] = 1

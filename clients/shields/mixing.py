@@ -1,4 +1,4 @@
-"""FaceMix: groups of examples mixed by random orthogonal matrices, and shuffled (paper 003)."""
+"""FaceMix: mix groups of examples by random orthogonal matrices and shuffle them (paper 003)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pudica.clients.shields.draws import draw_orthogonal, draw_permutations
 from pudica.models.randomness import Randomness
 
 CHUNK_FEATURES = 2**13
-"""Features that are worked on together where nothing is trained: what fits the caches."""
+"""Features processed together outside training: as many as fit the caches."""
 
 SEPARABLE = (
     "an obfuscation: examples of a group are mixed, not hidden; images are not independent "
@@ -29,12 +29,12 @@ class MixingConfig(ShieldConfig):
     Attributes
     ----------
     group : int
-        Examples that are mixed with each other, S_G. 1: none are.
+        Examples mixed with each other, S_G. 1: no mixing.
     shuffle : bool
-        Whether the mixtures of all groups are put in another order.
+        Whether the mixtures of all groups are shuffled.
     pad : bool
-        Whether a last group that is not full is filled with decoys
-        (:mod:`pudica.clients.shields.decoys`). Otherwise it is an error.
+        Whether an incomplete last group is filled with decoys
+        (:mod:`pudica.clients.shields.decoys`); otherwise it is an error.
     """
 
     name: Literal["mixing"] = "mixing"
@@ -44,26 +44,26 @@ class MixingConfig(ShieldConfig):
 
 
 def group_size(config: ShieldConfig) -> int:
-    """Return how many examples a shield mixes with each other; 1: it does not mix."""
+    """Return how many examples a shield mixes with each other; 1 if it does not mix."""
     return config.group if isinstance(config, MixingConfig) else 1
 
 
 def padded_count(count: int, config: ShieldConfig) -> int:
-    """Return how many examples cross in place of so many, once the last group is full."""
+    """Return how many examples are sent for ``count``, once the last group is filled."""
     group = group_size(config)
     return -(-count // group) * group
 
 
 @dataclass(frozen=True)
 class MixingKey:
-    """What undoes one request's mixing, and is used once: it never leaves the edge.
+    """The key that undoes one request's mixing; it is used once and never leaves the edge.
 
     Attributes
     ----------
     matrices : Tensor of shape (groups, S_G, S_G)
-        Orthogonal.
+        Orthogonal matrices.
     order : int64 tensor of shape (groups · S_G,)
-        Which mixture stands at each place.
+        Which mixture is at each position.
     """
 
     matrices: torch.Tensor = field(repr=False)
@@ -71,12 +71,12 @@ class MixingKey:
 
 
 class Mixing(Shield):
-    """Eq. (4) of paper 003 in groups (§3.5), each with an orthogonal matrix of its own (§3.4).
+    """Eq. (4) of paper 003 in groups (§3.5), each with its own orthogonal matrix (§3.4).
 
-    Rows of a group become ``A x``; ``Aᵀ`` is the inverse of Eq. (6). What comes back is restored
-    exactly if it is linear in what was sent, and nearly so if a model was trained with mixing.
-    In groups of eight exactly is within some 2e-7 of the largest value in float32. Mixtures that
-    travel as float16 keep 11 bits: what is restored of them is within √S_G · 2⁻¹¹ of the largest.
+    The rows of a group become ``A x``; ``Aᵀ`` is the inverse of Eq. (6). Outputs that are linear
+    in the mixtures are restored exactly, and those of a model trained with mixing nearly so.
+    In float32 and groups of eight, "exactly" means within some 2e-7 of the largest value. Mixtures
+    sent as float16 keep 11 bits: they are restored within √S_G · 2⁻¹¹ of the largest value.
     """
 
     config: MixingConfig
@@ -84,12 +84,12 @@ class Mixing(Shield):
     def protect(
         self, tensor: torch.Tensor, randomness: Randomness
     ) -> tuple[torch.Tensor, MixingKey]:
-        """Return mixtures, (groups · S_G, *shape), and the key; see :meth:`Shield.protect`.
+        """Return mixtures (groups · S_G, *shape) and the key; see :meth:`Shield.protect`.
 
         Raises
         ------
         ValueError
-            Also where examples are no whole groups; see :mod:`pudica.clients.shields.decoys`.
+            Also if the last group is incomplete; see :mod:`pudica.clients.shields.decoys`.
         """
         rows, size = self.validate_shape(tensor), self.config.group
         if len(rows) % size:
@@ -101,18 +101,18 @@ class Mixing(Shield):
         key = MixingKey(matrices.to(tensor.device), torch.as_tensor(order, device=tensor.device))
         with torch.autocast(tensor.device.type, enabled=False):
             mixed, total = _mix(rows, key)
-        # A mixture is finite if all in it is; a sum in passing tells without another look at all.
+        # A mixture is finite only if its examples are; the sum tells without another pass.
         if not bool(total.isfinite()):
             raise ValueError(NOT_FINITE)
         return mixed, key
 
     def restore(self, tensor: torch.Tensor, secret: MixingKey) -> torch.Tensor:
-        """Return what came back of each example, (B, …), from that of the mixtures.
+        """Return the output of each example, (B, …), from the outputs of the mixtures.
 
         Raises
         ------
         ValueError
-            If there are not as many rows as were sent.
+            If the number of rows is not the number sent.
         """
         groups, size, _ = secret.matrices.shape
         if len(tensor) != groups * size:
@@ -121,7 +121,7 @@ class Mixing(Shield):
             return _unmix(tensor.float(), secret)
 
     def guarantee(self) -> Guarantee:
-        """Return that there is none, and why."""
+        """Return that there is no guarantee, and why."""
         alone = ("an obfuscation: groups of one are not mixed, only shuffled",)
         return Guarantee("record", None, reasons=alone if self.config.group == 1 else SEPARABLE)
 
@@ -133,7 +133,7 @@ class Mixing(Shield):
 
 
 def _mix(rows: torch.Tensor, key: MixingKey) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return ``A x`` of each group, in the key's order, and the sum of all values."""
+    """Return ``A x`` for each group, in the key's order, and the sum of all values."""
     flat = _to_memory_order(rows).reshape(*key.matrices.shape[:2], -1)
     if torch.is_grad_enabled() and rows.requires_grad:
         together = torch.bmm(key.matrices, flat).flatten(0, 1)[key.order]
@@ -149,7 +149,7 @@ def _mix(rows: torch.Tensor, key: MixingKey) -> tuple[torch.Tensor, torch.Tensor
 
 
 def _unmix(rows: torch.Tensor, key: MixingKey) -> torch.Tensor:
-    """Return ``Aᵀ y`` of each group, from rows in the key's order."""
+    """Return ``Aᵀ y`` for each group, from rows in the key's order."""
     matrices, places = key.matrices.mT.contiguous(), key.order.argsort()
     groups = matrices.shape[:2]
     flat = _to_memory_order(rows).reshape(len(rows), -1)
@@ -171,12 +171,12 @@ def _is_channels_last(rows: torch.Tensor) -> bool:
 
 
 def _to_memory_order(rows: torch.Tensor) -> torch.Tensor:
-    """Return rows with their dimensions as they lie in memory: each is mixed as a whole."""
+    """Return rows with dimensions in memory order, so that they can be flattened without a copy."""
     return rows.permute(0, 2, 3, 1) if _is_channels_last(rows) else rows
 
 
 def _restore_layout(rows: torch.Tensor, flat: torch.Tensor) -> torch.Tensor:
-    """Return what was made of rows in their shape and layout."""
+    """Return mixed rows in the shape and memory layout of the original ones."""
     if not _is_channels_last(rows):
         return flat.reshape(rows.shape)
     _, channels, height, width = rows.shape
@@ -184,9 +184,9 @@ def _restore_layout(rows: torch.Tensor, flat: torch.Tensor) -> torch.Tensor:
 
 
 def _split_features(features: int) -> list[slice]:
-    """Return slices of all features, alike in size: the last may begin before the one before ends.
+    """Return equally large slices that cover all features; the last two may overlap.
 
-    So they share room that is there already; asking the system for it anew took half as long again.
+    Equal sizes let all slices share one buffer; allocating anew took half as long again.
     """
     size = min(features, CHUNK_FEATURES)
     starts = [*range(0, features - size, size), features - size]

@@ -1,4 +1,4 @@
-"""Noise and low resolution: obfuscations that paper 003 compares with."""
+"""Additive noise and low resolution: the obfuscations that paper 003 compares with."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from pudica.models.randomness import Randomness
 
 
 class AdditiveNoiseConfig(ShieldConfig):
-    """Gaussian noise, anew for each value.
+    """Settings of :class:`AdditiveNoise`.
 
     Attributes
     ----------
     variance : float
-        In units of what it is added to: of images, as they are normalised.
+        In the units of the input, for example of normalised images.
     """
 
     name: Literal["noise"] = "noise"
@@ -26,7 +26,7 @@ class AdditiveNoiseConfig(ShieldConfig):
 
 
 class AdditiveNoise(Shield):
-    """Adds N(0, variance). Without a bound of what it is added to, nothing is promised."""
+    """Adds N(0, variance) to each value; its input has no bound, so there is no guarantee."""
 
     config: AdditiveNoiseConfig
 
@@ -43,12 +43,12 @@ class AdditiveNoise(Shield):
 
 
 class LowResolutionConfig(ShieldConfig):
-    """How few pixels are left.
+    """Settings of :class:`LowResolution`.
 
     Attributes
     ----------
     side : int
-        Of the image that is left, in pixels.
+        Side of the reduced image in pixels.
     """
 
     name: Literal["low-resolution"] = "low-resolution"
@@ -56,7 +56,7 @@ class LowResolutionConfig(ShieldConfig):
 
 
 class LowResolution(Shield):
-    """Leaves the means of so many blocks a side, and shows them at the old size (bilinear)."""
+    """Averages an image over blocks, then interpolates it to the old size (bilinear)."""
 
     config: LowResolutionConfig
 

@@ -1,4 +1,4 @@
-"""No shield: what every other one is compared with."""
+"""No shield: the baseline for all others."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ class NoShieldConfig(ShieldConfig):
 
 
 class NoShield(Shield):
-    """Lets everything through as it is."""
+    """Passes everything through unchanged."""
 
     def protect(
         self,
         tensor: torch.Tensor,
         randomness: Randomness,  # noqa: ARG002
     ) -> tuple[torch.Tensor, None]:
-        """Return the tensor."""
+        """Return the tensor unchanged."""
         return self.validate_input(tensor), None
 
     def guarantee(self) -> Guarantee:
-        """Return that there is none."""
+        """Return that there is no guarantee."""
         return NO_NOISE

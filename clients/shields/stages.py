@@ -1,4 +1,4 @@
-"""A model in three stages with a shield around the middle one: what paper 003 trains and serves."""
+"""A model in three stages with a shield around the middle one, as in paper 003."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pudica.models.cut import INPUT, OUTPUT, Cutter
 from pudica.models.randomness import Randomness, temporary_seed
 
 ANONYMISER = "anonymiser"
-"""In place of a layer: the first stage is one, and no part of the model."""
+"""Name that stands for a layer: the first stage is then an anonymiser in front of the model."""
 
 
 class StagedModel(nn.Module):
@@ -33,7 +33,7 @@ class StagedModel(nn.Module):
     Attributes
     ----------
     randomness : Generator or SystemGenerator or None
-        What the shield's next key is drawn from; None: there is no shield.
+        Source of the shield's next key; None turns the shield off.
     """
 
     def __init__(self, pre: nn.Module, main: nn.Module, post: nn.Module, shield: Shield) -> None:
@@ -43,7 +43,7 @@ class StagedModel(nn.Module):
         self.randomness: Randomness | None = None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the logits of images (B, C, H, W); behind the shield, if there is randomness."""
+        """Return the logits of images (B, C, H, W); with ``randomness``, through the shield."""
         if self.randomness is None:
             return self.post(self.main(self.pre(x)))  # type: ignore[no-any-return]
         features = self.pre(fill_groups(x, self.shield.config, self.randomness))
@@ -53,7 +53,7 @@ class StagedModel(nn.Module):
 
     @property
     def edge_stages(self) -> nn.ModuleList:
-        """What the edge runs."""
+        """The stages that the edge runs: ``pre`` and ``post``."""
         return nn.ModuleList([self.pre, self.post])
 
 
@@ -71,23 +71,23 @@ def build_staged(
     Parameters
     ----------
     model : str
-        A name of the zoo, or a custom one.
+        A name from the zoo, or a custom one.
     attributes : int
-        Binary questions that it answers.
+        Number of binary attributes to predict.
     image : tuple of int
         Channels, height and width.
     stages : (str, str)
-        The layers after which ``pre`` and ``main`` end, as of :meth:`Cutter.cut_stages`;
-        ``("output", "output")``: everything is ``pre``; ``("anonymiser", "output")``: an
-        anonymiser is, and the model ``main``.
+        The layers after which ``pre`` and ``main`` end, as in :meth:`Cutter.cut_stages`. With
+        ``("output", "output")`` the whole model is ``pre``; with ``("anonymiser", "output")``
+        an anonymiser is ``pre`` and the model is ``main``.
     shield : ShieldConfig
     batch : int
-        The most examples that are protected together.
+        The maximum number of examples protected together.
 
     Raises
     ------
     RequestError
-        If the model is unknown, can't be cut there, or the shield does not fit.
+        If the model is unknown or can't be cut there, or the shield does not fit.
     """
     channels, side, _ = image
     built = models.build(
@@ -106,5 +106,5 @@ def build_staged(
 
 @lru_cache(maxsize=2)
 def build_staged_cached(*arguments: object) -> StagedModel:
-    """Return :func:`build_staged`, shared by the nodes of one process: weights come with messages."""
+    """Build a staged model once per process; its nodes share it, as weights come with messages."""
     return build_staged(*arguments)  # type: ignore[arg-type]

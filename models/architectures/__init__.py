@@ -1,7 +1,7 @@
-"""The architectures behind :mod:`pudica.models.zoo`, one file a family.
+"""The architectures behind :mod:`pudica.models.zoo`, one file per family.
 
-Every constructor takes the :class:`ImageTask` and returns a freshly initialised module from
-images to logits; names, limits and seeds are the registry's business.
+Every constructor takes an :class:`ImageTask` and returns a freshly initialised module that maps
+images to logits. The registry takes care of names, limits and seeds.
 """
 
 from __future__ import annotations
@@ -9,20 +9,20 @@ from __future__ import annotations
 from typing import NamedTuple
 
 TORCHVISION = "torchvision:"
-"""How the names of torchvision's classifiers begin."""
+"""Prefix of the names of torchvision's classifiers."""
 
 
 class ImageTask(NamedTuple):
-    """What a classifier must fit.
+    """The images and classes that a classifier must fit.
 
     Attributes
     ----------
     num_classes : int
-        How many logits it returns.
+        Number of logits.
     channels : int
-        Channels of its images.
+        Channels of an image.
     image_size : int
-        Their side in pixels.
+        Side of an image in pixels.
     """
 
     num_classes: int

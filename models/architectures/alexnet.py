@@ -1,4 +1,4 @@
-"""AlexNet for CIFAR, as bearpaw/pytorch-classification has it."""
+"""AlexNet for CIFAR, as in bearpaw/pytorch-classification."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from pudica.models.architectures.layers import pooled_classifier
 
 
 def alexnet(task: ImageTask) -> nn.Module:
-    """Return AlexNet (Krizhevsky 2014) with the paddings and the one linear layer of CIFAR.
+    """Return AlexNet (Krizhevsky 2014) with the padding and single linear layer of the CIFAR form.
 
-    The pooling before the linear layer changes nothing at 32 pixels, where one is left.
+    At 32 pixels the pooling before the linear layer has no effect, since one pixel is left.
     """
     return nn.Sequential(
         nn.Conv2d(task.channels, 64, 11, stride=4, padding=5),

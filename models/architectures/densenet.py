@@ -1,4 +1,4 @@
-"""DenseNet-BC from torchvision with the stem of CIFAR."""
+"""DenseNet-BC from torchvision with a stem for CIFAR."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _CONFIGURATION: dict[int, tuple[int, int, tuple[int, ...]]] = {
 
 
 def densenet(task: ImageTask, depth: int) -> nn.Module:
-    """Return DenseNet of a depth of 121, 161, 169 or 201 (Huang et al. 2017, Table 1)."""
+    """Return DenseNet with depth 121, 161, 169 or 201 (Huang et al. 2017, Table 1)."""
     return _densenet(task, *_CONFIGURATION[depth])
 
 
@@ -29,7 +29,7 @@ def densenet_small(task: ImageTask) -> nn.Module:
 
 def _densenet(task: ImageTask, growth: int, stem: int, blocks: tuple[int, ...]) -> nn.Module:
     model: nn.Module = DenseNet(growth, blocks, stem, num_classes=task.num_classes)
-    # A 3x3 stem and no pooling after it: torchvision's would quarter a 32 pixel image.
+    # A 3x3 stem without pooling: torchvision's stem would quarter the side of a 32-pixel image.
     features = model.get_submodule("features")
     features.conv0 = conv3x3(task.channels, stem)
     nn.init.kaiming_normal_(features.conv0.weight)

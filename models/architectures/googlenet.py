@@ -1,4 +1,4 @@
-"""GoogLeNet from torchvision with the stem of CIFAR."""
+"""GoogLeNet from torchvision with a stem for CIFAR."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from pudica.models.architectures import ImageTask
 def googlenet(task: ImageTask) -> nn.Module:
     """Return GoogLeNet (Szegedy et al. 2015, Table 1) in the form of kuangliu/pytorch-cifar.
 
-    One 3x3 convolution is the stem, two poolings halve the side, nothing drops out, and there
-    are no auxiliary outputs: it returns plain logits in training too. Unlike kuangliu's, no
-    convolution has a bias (batch norm follows each), which is why it has 6.16 M parameters
-    where kuangliu's has 6.17 M.
+    The stem is one 3x3 convolution, two poolings halve the side, and there is neither dropout nor
+    auxiliary outputs, so it returns plain logits in training too. Unlike kuangliu's, no
+    convolution has a bias (batch norm follows each), so it has 6.16 M parameters instead of
+    6.17 M.
     """
     model: nn.Module = GoogLeNet(
         num_classes=task.num_classes,
@@ -34,9 +34,9 @@ def googlenet(task: ImageTask) -> nn.Module:
 
 
 class WideInception(Inception):
-    """torchvision's block with the paper's 5x5 reach on its third branch.
+    """torchvision's block with the paper's 5x5 receptive field on its third branch.
 
-    torchvision has one 3x3 convolution there (vision issue 906); a second makes it 5x5.
+    torchvision has one 3x3 convolution there (vision issue 906); a second one makes it 5x5.
     """
 
     def __init__(self, *args: Any, **options: Any) -> None:

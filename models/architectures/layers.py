@@ -1,4 +1,4 @@
-"""What several families share: the staged trunk, the pooled classifier, the initialisation."""
+"""Parts shared by several families: staged trunk, pooled classifier, initialisation."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class UnitLength(nn.Module):
 
 
 def conv3x3(channels: int, width: int, stride: int = 1) -> nn.Conv2d:
-    """Return a 3x3 convolution that keeps the side, without a bias as batch norm follows."""
+    """Return a padded 3x3 convolution without a bias, since batch norm follows."""
     return nn.Conv2d(channels, width, 3, stride=stride, padding=1, bias=False)
 
 
@@ -55,12 +55,12 @@ def stack_stages(block: Block, first: int, widths: Sequence[int], blocks: int) -
 
 
 def pooled_classifier(width: int, num_classes: int) -> nn.Sequential:
-    """Return global average pooling and one linear layer, so that any image side fits."""
+    """Return global average pooling and one linear layer, which fit any image size."""
     return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, num_classes))
 
 
 def initialise_he(model: nn.Module) -> nn.Module:
-    """Draw every convolution's weight as He et al. 2015 (fan out) and return the model."""
+    """Initialise every convolution as in He et al. 2015 (fan out) and return the model."""
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

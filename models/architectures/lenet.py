@@ -1,4 +1,4 @@
-"""LeNet-5 with ReLU and max pooling, as kuangliu/pytorch-cifar has it."""
+"""LeNet-5 with ReLU and max pooling, as in kuangliu/pytorch-cifar."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pudica.models.architectures import ImageTask
 def lenet(task: ImageTask) -> nn.Module:
     """Return LeNet (LeCun et al. 1998): two 5x5 convolutions, three linear layers.
 
-    The first linear layer grows with the image; at 32 pixels it is the published one.
+    The first linear layer grows with the image; at 32 pixels it has the published size.
     """
     side = ((task.image_size - 4) // 2 - 4) // 2
     return nn.Sequential(

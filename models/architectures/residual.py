@@ -1,4 +1,4 @@
-"""Residual networks: the CIFAR forms of He et al. 2016, with pre-activation, with squeezing."""
+"""Residual networks for CIFAR (He et al. 2016): plain, pre-activation, squeeze-and-excitation."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _SQUEEZE = 16
 
 
 def resnet(task: ImageTask, depth: int) -> nn.Module:
-    """Return ResNet of 6n + 2 layers (He et al. 2016, "Deep residual learning", §4.2)."""
+    """Return ResNet with 6n + 2 layers (He et al. 2016, "Deep residual learning", §4.2)."""
     return _cifar_resnet(task, depth, _basic_block)
 
 
@@ -34,10 +34,10 @@ def se_resnet(task: ImageTask, depth: int) -> nn.Module:
 
 
 def preresnet(task: ImageTask, depth: int) -> nn.Module:
-    """Return pre-activation ResNet of 6n + 2 layers (He et al. 2016, "Identity mappings").
+    """Return pre-activation ResNet with 6n + 2 layers (He et al. 2016, "Identity mappings").
 
-    Basic blocks at every depth. Where the side halves the shortcut is a 1x1 convolution, as in
-    bearpaw/pytorch-classification (which turns to bottlenecks from 44 layers on).
+    It has basic blocks at every depth. Where the side halves, the shortcut is a 1x1 convolution,
+    as in bearpaw/pytorch-classification (which uses bottlenecks from 44 layers on).
     """
     width = _WIDTHS[-1]
     return initialise_he(
@@ -54,8 +54,8 @@ def preresnet(task: ImageTask, depth: int) -> nn.Module:
 def resnet_18(task: ImageTask) -> nn.Module:
     """Return torchvision's ResNet-18 (He et al. 2016, Table 1).
 
-    Up to 64 pixels the stem is one 3x3 convolution, as in kuangliu/pytorch-cifar; above, it is
-    torchvision's own, which quarters the side.
+    Up to 64 pixels the stem is one 3x3 convolution, as in kuangliu/pytorch-cifar; above that, it
+    is torchvision's, which quarters the side.
     """
     model: nn.Module = resnet18(num_classes=task.num_classes)
     if task.image_size <= _LARGEST_WITH_SMALL_STEM:
@@ -67,14 +67,14 @@ def resnet_18(task: ImageTask) -> nn.Module:
 
 
 class ZeroPadShortcut(nn.Module):
-    """The shortcut without parameters: subsample, fill new channels with zeros (option A).
+    """A shortcut without parameters: subsample and fill new channels with zeros (option A).
 
     Parameters
     ----------
     channels, width : int
         Channels in and out.
     stride : int
-        The step of the subsampling.
+        Stride of the subsampling.
     """
 
     def __init__(self, channels: int, width: int, stride: int) -> None:
@@ -96,7 +96,7 @@ class PreActivationBlock(nn.Module):
     channels, width : int
         Channels in and out.
     stride : int
-        Of the first convolution.
+        Stride of the first convolution.
     """
 
     def __init__(self, channels: int, width: int, stride: int) -> None:
@@ -142,6 +142,6 @@ def _basic_block(channels: int, width: int, stride: int) -> BasicBlock:
 
 def _squeezing_block(channels: int, width: int, stride: int) -> BasicBlock:
     block = _basic_block(channels, width, stride)
-    # The last step before the addition is where the paper puts it.
+    # The paper places it last before the addition.
     block.bn2 = nn.Sequential(block.bn2, SqueezeExcitation(width, width // _SQUEEZE))
     return block

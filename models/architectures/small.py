@@ -1,4 +1,4 @@
-"""Networks for a CPU: from a linear model to small convolutional ones, for 8x8 to 32x32."""
+"""Small networks for a CPU and images of 8x8 to 32x32, from linear to convolutional."""
 
 from __future__ import annotations
 
@@ -74,8 +74,8 @@ def cnn_wide(task: ImageTask) -> nn.Module:
 def cnn_five(task: ImageTask) -> nn.Module:
     """Return five 3x3 convolutions of 16 to 64 channels with batch norm and a linear layer.
 
-    Zhao et al. 2023 (DLMT) classify MNIST by "a simple network with five convolutional layers"
-    and say no more of it.
+    Zhao et al. 2023 (DLMT) classify MNIST with "a simple network with five convolutional layers"
+    and give no more detail.
     """
     return nn.Sequential(
         conv_bn_relu(task.channels, 16),
@@ -94,7 +94,7 @@ def cnn_five(task: ImageTask) -> nn.Module:
 def cnn_iot(task: ImageTask) -> nn.Module:
     """Return two 5x5 convolutions and five dense layers (Jiang et al. 2019, Figure 2).
 
-    Widths of the dense layers are halved one after the other, which the paper leaves open; its
+    Each dense layer is half as wide as the one before, a choice that the paper leaves open. Its
     batch norm belongs to the noise at the cut, after ``4``.
     """
     side = ((task.image_size - 4) // 2 - 4) // 2
@@ -116,9 +116,9 @@ def cnn_iot(task: ImageTask) -> nn.Module:
 
 
 def cnn_embedding(task: ImageTask) -> nn.Module:
-    """Return two 5x5 convolutions to 32 features of length 1, and a linear layer on them.
+    """Return two 5x5 convolutions to 32 features of unit length, and a linear layer on them.
 
-    What is classified is their direction, so a cut after ``norm`` sends bounded activations.
+    Only the features' direction is classified, so a cut after ``norm`` sends bounded activations.
     """
     side = (task.image_size // 2 - 4) // 2
     layers: list[tuple[str, nn.Module]] = [

@@ -1,4 +1,4 @@
-"""VGG with batch norm and one linear layer, as kuangliu/pytorch-cifar has it."""
+"""VGG with batch norm and one linear layer, as in kuangliu/pytorch-cifar."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ _SMALL: list[str | int] = [16, 16, "M", 32, 32, "M", 64, 64]
 
 
 def vgg(task: ImageTask, depth: int) -> nn.Module:
-    """Return VGG of a depth of 11, 13, 16 or 19 (Simonyan and Zisserman 2015, Table 1)."""
+    """Return VGG with depth 11, 13, 16 or 19 (Simonyan and Zisserman 2015, Table 1)."""
     return _vgg(task, cfgs[_CONFIGURATION[depth]])
 
 
 def vgg_small(task: ImageTask) -> nn.Module:
-    """Return six VGG convolutions of 16 to 64 channels, for images from 4 pixels."""
+    """Return six VGG convolutions of 16 to 64 channels, for images from 4x4 pixels."""
     return _vgg(task, _SMALL)
 
 

@@ -35,26 +35,28 @@ BENCHMARKS: dict[Callable[[int], list[Row]], set[str]] = {
     federated.measure_rows: {"mnist"},
     facemix.measure_rows: {"utkface"},
 }
-"""What needs which data sets."""
+"""Benchmarks, and the data sets they need."""
 
 
 def main(
-    repeats: Annotated[int, typer.Option(min=1, help="Runs of each; medians are shown.")] = 5,
+    repeats: Annotated[
+        int, typer.Option(min=1, help="Repetitions of each; medians are shown.")
+    ] = 5,
     out: Annotated[Path, typer.Option(help="Where the CSV goes.")] = Path("results/bench.csv"),
 ) -> None:
-    """Measure on a quiet machine; ratios hold elsewhere, seconds do not."""
+    """Run all benchmarks, on an idle machine; ratios carry over to others, seconds do not."""
     os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
     logging.getLogger("flwr").setLevel(logging.ERROR)
     rows: list[Row] = []
     with connect(RayConfig()):
         rows += exchange.measure_rows(repeats)
-        here = {entry.name for entry in catalogue() if entry.present}
-        for measured, needed in BENCHMARKS.items():
-            if needed <= here:
-                rows += measured(repeats)
+        available = {entry.name for entry in catalogue() if entry.present}
+        for measure, needed in BENCHMARKS.items():
+            if needed <= available:
+                rows += measure(repeats)
             else:
-                missing = ", ".join(sorted(needed - here))
-                typer.echo(f"{measured.__module__}: {missing} not here (set PUDICA_DATA)", err=True)
+                missing = ", ".join(sorted(needed - available))
+                typer.echo(f"{measure.__module__}: {missing} not found (set PUDICA_DATA)", err=True)
     frame = build_table(rows)
     out.parent.mkdir(parents=True, exist_ok=True)
     write_csv(frame, out)

@@ -1,8 +1,7 @@
-"""What an exchange with a deployed node costs beside Flower's own: ``python -m`` this module.
+"""The cost of an exchange with a deployed node, compared with Flower's own (``python -m``).
 
-One node is reached through the gate and is Pudica's, one directly and is Flower's alone, with
-an app that has nothing but Flower in it; both over TLS and with keys, from the same SuperLink, in
-turn.
+One node is Pudica's, behind the gate; the other is a plain SuperNode, connected directly, with an
+app that uses only Flower. Both use TLS and keys and the same SuperLink, in turn.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from pudica.simulations.programs.bundle import write_bundle
 from pudica.simulations.programs.calling import LOOPBACK, SUPERNODE, find_free_port
 from pudica.simulations.programs.submission import FlowerRun
 
-# A plain Flower app, and a ServerApp that asks Pudica's nodes who they are. Both time exchanges.
+# A plain Flower app, and a ServerApp that greets Pudica's nodes. Both time exchanges.
 APP = """
 import json, time
 from pathlib import Path
@@ -108,7 +107,7 @@ def measure_rows(repeats: int, rounds: int) -> list[Row]:
 def _measure_exchanges(
     folder: Path, ends: ExitStack, repeats: int, rounds: int
 ) -> dict[str, list[float]]:
-    """Return the seconds of all exchanges, by app; the first of each run is left out."""
+    """Return the seconds of exchanges by app, without the first of each run."""
     organiser = OrganiserServer.create(folder / "organiser", LOOPBACK, find_free_port())
     ends.callback(organiser.down)
     organiser.up()
@@ -133,8 +132,8 @@ def _start_nodes(
         if name == "gated":
             kit.up()
         else:
-            own = kit.supernode_arguments(f"{LOOPBACK}:{find_free_port()}")
-            kit.programs.start("supernode", [*SUPERNODE, *own])
+            arguments = kit.supernode_arguments(f"{LOOPBACK}:{find_free_port()}")
+            kit.programs.start("supernode", [*SUPERNODE, *arguments])
 
 
 def _run_app(
@@ -148,15 +147,15 @@ def _run_app(
     directory.mkdir(parents=True, exist_ok=True)
     check = organiser.programs.check_running
     FlowerRun(organiser.programs.launch, lambda: check("superlink"), app, directory).run()
-    found: list[float] = json.loads(out.read_text())
-    return found
+    seconds: list[float] = json.loads(out.read_text())
+    return seconds
 
 
 def main(
     repeats: Annotated[int, typer.Option(min=2, help="Exchanges of a run.")] = 6,
     rounds: Annotated[int, typer.Option(min=1, help="Runs of each app.")] = 2,
 ) -> None:
-    """Measure on a quiet machine."""
+    """Compare exchanges with deployed nodes, on an idle machine."""
     print_frame(
         build_table(measure_rows(repeats, rounds)), "Exchanges with deployed nodes, medians"
     )

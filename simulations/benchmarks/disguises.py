@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -12,7 +13,7 @@ import torch
 from pudica.clients.data import DataConfig, load
 from pudica.clients.data.disguised import DisguiseRequest, disguise_dataset
 from pudica.clients.data.places import DataLocation, data_root
-from pudica.clients.data.registry import find, lookup
+from pudica.clients.data.registry import find_source, lookup
 from pudica.clients.shields.disguises import Disguise, Key, Span
 from pudica.simulations.benchmarks.measure import Row, make_ratio_row, measure_seconds, use_threads
 
@@ -21,27 +22,27 @@ SETS = {"mnist": (1, 28, 28), "cifar10": (3, 32, 32)}
 
 
 class IdentityDisguise:
-    """Stands in for a disguise: images as they are."""
+    """Stands in for a disguise and leaves images unchanged."""
 
     def __init__(self, key: Key) -> None:
         self.key = key
         self.span = Span()
 
     def protect(self, images: torch.Tensor) -> torch.Tensor:
-        """Return the images."""
+        """Return the images unchanged."""
         return images
 
 
 def measure_rows(repeats: int) -> list[Row]:
-    """Measure in memory and on disk; MNIST and CIFAR-10 must be here."""
+    """Measure in memory and on disk; MNIST and CIFAR-10 must be available."""
     with use_threads(os.cpu_count() or 1):
-        found = [_measure_in_memory(name, repeats) for name in SETS]
-    return [*found, _measure_on_disk(repeats)]
+        rows = [_measure_in_memory(name, repeats) for name in SETS]
+    return [*rows, _measure_on_disk(repeats)]
 
 
 def _measure_in_memory(name: str, repeats: int) -> Row:
     train = load(DataConfig(name=name, split="train-test"), seed=0).train
-    plain = train.plain(slice(None))
+    plain = train.plain_images(slice(None))
     disguise = Disguise(Key.from_seed(DISGUISE, SETS[name], seed=0))
     disguised = disguise.protect(plain).numpy()
     ours: list[float] = []
@@ -54,8 +55,8 @@ def _measure_in_memory(name: str, repeats: int) -> Row:
 
 
 def _measure_on_disk(repeats: int) -> Row:
-    """Disguise CIFAR-10's parquet files into others."""
-    source = find(lookup("cifar10"), DataLocation(data_root()), download=False)
+    """Measure disguising CIFAR-10's parquet files."""
+    source = find_source(lookup("cifar10"), DataLocation(data_root()), download=False)
     own = Disguise(Key.from_seed(DISGUISE, SETS["cifar10"], seed=0))
     ours: list[float] = []
     rival: list[float] = []
@@ -67,14 +68,11 @@ def _measure_on_disk(repeats: int) -> Row:
             ):
                 request = DisguiseRequest(source, "benchmark", disguise, [], None, None)
                 out = Path(folder) / f"{name}-{number}"
-                times.append(
-                    measure_seconds(
-                        lambda r=request, o=out: disguise_dataset(r, o, _ignore_progress)
-                    )
-                )  # type: ignore[misc]
+                work = partial(disguise_dataset, request, out, _ignore_progress)
+                times.append(measure_seconds(work))
     what = f"CIFAR-10 on disk by {DISGUISE} / decoding and encoding alone"
     return make_ratio_row(what, "s", 1.2, ours, rival)
 
 
 def _ignore_progress(done: int, total: int) -> None:
-    """Show no progress."""
+    """Ignore progress."""

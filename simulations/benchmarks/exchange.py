@@ -1,4 +1,4 @@
-"""What one exchange costs: the same tiny app in process, on Ray, on Flower's simulation."""
+"""The cost of one exchange: the same tiny app in process, on Ray, and on Flower's simulation."""
 
 from __future__ import annotations
 
@@ -59,10 +59,10 @@ def measure_flower_round() -> float:
 
 
 def measure_rows(repeats: int) -> list[Row]:
-    """Measure all rows about exchanges; Ray must be connected."""
+    """Measure exchanges on all engines; Ray must be connected."""
     build_server_context({})
     inprocess = InProcessGrid(echo, NODES, {})
-    # Half a CPU each: the four workers of both grids must fit, one pair idle at a time.
+    # Half a CPU each, so that the four workers of both grids fit; one pair is always idle.
     small, large = (
         RayGrid(echo, nodes, {}, workers=2, num_cpus=0.5) for nodes in (NODES, 10 * NODES)
     )

@@ -36,7 +36,7 @@ from pudica.strategies.facemix.session import Session
 from pudica.strategies.loading import load_experiment
 
 STEM = (64, 64, 64)
-"""What leaves the stem of the zoo's ResNet-18 of an image of 64 pixels a side."""
+"""Output shape of the stem of the zoo's ResNet-18 for an image of 64x64 pixels."""
 MAPS, BATCH, ATTRIBUTES = 256, 64, 11
 FACES = (3, 64, 64)
 STEPS = 6
@@ -45,12 +45,12 @@ STAGES = ("maxpool", "flatten")
 
 
 def measure_rows(repeats: int) -> list[Row]:
-    """Measure; UTKFace must be here."""
+    """Measure mixing, training and serving; UTKFace must be available."""
     with use_threads(os.cpu_count() or 1):
-        found = [_measure_mixing(repeats)]
+        rows = [_measure_mixing(repeats)]
     with use_threads(1):
         return [
-            *found,
+            *rows,
             _measure_training_steps(repeats),
             _measure_serving(repeats),
             *_compute_shares(),
@@ -63,16 +63,16 @@ def _measure_mixing(repeats: int) -> Row:
         np.random.default_rng(0).standard_normal((MAPS, *STEM), dtype=np.float32)
     )
 
-    def there_and_back() -> None:
+    def mix_and_unmix() -> None:
         sent, key = shield.protect(maps, np.random.default_rng(0))
         shield.restore(sent, key)
 
     what = f"mixing and unmixing {MAPS} feature maps of a stem, groups of 8 / a copy of them"
-    return _time_pairs(what, 3.0, repeats, there_and_back, maps.clone)
+    return _time_pairs(what, 3.0, repeats, mix_and_unmix, maps.clone)
 
 
 def _compute_shares() -> list[Row]:
-    """Return the edge's part of the multiplications, as the paper has it: nothing is timed."""
+    """Return the edge's share of multiplications, to compare with the paper; nothing is timed."""
     table = build_stage_table(MODEL, (3, 218, 178), LOGITS * 40, STAGES[1]).set_index("pre")
     what = "the edge's share of the multiplications of ResNet-18 at 218x178, N_pre ="
     return [
@@ -93,13 +93,13 @@ def _measure_training_steps(repeats: int) -> Row:
     def steps(model: nn.Module) -> Callable[[], None]:
         optimizer = torch.optim.Adam(model.parameters())
 
-        def several() -> None:
+        def run_steps() -> None:
             for _ in range(STEPS):
                 optimizer.zero_grad()
                 attribute_loss(model(x), truth).backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
 
-        return several
+        return run_steps
 
     what = f"{STEPS} encryption-aware training steps of ResNet-18 on 64 faces / plain steps"
     return _time_pairs(what, 1.10, repeats, steps(mixed), steps(plain))
@@ -110,7 +110,7 @@ def _measure_serving(repeats: int) -> Row:
     experiment = load_experiment("facemix-utkface", overrides)
     assert isinstance(experiment, FacemixExperiment)
     with tempfile.TemporaryDirectory() as folder:
-        # One for each time: what was asked and answered is not asked again.
+        # A new session for each run, since answered requests are not sent again.
         fresh = iter([_join_session(experiment, Path(folder) / f"{n}") for n in range(repeats + 2)])
         session = next(fresh)
         images = session.data.test
@@ -135,7 +135,7 @@ def _measure_serving(repeats: int) -> Row:
 
 
 def _join_session(experiment: FacemixExperiment, directory: Path) -> Session:
-    """Return a session of a run whose edges have joined."""
+    """Return a session whose edges have joined."""
     config = build_run_config(experiment, directory, "benchmark")
     build_server_context(config)
     grid = InProcessGrid(app, experiment.facemix.edges, config)
@@ -154,7 +154,7 @@ def _time_pairs(
     ours: Callable[[], object],
     rival: Callable[[], object],
 ) -> Row:
-    """Return the row of two pieces of work, each done once before it is timed."""
+    """Time two functions, each after a warm-up, and return their row."""
     ours()
     rival()
     pairs = [(1000 * measure_seconds(ours), 1000 * measure_seconds(rival)) for _ in range(repeats)]

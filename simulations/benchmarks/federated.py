@@ -41,13 +41,13 @@ SETTINGS = [
 
 
 def load_benchmark_experiment(images: int, threads: int = 1) -> DlmtExperiment:
-    """Return dlmt-federated-mnist, a single case on so many training images."""
+    """Load dlmt-federated-mnist with a single case and this many training images."""
     settings = [*SETTINGS, f"data.limit={images}", f"client.threads={threads}"]
     return cast(DlmtExperiment, load_experiment("dlmt-federated-mnist", settings))
 
 
 class FederatedRounds:
-    """Training from the same beginning, again and again.
+    """Repeats the same training from the start.
 
     Parameters
     ----------
@@ -63,7 +63,7 @@ class FederatedRounds:
         self.session = Session(cohort, experiment, "main", experiment.dlmt)
         self.session.join(turn=-1)
         self.session.normalise()
-        self.train()  # each node has its data then
+        self.train()  # so that each node has loaded its data
 
     def train(self) -> None:
         """Train and measure."""
@@ -71,7 +71,7 @@ class FederatedRounds:
 
     @property
     def accuracy(self) -> float:
-        """Of the last training."""
+        """Accuracy of the last training."""
         rows = self.session.recorder.rows
         return float([row for row in rows if row["stage"] == "test"][-1]["value"])
 
@@ -95,19 +95,20 @@ def _measure_size(name: str, images: int, repeats: int) -> list[Row]:
         here, there = Path(folder) / "inprocess", Path(folder) / "ray"
         in_process, accuracy = _measure_in_process(here, images, repeats)
         on_ray, of_ray = _measure_on_ray(there, images, repeats)
-    # Twice as fast where rounds are short, and no slower where they are not.
+    # At least twice as fast if rounds are short, and not slower otherwise.
     bar = 0.5 if name == "short" else 1.0
     what = f"FedAvg, 10 owners, {ROUNDS} {name} rounds ({images:,} images of MNIST)"
-    apart = max(abs(each - flower["accuracy"]) for each in (accuracy, of_ray))
+    difference = max(abs(each - flower["accuracy"]) for each in (accuracy, of_ray))
     return [
         make_ratio_row(f"{what}, Ray / Flower's simulation", "s", bar, on_ray, flower["seconds"]),
         make_ratio_row(f"{what}, in process / the same", "s", bar, in_process, flower["seconds"]),
-        make_value_row(f"{what}, accuracies apart", "", 0.01, [apart]),
+        make_value_row(f"{what}, accuracies apart", "", 0.01, [difference]),
     ]
 
 
 def _measure_in_process(directory: Path, images: int, repeats: int) -> tuple[list[float], float]:
-    experiment = load_benchmark_experiment(images, threads=2)  # as many cores as the others have
+    # As many cores as the other engines use.
+    experiment = load_benchmark_experiment(images, threads=2)
     config = build_run_config(experiment, directory, "benchmark")
     build_server_context(config)
     return _time_rounds(

@@ -26,10 +26,10 @@ from pudica.strategies.core.cohort import Cohort
 from pudica.strategies.core.recorder import Recorder
 from pudica.strategies.loading import load_experiment
 from pudica.strategies.themis.experiment import ThemisExperiment
-from pudica.strategies.themis.generator import GeneratorStage
 from pudica.strategies.themis.joining import join
 from pudica.strategies.themis.local import train_models
 from pudica.strategies.themis.organiser import Organiser
+from pudica.strategies.themis.strategy import Themis
 
 IMAGES = 12_000
 SETTINGS = [
@@ -42,12 +42,12 @@ SETTINGS = [
 
 
 def load_benchmark_experiment() -> ThemisExperiment:
-    """Return themis-mnist on 12,000 training images."""
+    """Load themis-mnist with 12,000 training images."""
     return cast(ThemisExperiment, load_experiment("themis-mnist", SETTINGS))
 
 
 class PlainGeneratorLoop:
-    """The rival: one process, one loop, nothing of Flower.
+    """The rival: a loop in one process, without Flower.
 
     Parameters
     ----------
@@ -55,8 +55,8 @@ class PlainGeneratorLoop:
     threads : int
         PyTorch threads it may use.
     frozen : bool
-        Use the models as participants use them (:func:`pudica.models.freeze`), and not as PyTorch
-        makes them: in its own layout, batch norm apart.
+        Whether to use the models frozen, as participants do (:func:`pudica.models.freeze`), instead
+        of as PyTorch makes them, in its default layout and with batch norm.
     """
 
     def __init__(self, experiment: ThemisExperiment, threads: int, frozen: bool = False) -> None:
@@ -99,13 +99,15 @@ class PlainGeneratorLoop:
 @contextmanager
 def prepare_stage(
     experiment: ThemisExperiment, grid: Grid, directory: Path
-) -> Iterator[GeneratorStage]:
-    """Join and train the participants; yield the stage whose epoch is timed."""
+) -> Iterator[tuple[Organiser, Themis]]:
+    """Let participants join and train; yield organiser and strategy, whose rounds are timed."""
     recorder = Recorder(directory, experiment, "benchmark")
     organiser = Organiser(Cohort.on(grid, experiment.client, recorder), experiment)
     join(organiser)
     train_models(organiser)
-    yield GeneratorStage(organiser, "main", experiment.themis)
+    strategy = organiser.strategy("main", experiment.themis)
+    strategy.load_arrays(strategy.initial_arrays())
+    yield organiser, strategy
     recorder.close("done")
 
 
@@ -118,25 +120,34 @@ def measure_rows(repeats: int) -> list[Row]:
         here, there = Path(folder) / "inprocess", Path(folder) / "ray"
         config = build_run_config(experiment, here, "benchmark")
         build_server_context(config)
-        with prepare_stage(experiment, InProcessGrid(app, count, config), here) as stage:
-            in_process = _compare_epochs("in process", stage, threads=1, bar=1.10, repeats=repeats)
+        with prepare_stage(experiment, InProcessGrid(app, count, config), here) as prepared:
+            in_process = _compare_epochs(
+                "in process", *prepared, threads=1, bar=1.10, repeats=repeats
+            )
         grid = RayGrid(app, count, build_run_config(experiment, there, "benchmark"), workers=2)
-        with prepare_stage(experiment, grid, there) as stage:
-            on_ray = _compare_epochs("Ray, 2 workers", stage, threads=2, bar=1.00, repeats=repeats)
+        with prepare_stage(experiment, grid, there) as prepared:
+            on_ray = _compare_epochs(
+                "Ray, 2 workers", *prepared, threads=2, bar=1.00, repeats=repeats
+            )
         grid.stop()
     return in_process + on_ray
 
 
 def _compare_epochs(
-    engine: str, stage: GeneratorStage, threads: int, bar: float, repeats: int
+    engine: str,
+    organiser: Organiser,
+    strategy: Themis,
+    threads: int,
+    bar: float,
+    repeats: int,
 ) -> list[Row]:
-    """Time epochs, each right after one of either rival."""
-    experiment = stage.organiser.experiment
+    """Time epochs, alternating with both rivals."""
+    experiment = organiser.experiment
     plain, frozen = (
         PlainGeneratorLoop(experiment, threads),
         PlainGeneratorLoop(experiment, threads, frozen=True),
     )
-    epochs = [plain.epoch, frozen.epoch, lambda: stage.run_epoch(0)]
+    epochs = [plain.epoch, frozen.epoch, lambda: strategy.run_round(strategy.arrays())]
     for epoch in epochs:
         epoch()
     times = [[measure_seconds(epoch) for epoch in epochs] for _ in range(repeats)]

@@ -1,4 +1,4 @@
-"""Timing and memory, several times, medians."""
+"""Measuring repeatedly, and rows of the benchmark table."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ class Row:
     ----------
     what, unit : str
     ours, rival : float
-        Medians.
+        Medians of our measurements and of the rival's.
     ratio : float
-        The measurement the bar is about.
+        Median ratio, ours over rival, or the median value if there is no rival.
     low, high : float
-        The least and the largest ratio (or value) of the single runs.
+        Smallest and largest ratio (or value) of the single runs.
     bar : float or None
-        The most that is allowed; None for what is only to be known.
+        Largest ratio (or value) allowed, if any.
     """
 
     what: str
@@ -41,7 +41,7 @@ class Row:
 
     @property
     def is_within_bar(self) -> bool:
-        """Whether the bar is held."""
+        """Whether the ratio is within the bar."""
         return self.bar is None or self.ratio <= self.bar
 
 
@@ -53,14 +53,14 @@ def measure_seconds(work: Callable[[], object]) -> float:
 
 
 def use_threads(count: int) -> AbstractContextManager[None]:
-    """Let PyTorch use so many threads inside."""
+    """Let PyTorch use this many threads within the context."""
     return Compute(ComputeConfig(device="cpu", threads=count)).use_threads()
 
 
 def make_ratio_row(
     what: str, unit: str, bar: float | None, ours: Sequence[float], rival: Sequence[float]
 ) -> Row:
-    """Return the row of a ratio, ours over rival, paired run by run."""
+    """Return a row for the ratio of ours over rival, paired run by run."""
     ratios = [a / b for a, b in zip(ours, rival, strict=True)]
     return Row(
         what,
@@ -75,13 +75,13 @@ def make_ratio_row(
 
 
 def make_value_row(what: str, unit: str, bar: float, values: Sequence[float]) -> Row:
-    """Return the row of a value with a bar of its own."""
+    """Return a row for a value without a rival."""
     middle = median(values)
     return Row(what, middle, float("nan"), unit, middle, min(values), max(values), bar)
 
 
 def build_table(rows: Sequence[Row]) -> pd.DataFrame:
-    """Return all rows as a frame, with a column that says whether the bar is held."""
+    """Return all rows as a frame, with a column that says whether each is within its bar."""
     return pd.DataFrame([{**asdict(row), "held": _format_held(row)} for row in rows])
 
 

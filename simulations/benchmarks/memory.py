@@ -1,4 +1,4 @@
-"""What a data set costs a worker: it is mapped, not copied."""
+"""The memory that a data set takes in a worker: it is mapped, not copied."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SMALL, LARGE = 6_000, 60_000
 
 
 class DatasetReader:
-    """A worker that goes through a data set as a participant does."""
+    """A worker that reads a data set as a participant does."""
 
     def read(self, config: str) -> int:
         """Read every batch, in random order, and return this process's USS in bytes."""
@@ -32,7 +32,7 @@ class DatasetReader:
 def measure_rows(repeats: int) -> list[Row]:
     """Measure the difference in USS between a large and a small data set.
 
-    Both workers read the same set at once, as in a run, so its pages are shared.
+    Both workers read the same data set at the same time, as in a run, so they share its pages.
     """
     differences = []
     for _ in range(repeats):
@@ -43,7 +43,7 @@ def measure_rows(repeats: int) -> list[Row]:
 
 
 def _measure_uss(images: int) -> float:
-    """Return the larger USS of two fresh workers with so many training and validation images."""
+    """Return the larger USS of two new workers with this many training and validation images."""
     config = DataConfig(name="mnist", split="own", limit=images * 4 // 5).model_dump_json()
     actor: Any = ray.remote(num_cpus=1)(DatasetReader)
     workers = [actor.remote() for _ in range(2)]

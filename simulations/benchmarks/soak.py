@@ -1,8 +1,8 @@
-"""A competition over TLS in which something is killed again and again.
+"""A competition over TLS whose processes are killed again and again.
 
-``python -m pudica.simulations.benchmarks.soak --nodes 20 --epochs 6 --every 30`` makes an
-organiser and nodes on this machine, kills one of their processes every so many seconds (SIGKILL),
-brings it back as whoever looks after it would, and compares the table with that of one process.
+``python -m pudica.simulations.benchmarks.soak --nodes 20 --epochs 6 --every 30`` creates an
+organiser and nodes on this machine, kills one of their processes every 30 seconds (SIGKILL),
+restarts it as its owner would, and compares the results with those of a single process.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from pudica.strategies.core.experiment import Experiment
 EXPERIMENT = "themis-digits"
 MODELS = ("softmax", "mlp")
 ORGANISER = "the organiser"
-# Twenty programs that look for work ten times a second would leave two cores no time for it.
+# Twenty programs that poll ten times a second would leave two cores no time for work.
 SLOW_POLLING = {POLL_INTERVAL: "1"}
 ANSWER_LINE = "Sent successfully"
 POLL_SECONDS = 0.5
@@ -46,19 +46,19 @@ SERVER_SECONDS = 300.0
 
 @dataclass
 class Kill:
-    """Something that was killed.
+    """A kill, and how the run recovered.
 
     Attributes
     ----------
     at : float
-        Seconds after the run's beginning.
+        Seconds since the start of the run.
     what, of : str
-        Which kind of program, and whose.
+        Kind of program, and its owner.
     back : float
-        Seconds until it was there again; an answer that is being worked at is not brought back.
+        Seconds until it was restarted; NaN for a process that handles one message, which is not.
     answered : float
-        Seconds until a node's next answer had reached the server; of a node, or what is a node's,
-        its own. Not a number, if the run ended before.
+        Seconds until a node's next answer reached the server; that node's own if the program was a
+        node's. NaN if the run ended before.
     """
 
     at: float
@@ -69,7 +69,7 @@ class Kill:
 
 
 class Victim(NamedTuple):
-    """What may be killed: its kind, whose it is, who brings it back, and its processes."""
+    """What can be killed: its kind, its owner, the folder that restarts it, and its processes."""
 
     what: str
     of: str
@@ -78,7 +78,7 @@ class Victim(NamedTuple):
 
 
 class AnswerCounter:
-    """How many answers each node has brought to the server, as the nodes' logs say.
+    """Counts the answers that each node has sent to the server, according to the nodes' logs.
 
     Parameters
     ----------
@@ -91,7 +91,7 @@ class AnswerCounter:
         self._total: Counter[str] = Counter()
 
     def count(self) -> Counter[str]:
-        """Return by node how many there were so far; a log begins anew with its node."""
+        """Return the number of answers by node so far; a log starts anew with its node."""
         for name, kit in self._trial.kits.items():
             now = kit.programs.read_log("supernode").count(ANSWER_LINE)
             self._total[name] += now - self._seen[name] if now >= self._seen[name] else now
@@ -100,14 +100,14 @@ class AnswerCounter:
 
 
 class Soak:
-    """A deployed run, whoever kills it, and whoever brings it back.
+    """Runs a deployment, kills its processes, and restarts them.
 
     Parameters
     ----------
     trial : Trial
-        With everything up.
+        A trial with all programs running.
     every : float
-        Seconds from kill to kill.
+        Seconds between kills.
     seed : int
     """
 
@@ -121,11 +121,11 @@ class Soak:
         self._answers = AnswerCounter(trial)
         self._began = time.monotonic()
         self._stopped = threading.Event()
-        # Who looks after a machine does one thing at a time.
+        # Whoever looks after a machine does one thing at a time.
         self._locks = {name: threading.Lock() for name in (ORGANISER, *trial.kits)}
 
     def run(self, overrides: list[str]) -> Path:
-        """Run to the end, and go on with it as often as it is stopped; return its directory."""
+        """Run to the end, resuming as often as the run is stopped; return its directory."""
         experiment, directory = self.trial.organiser.prepare(EXPERIMENT, overrides, None)
         workers = [threading.Thread(target=work) for work in (self._kill, self._watch)]
         self._began = time.monotonic()
@@ -141,7 +141,7 @@ class Soak:
 
     @property
     def elapsed(self) -> float:
-        """Seconds since the run's beginning."""
+        """Seconds since the start of the run."""
         return time.monotonic() - self._began
 
     def _run(self, experiment: Experiment, directory: Path) -> None:
@@ -156,7 +156,7 @@ class Soak:
         raise FlowerRunFailed(f"stopped more than {ATTEMPTS} times")
 
     def _prepare_resume(self, directory: Path) -> tuple[Experiment, Path]:
-        """Return a run that was stopped, once the server is there to go on with it."""
+        """Prepare to resume a run, once the server is up again."""
         deadline = time.monotonic() + SERVER_SECONDS
         while True:
             try:
@@ -174,7 +174,7 @@ class Soak:
     # -------------------------------------------------------------------------- killing
 
     def _kill(self) -> None:
-        """Kill something every so often, and bring it back."""
+        """Kill something at regular intervals, and restart it."""
         with ThreadPoolExecutor() as people:
             while not self._stopped.wait(self.every - self.elapsed % self.every):
                 self._restart_ended_nodes()
@@ -183,79 +183,82 @@ class Soak:
                 self.kills.append(kill)
                 self._note(f"killed: {victim.what} of {victim.of}")
                 _kill_processes(victim.family)
-                people.submit(self._bring_back, kill, victim)
+                people.submit(self._restart_victim, kill, victim)
 
-    def _bring_back(self, kill: Kill, victim: Victim) -> None:
+    def _restart_victim(self, kill: Kill, victim: Victim) -> None:
         if victim.place is None:
             return
         try:
             with self._locks[victim.of]:
                 victim.place.up()
         except RequestError as error:
-            self._note(f"{victim.of} does not come back: {error}")
+            self._note(f"{victim.of} does not restart: {error}")
         else:
             kill.back = round(self.elapsed - kill.at, 1)
 
     def _restart_ended_nodes(self) -> None:
-        """Bring back nodes that ended though nobody had killed them."""
+        """Restart nodes that ended without being killed."""
         for name, kit in self.trial.kits.items():
-            hands = self._locks[name]
-            if hands.acquire(blocking=False):
+            lock = self._locks[name]
+            if lock.acquire(blocking=False):
                 try:
                     self._restart_node(name, kit)
                 finally:
-                    hands.release()
+                    lock.release()
 
     def _restart_node(self, name: str, kit: Kit) -> None:
         ended = [program for program in kit.PROGRAMS if kit.programs.find_process(program) is None]
         if ended:
-            said = [kit.programs.read_log_tail(program) for program in ended]
-            self._note(f"of {name} had ended: {', '.join(ended)}\n" + "\n".join(said))
+            logs = [kit.programs.read_log_tail(program) for program in ended]
+            self._note(f"of {name} had ended: {', '.join(ended)}\n" + "\n".join(logs))
             self.ended += 1
             kit.up()
 
     def _list_victims(self) -> list[Victim]:
-        """Return all programs that are there; each is as likely to be killed as any other."""
-        organiser, found = self.trial.organiser, []
+        """Return all running programs; each is equally likely to be killed."""
+        organiser, victims = self.trial.organiser, []
         for name, kit in self.trial.kits.items():
             programs = [kit.programs.find_process(program) for program in kit.PROGRAMS]
-            there = [process for process in programs if process]
-            whole = [*there, *(below for process in there for below in _list_children(process))]
-            found += [Victim("node", name, kit, whole)] if there else []
+            running = [process for process in programs if process]
+            processes = [
+                *running,
+                *(child for process in running for child in _list_children(process)),
+            ]
+            victims += [Victim("node", name, kit, processes)] if running else []
             if app := programs[-1]:
                 at_work = _list_children(app)
-                found.append(Victim("clientapp", name, kit, [app, *at_work]))
-                found += [Victim("answer", name, None, [process]) for process in at_work]
+                victims.append(Victim("clientapp", name, kit, [app, *at_work]))
+                victims += [Victim("answer", name, None, [process]) for process in at_work]
         for program in organiser.PROGRAMS:
             if process := organiser.programs.find_process(program):
-                found.append(Victim(program, ORGANISER, organiser, [process]))
+                victims.append(Victim(program, ORGANISER, organiser, [process]))
         superlink = organiser.programs.find_process("superlink")
         apps = _find_program("flwr-serverapp", _list_children(superlink) if superlink else [])
-        return [*found, *(Victim("serverapp", ORGANISER, None, [app]) for app in apps)]
+        return [*victims, *(Victim("serverapp", ORGANISER, None, [app]) for app in apps)]
 
     # ------------------------------------------------------------------------- watching
 
     def _watch(self) -> None:
-        """Note when nodes answer again after a kill."""
+        """Record when nodes answer again after a kill."""
         before = self._answers.count()
-        waiting: dict[int, int] = {}  # since how many resumptions a kill waits
+        waiting: dict[int, int] = {}  # by kill, how often the run had been resumed when it happened
         while not self._stopped.wait(POLL_SECONDS):
             after = self._answers.count()
-            came = {name for name in after if after[name] > before[name]}
+            answering = {name for name in after if after[name] > before[name]}
             before = after
             for number, kill in enumerate(self.kills):
                 if kill.answered == kill.answered:
                     continue
                 resumed = waiting.setdefault(number, self.resumed)
-                if _is_answered(kill, came, self.resumed > resumed):
+                if _has_recovered(kill, answering, self.resumed > resumed):
                     kill.answered = round(self.elapsed - kill.at, 1)
 
 
-def _is_answered(kill: Kill, came: set[str], resumed: bool) -> bool:
-    """Tell whether what came shows that the run goes on after a kill."""
+def _has_recovered(kill: Kill, answering: set[str], resumed: bool) -> bool:
+    """Return whether the answers since a kill show that the run has recovered from it."""
     if kill.what in ("node", "clientapp", "answer"):
-        return kill.of in came
-    return bool(came) and (resumed or kill.what == "gate")
+        return kill.of in answering
+    return bool(answering) and (resumed or kill.what == "gate")
 
 
 def _list_children(process: psutil.Process) -> list[psutil.Process]:
@@ -266,19 +269,19 @@ def _list_children(process: psutil.Process) -> list[psutil.Process]:
 
 
 def _find_program(name: str, processes: list[psutil.Process]) -> list[psutil.Process]:
-    """Return the processes of a program of Flower's."""
-    found = []
+    """Return the processes of one of Flower's programs."""
+    matching = []
     for process in processes:
         try:
             if any(Path(word).name == name for word in process.cmdline()[:2]):
-                found.append(process)
+                matching.append(process)
         except psutil.Error:  # it has ended
             continue
-    return found
+    return matching
 
 
 def _kill_processes(family: list[psutil.Process]) -> None:
-    """Kill processes; wait until they are gone, or their parent would seem to be there still."""
+    """Kill processes, and wait until they are gone."""
     for process in family:
         try:
             process.kill()
@@ -287,11 +290,11 @@ def _kill_processes(family: list[psutil.Process]) -> None:
     psutil.wait_procs(family, timeout=30)
 
 
-# ------------------------------------------------------------------------------ the table
+# ------------------------------------------------------------------------------ report
 
 
 def build_report(soak: Soak, directory: Path, differing: int, seconds: float) -> dict[str, object]:
-    """Return what the soak has shown, as one table."""
+    """Return the results of the soak as a dict."""
     ended = json.loads((directory / "run.json").read_text())
     log = directory / "events.log"
     events = log.read_text(encoding="utf-8") if log.exists() else ""
@@ -329,7 +332,7 @@ def _format_spread(values: list[float]) -> str:
 
 
 def build_overrides(nodes: int, epochs: int) -> list[str]:
-    """Return the experiment's overrides: many small participants, and seeds for secrets."""
+    """Return the experiment's overrides: many small participants, and no secret randomness."""
     models = [
         {"model": MODELS[number % len(MODELS)], "name": f"node-{number + 1:02}"}
         for number in range(nodes)
@@ -344,11 +347,11 @@ def build_overrides(nodes: int, epochs: int) -> list[str]:
 def main(
     nodes: Annotated[int, typer.Option(min=1)] = 20,
     epochs: Annotated[int, typer.Option(min=1, help="Of the noise generator.")] = 6,
-    every: Annotated[float, typer.Option(min=1, help="Seconds from kill to kill.")] = 30.0,
-    seed: Annotated[int, typer.Option(min=0, help="Of who is killed.")] = 0,
+    every: Annotated[float, typer.Option(min=1, help="Seconds between kills.")] = 30.0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the choice of victims.")] = 0,
     out: Annotated[Path, typer.Option(help="A new folder for all of it.")] = Path("soak"),
 ) -> None:
-    """Kill, bring back, and compare."""
+    """Run a competition while killing and restarting its processes, and compare the results."""
     from pudica.strategies.loading import load_experiment
 
     overrides = build_overrides(nodes, epochs)
@@ -364,10 +367,10 @@ def main(
     )
     frame = pd.DataFrame({"what": list(shown), "": list(map(str, shown.values()))})
     print_frame(frame, "Soak")
-    told = {**shown, "log": soak.reasons, "each kill": [asdict(kill) for kill in soak.kills]}
-    write_atomically(out / "soak.json", json.dumps(told, indent=2).encode())
-    held = not (shown["exchanges lost"] or shown["rows that differ"])
-    sys.exit(0 if held and shown["status"] == "done" else 1)
+    details = {**shown, "log": soak.reasons, "each kill": [asdict(kill) for kill in soak.kills]}
+    write_atomically(out / "soak.json", json.dumps(details, indent=2).encode())
+    intact = not (shown["exchanges lost"] or shown["rows that differ"])
+    sys.exit(0 if intact and shown["status"] == "done" else 1)
 
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ SHIELDS = {
 
 
 def load_benchmark_experiment(devices: int, *further: str) -> SplitExperiment:
-    """Return split-laplace-mnist on 12,000 images, without a shield."""
+    """Load split-laplace-mnist with 12,000 images and without a shield."""
     settings = [
         f"data.limit={IMAGES}",
         f"split.devices={devices}",
@@ -56,7 +56,7 @@ def load_benchmark_experiment(devices: int, *further: str) -> SplitExperiment:
 
 
 class PlainSplitLoop:
-    """The rival: the whole model in one loop.
+    """The rival: a loop that trains the whole model.
 
     Parameters
     ----------
@@ -64,7 +64,7 @@ class PlainSplitLoop:
     threads : int
         PyTorch threads it may use.
     batch : int
-        The union of the devices' batches.
+        Batch size, that of all devices together.
     """
 
     def __init__(self, experiment: SplitExperiment, threads: int, batch: int) -> None:
@@ -158,10 +158,10 @@ def _compare_epochs(
 
 
 def _measure_traffic(training: Training) -> Row:
-    """Return bytes on the wire over those of activations, labels and gradients themselves."""
+    """Compare bytes on the wire with those of activations, labels and gradients alone."""
     (turn, *_) = training.turns(0)
     cohort = training.cohort
-    training.take(turn)  # so that a gradient waits
+    training.take(turn)  # so that a gradient is waiting
     before = [list(total) for total in cohort.traffic.values()]
     (following,) = [t for t in training.turns(0) if t.step == turn.step + turn.count]
     training.take(following)
@@ -179,26 +179,26 @@ def _measure_shields(repeats: int) -> list[Row]:
     plain = PlainSplitLoop(load_benchmark_experiment(1), 1, BATCH)
     steps = -(-IMAGES // BATCH)
     of_step = [1000 * measure_seconds(plain.epoch) / steps for _ in range(repeats)]
-    found = []
+    rows = []
     for noise, source in RANDOMNESS.items():
         for name, settings in SHIELDS.items():
             shield = shields.build(shields.parse_config(settings), FEATURES, BATCH)
             ours = [_time_shield(shield, source) for _ in range(repeats)]
             what = f"shield at 64x1280, {name}, {noise} noise / a step of the plain loop"
-            # Exact noise on integers takes longer: only where something is promised.
+            # Exact noise on integers takes longer; it is only used where a guarantee is given.
             bar = None if shield.grid else 0.15
-            found.append(make_ratio_row(what, "ms", bar, ours, of_step))
-    return found
+            rows.append(make_ratio_row(what, "ms", bar, ours, of_step))
+    return rows
 
 
 def _time_shield(shield: shields.Shield, source: Callable[[], object]) -> float:
     x = torch.rand(BATCH, *FEATURES, requires_grad=True)
 
-    def once() -> None:
+    def run_once() -> None:
         shield.protect(x, source())[0].sum().backward()  # type: ignore[arg-type,no-untyped-call]
 
-    once()
-    return 1000 * median(measure_seconds(once) for _ in range(20))
+    run_once()
+    return 1000 * median(measure_seconds(run_once) for _ in range(20))
 
 
 RANDOMNESS: dict[str, Callable[[], object]] = {
@@ -208,8 +208,8 @@ RANDOMNESS: dict[str, Callable[[], object]] = {
 
 
 def _measure_on_flower() -> list[Row]:
-    """Time turns on Flower's own simulation, once: it takes more than a minute to start and end."""
-    found = []
+    """Time turns on Flower's own simulation, once, since starting it takes more than a minute."""
+    rows = []
     plain = PlainSplitLoop(load_benchmark_experiment(1), 1, BATCH)
     steps = -(-IMAGES // BATCH)
     for count in (1, 32):
@@ -218,8 +218,8 @@ def _measure_on_flower() -> list[Row]:
         ours = [json.loads(done.stdout.splitlines()[-1])]
         rival = [1000 * measure_seconds(plain.epoch) / steps]
         what = f"a batch on Flower's simulation, {count} per message / a step of the plain loop"
-        found.append(make_ratio_row(what, "ms", None, ours, rival))
-    return found
+        rows.append(make_ratio_row(what, "ms", None, ours, rival))
+    return rows
 
 
 def take_turns(training: Training, turns: Sequence[Turn]) -> None:
@@ -229,7 +229,7 @@ def take_turns(training: Training, turns: Sequence[Turn]) -> None:
 
 
 def main(count: int) -> None:
-    """Print the milliseconds per batch on Flower's simulation, so many batches to a message."""
+    """Print milliseconds per batch on Flower's simulation, with ``count`` batches per message."""
     from flwr.app import Context
     from flwr.serverapp import ServerApp
     from flwr.simulation import run_simulation

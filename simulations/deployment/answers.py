@@ -151,7 +151,9 @@ class Answer:
             raise
         # Whatever decoding raises here, it would also raise in the run.
         except Exception as error:
-            raise UnreadableAnswer(f"sent an answer that can't be decoded: {type(error).__name__}") from error
+            raise UnreadableAnswer(
+                f"sent an answer that can't be decoded: {type(error).__name__}"
+            ) from error
         if not isinstance(message, Message):
             raise UnreadableAnswer("sent something that is not a message")
         metadata = message.metadata

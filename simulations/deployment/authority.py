@@ -1,4 +1,4 @@
-"""Certificates and keys: how an organiser's server and participants' nodes know each other."""
+"""Certificates and keys that authenticate an organiser's server and participants' nodes."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from flwr.common.constant import TIMESTAMP_HEADER
 from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER, FLEET_HTTP_SIGNATURE_HEADER
 from flwr.supercore.primitives.asymmetric import sign_message, verify_signature
 
-from pudica.clients.submissions import signed_by
+from pudica.clients.themis.submissions import signed_by
 from pudica.models.errors import RequestError
 from pudica.models.files import is_accessible_by_others, write_atomically
 from pudica.simulations.programs.calling import LOOPBACK
@@ -39,7 +39,7 @@ from pudica.strategies.core.registry import key_fingerprint
 
 AUTHORITY_DAYS, SERVER_DAYS = 3650, 365
 SECRET = 0o600
-_SIGNS = x509.KeyUsage(
+_KEY_USAGE = x509.KeyUsage(
     digital_signature=True,
     key_cert_sign=True,
     crl_sign=True,
@@ -53,50 +53,54 @@ _SIGNS = x509.KeyUsage(
 
 
 def create_authority(certificate: Path, key: Path) -> None:
-    """Make an authority of the organiser's own; its key is for the organiser alone."""
-    own = generate_private_key(SECP384R1())
+    """Create the organiser's own certificate authority; its key is for the organiser alone."""
+    private = generate_private_key(SECP384R1())
     name = _build_name("Pudica organiser")
-    made = _start_certificate(name, name, own.public_key(), AUTHORITY_DAYS)
-    made = made.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-    made = made.add_extension(_SIGNS, critical=True)
-    write_atomically(key, _encode_pem(own), SECRET)
-    write_atomically(certificate, made.sign(own, hashes.SHA384()).public_bytes(Encoding.PEM))
+    builder = _start_certificate(name, name, private.public_key(), AUTHORITY_DAYS)
+    builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+    builder = builder.add_extension(_KEY_USAGE, critical=True)
+    write_atomically(key, _encode_pem(private), SECRET)
+    signed = builder.sign(private, hashes.SHA384())
+    write_atomically(certificate, signed.public_bytes(Encoding.PEM))
 
 
 def create_server_certificate(
     certificate: Path, key: Path, host: str, authority: Path, authority_key: Path
 ) -> None:
-    """Certify a server that is reached at ``host``, and from this machine."""
+    """Create a key and certificate for a server reached at ``host`` and from this machine."""
     issuer = x509.load_pem_x509_certificate(authority.read_bytes())
     signer = load_pem_private_key(authority_key.read_bytes(), None)
     assert isinstance(signer, EllipticCurvePrivateKey)
-    own = generate_private_key(SECP384R1())
+    private = generate_private_key(SECP384R1())
     names = dict.fromkeys([host, "localhost", LOOPBACK])
-    made = _start_certificate(_build_name(host), issuer.subject, own.public_key(), SERVER_DAYS)
-    made = made.add_extension(
+    builder = _start_certificate(
+        _build_name(host), issuer.subject, private.public_key(), SERVER_DAYS
+    )
+    builder = builder.add_extension(
         x509.SubjectAlternativeName([_build_alternative_name(name) for name in names]),
         critical=False,
     ).add_extension(
         x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), critical=False
     )
-    write_atomically(key, _encode_pem(own), SECRET)
-    write_atomically(certificate, made.sign(signer, hashes.SHA384()).public_bytes(Encoding.PEM))
+    write_atomically(key, _encode_pem(private), SECRET)
+    signed = builder.sign(signer, hashes.SHA384())
+    write_atomically(certificate, signed.public_bytes(Encoding.PEM))
 
 
 def sign(key: Path, text: bytes) -> bytes:
-    """Return an authority's signature, ECDSA with SHA-256 as ``openssl dgst`` has it."""
+    """Sign a text with an authority's key: ECDSA with SHA-256, as ``openssl dgst`` does."""
     signer = load_pem_private_key(key.read_bytes(), None)
     assert isinstance(signer, EllipticCurvePrivateKey)
     return sign_message(signer, text)
 
 
 def is_valid_signature(certificate: Path, text: bytes, signature: bytes) -> bool:
-    """Tell whether a text was signed by the authority of a certificate.
+    """Return whether the authority of a certificate signed a text.
 
     Raises
     ------
     RequestError
-        The certificate can't be read, or does not hold.
+        If the certificate can't be read, or is not valid today.
     """
     check_certificate(certificate)
     key = x509.load_pem_x509_certificate(certificate.read_bytes()).public_key()
@@ -104,70 +108,70 @@ def is_valid_signature(certificate: Path, text: bytes, signature: bytes) -> bool
 
 
 def check_certificate(path: Path) -> None:
-    """See that a certificate can be read, and holds today.
+    """Check that a certificate can be read and is valid today.
 
     Raises
     ------
     RequestError
-        If not.
+        If it is not.
     """
     try:
-        found = x509.load_pem_x509_certificate(path.read_bytes())
+        certificate = x509.load_pem_x509_certificate(path.read_bytes())
     except OSError as error:
         raise RequestError(f"certificate: can't read {path}: {error.strerror}") from error
     except ValueError as error:
-        raise RequestError(f"certificate: {path} is none (PEM)") from error
-    begins, ends = found.not_valid_before_utc, found.not_valid_after_utc
+        raise RequestError(f"certificate: {path} is not a certificate (PEM)") from error
+    begins, ends = certificate.not_valid_before_utc, certificate.not_valid_after_utc
     if not begins <= datetime.now(UTC) <= ends:
         raise RequestError(
-            f"certificate: {path} holds from {begins:%Y-%m-%d %H:%M} to {ends:%Y-%m-%d %H:%M} UTC, "
-            f"and this machine's clock says {datetime.now(UTC):%Y-%m-%d %H:%M}; set the clock, or "
-            "ask the organiser for a new invitation"
+            f"certificate: {path} is valid from {begins:%Y-%m-%d %H:%M} to {ends:%Y-%m-%d %H:%M} "
+            f"UTC, and this machine's clock says {datetime.now(UTC):%Y-%m-%d %H:%M}; set the "
+            "clock, or ask the organiser for a new invitation"
         )
 
 
 def create_node_key(key: Path, public: Path, comment: str) -> None:
-    """Make the key by which a node shows who it is, and its public half."""
-    own = generate_private_key(SECP384R1())
-    private = own.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption())
-    write_atomically(key, private, SECRET)
-    half = own.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH)
+    """Create the key by which a node identifies itself, and its public half."""
+    private = generate_private_key(SECP384R1())
+    encoded = private.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption())
+    write_atomically(key, encoded, SECRET)
+    half = private.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH)
     write_atomically(public, half + f" {comment}\n".encode())
 
 
 def build_signed_headers(key: Path) -> dict[str, str]:
-    """Return how a node says who it is, now, as Flower's nodes do.
+    """Return the HTTP headers by which a node identifies itself, as Flower's nodes send them.
 
     Parameters
     ----------
     key : Path
-        The node's private one.
+        The node's private key.
 
     Raises
     ------
     RequestError
-        It can't be read, or is none.
+        If it can't be read, or is not a node's private key.
     """
     with _explain_read_errors(key, "private"):
         private = load_ssh_private_key(key.read_bytes(), None)
     if not isinstance(private, EllipticCurvePrivateKey):
         raise RequestError(f"{key} is of another kind than `pudica deploy node` makes")
     stamp = datetime.now(UTC).isoformat()
-    said = signed_by(private, stamp)
+    signed = signed_by(private, stamp)
     return {
-        FLEET_HTTP_PUBLIC_KEY_HEADER: b64encode(said["public_key"].encode()).decode(),
+        FLEET_HTTP_PUBLIC_KEY_HEADER: b64encode(signed["public_key"].encode()).decode(),
         TIMESTAMP_HEADER: stamp,
-        FLEET_HTTP_SIGNATURE_HEADER: said["signature"],
+        FLEET_HTTP_SIGNATURE_HEADER: signed["signature"],
     }
 
 
 def compute_fingerprint(public: Path) -> str:
-    """Return a node's public key as a short text.
+    """Return the fingerprint of a node's public key.
 
     Raises
     ------
     RequestError
-        If there is no such file, or it holds no public key of a node.
+        If there is no such file, or it does not hold a node's public key.
     """
     with _explain_read_errors(public, "public"):
         key = load_ssh_public_key(public.read_bytes())
@@ -187,12 +191,12 @@ def _explain_read_errors(path: Path, half: str) -> Iterator[None]:
 
 
 def check_secret(path: Path) -> None:
-    """See that nobody else can read a secret.
+    """Check that nobody else can read a secret.
 
     Raises
     ------
     RequestError
-        It is not there, or others may read it.
+        If it does not exist, or others may read it.
     """
     if not path.is_file():
         raise RequestError(f"there is no file {path}")

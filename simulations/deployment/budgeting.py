@@ -1,4 +1,4 @@
-"""``pudica node budget``: what a node's images have cost so far, and what its settings promise."""
+"""``pudica node budget``: the privacy a node has spent so far, and what its settings promise."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from collections.abc import Iterator
 import pandas as pd
 
 from pudica.clients.assignments import USUAL_DELTA
-from pudica.clients.node import NodeConfig
-from pudica.clients.odometer import Entry, Odometer, activations, anchor_of, count, spent
-from pudica.clients.vault import Vault, deployed_lasting
+from pudica.clients.runtime.node import NodeConfig
+from pudica.clients.runtime.odometer import Entry, Odometer, activations, anchor_of, count, spent
+from pudica.clients.runtime.vault import Vault, deployed_lasting
 from pudica.models.errors import RequestError
 
 COLUMNS = ("run", "case", "what", "images", "times", "each costs", "last")
 
 
 def read_entries(config: NodeConfig) -> list[Entry]:
-    """Return everything that a node has paid for.
+    """Read all entries of a node's odometer.
 
     Raises
     ------
     RequestError
-        The record was put back to an earlier state, or is damaged.
+        If the odometer was reset to an earlier state, or is damaged.
     """
     lasting = deployed_lasting(config.vault)
     try:
@@ -32,7 +32,7 @@ def read_entries(config: NodeConfig) -> list[Entry]:
 
 
 def build_table(entries: list[Entry]) -> pd.DataFrame:
-    """Return a row for each kind of release."""
+    """Return a table with a row for each kind of release."""
     times = count(entries)
     last = {entry.release: entry.at for entry in entries}
     rows = [
@@ -49,13 +49,13 @@ def _format_cost(noise: str | None, ratio: float) -> str:
 
 
 def describe_balance(config: NodeConfig, entries: list[Entry]) -> list[str]:
-    """Return what is spent and what is left, in sentences."""
+    """Describe what is spent and what is left."""
     epsilon, delta = config.total
     times = count(entries)
     used = spent(times, delta or USUAL_DELTA)
-    lines = [f"activations of one image have left {_format_times(activations(times))} at most"]
+    lines = [f"activations of any one image have left at most {_format_times(activations(times))}"]
     if math.isinf(used):
-        lines.append("spent: no finite ε, since something left without a guarantee")
+        lines.append("spent: no finite ε, since something was released without a guarantee")
     else:
         lines.append(f"spent: {_format_epsilon(used, delta)}")
     if epsilon is None:
@@ -67,7 +67,7 @@ def describe_balance(config: NodeConfig, entries: list[Entry]) -> list[str]:
 
 
 def describe_promises(config: NodeConfig) -> list[str]:
-    """Return what a node releases at most, under which guarantee, and what it refuses."""
+    """Describe what a node releases at most, with which guarantee, and what it refuses."""
     return [line for system in config.systems for line in _describe_system(system, config)]
 
 
@@ -77,7 +77,7 @@ def _describe_system(system: str, config: NodeConfig) -> Iterator[str]:
     elif system == "split":
         yield from _describe_split(config)
     elif system == "themis":
-        yield "themis: gradients and accuracies of its model on images that are public; no ε"
+        yield "themis: gradients and accuracies of its model on public images; no ε"
     else:
         yield f"{system}: {_describe_protection(system, config)}; no ε: it is obfuscation"
         yield f"{system}: {_describe_reports(config)}"
@@ -85,10 +85,10 @@ def _describe_system(system: str, config: NodeConfig) -> Iterator[str]:
 
 def _describe_protection(system: str, config: NodeConfig) -> str:
     if system == "dlmt" and config.key:
-        how = f", and only in {config.train} training" if config.train else ""
-        return f"images, or models trained on them, disguised by its own key{how}"
+        suffix = f", and only in {config.train} training" if config.train else ""
+        return f"images, or models trained on them, disguised with its own key{suffix}"
     if system == "facemix" and config.mixing:
-        return f"mixtures of at least {config.mixing} images' features under secret keys"
+        return f"mixtures of at least {config.mixing} images' features, with secret keys"
     return "whatever the organiser asks for" if config.trust_organiser else "refused"
 
 
@@ -98,28 +98,30 @@ def _describe_split(config: NodeConfig) -> Iterator[str]:
         return
     name, epsilon = config.shield["name"], config.shield["epsilon"]
     fronts = " or ".join(config.allowed_fronts)
-    cut = f"after layer {config.cut}" if config.cut else "after the layer that the organiser says"
+    cut = (
+        f"after layer {config.cut}" if config.cut else "after the layer that the organiser chooses"
+    )
     pinned = f"the one with the digest {config.front}" if config.front else "one for each case"
     yield (
-        f"split: activations {cut}, of a front that is {fronts} ({pinned}), behind {name} with "
-        f"ε = {epsilon:g} or less and secret noise"
+        f"split: activations {cut}, of a front that is {fronts} ({pinned}), protected by {name} "
+        f"with ε = {epsilon:g} or less and secret noise"
     )
     if config.guarantees:
         yield (
-            f"split: clip as the organiser says, by the first join of a case; "
+            f"split: clip as the organiser chooses at the first join of a case; "
             f"δ {_format_delta(config.shield.get('delta'))} or less"
         )
     yield (
-        f"split: activations of an image leave {_format_times(config.activations)} at most, in all runs "
-        "together"
+        f"split: activations of an image leave at most {_format_times(config.activations)}, in all "
+        "runs together"
     )
     total, delta = config.total
     if total is None:
-        yield "split: no ε is promised to an image: this noise is the paper's, for comparison"
+        yield "split: no ε is promised: this is the paper's noise, for comparison"
     else:
         yield (
-            f"split: (ε, δ) of an image, in all runs together: {total:.4g}, {_format_delta(delta)}; "
-            "labels and numbers of images are public"
+            f"split: (ε, δ) of an image, in all runs together: {total:.4g}, {_format_delta(delta)}"
+            "; labels and the number of images are public"
         )
     yield f"split: {_describe_reports(config)}"
     yield (
@@ -132,11 +134,11 @@ def _describe_split(config: NodeConfig) -> Iterator[str]:
 
 def _describe_reports(config: NodeConfig) -> str:
     return {
-        "none": "says nothing of how often models are right",
-        "noisy": "says how often models are right on validation and test images behind discrete "
-        "Laplace noise, paid for from these images' budget",
-        "exact": "says exactly how often models are right on validation and test images, which an "
-        "organiser who cheats can use to read them",
+        "none": "reports no accuracies",
+        "noisy": "reports accuracies on validation and test images with discrete Laplace noise, "
+        "charged to these images' budget",
+        "exact": "reports exact accuracies on validation and test images, which a cheating "
+        "organiser can use to read them",
     }[config.reports]
 
 

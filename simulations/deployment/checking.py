@@ -1,4 +1,4 @@
-"""``pudica node check``: all that can be seen before a competition begins."""
+"""``pudica node check``: everything that can be checked before a competition begins."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ import torch
 from pudica import models
 from pudica.clients.assignments import OWN
 from pudica.clients.data import DataConfig, Splits, load
-from pudica.clients.node import NodeConfig
+from pudica.clients.runtime.node import NodeConfig
 from pudica.clients.shields.disguises import Key
 from pudica.models.compute import Compute, ComputeConfig
 from pudica.models.errors import RequestError
@@ -34,27 +34,27 @@ FREE_BYTES = 2**30
 
 
 class CheckResult(NamedTuple):
-    """What was found of one thing.
+    """The result of one check.
 
     Attributes
     ----------
-    what : str
-    fine : bool
-    told : str
+    name : str
+    passed : bool
+    message : str
     """
 
-    what: str
-    fine: bool
-    told: str
+    name: str
+    passed: bool
+    message: str
 
 
 def check_node(path: Path) -> list[CheckResult]:
-    """Return what is found of a node; everything is looked at, whatever is wrong.
+    """Run all checks of a node, even if some fail.
 
     Raises
     ------
     RequestError
-        Its settings can't be read.
+        If its settings can't be read.
     """
     config = NodeConfig.read(path)
     return [
@@ -72,31 +72,32 @@ def check_node(path: Path) -> list[CheckResult]:
     ]
 
 
-def run_check(what: str, look: Callable[[], str]) -> CheckResult:
-    """Return what a look at something finds, also where it fails."""
+def run_check(name: str, check: Callable[[], str]) -> CheckResult:
+    """Run one check; an exception is a failure."""
     try:
-        return CheckResult(what, True, look())
+        return CheckResult(name, True, check())
     except RequestError as error:
-        return CheckResult(what, False, str(error))
-    except Exception as error:  # a participant's own model may raise whatever it likes
-        return CheckResult(what, False, f"{type(error).__name__}: {error}")
+        return CheckResult(name, False, str(error))
+    except Exception as error:  # a participant's own model may raise anything
+        return CheckResult(name, False, f"{type(error).__name__}: {error}")
 
 
 def _check_settings(config: NodeConfig) -> str:
     protects = {"split": config.shield, "dlmt": config.key, "facemix": config.mixing}
-    open_ = [s for s in config.systems if s in protects and protects[s] is None]
-    if open_ and not config.trust_organiser:
+    unprotected = [s for s in config.systems if s in protects and protects[s] is None]
+    if unprotected and not config.trust_organiser:
         raise RequestError(
-            f"systems: {', '.join(open_)}, and nothing says how images are protected there; set "
-            "shield (split), key (dlmt) or mixing (facemix), or trust_organiser: true"
+            f"systems: {', '.join(unprotected)}, and nothing says how images are protected there; "
+            "set shield (split), key (dlmt) or mixing (facemix), or trust_organiser: true"
         )
-    trust = f"; the organiser says how images are protected in {', '.join(open_)}" if open_ else ""
+    names = ", ".join(unprotected)
+    trust = f"; the organiser decides how images are protected in {names}" if names else ""
     return f"'{config.name}', takes part in {', '.join(config.systems)}{trust}"
 
 
 def _check_certificate(config: NodeConfig) -> str:
     authority.check_certificate(config.certificate)
-    return "holds today"
+    return "is valid today"
 
 
 def _check_private_key(config: NodeConfig) -> str:
@@ -110,7 +111,7 @@ def check_server(config: NodeConfig) -> str:
     Raises
     ------
     RequestError
-        It does not answer, is another's, or refuses this node: it says why.
+        If it does not answer, is not the organiser's, or refuses this node; the message says why.
     """
     host, _, port = config.server.rpartition(":")
     try:
@@ -120,7 +121,7 @@ def check_server(config: NodeConfig) -> str:
             headers = authority.build_signed_headers(config.private_key)
             connection.request("GET", "/health", headers=headers)
             with connection.getresponse() as answer:
-                status, date, said = answer.status, str(answer.headers["date"]), answer.read()
+                status, date, body = answer.status, str(answer.headers["date"]), answer.read()
     except ssl.SSLCertVerificationError as error:
         raise RequestError(
             f"{config.server} is not the organiser's, by its certificate ({error.verify_message}); "
@@ -130,8 +131,8 @@ def check_server(config: NodeConfig) -> str:
         raise RequestError(
             f"{config.server} does not answer ({error}); is the organiser's server up?"
         ) from error
-    theirs = parsedate_to_datetime(date)
-    ahead = (datetime.now(UTC) - theirs).total_seconds()
+    server_time = parsedate_to_datetime(date)
+    ahead = (datetime.now(UTC) - server_time).total_seconds()
     # The server's date has no fractions of a second.
     if not -BEHIND_SECONDS < ahead < AHEAD_SECONDS + 1:
         raise RequestError(
@@ -139,7 +140,7 @@ def check_server(config: NodeConfig) -> str:
             f"the organiser's; allowed: {AHEAD_SECONDS:g} s ahead, {BEHIND_SECONDS:g} s behind"
         )
     if status >= 300:
-        why = json.loads(said)["detail"] if said else f"with {status}; ask the organiser"
+        why = json.loads(body)["detail"] if body else f"with {status}; ask the organiser"
         raise RequestError(f"{config.server} refuses this node: {why}")
     return f"{config.server} answers, this node is registered, clocks agree"
 
@@ -147,10 +148,12 @@ def check_server(config: NodeConfig) -> str:
 def _check_versions(folder: Path) -> str:
     invitation = folder / "invitation.yaml"
     if not invitation.is_file():
-        raise RequestError(f"there is no {invitation}; put the organiser's there")
+        raise RequestError(f"there is no {invitation}; put the organiser's invitation there")
     if different := Invitation.read(invitation).find_differences():
-        raise RequestError("; ".join(different) + "; install the same, results depend on it")
-    return "as the organiser's"
+        raise RequestError(
+            "; ".join(different) + "; install the same versions, since results depend on them"
+        )
+    return "the same as the organiser's"
 
 
 def _check_vault(config: NodeConfig) -> str:
@@ -163,7 +166,7 @@ def _check_vault(config: NodeConfig) -> str:
         raise RequestError(f"{config.vault} can't be written: {error.strerror}") from error
     free = shutil.disk_usage(config.vault).free
     if free < FREE_BYTES:
-        raise RequestError(f"{config.vault}: only {free / 2**20:.0f} MiB are free; make it 1 GiB")
+        raise RequestError(f"{config.vault}: only {free / 2**20:.0f} MiB are free; 1 GiB is needed")
     return f"{config.vault}, {free / 2**30:.0f} GiB free"
 
 
@@ -182,7 +185,7 @@ def _load_own_data(config: NodeConfig) -> Splits | None:
 def _check_data(config: NodeConfig) -> str:
     data = _load_own_data(config)
     if data is None:
-        return "the organiser's; seen when it joins"
+        return "the organiser's; checked when the node joins"
     sizes = f"{len(data.train)} + {len(data.validation)} + {len(data.test)}"
     return (
         f"{data.name}: {sizes} images of {'x'.join(map(str, data.shape))} in {data.num_classes} "
@@ -191,13 +194,13 @@ def _check_data(config: NodeConfig) -> str:
 
 
 def _check_test_labels(config: NodeConfig) -> str:
-    """See that a participant of a competition reads no test set: it is the organiser's alone."""
+    """Check that a participant of a competition holds no test set: it is the organiser's alone."""
     data = _load_own_data(config) if "themis" in config.systems else None
     if data is not None and data.has_own_test and len(data.test):
         raise RequestError(
             f"{data.name} has {len(data.test)} labelled test images, which a participant of a "
-            "competition is not to hold: take them away, or set data: {split: public}, and they "
-            "are not looked at"
+            "competition must not hold: remove them, or set data: {split: public}, and they are "
+            "not read"
         )
     return "none are read"
 
@@ -206,8 +209,8 @@ def _check_model(config: NodeConfig) -> str:
     if config.model is None or config.model == OWN:
         if "themis" in config.systems:
             raise RequestError(
-                "a competition is between own models: set model in node.yaml, to a name of the "
-                "zoo (`pudica list`), custom:./my_models.py:callable or FILE.pt2"
+                "participants compete with their own models: set model in node.yaml, to a name of "
+                "the zoo (`pudica list`), custom:./my_models.py:callable or FILE.pt2"
             )
         return "none of its own"
     data = _load_own_data(config)
@@ -215,7 +218,7 @@ def _check_model(config: NodeConfig) -> str:
         models.check_available(config.model)
         if config.weights and not config.weights.is_file():
             raise RequestError(f"weights: there is no file {config.weights}")
-        return f"{config.model}: is there; tried when the node joins, and its data are known"
+        return f"{config.model}: found; tried when the node joins, once its data are known"
     channels, side, _ = data.shape
     classes = data.num_classes
     model = models.build(config.model, num_classes=classes, channels=channels, image_size=side)
@@ -231,8 +234,8 @@ def _check_model(config: NodeConfig) -> str:
     used = max(0, psutil.Process().memory_info().rss - before) / 2**20
     if logits.shape != (SAMPLE, classes) or not torch.isfinite(logits).all():
         raise RequestError(
-            f"{config.model} answers with {tuple(logits.shape)} for {SAMPLE} images; "
-            f"({SAMPLE}, {classes}) finite numbers are wanted"
+            f"{config.model} returns shape {tuple(logits.shape)} for {SAMPLE} images; "
+            f"({SAMPLE}, {classes}) finite numbers are expected"
         )
     return f"{config.model}: {1000 * seconds / SAMPLE:.2f} ms an image, {used:.0f} MiB"
 

@@ -1,9 +1,8 @@
-"""A node's ClientApp: takes what its SuperNode has to be done, and does it with its own code.
+"""A node's ClientApp: takes tasks from its SuperNode and runs them with the installed code.
 
-Flower's SuperExec unpacks the code that the organiser has sent and runs it, in a process that
-starts from nothing for each message. Here the ClientApp is the one that is installed on the node,
-whatever was sent, and each message has a process that is forked from one in which everything is
-imported already.
+Flower's SuperExec unpacks and runs the code that the organiser sent, in a new process for each
+message. This ClientApp is the one installed on the node, whatever was sent, and handles each
+message in a process forked from one that has already imported everything.
 """
 
 from __future__ import annotations
@@ -62,24 +61,24 @@ from pudica.simulations.programs.calling import CLIENTAPP_READY, POLL_INTERVAL
 NAME = "pudica-clientapp"
 ACQUIRE = "/flwr.proto.Runtime/AcquireTask"
 HEARTBEAT_SECONDS = 10.0
-# What answers may need that `pudica.clients.app` imports only then: seconds, for each message.
+# Modules that `pudica.clients.app` imports only when needed, which would take seconds per message.
 PRELOADED_MODULES = ("pyarrow.dataset", "torch._dynamo", "torchvision")
 POLL_SECONDS, ARRIVAL_SECONDS = 0.05, 60.0
-# A process that has nothing in it but imports can be forked; that of a CUDA device could not.
+# A process that has only imported modules can be forked; one that has used CUDA can't.
 FORK_CONTEXT = multiprocessing.get_context("fork")
 
 log = logging.getLogger(NAME)
 
 
 class TaskQueue:
-    """What a SuperNode has to be done.
+    """The tasks of a SuperNode.
 
     Parameters
     ----------
     address : str
-        Of the SuperNode's runtime, on this machine.
+        Address of the SuperNode's runtime, on this machine.
     secret : bytes
-        By which it knows who may take what is to be done.
+        Secret that authorises taking tasks.
     """
 
     def __init__(self, address: str, secret: bytes) -> None:
@@ -90,22 +89,23 @@ class TaskQueue:
         self._lock = threading.Lock()
 
     def acquire(self) -> str | None:
-        """Return the token of what is to be done next, or None.
+        """Return the token of the next task, or None.
 
         Raises
         ------
         httpx.HTTPError
-            The SuperNode does not answer.
+            If the SuperNode does not answer.
         """
         with self._lock:
             token, self._next_token = self._next_token or self._acquire_task(), None
             return token
 
     def has_next(self) -> bool:
-        """Tell whether something else is to be done, while the message of a task is to come.
+        """Return whether there is another task, while the message of the current one is incomplete.
 
-        A SuperNode takes in one message after the other. One whose run ends meanwhile it leaves as
-        it is, task and all: what is not there when the next has come never will be.
+        A SuperNode receives one message after the other. If a run ends meanwhile, its message and
+        task are left as they are: a message that is incomplete when the next one has arrived will
+        never be complete.
         """
         with self._lock:
             self._next_token = self._next_token or self._acquire_task()
@@ -118,10 +118,10 @@ class TaskQueue:
         return answer_message.token or None
 
     def run_task(self, token: str) -> None:
-        """Have a message answered in a process of its own, and say so if it dies of it."""
-        with closing(connect_runtime(self.address, RuntimeTokenHttpInterceptor(token))) as there:
-            with _send_heartbeats(there):  # a large message takes its time to arrive
-                message, context = pull_message(there, self.has_next)
+        """Handle a task in a process of its own, and reply with an error if that process dies."""
+        with closing(connect_runtime(self.address, RuntimeTokenHttpInterceptor(token))) as runtime:
+            with _send_heartbeats(runtime):  # a large message takes a while to arrive
+                message, context = pull_message(runtime, self.has_next)
             began, done = time.monotonic(), FORK_CONTEXT.Event()
             process = FORK_CONTEXT.Process(
                 target=answer_message,
@@ -129,53 +129,55 @@ class TaskQueue:
             )
             process.start()
             while process.is_alive():
-                _send_heartbeat(there)
+                _send_heartbeat(runtime)
                 process.join(HEARTBEAT_SECONDS)
             if not done.is_set():
-                died = Error(ErrorCode.CLIENT_APP_CRASHED, _describe_death(process))
-                push_message(there, Message(died, reply_to=message), context)
-            push_task_output(there, context, SubStatus.COMPLETED, "")
+                error = Error(ErrorCode.CLIENT_APP_CRASHED, _describe_death(process))
+                push_message(runtime, Message(error, reply_to=message), context)
+            push_task_output(runtime, context, SubStatus.COMPLETED, "")
         kind, seconds = message.metadata.message_type, time.monotonic() - began
         log.info(
             "%s: %.1f s%s", kind, seconds, "" if done.is_set() else f"; {_describe_death(process)}"
         )
 
 
-def pull_message(there: RuntimeHttpClient, has_next: Callable[[], bool]) -> tuple[Message, Context]:
-    """Return the message that is to be answered, and where.
+def pull_message(
+    runtime: RuntimeHttpClient, has_next: Callable[[], bool]
+) -> tuple[Message, Context]:
+    """Return the message and context of a task.
 
-    As Flower's ``pull_task_input``, which gives up, or waits for a second, where the SuperNode has
-    a task already and its message not yet.
+    Unlike Flower's ``pull_task_input``, it neither gives up nor waits for a second if the SuperNode
+    has the task but not yet its message.
 
     Raises
     ------
     RuntimeError
-        The message does not come.
+        If the message does not arrive.
     """
-    task = there.PullTaskInput(PullTaskInputRequest())
+    task = runtime.PullTaskInput(PullTaskInputRequest())
     context = context_from_proto(task.context)
     TaskIdentity.task_id, TaskIdentity.run_id = task.task_id, task.run.run_id
     TaskIdentity.node_id = context.node_id
     deadline = time.monotonic() + ARRIVAL_SECONDS
-    while not (found := there.PullMessages(PullAppMessagesRequest())).messages_list:
+    while not (response := runtime.PullMessages(PullAppMessagesRequest())).messages_list:
         if time.monotonic() > deadline:
-            raise RuntimeError(f"the message of a task did not come within {ARRIVAL_SECONDS:g} s")
+            raise RuntimeError(f"the message of a task did not arrive within {ARRIVAL_SECONDS:g} s")
         time.sleep(POLL_SECONDS)
-    (tree,), place = found.message_object_trees, (Node(node_id=context.node_id), context.run_id)
-    part = make_pull_object_fn_protobuf(there.PullObject, *place)
+    (tree,), owner = response.message_object_trees, (Node(node_id=context.node_id), context.run_id)
+    pull = make_pull_object_fn_protobuf(runtime.PullObject, *owner)
 
     def pull_object(name: str) -> bytes:
         try:
-            return part(name)
+            return pull(name)
         except ObjectUnavailableError:
             if has_next():
-                raise RuntimeError("its message did not come to its end") from None
+                raise RuntimeError("its message did not arrive completely") from None
             raise
 
     message = pull_and_inflate_object_from_tree(
         tree,
         pull_object,
-        make_confirm_message_received_fn_protobuf(there.ConfirmMessageReceived, *place),
+        make_confirm_message_received_fn_protobuf(runtime.ConfirmMessageReceived, *owner),
         return_type=Message,
         initial_backoff=POLL_SECONDS,
     )
@@ -186,7 +188,7 @@ def pull_message(there: RuntimeHttpClient, has_next: Callable[[], bool]) -> tupl
 def answer_message(
     address: str, token: str, message: Message, context: Context, parent: int, done: Event
 ) -> None:
-    """Answer a message; what the ClientApp raises is an answer, too."""
+    """Answer a message; if the ClientApp raises, the answer is an error."""
     start_parent_process_monitor(parent)
     try:
         reply = app(message, context)
@@ -195,54 +197,54 @@ def answer_message(
         raised = f"{type(error).__name__}: {error}"
         reply = Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, raised), reply_to=message)
     signed = RuntimeTokenHttpInterceptor(token)
-    with closing(connect_runtime(address, signed, persistent=True)) as there:
-        push_message(there, reply, context)
+    with closing(connect_runtime(address, signed, persistent=True)) as runtime:
+        push_message(runtime, reply, context)
     done.set()
 
 
 def connect_runtime(
     address: str, *interceptors: ProtobufClientInterceptor, persistent: bool = False
 ) -> RuntimeHttpClient:
-    """Return what speaks with a SuperNode's runtime, again and again if it is persistent."""
-    known = RuntimeVersionHttpInterceptor(component_name=NAME)
+    """Return a client of a SuperNode's runtime, which retries requests if it is persistent."""
+    version = RuntimeVersionHttpInterceptor(component_name=NAME)
     return RuntimeHttpClient.from_server_address(
         server_address=address,
         insecure=True,  # loopback
         root_certificates=None,
-        interceptors=[known, *interceptors],
+        interceptors=[version, *interceptors],
         retry_invoker=make_simple_http_retry_invoker() if persistent else None,
     )
 
 
 @contextmanager
-def _send_heartbeats(there: RuntimeHttpClient) -> Iterator[None]:
-    """Give signs of life from a thread, which is gone at the end: with threads, none may fork."""
-    signs = HeartbeatSender(lambda: _send_heartbeat(there))
-    signs.start()
+def _send_heartbeats(runtime: RuntimeHttpClient) -> Iterator[None]:
+    """Send heartbeats from a thread that ends on exit, since a process with threads can't fork."""
+    sender = HeartbeatSender(lambda: _send_heartbeat(runtime))
+    sender.start()
     try:
         yield
     finally:
-        signs.stop()
+        sender.stop()
 
 
-def _send_heartbeat(there: RuntimeHttpClient) -> bool:
-    """Tell the SuperNode that its task is being done; return whether it has heard it."""
+def _send_heartbeat(runtime: RuntimeHttpClient) -> bool:
+    """Tell the SuperNode that its task is in progress; return whether that succeeded."""
     try:
-        there.SendTaskHeartbeat(SendTaskHeartbeatRequest())
+        runtime.SendTaskHeartbeat(SendTaskHeartbeatRequest())
     except httpx.HTTPError as error:
-        log.warning("the SuperNode does not hear that its task is being done: %s", error)
+        log.warning("the SuperNode did not accept a heartbeat: %s", error)
         return False
     return True
 
 
 def _describe_death(process: BaseProcess) -> str:
     code = process.exitcode or 0
-    how = f"killed by {Signals(-code).name}" if code < 0 else f"it ended with {code}"
-    return f"the process of this node that was at work died: {how}"
+    how = f"killed by {Signals(-code).name}" if code < 0 else f"exit code {code}"
+    return f"the process of this node that handled the message died: {how}"
 
 
 def main() -> None:
-    """Do what there is to do, until somebody ends it; ``argv[1]``: address, and secret's file."""
+    """Run tasks until stopped; ``argv[1]`` contains the address and the secret's file as JSON."""
     settings = json.loads(sys.argv[1])
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
     logging.getLogger("httpx").setLevel(logging.WARNING)
@@ -257,11 +259,11 @@ def main() -> None:
             if token:
                 tasks.run_task(token)
         except httpx.HTTPError as error:
-            log.warning("the SuperNode is not there, or has given up a task: %s", error)
+            log.warning("the SuperNode does not answer, or has given up a task: %s", error)
             token = None
         except Exception:
-            # Whatever became of one task, the next is to be done.
-            log.exception("a task could not be done")
+            # A task that fails must not keep the next one from running.
+            log.exception("a task failed")
             token = None
         if token is None:
             time.sleep(pause)

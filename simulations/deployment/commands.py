@@ -13,7 +13,7 @@ from pudica.simulations.console import (
     FAILED,
     exit_on_request_error,
     explain_failures,
-    print_findings,
+    print_check_results,
     print_message,
     print_results,
     shorten_path,
@@ -42,31 +42,30 @@ HERE = Path()
 @deploy_app.command("init")
 def init(
     folder: Annotated[Path, typer.Argument(help="A new folder, for the organiser alone.")],
-    host: Annotated[str, typer.Option(help="By which participants reach this machine.")],
+    host: Annotated[
+        str, typer.Option(help="Name or address by which participants reach this machine.")
+    ],
     port: Annotated[int, typer.Option(min=1, max=65535)] = 8100,
 ) -> None:
-    """Make an organiser's folder: certificates, settings, and an invitation to send."""
+    """Create an organiser's folder: certificates, settings, and an invitation to send."""
     with exit_on_request_error():
         from pudica.simulations.deployment.organiser import OrganiserServer
 
-        made = OrganiserServer.create(folder, host, port)
-    typer.echo(
-        f"{shorten_path(made.folder / 'invitation.yaml')}  send this to participants, unchanged"
-    )
-    typer.echo(
-        f"{shorten_path(made.folder / 'ca.key')}  the key of your authority: keep it to yourself"
-    )
-    typer.echo(f"next: pudica deploy up --folder {shlex.quote(str(shorten_path(made.folder)))}")
+        organiser = OrganiserServer.create(folder, host, port)
+    short = shorten_path(organiser.folder)
+    typer.echo(f"{short / 'invitation.yaml'}  send this to participants, unchanged")
+    typer.echo(f"{short / 'ca.key'}  your authority's key: keep it to yourself")
+    typer.echo(f"next: pudica deploy up --folder {shlex.quote(str(short))}")
 
 
 @deploy_app.command("node")
 def node(
-    name: Annotated[str, typer.Argument(help="By which others will know it.")],
+    name: Annotated[str, typer.Argument(help="The node's name, which others will see.")],
     invitation: Annotated[Path, typer.Option(help="The organiser's invitation.yaml.")],
-    folder: Annotated[Path | None, typer.Option(help="A new one; by default NAME.")] = None,
+    folder: Annotated[Path | None, typer.Option(help="A new folder; by default NAME.")] = None,
     system: Annotated[str, typer.Option(help="themis, split, dlmt or facemix.")] = "themis",
 ) -> None:
-    """Make a participant's kit: a node's key, its public half to send, and node.yaml."""
+    """Create a participant's folder: a node's key, its public half to send, and node.yaml."""
     with exit_on_request_error():
         from pudica.simulations.deployment.authority import compute_fingerprint
         from pudica.simulations.deployment.invitation import Invitation
@@ -74,11 +73,12 @@ def node(
 
         kit = Kit.create(folder or Path(name), name, Invitation.read(invitation), system)
     place = shlex.quote(str(shorten_path(kit.folder / "node.yaml")))
-    print_ = compute_fingerprint(kit.public_key)
+    fingerprint = compute_fingerprint(kit.public_key)
     typer.echo(
-        f"{shorten_path(kit.public_key)}  send this to the organiser; its fingerprint: {print_}"
+        f"{shorten_path(kit.public_key)}  send this to the organiser; its fingerprint: "
+        f"{fingerprint}"
     )
-    typer.echo(f"{place}  say here what your node does, then: pudica node check {place}")
+    typer.echo(f"{place}  configure your node here, then: pudica node check {place}")
 
 
 @deploy_app.command("register")
@@ -87,12 +87,12 @@ def register(
     name: Annotated[str | None, typer.Option(help="By default the file's name.")] = None,
     folder: Folder = HERE,
 ) -> None:
-    """Let a participant's node take part."""
+    """Register a participant's node, so that it can take part."""
     with exit_on_request_error():
         from pudica.simulations.deployment.organiser import OrganiserServer
 
         entry = OrganiserServer(folder, print_message).register(public_key, name or public_key.stem)
-    typer.echo(f"'{entry.name}' may take part, with the key {entry.fingerprint}")
+    typer.echo(f"'{entry.name}' can take part, with the key {entry.fingerprint}")
 
 
 @deploy_app.command("remove")
@@ -100,17 +100,17 @@ def remove(
     name: Annotated[str, typer.Argument(help="As `pudica deploy status` shows it.")],
     folder: Folder = HERE,
 ) -> None:
-    """Let a participant's node take part no more; what it has submitted stays."""
+    """Remove a participant's node, so that it can no longer take part; its submissions stay."""
     with exit_on_request_error():
         from pudica.simulations.deployment.organiser import OrganiserServer
 
         entry = OrganiserServer(folder, print_message).remove(name)
-    typer.echo(f"'{entry.name}' may not take part any more; its key was {entry.fingerprint}")
+    typer.echo(f"'{entry.name}' can no longer take part; its key was {entry.fingerprint}")
 
 
 @deploy_app.command("up")
 def up(folder: Folder = HERE) -> None:
-    """Start the organiser's server, or a node: what the folder is of."""
+    """Start the organiser's server or a node, depending on the folder."""
     with exit_on_request_error():
         place = _open_folder(folder)
         place.up()
@@ -122,15 +122,15 @@ def up(folder: Folder = HERE) -> None:
 
 @deploy_app.command("down")
 def down(folder: Folder = HERE) -> None:
-    """End what `up` started in this folder; nothing that was kept is lost."""
+    """Stop what `up` started in this folder; nothing is lost."""
     with exit_on_request_error():
-        ended = _open_folder(folder).down()
-    typer.echo(f"ended: {', '.join(ended)}" if ended else "nothing was running here")
+        stopped = _open_folder(folder).down()
+    typer.echo(f"stopped: {', '.join(stopped)}" if stopped else "nothing was running here")
 
 
 @deploy_app.command("status")
 def status(folder: Folder = HERE) -> None:
-    """Show which programs run, who is registered, and who is online."""
+    """Show which programs are running, and which nodes are registered and online."""
     with exit_on_request_error():
         from pudica.simulations.deployment.organiser import OrganiserServer
 
@@ -156,7 +156,7 @@ def run(
     set_: Overrides = None,
     folder: Folder = HERE,
     resume: Annotated[
-        Path | None, typer.Option(metavar="RUN", help="Go on with a run that was stopped.")
+        Path | None, typer.Option(metavar="RUN", help="Resume a run that was stopped.")
     ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print only the run's directory.")] = False,
 ) -> None:
@@ -168,8 +168,8 @@ def run(
         organiser = OrganiserServer(folder, (lambda _: None) if quiet else print_message)
         prepared, directory = organiser.prepare(experiment, set_ or [], resume)
         options = f"--folder {shlex.quote(str(folder))}" if folder != HERE else ""
-        watched = Watcher(directory, quiet), DraftPublisher(directory)
-        with explain_failures(directory, "pudica deploy run", options), watched[0], watched[1]:
+        watcher, publisher = Watcher(directory, quiet), DraftPublisher(directory)
+        with explain_failures(directory, "pudica deploy run", options), watcher, publisher:
             organiser.run(prepared, directory)
     print_results(directory, quiet)
     typer.echo(directory)
@@ -178,12 +178,14 @@ def run(
 @deploy_app.command("try")
 def attempt(
     experiment: Annotated[str, typer.Argument(help="A name from `pudica list`, or a YAML file.")],
-    nodes: Annotated[int, typer.Option(min=1, help="The experiment's first so many.")] = 3,
+    nodes: Annotated[
+        int, typer.Option(min=1, help="Number of nodes, the first of the experiment.")
+    ] = 3,
     set_: Overrides = None,
     out: Annotated[Path, typer.Option(help="A new folder for all of it.")] = Path("trial"),
     quiet: Annotated[bool, typer.Option("--quiet", help="Print only the run's directory.")] = False,
 ) -> None:
-    """Do all of it on this machine, over loopback: server, gate, nodes, and a run."""
+    """Try a deployment on this machine, over loopback: server, gate, nodes, and a run."""
     with exit_on_request_error():
         from pudica.simulations.deployment import trial
         from pudica.simulations.programs.submission import FlowerRunFailed
@@ -193,7 +195,8 @@ def attempt(
             directory = trial.run_trial(experiment, set_ or [], nodes, out.absolute(), notify)
         except FlowerRunFailed as error:
             print_message(
-                f"error: {error}\nlogs are in {shorten_path(out.absolute())}, in flower/work of each"
+                f"error: {error}\nlogs are in {shorten_path(out.absolute())}, in flower/work of "
+                "each folder"
             )
             raise typer.Exit(FAILED) from None
     print_results(directory, quiet)
@@ -204,24 +207,24 @@ def attempt(
 def check(
     settings: Annotated[Path, typer.Argument(help="node.yaml")] = Path("node.yaml"),
 ) -> None:
-    """See that everything is right before a competition begins."""
+    """Check a node's settings, keys, server, data and model before a competition begins."""
     with exit_on_request_error():
-        from pudica.clients.node import NodeConfig
+        from pudica.clients.runtime.node import NodeConfig
         from pudica.simulations.deployment import budgeting, checking
 
         findings = checking.check_node(settings.absolute())
         lines = budgeting.describe_promises(NodeConfig.read(settings.absolute()))
-    typer.echo("\n".join(["what it releases at most, and what it refuses", *lines, ""]))
-    print_findings(findings)
+    typer.echo("\n".join(["what this node releases at most, and what it refuses", *lines, ""]))
+    print_check_results(findings)
 
 
 @node_app.command("budget")
 def budget(
     settings: Annotated[Path, typer.Argument(help="node.yaml")] = Path("node.yaml"),
 ) -> None:
-    """Show what left this node in all runs, what that cost, and what is left."""
+    """Show what this node has released in all runs, what that cost, and what is left."""
     with exit_on_request_error():
-        from pudica.clients.node import NodeConfig
+        from pudica.clients.runtime.node import NodeConfig
         from pudica.simulations.deployment import budgeting
         from pudica.simulations.display import print_frame
 
@@ -234,7 +237,7 @@ def budget(
 
 
 def _open_folder(folder: Path) -> OrganiserServer | Kit:
-    """Return what a folder is: an organiser's or a node's."""
+    """Open an organiser's or a node's folder."""
     from pudica.simulations.deployment import kit, organiser
 
     if (folder / kit.SETTINGS).is_file():

@@ -115,7 +115,7 @@ class MessageOwners:
     def __init__(self) -> None:
         self._nodes_by_object: OrderedDict[str, set[str]] = OrderedDict()
 
-    def note(self, node: str, answer: PullMessagesResponse) -> None:
+    def record_delivery(self, node: str, answer: PullMessagesResponse) -> None:
         """Remember what is delivered to a node."""
         for message in answer.messages_list:
             self._add(node, message.metadata.message_id)
@@ -209,7 +209,10 @@ class Gate:
         if lines <= LINES_PER_MINUTE:
             log.warning(text, *values)
         elif lines == LINES_PER_MINUTE + 1:
-            log.warning("further lines of this minute are left out (%d a minute are logged)", LINES_PER_MINUTE)
+            log.warning(
+                "further lines of this minute are left out (%d a minute are logged)",
+                LINES_PER_MINUTE,
+            )
 
     async def _handle(self, scope: Scope, receive: Receive) -> httpx.Response:
         path = scope["path"]
@@ -221,7 +224,9 @@ class Gate:
             try:
                 body = await asyncio.wait_for(self._read_body(node.name, receive), BODY_SECONDS)
             except TimeoutError:
-                raise RequestRefused(408, f"'{node.name}' stopped sending in the middle of a request") from None
+                raise RequestRefused(
+                    408, f"'{node.name}' stopped sending in the middle of a request"
+                ) from None
             kept = {k: v for k, v in headers.items() if _is_forwarded_header(k)}
             try:
                 return await self._dispatch(node, path, body, kept, receive)
@@ -276,9 +281,7 @@ class Gate:
         if path == PUSH:
             return _build_response(self._begin_answer(node, body, current).build_receipt())
         if current is None:
-            raise MalformedAnswer(
-                "sent a part of an answer that was not begun at this gate"
-            )
+            raise MalformedAnswer("sent a part of an answer that was not begun at this gate")
         post = partial(self._forward_part, headers)
         try:
             if current.add_part(PushObjectRequest.FromString(body)):
@@ -337,7 +340,7 @@ class Gate:
                 if answer.status_code != 200:
                     return answer
                 pulled = PullMessagesResponse.FromString(answer.content)
-                self.owners.note(node.name, pulled)
+                self.owners.record_delivery(node.name, pulled)
                 if pulled.messages_list or time.monotonic() + pause > deadline:
                     return answer
                 disconnected, _ = await asyncio.wait({disconnect}, timeout=pause)
@@ -398,7 +401,7 @@ class Gate:
         return node
 
     def _read_registry(self) -> Mapping[str, RegisteredNode]:
-        """Return the registered nodes by key fingerprint; read them again if the file has changed."""
+        """Return the registered nodes by key fingerprint; reload them if the file has changed."""
         registry = NodeRegistry(self.folder)
         path = registry.path
         changed = path.stat().st_mtime if path.exists() else 0.0

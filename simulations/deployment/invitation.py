@@ -9,8 +9,8 @@ from typing import Self
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from pudica.clients.node import Server
 from pudica.clients.protocol import code_fingerprint
+from pudica.clients.runtime.node import Server
 from pudica.models.errors import RequestError
 from pudica.models.files import write_atomically
 
@@ -40,7 +40,7 @@ class Invitation(BaseModel):
     versions: dict[str, str]
 
     @classmethod
-    def of(cls, server: str, certificate: Path) -> Self:
+    def from_installation(cls, server: str, certificate: Path) -> Self:
         """Create an invitation from this installation."""
         return cls(
             server=server,
@@ -74,11 +74,11 @@ class Invitation(BaseModel):
 
     def find_differences(self) -> list[str]:
         """Return how this installation differs from the organiser's."""
-        own = read_installed_versions()
+        installed = read_installed_versions()
         differences = [
-            f"{name} {own[name]} here, {theirs} at the organiser's"
+            f"{name} {installed[name]} here, {theirs} at the organiser's"
             for name, theirs in self.versions.items()
-            if own.get(name) != theirs
+            if installed.get(name) != theirs
         ]
         if self.code != code_fingerprint():
             differences.insert(0, "another version of pudica's code than the organiser's")

@@ -11,7 +11,7 @@ from typing import get_args
 
 import yaml
 
-from pudica.clients.node import NODE, NodeConfig, System
+from pudica.clients.runtime.node import NODE, NodeConfig, System
 from pudica.models.errors import RequestError, unknown_name_error
 from pudica.models.files import write_atomically
 from pudica.models.naming import validate_node_name
@@ -153,8 +153,15 @@ class Kit(ProgramFolder):
         self.down()
         write_atomically(self._secret_file, os.urandom(32), mode=0o600)
         address = f"{LOOPBACK}:{find_free_port()}"
-        isolation = ("--isolation", "process", "--superexec-auth-secret-file", str(self._secret_file))
-        self.programs.start("supernode", [*SUPERNODE, *self.supernode_arguments(address), *isolation])
+        isolation = (
+            "--isolation",
+            "process",
+            "--superexec-auth-secret-file",
+            str(self._secret_file),
+        )
+        self.programs.start(
+            "supernode", [*SUPERNODE, *self.supernode_arguments(address), *isolation]
+        )
         settings = json.dumps({"address": address, "secret": str(self._secret_file)})
         self.programs.start("clientapp", [*CLIENTAPP, settings])
         try:
@@ -182,7 +189,7 @@ class Kit(ProgramFolder):
         return text in self.programs.read_log(program)
 
     def supernode_arguments(self, address: str) -> list[str]:
-        """Return the arguments of a `flower-supernode` that its ClientApp reaches at this address."""
+        """Return the arguments of a `flower-supernode` with its runtime at this address."""
         config, (host, _, port) = self.config, address.partition(":")
         return [
             *("--root-certificates", str(config.certificate)),
@@ -194,6 +201,6 @@ class Kit(ProgramFolder):
 
 
 def _format_scalar(text: str) -> str:
-    """Return a text as a YAML scalar, quoted if it would otherwise be read as a number, for example."""
+    """Return a text as a YAML scalar, quoted if it would be read as a number, for example."""
     written: str = yaml.safe_dump(text, allow_unicode=True, width=1000)
     return written.partition("\n")[0]

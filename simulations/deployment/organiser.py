@@ -93,8 +93,8 @@ class OrganiserServer(ProgramFolder):
         if not (folder / SETTINGS).is_file():
             raise RequestError(
                 f"{folder.absolute()} is no organiser's folder, nor a node's: change to one, or "
-                "name it with --folder; `pudica deploy init FOLDER --host HOST` makes an organiser's, "
-                "`pudica deploy node NAME` a node's"
+                "name it with --folder; `pudica deploy init FOLDER --host HOST` makes an "
+                "organiser's, `pudica deploy node NAME` a node's"
             )
         folder = folder.absolute()
         super().__init__(folder, notify, **{ORGANISER_DIR: str(folder)})
@@ -126,7 +126,9 @@ class OrganiserServer(ProgramFolder):
     def _write_invitation(self) -> None:
         """Write the invitation if it is missing or outdated."""
         path = self.folder / "invitation.yaml"
-        invitation = Invitation.of(f"{self.config.host}:{self.config.port}", self.folder / "ca.crt")
+        invitation = Invitation.from_installation(
+            f"{self.config.host}:{self.config.port}", self.folder / "ca.crt"
+        )
         if not path.is_file():
             invitation.write(path)
         elif Invitation.read(path) != invitation:
@@ -182,7 +184,9 @@ class OrganiserServer(ProgramFolder):
             "--ssl-certfile": "server.crt",
             "--ssl-keyfile": "server.key",
         }
-        options = [word for key, file in certificates.items() for word in (key, self._path_of(file))]
+        options = [
+            word for key, file in certificates.items() for word in (key, self._path_of(file))
+        ]
         return [
             *options,
             *("--enable-supernode-auth", "--disable-runtime-dependency-installation"),
@@ -266,8 +270,9 @@ class OrganiserServer(ProgramFolder):
                 raise
             raise RequestError(
                 f"{public}: Flower knows this key already, and accepts no key twice: it was "
-                "removed, or its registration was interrupted. The participant makes a new one: `pudica deploy "
-                "node` in a new folder, then node.key and the .pub file into the old one"
+                "removed, or its registration was interrupted. The participant makes a new one: "
+                "`pudica deploy node` in a new folder, then node.key and the .pub file into the "
+                "old one"
             ) from error
         entry = RegisteredNode(name, int(made["node-id"]), fingerprint, timestamp())
         self._write_registry([*self.nodes, entry])

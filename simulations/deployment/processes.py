@@ -1,4 +1,4 @@
-"""Background programs, which outlive the command that started them and are found by their pid files."""
+"""Background programs, which outlive the command that started them, and their pid files."""
 
 from __future__ import annotations
 
@@ -53,7 +53,9 @@ class Programs:
             If it is running already.
         """
         if (running := self.find_process(name)) is not None:
-            raise RequestError(f"{name} is running already, process {running.pid}; `pudica deploy down`")
+            raise RequestError(
+                f"{name} is running already, process {running.pid}; `pudica deploy down`"
+            )
         self.log_file(name).unlink(missing_ok=True)  # the log of the previous start
         started = self.launch(self.log_file(name), *arguments)
         created = psutil.Process(started.pid).create_time()
@@ -72,7 +74,7 @@ class Programs:
         return self.folder / f"{name}.log"
 
     def read_log(self, name: str) -> str:
-        """Return a program's output since its last start, or an empty string if it never started."""
+        """Return a program's output since its last start, or "" if it never started."""
         log = self.log_file(name)
         return log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
 

@@ -1,1 +1,1 @@
-"""Three ways to run the same ServerApp and ClientApp: in process, on Ray, on Flower's simulation."""
+"""Three ways to run the same ServerApp and ClientApp: in process, on Ray, by Flower."""

@@ -47,8 +47,8 @@ END_SECONDS = 20.0
 
 # Removes a run's home once its standard input closes: when the run is over, and also when we are
 # killed. Only the working directory identifies all processes of the run: Flower and Ray start new
-# sessions, and Ray's workers outlive their parents and overwrite their command line. Killing them is
-# safe, since everything that matters is written atomically. (This is a separate program because
+# sessions, and Ray's workers outlive their parents and overwrite their command line. Killing them
+# is safe, since everything that matters is written atomically. (This is a separate program because
 # importing this module takes as long as importing PyTorch.)
 CLEANUP_SCRIPT = """
 import contextlib, shutil, sys, time

@@ -9,6 +9,7 @@ from pathlib import Path
 from flwr.app import Message
 from flwr.clientapp import ClientApp
 
+from pudica.clients.runtime.vault import keep_in_memory
 from pudica.simulations.engines.local import (
     LocalGrid,
     build_client_context,
@@ -32,6 +33,7 @@ class InProcessGrid(LocalGrid):
 
     def __init__(self, app: ClientApp, partitions: int, config: dict[str, str]) -> None:
         super().__init__(partitions)
+        keep_in_memory()
         self._app = app
         self._contexts = {
             node: build_client_context(node, partition, partitions, config)

@@ -121,7 +121,7 @@ class LocalGrid(Grid):
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterable[Message]:
-        """Push messages, then pull until all replies have arrived or ``timeout`` seconds have passed."""
+        """Push messages, and pull until all replies have arrived or ``timeout`` has passed."""
         waiting = set(self.push_messages(messages))
         deadline = time.monotonic() + timeout if timeout is not None else float("inf")
         replies: list[Message] = []

@@ -223,7 +223,7 @@ def _init_ray(address: str | None, **options: Any) -> None:
 
 
 def _build_worker_environment() -> dict[str, str]:
-    """Return the environment variables that let workers import the same packages as this process."""
+    """Return the environment variables that let workers import what this process can."""
     places = {k: v for k, v in os.environ.items() if k in ("PUDICA_DATA", "PUDICA_CACHE")}
     # Our packages come first, even if the working directory contains folders called `models` or
     # `clients`. The user's own modules follow, from the same places as in this process.

@@ -87,7 +87,9 @@ class FlowerRun:
             details = status["status-details"]
             reason = self.read_log_tail() if details in ("", "N/A") else details
             if reason.startswith(KILLED):
-                reason = "the run's ServerApp ended without a word: it was killed, or ran out of memory"
+                reason = (
+                    "the run's ServerApp ended without a word: it was killed, or ran out of memory"
+                )
             raise FlowerRunFailed(f"{reason} (status {status['status']}; see {self.log})")
 
     def stop(self) -> None:
@@ -114,14 +116,16 @@ class FlowerRun:
         text = self.log.read_text(encoding="utf-8", errors="replace") if self.log.exists() else ""
         previous = STARTED.findall(text)
         known = (
-            query_flower(self._start, self.log, "ls", CONNECTION).get("runs", []) if previous else []
+            query_flower(self._start, self.log, "ls", CONNECTION).get("runs", [])
+            if previous
+            else []
         )
         for run in known:
             if run["run-id"] in previous and not run["status"].startswith("finished"):
                 self._start(self.log, *FLWR, "stop", run["run-id"], CONNECTION).wait()
 
     def _read_failure_reason(self) -> str:
-        """Return why the ServerApp failed according to its record of this run, or an empty string."""
+        """Return why the ServerApp failed according to its record of this run, or ""."""
         now = read_run_record(self.directory)
         failed = now != self._before and now.get("status") == "failed"
         return str(now["reason"]) if failed else ""
@@ -147,7 +151,7 @@ class FlowerRun:
             raise FlowerRunFailed(f"`flwr run` failed:\n{self.read_log_tail()}")
 
     def _wait_for_final_status(self) -> dict[str, str]:
-        """Return the run's entry on the SuperLink, since `flwr run --stream` succeeds however it ended."""
+        """Return the run's final entry; `flwr run --stream` succeeds however the run ended."""
         while True:
             self._check()
             run = self._query_latest_run()

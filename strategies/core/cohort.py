@@ -10,7 +10,7 @@ from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
 from pudica.strategies.core.experiment import ClientConfig
-from pudica.strategies.core.recorder import Recorder
+from pudica.strategies.core.recorder import MemoryRecorder, Recorder
 from pudica.strategies.core.registry import NodeRegistry, RegisteredNode
 from pudica.strategies.core.reliable_grid import (
     MessageStream,
@@ -32,7 +32,7 @@ class Cohort:
     Parameters
     ----------
     grid : ReliableGrid
-    recorder : Recorder
+    recorder : MemoryRecorder
     nodes : dict of str to int
         Node id by name. Replies are handed on in this order, not in that of arrival.
     registry : NodeRegistry or None
@@ -42,7 +42,7 @@ class Cohort:
     def __init__(
         self,
         grid: ReliableGrid,
-        recorder: Recorder,
+        recorder: MemoryRecorder,
         nodes: Mapping[str, int] | None = None,
         registry: NodeRegistry | None = None,
     ) -> None:
@@ -56,7 +56,7 @@ class Cohort:
         cls,
         grid: Grid,
         client: ClientConfig,
-        recorder: Recorder,
+        recorder: MemoryRecorder,
         registry: NodeRegistry | None = None,
     ) -> Cohort:
         """Return a cohort, still without nodes, as an experiment's ``client`` section says."""
@@ -78,6 +78,12 @@ class Cohort:
     def nodes(self, nodes: dict[str, int]) -> None:
         self._nodes = nodes
         self.grid.names |= {node: name for name, node in nodes.items()}
+
+    @property
+    def run_recorder(self) -> Recorder:
+        """The recorder, which has a directory: an experiment's always has."""
+        assert isinstance(self.recorder, Recorder)
+        return self.recorder
 
     @property
     def registered(self) -> list[RegisteredNode]:

@@ -11,7 +11,7 @@ from typing import Annotated, Self
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from pudica.clients.data import DataConfig, PartitionConfig, Splits, partition_once, load
+from pudica.clients.data import DataConfig, PartitionConfig, Splits, load, partition_once
 from pudica.models.compute import Compute, ComputeConfig
 from pudica.models.errors import RequestError
 from pudica.models.files import make_absolute

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from flwr.app import RecordDict
 
 from pudica.clients import protocol
 from pudica.clients.assignments import Assignment
 from pudica.models.compute import ComputeConfig
+from pudica.models.naming import validate_node_name
 from pudica.models.randomness import derive
 from pudica.strategies.core.cohort import Cohort
 from pudica.strategies.core.experiment import Experiment
+from pudica.strategies.core.members import Images, Member, describe_images
+from pudica.strategies.core.reliable_grid import TooFewParticipants
 
 Words = dict[str, protocol.Scalar]
 T = TypeVar("T")
 
 JOIN_SECONDS = 120.0
+WAIT_SECONDS = 0.2
 MOST_NODES = 10**9
 
 
@@ -47,7 +52,7 @@ def greeted(cohort: Cohort, names: list[str], nodes: dict[str, int]) -> dict[str
         for place, entry in enumerate(entries)
     }
     everyone = cohort.beside(nodes)
-    hello = protocol.request({"run": cohort.recorder.directory.name})
+    hello = protocol.request({"run": cohort.recorder.name})
     placed: dict[str, int] = {}
     event = cohort.recorder.event
     greetings = everyone.send_and_receive(protocol.HELLO, dict.fromkeys(nodes, hello), _greeting)
@@ -159,3 +164,92 @@ def introduce(
     )
     cohort.nodes = {name: cohort.nodes[name] for name in joined}
     return joined
+
+
+def agree_on_images(cohort: Cohort, joined: dict[str, Member]) -> Images:
+    """Return what kind of images most nodes hold; leave out those that hold others."""
+    kinds = {name: (m.shape, m.classes, m.span) for name, m in joined.items()}
+    wanted, _ = Counter(kinds.values()).most_common(1)[0]
+    for name, own in kinds.items():
+        if own != wanted:
+            cohort.leave_out(
+                name,
+                f"it holds {describe_images(own)}, most {describe_images(wanted)}; give all the "
+                "same data set, and the same disguise",
+            )
+            del joined[name]
+    return wanted
+
+
+# ----------------------------------------------------------- nodes that run somebody's own app
+
+
+class OwnApp(NamedTuple):
+    """What a node of somebody's own app says when it joins."""
+
+    name: str
+    member: Member
+    content: str
+
+
+def join_own_apps(
+    cohort: Cohort, request: Mapping[str, protocol.Scalar], minimum: int, timeout: float
+) -> dict[str, Member]:
+    """Let nodes join whose apps hold model and data already; return what they hold, by name.
+
+    They are put in the order of their partitions. Who runs another version of Pudica, holds other
+    images than most, or has another's name is left out.
+
+    Raises
+    ------
+    TooFewParticipants
+        Fewer than ``minimum`` are there by ``timeout``, or fit.
+    """
+    there = _wait_for_own_apps(cohort, minimum, timeout)
+    greeting = protocol.request({"run": cohort.recorder.name})
+    greeted = cohort.beside({str(node): node for node in there})
+    greetings = greeted.send_and_receive(
+        protocol.HELLO, dict.fromkeys(greeted.nodes, greeting), _greeting
+    )
+    for node, (_, code) in list(greetings.items()):
+        if code != protocol.code_fingerprint():
+            greeted.leave_out(node, _other_code(code))
+            del greetings[node]
+    content = protocol.request({"run": cohort.recorder.name, **request})
+    apps = greeted.send_and_receive(protocol.JOIN, dict.fromkeys(greetings, content), _own_app)
+    ordered = sorted(apps, key=lambda node: (greetings[node][0], apps[node].name))
+    joined: dict[str, Member] = {}
+    nodes: dict[str, int] = {}
+    for node in ordered:
+        name = apps[node].name
+        if name in joined:
+            greeted.reject(node, f"another node is called {name}, too; give each a name of its own")
+            continue
+        joined[name], nodes[name] = apps[node].member, greeted.nodes[node]
+    cohort.nodes = nodes
+    if joined:
+        agree_on_images(cohort, joined)
+    cohort.require_min_replies(minimum, len(joined), protocol.JOIN)
+    return joined
+
+
+def _wait_for_own_apps(cohort: Cohort, minimum: int, timeout: float) -> list[int]:
+    """Return the nodes that are there, once they are enough."""
+    began, reported = time.monotonic(), -1
+    while len(there := sorted(cohort.grid.get_node_ids())) < minimum:
+        if len(there) != reported:
+            reported = len(there)
+            cohort.recorder.event(f"waiting for {minimum} nodes; {reported} are there")
+        if time.monotonic() - began > timeout:
+            raise TooFewParticipants(
+                f"min_nodes: {minimum} nodes are needed, {len(there)} were there after "
+                f"{timeout:g} s; start more, or lower min_nodes"
+            )
+        time.sleep(min(WAIT_SECONDS, timeout))
+    return there
+
+
+def _own_app(_: str, content: RecordDict) -> OwnApp:
+    words = protocol.words_of(content)
+    name = validate_node_name(protocol.text(words, "name"))
+    return OwnApp(name, Member.read(words), protocol.text(words, "content"))

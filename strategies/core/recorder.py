@@ -25,18 +25,19 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from importlib.metadata import version
+from logging import INFO
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Protocol
 
 import psutil
 import torch
+from flwr.common.logger import log
 
 from pudica.clients.protocol import code_fingerprint
 from pudica.models.clock import timestamp
 from pudica.models.errors import RequestError
 from pudica.models.files import load_tensors, save_tensors, try_lock, write_atomically
 from pudica.models.printable import escape_hidden
-from pudica.strategies.core.experiment import Experiment
 
 PROGRESS_SECONDS = 0.25
 CHECKPOINT_SECONDS = 15.0
@@ -74,14 +75,161 @@ def _abandon(file: IO[str]) -> None:
         file.close()
 
 
-class Recorder:
-    """The side effects of one run.
+class Description(Protocol):
+    """What a recorder is told of a run; an experiment says as much."""
+
+    @property
+    def name(self) -> str:
+        """The experiment's name."""
+
+    @property
+    def system(self) -> str:
+        """The system's name."""
+
+    @property
+    def seed(self) -> int:
+        """Of everything that is drawn."""
+
+    def names(self) -> list[str]:
+        """Return the nodes' names, as far as they are known."""
+
+    def to_yaml(self) -> str:
+        """Return the settings, as ``experiment.yaml`` holds them."""
+
+
+class MemoryRecorder:
+    """The measurements of one run; nothing is written.
+
+    Parameters
+    ----------
+    experiment : Description
+    engine : str
+        For the record.
+    """
+
+    def __init__(self, experiment: Description, engine: str = "flower") -> None:
+        self.experiment = experiment
+        self.name = experiment.name
+        self.rows: list[dict[str, Any]] = []
+        self.arrays: dict[str, torch.Tensor] = {}
+        self.note: dict[str, Any] = {"finished": {}, "position": {}, "exchanges": {}, "seconds": {}}
+        self.run: dict[str, Any] = {"run": self.name, "engine": engine, "nodes": []}
+
+    # -------------------------------------------------------------------- measurements
+
+    def log(
+        self,
+        stage: str,
+        metric: str,
+        value: float,
+        *,
+        node: str = "organiser",
+        round: int = 0,  # noqa: A002
+        **tags: str | float | int,
+    ) -> None:
+        """Append one measurement; ``tags`` such as ``case`` and ``draw`` become columns."""
+        row = {"stage": stage, "round": round, "node": node, "metric": metric, "value": value}
+        self._append(row | tags)
+
+    def _append(self, row: dict[str, Any]) -> None:
+        self.rows.append(row)
+
+    def event(self, text: str) -> None:
+        """Say what happened; what a terminal or a reader would act on is escaped."""
+        log(INFO, "%s", escape_hidden(text))
+
+    def count_exchange(self, kind: str, sent: int, received: int) -> None:
+        """Count one message and its reply, in bytes of payload."""
+        total = self.note["exchanges"].setdefault(
+            kind, {"count": 0, "bytes_sent": 0, "bytes_received": 0}
+        )
+        total["count"] += 1
+        total["bytes_sent"] += sent
+        total["bytes_received"] += received
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Add the time spent inside to the stage's seconds in ``run.json``."""
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            seconds = self.note["seconds"]
+            seconds[stage] = round(seconds.get(stage, 0.0) + time.monotonic() - start, 3)
+
+    def progress(self, stage: str, done: int, total: int, unit: str) -> None:
+        """Say how far a stage is."""
+
+    def set_node_status(self, node: str, status: str) -> None:
+        """Say what a node is doing."""
+
+    def check_key(self, node: str, fingerprint: str) -> None:
+        """Note with which key a node disguises its images; empty if they are plain.
+
+        Raises
+        ------
+        RequestError
+            If the run was begun with another.
+        """
+        before = self.note.setdefault("keys", {}).setdefault(node, fingerprint)
+        if before != fingerprint:
+            raise RequestError(
+                f"{node} disguises its images with the key {fingerprint or '(none)'}, and this run "
+                f"was begun with {before or '(none)'}: give it back that key, or start a new run"
+            )
+
+    # --------------------------------------------------------------------- checkpoints
+
+    def is_finished(self, task: str) -> bool:
+        """Return whether a task was finished, in this process or before a kill."""
+        return task in self.note["finished"]
+
+    def finish(self, task: str, **result: Any) -> None:
+        """Remember that a task is finished, with its result, and drop its position."""
+        self.note["finished"][task] = result
+        self.note["position"].pop(task, None)
+        self.checkpoint()
+
+    def result(self, task: str) -> dict[str, Any]:
+        """Return the result of a finished task."""
+        return self.note["finished"][task]  # type: ignore[no-any-return]
+
+    def position(self, task: str) -> dict[str, Any]:
+        """Return where a task stood at the last checkpoint; empty if it had not begun."""
+        return self.note["position"].get(task, {})  # type: ignore[no-any-return]
+
+    def forget(self, task: str) -> None:
+        """Drop the arrays that were kept under a task's name."""
+        self.arrays = {k: v for k, v in self.arrays.items() if not k.startswith(f"{task}/")}
+
+    def is_checkpoint_due(self) -> bool:
+        """Return whether the last checkpoint is long enough ago."""
+        return False
+
+    def save_checkpoint(
+        self, task: str, arrays: Mapping[str, torch.Tensor], **position: Any
+    ) -> None:
+        """Checkpoint the position inside a task."""
+        self.arrays |= arrays
+        self.note["position"][task] = position
+        self.checkpoint()
+
+    def checkpoint(self) -> None:
+        """Write down everything that a resumed run needs."""
+
+    def close(self, status: str, reason: str = "") -> None:
+        """Note the run's end: ``done``, ``failed`` or ``interrupted``."""
+        self.run |= {"status": status, "reason": reason}
+
+
+class Recorder(MemoryRecorder):
+    """The side effects of one run, in its directory.
 
     Parameters
     ----------
     directory : Path
         Of the run; made if it is not there.
-    experiment : Experiment
+    experiment : Description
     engine : str
         For the record.
 
@@ -92,12 +240,12 @@ class Recorder:
         written.
     """
 
-    def __init__(self, directory: Path, experiment: Experiment, engine: str = "flower") -> None:
+    directory: Path
+
+    def __init__(self, directory: Path, experiment: Description, engine: str = "flower") -> None:
+        super().__init__(experiment, engine)
         self.directory = directory
-        self.experiment = experiment
-        self.rows: list[dict[str, Any]] = []
-        self.arrays: dict[str, torch.Tensor] = {}
-        self.note: dict[str, Any] = {"finished": {}, "position": {}, "exchanges": {}, "seconds": {}}
+        self.name = directory.name
         self._nodes: dict[str, dict[str, Any]] = {}
         self._last_progress = self._last_checkpoint = time.monotonic()
         self._open(engine)
@@ -130,21 +278,6 @@ class Recorder:
         }
         self._write_run()
 
-    def check_key(self, node: str, fingerprint: str) -> None:
-        """Note with which key a node disguises its images; empty if they are plain.
-
-        Raises
-        ------
-        RequestError
-            If the run was begun with another.
-        """
-        before = self.note["keys"].setdefault(node, fingerprint)
-        if before != fingerprint:
-            raise RequestError(
-                f"{node} disguises its images with the key {fingerprint or '(none)'}, and this run "
-                f"was begun with {before or '(none)'}: give it back that key, or start a new run"
-            )
-
     def _claim(self) -> None:
         resolved = self.experiment.to_yaml()
         path = self.directory / "experiment.yaml"
@@ -168,45 +301,14 @@ class Recorder:
 
     # -------------------------------------------------------------------- measurements
 
-    def log(
-        self,
-        stage: str,
-        metric: str,
-        value: float,
-        *,
-        node: str = "organiser",
-        round: int = 0,  # noqa: A002
-        **tags: str | float | int,
-    ) -> None:
-        """Append one measurement; ``tags`` such as ``case`` and ``draw`` become columns."""
-        row = {"stage": stage, "round": round, "node": node, "metric": metric, "value": value}
-        row |= tags
-        self.rows.append(row)
+    def _append(self, row: dict[str, Any]) -> None:
+        super()._append(row)
         self._metrics.write(json.dumps(row) + "\n")
 
     def event(self, text: str) -> None:
         """Put a line into ``events.log``; what a terminal or a reader would act on is escaped."""
         with (self.directory / "events.log").open("a", encoding="utf-8") as file:
             file.write(f"{timestamp()} {escape_hidden(text)}\n")
-
-    def count_exchange(self, kind: str, sent: int, received: int) -> None:
-        """Count one message and its reply, in bytes of payload."""
-        total = self.note["exchanges"].setdefault(
-            kind, {"count": 0, "bytes_sent": 0, "bytes_received": 0}
-        )
-        total["count"] += 1
-        total["bytes_sent"] += sent
-        total["bytes_received"] += received
-
-    @contextmanager
-    def timed(self, stage: str) -> Iterator[None]:
-        """Add the time spent inside to the stage's seconds in ``run.json``."""
-        start = time.monotonic()
-        try:
-            yield
-        finally:
-            seconds = self.note["seconds"]
-            seconds[stage] = round(seconds.get(stage, 0.0) + time.monotonic() - start, 3)
 
     def progress(self, stage: str, done: int, total: int, unit: str) -> None:
         """Say how far a stage is; between begin and end at most four times a second."""
@@ -224,39 +326,9 @@ class Recorder:
 
     # --------------------------------------------------------------------- checkpoints
 
-    def is_finished(self, task: str) -> bool:
-        """Return whether a task was finished, in this process or before a kill."""
-        return task in self.note["finished"]
-
-    def finish(self, task: str, **result: Any) -> None:
-        """Remember that a task is finished, with its result, and drop its position."""
-        self.note["finished"][task] = result
-        self.note["position"].pop(task, None)
-        self.checkpoint()
-
-    def result(self, task: str) -> dict[str, Any]:
-        """Return the result of a finished task."""
-        return self.note["finished"][task]  # type: ignore[no-any-return]
-
-    def position(self, task: str) -> dict[str, Any]:
-        """Return where a task stood at the last checkpoint; empty if it had not begun."""
-        return self.note["position"].get(task, {})  # type: ignore[no-any-return]
-
-    def forget(self, task: str) -> None:
-        """Drop the arrays that were kept under a task's name."""
-        self.arrays = {k: v for k, v in self.arrays.items() if not k.startswith(f"{task}/")}
-
     def is_checkpoint_due(self) -> bool:
         """Return whether the last checkpoint is long enough ago."""
         return time.monotonic() - self._last_checkpoint >= CHECKPOINT_SECONDS
-
-    def save_checkpoint(
-        self, task: str, arrays: Mapping[str, torch.Tensor], **position: Any
-    ) -> None:
-        """Checkpoint the position inside a task."""
-        self.arrays |= arrays
-        self.note["position"][task] = position
-        self.checkpoint()
 
     def checkpoint(self) -> None:
         """Write down everything that a resumed run needs, for the organiser's eyes only."""

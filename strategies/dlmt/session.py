@@ -14,8 +14,9 @@ from pudica.clients.shields.disguises import Span
 from pudica.models.compute import Compute
 from pudica.models.randomness import derive
 from pudica.strategies.core.cohort import Cohort
-from pudica.strategies.core.joining import introduce
-from pudica.strategies.core.session import CaseSession, Member, Shape
+from pudica.strategies.core.joining import agree_on_images, introduce
+from pudica.strategies.core.members import Member, Shape
+from pudica.strategies.core.session import CaseSession
 from pudica.strategies.dlmt.config import DlmtConfig
 from pudica.strategies.dlmt.experiment import DlmtExperiment
 
@@ -79,12 +80,12 @@ class Session(CaseSession):
         self.cohort.reset_failures()
         self.cohort.dropouts.clear()
         turns = dict.fromkeys(self.experiment.names(), turn)
-        joined = introduce(self.cohort, self._assignments(), Member.introduced, turns)
+        joined = introduce(self.cohort, self._assignments(), Member.read, turns)
         for name in [name for name, member in joined.items() if not member.train]:
             self.cohort.reject(name, "has no training images; it is left out")
             del joined[name], self.cohort.nodes[name]
         self.require_min_replies(len(joined))
-        self.image, self.classes, self.span = self.settled(joined)
+        self.image, self.classes, self.span = agree_on_images(self.cohort, joined)
         self.require_min_replies(len(joined))
         self.met(joined, f"/{self.case}")
         self.owners = joined

@@ -30,7 +30,7 @@ SHOWN, SEEN = 8, 400
 
 def learn_disguised(cohort: Cohort, experiment: DlmtExperiment) -> None:
     """Run all cases: join, train on disguised images, measure; the examiner's case first."""
-    recorder = cohort.recorder
+    recorder = cohort.run_recorder
     with recorder.timed("join"):
         nodes = gather(cohort, experiment.names(), experiment.dlmt.min_owners)
     cases, examining = experiment.dlmt.each_case(), experiment.dlmt.examining()

@@ -19,7 +19,8 @@ from pudica.models.packing import model_arrays
 from pudica.models.randomness import derive
 from pudica.strategies.core.cohort import Cohort
 from pudica.strategies.core.joining import introduce
-from pudica.strategies.core.session import CaseSession, Member
+from pudica.strategies.core.members import Member
+from pudica.strategies.core.session import CaseSession
 from pudica.strategies.facemix.config import FacemixConfig
 from pudica.strategies.facemix.experiment import FacemixExperiment
 
@@ -84,7 +85,7 @@ class Session(CaseSession):
 
     def _introduced(self, words: dict[str, protocol.Scalar]) -> Member:
         self._check_attributes(protocol.text(words, "attributes"))
-        member = Member.introduced(words)
+        member = Member.read(words)
         if member.shape != self.data.shape:
             sizes = ["x".join(map(str, shape)) for shape in (member.shape, self.data.shape)]
             raise ValueError(f"holds images of {sizes[0]}, the model is for {sizes[1]}")

@@ -20,7 +20,7 @@ MODEL = "model.safetensors"
 
 def infer_mixed(cohort: Cohort, experiment: FacemixExperiment) -> None:
     """Run all cases: join, train behind the shield, serve."""
-    recorder = cohort.recorder
+    recorder = cohort.run_recorder
     data = experiment.load_data()
     with recorder.timed("join"):
         nodes = gather(cohort, experiment.names(), experiment.facemix.min_edges)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from pudica.clients.inference_training import augmented, batch_rows
+from pudica.clients.facemix.training import augmented, batch_rows
 from pudica.clients.protocol import batch_sizes
 from pudica.models import optimizers
 from pudica.models.attributes import (

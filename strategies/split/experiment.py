@@ -90,7 +90,7 @@ class SplitExperiment(Experiment):
                 "split.pretraining.data.split: leaves no validation images, by which the best "
                 "epoch is chosen; allowed: own, 4:1:1"
             )
-        if public.content == data.content:
+        if public.content_hash == data.content_hash:
             raise RequestError(
                 f"split.pretraining.data: '{public.name}' is what the devices hold, and not public"
             )

@@ -14,8 +14,9 @@ from pudica.clients.protocol import batch_sizes
 from pudica.models.compute import Compute
 from pudica.models.randomness import derive
 from pudica.strategies.core.cohort import Cohort
-from pudica.strategies.core.joining import introduce
-from pudica.strategies.core.session import CaseSession, Member
+from pudica.strategies.core.joining import agree_on_images, introduce
+from pudica.strategies.core.members import Member
+from pudica.strategies.core.session import CaseSession
 from pudica.strategies.split.config import SplitConfig
 from pudica.strategies.split.costs import Costs
 from pudica.strategies.split.experiment import SplitExperiment
@@ -82,9 +83,9 @@ class Session(CaseSession):
         """
         self.cohort.reset_failures()
         turns = {name: turn(name) for name in self.experiment.names()}
-        joined = introduce(self.cohort, self._assignments(), Member.introduced, turns)
+        joined = introduce(self.cohort, self._assignments(), Member.read, turns)
         self.require_min_replies(len(joined))
-        self.image, self.classes, _ = self.settled(joined)
+        self.image, self.classes, _ = agree_on_images(self.cohort, joined)
         self.require_min_replies(len(joined))
         self.met(joined)
         for name, member in joined.items():

@@ -25,7 +25,7 @@ from pudica.strategies.split.training import Training, start_turn
 
 def learn(cohort: Cohort, experiment: SplitExperiment) -> None:
     """Run all cases: join, train across the cut, evaluate."""
-    recorder = cohort.recorder
+    recorder = cohort.run_recorder
     pretrain(experiment, recorder)
     with recorder.timed("join"):
         nodes = gather(cohort, experiment.names(), experiment.split.min_devices)

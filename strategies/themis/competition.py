@@ -12,7 +12,6 @@ from pudica.strategies.core.cohort import Cohort
 from pudica.strategies.themis.config import ThemisConfig
 from pudica.strategies.themis.evaluation import Evaluation
 from pudica.strategies.themis.experiment import ThemisExperiment
-from pudica.strategies.themis.generator import GeneratorStage
 from pudica.strategies.themis.joining import join
 from pudica.strategies.themis.local import need_models, train_models
 from pudica.strategies.themis.organiser import Organiser
@@ -22,7 +21,7 @@ from pudica.strategies.themis.stages import Stages
 
 def compete(cohort: Cohort, experiment: ThemisExperiment) -> None:
     """Run the whole competition: join, local training, noise generator, evaluation."""
-    organiser, recorder = Organiser(cohort, experiment), cohort.recorder
+    organiser, recorder = Organiser(cohort, experiment), cohort.run_recorder
     evaluation, stages = Evaluation(organiser), Stages(organiser)
     with stages.during("join"):
         with recorder.timed("join"):
@@ -51,7 +50,10 @@ def train_generator(
     """Train one case's generator, or return it if that was done before a kill."""
     task, recorder = f"generator/{case}", organiser.recorder
     if not recorder.is_finished(task):
-        generator = GeneratorStage(organiser, case, settings, over).train()
-        recorder.arrays[task] = torch.from_numpy(generator.pack())
+        strategy = organiser.strategy(case, settings)
+        strategy.over = over
+        strategy.start(organiser.cohort.grid, num_rounds=settings.epochs)
+        recorder.arrays[task] = torch.from_numpy(strategy.generator().pack())
+        recorder.forget(task)
         recorder.finish(task)
     return NoiseGenerator(recorder.arrays[task][:2], settings.M)

@@ -2,41 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
-from flwr.app import Array, RecordDict
+from flwr.app import RecordDict
 
 from pudica.clients import protocol
 from pudica.clients.data import ImageSet
-from pudica.clients.submissions import digest
 from pudica.models.generator import NoiseGenerator
 from pudica.models.randomness import derive
-from pudica.strategies.themis.organiser import SHARED, VARIANTS, Contestants, Organiser, of_variant
-from pudica.strategies.themis.protection import Examiner, Seed, hiding, noisy_chunks
-from pudica.strategies.themis.submissions import Submission, Submissions
-
-
-class Sheet(NamedTuple):
-    """Some released images, as one message has them.
-
-    Attributes
-    ----------
-    images : Array
-    labels : ndarray of shape (N,)
-        The organiser's alone.
-    digest : str
-        Of the images, where participants sign what they predict.
-    of : dict
-        Which release they are of, and which images are the first.
-    """
-
-    images: Array
-    labels: np.ndarray
-    digest: str
-    of: dict[str, str | float]
+from pudica.strategies.themis.organiser import SHARED, Organiser
+from pudica.strategies.themis.protection import Examiner, Seed, measure_hiding
+from pudica.strategies.themis.release import VARIANTS, Contestants, Release, of_variant
+from pudica.strategies.themis.submissions import Submissions
 
 
 class Evaluation:
@@ -53,6 +32,13 @@ class Evaluation:
         self.recorder = organiser.recorder
         self.test = organiser.data.test
         self.submissions = Submissions(self.recorder, organiser.cohort.registry)
+        self.release = Release(
+            organiser.cohort,
+            self.test,
+            organiser.data.num_classes,
+            self.settings.release.images_per_message,
+            self.submissions,
+        )
         self._examiner: Examiner | None = None
 
     def shared(self) -> None:
@@ -91,73 +77,15 @@ class Evaluation:
             task = f"evaluation/{case}/{release}/{bound!r}/{draw}"
             if not self.recorder.is_finished(task):
                 drawn = self.seed(release, case, bound, draw)
-                right = self._right(contestants, noise, drawn, **tags, draw=draw)
-                for name, count in right.items():
+                minimum = self.settings.min_participants
+                correct = self.release.count_correct(
+                    contestants, noise, drawn, minimum, **tags, draw=draw
+                )
+                for name, count in correct.items():
                     share = count / len(self.test)
                     self.recorder.log("evaluation", "accuracy", share, node=name, draw=draw, **tags)
                 self.recorder.finish(task)
             self.recorder.progress(stage, draw + 1, draws, "draw")
-
-    def _right(
-        self,
-        contestants: Contestants,
-        noise: NoiseGenerator | None,
-        seed: Seed,
-        **of: str | float,
-    ) -> dict[str, int]:
-        """Return how many released test images each contestant classifies rightly.
-
-        ``of``: which release it is, for the record of submissions.
-        """
-        right, answered = dict.fromkeys(contestants, 0), set[str]()
-        for sheet in self._released(noise, seed, of):
-            for variant in VARIANTS:
-                names = of_variant(contestants, variant)
-                counts = self._answers(sheet, variant, list(names))
-                for node, count in counts.items():
-                    right[names[node]] += count
-                answered.update(counts)
-        self.organiser.cohort.require_min_replies(
-            self.settings.min_participants, len(answered), protocol.PREDICT
-        )
-        return right
-
-    def _answers(self, sheet: Sheet, variant: str, nodes: list[str]) -> dict[str, int]:
-        """Return how many of some released images each node's model gets right.
-
-        Who has answered already, before the run was stopped, is not asked again.
-        """
-        cohort, of = self.organiser.cohort, {**sheet.of, "variant": variant}
-        before = self.submissions.kept(of)
-        counts = {node: before[node] for node in nodes if node in before}
-
-        def read(node: str, content: RecordDict) -> Submission:
-            said = Submission.read(content, len(sheet.labels), self.organiser.data.num_classes)
-            if problem := self.submissions.problem(node, sheet.digest, said):
-                raise ValueError(problem)
-            return said
-
-        def keep(node: str, said: Submission) -> None:
-            counts[node] = int((said.predictions == sheet.labels).sum())
-            self.submissions.keep(node, sheet.digest, said, counts[node], of)
-
-        config = {"run": self.organiser.run, "variant": variant}
-        request = protocol.request(config, images=sheet.images)
-        left = [node for node in nodes if node not in counts and node in cohort.nodes]
-        for node, submission in cohort.stream(protocol.PREDICT, dict.fromkeys(left, request), read):
-            keep(node, submission)
-        return counts
-
-    def _released(
-        self, noise: NoiseGenerator | None, seed: Seed, of: Mapping[str, str | float]
-    ) -> Iterator[Sheet]:
-        none = NoiseGenerator(torch.zeros(2, *self.organiser.data.shape), 0.0)
-        size, first = self.settings.release.images_per_message, 0
-        for x, noisy, labels in noisy_chunks(self.test, noise or none, seed, size):
-            images = (noisy if noise else x).numpy()
-            seen = digest(images) if self.submissions.registry else ""
-            yield Sheet(Array(images), labels.numpy(), seen, {**of, "first": first})
-            first += len(labels)
 
     def _densities(self, contestants: Contestants) -> None:
         """Ask for the density each model implies, which Eq. (1) needs."""
@@ -186,7 +114,7 @@ class Evaluation:
             "mean_sigma": float(sigma.mean()),
             "chance": float(np.bincount(self.test.labels).max() / len(self.test)),
             "mean_sigma_pixels": float((sigma * self.test.std).mean()),
-            **hiding(self.test, noise, seed, None),
+            **measure_hiding(self.test, noise, seed, None),
         }
         if self.settings.examiner:
             values |= self._examined(self.test, noise, seed)
@@ -198,7 +126,7 @@ class Evaluation:
     def _examined(self, test: ImageSet, noise: NoiseGenerator, seed: Seed) -> dict[str, float]:
         examiner = self.examiner()
         denoiser = examiner.best_denoiser(noise)
-        after = hiding(test, noise, seed, denoiser)
+        after = measure_hiding(test, noise, seed, denoiser)
         return {
             "examiner_accuracy": examiner.accuracy(test, noise, seed, denoiser),
             "examiner_accuracy_as_released": examiner.accuracy(test, noise, seed, None),

@@ -105,15 +105,18 @@ def _assignments(organiser: Organiser) -> dict[str, ParticipantAssignment]:
 def _other_data(organiser: Organiser, words: Mapping[str, protocol.Scalar]) -> str:
     """Return in which way a participant's data are others than the organiser's, if they are."""
     own = organiser.data
-    if words.get("key") != own.key:
+    key, fingerprint, classes, shape = (
+        str(words.get(name, "")) for name in ("key", "fingerprint", "classes", "shape")
+    )
+    if key != own.key:
         return (
-            f"it disguises its images with the key {words.get('key') or '(none)'}, the organiser "
+            f"it disguises its images with the key {key or '(none)'}, the organiser "
             f"with {own.key or '(none)'}; give both the same"
         )
-    if words.get("fingerprint") != own.fingerprint:
+    if fingerprint != own.fingerprint:
         return (
-            f"it holds other data than the organiser: {words.get('classes')} classes of shape "
-            f"{words.get('shape')} against {own.num_classes} of shape "
+            f"it holds other data than the organiser: {classes} classes of shape "
+            f"{shape} against {own.num_classes} of shape "
             f"{'x'.join(map(str, own.shape))}; give both the same data set"
         )
     return ""

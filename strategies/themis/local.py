@@ -11,7 +11,8 @@ from flwr.app import RecordDict
 
 from pudica.clients import protocol
 from pudica.models.training import TrainingConfig
-from pudica.strategies.themis.organiser import VARIANTS, Organiser, of_variant
+from pudica.strategies.themis.organiser import Organiser
+from pudica.strategies.themis.release import VARIANTS, of_variant
 
 
 def train_models(organiser: Organiser, door: Callable[[], object] | None = None) -> None:

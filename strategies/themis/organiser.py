@@ -8,19 +8,19 @@ from flwr.app import RecordDict
 
 from pudica.clients import protocol
 from pudica.clients.assignments import OWN, ParticipantConfig
+from pudica.clients.shields.disguises import Span
 from pudica.models.compute import Compute
 from pudica.models.generator import NoiseGenerator
 from pudica.models.randomness import derive, torch_generator
 from pudica.strategies.core.cohort import Cohort
-from pudica.strategies.themis.config import StagesConfig
+from pudica.strategies.core.members import Member
+from pudica.strategies.themis.config import StagesConfig, ThemisConfig
 from pudica.strategies.themis.experiment import ThemisExperiment
+from pudica.strategies.themis.release import Contestants
+from pudica.strategies.themis.strategy import Themis
 
-VARIANTS = ("honest", "cheating")
 # What does not differ between the cases is measured once, under no case's name.
 SHARED = ""
-
-# Node and variant of each trained model, by the name it has on a leaderboard.
-Contestants = dict[str, tuple[str, str]]
 
 
 class Organiser:
@@ -33,12 +33,12 @@ class Organiser:
     """
 
     def __init__(self, cohort: Cohort, experiment: ThemisExperiment) -> None:
-        recorder = cohort.recorder
+        recorder = cohort.run_recorder
         self.cohort = cohort
         self.experiment = experiment
         self.settings = experiment.themis
         self.recorder = recorder
-        self.run = recorder.directory.name
+        self.run = recorder.name
         self.compute = Compute(experiment.client)
         self.data = experiment.load_data()
         experiment.check_models(self.data)
@@ -97,12 +97,24 @@ class Organiser:
             if (variant == "cheating") == (node in cheaters)
         }
 
+    def strategy(self, case: str, settings: ThemisConfig) -> Themis:
+        """Return what trains the noise generator of one case."""
+        data = self.data
+        member = Member(
+            data.shape,
+            data.num_classes,
+            data.key,
+            Span(),
+            train=len(data.train),
+            validation=len(data.validation),
+            test=len(data.test),
+            reports=True,
+        )
+        strategy = Themis.of_experiment(settings, self.experiment.seed)
+        strategy.attach(self.cohort, dict.fromkeys(self.experiment.names(), member), case)
+        return strategy
+
     def untrained(self, bound: float) -> NoiseGenerator:
         """Return the generator before its training, the same in all cases."""
         randomness = torch_generator(self.experiment.seed, "generator")
         return NoiseGenerator.untrained(self.data.shape, bound, randomness)
-
-
-def of_variant(contestants: Contestants, variant: str) -> dict[str, str]:
-    """Return the leaderboard names of one variant's contestants, by node."""
-    return {node: name for name, (node, v) in contestants.items() if v == variant}

@@ -19,6 +19,7 @@ from torch.nn.functional import conv2d, pad
 
 from pudica import models
 from pudica.clients.data import ImageSet, Splits
+from pudica.clients.data.examples import Examples
 from pudica.models.compute import Compute
 from pudica.models.files import load_tensors, save_tensors
 from pudica.models.generator import NoiseGenerator
@@ -80,7 +81,7 @@ DENOISERS = [Denoiser(subtract=False), Denoiser()] + [
 
 
 def noisy_chunks(
-    images: ImageSet, noise: NoiseGenerator, seed: Seed, size: int = CHUNK
+    images: ImageSet | Examples, noise: NoiseGenerator, seed: Seed, size: int = CHUNK
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
     """Yield plain images, their noisy versions and labels, ``size`` at a time.
 
@@ -93,7 +94,8 @@ def noisy_chunks(
         draws = [secret_normal(secret, x.shape[1:], *purpose, int(i)) for i in positions]  # type: ignore[arg-type]
         e = torch.stack(draws)
         with torch.no_grad():
-            yield x, noise(x, e), y
+            noisy = noise(x, e)
+        yield x, noisy, y
 
 
 class Examiner:
@@ -160,8 +162,8 @@ class Examiner:
         return max(DENOISERS, key=lambda d: self.accuracy(sample, noise, seed, d))
 
 
-def hiding(
-    images: ImageSet, noise: NoiseGenerator, seed: Seed, denoiser: Denoiser | None
+def measure_hiding(
+    images: ImageSet | Examples, noise: NoiseGenerator, seed: Seed, denoiser: Denoiser | None
 ) -> dict[str, float]:
     """Return how close released images are to the plain ones.
 

@@ -14,7 +14,14 @@ from flwr.app import Array, ArrayRecord, RecordDict
 from flwr.serverapp.strategy.fedtrimmedavg import trim_mean
 from flwr.serverapp.strategy.multikrum import select_multikrum
 
-from pudica.clients.protocol import arrays_of, check_values
+from pudica.clients.protocol import (
+    GENERATOR,
+    MOMENTS,
+    arrays_of,
+    check_values,
+    unpack_moments,
+    words_of,
+)
 
 # |m| ≤ ADAM_REACH·√v holds for Adam's moments of any gradients, by Cauchy and Schwarz, so no
 # honest step moves a parameter further than this many learning rates (bias correction only
@@ -23,13 +30,13 @@ ADAM_REACH = 0.1 / np.sqrt(0.001) / np.sqrt(1 - 0.9**2 / 0.999)
 MEMORY = 32
 
 
-def admitted(content: RecordDict, shape: tuple[int, ...]) -> np.ndarray:
-    """Return the array of a reply.
+def read_update(content: RecordDict, shape: tuple[int, ...]) -> np.ndarray:
+    """Return what a reply holds of the generator, stacked.
 
     Parameters
     ----------
     shape : tuple of int
-        The shape it must have.
+        (2, C, H, W), or (6, C, H, W) with Adam's moments.
 
     Raises
     ------
@@ -37,18 +44,22 @@ def admitted(content: RecordDict, shape: tuple[int, ...]) -> np.ndarray:
         Says what is wrong with it.
     """
     arrays = arrays_of(content)
-    if list(arrays) != ["values"]:
-        raise ValueError(f"must send one array 'values', sent {sorted(arrays) or 'none'}")
-    values = arrays["values"]
-    if values.shape != shape:
-        raise ValueError(f"must have shape {shape}, has {values.shape}")
-    if values.dtype != np.float32:
-        raise ValueError(f"must be float32, is {values.dtype}")
+    if sorted(arrays) != sorted(GENERATOR):
+        raise ValueError(f"must send the arrays {GENERATOR}, sent {sorted(arrays) or 'none'}")
+    for name in GENERATOR:
+        if arrays[name].shape != shape[1:]:
+            raise ValueError(f"{name} must have shape {shape[1:]}, has {arrays[name].shape}")
+        if arrays[name].dtype != np.float32:
+            raise ValueError(f"{name} must be float32, is {arrays[name].dtype}")
+    values = np.stack([arrays[name] for name in GENERATOR])
+    if shape[0] > len(GENERATOR):
+        moments = unpack_moments(words_of(content)[MOMENTS], shape[1:])
+        values = np.concatenate([values, moments])
     check_values(values, "values")
     return values
 
 
-def reachable(values: np.ndarray, before: np.ndarray, learning_rate: float, steps: int) -> None:
+def check_reach(values: np.ndarray, before: np.ndarray, learning_rate: float, steps: int) -> None:
     """Check that so many Adam steps can lead from one generator state to another.
 
     Parameters
@@ -119,7 +130,7 @@ class Clip:
         return clipped, sorted(names)
 
 
-def combined(rule: str, updates: list[np.ndarray], malicious: int) -> np.ndarray:
+def combine(rule: str, updates: list[np.ndarray], malicious: int) -> np.ndarray:
     """Return one update for many.
 
     Parameters

@@ -17,10 +17,10 @@ import torch
 from flwr.app import RecordDict
 
 from pudica.clients import protocol
-from pudica.clients.submissions import digest, is_signed, statement
+from pudica.clients.themis.submissions import digest, is_signed, statement
 from pudica.models.clock import timestamp
 from pudica.models.files import save_tensors, write_atomically
-from pudica.strategies.core.recorder import Recorder
+from pudica.strategies.core.recorder import MemoryRecorder, Recorder
 from pudica.strategies.core.registry import NodeRegistry, key_fingerprint
 
 MANIFEST, PREDICTIONS = "manifest.json", "submissions.safetensors"
@@ -35,7 +35,7 @@ class Submission(NamedTuple):
     predictions : ndarray of shape (N,)
         Classes.
     signature, public_key : str
-        Of :func:`pudica.clients.submissions.signed`; empty in a simulation.
+        Of :func:`pudica.clients.themis.submissions.signed`; empty in a simulation.
     """
 
     predictions: np.ndarray
@@ -72,9 +72,9 @@ class Submissions:
         Of a deployment. Without, nothing is kept.
     """
 
-    def __init__(self, recorder: Recorder, registry: NodeRegistry | None) -> None:
+    def __init__(self, recorder: MemoryRecorder, registry: NodeRegistry | None) -> None:
         self.recorder = recorder
-        self.run = recorder.directory.name
+        self.run = recorder.name
         self.registry = registry
         self.entries: list[dict[str, Any]] = recorder.note.setdefault("submissions", [])
 
@@ -142,6 +142,7 @@ class Submissions:
         if self.registry is None:
             return
         recorder = self.recorder
+        assert isinstance(recorder, Recorder)
         boards = sorted(recorder.directory.glob("*/leaderboard.csv"))
         manifest = {
             "format": FORMAT,

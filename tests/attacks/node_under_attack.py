@@ -18,8 +18,8 @@ from pudica.clients import protocol
 from pudica.clients.app import app as client_app
 from pudica.clients.assignments import EdgeAssignment
 from pudica.clients.data import ImageSet, Part
-from pudica.clients.odometer import Odometer, anchor_of
-from pudica.clients.vault import Vault, deployed_lasting
+from pudica.clients.runtime.odometer import Odometer, anchor_of
+from pudica.clients.runtime.vault import Vault, deployed_lasting
 from pudica.models import packing
 from pudica.models.cut import Cutter
 

@@ -19,8 +19,8 @@ from cheating_cloud import Refused
 from node_under_attack import DEFAULT, SETTINGS, STRICTEST, NodeUnderAttack
 
 from pudica.clients import protocol
-from pudica.clients.node import NodeConfig
-from pudica.clients.odometer import ACTIVATIONS, COUNTS, activations, count, spent
+from pudica.clients.runtime.node import NodeConfig
+from pudica.clients.runtime.odometer import ACTIVATIONS, COUNTS, activations, count, spent
 from pudica.clients.shields.accounting import LARGEST
 from pudica.models import packing
 from pudica.models.errors import RequestError

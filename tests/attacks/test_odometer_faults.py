@@ -16,9 +16,9 @@ from cheating_cloud import Refused
 from node_under_attack import DEFAULT, STRICTEST, NodeUnderAttack
 
 import pudica.clients.app
-import pudica.clients.odometer
-import pudica.clients.vault
-from pudica.clients.odometer import (
+import pudica.clients.runtime.odometer
+import pudica.clients.runtime.vault
+from pudica.clients.runtime.odometer import (
     ACTIVATIONS,
     COUNTS,
     Odometer,
@@ -27,8 +27,8 @@ from pudica.clients.odometer import (
     count,
     spent,
 )
-from pudica.clients.releasing import function_of
-from pudica.clients.vault import Vault
+from pudica.clients.runtime.releasing import function_of
+from pudica.clients.runtime.vault import Vault
 
 EPSILON, DELTA = 3.0, 1e-5
 WORK: dict[str, Any] = {
@@ -65,15 +65,15 @@ def killed_at(point: int, directory: Path, wire: Path) -> bool:
     if not child:
         torch.set_num_threads(1)
         left = iter(range(point))
-        write = pudica.clients.vault.write_atomically
+        write = pudica.clients.runtime.vault.write_atomically
 
         def or_die(*arguments: Any, **further: Any) -> None:
             if next(left, None) is None:
                 os.kill(os.getpid(), signal.SIGKILL)
             write(*arguments, **further)
 
-        pudica.clients.vault.write_atomically = or_die  # type: ignore[assignment]
-        pudica.clients.odometer.write_atomically = or_die  # type: ignore[attr-defined]
+        pudica.clients.runtime.vault.write_atomically = or_die  # type: ignore[assignment]
+        pudica.clients.runtime.odometer.write_atomically = or_die  # type: ignore[attr-defined]
         work(NodeUnderAttack(directory, **STRICTEST), wire)
         os._exit(0)
     _, status = os.waitpid(child, 0)

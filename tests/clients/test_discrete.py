@@ -160,7 +160,7 @@ def test_first_bits_decide_where_nothing_else_could_come_out(
     sampler = ExactSampler(kind, scale, word=8)
     words = np.arange(256, dtype=np.uint64)
     found = np.searchsorted(sampler._firsts, words, side="right")
-    is_open = sampler._is_open(found, words)
+    is_open = sampler._is_undecided(found, words)
     for word, m, undecided in zip(range(256), found.tolist(), is_open.tolist(), strict=True):
         low, high = mpmath.mpf(word) / 256, mpmath.mpf(word + 1) / 256
         true = magnitude(kind, scale, low)
@@ -180,7 +180,7 @@ def test_further_bits_decide_the_rest(
     sampler = ExactSampler(kind, scale, word=8)
     words = np.arange(256, dtype=np.uint64)
     found = np.searchsorted(sampler._firsts, words, side="right")
-    opened = np.flatnonzero(sampler._is_open(found, words)).tolist()
+    opened = np.flatnonzero(sampler._is_undecided(found, words)).tolist()
     assert opened
     for word in opened[:: max(1, len(opened) // 20)]:
         for more in range(256):

@@ -12,7 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from pudica.clients.assignments import Assignment, ParticipantConfig
 from pudica.clients.data import DataConfig
-from pudica.clients.node import NodeConfig
+from pudica.clients.runtime.node import NodeConfig
 from pudica.models.compute import ComputeConfig
 from pudica.models.errors import RequestError
 from pudica.models.naming import CaseName

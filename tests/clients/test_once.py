@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from pudica.clients import protocol
-from pudica.clients.once import answered_once
-from pudica.clients.vault import Vault
+from pudica.clients.runtime.idempotency import answered_once
+from pudica.clients.runtime.vault import Vault
 
 HOLDS = (
-    "import sys; from pathlib import Path; from pudica.clients.vault import Vault\n"
+    "import sys; from pathlib import Path; from pudica.clients.runtime.vault import Vault\n"
     "with Vault(Path(sys.argv[1])).alone() as alone:\n"
     "    print(alone, flush=True); sys.stdin.read()"
 )

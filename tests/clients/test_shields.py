@@ -455,7 +455,8 @@ def test_replacing_an_example_moves_a_batch_by_the_sensitivity_at_most(name: str
     for function in (made.bounded, made.noise_centres):
         moved = [(function(a) - function(b)).double().norm(p=order) for a, b in pairs]
         # On a grid the distance is that of whole numbers, here rounded to float32 steps.
-        most = made.sensitivity * (1 + (1e-6 if made.grid and function == made.noise_centres else 0))
+        rounding = 1e-6 if made.grid and function == made.noise_centres else 0
+        most = made.sensitivity * (1 + rounding)
         assert max(moved) <= most
         assert moved[0] > 0.6 * made.sensitivity  # the neighbours that audits attack
 

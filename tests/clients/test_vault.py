@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-import pudica.clients.vault
-from pudica.clients.vault import Vault
+import pudica.clients.runtime.vault
+from pudica.clients.runtime.vault import Vault
 
 WEIGHTS = {"w": torch.arange(6.0)}
 
@@ -53,7 +53,7 @@ def test_a_kill_at_any_moment_leaves_the_old_or_the_new(
     vault: Vault, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     vault.write("note", b"old")
-    honest = pudica.clients.vault.write_atomically
+    honest = pudica.clients.runtime.vault.write_atomically
     for moment in (0, 1, 1, 2, 3):
         left = iter([True] * moment + [False])
 
@@ -62,7 +62,7 @@ def test_a_kill_at_any_moment_leaves_the_old_or_the_new(
                 raise KeyboardInterrupt
             honest(*arguments, **options)
 
-        monkeypatch.setattr(pudica.clients.vault, "write_atomically", killed)
+        monkeypatch.setattr(pudica.clients.runtime.vault, "write_atomically", killed)
         if moment < 3:
             with pytest.raises(KeyboardInterrupt):
                 vault.write("note", b"new")

@@ -228,7 +228,7 @@ def test_a_cache_that_cannot_be_written(pudica: Command, pictures: Path) -> None
 def test_output_below_a_file(pudica: Command, out: str) -> None:
     Path("file").write_text("")
     result = pudica("run", "themis-digits", "--out", out)
-    refused(result, "file is a file; name a folder, the run's is made in it")
+    refused(result, "file is a file; name a folder, in which the run's is created")
 
 
 def test_output_that_cannot_be_made(pudica: Command, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -318,7 +318,7 @@ def test_resuming_what_is_no_run(pudica: Command, place: str) -> None:
 
 def test_resuming_with_other_settings(pudica: Command, stopped: Path) -> None:
     resume = ("--resume", stopped)
-    other = "is the run of another experiment or of other settings; leave the name and --set away"
+    other = "is a run of another experiment or of other settings; leave out the name and --set"
     refused(pudica("run", "themis-digits", "--set", "seed=5", *resume), other, None)
     refused(pudica("run", "themis-mnist", *resume), other, None)
     refused(pudica("run", "--set", "seed=5", *resume), "with the settings it has, without --", None)
@@ -398,7 +398,7 @@ def test_a_run_without_nodes_fails(run_tiny: Command, broken_model: str) -> None
     assert result.exit_code == 1
     assert "error: the run failed: TooFewParticipants: " in result.stderr
     assert "Broken: RuntimeError: no luck" in result.stderr
-    assert f"go on with: pudica run --resume {directory}" in result.stderr
+    assert f"resume with: pudica run --resume {directory}" in result.stderr
     assert json.loads((directory / "run.json").read_text())["status"] == "failed"
 
 
@@ -429,7 +429,7 @@ def test_a_node_that_comes_back_takes_part_again(
     [
         (("cuts", "vgg-smal"), "'vgg-small'"),
         (("cuts", "lenet", "--input", "3x64"), "'3x64' is no image"),
-        (("cuts", "lenet", "--input", "3x64x32"), "'lenet' takes no images of 3x64x32: "),
+        (("cuts", "lenet", "--input", "3x64x32"), "'lenet' can't process images of 3x64x32: "),
         (("cuts", "lenet", "--post", "nowhere"), "unknown cut 'nowhere'"),
         (("cuts", "resnet-8", "--post", "0.0"), "no stage could end before '0.0'"),
         (("cuts", "resnet-8", "--post", "input"), "no stage could end before 'input'"),
@@ -448,7 +448,7 @@ def test_a_node_that_comes_back_takes_part_again(
         (("audit", "clip-gaussian", "--set", "epsilon=.inf"), "must be a finite number"),
         (("audit", "clip-gaussian", "--set", "epsilon"), "must be key=value"),
         (("audit", "none"), "has no noise with a guarantee"),
-        (("audit", "clip-laplace", "--set", "epsilon=1", "--shape", "4x"), "'4x' is no shape"),
+        (("audit", "clip-laplace", "--set", "epsilon=1", "--shape", "4x"), "'4x' is not a shape"),
         (
             ("audit", "batch-norm-laplace", "--set", "epsilon=1", "--batch", "1"),
             "at least 2 examples",

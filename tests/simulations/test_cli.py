@@ -198,7 +198,7 @@ def test_a_stopped_run_goes_on_to_the_same_table(
     (directory,) = Path("stopped").iterdir()
     assert [child for child in children if child.is_running()] == []
     if number != signal.SIGKILL:
-        assert f"go on with: pudica run --resume {directory}" in errors
+        assert f"resume with: pudica run --resume {directory}" in errors
         assert json.loads((directory / "run.json").read_text())["status"] == "interrupted"
         assert "Traceback" not in errors
 

@@ -136,7 +136,7 @@ def test_a_message_that_never_comes_keeps_nobody_waiting(supernode: SuperNode) -
     assert token
     later = threading.Timer(0.5, supernode.ask, [protocol.HELLO])
     later.start()
-    with pytest.raises(RuntimeError, match="did not come to its end"):
+    with pytest.raises(RuntimeError, match="did not arrive completely"):
         tasks.run_task(token)
     token = tasks.acquire()
     assert token

@@ -34,7 +34,7 @@ from pudica.clients.assignments import (
     ParticipantConfig,
 )
 from pudica.clients.data import DataConfig
-from pudica.clients.node import NodeConfig
+from pudica.clients.runtime.node import NodeConfig
 from pudica.clients.shields import parse_config
 from pudica.models.compute import ComputeConfig
 from pudica.models.errors import RequestError

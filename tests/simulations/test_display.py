@@ -10,7 +10,7 @@ import pytest
 from hostile_names import HIDDEN, MARKUP
 
 from pudica.models.printable import escape_hidden
-from pudica.simulations.cuts import table
+from pudica.simulations.cuts import build_cut_table
 from pudica.simulations.display import print_frame
 
 WORDS = ("accuracy", "edge", "of", "MiB", "differential-privacy", "ε", "batch", "64", "a")
@@ -67,7 +67,7 @@ def test_no_cell_is_cut_whatever_the_width(
 def test_the_last_column_of_a_table_with_a_wide_heading_is_whole(
     capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    frame = table("resnet-8", (1, 28, 28), 10, 64, 1.0, (1, 1, 1))
+    frame = build_cut_table("resnet-8", (1, 28, 28), 10, 64, 1.0, (1, 1, 1))
     for width in range(60, 130):
         assert_whole(frame, printed(frame, width, capsys, monkeypatch), width)
 
@@ -75,7 +75,7 @@ def test_the_last_column_of_a_table_with_a_wide_heading_is_whole(
 def test_a_heading_stays_on_one_line_where_there_is_room(
     capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    frame = table("resnet-8", (1, 28, 28), 10, 64, 1.0, (1, 1, 1))
+    frame = build_cut_table("resnet-8", (1, 28, 28), 10, 64, 1.0, (1, 1, 1))
     output = printed(frame, 120, capsys, monkeypatch)
     assert "edge parameters   share %   MFLOP   MiB at batch 64   cost" in output
 

@@ -117,7 +117,7 @@ def test_cases_of_several_runs_are_drawn_together(
         (("--kind", "magic"), "unknown attack 'magic'"),
         (("--kind", "identity"), "name images of known people with --data"),
         (("--case", "cloud", "--kind", "separation"), "nothing is mixed"),
-        (("--set", "limit=3"), "--set: is of --data"),
+        (("--set", "limit=3"), "--set: only with --data"),
         (
             ("--kind", "identity", "--data", "digits", "--set", "limit=20"),
             "2 images of known people",

@@ -45,7 +45,7 @@ def test_a_seed_makes_the_same_key_and_the_system_another(pudica: Command) -> No
     [
         ({"--shield": "MAT(0)"}, "MAX_V must be a whole number of at least 1"),
         ({"--shield": "Sharma(3)"}, "allowed: 1, 2, 4"),
-        ({"--shape": "3x8"}, "--shape: '3x8' is no image"),
+        ({"--shape": "3x8"}, "--shape: '3x8' is not an image"),
         ({"--out": "no/such/folder/key"}, "can't write the key"),
     ],
 )

@@ -9,10 +9,10 @@ import pytest
 import typer
 from hostile_names import EMPTY, FORMULAS, HIDDEN, MARKUP, NFC, NFD, QUOTED, SPACED
 
-from pudica.clients.node import NodeConfig
+from pudica.clients.runtime.node import NodeConfig
 from pudica.models.errors import RequestError
 from pudica.models.printable import escape_hidden
-from pudica.simulations.console import exit_on_request_error, print_findings, print_message
+from pudica.simulations.console import exit_on_request_error, print_check_results, print_message
 from pudica.simulations.deployment.auditing import verify_leaderboard
 from pudica.simulations.deployment.checking import CheckResult
 from pudica.simulations.deployment.invitation import Invitation
@@ -88,7 +88,7 @@ def test_a_terminal_acts_on_nothing_that_comes_from_elsewhere(
 ) -> None:
     print_message(f"one {name}\ntwo")
     with pytest.raises(typer.Exit):
-        print_findings(
+        print_check_results(
             [CheckResult("server", True, "fine"), CheckResult("data", False, f"no {name}")]
         )
     with pytest.raises(typer.Exit), exit_on_request_error():

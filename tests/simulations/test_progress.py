@@ -78,7 +78,7 @@ def test_a_line_per_node_when_there_is_something_new_of_it(clock, capsys) -> Non
         (done, work, LINE_SECONDS),  # nothing new
     ]:
         clock[0] += seconds
-        lines.nodes({"ann": ann, "bob": bob})
+        lines.update_nodes({"ann": ann, "bob": bob})
     assert capsys.readouterr().err.splitlines() == [
         "  ann: at work (train.visit) for 7 s",
         "  bob: at work (train.visit) for 7 s",
@@ -99,12 +99,12 @@ def test_nodes_in_a_terminal(tmp_path: Path) -> None:
 
 def test_rate_and_time_left(clock) -> None:
     rate = Rate(2)
-    assert rate.text(2, "step", 12) == ""
+    assert rate.format(2, "step", 12) == ""
     clock[0] += 2
-    assert rate.text(6, "step", 12) == "2 steps/s, 3 s left"
-    assert rate.text(12, "step", 12) == "5 steps/s"
+    assert rate.format(6, "step", 12) == "2 steps/s, 3 s left"
+    assert rate.format(12, "step", 12) == "5 steps/s"
     clock[0] += 18
-    assert rate.text(6, "step", 8) == "5 s per step, 10 s left"
+    assert rate.format(6, "step", 8) == "5 s per step, 10 s left"
 
 
 def in_terminal(*command: str) -> str:
@@ -191,7 +191,7 @@ def test_a_file_gets_whole_lines(capsys, monkeypatch) -> None:
 def test_lines_show_every_name_as_it_is_and_act_on_none(clock, capsys, name: str) -> None:
     lines = LineDisplay()
     clock[0] += LINE_SECONDS
-    lines.nodes({name: {"state": f"dropped out ({name})", "since": time.time()}})
+    lines.update_nodes({name: {"state": f"dropped out ({name})", "since": time.time()}})
     lines.update(state(f"training ({name})", 1))
     output = capsys.readouterr().err
     assert output.count("\n") == len(output.splitlines()) == 2

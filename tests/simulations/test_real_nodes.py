@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from pudica.models.errors import RequestError
-from pudica.simulations.deployment.place import Place
+from pudica.simulations.deployment.place import ProgramFolder
 from pudica.simulations.deployment.trial import Trial, count_differences
 from pudica.simulations.programs.submission import FlowerRunFailed
 from pudica.strategies.core.experiment import Experiment
@@ -154,14 +154,14 @@ def test_whatever_is_killed_or_cut_off_nothing_is_missing(
     assert (model / "model-honest.safetensors").is_file()
 
 
-def family(place: Place, program: str) -> list[psutil.Process]:
+def family(place: ProgramFolder, program: str) -> list[psutil.Process]:
     """Return a program's process, and those below it."""
     process = place.programs.find_process(program)
     assert process
     return [process, *process.children(recursive=True)]
 
 
-def serverapps(organiser: Place) -> list[psutil.Process]:
+def serverapps(organiser: ProgramFolder) -> list[psutil.Process]:
     """Return the ServerApp that runs, if one does."""
     return [p for p in family(organiser, "superlink") if "flwr-serverapp" in _said(p)]
 

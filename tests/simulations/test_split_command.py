@@ -113,7 +113,7 @@ def test_a_file_runs_like_its_name(run_split: Command, pudica: Command) -> None:
 def test_dropouts_are_counted_on_the_error_stream(
     run_split: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pudica.clients.edge import Edge
+    from pudica.clients.split.edge import Edge
 
     original, failed = Edge.smash, []
 

@@ -12,9 +12,9 @@ from split_helpers import asked
 
 from pudica.clients import protocol
 from pudica.clients.assignments import parsed as assignment_of
-from pudica.clients.inference import InferenceEdge
-from pudica.clients.inference_training import edge_of
-from pudica.clients.vault import Vault
+from pudica.clients.facemix.edge import InferenceEdge
+from pudica.clients.facemix.training import edge_of
+from pudica.clients.runtime.vault import Vault
 from pudica.strategies.facemix.experiment import FacemixExperiment
 from pudica.strategies.loading import load_experiment
 

@@ -20,7 +20,7 @@ from flwr.app import Message
 import pudica.strategies.core.recorder
 from pudica.clients import protocol
 from pudica.clients.app import app as client_app
-from pudica.clients.vault import Vault
+from pudica.clients.runtime.vault import Vault
 from pudica.simulations.engines.inprocess import InProcessGrid
 from pudica.simulations.engines.local import build_run_config, build_server_context
 from pudica.strategies.app import app as server_app

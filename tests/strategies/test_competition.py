@@ -24,7 +24,7 @@ from torch.nn.functional import cross_entropy
 import pudica.clients.app
 from pudica import models
 from pudica.clients import protocol
-from pudica.clients.participant import Measured, Participant, epoch_order
+from pudica.clients.themis.participant import Measured, Participant, epoch_order
 from pudica.models import GeneratorTraining, NoiseGenerator
 from pudica.models.errors import RequestError
 from pudica.models.randomness import derive, torch_generator

@@ -21,9 +21,9 @@ from pudica import models
 from pudica.clients import protocol
 from pudica.clients.assignments import parsed as assignment_of
 from pudica.clients.data import load_once, select_node_images
-from pudica.clients.owner import Owner
+from pudica.clients.dlmt.owner import Owner
 from pudica.clients.shields.disguises import Disguise, Key, Span
-from pudica.clients.vault import Vault
+from pudica.clients.runtime.vault import Vault
 from pudica.models.errors import RequestError
 from pudica.models.files import load_tensors
 from pudica.models.randomness import SystemGenerator, derive
@@ -91,7 +91,7 @@ def test_the_cloud_trains_on_every_owners_disguised_images_once(tmp_path: Path) 
             arrays = protocol.arrays_of(message.content)
             received.setdefault(message.metadata.src_node_id, []).append(arrays["images"])
     for owner, images in zip(owners_of(grid, tmp_path), received.values(), strict=True):
-        plain = owner.plain("train").plain(slice(None))
+        plain = owner.plain("train").plain_images(slice(None))
         assert owner.key is not None
         shown = Disguise(owner.key).protect(plain)
         np.testing.assert_array_equal(np.concatenate(images), shown.numpy())
@@ -215,7 +215,7 @@ def test_augmentation_before_the_disguise_is_of_plain_pixels(tmp_path: Path) -> 
     images = owner.own("train")
     shifted, _ = images.batch(np.arange(4), lambda x: x.roll(1, 3))
     assert owner.key is not None
-    wanted = Disguise(owner.key).protect(images.plain(np.arange(4)).roll(1, 3))
+    wanted = Disguise(owner.key).protect(images.plain_images(np.arange(4)).roll(1, 3))
     span = images.span
     torch.testing.assert_close(shifted, ((wanted - span.low) / (span.high - span.low)).float())
 
@@ -230,7 +230,7 @@ def test_vp_and_mm_are_those_worked_out_from_the_models_files(tmp_path: Path, sh
     cases = f'dlmt.cases={{plain: {{}}, hidden: {{shield: "{shield}"}}}}'
     grid = run(tiny(*settings, cases), tmp_path / "run")
     (owner,) = owners_of(grid, tmp_path)
-    plain, labels = owner.plain("test").plain(slice(None)), owner.plain("test").labels
+    plain, labels = owner.plain("test").plain_images(slice(None)), owner.plain("test").labels
     assert owner.key is not None
     disguised = Disguise(owner.key).protect(plain)
     hidden, examiner = (
@@ -250,7 +250,7 @@ def test_vp_and_mm_are_those_worked_out_from_the_models_files(tmp_path: Path, sh
         for row in measured(tmp_path / "run", stage="measures", case="hidden")
         if "normalised" in row
     }
-    own = owner.plain("train").plain(slice(None)).double()
+    own = owner.plain("train").plain_images(slice(None)).double()
     as_plain = {
         "values": (0, 255),
         "mean": [own.mean() / 255],
@@ -453,7 +453,7 @@ def test_a_wrong_answer_is_a_dropout(
 def test_who_says_nonsense_of_its_data_is_left_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, word: str, value: Any
 ) -> None:
-    introduced = Owner.introduced
+    introduced = Owner.describe_data
 
     def changed(owner: Owner) -> dict[str, int | str]:
         second = owner.assignment.partition == 1
@@ -508,7 +508,7 @@ def test_who_comes_back_with_other_images_is_left_out_alone(
     wanted = tiny(*FEDERATED, "dlmt.min_owners=2")
     with pytest.raises(Interrupted):
         run(wanted, tmp_path / "run", stop=(protocol.ROUND, 4))
-    introduced = Owner.introduced
+    introduced = Owner.describe_data
 
     def fewer(owner: Owner) -> dict[str, int | str]:
         said = introduced(owner)

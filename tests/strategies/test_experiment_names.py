@@ -12,7 +12,7 @@ from hostile_names import EMPTY, FORMULAS, HIDDEN, NFC, NFD, QUOTED, SPACED
 
 from pudica.models.errors import RequestError
 from pudica.strategies.core.recorder import Recorder
-from pudica.strategies.core.session import Member
+from pudica.strategies.core.members import Member
 from pudica.strategies.loading import load_experiment
 
 SAID = {"shape": "1x8x8", "classes": 2, "train": 1, "validation": 1, "test": 1, "key": ""}
@@ -114,9 +114,9 @@ def test_a_key_of_yaml_is_there_once_in_either_spelling(tmp_path: Path) -> None:
     "key", [*HIDDEN.values(), "x", "0" * 15, "0" * 17, "A" * 16, "0" * 16 + "\n"]
 )
 def test_what_a_node_calls_its_key_is_a_fingerprint(key: str) -> None:
-    assert Member.introduced({**SAID, "key": "0123456789abcdef"}).key
+    assert Member.read({**SAID, "key": "0123456789abcdef"}).key
     with pytest.raises(ValueError, match="is no fingerprint of a key"):
-        Member.introduced({**SAID, "key": key})
+        Member.read({**SAID, "key": key})
 
 
 @pytest.mark.parametrize("name", HIDDEN.values(), ids=HIDDEN)

@@ -24,11 +24,12 @@ from split_helpers import (
 )
 
 import pudica.strategies.core.recorder
-from pudica.clients import inference, protocol
+from pudica.clients import protocol
+from pudica.clients.facemix import edge as inference
 from pudica.clients.assignments import parsed as assignment_of
 from pudica.clients.data import Splits
-from pudica.clients.inference import InferenceEdge
-from pudica.clients.vault import Vault
+from pudica.clients.facemix.edge import InferenceEdge
+from pudica.clients.runtime.vault import Vault
 from pudica.models.errors import RequestError
 from pudica.strategies.facemix.serving import Serving
 from pudica.strategies.loading import load_experiment

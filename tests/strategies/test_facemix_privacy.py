@@ -16,12 +16,13 @@ from split_helpers import asked, bytes_of, measured, names_in, run
 
 import pudica.clients.app
 import pudica.clients.shields.mixing
-from pudica.clients import inference, protocol
+from pudica.clients import protocol
+from pudica.clients.facemix import edge as inference
 from pudica.clients.assignments import parsed as assignment_of
-from pudica.clients.inference import InferenceEdge
-from pudica.clients.node import NodeConfig
+from pudica.clients.facemix.edge import InferenceEdge
+from pudica.clients.runtime.node import NodeConfig
 from pudica.clients.shields.mixing import Mixing, MixingKey
-from pudica.clients.vault import Vault
+from pudica.clients.runtime.vault import Vault
 
 
 @pytest.mark.parametrize("training", [(), SPLIT], ids=["central", "split"])

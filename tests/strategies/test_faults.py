@@ -12,10 +12,10 @@ from flwr.app import Context, Error, Message, RecordDict
 from flwr.common.constant import ErrorCode
 
 import pudica.clients.app
-import pudica.clients.vault
+import pudica.clients.runtime.vault
 from pudica.clients import protocol
-from pudica.clients.once import answered_once
-from pudica.clients.vault import Vault
+from pudica.clients.runtime.idempotency import answered_once
+from pudica.clients.runtime.vault import Vault
 from pudica.models.files import write_atomically
 
 Compete = Callable[..., ListeningGrid]
@@ -81,7 +81,7 @@ def test_a_node_whose_disk_is_full_says_so_and_goes_on_once_there_is_room(
         vault.write("model", b"trained")
         return protocol.reply({"loss": 0.5})
 
-    monkeypatch.setattr(pudica.clients.vault, "write_atomically", write)
+    monkeypatch.setattr(pudica.clients.runtime.vault, "write_atomically", write)
     with pytest.raises(OSError, match="no room on this node's disk for 'model' in its vault"):
         answered_once(vault, "one", trained)
     assert vault.read("model") == b"as it was"
@@ -101,7 +101,7 @@ def test_the_organiser_is_told_of_a_full_disk(
             raise OSError(errno.ENOSPC, "No space left on device")
         write_atomically(path, data, mode, durable)
 
-    monkeypatch.setattr(pudica.clients.vault, "write_atomically", write)
+    monkeypatch.setattr(pudica.clients.runtime.vault, "write_atomically", write)
     compete("client.patience=5", app=Deployed(lambda kind, node: turn.append((kind, node))))
     assert events(tmp_path).count("dropout: MLP: OSError: [Errno 28] no room on this node's") == 1
     assert turn.count((protocol.GRADIENT, 1)) == turn.count((protocol.GRADIENT, 0)) > 1

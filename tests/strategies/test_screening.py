@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, MetricRecord, RecordDict
 
-from pudica.strategies.themis.screening import Clip, admitted, combined, reachable
+from pudica.strategies.themis.screening import Clip, read_update, combine, check_reach
 
 SHAPE = (2, 1, 4, 4)
 
@@ -22,7 +22,7 @@ def ones(scale: float = 1.0) -> np.ndarray:
 
 def test_an_honest_reply_comes_through_unchanged() -> None:
     values = np.random.default_rng(0).normal(size=SHAPE).astype(np.float32)
-    assert np.array_equal(admitted(sent(values=values), SHAPE), values)
+    assert np.array_equal(read_update(sent(values=values), SHAPE), values)
 
 
 def lying() -> RecordDict:
@@ -46,19 +46,19 @@ def lying() -> RecordDict:
 )
 def test_everything_else_is_refused_and_named(content: RecordDict, why: str) -> None:
     with pytest.raises(ValueError, match=why):
-        admitted(content, SHAPE)
+        read_update(content, SHAPE)
 
 
 def test_states_that_adam_cannot_reach_are_refused() -> None:
     before = np.zeros((6, 1, 4, 4), np.float32)
     after = before.copy()
     after[:2] += 0.03
-    reachable(after, before, learning_rate=0.01, steps=3)
+    check_reach(after, before, learning_rate=0.01, steps=3)
     with pytest.raises(ValueError, match="3 Adam steps reach"):
-        reachable(after + np.float32(0.5), before, learning_rate=0.01, steps=3)
+        check_reach(after + np.float32(0.5), before, learning_rate=0.01, steps=3)
     after[4:] = -1
     with pytest.raises(ValueError, match="negative second moments"):
-        reachable(after, before, learning_rate=0.01, steps=3)
+        check_reach(after, before, learning_rate=0.01, steps=3)
 
 
 @pytest.mark.parametrize("burst", [1, 15, 40])
@@ -77,7 +77,7 @@ def test_no_honest_adam_step_is_refused(burst: int) -> None:
         state = optimizer.state[parameter]
         moments = [state["exp_avg"].numpy(), state["exp_avg_sq"].numpy()]
         ignored = np.zeros((4, 1, 1, 1), np.float32)
-        reachable(np.concatenate([after, *moments]), np.concatenate([before, ignored]), 0.01, 1)
+        check_reach(np.concatenate([after, *moments]), np.concatenate([before, ignored]), 0.01, 1)
     assert max(moved) > 0.025  # the test would not be worth much otherwise
 
 
@@ -86,7 +86,7 @@ def test_moments_that_do_not_belong_together_are_refused() -> None:
     after = before.copy()
     after[2:4], after[4:] = 1e3, 1e-9
     with pytest.raises(ValueError, match="do not belong together"):
-        reachable(after, before, learning_rate=0.01, steps=3)
+        check_reach(after, before, learning_rate=0.01, steps=3)
 
 
 @pytest.mark.parametrize("others", [1, 2, 4, 9])
@@ -128,7 +128,7 @@ def test_switched_off_clipping_changes_nothing() -> None:
 
 @pytest.mark.parametrize("rule", ["mean", "median", "trimmed-mean", "krum"])
 def test_a_rule_of_equal_updates_returns_them(rule: str) -> None:
-    assert np.allclose(combined(rule, [ones(2.0)] * 5, malicious=1), 2.0)
+    assert np.allclose(combine(rule, [ones(2.0)] * 5, malicious=1), 2.0)
 
 
 @pytest.mark.parametrize("rule", ["median", "trimmed-mean", "krum"])
@@ -136,10 +136,10 @@ def test_a_rule_of_equal_updates_returns_them(rule: str) -> None:
 def test_robust_rules_stay_among_the_honest(rule: str, place: int) -> None:
     honest = [ones(value) for value in (0.9, 1.0, 1.1, 1.2)]
     updates = [*honest[:place], ones(-1000.0), *honest[place:]]
-    result = combined(rule, updates, malicious=1)
+    result = combine(rule, updates, malicious=1)
     assert 0.9 <= float(result.min()) <= float(result.max()) <= 1.2 + 1e-6
 
 
 def test_trimmed_mean_of_few_updates_still_works() -> None:
-    assert np.allclose(combined("trimmed-mean", [ones(1.0), ones(3.0)], malicious=1), 2.0)
-    assert np.allclose(combined("trimmed-mean", [ones(s) for s in (1, 2, 99)], malicious=1), 2.0)
+    assert np.allclose(combine("trimmed-mean", [ones(1.0), ones(3.0)], malicious=1), 2.0)
+    assert np.allclose(combine("trimmed-mean", [ones(s) for s in (1, 2, 99)], malicious=1), 2.0)

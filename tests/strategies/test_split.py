@@ -17,8 +17,8 @@ from torch.nn.functional import cross_entropy
 import pudica.clients.app
 from pudica.clients import protocol
 from pudica.clients.assignments import EdgeAssignment
-from pudica.clients.edge import Edge
-from pudica.clients.odometer import ACTIVATIONS, BudgetExhausted, Odometer
+from pudica.clients.split.edge import Edge
+from pudica.clients.runtime.odometer import ACTIVATIONS, BudgetExhausted, Odometer
 from pudica.models import build, optimizers, packing
 from pudica.models.compute import Compute
 from pudica.models.cut import Cutter
@@ -467,7 +467,7 @@ def test_no_assignment_reaches_out_of_the_vault(tmp_path: Path) -> None:
 def edges_anew(directory: Path) -> Edge:
     """Return the first device as a fresh process makes it from its vault."""
     from pudica.clients import assignments
-    from pudica.clients.vault import Vault
+    from pudica.clients.runtime.vault import Vault
 
     vault = Vault(directory / "vault" / directory.name / "node-0")
     kept = vault.read("assignment.json")

@@ -1,4 +1,4 @@
-"""What lies in a folder of disguised images."""
+"""The manifest of a folder of disguised images, and its shards."""
 
 from __future__ import annotations
 
@@ -30,29 +30,29 @@ MANIFEST = "disguise.json"
 IMAGE = "image"
 
 ProgressCallback = Callable[[int, int], None]
-"""Is told how many images are done, and of how many."""
+"""Called with the number of images done and the total."""
 
 
 class Manifest(BaseModel):
-    """What ``disguise.json`` says.
+    """The content of ``disguise.json``.
 
     Attributes
     ----------
     disguise, key : str
-        In the notation of disguises, and the key's fingerprint.
+        The disguise in its notation, and the key's fingerprint.
     shape : tuple of int
-        Of an image: channels, height, width.
+        Shape of an image: channels, height, width.
     dtype : str
-        Of its values, little-endian, row by row.
+        Type of its values, little-endian, row-major.
     low, high, kind : int, int, str
-        Where values can lie, see :class:`~pudica.clients.shields.disguises.Span`.
+        Range and kind of the values, see :class:`~pudica.clients.shields.disguises.Span`.
     source : str
-        Tells what was disguised from anything else; without the key it can't be guessed. Empty
-        for a disguise that has no secrets.
+        Keyed tag that identifies the disguised data set; unguessable without the key. Empty for
+        a disguise without secrets.
     layout : {"image-folder", "parquet"}
-        What it was, and becomes again.
+        Layout of the original, which is restored.
     labels : list of str
-        Columns beside the image.
+        Columns besides the image.
     class_names : dict of str to list of str
     train, test, rows_per_part : int
     complete : bool
@@ -79,19 +79,19 @@ class Manifest(BaseModel):
 
     @field_validator("labels")
     @classmethod
-    def _readable(cls, names: list[str]) -> list[str]:
-        validate_labels(names)  # as they are: files know them so
+    def _validate_labels(cls, names: list[str]) -> list[str]:
+        validate_labels(names)  # not normalised: the files spell them this way
         return names
 
     @field_validator("class_names")
     @classmethod
-    def _all_readable(cls, names: dict[str, list[str]]) -> dict[str, list[str]]:
+    def _validate_class_names(cls, names: dict[str, list[str]]) -> dict[str, list[str]]:
         for classes in names.values():
             validate_labels(classes)
         return names
 
     @model_validator(mode="after")
-    def _makes_sense(self) -> Self:
+    def _validate_values(self) -> Self:
         parse_notation(self.disguise)
         if self.low >= self.high or self.dtype != self.span.storage_dtype_name:
             raise ValueError(
@@ -101,12 +101,12 @@ class Manifest(BaseModel):
 
     @property
     def span(self) -> Span:
-        """Where values can lie."""
+        """Range and kind of the values."""
         return Span(self.low, self.high, self.kind)
 
     def shards(self) -> list[Shard]:
-        """Return the files of the set, in order."""
-        found = []
+        """List the shards of the set, in order."""
+        shards = []
         for split, total in (("train", self.train), ("test", self.test)):
             count = math.ceil(total / self.rows_per_part)
             for number in range(count):
@@ -114,12 +114,12 @@ class Manifest(BaseModel):
                 rows = min(self.rows_per_part, total - start)
                 name = f"{split}-{number:05d}-of-{count:05d}.parquet"
                 first = start if split == "train" else self.train + start
-                found.append(Shard(split, first, rows, name))
-        return found
+                shards.append(Shard(split, first, rows, name))
+        return shards
 
 
 class Shard(NamedTuple):
-    """One file: its split, its first row in the whole set, how many rows, its name."""
+    """One file: its split, its first row in the whole set, its number of rows, its name."""
 
     split: str
     first: int
@@ -128,7 +128,7 @@ class Shard(NamedTuple):
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """Return what a folder's ``disguise.json`` says; raise DataError if that makes no sense."""
+    """Read a folder's ``disguise.json``; raise DataError if it is missing or damaged."""
     file = folder / MANIFEST
     try:
         return Manifest.model_validate_json(file.read_bytes())
@@ -141,7 +141,7 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def parquet_bytes(table: pa.Table, note: dict[str, object]) -> bytes:
-    """Return a table as a parquet file, with notes as JSON."""
+    """Encode a table as a parquet file, with ``note`` as JSON metadata."""
     sink = BytesIO()
     metadata = {key: json.dumps(value) for key, value in note.items()}
     pq.write_table(

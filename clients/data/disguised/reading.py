@@ -1,4 +1,4 @@
-"""Reading disguised images as any other data set."""
+"""Reading disguised images like any other data set."""
 
 from __future__ import annotations
 
@@ -20,29 +20,31 @@ from pudica.clients.data.places import DataLocation
 from pudica.clients.data.source import Content, Source
 
 
-def locate_disguised(place: DataLocation) -> Path | None:
-    """Return the folder of a disguised set, if there is one."""
-    return next((path for path in place.candidates(".") if (path / MANIFEST).is_file()), None)
+def locate_disguised(location: DataLocation) -> Path | None:
+    """Return the folder of a disguised set, or None."""
+    return next((path for path in location.candidates(".") if (path / MANIFEST).is_file()), None)
 
 
-def disguised(folder: Path) -> Source:
-    """Return the source in a folder that :func:`disguise_dataset` wrote.
+def scan_disguised(folder: Path) -> Source:
+    """Return a folder written by :func:`disguise_dataset` as a source.
 
     Raises
     ------
     DataError
-        If it is not complete.
+        If the folder is incomplete.
     """
     manifest = read_manifest(folder)
     files = [folder / shard.name for shard in manifest.shards()]
     if not manifest.complete or not all(file.is_file() for file in files):
         raise DataError(f"{folder} is not complete: run `pudica disguise` again, it goes on")
-    opener = partial(_open, folder, manifest)
+    opener = partial(_open_content, folder, manifest)
     return Source("disguised", folder, (folder / MANIFEST, *files), opener)
 
 
-def _open(folder: Path, manifest: Manifest) -> Content:
-    labels = [_table(folder / shard.name, manifest.labels, shard.rows) for shard in manifest.shards()]
+def _open_content(folder: Path, manifest: Manifest) -> Content:
+    labels = [
+        _read_table(folder / shard.name, manifest.labels, shard.rows) for shard in manifest.shards()
+    ]
     joined = pa.concat_tables(labels)
     return Content(
         train=manifest.train,
@@ -56,7 +58,7 @@ def _open(folder: Path, manifest: Manifest) -> Content:
 
 
 def copy_images(folder: Path, note: dict[str, object], file: Path) -> None:
-    """Write all images of a disguised set into a ``.npy`` file of shape (N, C, H, W).
+    """Copy all images of a disguised set into a ``.npy`` file of shape (N, C, H, W).
 
     Parameters
     ----------
@@ -66,7 +68,7 @@ def copy_images(folder: Path, note: dict[str, object], file: Path) -> None:
     Raises
     ------
     DataError
-        If a file does not hold what it should, or the array does not fit on the disk.
+        If a file has unexpected content, or the array does not fit on the disk.
     """
     manifest = Manifest.model_validate(note)
     shape = (manifest.train + manifest.test, *manifest.shape)
@@ -79,10 +81,10 @@ def copy_images(folder: Path, note: dict[str, object], file: Path) -> None:
 def read_shards(
     folder: Path, manifest: Manifest, shards: Sequence[Shard]
 ) -> Iterator[tuple[Shard, NDArray[np.generic]]]:
-    """Yield each part with its disguised images (N, C, H, W)."""
+    """Yield each shard with its disguised images (N, C, H, W)."""
     for shard in shards:
         file = folder / shard.name
-        column = _table(file, [IMAGE], shard.rows)[IMAGE].combine_chunks()
+        column = _read_table(file, [IMAGE], shard.rows)[IMAGE].combine_chunks()
         size = math.prod(manifest.shape) * np.dtype(manifest.dtype).itemsize
         if column.type != pa.binary(size) or column.null_count:
             raise DataError(f"{file}: images must be {size} bytes each, are {column.type}")
@@ -90,24 +92,24 @@ def read_shards(
         images = values[: shard.rows * math.prod(manifest.shape)].reshape(-1, *manifest.shape)
         if not np.isfinite(images).all():
             raise DataError(f"{file}: values that are not finite")
-        whole = manifest.kind != "numbers"
-        if whole and not manifest.low <= images.min() <= images.max() <= manifest.high:
+        bounded = manifest.kind != "numbers"
+        if bounded and not manifest.low <= images.min() <= images.max() <= manifest.high:
             raise DataError(f"{file}: values outside {manifest.low} to {manifest.high}")
         yield shard, images
 
 
 def is_complete(folder: Path, manifest: Manifest, shard: Shard) -> bool:
-    """Tell whether a part is there and says that it has all its rows."""
+    """Return whether a shard exists and has all its rows and columns."""
     file = folder / shard.name
     try:
-        kept = pq.read_metadata(file)
+        metadata = pq.read_metadata(file)
     except (OSError, pa.ArrowException):
         return False
     columns = [IMAGE, *manifest.labels]
-    return bool(kept.num_rows == shard.rows and kept.schema.names == columns)
+    return bool(metadata.num_rows == shard.rows and metadata.schema.names == columns)
 
 
-def _table(file: Path, columns: list[str], rows: int) -> pa.Table:
+def _read_table(file: Path, columns: list[str], rows: int) -> pa.Table:
     try:
         table = pq.read_table(file, columns=columns)
     except (OSError, pa.ArrowException) as error:

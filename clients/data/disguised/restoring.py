@@ -1,4 +1,4 @@
-"""A disguised data set as it was, pixel by pixel."""
+"""Restoring a disguised data set, pixel by pixel."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pudica.clients.data.disguised.manifest import (
     parquet_bytes,
     read_manifest,
 )
-from pudica.clients.data.disguised.reading import disguised, read_shards
+from pudica.clients.data.disguised.reading import read_shards, scan_disguised
 from pudica.clients.data.errors import DataError
 from pudica.clients.data.naming import validate_data_label
 from pudica.clients.data.places import list_folder
@@ -30,29 +30,31 @@ from pudica.models.errors import RequestError
 from pudica.models.files import write_atomically
 from pudica.models.printable import quote
 
-BEGUN = ".restoring"
+MARKER = ".restoring"
 LONGEST_NAME = 255
 
 
-def restore_dataset(folder: Path, disguise: Disguise, out: Path, on_progress: ProgressCallback) -> Manifest:
-    """Write a disguised set as it was, pixel by pixel, or go on with it; return what it is.
+def restore_dataset(
+    folder: Path, disguise: Disguise, out: Path, on_progress: ProgressCallback
+) -> Manifest:
+    """Restore a disguised set, pixel by pixel, or resume doing so; return its manifest.
 
-    Image folders become image folders of PNG files, numbered, since names are not kept; parquet
-    files become parquet files of PNG images.
+    Image folders become image folders of PNG files, numbered because file names are not kept;
+    parquet files become parquet files of PNG images.
 
     Parameters
     ----------
     folder : Path
-        Of the disguised set.
+        Folder of the disguised set.
     out : Path
-        A new or empty folder, or one in which the same was begun.
+        A new or empty folder, or one where restoring the same set was interrupted.
 
     Raises
     ------
     DataError, RequestError
-        A wrong key, a disguise that loses, a folder that holds something else.
+        If the key is wrong, the disguise is lossy, or ``out`` contains something else.
     """
-    source = disguised(folder)
+    source = scan_disguised(folder)
     manifest = read_manifest(folder)
     disguise.require_invertible()
     if disguise.key.fingerprint != manifest.key:
@@ -63,46 +65,48 @@ def restore_dataset(folder: Path, disguise: Disguise, out: Path, on_progress: Pr
     content = source.open()
     if manifest.layout == "image-folder":
         _check_names(folder, content.columns[manifest.labels[0]].unique().to_pylist())
-    _claim(out, f"{manifest.source} {manifest.key}")
+    _claim_folder(out, f"{manifest.source} {manifest.key}")
     write = _write_table if manifest.layout == "parquet" else _write_files
-    waiting = [
-        shard for shard in manifest.shards() if not _last(out, manifest, content, shard).exists()
+    remaining = [
+        shard
+        for shard in manifest.shards()
+        if not _last_file(out, manifest, content, shard).exists()
     ]
     total = manifest.train + manifest.test
-    on_progress(waiting[0].first if waiting else total, total)
-    for shard, images in read_shards(folder, manifest, waiting):
+    on_progress(remaining[0].first if remaining else total, total)
+    for shard, images in read_shards(folder, manifest, remaining):
         plain = disguise.restore(torch.from_numpy(images.copy()).to(disguise.span.dtype)).numpy()
         write(out, manifest, content, shard, plain)
         on_progress(shard.first + shard.rows, total)
-    (out / BEGUN).unlink()
+    (out / MARKER).unlink()
     return manifest
 
 
 def _check_names(folder: Path, labels: Sequence[object]) -> None:
-    """Refuse labels that are no names of folders: a set may come from anybody."""
+    """Refuse labels that are not plain folder names: the set may come from anybody."""
     for label in map(str, labels):
         validate_data_label(label, f"{folder}: a label is no name of a class folder:")
-        wrong = label in (".", "..") or Path(label).name != label
-        if wrong or len(label.encode()) > LONGEST_NAME:
+        is_path = label in (".", "..") or Path(label).name != label
+        if is_path or len(label.encode()) > LONGEST_NAME:
             raise DataError(f"{folder}: the label {quote(label)} is no name of a class folder")
 
 
-def _claim(out: Path, what: str) -> None:
+def _claim_folder(out: Path, what: str) -> None:
     out.mkdir(parents=True, exist_ok=True)
-    note = out / BEGUN
+    note = out / MARKER
     if list_folder(out) and (not note.exists() or note.read_text() != what):
         raise DataError(f"{out} is not empty: name a new folder")
     write_atomically(note, what.encode())
 
 
-def _last(out: Path, manifest: Manifest, content: Content, shard: Shard) -> Path:
-    """Return the file that is written last of a part."""
+def _last_file(out: Path, manifest: Manifest, content: Content, shard: Shard) -> Path:
+    """Return the file of a shard that is written last."""
     if manifest.layout == "parquet":
         return out / shard.name
-    return _place(out, manifest, content, shard, shard.rows - 1)
+    return _image_path(out, manifest, content, shard, shard.rows - 1)
 
 
-def _place(out: Path, manifest: Manifest, content: Content, shard: Shard, row: int) -> Path:
+def _image_path(out: Path, manifest: Manifest, content: Content, shard: Shard, row: int) -> Path:
     label = str(content.columns[manifest.labels[0]][shard.first + row].as_py())
     base = out / shard.split if manifest.test else out
     return base / label / f"{shard.first + row:07d}.png"
@@ -112,15 +116,15 @@ def _write_files(
     out: Path, manifest: Manifest, content: Content, shard: Shard, images: NDArray[np.uint8]
 ) -> None:
     for row, image in enumerate(images):
-        file = _place(out, manifest, content, shard, row)
+        file = _image_path(out, manifest, content, shard, row)
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(file, _png(image))
+        write_atomically(file, _encode_png(image))
 
 
 def _write_table(
     out: Path, manifest: Manifest, content: Content, shard: Shard, images: NDArray[np.uint8]
 ) -> None:
-    encoded = [{"bytes": _png(image), "path": None} for image in images]
+    encoded = [{"bytes": _encode_png(image), "path": None} for image in images]
     kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     columns = {IMAGE: pa.array(encoded, kind)}
     features: dict[str, dict[str, object]] = {IMAGE: {"_type": "Image"}}
@@ -132,7 +136,7 @@ def _write_table(
     write_atomically(out / shard.name, table)
 
 
-def _png(image: NDArray[np.uint8]) -> bytes:
+def _encode_png(image: NDArray[np.uint8]) -> bytes:
     pixels = image[0] if len(image) == 1 else image.transpose(1, 2, 0)
     sink = BytesIO()
     Image.fromarray(pixels).save(sink, "PNG", compress_level=1)

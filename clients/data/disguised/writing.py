@@ -1,4 +1,4 @@
-"""Disguising a data set, file by file."""
+"""Disguising a data set, shard by shard."""
 
 from __future__ import annotations
 
@@ -33,23 +33,23 @@ from pudica.clients.shields.disguises import Disguise
 from pudica.models.files import write_atomically
 from pudica.models.printable import to_nfc
 
-PART_BYTES = 2**26
-PART_ROWS = 8192
+SHARD_BYTES = 2**26
+SHARD_ROWS = 8192
 
 
 class DisguiseRequest(NamedTuple):
-    """What is to be disguised, and how.
+    """What to disguise, and how.
 
     Attributes
     ----------
     source : Source
     fingerprint : str
-        Of the source's content.
+        Fingerprint of the source's content.
     disguise : Disguise
     labels : list of str
-        Columns to keep; empty: the usual one.
+        Columns to keep; empty: the default one.
     size, channels : int or None
-        Resize images and drop colours; None: as they are.
+        Resize images and convert them; None: keep theirs.
     """
 
     source: Source
@@ -60,47 +60,49 @@ class DisguiseRequest(NamedTuple):
     channels: Channels | None
 
 
-def disguise_dataset(request: DisguiseRequest, out: Path, on_progress: ProgressCallback) -> Manifest:
-    """Write a data set disguised, or go on with it.
+def disguise_dataset(
+    request: DisguiseRequest, out: Path, on_progress: ProgressCallback
+) -> Manifest:
+    """Write a data set disguised, or resume doing so; return its manifest.
 
     Parameters
     ----------
     out : Path
-        A new or empty folder, or one in which the same was begun.
-    told : callable
+        A new or empty folder, or one where disguising the same set was interrupted.
+    on_progress : callable
 
     Raises
     ------
     DataError
-        An image or label that can't be had, images of another shape than the key's, a folder
-        that holds something else.
+        If an image or label cannot be read, images have another shape than the key's, or ``out``
+        contains something else.
     OSError
-        The disk is full, for example; what is whole stays.
+        For example if the disk is full; complete shards are kept.
     """
     content = request.source.open()
-    manifest = _manifest(request, content)
-    begun = _begun(out, manifest)
-    waiting = [shard for shard in manifest.shards() if not is_complete(out, manifest, shard)]
-    if begun and begun.complete and not waiting:
+    manifest = _build_manifest(request, content)
+    begun = _read_begun(out, manifest)
+    remaining = [shard for shard in manifest.shards() if not is_complete(out, manifest, shard)]
+    if begun and begun.complete and not remaining:
         return begun
     total = manifest.train + manifest.test
-    on_progress(waiting[0].first if waiting else total, total)
-    images = _decoded(request, content, manifest, waiting)
-    for shard in waiting:
-        encoded = _encoded(request, content, manifest, shard, images)
-        # Not before there is a part to write: a set that can't be read leaves nothing behind.
-        write_atomically(out / MANIFEST, _written(manifest))
+    on_progress(remaining[0].first if remaining else total, total)
+    images = _decode_images(request, content, manifest, remaining)
+    for shard in remaining:
+        encoded = _encode_shard(request, content, manifest, shard, images)
+        # Not before there is a shard to write: an unreadable set leaves nothing behind.
+        write_atomically(out / MANIFEST, _serialise(manifest))
         write_atomically(out / shard.name, encoded)
         on_progress(shard.first + shard.rows, total)
-    whole = manifest.model_copy(update={"complete": True})
-    write_atomically(out / MANIFEST, _written(whole))
-    return whole
+    complete = manifest.model_copy(update={"complete": True})
+    write_atomically(out / MANIFEST, _serialise(complete))
+    return complete
 
 
-def _manifest(request: DisguiseRequest, content: Content) -> Manifest:
+def _build_manifest(request: DisguiseRequest, content: Content) -> Manifest:
     disguise = request.disguise
     key, span = disguise.key, disguise.span
-    labels = list(dict.fromkeys(map(to_nfc, request.labels))) or _usual_labels(content)
+    labels = list(dict.fromkeys(map(to_nfc, request.labels))) or _default_labels(content)
     if missing := [name for name in labels if name not in content.columns]:
         raise DataError(
             f"there is no label column '{missing[0]}' in {request.source.base}; "
@@ -123,11 +125,11 @@ def _manifest(request: DisguiseRequest, content: Content) -> Manifest:
         class_names={n: c for n, c in content.class_names.items() if n in labels},
         train=content.train,
         test=content.test,
-        rows_per_part=max(1, min(PART_ROWS, PART_BYTES // bytes_each)),
+        rows_per_part=max(1, min(SHARD_ROWS, SHARD_BYTES // bytes_each)),
     )
 
 
-def _usual_labels(content: Content) -> list[str]:
+def _default_labels(content: Content) -> list[str]:
     columns = list(content.columns)
     if "label" in columns or len(columns) == 1:
         return ["label"] if "label" in columns else columns
@@ -137,8 +139,8 @@ def _usual_labels(content: Content) -> list[str]:
     )
 
 
-def _begun(out: Path, manifest: Manifest) -> Manifest | None:
-    """Return the manifest of what was begun in a folder, None if there is nothing yet."""
+def _read_begun(out: Path, manifest: Manifest) -> Manifest | None:
+    """Read the manifest of an interrupted run in a folder, None if there is none."""
     out.mkdir(parents=True, exist_ok=True)
     if [path.name for path in list_folder(out)] in ([], [MANIFEST]):
         return None
@@ -147,14 +149,14 @@ def _begun(out: Path, manifest: Manifest) -> Manifest | None:
     begun = read_manifest(out)
     if begun.model_copy(update={"complete": False}) != manifest:
         raise DataError(
-            f"{out} holds images disguised by {begun.disguise}, {_differences(begun, manifest)}: "
-            "name a new folder"
+            f"{out} holds images disguised by {begun.disguise}, "
+            f"{_describe_differences(begun, manifest)}: name a new folder"
         )
     return begun
 
 
-def _differences(begun: Manifest, wanted: Manifest) -> str:
-    """Say what was another when a folder was begun."""
+def _describe_differences(begun: Manifest, wanted: Manifest) -> str:
+    """Describe how an interrupted run differs from the requested one."""
     if begun.key != wanted.key:
         return f"with the key {begun.key}; the key that is given is {wanted.key}"
     if begun.labels != wanted.labels:
@@ -164,10 +166,10 @@ def _differences(begun: Manifest, wanted: Manifest) -> str:
     return "by another version of pudica"
 
 
-def _decoded(
+def _decode_images(
     request: DisguiseRequest, content: Content, manifest: Manifest, shards: Sequence[Shard]
 ) -> Iterator[NDArray[np.uint8]]:
-    """Yield the images (C, H, W) of some parts, in order."""
+    """Yield the images (C, H, W) of some shards, in order."""
     stream, base = iter(content.images), request.source.base
     first = next(stream, None)
     if first is None and not manifest.train:
@@ -202,7 +204,7 @@ def _select_rows(
         place = shard.first + shard.rows
 
 
-def _encoded(
+def _encode_shard(
     request: DisguiseRequest,
     content: Content,
     manifest: Manifest,
@@ -219,5 +221,5 @@ def _encoded(
     return parquet_bytes(pa.table(columns), note={"pudica": {"shape": manifest.shape}})
 
 
-def _written(manifest: Manifest) -> bytes:
+def _serialise(manifest: Manifest) -> bytes:
     return manifest.model_dump_json(indent=1).encode()

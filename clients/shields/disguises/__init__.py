@@ -1,4 +1,4 @@
-"""Shields that disguise images: obfuscations under a key, made of steps.
+"""Shields that disguise images: obfuscations under a key, composed of steps.
 
 Examples
 --------

@@ -1,8 +1,8 @@
-"""What undoes the matrix transformations of paper 001 exactly, with nobody's key.
+"""Attacks that undo the matrix transformations of paper 001 exactly, without a key.
 
-Each of them, and each composition, is ``A' = m·A + b`` for every pixel by itself, with whole
+Each of them, and each composition, is ``A' = m·A + b`` for every pixel separately, with whole
 numbers m and b that are the same for all images. Paper 001 argues with the number of images that
-one disguised image could stem from, Eqs. (6) to (9); who sees several has m and b.
+one disguised image could come from, Eqs. (6) to (9), but several disguised images reveal m and b.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ Guess = Literal["minimum", "mid-range"]
 COMMON_DIVISOR, KNOWN_PAIR = "common divisor", "one known pair"
 ATTACKS = (COMMON_DIVISOR, "minimum", "mid-range", KNOWN_PAIR)
 SEARCHED = 50
-"""Images whose search space is averaged."""
+"""The number of images whose search space is averaged."""
 
 
 def is_affine(steps: Iterable[Step]) -> bool:
-    """Tell whether a disguise is made of MAT, MMT and Rise alone, which these attacks are for."""
+    """Tell whether a disguise consists of MAT, MMT and Rise only, which these attacks are for."""
     return all(step.takes == "integers" for step in steps)
 
 
 def affine_coefficients(disguise: Disguise) -> tuple[IntArray, IntArray]:
-    """Return m and b of a disguise, each (C, H, W): what the attacks are to find.
+    """Return the m and b that the attacks look for, each (C, H, W).
 
     Raises
     ------
     RequestError
-        If it is no composition of MAT, MMT and Rise.
+        If the disguise is not a composition of MAT, MMT and Rise.
     """
     if not is_affine(disguise.key.steps):
         raise RequestError(
@@ -50,21 +50,21 @@ def affine_coefficients(disguise: Disguise) -> tuple[IntArray, IntArray]:
             "are for"
         )
     black, dark = (torch.full((1, *disguise.key.shape), v, dtype=torch.uint8) for v in (0, 1))
-    b, sum_ = (disguise.protect(image)[0].long().numpy() for image in (black, dark))
-    return sum_ - b, b
+    b, total = (disguise.protect(image)[0].long().numpy() for image in (black, dark))
+    return total - b, b
 
 
 def standardise(images: NDArray[np.generic]) -> FloatArray:
-    """Return each pixel less its mean over all images, over its standard deviation.
+    """Subtract each pixel's mean over all images and divide by its standard deviation.
 
-    Of disguised images these are those of the plain ones: m and b drop out. Pixels that are the
-    same in all images become 0.
+    Disguised images give the same result as the plain ones, since m and b cancel. Pixels that are
+    the same in all images become 0.
 
     Parameters
     ----------
     images : ndarray of integers, shape (N, C, H, W)
     """
-    # Differences first, in whole numbers: offsets may be too large for a float to hold.
+    # Differences first, in whole numbers: offsets may be too large for a float.
     values = (images.astype(np.int64) - images[:1].astype(np.int64)).astype(np.float64)
     centred = values - values.mean(0)
     spread = centred.std(0)
@@ -73,29 +73,30 @@ def standardise(images: NDArray[np.generic]) -> FloatArray:
 
 
 def recover_factors(disguised: IntArray) -> IntArray:
-    """Return m by the greatest common divisor of differences between images, (C, H, W).
+    """Return m as the greatest common divisor of differences between images, (C, H, W).
 
-    Right where the differences of the plain pixels have no common divisor; 0 where a pixel is
-    the same in all images.
+    It is correct where the differences of the plain pixels have no common divisor, and 0 where a
+    pixel is the same in all images.
 
     Parameters
     ----------
     disguised : int64 ndarray of shape (N, C, H, W)
         At least two images.
     """
-    found: IntArray = np.gcd.reduce(np.abs(disguised[1:] - disguised[0]), axis=0)
-    return found
+    m: IntArray = np.gcd.reduce(np.abs(disguised[1:] - disguised[0]), axis=0)
+    return m
 
 
 def guess_offsets(disguised: IntArray, m: IntArray, guess: Guess) -> IntArray:
-    """Return b, guessed from what disguised pixels there are; (C, H, W).
+    """Return b, guessed from the disguised pixels; (C, H, W).
 
     Parameters
     ----------
     disguised : int64 ndarray of shape (N, C, H, W)
     m : int64 ndarray of shape (C, H, W)
     guess : {"minimum", "mid-range"}
-        The darkest pixel there is was 0; or darkest and brightest lie evenly about 127.5.
+        Assume that the darkest pixel was 0, or that darkest and brightest are symmetric about
+        127.5.
     """
     low: IntArray = disguised.min(0)
     if guess == "minimum":
@@ -108,7 +109,7 @@ def guess_offsets(disguised: IntArray, m: IntArray, guess: Guess) -> IntArray:
 
 
 def recover_offsets(plain: IntArray, disguised: IntArray, m: IntArray) -> IntArray:
-    """Return b from one image that is known plain and disguised; each (C, H, W)."""
+    """Return b from one image that is known both plain and disguised; each (C, H, W)."""
     b: IntArray = disguised - m * plain
     return b
 
@@ -116,12 +117,12 @@ def recover_offsets(plain: IntArray, disguised: IntArray, m: IntArray) -> IntArr
 def invert_affine(
     disguised: IntArray, m: IntArray, b: IntArray, constant: NDArray[np.integer] | int = 0
 ) -> NDArray[np.uint8]:
-    """Return images as they were, if m and b are right, uint8 of shape (N, C, H, W).
+    """Return the plain images, if m and b are right: uint8 of shape (N, C, H, W).
 
     Parameters
     ----------
     constant : int or ndarray of shape (C, H, W)
-        What is shown where m is 0: there a pixel is the same in all images.
+        The value where m is 0, that is, where a pixel is the same in all images.
     """
     values = np.where(m > 0, (disguised - b) / np.where(m > 0, m, 1), constant)
     return np.clip(np.rint(values), 0, 255).astype(np.uint8)
@@ -129,20 +130,20 @@ def invert_affine(
 
 @dataclass(frozen=True)
 class AttackResult:
-    """How far one attack comes.
+    """The success of one attack.
 
     Attributes
     ----------
     attack : str
     images : int
-        Disguised images that it sees.
+        Number of disguised images that it sees.
     found : float
-        Share of the pixels whose m it has exactly, and b where it seeks that too; of those that
-        are not the same in all images it sees.
+        Share of pixels whose m (and b, if sought) is exact, among those that differ between the
+        images it sees.
     pixels : float
-        Share of the pixels of all images that it then shows as they were.
+        Share of the pixels of all images that it restores exactly.
     error : float
-        Mean distance of pixels from what they were, 0 to 255.
+        Mean absolute error of the restored pixels, 0 to 255.
     """
 
     attack: str
@@ -158,22 +159,22 @@ def run_attacks(
     for_factors: tuple[int, ...] = (5, 10, 20),
     for_offsets: tuple[int, ...] = (20, 50, 100, 200, 400),
 ) -> list[AttackResult]:
-    """Attack disguised images, and compare with what they were.
+    """Attack disguised images and compare the results with the plain ones.
 
     Parameters
     ----------
     disguise : Disguise
         A composition of MAT, MMT and Rise.
     plain : uint8 ndarray of shape (N, C, H, W)
-        The attacks see them disguised only, but for the first one in the last attack.
+        The attacks see only their disguised form, except for the first one in the last attack.
     for_factors, for_offsets : tuple of int
-        How many images the greatest common divisor, and the guesses of b, are tried with;
-        those above N are left out.
+        Numbers of images to try the greatest common divisor and the guesses of b with; those
+        above N are skipped.
 
     Raises
     ------
     RequestError
-        If the disguise is another.
+        If the disguise is not such a composition.
     """
     true_m, true_b = affine_coefficients(disguise)
     disguised = disguise.protect(torch.from_numpy(plain)).long().numpy()
@@ -212,7 +213,7 @@ def _score_attack(
 
 
 def _share_correct(right: NDArray[np.bool_], seen: NDArray[np.uint8]) -> float:
-    """Return the share of pixels that are right, of those that are not the same in all images."""
+    """Return the share of correct pixels among those that differ between the images."""
     varied = np.ptp(seen, axis=0) > 0
     return float(right[varied].mean()) if varied.any() else float("nan")
 
@@ -220,25 +221,25 @@ def _share_correct(right: NDArray[np.bool_], seen: NDArray[np.uint8]) -> float:
 def search_space(
     disguised: IntArray, of: Literal["MAT", "MMT"], rise: int = 0, as_printed: bool = False
 ) -> float:
-    """Return log10 of the number of images that one disguised image could stem from.
+    """Return log10 of the number of images that one disguised image could come from.
 
-    Eqs. (6) and (7) for MAT, (8) and (9) for MMT; times ``rise`` for Rise+MMT. It is no proof of
-    anything: :func:`run_attacks` does not search.
+    Eqs. (6) and (7) for MAT, (8) and (9) for MMT; times ``rise`` for Rise+MMT. It proves nothing:
+    :func:`run_attacks` does not search.
 
     Parameters
     ----------
     disguised : int64 ndarray of shape (C, H, W)
     of : {"MAT", "MMT"}
     rise : int
-        The largest that RISE_V may be; 0: there is none.
+        The largest possible RISE_V; 0 if there is no Rise.
     as_printed : bool
         Eq. (8) has A' where the text counts divisors of A'. By default divisors are counted; True
-        takes it by the letter.
+        follows the printed equation.
 
     Raises
     ------
     RequestError
-        If it is of something else.
+        For another transformation.
     """
     values = disguised.ravel()
     if of not in ("MAT", "MMT"):
@@ -246,14 +247,14 @@ def search_space(
     if of == "MAT":
         choices = np.clip(values, 1, 256)
     else:
-        # There are 255 numbers from 1 to 255, so the first case of Eq. (8) never comes up.
+        # There are 255 numbers from 1 to 255, so the first case of Eq. (8) never occurs.
         counts = count_divisors_below_256(values)
         choices = np.where(counts > 0, values if as_printed else counts, 1)
     return float(np.log10(choices).sum() + (np.log10(rise) if rise else 0))
 
 
 def mean_search_space(disguise: Disguise, plain: NDArray[np.uint8]) -> float:
-    """Return the mean of :func:`search_space` over images; NaN where the paper has no formula.
+    """Return the mean of :func:`search_space` over images; NaN if the paper has no formula.
 
     Parameters
     ----------
@@ -274,8 +275,8 @@ def mean_search_space(disguise: Disguise, plain: NDArray[np.uint8]) -> float:
 
 
 def count_divisors_below_256(values: IntArray) -> IntArray:
-    """Return T of Eq. (8): how many divisors from 1 to 255 each number has, 0 for 0."""
-    different, place = np.unique(values, return_inverse=True)
-    counts = (different[:, None] % np.arange(1, 256) == 0).sum(1)
-    counted: IntArray = np.where(different > 0, counts, 0)[place]
-    return counted.reshape(values.shape)
+    """Return T of Eq. (8): the number of divisors from 1 to 255 of each number, 0 for 0."""
+    distinct, inverse = np.unique(values, return_inverse=True)
+    counts = (distinct[:, None] % np.arange(1, 256) == 0).sum(1)
+    divisors: IntArray = np.where(distinct > 0, counts, 0)[inverse]
+    return divisors.reshape(values.shape)

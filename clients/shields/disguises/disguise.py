@@ -1,4 +1,4 @@
-"""Disguising images under a key, and back."""
+"""Disguise images under a key, and restore them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pudica.clients.shields.disguises.steps import Span, Step, Tensors, WrongKey
 from pudica.models.errors import RequestError
 
 CHUNK_VALUES = 2**18
-"""Values that are worked on together: what fits a core's cache, and is worth two threads."""
+"""Values processed together: as many as fit a core's cache, and enough to use two threads."""
 
 UNDONE = (
     "an obfuscation: the same for every image under a key, so who sees enough images, or some "
@@ -21,7 +21,7 @@ LOSES = "an obfuscation: what it loses nobody gets back, what it leaves everybod
 
 
 class Disguise:
-    """A shield of images: whole numbers in, computed exactly, disguised ones out.
+    """Disguises integer images exactly, step by step.
 
     Parameters
     ----------
@@ -30,7 +30,7 @@ class Disguise:
     Attributes
     ----------
     span : Span
-        Where disguised values lie.
+        The range of disguised values.
     """
 
     def __init__(self, key: Key) -> None:
@@ -41,22 +41,22 @@ class Disguise:
 
     @property
     def span(self) -> Span:
-        """Where disguised values lie, and their type."""
+        """The range and type of disguised values."""
         return self._spans[-1]
 
     @property
     def lossy_steps(self) -> list[str]:
-        """The steps that can't be undone, as the notation has them."""
+        """The steps that can't be undone, in the notation."""
         return [str(step) for step, _ in self._steps if not step.is_invertible]
 
     def _cast_key(self, step: Step, key: Tensors) -> Tensors:
-        """Return a step's part of the key, R in the type of what it is added to."""
+        """Return a step's part of the key, with R in the type of the values it is applied to."""
         if step.takes == "integers":
             return {name: tensor.to(self.span.dtype) for name, tensor in key.items()}
         return key
 
     def protect(self, images: torch.Tensor) -> torch.Tensor:
-        """Return disguised images; nothing is rounded, and what was given is not changed.
+        """Return disguised images; nothing is rounded, and the input is not changed.
 
         Parameters
         ----------
@@ -65,12 +65,12 @@ class Disguise:
         Returns
         -------
         Tensor of shape (B, C, H, W)
-            uint8, int32 or int64, or float32, as :attr:`span` says.
+            uint8, int32, int64 or float32, as given by :attr:`span`.
 
         Raises
         ------
         RequestError
-            If they are of another type or shape.
+            If the images have another type or shape.
         """
         self._check(images, torch.uint8)
         out = torch.empty(images.shape, dtype=self.span.dtype)
@@ -88,19 +88,19 @@ class Disguise:
         values = images
         for step, key in self._steps:
             if step.takes == "integers" and values is not out:
-                values = out.copy_(values)  # from here on in place
+                values = out.copy_(values)  # in place from here on
             values = step.apply(values, key)
         if values is not out:
             out.copy_(values)
 
     def restore(self, disguised: torch.Tensor) -> torch.Tensor:
-        """Return the images that were disguised, uint8 of shape (B, C, H, W).
+        """Return the original images, uint8 of shape (B, C, H, W).
 
         Raises
         ------
         RequestError
-            If a step can't be undone, the type or shape is another, or the images were disguised
-            with another key. Of ``Kiya`` that can't be seen: any key gives some pixels.
+            If a step can't be undone, the type or shape is wrong, or the images were disguised
+            with another key. With ``Kiya`` a wrong key goes unnoticed: any key gives some pixels.
         """
         self.require_invertible()
         self._check(disguised, self.span.dtype)
@@ -121,12 +121,10 @@ class Disguise:
     @property
     def loss_description(self) -> str:
         """Which steps can't be undone, in words; empty if all can."""
+        if not self.lossy_steps:
+            return ""
         keeps = "keeps" if len(self.lossy_steps) == 1 else "keep"
-        return (
-            f"{' and '.join(self.lossy_steps)} {keeps} less than there was"
-            if self.lossy_steps
-            else ""
-        )
+        return f"{' and '.join(self.lossy_steps)} {keeps} less than there was"
 
     def _undo_steps(self, values: torch.Tensor) -> torch.Tensor:
         stages = list(zip(self._steps, self._spans[:-1], strict=True))
@@ -146,12 +144,12 @@ class Disguise:
             )
         if images.ndim != 4 or tuple(images.shape[1:]) != self.key.shape:
             raise RequestError(
-                f"images are {_format_shape(images.shape[1:])}, the key {self.key.fingerprint} is for "
-                f"{_format_shape(self.key.shape)}"
+                f"images are {_format_shape(images.shape[1:])}, the key {self.key.fingerprint} is "
+                f"for {_format_shape(self.key.shape)}"
             )
 
     def guarantee(self) -> Guarantee:
-        """Return that there is none, and why."""
+        """Return that there is no guarantee, and why."""
         return Guarantee("record", None, reasons=(LOSES if self.lossy_steps else UNDONE,))
 
 

@@ -1,4 +1,4 @@
-"""Keys of disguises: drawn once, kept in a file that only its owner reads."""
+"""Keys of disguises: drawn once, kept in a file that only its owner can read."""
 
 from __future__ import annotations
 
@@ -17,26 +17,28 @@ from pudica.clients.shields.disguises.notation import format_notation, parse_not
 from pudica.clients.shields.disguises.steps import ImageShape, Step, Tensors
 from pudica.models.errors import RequestError
 from pudica.models.files import is_accessible_by_others, load_tensors, save_tensors
+from pudica.models.packing import select_prefix
 from pudica.models.randomness import Randomness, numpy_generator
 
 FORMAT = "pudica-key-1"
 UNUSABLE = "the key's file can't be used; this node's log says why"
-"""What others are told: not what lies where."""
+"""The message for others, which does not reveal paths."""
 MAX_VALUES = 2**24
 
 
 @dataclass(frozen=True)
 class Key:
-    """All that a disguise has of secrets, with what it is a key of.
+    """All secrets of a disguise, with the disguise and the image shape they are for.
 
     Attributes
     ----------
     notation : str
-        As :func:`~pudica.clients.shields.disguises.notation.format_notation` has it.
+        From :func:`~pudica.clients.shields.disguises.notation.format_notation`.
     shape : tuple of int
-        Of an image: channels, height, width.
+        Channels, height and width of an image.
     tensors : dict of str to Tensor
-        By the step's number and name, as ``0/R``. Never in a message, a log or a result.
+        Secrets by the step's number and their name, such as ``0/R``. They never appear in a
+        message, a log or a result.
     """
 
     notation: str
@@ -57,7 +59,7 @@ class Key:
         Raises
         ------
         RequestError
-            If the notation is wrong, or does not fit images of that shape.
+            If the notation is invalid, or does not fit images of that shape.
         """
         if len(shape) != 3 or min(shape) < 1 or math.prod(shape) > MAX_VALUES:
             raise RequestError(
@@ -74,17 +76,17 @@ class Key:
 
     @classmethod
     def from_seed(cls, notation: str, shape: ImageShape, seed: int, *whose: int) -> Key:
-        """Draw the key that belongs to a run's data; ``whose``: of one owner alone."""
+        """Draw the key for a run's data; ``whose`` selects the key of a single owner."""
         return cls.new(notation, shape, numpy_generator(seed, "key", *whose))
 
     @classmethod
     def load_for(cls, path: Path, notation: str, shape: ImageShape) -> Key:
-        """Read a key that is to be for one disguise of images of one shape.
+        """Read a key and check that it is for this disguise and shape.
 
         Raises
         ------
         RequestError
-            As of :meth:`load`; or it is for something else.
+            As :meth:`load`, or if the key is for something else.
         """
         key = cls.load(path)
         if (key.notation, key.shape) != (notation, shape):
@@ -97,17 +99,16 @@ class Key:
 
     @property
     def steps(self) -> tuple[Step, ...]:
-        """What it is a key of."""
+        """The steps that the key is for."""
         return parse_notation(self.notation)
 
     def of(self, place: int) -> Tensors:
-        """Return what belongs to one step."""
-        start = f"{place}/"
-        return {n.removeprefix(start): t for n, t in self.tensors.items() if n.startswith(start)}
+        """Return the secrets of one step."""
+        return select_prefix(f"{place}/", self.tensors)
 
     @property
     def fingerprint(self) -> str:
-        """16 hexadecimal digits that tell keys apart; may be shown."""
+        """16 hexadecimal digits that identify the key; not secret."""
         digest = hashlib.blake2b(f"{FORMAT}|{self.notation}|{self.shape}".encode(), digest_size=8)
         for name in sorted(self.tensors):
             tensor = self.tensors[name].contiguous()
@@ -116,7 +117,7 @@ class Key:
         return digest.hexdigest()
 
     def tag(self, text: str) -> str:
-        """Return a hash of a text that nobody can make, or check a guess by, without the key.
+        """Return a hash of a text that can't be made, or used to test a guess, without the key.
 
         Empty for a key without secrets.
         """
@@ -133,7 +134,7 @@ class Key:
         Raises
         ------
         RequestError
-            If there is a file already, or none can be made there.
+            If the file already exists, or can't be created.
         """
         note = {
             "format": FORMAT,
@@ -142,7 +143,7 @@ class Key:
             "fingerprint": self.fingerprint,
         }
         try:
-            # Linked to its name when it is whole, and only if that is free.
+            # Linked to its name once it is complete, and only if the name is free.
             with TemporaryDirectory(dir=path.parent, prefix=".key-") as folder:
                 save_tensors(Path(folder) / "key", self.tensors, note)
                 os.link(Path(folder) / "key", path)
@@ -160,7 +161,7 @@ class Key:
         Raises
         ------
         RequestError
-            If there is none, others may read it, this user may not, or it is no key.
+            If the file is missing, readable by others, not readable by this user, or not a key.
         """
         try:
             if is_accessible_by_others(path):
@@ -172,8 +173,8 @@ class Key:
             path.open("rb").close()
             tensors, note = load_tensors(path) or ({}, {})
             key = cls(note["notation"], tuple(note["shape"]), tensors)
-            right = note["format"] == FORMAT and _is_well_formed(key)
-            right = right and note["fingerprint"] == key.fingerprint
+            is_valid = note["format"] == FORMAT and _is_well_formed(key)
+            is_valid = is_valid and note["fingerprint"] == key.fingerprint
         except RequestError:
             raise
         except FileNotFoundError:
@@ -182,24 +183,24 @@ class Key:
             raise RequestError(f"can't read the key {path}: {error.strerror}") from error
         except (SafetensorError, KeyError, TypeError, ValueError, AttributeError) as error:
             raise RequestError(f"{path} is no key of a disguise: {error}") from error
-        if not right:
+        if not is_valid:
             raise RequestError(f"{path} is no key of a disguise, or is damaged")
         return key
 
 
 def _is_well_formed(key: Key) -> bool:
-    """Tell whether a key holds what one drawn anew could: names, types, shapes and values."""
-    model = Key.new(key.notation, key.shape, _Zeros())  # type: ignore[arg-type]
-    kinds, own = (
-        {name: (t.dtype, t.shape) for name, t in each.tensors.items()} for each in (model, key)
+    """Tell whether a newly drawn key could look like this: names, types, shapes and values."""
+    template = Key.new(key.notation, key.shape, _Zeros())  # type: ignore[arg-type]
+    expected, actual = (
+        {name: (t.dtype, t.shape) for name, t in each.tensors.items()} for each in (template, key)
     )
-    if own != kinds or key.notation != model.notation:
+    if actual != expected or key.notation != template.notation:
         return False
     return all(step.is_valid_key(key.of(place)) for place, step in enumerate(key.steps))
 
 
 class _Zeros:
-    """Randomness that is none: to see what a key looks like."""
+    """A fake source of randomness, to learn what a key looks like."""
 
     def bytes(self, length: int) -> bytes:
         return bytes(length)

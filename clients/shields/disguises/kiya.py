@@ -1,4 +1,4 @@
-"""Pixel-based image encryption of Kiya's group (Sirichotedumrong et al., ICIP 2019)."""
+"""Pixel-based image encryption by Kiya's group (Sirichotedumrong et al., ICIP 2019)."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from pudica.models.randomness import Randomness
 
 @dataclass(frozen=True)
 class Kiya(Step):
-    """Each pixel and channel q becomes q or 255 − q by a key bit, then colours are shuffled.
+    """Maps each value q to q or 255 − q by a key bit, then shuffles each pixel's colours.
 
-    Each pixel has a shuffle of its own; grey images have none.
+    Each pixel has its own shuffle; grey images have none.
     """
 
     name: ClassVar[str] = "Kiya"
@@ -28,7 +28,7 @@ class Kiya(Step):
         return before
 
     def draw(self, shape: ImageShape, randomness: Randomness) -> Tensors:
-        """Return ``flip`` (C, H, W), 0 or 255, and ``colours`` (C, H, W), whence each comes."""
+        """Draw ``flip`` (C, H, W), 0 or 255, and ``colours`` (C, H, W), the source channels."""
         channels, height, width = shape
         bits = np.frombuffer(randomness.bytes(math.prod(shape)), np.uint8) & 1
         orders = draw_permutations((height, width, channels), randomness)
@@ -38,7 +38,7 @@ class Kiya(Step):
         }
 
     def is_valid_key(self, key: Tensors) -> bool:
-        """Tell whether bits are flipped all or none, and colours are in some order."""
+        """Tell whether flips are 0 or 255 and colours are permutations."""
         flips = bool(((key["flip"] == 0) | (key["flip"] == 255)).all())
         return flips and is_permutation(key["colours"].movedim(0, -1))
 

@@ -1,6 +1,6 @@
 """The matrix transformations of paper 001 (DLMT), Eqs. (1) to (5), as steps to combine.
 
-R has the image's shape, and is the same for all images. ``MAT(a)+MMT(m)`` is Eq. (4),
+R has the image's shape and is the same for all images. ``MAT(a)+MMT(m)`` is Eq. (4),
 ``MMT(m)+MAT(a)`` Eq. (5), ``Rise(r)+MMT(m)`` Eq. (3).
 """
 
@@ -36,7 +36,7 @@ class _Matrix(Step):
         parse_integer(self.name, "MAX_V", self.max_v, 1)
 
     def draw(self, shape: ImageShape, randomness: Randomness) -> Tensors:
-        """Return R, (C, H, W)."""
+        """Draw R, (C, H, W)."""
         return {"R": draw_integers(int(self.max_v), shape, randomness)}
 
     def is_valid_key(self, key: Tensors) -> bool:
@@ -51,7 +51,7 @@ class Addition(_Matrix):
     name: ClassVar[str] = "MAT"
 
     def span(self, before: Span) -> Span:
-        """Add 1 at least, ``max_v`` at most."""
+        """Raise the lower end by 1 and the upper end by ``max_v``."""
         return Span(before.low + 1, before.high + int(self.max_v), "integers")
 
     def apply(self, images: torch.Tensor, key: Tensors) -> torch.Tensor:
@@ -70,15 +70,15 @@ class Multiplication(_Matrix):
     name: ClassVar[str] = "MMT"
 
     def span(self, before: Span) -> Span:
-        """Multiply with 1 at least, ``max_v`` at most."""
+        """Multiply the lower end by 1 and the upper end by ``max_v``."""
         return Span(before.low, before.high * int(self.max_v), "integers")
 
     def apply(self, images: torch.Tensor, key: Tensors) -> torch.Tensor:
-        """Multiply with R."""
+        """Multiply by R."""
         return images.mul_(key["R"])
 
     def undo(self, images: torch.Tensor, key: Tensors) -> torch.Tensor:
-        """Divide by R, which leaves nothing over if it is the right one."""
+        """Divide by R, which leaves no remainder if the key is right."""
         if images.remainder(key["R"]).any():
             raise WrongKeyError
         return images.div_(key["R"], rounding_mode="floor")
@@ -97,7 +97,7 @@ class Rise(Step):
         parse_integer(self.name, "RISE_V", self.rise_v, 0)
 
     def span(self, before: Span) -> Span:
-        """Add ``rise_v``."""
+        """Raise both ends by ``rise_v``."""
         rise = int(self.rise_v)
         return Span(before.low + rise, before.high + rise, "integers")
 

@@ -1,4 +1,4 @@
-"""Noise that is drawn for one image: the same whenever that image is disguised again."""
+"""Noise drawn per image: the same whenever that image is disguised again."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ Draw = Callable[[SecretGenerator, tuple[int, ...]], np.ndarray]
 
 
 def draw_noise_key(randomness: Randomness) -> Tensors:
-    """Return 32 random bytes."""
+    """Draw a noise key of 32 random bytes."""
     return {NOISE_KEY: torch.frombuffer(bytearray(randomness.bytes(32)), dtype=torch.uint8)}
 
 
 def draw_image_noise(images: torch.Tensor, key: torch.Tensor, draw: Draw) -> torch.Tensor:
-    """Return noise for each image (B, C, H, W), as float32.
+    """Draw float32 noise for each image (B, C, H, W).
 
-    It hangs on the key and on what the image shows, so whoever sees an image disguised twice
-    can't average it away, and neither order nor size of batches matters.
+    It depends on the key and the image's content only. So nobody who sees an image disguised
+    twice can average it away, and neither the order nor the size of batches matters.
 
     Parameters
     ----------
@@ -34,8 +34,8 @@ def draw_image_noise(images: torch.Tensor, key: torch.Tensor, draw: Draw) -> tor
         Draws noise of a shape from a generator.
     """
     secret = key.numpy().tobytes()
-    found = np.empty(tuple(images.shape), np.float32)
-    for place, image in enumerate(images.contiguous().numpy()):
+    noise = np.empty(tuple(images.shape), np.float32)
+    for number, image in enumerate(images.contiguous().numpy()):
         digest = hashlib.blake2b(image.tobytes(), digest_size=32).digest()
-        found[place] = draw(SecretGenerator(secret, digest), image.shape)
-    return torch.from_numpy(found)
+        noise[number] = draw(SecretGenerator(secret, digest), image.shape)
+    return torch.from_numpy(noise)

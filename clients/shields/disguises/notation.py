@@ -15,9 +15,9 @@ from pudica.models.errors import RequestError, unknown_name_error
 STEPS: dict[str, type[Step]] = {
     step.name: step for step in (Addition, Multiplication, Rise, Sharma, Kiya, GaussianNoise, Blur)
 }
-"""Every step by its name."""
+"""All steps by name."""
 
-_PLUS = re.compile(r"\+(?![^(]*\))")  # not that of 1e+3 in parentheses
+_PLUS = re.compile(r"\+(?![^(]*\))")  # but not the + of 1e+3 in parentheses
 _STEP = re.compile(r"\s*([A-Za-z]+)\s*(?:\(([^()]*)\))?\s*")
 
 
@@ -27,12 +27,12 @@ def parse_notation(notation: str) -> tuple[Step, ...]:
     Parameters
     ----------
     notation : str
-        Names of :data:`STEPS` with their settings, joined by ``+``; upper or lower case.
+        Names of :data:`STEPS` with their settings, joined by ``+``; case does not matter.
 
     Raises
     ------
     RequestError
-        If it says nothing, something unknown, or steps that can't follow each other.
+        If the notation is empty or unknown, or its steps can't follow each other.
     """
     steps = tuple(_parse_step(part) for part in _PLUS.split(notation))
     compute_spans(steps)
@@ -40,33 +40,34 @@ def parse_notation(notation: str) -> tuple[Step, ...]:
 
 
 def format_notation(steps: tuple[Step, ...]) -> str:
-    """Return steps in the notation; the same steps in the same words."""
+    """Return steps in canonical notation."""
     return "+".join(map(str, steps))
 
 
 def compute_spans(steps: tuple[Step, ...]) -> list[Span]:
-    """Return where the values lie before the first step, and after each.
+    """Return the range of the values before the first step and after each step.
 
     Raises
     ------
     RequestError
-        If a step can't take what the one before gives, or numbers become too large.
+        If a step can't take the values of the one before, or numbers become too large.
     """
-    found = [Span()]
-    for step in steps:
-        before = found[-1]
+    ranges = [Span()]
+    for number, step in enumerate(steps):
+        before = ranges[-1]
         if before.kind != "pixels" and before.kind != step.takes:
             raise RequestError(
-                f"{step} can't come after {format_notation(steps[: len(found) - 1])}: it takes "
+                f"{step} can't come after {format_notation(steps[:number])}: it takes "
                 f"{_WORDS[step.takes]}, and there are {_WORDS[before.kind]}"
             )
-        found.append(step.span(before))
-        if found[-1].high >= LARGEST:
+        after = step.span(before)
+        if after.high >= LARGEST:
             raise RequestError(
-                f"{format_notation(steps[: len(found) - 1])} gives numbers up to {found[-1].high:.3g}; "
+                f"{format_notation(steps[: number + 1])} gives numbers up to {after.high:.3g}; "
                 f"allowed: below 2^53, which are exact"
             )
-    return found
+        ranges.append(after)
+    return ranges
 
 
 _WORDS = {
@@ -92,21 +93,21 @@ def _parse_step(text: str) -> Step:
 
 def _parse_settings(step: type[Step], text: str) -> dict[str, float]:
     names = [field.name for field in fields(step)]
-    found: dict[str, float] = {}
+    settings: dict[str, float] = {}
     for position, part in enumerate(filter(None, map(str.strip, text.split(",")))):
         key, equals, value = part.rpartition("=")
         key = key.strip() if equals else names[0] if names and position == 0 else ""
-        if key not in names or key in found:
+        if key not in names or key in settings:
             raise RequestError(f"{step.name}: '{part}' is not understood; {_format_usage(step)}")
         try:
-            found[key] = float(value)
+            settings[key] = float(value)
         except ValueError as error:
             raise RequestError(
                 f"{step.name}: {key} must be a number, is '{value.strip()}'; {_format_usage(step)}"
             ) from error
-    if missing := [f.name for f in fields(step) if f.default is MISSING and f.name not in found]:
+    if missing := [f.name for f in fields(step) if f.default is MISSING and f.name not in settings]:
         raise RequestError(f"{step.name}: {', '.join(missing)} is missing; {_format_usage(step)}")
-    return found
+    return settings
 
 
 def _format_usage(step: type[Step]) -> str:

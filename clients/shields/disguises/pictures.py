@@ -1,4 +1,4 @@
-"""What people use when nobody thinks of keys: noise and blur. Both leave an image a picture."""
+"""Keyless baselines: noise and blur. Their outputs are still pictures."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LEAST = 0.1
 
 @dataclass(frozen=True)
 class _Picture(Step):
-    """Pixels that stay pixels, and lose something."""
+    """A lossy step from pixels to pixels."""
 
     sigma: float
     most: ClassVar[float]
@@ -32,7 +32,7 @@ class _Picture(Step):
 
     @property
     def is_invertible(self) -> bool:
-        """Never."""
+        """Always False: information is lost."""
         return False
 
     def span(self, before: Span) -> Span:
@@ -42,17 +42,17 @@ class _Picture(Step):
 
 @dataclass(frozen=True)
 class GaussianNoise(_Picture):
-    """Gaussian noise of standard deviation ``sigma`` on pixels 0 to 255, rounded and cut off."""
+    """Gaussian noise with standard deviation ``sigma`` on pixels 0 to 255, rounded and clamped."""
 
     name: ClassVar[str] = "Noise"
     most: ClassVar[float] = 1000
 
     def draw(self, shape: ImageShape, randomness: Randomness) -> Tensors:  # noqa: ARG002
-        """Return what the noise of each image is drawn from."""
+        """Draw the key that each image's noise is derived from."""
         return draw_noise_key(randomness)
 
     def apply(self, images: torch.Tensor, key: Tensors) -> torch.Tensor:
-        """Add noise that hangs on the key and on the image."""
+        """Add noise that depends on the key and the image."""
         drawn = draw_image_noise(images, key[NOISE_KEY], lambda r, shape: r.standard_normal(shape))
         noisy = images.float().add_(drawn, alpha=self.sigma)
         return noisy.round_().clamp_(0, 255).to(torch.uint8)
@@ -60,13 +60,13 @@ class GaussianNoise(_Picture):
 
 @dataclass(frozen=True)
 class Blur(_Picture):
-    """Gaussian blur of standard deviation ``sigma`` in pixels, over three of them each way."""
+    """Gaussian blur with standard deviation ``sigma`` in pixels, truncated at 3 ``sigma``."""
 
     name: ClassVar[str] = "Blur"
     most: ClassVar[float] = 100
 
     def draw(self, shape: ImageShape, randomness: Randomness) -> Tensors:  # noqa: ARG002
-        """Check the images' size: what is beyond an edge is mirrored, once at most."""
+        """Check the images' size: pixels beyond an edge are mirrored once at most."""
         reach, side = math.ceil(3 * self.sigma), min(shape[1:])
         if reach >= side:
             raise RequestError(

@@ -1,4 +1,4 @@
-"""Image disguising of Sharma et al. (CLOUD 2021): blocks, each turned by its own matrix."""
+"""Image disguising by Sharma et al. (CLOUD 2021): each block is rotated by its own matrix."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ ROUNDING = 0.05
 
 @dataclass(frozen=True)
 class Sharma(Step):
-    """Blocks in one fixed order, plus noise, each times an orthogonal matrix of its own.
+    """Shuffles blocks, adds noise, and multiplies each block by its own orthogonal matrix.
 
     Attributes
     ----------
     block : int
-        Side of a block that a matrix multiplies, from the left.
+        Side of the blocks that the matrices multiply from the left.
     noise : float
-        N: fresh noise for each image, uniform on [0, N), before the multiplication.
+        N: fresh noise for each image, uniform on [0, N), added before the multiplication.
     permute : int
-        Side of the blocks whose order is shuffled first; 0: the order stays. The paper's one
-        block for the whole image leaves nothing to shuffle, so it is a size of its own here.
+        Side of the blocks that are shuffled first; 0 keeps their order. It is separate from
+        ``block`` because the paper's single block per image leaves nothing to shuffle.
 
     Notes
     -----
-    Whether noise comes before or after the matrix is not said in paper 001; an orthogonal
+    Paper 001 does not say whether the noise comes before or after the matrix; an orthogonal
     matrix does not change its length.
     """
 
@@ -59,26 +59,26 @@ class Sharma(Step):
 
     @property
     def is_invertible(self) -> bool:
-        """Whether there is no noise."""
+        """Whether the step adds no noise."""
         return self.noise == 0
 
     def span(self, before: Span) -> Span:
-        """Real numbers: a matrix keeps a column's length, and so bounds its entries."""
+        """Return a range of real numbers: a rotation keeps a column's length, which bounds it."""
         longest = math.ceil((before.high + self.noise) * math.sqrt(self.block))
         return Span(-longest, longest, "numbers")
 
     def draw(self, shape: ImageShape, randomness: Randomness) -> Tensors:
-        """Return ``rotations`` (C, blocks, b, b), and ``order`` and ``noise`` if they are used."""
+        """Draw ``rotations`` (C, blocks, b, b), and ``order`` and ``noise`` if they are used."""
         channels, height, width = shape
         side, permuted = int(self.block), int(self.permute)
         for what, size in (("block", side), ("permute", permuted or 1)):
             if height % size or width % size:
-                both = [
+                divisors = [
                     d for d in range(1, min(height, width) + 1) if not (height % d or width % d)
                 ]
                 raise RequestError(
                     f"Sharma: {what} = {size} does not divide images of {height}x{width}; "
-                    f"allowed: {', '.join(map(str, both))}"
+                    f"allowed: {', '.join(map(str, divisors))}"
                 )
         blocks = (height // side) * (width // side)
         key = {"rotations": draw_orthogonal((channels, blocks, side, side), randomness)}
@@ -89,14 +89,14 @@ class Sharma(Step):
         return key | (draw_noise_key(randomness) if self.noise else {})
 
     def is_valid_key(self, key: Tensors) -> bool:
-        """Tell whether matrices are orthogonal, and blocks are in some order."""
+        """Tell whether the matrices are orthogonal and the order is a permutation."""
         rotations = key["rotations"].double()
         unit = torch.eye(rotations.shape[-1], dtype=torch.float64).expand_as(rotations)
-        right = torch.allclose(rotations @ rotations.mT, unit, atol=1e-5)
-        return right and ("order" not in key or is_permutation(key["order"]))
+        is_orthogonal = torch.allclose(rotations @ rotations.mT, unit, atol=1e-5)
+        return is_orthogonal and ("order" not in key or is_permutation(key["order"]))
 
     def apply(self, images: torch.Tensor, key: Tensors) -> torch.Tensor:
-        """Shuffle, add noise, multiply."""
+        """Shuffle, add noise, rotate."""
         size = tuple(images.shape[2:])
         values = images.float()
         if self.permute:
@@ -108,28 +108,28 @@ class Sharma(Step):
         return join_blocks(key["rotations"] @ split_blocks(values, int(self.block)), size)
 
     def undo(self, images: torch.Tensor, key: Tensors) -> torch.Tensor:
-        """Turn back, shuffle back, round to whole numbers."""
+        """Rotate back, shuffle back, round to whole numbers."""
         size = tuple(images.shape[2:])
         values = join_blocks(key["rotations"].mT @ split_blocks(images, int(self.block)), size)
         if self.permute:
             blocks = split_blocks(values, int(self.permute))[:, :, key["order"].argsort()]
             values = join_blocks(blocks, size)
-        whole = values.round()
-        # Float32 is right to some thousandths; another key's matrices leave fractions.
-        if values.numel() and float((values - whole).abs().max()) > ROUNDING:
+        rounded = values.round()
+        # Float32 errors are some thousandths; another key's matrices leave fractions.
+        if values.numel() and float((values - rounded).abs().max()) > ROUNDING:
             raise WrongKeyError
-        return whole
+        return rounded
 
 
 def split_blocks(images: torch.Tensor, side: int) -> torch.Tensor:
-    """Return images (B, C, H, W) as blocks (B, C, n, side, side), row by row."""
+    """Split images (B, C, H, W) into blocks (B, C, n, side, side), row by row."""
     count, channels, height, width = images.shape
     rows = images.reshape(count, channels, height // side, side, width // side, side)
     return rows.transpose(3, 4).reshape(count, channels, -1, side, side)
 
 
 def join_blocks(blocks: torch.Tensor, size: tuple[int, ...]) -> torch.Tensor:
-    """Return what :func:`split_blocks` took apart, as images (B, C, H, W) of a size (H, W)."""
+    """Join blocks from :func:`split_blocks` to images (B, C, H, W) of a size (H, W)."""
     count, channels, _, side, _ = blocks.shape
     height, width = size
     rows = blocks.reshape(count, channels, height // side, width // side, side, side)

@@ -1,4 +1,4 @@
-"""What every step of an image disguise is: a function of images under a key."""
+"""The interface of the steps of an image disguise: functions of images under a key."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ Tensors = dict[str, torch.Tensor]
 Kind = Literal["pixels", "integers", "numbers"]
 
 LARGEST = 2**53
-"""Whole numbers below it are exact in a float64, and so are the statistics of few of them."""
+"""Whole numbers below it are exact in a float64, and so are sums of a few of them."""
 
 
 @dataclass(frozen=True)
 class Span:
-    """Where the values between two steps lie.
+    """The range and kind of the values between two steps.
 
     Attributes
     ----------
     low, high : int
-        The least and the greatest value that there can be.
+        The smallest and the largest possible value.
     kind : {"pixels", "integers", "numbers"}
         Whole numbers 0 to 255, any whole numbers, or floats.
     """
@@ -48,29 +48,29 @@ class Span:
 
     @property
     def storage_dtype(self) -> torch.dtype:
-        """The smallest type to keep or send them in."""
+        """The smallest type to store or send them in."""
         return torch.int16 if self.kind == "integers" and self.high < 2**15 else self.dtype
 
     @property
     def storage_dtype_name(self) -> str:
-        """The name of that type, in NumPy too."""
+        """The name of :attr:`storage_dtype`, valid in NumPy too."""
         return str(self.storage_dtype).removeprefix("torch.")
 
 
 @dataclass(frozen=True)
 class Step(ABC):
-    """One step of a disguise; its fields are what stands in parentheses in the notation."""
+    """One step of a disguise; its fields are the settings in parentheses in the notation."""
 
     name: ClassVar[str]
     takes: ClassVar[Kind] = "pixels"
-    """Anything before it must give this; pixels are integers too."""
+    """The kind of values that the step takes; pixels count as integers, too."""
 
     @abstractmethod
     def span(self, before: Span) -> Span:
-        """Return where the values lie after this step."""
+        """Return the range of the values after this step."""
 
     def draw(self, shape: ImageShape, randomness: Randomness) -> Tensors:  # noqa: ARG002
-        """Return the step's part of a key for images of one shape; nothing if it needs none.
+        """Draw the step's part of a key for images of one shape; empty if it needs none.
 
         Raises
         ------
@@ -80,15 +80,15 @@ class Step(ABC):
         return {}
 
     def is_valid_key(self, key: Tensors) -> bool:  # noqa: ARG002
-        """Tell whether the values of a key, of the right shapes, are some that can be drawn."""
+        """Tell whether :meth:`draw` could have drawn these values; the shapes are right."""
         return True
 
     @abstractmethod
     def apply(self, images: torch.Tensor, key: Tensors) -> torch.Tensor:
-        """Return the images (B, C, H, W) after this step. May change what it was given."""
+        """Return the images (B, C, H, W) after this step; may change its input."""
 
     def undo(self, images: torch.Tensor, key: Tensors) -> torch.Tensor:
-        """Return the images before this step. May change what it was given.
+        """Return the images before this step; may change its input.
 
         Raises
         ------
@@ -103,7 +103,7 @@ class Step(ABC):
         return True
 
     def __str__(self) -> str:
-        """Return the step as the notation has it, settings at their default left out."""
+        """Return the step in the notation, without settings at their defaults."""
         first, *others = fields(self) or (None,)
         shown = [_format_number(getattr(self, first.name))] if first else []
         for field in others:
@@ -117,11 +117,11 @@ def _format_number(value: float) -> str:
 
 
 class WrongKeyError(Exception):
-    """Images that were disguised with another key."""
+    """The images were disguised with another key."""
 
 
 def parse_integer(step: str, what: str, value: float, least: int) -> int:
-    """Return a setting as int; raise RequestError if it is none, or too small."""
+    """Return a setting as int; raise RequestError if it is not an integer or out of range."""
     if not float(value).is_integer() or not least <= value < LARGEST:
         raise RequestError(
             f"{step}: {what} must be a whole number of at least {least} and below 2^53, is "
@@ -131,9 +131,9 @@ def parse_integer(step: str, what: str, value: float, least: int) -> int:
 
 
 def draw_integers(most: int, shape: tuple[int, ...], randomness: Randomness) -> torch.Tensor:
-    """Return whole numbers, each uniform on 1 to ``most``, as int64.
+    """Draw whole numbers, uniform on 1 to ``most``, as int64.
 
-    They are 64 random bits modulo ``most``: for 2³² numbers uneven by one in 2³².
+    They are 64 random bits modulo ``most``: for ``most`` = 2³², uneven by one part in 2³².
     """
     bits = np.frombuffer(randomness.bytes(8 * math.prod(shape)), np.uint64)
     return torch.from_numpy((bits % np.uint64(most)).astype(np.int64).reshape(shape) + 1)

@@ -24,8 +24,8 @@ from pudica.clients.data.disguised import (
     restore_dataset,
     writing,
 )
-from pudica.clients.data.folders import image_folder
-from pudica.clients.data.parquet import parquet
+from pudica.clients.data.folders import scan_image_folder
+from pudica.clients.data.parquet import scan_parquet
 from pudica.clients.shields.disguises import Disguise, Key
 from pudica.models.errors import RequestError
 
@@ -73,7 +73,7 @@ def write_folders(folder: Path, per_class: int = 6) -> Path:
 
 
 def request(folder: Path, by: Key | None = None, **changes: object) -> DisguiseRequest:
-    source = parquet(folder) if list(folder.glob("*.parquet")) else image_folder(folder)
+    source = scan_parquet(folder) if list(folder.glob("*.parquet")) else scan_image_folder(folder)
     return DisguiseRequest(source, "content", Disguise(by or key()), [], None, None)._replace(
         **changes
     )
@@ -86,7 +86,7 @@ def silent(done: int, total: int) -> None:
 @pytest.fixture
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a file hold 8 images at most."""
-    monkeypatch.setattr(writing, "PART_ROWS", 8)
+    monkeypatch.setattr(writing, "SHARD_ROWS", 8)
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -114,7 +114,9 @@ def test_there_and_back_every_pixel_and_label_is_the_same(
     assert before.class_names == after.class_names == ["cat", "dog"]
     for part in ("train", "validation", "test"):
         ours, theirs = getattr(before, part), getattr(after, part)
-        np.testing.assert_array_equal(ours.plain(slice(None)), theirs.plain(slice(None)))
+        np.testing.assert_array_equal(
+            ours.plain_images(slice(None)), theirs.plain_images(slice(None))
+        )
         np.testing.assert_array_equal(ours.labels, theirs.labels)
     assert not list((tmp_path / "back").glob(".*"))
 

@@ -9,7 +9,7 @@ import pytest
 import torchvision.datasets as tv
 from celeba_files import write_celeba
 
-from pudica.clients.data import DataConfig, DataError, catalogue, load, names
+from pudica.clients.data import DataConfig, DataError, catalogue, dataset_names, load
 
 
 def values(part) -> list[int]:
@@ -18,8 +18,8 @@ def values(part) -> list[int]:
 
 
 def test_the_names():
-    assert names()[0] == "digits"
-    assert set(names()) == {
+    assert dataset_names()[0] == "digits"
+    assert set(dataset_names()) == {
         *("digits", "mnist", "fashion-mnist", "cifar10", "cifar100", "celeba", "lfw"),
         *("utkface", "att-faces", "image-folder", "parquet", "disguised"),
     }
@@ -28,7 +28,7 @@ def test_the_names():
 def test_the_catalogue_says_what_is_there_and_how_to_get_the_rest(make, cache_folder):
     make.mnist()
     listed = {entry.name: entry for entry in catalogue(make.root)}
-    assert list(listed) == names()
+    assert list(listed) == dataset_names()
     assert (listed["mnist"].present, listed["mnist"].where) == (True, str(make.root))
     assert listed["digits"].present
     assert not listed["cifar10"].present

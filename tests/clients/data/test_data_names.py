@@ -14,8 +14,8 @@ from pydantic import ValidationError
 
 from pudica.clients.data import DataConfig, DataError, Splits, load
 from pudica.clients.data.disguised import DisguiseRequest, disguise_dataset, restore_dataset
-from pudica.clients.data.folders import image_folder
-from pudica.clients.data.parquet import parquet
+from pudica.clients.data.folders import scan_image_folder
+from pudica.clients.data.parquet import scan_parquet
 from pudica.clients.shields.disguises import Disguise, Key
 
 ON_DISK = {what: name for what, name in HIDDEN.items() if "\0" not in name}
@@ -272,14 +272,14 @@ def test_disguised_folders_in_both_spellings_are_one_class(make) -> None:
     for start, name in ((0, NFC), (50, NFD), (100, "dog")):
         for i in range(4):
             make.image(f"own/{name}/{i}.png", start + i)
-    out = disguised(make, image_folder(make.root / "own"), [])
+    out = disguised(make, scan_image_folder(make.root / "own"), [])
     assert load(DataConfig(name="disguised", path=out), seed=0).class_names == ["Zoé", "dog"]
     assert folder(restored(make, out)).class_names == ["Zoé", "dog"]
 
 
 @pytest.mark.parametrize(("stored", "wanted"), [(NFC, NFD), (NFD, NFC)])
 def test_a_column_is_disguised_in_either_spelling(make, stored: str, wanted: str) -> None:
-    out = disguised(make, parquet(make.parquet(**{stored: ["a", "b"] * 6})), [wanted])
+    out = disguised(make, scan_parquet(make.parquet(**{stored: ["a", "b"] * 6})), [wanted])
     config = DataConfig(name="disguised", path=out, label=wanted)
     assert load(config, seed=0).class_names == ["a", "b"]
 
@@ -288,9 +288,9 @@ def test_a_column_is_disguised_in_either_spelling(make, stored: str, wanted: str
 def test_a_set_that_came_disguised_holds_no_such_names(make, name: str) -> None:
     if "\udc80" in name:
         pytest.skip("no text in Arrow")
-    source = parquet(make.parquet(**{name: ["a", "b"] * 6}))
+    source = scan_parquet(make.parquet(**{name: ["a", "b"] * 6}))
     assert "the column '" in refused(disguised, make, source, [])
-    out = disguised(make, image_folder(make.image_folder()), [])
+    out = disguised(make, scan_image_folder(make.image_folder()), [])
     told = json.loads((out / "disguise.json").read_text())
     for change in ({"labels": [name]}, {"class_names": {"label": ["a", name]}}, {"key": name}):
         (out / "disguise.json").write_text(json.dumps(told | change))

@@ -35,7 +35,7 @@ def test_same_seed_same_split_and_other_seed_other():
     for part in PARTS:
         assert np.array_equal(getattr(first, part).rows, getattr(again, part).rows)
         assert not np.array_equal(getattr(first, part).rows, getattr(other, part).rows)
-    assert first.content == again.content == other.content
+    assert first.content_hash == again.content_hash == other.content_hash
 
 
 def test_own_test_split_is_kept_apart_and_in_order(make):
@@ -100,7 +100,7 @@ def test_the_split_does_not_depend_on_the_label(make):
         for label in ("gender", "race")
     )
     assert np.array_equal(gender.train.rows, race.train.rows)
-    assert gender.content != race.content
+    assert gender.content_hash != race.content_hash
 
 
 def test_own_split_asked_for_where_there_is_none():

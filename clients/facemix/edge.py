@@ -18,14 +18,14 @@ from torch import nn
 
 from pudica.clients import protocol
 from pudica.clients.assignments import InferenceAssignment
-from pudica.clients.crossings import Crossings
 from pudica.clients.data import ImageSet, Part, Splits, load_once
+from pudica.clients.runtime.vault import Vault
 from pudica.clients.shields.decoys import count_missing, make_decoys
 from pudica.clients.shields.draws import draw_permutations
 from pudica.clients.shields.front import activation_shape
 from pudica.clients.shields.mixing import group_size
 from pudica.clients.shields.stages import StagedModel, build_staged_cached
-from pudica.clients.vault import Vault
+from pudica.clients.split.crossings import Crossings
 from pudica.models import packing
 from pudica.models.attributes import count_confusions, predict_answers
 from pudica.models.compute import Compute
@@ -95,7 +95,7 @@ class InferenceEdge:
         self._first = 0
         self._adopted = False
 
-    def introduced(self) -> dict[str, int | str]:
+    def describe_data(self) -> dict[str, int | str]:
         """Return what the cloud is told of the data."""
         return {
             "classes": self.data.num_classes,

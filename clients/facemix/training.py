@@ -12,9 +12,9 @@ import torch
 
 from pudica.clients import protocol
 from pudica.clients.assignments import InferenceAssignment
-from pudica.clients.inference import Arrays, InferenceEdge, Numbers, Tensors
+from pudica.clients.facemix.edge import Arrays, InferenceEdge, Numbers, Tensors
+from pudica.clients.runtime.vault import Vault
 from pudica.clients.shields.decoys import fill_groups
-from pudica.clients.vault import Vault
 from pudica.models import packing
 from pudica.models.attributes import attribute_loss, compute_balancing_weights
 from pudica.models.augmentation import AUGMENTATIONS
@@ -56,7 +56,7 @@ class TrainingEdge(InferenceEdge):
     Parameters
     ----------
     vault, assignment
-        As of :class:`~pudica.clients.inference.InferenceEdge`.
+        As of :class:`~pudica.clients.facemix.edge.InferenceEdge`.
     """
 
     def __init__(self, vault: Vault, assignment: InferenceAssignment) -> None:

@@ -1,4 +1,4 @@
-"""What a device of split learning may release, and how: see :mod:`pudica.clients.odometer`."""
+"""What a device of split learning may release, and how: see :mod:`pudica.clients.runtime.odometer`."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from typing import Any, Literal, get_args
 import numpy as np
 import torch
 
-from pudica.clients import odometer, shields
+from pudica.clients import shields
 from pudica.clients.assignments import USUAL_DELTA, EdgeAssignment
 from pudica.clients.data import Part, Splits, load_once
-from pudica.clients.odometer import ACTIVATIONS, COUNTS, Limits, Odometer, Planned, Release
-from pudica.clients.releasing import Releases, function_of
+from pudica.clients.runtime import odometer
+from pudica.clients.runtime.odometer import ACTIVATIONS, COUNTS, Limits, Odometer, Planned, Release
+from pudica.clients.runtime.releasing import Releases, function_of
+from pudica.clients.runtime.vault import Vault
 from pudica.clients.shields import Mechanism, Shield
 from pudica.clients.shields.counts import CountsConfig
-from pudica.clients.vault import Vault
 from pudica.models.randomness import SystemGenerator
 
 Draw = Callable[[str], np.ndarray]
@@ -180,7 +181,7 @@ class EdgeReleases:
         """What tells how images were divided into parts: all of it the organiser may choose."""
         a = self._assignment
         place = (a.data_seed, a.partition, a.partitions, a.whole)
-        return function_of(self._data.content, a.data.model_dump_json(), *place)
+        return function_of(self._data.content_hash, a.data.model_dump_json(), *place)
 
     # -------------------------------------------------------------------------- releasing
 
@@ -264,7 +265,7 @@ class EdgeReleases:
         return answer[0].clamp(0, most).to(torch.int64).numpy()
 
     def _function(self, *what: str | int | bytes) -> str:
-        return function_of(self._terms, self._data.content, *what)
+        return function_of(self._terms, self._data.content_hash, *what)
 
     def _group(self, *what: str | int) -> str:
         a = self._assignment

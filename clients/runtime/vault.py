@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from flwr.app import Context
 
-from pudica.clients.node import NodeConfig
+from pudica.clients.runtime.node import NodeConfig
 from pudica.models.errors import RequestError
 from pudica.models.files import (
     DISK_FULL,
@@ -159,6 +159,55 @@ class Vault:
         return load_tensors(self.root / f"{name}.safetensors")
 
 
+class MemoryVault:
+    """A vault in memory: of a node that lives as long as its run does."""
+
+    def __init__(self) -> None:
+        self._kept: dict[str, bytes] = {}
+        self._tensors: dict[str, tuple[dict[str, torch.Tensor], dict[str, Any]]] = {}
+
+    @contextmanager
+    def alone(self) -> Iterator[bool]:
+        """Tell that there is no other process of this node."""
+        yield True
+
+    def write(self, name: str, data: bytes, durable: bool = False) -> None:  # noqa: ARG002
+        """Put ``data`` under ``name``."""
+        self._kept[name] = data
+
+    def read(self, name: str) -> bytes | None:
+        """Return what lies under ``name``, or None."""
+        return self._kept.get(name)
+
+    def delete(self, name: str) -> None:
+        """Remove what lies under ``name``."""
+        self._kept.pop(name, None)
+
+    def save(self, name: str, tensors: dict[str, torch.Tensor], note: Mapping[str, Any]) -> None:
+        """Put tensors and a JSON note under ``name``."""
+        copies = {key: value.detach().clone() for key, value in tensors.items()}
+        self._tensors[name] = copies, dict(note)
+
+    def load(self, name: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
+        """Return tensors and note, or None if there are none."""
+        return self._tensors.get(name)
+
+
+AnyVault = Vault | MemoryVault
+
+_in_memory: dict[tuple[str, int], MemoryVault] = {}
+_process_lasts = False
+
+
+def keep_in_memory() -> None:
+    """Let nodes of this process keep in memory what has no other place.
+
+    For engines whose nodes live as long as the run, each always in the same process.
+    """
+    global _process_lasts
+    _process_lasts = True
+
+
 def _digest(data: bytes) -> str:
     return hashlib.blake2b(data, digest_size=16).hexdigest()
 
@@ -189,6 +238,17 @@ def vault_path(context: Context, run: str) -> Path:
     place = context.run_config.get("vault")
     root = Path(str(place)) if place else Path.home() / ".local/share/pudica/vault"
     return root / run / f"node-{context.node_config.get('partition-id', context.node_id)}"
+
+
+def own_vault(context: Context, run: str) -> AnyVault:
+    """Return where a node of somebody's own app keeps what must outlive a message.
+
+    In memory, if its process lives as long as the run and no other place is named; else as
+    :func:`vault_of`.
+    """
+    if _process_lasts and not is_deployed(context) and not context.run_config.get("vault"):
+        return _in_memory.setdefault((check_run(run), context.node_id), MemoryVault())
+    return vault_of(context, run)
 
 
 def vault_of(context: Context, run: str) -> Vault:

@@ -15,6 +15,8 @@ from torch import nn
 from pudica import models
 from pudica.clients.assignments import OwnerAssignment
 from pudica.clients.data import ImageSet, Part, Splits, load_once
+from pudica.clients.runtime.snapshots import Snapshots
+from pudica.clients.runtime.vault import Vault
 from pudica.clients.shields.disguises import UNUSABLE, Disguise, Key
 from pudica.clients.shields.disguises.breaks import (
     KNOWN_PAIR,
@@ -22,8 +24,6 @@ from pudica.clients.shields.disguises.breaks import (
     mean_search_space,
     run_attacks,
 )
-from pudica.clients.snapshots import Snapshots
-from pudica.clients.vault import Vault
 from pudica.models import optimizers, packing
 from pudica.models.compute import Compute
 from pudica.models.errors import RequestError
@@ -82,7 +82,7 @@ class Owner:
         """Forget what it remembers of rounds after this one: a run goes back to it."""
         self.snapshots.drop_after(turn)
 
-    def introduced(self) -> dict[str, int | str]:
+    def describe_data(self) -> dict[str, int | str]:
         """Return what the cloud is told of the data."""
         span = self.own("train").span
         return {
@@ -127,7 +127,7 @@ class Owner:
             raise RuntimeError("this owner trains by itself, and gives no images away")
         images = self.own("train")
         chosen = slice(start, start + count)
-        released = images.released(chosen).to(images.span.storage_dtype)
+        released = images.released_images(chosen).to(images.span.storage_dtype)
         return {"images": released.numpy(), "labels": images.labels[chosen]}
 
     # ------------------------------------------------------------------------ training
@@ -252,7 +252,7 @@ class Owner:
             return {}
         found = self._likeness()
         if is_affine(self.disguise.key.steps):
-            training = self.plain("train").plain(slice(0, SAMPLE)).numpy()
+            training = self.plain("train").plain_images(slice(0, SAMPLE)).numpy()
             found["search-space"] = mean_search_space(self.disguise, training)
             for attack in run_attacks(self.disguise, training):
                 # The pair is known, however many others help to find m.
@@ -318,4 +318,4 @@ class Standardised:
         if change is not None:
             raise ValueError("these are not plain images that could be changed")
         seen = self._standardiser(self.images.pixels(positions))
-        return self.images.normalised(seen), torch.from_numpy(self.images.labels[positions].copy())
+        return self.images.normalise(seen), torch.from_numpy(self.images.labels[positions].copy())

@@ -18,11 +18,11 @@ from pudica import models
 from pudica.clients import protocol, shields
 from pudica.clients.assignments import EdgeAssignment
 from pudica.clients.data import ImageSet, Part, Splits, load_once
-from pudica.clients.edge_releases import EdgeReleases
+from pudica.clients.runtime.snapshots import Snapshots
+from pudica.clients.runtime.vault import Vault
 from pudica.clients.shields.front import Front, activation_shape
 from pudica.clients.shields.integers import IntegerMechanism
-from pudica.clients.snapshots import Snapshots
-from pudica.clients.vault import Vault
+from pudica.clients.split.releases import EdgeReleases
 from pudica.models import optimizers, packing
 from pudica.models.compute import Compute
 from pudica.models.cut import Cutter
@@ -101,7 +101,7 @@ class Edge:
         self._orders: dict[int, np.ndarray] = {}
         self._ends = np.cumsum(protocol.batch_sizes(len(self.train), assignment.batch_size))
 
-    def introduced(self) -> dict[str, int | str]:
+    def describe_data(self) -> dict[str, int | str]:
         """Return what the cloud is told of the data."""
         return {
             "classes": self.data.num_classes,
@@ -587,7 +587,7 @@ class Edge:
         Parameters
         ----------
         turn, needed : int
-            As of :meth:`pudica.clients.snapshots.Snapshots.keep`.
+            As of :meth:`pudica.clients.runtime.snapshots.Snapshots.keep`.
         """
         self._need_front()
         tensors = {f"front/{k}": v for k, v in self.front.state_dict().items()}

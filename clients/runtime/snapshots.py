@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from pudica.clients.vault import Vault
+from pudica.clients.runtime.vault import Vault
 
 
 class Snapshots:

@@ -14,18 +14,18 @@ from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 from flwr.proto.recorddict_pb2 import RecordDict as Packed
 
 from pudica.clients import protocol
-from pudica.clients.vault import Vault
+from pudica.clients.runtime.vault import AnyVault
 
 REPLY = "reply"
 REMEMBERED = 32
 
 
-def answered_once(vault: Vault, exchange: str, answer: Callable[[], RecordDict]) -> RecordDict:
+def answered_once(vault: AnyVault, exchange: str, answer: Callable[[], RecordDict]) -> RecordDict:
     """Return a node's answer: the one that it gave already, if it gave one.
 
     Parameters
     ----------
-    vault : Vault
+    vault : AnyVault
         Of the node. What it answered last is kept there.
     exchange : str
         By which a request is known again.

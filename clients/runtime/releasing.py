@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from pudica.clients.odometer import Limits, Odometer, Planned
-from pudica.clients.vault import Vault
+from pudica.clients.runtime.odometer import Limits, Odometer, Planned
+from pudica.clients.runtime.vault import Vault
 
 
 class Releases:

@@ -24,7 +24,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from pudica.clients.vault import Vault
+from pudica.clients.runtime.vault import Vault
 from pudica.models.clock import timestamp
 from pudica.models.files import file_lock, write_atomically
 

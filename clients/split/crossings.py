@@ -12,7 +12,7 @@ import json
 import numpy as np
 
 from pudica.clients.data import ImageSet
-from pudica.clients.vault import Vault
+from pudica.clients.runtime.vault import Vault
 
 FOLDER = ".crossed"
 
@@ -63,6 +63,6 @@ def _digests(images: ImageSet) -> set[str]:
     """Return a hash of each image, as it is before it is normalised."""
     found = set()
     for row in range(len(images)):
-        pixels = np.ascontiguousarray(images.plain(np.array([row])).numpy())
+        pixels = np.ascontiguousarray(images.plain_images(np.array([row])).numpy())
         found.add(hashlib.blake2b(pixels.tobytes(), digest_size=12).hexdigest())
     return found

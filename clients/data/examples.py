@@ -1,0 +1,136 @@
+"""Anybody's data set of (image, label), as our own are read: by positions, in batches."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import TensorDataset, default_collate
+
+from pudica.clients.data.errors import DataError
+from pudica.clients.data.images import ImageSet, Positions
+
+SAMPLED = 32
+_wrapped: WeakKeyDictionary[Any, Examples]
+
+
+class Examples:
+    """A map-style data set.
+
+    Parameters
+    ----------
+    dataset : torch.utils.data.Dataset
+        Yields pairs of an image, a float tensor (C, H, W), and its class.
+    what : str
+        What it is, for messages: ``train``, say.
+
+    Raises
+    ------
+    DataError
+        It is empty, or yields something else.
+    """
+
+    def __init__(self, dataset: Any, what: str) -> None:
+        self.dataset = dataset
+        self.what = what
+        if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
+            raise DataError(
+                f"{what}: must be a map-style data set, with __len__ and __getitem__, is "
+                f"{type(dataset).__name__}"
+            )
+        if not len(dataset):
+            raise DataError(f"{what}: holds no examples")
+        self.shape = self._check_example(dataset[0])
+        self.mean: Tensor | float = 0.0
+        self.std: Tensor | float = 1.0
+
+    def _check_example(self, example: Any) -> tuple[int, int, int]:
+        if not isinstance(example, tuple | list) or len(example) != 2:
+            raise DataError(
+                f"{self.what}: must yield pairs (image, label); its first item is "
+                f"{_describe(example)}"
+            )
+        image, label = example
+        if not isinstance(image, Tensor) or not image.is_floating_point() or image.ndim != 3:
+            raise DataError(
+                f"{self.what}: images must be float tensors (C, H, W), the first is "
+                f"{_describe(image)}; torchvision.transforms.v2 makes them so: ToImage(), "
+                "ToDtype(torch.float32, scale=True)"
+            )
+        if not _is_class(label):
+            raise DataError(
+                f"{self.what}: labels must be whole numbers from 0 on, the first is "
+                f"{_describe(label)}"
+            )
+        channels, height, width = image.shape
+        return channels, height, width
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def batch(self, positions: Positions) -> tuple[Tensor, Tensor]:
+        """Return images (B, C, H, W) and labels (B,) at some positions.
+
+        Raises
+        ------
+        DataError
+            Images of different shapes.
+        """
+        rows = np.arange(len(self))[positions]
+        if isinstance(self.dataset, TensorDataset):
+            images, labels = self.dataset[torch.from_numpy(rows)]
+            return images.float(), labels.long()
+        try:
+            images, labels = default_collate([self.dataset[int(row)] for row in rows])
+        except RuntimeError as error:
+            raise DataError(
+                f"{self.what}: images of different shapes, or labels of different kinds, in one "
+                f"batch ({error}); give them one size"
+            ) from error
+        return images.float(), labels.long()
+
+    def denormalise(self, x: Tensor) -> Tensor:
+        """Return images in units of [0, 1], by ``mean`` and ``std``."""
+        return x * self.std + self.mean
+
+    @property
+    def content(self) -> str:
+        """A fingerprint of some images, so that nodes can see whether they hold the same."""
+        digest = hashlib.blake2b(f"{len(self)} {self.shape}".encode(), digest_size=8)
+        for row in np.unique(np.linspace(0, len(self) - 1, SAMPLED).astype(int)):
+            images, labels = self.batch(np.array([row]))
+            digest.update(images.numpy().tobytes() + labels.numpy().tobytes())
+        return digest.hexdigest()
+
+
+_wrapped = WeakKeyDictionary()
+
+
+def as_examples(dataset: Any, what: str) -> Examples | ImageSet:
+    """Return a data set as it is read here; the same object for the same data set."""
+    if isinstance(dataset, Examples | ImageSet):
+        return dataset
+    try:
+        if dataset not in _wrapped:
+            _wrapped[dataset] = Examples(dataset, what)
+        return _wrapped[dataset]
+    except TypeError:  # a list, say, can't be a key
+        return Examples(dataset, what)
+
+
+def _is_class(label: Any) -> bool:
+    if isinstance(label, Tensor):
+        return label.ndim == 0 and not label.is_floating_point() and int(label) >= 0
+    return isinstance(label, int | np.integer) and not isinstance(label, bool) and int(label) >= 0
+
+
+def _describe(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"a tensor {tuple(value.shape)} of {value.dtype}"
+    if isinstance(value, tuple | list):
+        return f"a {type(value).__name__} of {len(value)}"
+    return f"a {type(value).__name__}"

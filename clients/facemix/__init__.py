@@ -1,0 +1,1 @@
+"""An edge of FaceMix."""

@@ -1,0 +1,171 @@
+"""A node's side of a system, and how a Flower ClientApp hands messages to it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Self
+
+import torch
+from flwr.app import Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+
+from pudica.clients import protocol
+from pudica.clients.runtime.idempotency import answered_once
+from pudica.clients.runtime.vault import AnyVault, is_deployed, own_vault
+from pudica.models.compute import Compute
+
+Config = dict[str, Any]
+Arrays = dict[str, torch.Tensor]
+Handler = Callable[[Any, Config, Arrays], RecordDict]
+Find = Callable[[Mapping[str, Any], Context], "Role"]
+
+
+class Role(ABC):
+    """What a node is in a system: private data and models, and answers to messages.
+
+    Attributes
+    ----------
+    handlers : dict of str to callable
+        What answers a kind of message: ``handler(role, config, arrays)``.
+    compute : Compute
+    vault : AnyVault
+        Where it keeps what must outlive a message; set once it has joined a run.
+    """
+
+    handlers: ClassVar[Mapping[str, Handler]] = {}
+    compute: Compute
+    vault: AnyVault
+
+    @abstractmethod
+    def describe_data(self) -> dict[str, int | str]:
+        """Return what the server learns of the data when this node joins."""
+
+    def bind(self, vault: AnyVault) -> None:
+        """Take the place where to keep what must outlive a message."""
+        self.vault = vault
+
+    @classmethod
+    def app(cls, factory: Callable[[Context], Self]) -> ClientApp:
+        """Return a ClientApp around private models and data; add handlers of your own to it.
+
+        Parameters
+        ----------
+        factory : callable
+            Called with the Context of a node, as often as a process needs it; returns who the node
+            is. ``context.node_config["partition-id"]`` tells which one it is in a simulation.
+        """
+        app, own = ClientApp(), OwnApp(cls, factory)
+        app.query("hello")(hello)
+        app.query("join")(own.join)
+        add_handlers(app, cls.handlers, own.find)
+        return app
+
+
+class OwnApp:
+    """The nodes of somebody's own app that this process has met.
+
+    Parameters
+    ----------
+    kind : type of Role
+    factory : callable
+    """
+
+    def __init__(self, kind: type[Role], factory: Callable[[Context], Role]) -> None:
+        self.kind = kind
+        self.factory = factory
+        self._roles: dict[tuple[str, int], Role] = {}
+
+    def join(self, message: Message, context: Context) -> Message:
+        """Say who this node is, and what data it holds."""
+        words = protocol.words_of(message.content)
+
+        def content() -> RecordDict:
+            role = self._make(words, context)
+            place = context.node_config.get("partition-id", context.node_id)
+            about = {"name": f"node-{place}", "content": "", **role.describe_data()}
+            return protocol.statement(about)
+
+        return reply_once(message, context, str(words["run"]), content)
+
+    def find(self, config: Mapping[str, Any], context: Context) -> Role:
+        """Return who a message is for; in a fresh process, made anew."""
+        key = str(config["run"]), context.node_id
+        return self._roles[key] if key in self._roles else self._make(config, context)
+
+    def _make(self, config: Mapping[str, Any], context: Context) -> Role:
+        run = str(config["run"])
+        role = self.factory(context)
+        if not isinstance(role, self.kind):
+            raise TypeError(
+                f"the client factory returned a {type(role).__name__}; it must return a "
+                f"{self.kind.__name__}"
+            )
+        role.bind(own_vault(context, run))
+        self._roles[run, context.node_id] = role
+        return role
+
+
+def hello(message: Message, context: Context) -> Message:
+    """Say which partition this node is, and which code it runs."""
+    words: dict[str, protocol.Scalar] = {
+        "partition": int(context.node_config.get("partition-id", -1)),
+        "code": protocol.code_fingerprint(),
+    }
+    return Message(protocol.statement(words), reply_to=message)
+
+
+def add_handlers(app: ClientApp, handlers: Mapping[str, Handler], find: Find) -> None:
+    """Let an app answer the kinds of messages that a role knows.
+
+    Parameters
+    ----------
+    handlers : mapping of str to callable
+        By message type, such as ``train.gradient``.
+    find : callable
+        Returns the role that a message is for, given its config and context.
+    """
+    for kind, handler in handlers.items():
+        category, _, action = kind.partition(".")
+        getattr(app, category)(action)(_answering(handler, find))
+
+
+def _answering(handler: Handler, find: Find) -> Callable[[Message, Context], Message]:
+    """Turn ``handler(role, config, arrays)`` into a Flower message handler."""
+
+    def answer(message: Message, context: Context) -> Message:
+        exchange = message.metadata.group_id
+        config = {**protocol.words_of(message.content), "exchange": exchange}
+
+        def content() -> RecordDict:
+            role = find(config, context)
+            arrays = protocol.arrays_of(message.content)
+            tensors = {key: torch.from_numpy(array) for key, array in arrays.items()}
+            return _compute(role, handler, config, tensors)
+
+        return reply_once(message, context, str(config["run"]), content)
+
+    return answer
+
+
+def reply_once(
+    message: Message, context: Context, run: str, content: Callable[[], RecordDict]
+) -> Message:
+    """Return the reply to a message; in a simulation, nobody asks twice."""
+    exchange = message.metadata.group_id
+    if not exchange and not is_deployed(context):
+        return Message(content(), reply_to=message)
+    vault = own_vault(context, run)
+    if exchange:
+        return Message(answered_once(vault, exchange, content), reply_to=message)
+    with vault.alone() as alone:  # of a deployed node, two processes may be at work at once
+        return Message(content() if alone else protocol.busy(), reply_to=message)
+
+
+def _compute(role: Role, handler: Handler, config: Config, tensors: Arrays) -> RecordDict:
+    with role.compute.use_threads():
+        try:
+            return handler(role, config, tensors)
+        except torch.OutOfMemoryError as error:
+            torch.cuda.empty_cache()
+            raise RuntimeError(f"out of GPU memory: {error}") from error

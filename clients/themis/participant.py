@@ -1,0 +1,434 @@
+"""A participant of THEMIS: private model, public data, answers to the organiser."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+from flwr.app import ConfigRecord, RecordDict
+from torch import nn
+
+from pudica.clients import protocol
+from pudica.clients.data import ImageSet
+from pudica.clients.data.examples import Examples, as_examples
+from pudica.clients.runtime.role import Arrays, Config, Role
+from pudica.models.compute import Compute, ComputeConfig
+from pudica.models.errors import RequestError
+from pudica.models.generator import GeneratorTraining, NoiseGenerator
+from pudica.models.naming import validate_node_name
+from pudica.models.randomness import derive, numpy_generator, torch_generator
+from pudica.models.training import Training, TrainingConfig, predict
+
+Update = tuple[np.ndarray, dict[str, int | float]]
+TrainFunction = Callable[[nn.Module, Any], None]
+
+HONEST, CHEATING = "honest", "cheating"
+TRIED = 2
+"""Images on which a model is tried when it joins."""
+
+
+@lru_cache(maxsize=2)
+def epoch_order(size: int, seed: int, epoch: int) -> np.ndarray:
+    """Return the order of the training images in one generator epoch, the same for all."""
+    return numpy_generator(seed, "order", epoch).permutation(size)
+
+
+class NoisyBatches:
+    """The generator's training batches: images, labels and the noise ``e`` on them.
+
+    Participants of one process share the last batch: in ``joint`` mode all of them get the
+    same one, so it is drawn once.
+    """
+
+    def __init__(self, images: Images) -> None:
+        self.images = images
+        self._key: tuple[int | str, ...] = ()
+        self._batch: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+
+    def get(
+        self, seed: int, epoch: int, step: int, size: int, noise: str, visitor: int
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return x (B, C, H, W), y (B,) and e, (B, C, H, W) or (1, C, H, W) ``per-batch``."""
+        key = (seed, epoch, step, size, noise, visitor)
+        if key != self._key:
+            order = epoch_order(len(self.images), seed, epoch)
+            x, y = self.images.batch(order[step * size : (step + 1) * size])
+            shape = x.shape if noise == "per-image" else (1, *x.shape[1:])
+            e = torch.randn(shape, generator=torch_generator(seed, "noise", epoch, step, visitor))
+            self._key, self._batch = key, (x, y, e)
+        return self._batch
+
+
+Images = ImageSet | Examples
+_shared: WeakKeyDictionary[Images, NoisyBatches] = WeakKeyDictionary()
+
+
+def share_batches(images: Images) -> NoisyBatches:
+    """Return the batches over a training set, the same for all participants of this process."""
+    if images not in _shared:
+        _shared[images] = NoisyBatches(images)
+    return _shared[images]
+
+
+class Participant(Role):
+    """One participant's side of every exchange; answers a :class:`.Themis` strategy.
+
+    Model and labels stay here: what leaves are gradients with respect to the noise, accuracies, and
+    predictions of images that the organiser releases.
+
+    Parameters
+    ----------
+    model : Module
+        Maps images (B, C, H, W) to logits (B, classes). Its weights are not changed, unless
+        ``training`` says so.
+    train, validation : Dataset
+        Map-style, of pairs of an image, a float tensor (C, H, W), and its class. All participants
+        have the same training set in the same order, the public one.
+    name : str, optional
+        On the leaderboard; by default the node's partition.
+    training : TrainingConfig or callable, optional
+        Train the model before it is used the first time: by our schedule, or by
+        ``training(model, train)``. What is trained is kept for the run.
+    cheating : Module, optional
+        What is used where the strategy lists this participant among its ``cheaters``.
+    seed : int
+        Of the training.
+    compute : ComputeConfig, optional
+        Device, threads and precision.
+
+    Raises
+    ------
+    DataError
+        A data set that is empty, or yields no pairs.
+    RequestError
+        A model whose output is no logits.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        train: Any,
+        validation: Any,
+        *,
+        name: str | None = None,
+        training: TrainingConfig | TrainFunction | None = None,
+        cheating: nn.Module | None = None,
+        seed: int = 0,
+        compute: ComputeConfig | None = None,
+    ) -> None:
+        self.name = validate_node_name(name) if name else None
+        self.train_set: Images = as_examples(train, "train")
+        self.validation_set: Images = as_examples(validation, "validation")
+        self.training, self.seed = training, seed
+        self.compute = Compute(compute or ComputeConfig())
+        self._models = {HONEST: model} | ({CHEATING: cheating} if cheating else {})
+        self._frozen: dict[str, nn.Module] = {}
+        self.classes = self._count_classes(model)
+
+    def _count_classes(self, model: nn.Module) -> int:
+        """Return how many classes the model tells apart, on some images."""
+        count = min(TRIED, len(self.validation_set))
+        x, y = self.validation_set.batch(np.arange(count))
+        was_training = model.training
+        try:
+            with torch.no_grad():
+                logits = model.eval()(x)
+        except Exception as error:
+            raise RequestError(
+                f"model: fails on images of shape {tuple(x.shape)}: {error}"
+            ) from error
+        finally:
+            model.train(was_training)
+        if not isinstance(logits, torch.Tensor) or logits.ndim != 2 or len(logits) != count:
+            got = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+            raise RequestError(
+                f"model: must map images {tuple(x.shape)} to logits ({count}, classes), got {got}"
+            )
+        if logits.shape[1] <= int(y.max()):
+            raise RequestError(
+                f"model: tells {logits.shape[1]} classes apart, but a label is {int(y.max())}"
+            )
+        return int(logits.shape[1])
+
+    def describe_data(self) -> dict[str, int | str]:
+        """Return what the organiser learns of the data."""
+        shape = tuple(self.train_set.batch(np.arange(1))[0].shape[1:])
+        about: dict[str, int | str] = {
+            "classes": self.classes,
+            "key": "",
+            "shape": "x".join(map(str, shape)),
+            "content": self.train_set.content if isinstance(self.train_set, Examples) else "",
+            "train": len(self.train_set),
+            "validation": len(self.validation_set),
+            "test": 0,
+        }
+        return about | ({"name": self.name} if self.name else {})
+
+    def model(self, variant: str) -> nn.Module:
+        """Return the trained model, frozen and in evaluation mode.
+
+        Raises
+        ------
+        RuntimeError
+            There is none of this variant.
+        """
+        if variant not in self._frozen:
+            if variant not in self._models:
+                raise RuntimeError(
+                    f"this participant has no {variant} model; Participant(..., {variant}=…)"
+                )
+            model = self._trained(self._models[variant], variant)
+            self._frozen[variant] = self.compute.move_model(model.requires_grad_(False).eval())
+        return self._frozen[variant]
+
+    def _trained(self, model: nn.Module, variant: str) -> nn.Module:
+        """Return the model, trained if it is to be; once in a run."""
+        if self.training is None:
+            return model
+        kept = self.vault.load(f"model-{variant}")
+        if kept:
+            model.load_state_dict(kept[0])
+            return model
+        if isinstance(self.training, TrainingConfig):
+            seed = derive(self.seed, "training")
+            training = Training(model, self.training, seed, self.compute)
+            while not training.finished:
+                training.run_epoch(self.train_set, self.validation_set)  # type: ignore[arg-type]
+            model.load_state_dict(training.best)
+        else:
+            dataset = self.train_set
+            self.training(model, dataset.dataset if isinstance(dataset, Examples) else dataset)
+        self.vault.save(f"model-{variant}", dict(model.state_dict()), {})
+        return model
+
+    # ------------------------------------------------------------- the noise generator
+
+    def gradient(
+        self, generator: torch.Tensor, bound: float, variant: str, schedule: Schedule
+    ) -> Update:
+        """Return the gradient of this model's loss on the noisy batches of one request.
+
+        Parameters
+        ----------
+        generator : Tensor of shape (2, C, H, W)
+            μ and ρ.
+        """
+        noise = NoiseGenerator(generator.to(self.compute.device), bound)
+        model, loss, count = self.model(variant), 0.0, 0
+        total = torch.zeros_like(generator, device=self.compute.device)
+        for x, y, e in self._batches(schedule):
+            part, part_loss = noise.task_gradient(model, x, y, e, self.compute)
+            total, loss = total + part * len(y), loss + float(part_loss) * len(y)
+            count += len(y)
+        return (total / count).cpu().numpy(), {"loss": loss / count, "num-examples": count}
+
+    def visit(
+        self,
+        state: torch.Tensor,
+        steps: int,
+        bound: float,
+        learning_rate: float,
+        weight: float,
+        variant: str,
+        schedule: Schedule,
+    ) -> Update:
+        """Return the generator's state after Adam steps on this model's own loss.
+
+        ``−log mean σ² + λ·CE``: the per-model step of the authors' code.
+
+        Parameters
+        ----------
+        state : Tensor of shape (6, C, H, W)
+            As of :meth:`pudica.models.generator.GeneratorTraining.pack`.
+        weight : float
+            λ.
+        """
+        training = GeneratorTraining.unpack(
+            state.to(self.compute.device), steps, bound, learning_rate
+        )
+        model, loss, count = self.model(variant), 0.0, 0
+        for x, y, e in self._batches(schedule):
+            gradient, part_loss = training.generator.task_gradient(model, x, y, e, self.compute)
+            training.step(weight * gradient)
+            loss, count = loss + float(part_loss) * len(y), count + len(y)
+        values, steps = training.pack()
+        return values, {"loss": loss / count, "num-examples": count, "steps": steps}
+
+    def _batches(
+        self, schedule: Schedule
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+        batches = share_batches(self.train_set)
+        for step in schedule.steps:
+            x, y, e = batches.get(step=step, **schedule.common)
+            yield self.compute.move_batch(x), y.to(self.compute.device), self.compute.move_batch(e)
+
+    # -------------------------------------------------------------------- measurements
+
+    def noisy_accuracy(
+        self, generator: torch.Tensor, bound: float, seed: int, variant: str
+    ) -> dict[str, int | float]:
+        """Return the accuracy on the noisy public validation set (Figure 4)."""
+        noise = NoiseGenerator(generator, bound)
+        right, images = 0, self.validation_set
+        for start in range(0, len(images), 500):
+            x, y = images.batch(np.arange(start, min(start + 500, len(images))))
+            e = torch.randn(x.shape, generator=torch_generator(seed, "validation", start))
+            with torch.no_grad():
+                noisy = noise(x, e)
+            right += int((self.predict(noisy, variant) == y.numpy()).sum())
+        return {"accuracy": right / len(images), "num-examples": len(images)}
+
+    def predict(self, images: torch.Tensor, variant: str) -> np.ndarray:
+        """Return the predicted class of each image (N, C, H, W) as int64 (N,)."""
+        return predict(self.model(variant), images, self.compute)
+
+    def sign(self, images: torch.Tensor, predictions: np.ndarray) -> dict[str, str]:  # noqa: ARG002
+        """Return a signature under predictions that leave; here there is none."""
+        return {}
+
+    def density(self, seed: int, variant: str, sample: int = 512) -> dict[str, int | float]:
+        """Return mean and variance of the Gaussian that best fits what the model implies.
+
+        Eq. (1) speaks of a distribution N(μ_m, σ_m²) that a model has in mind, without saying
+        how to find it. Our reading: a classifier with logits f implies the density
+        ``p(x) ∝ Σ_k exp f_k(x)``; its score ``∇ₓ log p`` is regressed on x over public
+        validation images, since the score of a Gaussian is ``−(x − μ_m)/σ_m²``. The variance
+        is negative where no Gaussian fits.
+        """
+        images = self.validation_set
+        chosen = numpy_generator(seed, "density").permutation(len(images))[:sample]
+        x = self.compute.move_batch(images.batch(chosen)[0]).requires_grad_()
+        implied = torch.logsumexp(self.compute.forward(self.model(variant), x), 1).sum()
+        score = torch.autograd.grad(implied, x)[0].double().flatten()
+        flat = x.detach().double().flatten()
+        spread = (flat - flat.mean()).square().sum()
+        slope = float(((flat - flat.mean()) * score).sum() / spread) if spread > 0 else 0.0
+        # A model that implies no slope at all, or images that are all of one grey: nothing fits.
+        slope = slope if abs(slope) > 1e-12 else 1e-12
+        mean = float(flat.mean() - score.mean() / slope)
+        return {"mean": mean, "variance": -1 / slope, "num-examples": len(chosen)}
+
+
+class Schedule:
+    """Which batches a request is about.
+
+    Parameters
+    ----------
+    config : mapping
+        Of the request: ``seed``, ``epoch``, ``batch`` (size), ``noise``, ``visitor``, and
+        ``step`` and ``count``, the first batch and the number of them.
+    """
+
+    def __init__(self, config: dict[str, int | str]) -> None:
+        self.common: dict = {
+            "seed": int(config["seed"]),
+            "epoch": int(config["epoch"]),
+            "size": int(config["batch"]),
+            "noise": str(config["noise"]),
+            "visitor": int(config["visitor"]),
+        }
+        self.steps = range(int(config["step"]), int(config["step"]) + int(config["count"]))
+
+
+def attack_reply(
+    name: str, values: np.ndarray, reference: np.ndarray, metrics: dict[str, int | float]
+) -> RecordDict:
+    """Return what a hostile participant sends in place of the honest ``values``.
+
+    Parameters
+    ----------
+    name : str
+        An attack of ``pudica.clients.assignments.Attack``.
+    values : ndarray
+        The honest gradient, or the honest state after a visit.
+    reference : ndarray
+        What the attack is measured from: zeros for a gradient, the state before a visit.
+    """
+    if name == "empty":
+        return protocol.reply(metrics)
+    if name == "wrong-key":
+        return protocol.reply(metrics, surprise=values)
+    if name == "wrong-shape":
+        short = {
+            key: each.reshape(-1)[:-1]
+            for key, each in zip(protocol.GENERATOR, values[:2], strict=True)
+        }
+        return protocol.reply(metrics, **short)
+    attacks: dict[str, Callable[[], np.ndarray]] = {
+        "nan": lambda: np.full_like(values, np.nan),
+        "huge": lambda: reference + np.float32(1e6) * np.ones_like(values),
+        "sign-flip": lambda: reference - np.float32(1000) * (values - reference),
+    }
+    return protocol.generator_reply(attacks[name](), metrics)
+
+
+# ------------------------------------------------------------------------ answers to messages
+
+
+def answer_gradient(participant: Participant, config: Config, arrays: Arrays) -> RecordDict:
+    """Return the gradient on the noise generator."""
+    generator = torch.stack([arrays[name] for name in protocol.GENERATOR])
+    schedule = Schedule(config)
+    values, metrics = participant.gradient(generator, config["bound"], config["variant"], schedule)
+    return _possibly_attack(config, values, np.zeros_like(values), metrics)
+
+
+def answer_visit(participant: Participant, config: Config, arrays: Arrays) -> RecordDict:
+    """Take local steps with the noise generator."""
+    generator = np.stack([arrays[name].numpy() for name in protocol.GENERATOR])
+    moments = protocol.unpack_moments(config[protocol.MOMENTS], generator.shape[1:])
+    state = np.concatenate([generator, moments])
+    values, metrics = participant.visit(
+        torch.from_numpy(state),
+        config["steps"],
+        config["bound"],
+        config["learning-rate"],
+        config["weight"],
+        config["variant"],
+        Schedule(config),
+    )
+    return _possibly_attack(config, values, state, metrics)
+
+
+def _possibly_attack(
+    config: Config, values: np.ndarray, reference: np.ndarray, metrics: dict[str, int | float]
+) -> RecordDict:
+    """Reply honestly, unless the experiment makes this participant hostile."""
+    attack = config.get("attack")
+    if attack:
+        return attack_reply(attack, values, reference, metrics)
+    return protocol.generator_reply(values, metrics)
+
+
+def answer_noisy(participant: Participant, config: Config, arrays: Arrays) -> RecordDict:
+    """Measure the model on the noisy public validation set."""
+    generator = torch.stack([arrays[name] for name in protocol.GENERATOR])
+    place = config["bound"], config["seed"], config["variant"]
+    return protocol.reply(participant.noisy_accuracy(generator, *place))
+
+
+def answer_density(participant: Participant, config: Config, _: Arrays) -> RecordDict:
+    """Measure what Eq. (1) needs to know of the model."""
+    return protocol.reply(participant.density(config["seed"], config["variant"]))
+
+
+def answer_predict(participant: Participant, config: Config, arrays: Arrays) -> RecordDict:
+    """Predict the classes of released images."""
+    predictions = participant.predict(arrays["images"], config["variant"])
+    reply = protocol.reply({"num-examples": len(predictions)}, predictions=predictions)
+    if signature := participant.sign(arrays["images"], predictions):
+        reply["config"] = ConfigRecord(dict(signature))
+    return reply
+
+
+Participant.handlers = {
+    protocol.GRADIENT: answer_gradient,
+    protocol.VISIT: answer_visit,
+    protocol.NOISY: answer_noisy,
+    protocol.DENSITY: answer_density,
+    protocol.PREDICT: answer_predict,
+}

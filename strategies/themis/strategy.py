@@ -1,0 +1,607 @@
+"""THEMIS as a Flower strategy: organiser and participants train the noise generator."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+from torch import nn
+from torch.utils.data import TensorDataset
+
+from pudica.clients import protocol
+from pudica.clients.data.examples import Examples
+from pudica.models.compute import Compute, ComputeConfig
+from pudica.models.errors import RequestError
+from pudica.models.generator import GeneratorTraining, NoiseGenerator
+from pudica.models.randomness import derive, numpy_generator, torch_generator
+from pudica.models.training import predict
+from pudica.strategies.core.settings import validate_settings
+from pudica.strategies.core.strategy import RecordedStrategy, stack
+from pudica.strategies.themis.config import ThemisConfig
+from pudica.strategies.themis.leaderboard import leaderboard
+from pudica.strategies.themis.protection import measure_hiding, noisy_chunks
+from pudica.strategies.themis.release import Release
+from pudica.strategies.themis.screening import Clip, check_reach, combine, read_update
+from pudica.strategies.themis.submissions import Submissions
+
+GENERATOR = protocol.GENERATOR
+# Of the ``themis`` section: what organises a whole experiment, and not a strategy.
+EXPERIMENT_ONLY = frozenset(
+    {"cases", "stages", "examiner", "release", "epochs", "epochs_per_message", "min_participants"}
+)
+Shape = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One exchange: who is asked about which batches."""
+
+    epoch: int
+    step: int
+    count: int
+    names: list[str]
+
+
+class Themis(RecordedStrategy):
+    """Train a noise generator that hides images but keeps the ranking of models (THEMIS).
+
+    A round is an epoch of the public training set. Its exchanges, and what they compute, hang on
+    ``update``. The arrays are ``mu`` and ``rho``, each of an image's shape.
+
+    Parameters
+    ----------
+    M : float
+        Upper bound of σ, in the units of the models' input.
+    weight : float
+        λ of Eq. (2) for a single model; ``joint`` uses λ/F with F models.
+    learning_rate, batch_size : float, int
+        Of the generator: Adam.
+    update : {"joint", "sequential", "averaged"}
+        ``joint``: all get the same noisy batch, one step on the sum (Eq. 2 as written).
+        ``sequential``: the generator visits one participant after the other (the authors' code).
+        ``averaged``: each takes local steps, the organiser averages.
+    steps_per_visit : int
+        Batches per message.
+    noise : {"per-image", "per-batch"}
+    order : {"listed", "alphabetical", "reverse", "random"} or list of str
+        In which order participants update the generator.
+    dropouts : int
+        So many participants, chosen at random, miss each round (Case 2 of Table 2).
+    bystanders, cheaters : list of str
+        Who is ranked without having trained; who trained a model with noise of its own.
+    late : dict of str to int
+        First round, from 0, of a participant that joins late.
+    hostile : dict of str to str
+        Attack of a participant on the training, to try defences.
+    aggregate, clip, malicious
+        How replies become one, and how far they are trusted; see docs/themis.md.
+    validate_every : int
+        Participants measure themselves on noisy validation images after every so many rounds.
+    min_nodes, seed, record, patience
+        As of :class:`.RecordedStrategy`.
+
+    Raises
+    ------
+    RequestError
+        A setting that is unknown or out of range, by name.
+    """
+
+    system = "themis"
+    stage = "generator"
+    title = "noise generator"
+    unit = "step"
+
+    def __init__(
+        self,
+        *,
+        M: float = 1.0,
+        min_nodes: int = 1,
+        seed: int = 0,
+        record: str | Path | None = None,
+        patience: float | None = None,
+        **settings: Any,
+    ) -> None:
+        super().__init__(min_nodes=min_nodes, seed=seed, record=record, patience=patience)
+        given = {"M": M, **settings}
+        self._configure(validate_settings(ThemisConfig, given, "Themis", EXPERIMENT_ONLY))
+        self.training: GeneratorTraining | None = None
+        self.clipped = 0
+        self.answered: set[str] = set()
+        self.losses: list[float] = []
+        self.over: Callable[[], bool] = lambda: False
+        self._turns: list[Turn] = []
+
+    @classmethod
+    def of_experiment(cls, settings: ThemisConfig, seed: int) -> Themis:
+        """Return the strategy of one case of an experiment."""
+        strategy = cls(min_nodes=settings.min_participants, seed=seed)
+        strategy._configure(settings)
+        return strategy
+
+    def _configure(self, settings: ThemisConfig) -> None:
+        self.settings = settings
+        self.unit = "visit" if settings.update == "sequential" else "step"
+        self.clip = Clip(settings.clip)
+
+    @staticmethod
+    def untrained(shape: Shape, M: float = 1.0, seed: int = 0) -> ArrayRecord:
+        """Return the arrays before any training: μ ~ N(0, 0.2²), ρ ~ N(0, 1).
+
+        Parameters
+        ----------
+        shape : tuple of int
+            Channels, height and width of an image.
+        """
+        generator = NoiseGenerator.untrained(shape, M, torch_generator(seed, "generator"))
+        return protocol.generator_arrays(generator.pack())
+
+    # ----------------------------------------------------------------- the state of training
+
+    def settings_to_record(self) -> dict[str, Any]:
+        """Return the settings as the ``themis`` section of an experiment has them."""
+        chosen = self.settings.model_dump(mode="json", by_alias=True, exclude=set(EXPERIMENT_ONLY))
+        return {**chosen, "min_participants": self.min_nodes}
+
+    def initial_arrays(self) -> ArrayRecord:
+        """Return the untrained generator for the participants' images."""
+        return self.untrained(self.shape, self.settings.M, self.seed)
+
+    @property
+    def shape(self) -> Shape:
+        """Of an image: channels, height and width."""
+        return next(iter(self._members.values())).shape
+
+    @property
+    def batches(self) -> int:
+        """How many batches make an epoch of the public training set."""
+        size = next(iter(self._members.values())).train
+        return -(-size // self.settings.batch_size)
+
+    def load_arrays(self, arrays: ArrayRecord) -> None:
+        """Begin with these arrays, and with a fresh optimiser."""
+        values = stack(arrays, GENERATOR)
+        if tuple(values.shape[1:]) != self.shape:
+            raise RequestError(
+                f"initial_arrays: mu and rho of shape {tuple(values.shape[1:])}, the participants' "
+                f"images are {self.shape}; Themis.untrained({self.shape}) makes fitting ones"
+            )
+        generator = NoiseGenerator(values, self.settings.M)
+        self.training = GeneratorTraining(generator, self.settings.learning_rate)
+
+    def replace_arrays(self, arrays: ArrayRecord) -> None:
+        """Go on with another μ and ρ, and the moments that there are."""
+        values, steps = self._training().pack()
+        self._adopt(np.concatenate([stack(arrays, GENERATOR).numpy(), values[2:]]), steps)
+
+    def log_start(self) -> None:
+        """Log σ before any training."""
+        self._log_sigma()
+
+    def arrays(self) -> ArrayRecord:
+        """Return μ and ρ as they are now."""
+        return protocol.generator_arrays(self._training().generator.pack())
+
+    def generator(self, arrays: ArrayRecord | None = None) -> NoiseGenerator:
+        """Return the noise generator of some arrays, by default as it is trained by now."""
+        if arrays is None:
+            return self._training().generator
+        return NoiseGenerator(stack(arrays, GENERATOR), self.settings.M)
+
+    def _training(self) -> GeneratorTraining:
+        if self.training is None:
+            raise RuntimeError("the training has not begun: it has no arrays yet")
+        return self.training
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Return the generator with its optimiser's moments."""
+        return {"values": torch.from_numpy(self._training().pack()[0])}
+
+    def note(self) -> dict[str, Any]:
+        """Return what else the next exchange depends on."""
+        return {
+            "steps": self._training().pack()[1],
+            "clip": [list(norms) for norms in self.clip.history],
+            "clipped": self.clipped,
+            "answered": sorted(self.answered),
+            "losses": self.losses,
+        }
+
+    def load_state(self, tensors: Mapping[str, torch.Tensor], note: Mapping[str, Any]) -> None:
+        """Go back to a checkpoint."""
+        self._adopt(tensors["values"].numpy(), note["steps"])
+        self.clip = Clip(self.settings.clip, note["clip"])
+        self.clipped, self.answered = note["clipped"], set(note["answered"])
+        self.losses = list(note["losses"])
+
+    # ------------------------------------------------------------------- who does what
+
+    def present(self, epoch: int) -> list[str]:
+        """Return who takes part in an epoch, in the order of their turns."""
+        settings = self.settings
+        names = [
+            name
+            for name in self._ordered(epoch)
+            if name not in settings.bystanders and settings.late.get(name, 0) <= epoch
+        ]
+        missing: set[str] = set()
+        if settings.dropouts:
+            randomness = numpy_generator(self.seed, "dropouts", self.case, epoch)
+            count = max(0, min(settings.dropouts, len(names) - 1))
+            missing = set(randomness.choice(sorted(names), count, replace=False))
+        return [name for name in names if name not in missing]
+
+    def _ordered(self, epoch: int) -> list[str]:
+        names, order = list(self.cohort.nodes), self.settings.order
+        if isinstance(order, list):
+            return [name for name in order if name in names]
+        if order == "random":
+            randomness = numpy_generator(self.seed, "order", self.case, epoch)
+            return [names[i] for i in randomness.permutation(len(names))]
+        if order == "listed":
+            return names
+        return sorted(names, key=str.casefold, reverse=order == "reverse")
+
+    def turns(self, epoch: int) -> Iterator[Turn]:
+        """Yield the exchanges of an epoch."""
+        names, visit = self.present(epoch), self.settings.steps_per_visit
+        for step in range(0, self.batches, visit):
+            count = min(visit, self.batches - step)
+            if self.settings.update == "sequential":
+                yield from (Turn(epoch, step, count, [name]) for name in names)
+            else:
+                yield Turn(epoch, step, count, names)
+
+    def count_exchanges(self) -> int:
+        """Return how many exchanges the current epoch takes."""
+        if not self._turns or self._turns[0].epoch != self.round:
+            self._turns = list(self.turns(self.round))
+        return len(self._turns)
+
+    def begin_round(self) -> None:
+        """Forget what happened in the epoch before."""
+        super().begin_round()
+        self.clipped = 0
+        self.answered.clear()
+        self.losses.clear()
+
+    def is_over(self) -> bool:
+        """Tell whether the stage was closed."""
+        return self.over()
+
+    # ----------------------------------------------------------------- Flower's hooks: train
+
+    def configure_train(
+        self,
+        server_round: int,  # noqa: ARG002
+        arrays: ArrayRecord,
+        config: ConfigRecord,
+        grid: Grid,
+    ) -> Iterable[Message]:
+        """Return the requests of the next exchange: gradients, or visits."""
+        self.prepare(grid, arrays)
+        self.count_exchanges()
+        turn = self._turns[self.done]
+        return self.cohort.messages(self._kind, self._requests(turn, dict(config), arrays))
+
+    @property
+    def _kind(self) -> str:
+        return protocol.GRADIENT if self.settings.update == "joint" else protocol.VISIT
+
+    def _requests(
+        self, turn: Turn, config: dict[str, Any], arrays: ArrayRecord
+    ) -> dict[str, RecordDict]:
+        """Return the requests; participants of whom the same is asked share one."""
+        if self.settings.update == "joint":
+            return self._gradient_requests(turn, config, arrays)
+        values, steps = self._training().pack()
+        everyone = self.order_of_visitors()
+        own: dict[str, Any] = {
+            "steps": steps,
+            "learning-rate": self.settings.learning_rate,
+            "weight": self.settings.weight,
+            protocol.MOMENTS: protocol.pack_moments(values),
+        }
+        return {
+            name: _request(
+                {**config, **self._common(turn, name), **own, "visitor": 1 + everyone.index(name)},
+                arrays,
+            )
+            for name in turn.names
+        }
+
+    def _gradient_requests(
+        self, turn: Turn, config: dict[str, Any], arrays: ArrayRecord
+    ) -> dict[str, RecordDict]:
+        shared: dict[tuple[bool, str | None], RecordDict] = {}
+        requests = {}
+        for name in turn.names:
+            kind = (name in self.settings.cheaters, self.settings.hostile.get(name))
+            if kind not in shared:
+                shared[kind] = _request({**config, **self._common(turn, name)}, arrays)
+            requests[name] = shared[kind]
+        return requests
+
+    def order_of_visitors(self) -> list[str]:
+        """Return all participants, by whose places their noise is drawn."""
+        return list(self._members)
+
+    def _common(self, turn: Turn, name: str) -> dict[str, protocol.Scalar]:
+        settings = self.settings
+        config: dict[str, protocol.Scalar] = {
+            "run": self.recorder.name,
+            "variant": self.variant_of(name),
+            "bound": settings.M,
+            "seed": derive(self.seed, "schedule", self.case),
+            "epoch": turn.epoch,
+            "step": turn.step,
+            "count": turn.count,
+            "batch": settings.batch_size,
+            "noise": settings.noise,
+            "visitor": 0,
+        }
+        if name in settings.hostile:
+            config["attack"] = settings.hostile[name]
+        return config
+
+    def variant_of(self, name: str) -> str:
+        """Return which of a participant's models is asked: a cheater's is its cheating one."""
+        return "cheating" if name in self.settings.cheaters else "honest"
+
+    def aggregate_train(
+        self,
+        server_round: int,  # noqa: ARG002
+        replies: Iterable[Message],
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Screen, clip, combine, and move the generator."""
+        joint = self.settings.update == "joint"
+        moved = self._joint_step(replies) if joint else self._adopt_visits(replies)
+        metrics = self.step_done()
+        return (self.new_arrays() if moved else None), metrics
+
+    def _joint_step(self, replies: Iterable[Message]) -> bool:
+        """Take one step on Eq. (2) with everyone's gradients on the same noisy batches."""
+        gradients = self._updates(replies, np.zeros((2, *self.shape), np.float32))
+        self.cohort.require_min_replies(self.min_nodes, len(gradients), self.task)
+        task_gradient = torch.from_numpy(self._combine(gradients))
+        self._training().step(self.settings.weight * task_gradient)
+        return True
+
+    def _adopt_visits(self, replies: Iterable[Message]) -> bool:
+        """Move the generator to where its visit, or the mean of several, has brought it."""
+        turn = self._turns[self.done]
+        before, steps = self._training().pack()
+        updates = self._updates(replies, before, turn)
+        if self.settings.update == "averaged":
+            self.cohort.require_min_replies(self.min_nodes, len(updates), self.task)
+        if updates:
+            self._adopt(before + self._combine(updates), steps + turn.count)
+        return bool(updates)
+
+    def _updates(
+        self, replies: Iterable[Message], before: np.ndarray, visit: Turn | None = None
+    ) -> dict[str, np.ndarray]:
+        """Return what each participant adds to ``before``, as far as it passes the screening."""
+
+        def read(_: str, content: RecordDict) -> tuple[np.ndarray, float]:
+            values = read_update(content, before.shape)
+            if visit:
+                check_reach(values, before, self.settings.learning_rate, visit.count)
+            return values - before, protocol.number_of(content, "loss")
+
+        found = self.read(replies, self._kind, read)
+        self.losses += [loss for _, loss in found.values()]
+        self.answered.update(found)
+        updates, clipped = self.clip({name: update for name, (update, _) in found.items()})
+        self.clipped += len(clipped)
+        return updates
+
+    def _combine(self, updates: dict[str, np.ndarray]) -> np.ndarray:
+        return combine(self.settings.aggregate, list(updates.values()), self.settings.malicious)
+
+    def _adopt(self, values: np.ndarray, steps: int) -> None:
+        self.training = GeneratorTraining.unpack(
+            torch.from_numpy(values), steps, self.settings.M, self.settings.learning_rate
+        )
+
+    def end_round(self) -> MetricRecord:
+        """Log σ, clipped replies and dropouts of an epoch."""
+        self.cohort.require_min_replies(self.min_nodes, len(self.answered), self.task)
+        tags: dict[str, Any] = {"round": self.round + 1}
+        sigma = self._log_sigma(**tags)
+        self.log(self.stage, "clipped", self.clipped, **tags)
+        for name, count in self.cohort.dropouts.items():
+            self.log(self.stage, "dropouts", count, node=name, **tags)
+        loss = float(np.mean(self.losses)) if self.losses else float("nan")
+        return MetricRecord({"loss": loss, "mean-sigma": sigma, "clipped": self.clipped})
+
+    def _log_sigma(self, **tags: Any) -> float:
+        sigma = float(self._training().generator.sigma().detach().mean())
+        self.log(self.stage, "mean_sigma", sigma, **tags)
+        return sigma
+
+    # -------------------------------------------------------------- Flower's hooks: evaluate
+
+    def is_evaluation_due(self, last: bool) -> bool:
+        """Tell whether participants measure themselves after this epoch."""
+        return last or self.round % self.settings.validate_every == 0
+
+    def configure_evaluate(
+        self,
+        server_round: int,  # noqa: ARG002
+        arrays: ArrayRecord,
+        config: ConfigRecord,
+        grid: Grid,  # noqa: ARG002
+    ) -> Iterable[Message]:
+        """Ask every participant for its accuracy on the noisy validation set (Figure 4)."""
+        if self.done:  # Flower's own start asks after each exchange
+            return []
+        common = {
+            **config,
+            "run": self.recorder.name,
+            "bound": self.settings.M,
+            "seed": derive(self.seed, "validation", self.round),
+        }
+        requests = {
+            name: _request({**common, "variant": self.variant_of(name)}, arrays)
+            for name in self.cohort.nodes
+        }
+        return self.cohort.messages(protocol.NOISY, requests)
+
+    def aggregate_evaluate(
+        self,
+        server_round: int,  # noqa: ARG002
+        replies: Iterable[Message],
+    ) -> MetricRecord | None:
+        """Log each participant's accuracy; return the mean."""
+        accuracies = self.read(replies, protocol.NOISY, _read_accuracy)
+        for name, value in accuracies.items():
+            self.log(self.stage, "validation_accuracy", value, node=name)
+        if not accuracies:
+            return None
+        return MetricRecord({"accuracy": float(np.mean(list(accuracies.values())))})
+
+    # --------------------------------------------------------------------- the competition
+
+    def leaderboard(
+        self,
+        grid: Grid,
+        arrays: ArrayRecord,
+        images: torch.Tensor,
+        labels: torch.Tensor,
+        *,
+        draws: int = 5,
+        compare: bool = True,
+        secret: bool = False,
+        images_per_message: int = 1000,
+        timeout: float = 3600,
+    ) -> pd.DataFrame:
+        """Release test images under the trained noise, and rank the participants' predictions.
+
+        Parameters
+        ----------
+        arrays : ArrayRecord
+            The trained generator.
+        images : Tensor of shape (N, C, H, W)
+            As models take them. They stay here, but for what is released.
+        labels : Tensor of shape (N,)
+            They stay here.
+        draws : int
+            Independent draws of the noise: ranks can hang on one.
+        compare : bool
+            Also release the images as they are, and under untrained noise, to compare with. Never
+            in a real competition: it gives the test set away.
+        secret : bool
+            Draw the noise from the system's randomness. Otherwise it comes from ``seed``, and
+            whoever guesses that can subtract it.
+
+        Returns
+        -------
+        DataFrame
+            As of :func:`pudica.strategies.themis.leaderboard.leaderboard`: one row a
+            participant, best first.
+
+        Raises
+        ------
+        TooFewParticipants
+            Fewer than ``min_nodes`` predict.
+        """
+        self.join(grid, timeout)
+        release = self._release(images, labels, images_per_message)
+        drawn = secrets.randbits(256) if secret else derive(self.seed, "test-noise")
+        trained = self.generator(arrays)
+        contestants = {name: (name, self.variant_of(name)) for name in self.cohort.nodes}
+
+        def measure(
+            noise: NoiseGenerator | None, what: str, case: str, bound: float, count: int
+        ) -> dict[str, list[float]]:
+            found: dict[str, list[float]] = {name: [] for name in contestants}
+            for draw in range(count):
+                seed = (drawn, what, case, repr(bound), draw)
+                correct = release.count_correct(contestants, noise, seed, self.min_nodes)
+                for name, number in correct.items():
+                    found[name].append(number / len(images))
+            return found
+
+        M = self.settings.M
+        noisy = measure(trained, "trained", self.case, M, draws)
+        if not compare:
+            return leaderboard(noisy)
+        plain = {n: each[0] for n, each in measure(None, "plain", "", 0.0, 1).items()}
+        begun = self.generator(self.untrained(self.shape, M, self.seed))
+        return leaderboard(noisy, plain, measure(begun, "untrained", "", M, draws))
+
+    def _release(
+        self, images: torch.Tensor, labels: torch.Tensor, images_per_message: int
+    ) -> Release:
+        if images.ndim != 4 or tuple(images.shape[1:]) != self.shape or len(images) != len(labels):
+            raise RequestError(
+                f"images: of shape {tuple(images.shape)} with {len(labels)} labels; the "
+                f"participants' images are {self.shape}, and each needs a label"
+            )
+        test = Examples(TensorDataset(images, labels), "test")
+        classes = next(iter(self._members.values())).classes
+        none = Submissions(self.recorder, None)
+        return Release(self.cohort, test, classes, images_per_message, none)
+
+    def protection(
+        self,
+        arrays: ArrayRecord,
+        images: torch.Tensor,
+        labels: torch.Tensor,
+        *,
+        examiner: nn.Module | None = None,
+        mean: torch.Tensor | float = 0.0,
+        std: torch.Tensor | float = 1.0,
+    ) -> dict[str, float]:
+        """Return how well noise hides images: what the participants' accuracies are paid with.
+
+        Parameters
+        ----------
+        images : Tensor of shape (N, C, H, W)
+        labels : Tensor of shape (N,)
+        examiner : Module, optional
+            A network trained on plain images, which stands in for a human who labels the noisy
+            ones by hand. What it gets right is not hidden.
+        mean, std : Tensor or float
+            By which the images were normalised, so that PSNR and SSIM compare them in [0, 1].
+
+        Returns
+        -------
+        dict
+            ``mean_sigma``, ``psnr`` (dB), ``ssim``, ``chance`` and, with an examiner,
+            ``examiner_accuracy`` on noisy and ``examiner_accuracy_plain`` on plain images.
+        """
+        noise = self.generator(arrays)
+        test = Examples(TensorDataset(images, labels), "test")
+        test.mean, test.std = mean, std
+        seed = (derive(self.seed, "protection"), "draw")
+        found = {
+            "mean_sigma": float(noise.sigma().detach().mean()),
+            **measure_hiding(test, noise, seed, None),
+            "chance": float(torch.bincount(labels).max() / len(labels)),
+        }
+        if examiner is not None:
+            compute = Compute(ComputeConfig())
+            frozen = compute.move_model(examiner.eval())
+            chunks = list(noisy_chunks(test, noise, seed))
+            for metric, which in (("examiner_accuracy", 1), ("examiner_accuracy_plain", 0)):
+                predicted = [predict(frozen, chunk[which], compute) for chunk in chunks]
+                correct = (torch.from_numpy(np.concatenate(predicted)) == labels).float()
+                found[metric] = float(correct.mean())
+        return found
+
+
+def _request(config: Mapping[str, Any], arrays: ArrayRecord) -> RecordDict:
+    return RecordDict({"config": ConfigRecord(dict(config)), "arrays": arrays})
+
+
+def _read_accuracy(_: str, content: RecordDict) -> float:
+    return protocol.number_of(content, "accuracy", 0, 1)
