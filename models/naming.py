@@ -176,8 +176,8 @@ def _find_readability_problem(name: str, longest: int) -> str:
 
 
 def _describe_character(place: int, character: str) -> str:
-    kind = _KINDS.get(unicodedata.category(character), "a character of which nothing is seen")
-    return f"{kind}, U+{ord(character):04X}, at place {place}"
+    kind = _KINDS.get(unicodedata.category(character), "an invisible character")
+    return f"{kind}, U+{ord(character):04X}, at position {place}"
 
 
 def _find_space_problem(name: str) -> str:
@@ -202,7 +202,7 @@ def _find_mark_problem(name: str, marks: str) -> str:
     # Combining marks are parts of letters in many scripts.
     others = (unicodedata.category(c)[0] not in "LMN" and c not in marks for c in name)
     other = next(_select_characters(name, others), None)
-    return f"has '{other[1]}' at place {other[0]}" if other else ""
+    return f"has '{other[1]}' at position {other[0]}" if other else ""
 
 
 def _select_characters(name: str, chosen: Iterable[bool]) -> Iterator[tuple[int, str]]:

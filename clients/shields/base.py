@@ -21,9 +21,9 @@ Shape = tuple[int, ...]
 
 # A factor below 1 by more than float32's rounding error.
 JUST_BELOW = 1 - 1e-6
-ASSUMPTIONS = ("the front is public or frozen: a trained one tells of its data by other ways",)
+ASSUMPTIONS = ("the front is public or frozen: a trained one reveals its data in other ways",)
 """Assumptions of every guarantee for a record."""
-FLOATING_POINT_NOISE = "noise in floating point names its record by its last bits"
+FLOATING_POINT_NOISE = "floating-point noise identifies its record by its last bits"
 """Why a mechanism that releases floats has no guarantee."""
 
 

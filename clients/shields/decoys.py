@@ -30,7 +30,7 @@ def count_missing(count: int, config: ShieldConfig) -> int:
     lacking = padded_count(count, config) - count
     if lacking and isinstance(config, MixingConfig) and not config.pad:
         raise ValueError(
-            f"{count} examples are no whole groups of {config.group}; send a multiple of "
+            f"{count} examples are not whole groups of {config.group}; send a multiple of "
             f"{config.group}, or set pad: true"
         )
     return lacking

@@ -17,9 +17,8 @@ CHUNK_FEATURES = 2**13
 
 SEPARABLE = (
     "an obfuscation: examples of a group are mixed, not hidden; images are not independent "
-    "noise, so independent component analysis can take them apart",
-    "at most against a cloud that handed out honestly trained stages: others can be made to show "
-    "the matrices",
+    "noise, so independent component analysis can unmix them",
+    "at most against a cloud with honestly trained stages: malicious ones can reveal the matrices",
 )
 
 
@@ -93,7 +92,7 @@ class Mixing(Shield):
         """
         rows, size = self.validate_shape(tensor), self.config.group
         if len(rows) % size:
-            raise ValueError(f"{len(rows)} examples are no whole groups of {size}")
+            raise ValueError(f"{len(rows)} examples are not whole groups of {size}")
         matrices = self._matrices(len(rows) // size, randomness)
         order = (
             draw_permutations((len(rows),), randomness) if self.config.shuffle else range(len(rows))

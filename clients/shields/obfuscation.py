@@ -64,7 +64,7 @@ class LowResolution(Shield):
         super().__init__(config, shape, batch)
         if len(shape) != 3 or config.side > min(shape[1:]):
             raise ValueError(
-                f"{config.side}x{config.side} is no lower resolution of {'x'.join(map(str, shape))}"
+                f"{config.side}x{config.side} is not a lower resolution than {'x'.join(map(str, shape))}"
             )
 
     def protect(
@@ -78,5 +78,5 @@ class LowResolution(Shield):
 
     def guarantee(self) -> Guarantee:
         """Return that there is none, and why."""
-        why = "an obfuscation: what it loses nobody gets back, what it leaves everybody can see"
+        why = "an obfuscation: what it removes can't be recovered, what it leaves everybody can see"
         return Guarantee("record", None, reasons=(why,))

@@ -254,7 +254,11 @@ class Recorder(MemoryRecorder):
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
             self._lock = lock(self.directory)
-            self._claim()
+            try:
+                self._claim()
+            except BaseException:
+                _abandon(self._lock)
+                raise
             self._metrics = (self.directory / "metrics.jsonl").open("a", encoding="utf-8")
         except OSError as error:
             raise RequestError(

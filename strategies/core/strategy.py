@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -369,9 +370,10 @@ class RecordedStrategy(Strategy):
     def _open_record(self) -> MemoryRecorder:
         name = self.record.name if self.record else f"{self.system}-{datetime.now():%Y%m%d-%H%M%S}"
         about = RunDescription(self.system, name, self.seed, self.settings_to_record())
-        if self.record is None:
-            return MemoryRecorder(about)
-        return Recorder(self.record, about, "flower")
+        recorder = Recorder(self.record, about) if self.record else MemoryRecorder(about)
+        # Nodes must not take what they kept in another run of this name for this one's.
+        recorder.name += "-" + recorder.note.setdefault("nonce", secrets.token_hex(4))
+        return recorder
 
     @contextmanager
     def _recorded(self, grid: Grid, timeout: float) -> Iterator[None]:

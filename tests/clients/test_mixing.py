@@ -159,8 +159,8 @@ def test_a_key_is_not_printed() -> None:
 @pytest.mark.parametrize(
     ("settings", "count", "why"),
     [
-        ({"group": 8, "pad": False}, 20, "20 examples are no whole groups of 8; send a multiple"),
-        ({"group": 8, "pad": False}, 5, "5 examples are no whole groups of 8; send a multiple"),
+        ({"group": 8, "pad": False}, 20, "20 examples are not whole groups of 8; send a multiple"),
+        ({"group": 8, "pad": False}, 5, "5 examples are not whole groups of 8; send a multiple"),
         ({"group": 8}, 0, "there is no example"),
     ],
 )
@@ -171,7 +171,7 @@ def test_what_can_not_be_mixed_says_why(settings: dict, count: int, why: str) ->
 
 
 def test_what_fills_no_group_is_not_mixed() -> None:
-    with pytest.raises(ValueError, match="20 examples are no whole groups of 8"):
+    with pytest.raises(ValueError, match="20 examples are not whole groups of 8"):
         mixing().protect(features(20), rng())
 
 
@@ -209,5 +209,5 @@ def test_noise_has_its_variance_and_low_resolution_its_pixels() -> None:
     torch.testing.assert_close(
         blurred.protect(x, rng())[0], x.mean((2, 3), keepdim=True).expand_as(x)
     )
-    with pytest.raises(RequestError, match="no lower resolution"):
+    with pytest.raises(RequestError, match="not a lower resolution"):
         build(parse_config({"name": "low-resolution", "side": 5}), SHAPE, 4)

@@ -228,7 +228,7 @@ def test_a_cache_that_cannot_be_written(pudica: Command, pictures: Path) -> None
 def test_output_below_a_file(pudica: Command, out: str) -> None:
     Path("file").write_text("")
     result = pudica("run", "themis-digits", "--out", out)
-    refused(result, "file is a file; name a folder, in which the run's is created")
+    refused(result, "file is a file; name a folder in which the run's is created")
 
 
 def test_output_that_cannot_be_made(pudica: Command, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -346,8 +346,8 @@ def test_a_run_is_locked_while_it_runs(run_tiny: Command, monkeypatch: pytest.Mo
     probe = "import fcntl, sys; fcntl.lockf(open(sys.argv[1], 'a+'), fcntl.LOCK_EX | fcntl.LOCK_NB)"
     seen = []
 
-    def compete(grid: object, experiment: object, recorder) -> None:
-        command = [sys.executable, "-c", probe, str(recorder.directory / ".lock")]
+    def compete(cohort, experiment: object) -> None:
+        command = [sys.executable, "-c", probe, str(cohort.recorder.directory / ".lock")]
         seen.append(subprocess.run(command, stderr=subprocess.PIPE, text=True).stderr)
         raise RuntimeError("enough")
 
@@ -428,7 +428,7 @@ def test_a_node_that_comes_back_takes_part_again(
     ("arguments", "message"),
     [
         (("cuts", "vgg-smal"), "'vgg-small'"),
-        (("cuts", "lenet", "--input", "3x64"), "'3x64' is no image"),
+        (("cuts", "lenet", "--input", "3x64"), "'3x64' is not an image"),
         (("cuts", "lenet", "--input", "3x64x32"), "'lenet' can't process images of 3x64x32: "),
         (("cuts", "lenet", "--post", "nowhere"), "unknown cut 'nowhere'"),
         (("cuts", "resnet-8", "--post", "0.0"), "no stage could end before '0.0'"),
@@ -436,7 +436,7 @@ def test_a_node_that_comes_back_takes_part_again(
         (("cuts", "lenet", "--input", "3x8x8"), "at least 16x16"),
         (("cuts", "lenet", "--weights", "1,0,1"), "three numbers above 0"),
         (("cuts", "lenet", "--weights", "1,1"), "three numbers above 0"),
-        (("cuts", "lenet", "--input", "03x32x32"), "is no image"),
+        (("cuts", "lenet", "--input", "03x32x32"), "is not an image"),
         (("audit", "clip-gausian"), "Did you mean 'clip-gaussian'"),
         (("audit", "clip-gaussian", "--set", "epsilon=-1"), "epsilon = -1: must be above 0"),
         (

@@ -53,7 +53,7 @@ def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
 def test_list_shows_experiments_data_and_models(pudica: Command) -> None:
     result = pudica("list")
     assert result.exit_code == 0
-    for word in ("themis-digits ", "✓ digits", "· mnist", "resnet-20 ", "custom:package.module"):
+    for word in ("themis-digits ", "✓ digits", "· mnist", "resnet-20 ", "custom:FILE.py"):
         assert word in result.stdout
 
 
@@ -94,7 +94,7 @@ def test_audit_refutes_the_claim_and_not_what_holds(pudica: Command) -> None:
     assert result.exit_code == 0
     assert "ε = 2 for one element" in result.stdout
     assert "the claim, read for a record: REFUTED\n" in result.stdout
-    assert "noise in floating point names its record by its last bits" in result.stdout
+    assert "floating-point noise identifies its record by its last bits" in result.stdout
     assert "what holds: promises nothing" in result.stdout
 
 

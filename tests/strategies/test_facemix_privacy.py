@@ -43,9 +43,9 @@ def test_no_key_is_in_any_message_or_result(
         monkeypatch.setattr(place, name, noted)
 
     mixing = pudica.clients.shields.mixing
-    noting(mixing, "orthogonal", lambda matrices: [w for m in matrices for w in ways(m, m.mT)])
-    noting(mixing, "shuffled", lambda order: ways(order, order.argsort()))
-    noting(inference, "shuffled", lambda order: ways(order, order.argsort()))
+    noting(mixing, "draw_orthogonal", lambda matrices: [w for m in matrices for w in ways(m, m.mT)])
+    noting(mixing, "draw_permutations", lambda order: ways(order, order.argsort()))
+    noting(inference, "draw_permutations", lambda order: ways(order, order.argsort()))
     noting(Vault, "secret", lambda secret: [secret, secret.hex().encode()])
     settings = (f"facemix.keys={keys}", "facemix.request=22", "data.limit=180")
     grid = run(tiny(*settings, *training), tmp_path / "run")

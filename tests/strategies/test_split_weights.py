@@ -119,7 +119,7 @@ def test_a_file_of_another_format_is_refused_with_the_way_out(tmp_path: Path) ->
         path.write_bytes(content)
         with pytest.raises(RequestError) as caught:
             tiny(f"split.weights={path}").check()
-        assert f"split: weights: {path} is no safetensors file" in str(caught.value)
+        assert f"split: weights: {path} is not a safetensors file" in str(caught.value)
         assert "safetensors.torch.save_file(torch.load(FILE, weights_only=True)" in str(
             caught.value
         )

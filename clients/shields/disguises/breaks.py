@@ -46,7 +46,7 @@ def affine_coefficients(disguise: Disguise) -> tuple[IntArray, IntArray]:
     """
     if not is_affine(disguise.key.steps):
         raise RequestError(
-            f"{disguise.key.notation} is no composition of MAT, MMT and Rise, which these attacks "
+            f"{disguise.key.notation} is not a composition of MAT, MMT and Rise, which these attacks "
             "are for"
         )
     black, dark = (torch.full((1, *disguise.key.shape), v, dtype=torch.uint8) for v in (0, 1))

@@ -17,7 +17,7 @@ UNDONE = (
     "an obfuscation: the same for every image under a key, so who sees enough images, or some "
     "of them plain, can undo it"
 )
-LOSES = "an obfuscation: what it loses nobody gets back, what it leaves everybody can see"
+LOSES = "an obfuscation: what it removes can't be recovered, what it leaves everybody can see"
 
 
 class Disguise:
@@ -110,7 +110,7 @@ class Disguise:
         except WrongKeyError:
             raise RequestError(
                 f"these images were not disguised with the key {self.key.fingerprint}: undone with "
-                "it they are no pixels"
+                "it they are not pixels"
             ) from None
 
     def require_invertible(self) -> None:

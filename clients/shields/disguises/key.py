@@ -182,9 +182,9 @@ class Key:
         except OSError as error:
             raise RequestError(f"can't read the key {path}: {error.strerror}") from error
         except (SafetensorError, KeyError, TypeError, ValueError, AttributeError) as error:
-            raise RequestError(f"{path} is no key of a disguise: {error}") from error
+            raise RequestError(f"{path} is not a key of a disguise: {error}") from error
         if not is_valid:
-            raise RequestError(f"{path} is no key of a disguise, or is damaged")
+            raise RequestError(f"{path} is not a key of a disguise, or is damaged")
         return key
 
 

@@ -81,7 +81,7 @@ def _parse_step(text: str) -> Step:
     match = _STEP.fullmatch(text)
     if match is None:
         raise RequestError(
-            f"'{text.strip()}' is no step of a disguise; write for example MAT(256)+MMT(10)"
+            f"'{text.strip()}' is not a step of a disguise; write for example MAT(256)+MMT(10)"
         )
     name, settings = match.groups()
     known = {each.lower(): step for each, step in STEPS.items()}

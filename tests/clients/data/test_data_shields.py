@@ -106,7 +106,7 @@ def test_a_key_for_something_else_is_refused(
     [
         ({"shield": "MTA(256)"}, "unknown transformation 'MTA'"),
         ({"shield": "MAT(0)"}, "at least 1"),
-        ({"shield": ""}, "is no step of a disguise"),
+        ({"shield": ""}, "is not a step of a disguise"),
         ({"key": "a.key"}, "no shield that it could be the key of"),
         ({"shield": "MAT(2)", "normalize": "dataset"}, "allowed: normalize: training, none"),
     ],
