@@ -1,4 +1,4 @@
-"""What was learnt: runs as pandas frames, the papers' tables side by side, plots.
+"""Analysis of runs: measurements as pandas frames, tables beside the published ones, plots.
 
 Examples
 --------

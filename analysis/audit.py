@@ -1,4 +1,4 @@
-"""An empirical audit: how much privacy is certainly lost, whatever is claimed."""
+"""An empirical audit: a lower bound on the privacy loss, whatever is claimed."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ QUANTILES = np.linspace(0.001, 0.999, 199)
 
 @dataclass(frozen=True)
 class Audit:
-    """What the outputs of a mechanism on two neighbours gave away.
+    """Result of an audit: what the outputs of a mechanism on two neighbours reveal.
 
     Attributes
     ----------
     true_rate, false_rate : float
-        How often the attacker names the first neighbour, at least, when it is there, and at
-        most, when it is not; both at once with the confidence.
+        Bounds on how often the attacker names the first neighbour: at least, if it was the input,
+        and at most, if it was not. Both hold together with the confidence.
     ceiling : float
-        The largest lower bound on ε that as many outputs could have shown.
+        The largest lower bound on ε that this many outputs can show.
     confidence : float
     samples : int
-        Outputs drawn of each neighbour.
-    claimed, held : Guarantee
-        What the mechanism says of itself.
+        Outputs drawn for each neighbour.
+    claimed, guarantee : Guarantee
+        The claim of its paper, and what the mechanism guarantees.
     """
 
     true_rate: float
@@ -41,76 +41,80 @@ class Audit:
     confidence: float
     samples: int
     claimed: Guarantee
-    held: Guarantee
+    guarantee: Guarantee
 
     def lower_bound(self, delta: float) -> float:
-        """Return what ε of a record must at least be for this δ; 0 if nothing was shown."""
-        return _bound(self.true_rate, self.false_rate, delta)
+        """Return the lower bound on a record's ε for this δ; 0 if nothing was shown."""
+        return _epsilon_bound(self.true_rate, self.false_rate, delta)
 
     def refutes(self, guarantee: Guarantee) -> bool:
-        """Tell whether a guarantee, read for a record, is wrong."""
+        """Return whether a guarantee, read for one record, is refuted."""
         epsilon = guarantee.epsilon
         return epsilon is not None and self.lower_bound(guarantee.delta) > epsilon
 
     def could_refute(self, guarantee: Guarantee) -> bool:
-        """Tell whether so many outputs could have shown a guarantee to be wrong."""
+        """Return whether this many outputs could refute a guarantee."""
         return guarantee.epsilon is not None and self.ceiling > guarantee.epsilon
 
 
 def audit(
     mechanism: Mechanism, samples: int = 5_000, confidence: float = 0.95, seed: int = 0
 ) -> Audit:
-    """Attack a mechanism with the best test there is, on neighbours as far apart as we know how.
+    """Attack a mechanism with the optimal test, on the most distant neighbours we know.
 
-    Outputs on two batches that differ in one example are told apart by their likelihood
-    ratio, which no other test can beat (Neyman and Pearson). On half of the outputs a
-    threshold is chosen; on the other half the two error rates are bounded (Clopper and
-    Pearson), and ``ε ≥ ln((1 − δ − FNR)/FPR)`` must hold of them. The outputs are those of
-    :meth:`Mechanism.protect`: noise that is missing there is found.
+    Outputs on two batches that differ in one example are distinguished by their likelihood
+    ratio, the most powerful test (Neyman and Pearson). Half of the outputs choose a threshold;
+    the other half bound the two error rates (Clopper and Pearson), for which
+    ``ε ≥ ln((1 − δ − FNR)/FPR)`` must hold. The outputs are those of :meth:`Mechanism.protect`,
+    so missing noise is detected.
 
     Parameters
     ----------
     samples : int
-        Outputs of each neighbour, at least 4. The bound can't exceed about
+        Outputs per neighbour, at least 4. The bound can't exceed about
         ``ln(samples/7.4)`` at 95 %.
     confidence : float
-        Of the bound being right, over the draws of the noise.
+        Probability, over the noise, that the bound is correct.
 
     Raises
     ------
     ValueError
-        For fewer samples than that, or a mechanism without noise: its outputs tell all.
+        For fewer samples, or for a mechanism without noise, whose outputs reveal everything.
     """
     if samples < 4:
         raise ValueError(f"an audit needs at least 4 samples, got {samples}")
     if mechanism.is_noiseless:
         raise ValueError("the mechanism adds no noise, there is nothing to audit")
-    mechanism = copy.deepcopy(mechanism)  # which may count the batches it sees
+    mechanism = copy.deepcopy(mechanism)  # it may count its batches
     attacker = Attacker(mechanism)
     one, other = (
-        attacker.ratios(batch, samples, numpy_generator(seed, "audit", number))
+        attacker.log_ratios(batch, samples, numpy_generator(seed, "audit", number))
         for number, batch in enumerate(mechanism.neighbours())
     )
-    held, half, error = mechanism.guarantee(), samples // 2, 1 - confidence
-    threshold, mirrored = _best_threshold(one[:half], other[:half], held.delta)
-    true_rate, false_rate = _rates(one[half:], other[half:], threshold, mirrored, error)
+    guarantee, half, error = mechanism.guarantee(), samples // 2, 1 - confidence
+    threshold, mirrored = _choose_threshold(one[:half], other[:half], guarantee.delta)
+    true_rate, false_rate = _bound_rates(one[half:], other[half:], threshold, mirrored, error)
     trials = samples - half
     return Audit(
         true_rate,
         false_rate,
-        _bound(_lower(trials, trials, error / 2), _upper(0, trials, error / 2), 0.0),
+        _epsilon_bound(
+            _clopper_pearson_lower(trials, trials, error / 2),
+            _clopper_pearson_upper(0, trials, error / 2),
+            0.0,
+        ),
         confidence,
         samples,
         mechanism.claimed(),
-        held,
+        guarantee,
     )
 
 
 class Attacker:
-    """Knows both neighbours and the mechanism, and weighs an output.
+    """Knows both neighbours and the mechanism, and computes likelihood ratios of outputs.
 
-    It looks at the coordinates that differ most, up to :data:`COORDINATES` of them: whoever
-    looks at a part can learn no more than from the whole, so bounds stay lower ones.
+    It uses the coordinates that differ most, up to :data:`COORDINATES` of them. A subset reveals
+    no more than all coordinates, so bounds remain lower bounds.
 
     Parameters
     ----------
@@ -122,63 +126,65 @@ class Attacker:
         with torch.no_grad():
             one, other = (mechanism.noise_centres(b).flatten() for b in mechanism.neighbours())
         order = (one - other).abs().argsort(descending=True, stable=True)[:COORDINATES]
-        self.places = order[(one != other)[order]]
-        self.one, self.other = one[self.places].double(), other[self.places].double()
+        self.coordinates = order[(one != other)[order]]
+        self.one, self.other = one[self.coordinates].double(), other[self.coordinates].double()
 
-    def ratios(
+    def log_ratios(
         self, batch: torch.Tensor, samples: int, randomness: np.random.Generator
     ) -> np.ndarray:
-        """Return ``ln p(o | one) − ln p(o | other)`` of outputs o on a batch."""
-        return np.array([self._ratio(batch, randomness) for _ in range(samples)])
+        """Return ``ln p(o | one) − ln p(o | other)`` for outputs o on a batch."""
+        return np.array([self._log_ratio(batch, randomness) for _ in range(samples)])
 
     @torch.no_grad()
-    def _ratio(self, batch: torch.Tensor, randomness: np.random.Generator) -> float:
-        output = self.mechanism.protect(batch, randomness)[0].flatten()[self.places].double()
+    def _log_ratio(self, batch: torch.Tensor, randomness: np.random.Generator) -> float:
+        output = self.mechanism.protect(batch, randomness)[0].flatten()[self.coordinates].double()
         one, other, scale = output - self.one, output - self.other, self.mechanism.scale
         if self.mechanism.kind == "laplace":
             return float((other.abs() - one.abs()).sum()) / scale
         return float((other.square() - one.square()).sum()) / (2 * scale**2)
 
 
-def _best_threshold(one: np.ndarray, other: np.ndarray, delta: float) -> tuple[float, bool]:
-    """Return the threshold that promises the largest bound, and on which side of it."""
+def _choose_threshold(one: np.ndarray, other: np.ndarray, delta: float) -> tuple[float, bool]:
+    """Choose the threshold with the largest bound, and whether it is mirrored."""
     candidates = np.unique(np.quantile(np.concatenate([one, other]), QUANTILES))
 
-    def promise(choice: tuple[float, bool]) -> float:
+    def bound(choice: tuple[float, bool]) -> float:
         threshold, mirrored = choice
-        return _bound(*_rates(one, other, threshold, mirrored, 0.05), delta)
+        return _epsilon_bound(*_bound_rates(one, other, threshold, mirrored, 0.05), delta)
 
-    return max(((float(t), side) for t in candidates for side in (False, True)), key=promise)
+    return max(((float(t), side) for t in candidates for side in (False, True)), key=bound)
 
 
-def _rates(
+def _bound_rates(
     one: np.ndarray, other: np.ndarray, threshold: float, mirrored: bool, error: float
 ) -> tuple[float, float]:
-    """Return a lower bound of the true and an upper one of the false positive rate.
+    """Return a lower bound on the true and an upper bound on the false positive rate.
 
-    Each fails with half of the error, so both hold with confidence ``1 − error``. Mirrored,
-    the attacker looks out for the second neighbour.
+    Each fails with half of the error, so both hold with confidence ``1 − error``. If mirrored,
+    the attacker tests for the second neighbour.
     """
     if mirrored:
         one, other, threshold = -other, -one, -threshold
     right, wrong = int(np.sum(one > threshold)), int(np.sum(other > threshold))
-    return _lower(right, len(one), error / 2), _upper(wrong, len(other), error / 2)
+    return _clopper_pearson_lower(right, len(one), error / 2), _clopper_pearson_upper(
+        wrong, len(other), error / 2
+    )
 
 
-def _bound(true_rate: float, false_rate: float, delta: float) -> float:
-    """Return the least ε of which ``true_rate ≤ e^ε·false_rate + δ``."""
+def _epsilon_bound(true_rate: float, false_rate: float, delta: float) -> float:
+    """Return the smallest ε with ``true_rate ≤ e^ε·false_rate + δ``."""
     seen = true_rate - delta
     return math.log(seen / false_rate) if seen > false_rate else 0.0
 
 
-def _lower(successes: int, trials: int, error: float) -> float:
+def _clopper_pearson_lower(successes: int, trials: int, error: float) -> float:
     """Return the lower end of a one-sided Clopper-Pearson interval."""
     if not successes:
         return 0.0
     return float(beta.ppf(error, successes, trials - successes + 1))
 
 
-def _upper(successes: int, trials: int, error: float) -> float:
+def _clopper_pearson_upper(successes: int, trials: int, error: float) -> float:
     """Return the upper end of a one-sided Clopper-Pearson interval."""
     if successes == trials:
         return 1.0

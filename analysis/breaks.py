@@ -1,4 +1,4 @@
-"""A picture of what the matrix transformations of paper 001 hide from somebody without the key."""
+"""A picture of what paper 001's matrix transformations hide from an attacker without the key."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from pudica.analysis.drawing import draw_image_rows
-from pudica.clients.shields.disguises import Disguise
+from pudica.clients.shields.disguises import KeyedDisguise
 from pudica.clients.shields.disguises.breaks import guess_offsets, invert_affine, recover_factors
 
 
-def draw_breaks(disguise: Disguise, plain: NDArray[np.uint8], shown: int = 8) -> Figure:
-    """Draw images plain, disguised, and as they are undone from disguised ones alone.
+def draw_breaks(disguise: KeyedDisguise, plain: NDArray[np.uint8], shown: int = 8) -> Figure:
+    """Draw images plain, disguised, and as recovered from disguised ones alone.
 
     Parameters
     ----------
-    disguise : Disguise
+    disguise : KeyedDisguise
         A composition of MAT, MMT and Rise.
     plain : uint8 ndarray of shape (N, C, H, W)
-        All of them are seen disguised.
+        All of them are known to the attacker in disguise.
     shown : int
-        The first of them that are drawn.
+        Number of images to draw.
     """
     disguised = disguise.protect(torch.from_numpy(plain)).long().numpy()
     first = disguised[:shown]

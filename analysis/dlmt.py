@@ -1,16 +1,17 @@
-"""The tables of DLMT from runs, beside the published ones."""
+"""Tables of DLMT runs, beside the published ones."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from importlib.resources import files
 from typing import Any
 
 import pandas as pd
 
-from pudica.analysis.runs import Run, RunPaths, runs_of
+from pudica.analysis.layout import drop_run_names
+from pudica.analysis.runs import Run, RunPaths, open_runs_of
 from pudica.clients.shields.disguises.breaks import COMMON_DIVISOR, KNOWN_PAIR
 from pudica.strategies.core.session import CLOUD
 from pudica.strategies.dlmt.config import DlmtConfig
@@ -25,10 +26,10 @@ ATTACKS = {
     "b_minimum": ("minimum", (20, 50, 100, 200, 400)),
     "b_mid_range": ("mid-range", (20, 50, 100, 200, 400)),
 }
-# How paper 001 writes what it compares with; of its one block for the whole image nothing can be
-# permuted, so the size of permuted blocks is ours.
-WHOLE = {"mnist": 28, "cifar10": 32}
-RIVALS = {
+# Paper 001's names of its baselines. Its single block for the whole image leaves nothing to
+# permute, so the size of permuted blocks is ours.
+IMAGE_SIDES = {"mnist": 28, "cifar10": 32}
+BASELINES = {
     "Sharma(2)": "Sharma(N=0,no permutation,block=2)",
     "Sharma(2, noise=50)": "Sharma(N=50,no permutation,block=2)",
     "Sharma({side}, permute=4)": "Sharma(N=0,permutation,block=whole image)",
@@ -37,7 +38,7 @@ RIVALS = {
 
 
 def dlmt_accuracy(runs: RunPaths) -> pd.DataFrame:
-    """Return how good each case's model is on disguised test images: Table II of paper 001.
+    """Return each case's accuracy on disguised test images: Table II of paper 001.
 
     Parameters
     ----------
@@ -48,16 +49,16 @@ def dlmt_accuracy(runs: RunPaths) -> pd.DataFrame:
     -------
     DataFrame
         A row per run and case: ``run, experiment, case, shield, key, train``; accuracies in per
-        cent: ``accuracy`` of the last epoch, ``best`` of all that were measured, which is chosen
-        on the test images and so says too much; ``published`` and ``difference`` of
-        ``accuracy`` from it, where the cloud trains and the paper has the disguise.
+        cent: ``accuracy`` of the last epoch; ``best`` of all epochs, selected on the test images
+        and so optimistic; ``published``, and the ``difference`` of ``accuracy`` from it, if the
+        cloud trains and the paper has the disguise.
 
     Raises
     ------
     RequestError
         As of :func:`pudica.analysis.load`.
     """
-    rows = [row for run in runs_of("dlmt", runs) for row in _accuracies(run)]
+    rows = [row for run in open_runs_of("dlmt", runs) for row in _accuracy_rows(run)]
     numbers = ["accuracy", "best", "published"]
     frame = pd.DataFrame(rows, columns=[*SETTINGS, *numbers])
     frame = frame.astype(dict.fromkeys(numbers, "float64"))
@@ -65,20 +66,20 @@ def dlmt_accuracy(runs: RunPaths) -> pd.DataFrame:
 
 
 def dlmt_measures(runs: RunPaths) -> pd.DataFrame:
-    """Return what each disguise costs and hides: Table III of paper 001, and what it leaves out.
+    """Return what each disguise costs and hides: Table III of paper 001 and further measures.
 
     Returns
     -------
     DataFrame
         A row per run and case with a disguise: ``run, experiment, case, shield, key, train``; in
-        per cent ``MA``, ``VP`` and ``MM`` as the paper has them, with ``_published``;
-        ``VP_by_images``, ``MM_by_images`` where strange images are normalised by statistics of
-        their own kind, see :mod:`pudica.strategies.dlmt.measures`; ``VP_standardised`` after each
-        pixel's z-score, with no key; ``VP_plain``: the examiner's errors on plain images, below
-        which no disguise can bring it; ``psnr`` (dB) and ``ssim`` of disguised images, and after
+        per cent ``MA``, ``VP`` and ``MM`` as the paper has them, with ``_published_value``;
+        ``VP_by_images``, ``MM_by_images`` with foreign images normalised by statistics of
+        their own kind, see :mod:`pudica.strategies.dlmt.measures`; ``VP_standardised`` after z-scores
+        of each pixel, without a key; ``VP_plain``: the examiner's errors on plain images, a
+        lower limit for any disguise; ``psnr`` (dB) and ``ssim`` of disguised images, and after
         z-scores.
     """
-    rows = [row for run in runs_of("dlmt", runs) for row in _measures(run)]
+    rows = [row for run in open_runs_of("dlmt", runs) for row in _measure_rows(run)]
     published = [f"{name}_published" for name in ("MA", "VP", "MM")]
     numbers = [*RATES, *published, *LIKENESS]
     frame = pd.DataFrame(rows, columns=[*SETTINGS, *numbers])
@@ -86,41 +87,41 @@ def dlmt_measures(runs: RunPaths) -> pd.DataFrame:
 
 
 def dlmt_breaks(runs: RunPaths) -> pd.DataFrame:
-    """Return how far the exact attacks come, of :mod:`pudica.clients.shields.disguises.breaks`.
+    """Return how far the exact attacks of :mod:`pudica.clients.shields.disguises.breaks` get.
 
     Returns
     -------
     DataFrame
         A row per run and case that is a matrix transformation: ``run, experiment, case, shield,
         key, train``; ``search_space``: log10 of Eqs. (7) and (9), where they apply; the share of
-        the key that is found exactly, in per cent: ``m_N`` by the greatest common divisor of N
+        the key that is recovered exactly, in per cent: ``m_N`` by the greatest common divisor of N
         images, ``b_minimum_N`` and ``b_mid_range_N``, and ``known_pair`` from one known image.
     """
-    rows = [row for run in runs_of("dlmt", runs) for row in _breaks(run)]
+    rows = [row for run in open_runs_of("dlmt", runs) for row in _break_rows(run)]
     found = [f"{name}_{n}" for name, (_, counts) in ATTACKS.items() for n in counts]
     numbers = ["search_space", *found, "known_pair"]
     frame = pd.DataFrame(rows, columns=[*SETTINGS, *numbers])
     return frame.astype(dict.fromkeys(numbers, "float64"))
 
 
-def settings_of(run: Run) -> dict[str, DlmtConfig]:
+def case_settings(run: Run) -> dict[str, DlmtConfig]:
     """Return the settings of each case of a run.
 
     Raises
     ------
     RequestError
-        It was written by a version of Pudica that had other settings.
+        If another version of Pudica, with other settings, wrote the run.
     """
     return run.section("dlmt", DlmtConfig).each_case()
 
 
-def _cases(run: Run) -> Iterator[tuple[dict[str, Any], pd.DataFrame, DlmtConfig]]:
-    """Yield of each case what names its row, its measurements over all owners, its settings."""
+def _iterate_cases(run: Run) -> Iterator[tuple[dict[str, Any], pd.DataFrame, DlmtConfig]]:
+    """Yield each case's labels, its measurements over all owners, and its settings."""
     rows = run.frame[run.frame["node"] == CLOUD]
-    # A tag that nothing was measured with is no column.
+    # Tags without any measurement are missing columns.
     rows = rows.reindex(columns=[*rows.columns, *(tag for tag in TAGS if tag not in rows)])
-    for case, settings in settings_of(run).items():
-        named = {
+    for case, settings in case_settings(run).items():
+        labels = {
             "run": run.name,
             "experiment": run.info.get("experiment", ""),
             "case": case,
@@ -128,45 +129,48 @@ def _cases(run: Run) -> Iterator[tuple[dict[str, Any], pd.DataFrame, DlmtConfig]
             "key": settings.key if settings.shield else "",
             "train": settings.train,
         }
-        yield named, rows[rows["case"] == case], settings
+        yield labels, rows[rows["case"] == case], settings
 
 
-def _accuracies(run: Run) -> Iterator[dict[str, Any]]:
-    for named, rows, settings in _cases(run):
+def _accuracy_rows(run: Run) -> Iterator[dict[str, Any]]:
+    for labels, rows, settings in _iterate_cases(run):
         tests = rows[(rows["stage"] == "test") & (rows["metric"] == "accuracy")]
-        if tests.empty:  # it may be going on
+        if tests.empty:  # the run may be in progress
             continue
         values = 100 * tests.sort_values("round")["value"]
-        published = _published(run, settings, "accuracy")
-        yield named | {
+        published = _published_value(run, settings, "accuracy")
+        yield labels | {
             "accuracy": float(values.iloc[-1]),
             "best": float(values.max()),
             "published": published,
         }
 
 
-def _measures(run: Run) -> Iterator[dict[str, Any]]:
-    accuracy = {row["case"]: row["accuracy"] for row in _accuracies(run)}
+def _measure_rows(run: Run) -> Iterator[dict[str, Any]]:
+    accuracy = {row["case"]: row["accuracy"] for row in _accuracy_rows(run)}
     examiner = accuracy.get(run.section("dlmt", DlmtConfig).examining() or "")
-    for named, every, settings in _cases(run):
+    for labels, every, settings in _iterate_cases(run):
         rows = every[every["stage"] == "measures"]
         if rows.empty:
             continue
-        yield named | {
-            "MA": accuracy.get(named["case"]),
+        yield labels | {
+            "MA": accuracy.get(labels["case"]),
             "VP": _rate(rows, "visual_privacy", BY_MODEL, DISGUISED),
             "VP_by_images": _rate(rows, "visual_privacy", BY_IMAGES, DISGUISED),
             "VP_standardised": _rate(rows, "visual_privacy", BY_MODEL, STANDARDISED),
             "VP_plain": None if examiner is None else 100 - examiner,
             "MM": _rate(rows, "misusability", BY_MODEL),
             "MM_by_images": _rate(rows, "misusability", BY_IMAGES),
-            **{f"{name}_published": _published(run, settings, name) for name in ("MA", "VP", "MM")},
+            **{
+                f"{name}_published": _published_value(run, settings, name)
+                for name in ("MA", "VP", "MM")
+            },
             **{name: _value(rows[rows["metric"] == name]) for name in LIKENESS},
         }
 
 
-def _breaks(run: Run) -> Iterator[dict[str, Any]]:
-    for named, every, _ in _cases(run):
+def _break_rows(run: Run) -> Iterator[dict[str, Any]]:
+    for labels, every, _ in _iterate_cases(run):
         rows = every[(every["stage"] == "breaks") & (every["metric"] == "found")]
         if rows.empty:
             continue
@@ -177,7 +181,7 @@ def _breaks(run: Run) -> Iterator[dict[str, Any]]:
             for name, (attack, counts) in ATTACKS.items()
             for count in counts
         }
-        yield named | {
+        yield labels | {
             "search_space": _value(every[every["metric"] == "search_space"]),
             **found,
             "known_pair": _percent(rows[rows["attack"] == KNOWN_PAIR]),
@@ -201,29 +205,64 @@ def _percent(rows: pd.DataFrame) -> float | None:
 
 
 @cache
-def _paper(table: str, key: str) -> pd.DataFrame:
+def _load_paper_table(table: str, key: str) -> pd.DataFrame:
     with (files("pudica.analysis") / "paper" / f"dlmt_{table}.csv").open() as file:
         return pd.read_csv(file).set_index(key)
 
 
-def _published(run: Run, settings: DlmtConfig, what: str) -> float | None:
-    """Return what the paper has for a case: ``accuracy`` of Table II, ``MA, VP, MM`` of III."""
+def _published_value(run: Run, settings: DlmtConfig, what: str) -> float | None:
+    """Return the published value of a case: ``accuracy`` (Table II) or ``MA, VP, MM`` (III)."""
     data = run.settings["data"]["name"]
-    if data not in WHOLE or settings.train != "central" or settings.owners > 1:
+    if data not in IMAGE_SIDES or settings.train != "central" or settings.owners > 1:
         return None
-    table = _paper("table2", "transform") if what == "accuracy" else _paper("table3", "mechanism")
-    name = _as_printed(settings.shield, WHOLE[data])
+    table = (
+        _load_paper_table("table2", "transform")
+        if what == "accuracy"
+        else _load_paper_table("table3", "mechanism")
+    )
+    name = _paper_name(settings.shield, IMAGE_SIDES[data])
     if name not in table.index:
         if what != "accuracy":
             return None
-        table, what = _paper("table3", "mechanism"), "ma"
+        table, what = _load_paper_table("table3", "mechanism"), "ma"
     if name not in table.index:
         return None
     value = float(table[f"{data}_{what.lower()}"][name])
     return None if math.isnan(value) else value
 
 
-def _as_printed(shield: str | None, side: int) -> str:
-    """Return a disguise as the paper writes it."""
-    rivals = {ours.format(side=side): theirs for ours, theirs in RIVALS.items()}
-    return rivals.get(shield, shield) if shield else "original"
+def _paper_name(shield: str | None, side: int) -> str:
+    """Return the paper's name of a disguise."""
+    baselines = {ours.format(side=side): theirs for ours, theirs in BASELINES.items()}
+    return baselines.get(shield, shield) if shield else "original"
+
+
+SEARCH = "search_space"
+SHOWN_BREAKS = ("m_5", "m_20", "b_minimum_20", "b_minimum_400", "b_mid_range_400", "known_pair")
+DISGUISE = ("shield", "key", "train")
+
+
+def tables(runs: Sequence[Run]) -> dict[str, pd.DataFrame]:
+    """Return the tables that ``pudica show`` prints, by title."""
+    found = {
+        "Accuracy on disguised test images": dlmt_accuracy(runs),
+        "What disguises cost and hide": dlmt_measures(runs),
+        "How much of the key attacks find (%), by how many images they see": _select_breaks(
+            dlmt_breaks(runs)
+        ),
+    }
+    if found["Accuracy on disguised test images"]["published"].isna().all():
+        found["Accuracy on disguised test images"] = found[
+            "Accuracy on disguised test images"
+        ].drop(columns="difference")
+    # A case is mostly called after its disguise.
+    return drop_run_names(
+        {t: f.drop(columns=[*DISGUISE], errors="ignore") for t, f in found.items()}, runs
+    )
+
+
+def _select_breaks(breaks: pd.DataFrame) -> pd.DataFrame:
+    """Return what fits on a screen: each attack with the most images it is tried with."""
+    return breaks[["run", "case", SEARCH, *SHOWN_BREAKS]].rename(
+        columns={SEARCH: f"log10 {SEARCH}"}
+    )

@@ -8,19 +8,19 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from pudica.analysis.dlmt import dlmt_accuracy, dlmt_measures, settings_of
+from pudica.analysis.dlmt import case_settings, dlmt_accuracy, dlmt_measures
 from pudica.analysis.drawing import draw_curves, draw_image_rows, new_figure
 from pudica.analysis.runs import Run
 from pudica.models.files import load_tensors
 from pudica.strategies.dlmt.config import DlmtConfig
 
 HALF = 4
-"""Images of a case as they are received, and as many as they are undone."""
+"""Number of images to show as received, and as recovered."""
 
 
 def figures(run: Run) -> Iterator[tuple[str, Figure]]:
-    """Yield each figure that there are measurements for, with its name."""
-    drawn = {"training": draw_training, "measures": draw_measures, "seen": draw_seen}
+    """Yield name and figure for everything that was measured."""
+    drawn = {"training": draw_training, "measures": draw_measures, "seen": draw_received}
     for name, draw in drawn.items():
         figure = draw(run)
         if figure is not None:
@@ -29,24 +29,24 @@ def figures(run: Run) -> Iterator[tuple[str, Figure]]:
 
 def draw_training(run: Run) -> Figure | None:
     """Draw training loss and accuracy on disguised test images, a line per case."""
-    cases = settings_of(run)
+    cases = case_settings(run)
     panels = {
         "mean training loss": run.curves("training", "loss"),
         "accuracy on disguised\ntest images (%)": 100 * run.curves("test", "accuracy"),
     }
-    # A round may be several epochs, and cases may differ in that.
-    epochs = {case: _epochs_a_round(settings) for case, settings in cases.items()}
-    by_epoch = {label: _in_epochs(table, epochs) for label, table in panels.items()}
+    # A round may have several epochs, and cases may differ in that.
+    epochs = {case: _epochs_per_round(settings) for case, settings in cases.items()}
+    by_epoch = {label: _index_by_epoch(table, epochs) for label, table in panels.items()}
     title = f"Training on disguised images — {run.name}"
     return draw_curves(by_epoch, list(cases), "epochs (of each owner)", title)
 
 
-def _epochs_a_round(settings: DlmtConfig) -> int:
+def _epochs_per_round(settings: DlmtConfig) -> int:
     return settings.local_epochs if settings.train == "federated" else 1
 
 
-def _in_epochs(table: pd.DataFrame, epochs: Mapping[str, int]) -> pd.DataFrame:
-    """Return curves by epochs, from those by rounds."""
+def _index_by_epoch(table: pd.DataFrame, epochs: Mapping[str, int]) -> pd.DataFrame:
+    """Reindex curves by epoch instead of round."""
     curves = {
         case: table[case].set_axis(table.index * each).dropna()
         for case, each in epochs.items()
@@ -95,9 +95,11 @@ SHOWN = {
 MARKS = (("o", "#0072B2"), ("s", "#009E73"), ("x", "#D55E00"), ("^", "#CC79A7"))
 
 
-def draw_seen(run: Run) -> Figure | None:
-    """Draw what the cloud receives, and what it makes of that without a key, a row per case."""
-    rows = {case: seen for case in settings_of(run) if (seen := _seen(run, case)) is not None}
+def draw_received(run: Run) -> Figure | None:
+    """Draw what the cloud receives, and what it recovers without a key, a row per case."""
+    rows = {
+        case: seen for case in case_settings(run) if (seen := _load_received(run, case)) is not None
+    }
     if not rows:
         return None
     if all(len(images) == HALF for images in rows.values()):
@@ -114,7 +116,7 @@ def draw_seen(run: Run) -> Figure | None:
     return draw_image_rows(wide, title if full else f"{title}\n{note}")
 
 
-def _seen(run: Run, case: str) -> np.ndarray | None:
+def _load_received(run: Run, case: str) -> np.ndarray | None:
     kept = load_tensors(run.directory / case / "seen.safetensors")
     if kept is None:
         return None

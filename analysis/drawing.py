@@ -1,4 +1,4 @@
-"""How all figures look: a look of their own, and labels that do not collide."""
+"""Common style of all figures, and labels that do not overlap."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Box = tuple[float, ...]
 DPI = 130
 IMAGE_INCHES = 0.95
 LABEL_GAP = 11.5
-LOOK: dict[str, Any] = {
+RC_PARAMS: dict[str, Any] = {
     "font.size": 9,
     "axes.titlesize": 10,
     "axes.titlelocation": "left",
@@ -40,10 +40,10 @@ LOOK: dict[str, Any] = {
     "ytick.color": "#444444",
     "lines.linewidth": 1.5,
     "lines.markersize": 5,
-    # A participant may well have a dollar sign in its name.
+    # Participants' names may contain dollar signs.
     "text.parse_math": False,
 }
-# Okabe and Ito's colours for all kinds of colour vision, without the yellow that white swallows.
+# Okabe and Ito's palette for all kinds of colour vision, without yellow, which is too faint.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#444444")
 DASHES = ("-", (0, (4, 1.5)), (0, (1, 1.2)))
 MARKERS = "osD^vP"
@@ -53,10 +53,10 @@ SIDES = ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (-1, 1), (1, -1), (-1, -1))
 
 
 @contextmanager
-def own_look() -> Iterator[None]:
-    """Draw alike whatever the caller's matplotlib settings are, and leave those as they were."""
-    look: dict[Any, Any] = {**mpl.rcParamsDefault, **LOOK}
-    # A backend is the caller's choice, and nothing here uses it.
+def plot_style() -> Iterator[None]:
+    """Draw in Pudica's style, independent of the caller's matplotlib settings."""
+    look: dict[Any, Any] = {**mpl.rcParamsDefault, **RC_PARAMS}
+    # The backend is the caller's choice; nothing here uses it.
     with mpl.rc_context({k: v for k, v in look.items() if not k.startswith("backend")}):
         yield
 
@@ -70,19 +70,21 @@ def new_figure(width: float, height: float, title: str) -> Figure:
 
 
 def draw_image_rows(rows: Mapping[str, np.ndarray], title: str) -> Figure:
-    """Draw images beside each other, a labelled row for each kind.
+    """Draw images side by side, a labelled row per kind.
 
     Parameters
     ----------
     rows : mapping of str to ndarray of shape (N, C, H, W)
-        In [0, 1], as many in each row.
+        In [0, 1], the same number in each row.
     """
     count, _, height, width = next(iter(rows.values())).shape
     across = IMAGE_INCHES * count * width / height
     figure = new_figure(max(across + 1.7, 5.5), (IMAGE_INCHES + 0.12) * len(rows) + 0.5, title)
     column = figure.subplots(len(rows), 1, squeeze=False)[:, 0]
     for axes, (label, images) in zip(column, rows.items(), strict=True):
-        axes.imshow(_strip(images), interpolation="nearest", cmap="gray", vmin=0, vmax=1)
+        axes.imshow(
+            _concatenate_images(images), interpolation="nearest", cmap="gray", vmin=0, vmax=1
+        )
         axes.set_anchor("W")
         axes.set_axis_off()
         place = (-0.02 * 8 / count, 0.5)
@@ -90,8 +92,8 @@ def draw_image_rows(rows: Mapping[str, np.ndarray], title: str) -> Figure:
     return figure
 
 
-def _strip(images: np.ndarray) -> np.ndarray:
-    """Return images (N, C, H, W) beside each other, white between: (H, W', 3 or nothing)."""
+def _concatenate_images(images: np.ndarray) -> np.ndarray:
+    """Join images (N, C, H, W) side by side with white gaps: (H, W') or (H, W', 3)."""
     count, channels, height, width = images.shape
     gap = max(1, round(width / 16))
     wide = np.ones((height, count * (width + gap) - gap, channels))
@@ -108,8 +110,8 @@ def save(figure: Figure, path: Path) -> Path:
     return path
 
 
-def styles(names: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Give each name a colour, a dash and a marker that no other has together (up to 21)."""
+def assign_styles(names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Give each name a unique combination of colour, dash and marker (up to 21 names)."""
     looks = [{"color": colour, "linestyle": dash} for dash, colour in product(DASHES, COLOURS)]
     return {
         name: {**looks[i % len(looks)], "marker": MARKERS[i % len(MARKERS)]}
@@ -120,30 +122,30 @@ def styles(names: Sequence[str]) -> dict[str, dict[str, Any]]:
 def draw_curves(
     panels: Mapping[str, pd.DataFrame], names: Sequence[str], across: str, title: str
 ) -> Figure | None:
-    """Draw curves one panel below the other; None if there are none.
+    """Draw panels of curves below each other; None if there are none.
 
     Parameters
     ----------
     panels : mapping of str to DataFrame
-        By what goes up: a row for each place across, a column for each line.
+        By label of the vertical axis: a row per position, a column per line.
     names : sequence of str
-        All lines there are, which decide their looks.
+        Names of all lines, which determine their styles.
     across : str
-        What goes across.
+        Label of the horizontal axis.
     """
     there = {label: table for label, table in panels.items() if not table.empty}
     if not there:
         return None
     high = max(2.6, 0.17 * len(names))
     figure = new_figure(7.5, 0.8 + high * len(there), title)
-    looks = styles(names)
+    looks = assign_styles(names)
     column = figure.subplots(len(there), 1, sharex=True, squeeze=False)[:, 0]
     for axes, (label, table) in zip(column, there.items(), strict=True):
         right = max(table.index.max(), 1)
         for name, values in table.items():
             line, look = values.dropna(), looks[str(name)]
             axes.plot(line.index, line, **look, markersize=3.5, clip_on=False)
-            # From where a shorter line ends to its name.
+            # Connect the end of a shorter line to its name.
             axes.hlines(line.iloc[-1], line.index[-1], right, look["color"], "dotted", linewidth=1)
         axes.set_xlim(0, right)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -159,14 +161,14 @@ def draw_curves(
 def label_lines(
     figure: Figure, axes: Axes, ends: Mapping[str, float], looks: Mapping[str, Any]
 ) -> None:
-    """Name lines at the right edge of the axes, each at its end or as near as there is room.
+    """Label lines at the right edge of the axes, each as close to its end as possible.
 
     Parameters
     ----------
     ends : mapping of str to float
         Where each line ends, in data units.
     looks : mapping of str to dict
-        As of :func:`styles`.
+        As returned by :func:`assign_styles`.
     """
     figure.draw_without_rendering()
     names = sorted(ends, key=lambda name: ends[name])
@@ -174,7 +176,7 @@ def label_lines(
     box = axes.get_window_extent()
     points = figure.dpi / 72
     wanted = [axes.transData.transform((right, ends[name]))[1] / points for name in names]
-    placed = spread(wanted, LABEL_GAP, box.y0 / points, box.y1 / points)
+    placed = spread_out(wanted, LABEL_GAP, box.y0 / points, box.y1 / points)
     for name, at, place in zip(names, wanted, placed, strict=True):
         axes.annotate(
             name,
@@ -199,8 +201,8 @@ def label_lines(
         )
 
 
-def spread(values: Sequence[float], gap: float, low: float, high: float) -> np.ndarray:
-    """Return the places nearest to sorted values that keep a gap, within bounds if they fit."""
+def spread_out(values: Sequence[float], gap: float, low: float, high: float) -> np.ndarray:
+    """Return positions near sorted values, a minimum gap apart and within bounds if they fit."""
     steps = gap * np.arange(len(values))
     nearest = isotonic_regression(np.asarray(values) - steps).x
     return np.asarray(np.clip(nearest, low, max(low, high - steps[-1])) + steps)
@@ -212,52 +214,52 @@ def label_points(
     points: Mapping[str, tuple[float, float]],
     colours: Mapping[str, str],
 ) -> None:
-    """Name points beside them, where neither a name nor a point is in the way."""
+    """Label points next to them, without overlapping other labels or points."""
     figure.draw_without_rendering()
     dots = [axes.transData.transform(point) for point in points.values()]
     taken: list[Box] = [(x - 6, y - 6, x + 6, y + 6) for x, y in dots]
     inside = axes.get_window_extent().extents
     for name, point in points.items():
-        # Out of the layout, or the layout would move the axes under the labels.
+        # Excluded from the layout, which would otherwise move the axes under the labels.
         label = axes.annotate(
             name,
             point,
             (0, 0),
             textcoords="offset points",
             fontsize=8,
-            color=darkened(colours[name]),
+            color=darken(colours[name]),
             arrowprops={"arrowstyle": "-", "color": colours[name], "linewidth": 0.7, "shrinkA": 0},
         )
         label.set_in_layout(False)
-        taken.append(_place(label, taken, inside))
+        taken.append(_position_label(label, taken, inside))
 
 
-def darkened(colour: str) -> str:
-    """Return a colour dark enough to write with on white."""
+def darken(colour: str) -> str:
+    """Darken a colour enough for text on white."""
     red, green, blue = to_rgb(colour)
     return to_hex((0.65 * red, 0.65 * green, 0.65 * blue))
 
 
-def number(value: float) -> str:
-    """Return a number to two places, with a proper minus."""
+def format_number(value: float) -> str:
+    """Format a number with two decimals and a typographic minus."""
     return f"{value:.2f}".replace("-", "−")
 
 
-def _place(label: Annotation, taken: Sequence[Box], inside: Box) -> Box:
-    """Move a label to the first free place around its point and return the place."""
+def _position_label(label: Annotation, taken: Sequence[Box], inside: Box) -> Box:
+    """Move a label to the first free position around its point; return its box."""
     for distance, (right, up) in product((7, 13, 20, 28, 38), SIDES):
         label.set_position((right * distance, up * distance))
         label.set_horizontalalignment(HORIZONTAL[right])
         label.set_verticalalignment(VERTICAL[up])
-        # Moves the text; but this extent counts the line as well, and that may cross others.
+        # Updates the text's position; this extent includes the line, which may cross others.
         label.get_window_extent()
         box = tuple(Text.get_window_extent(label).extents)
-        if _within(box, inside) and not any(_overlap(box, other) for other in taken):
+        if _contains(box, inside) and not any(_overlap(box, other) for other in taken):
             break
     return box
 
 
-def _within(a: Box, b: Box) -> bool:
+def _contains(a: Box, b: Box) -> bool:
     return a[0] >= b[0] and a[1] >= b[1] and a[2] <= b[2] and a[3] <= b[3]
 
 

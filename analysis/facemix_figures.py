@@ -8,14 +8,14 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
-from pudica.analysis.drawing import COLOURS, draw_curves, label_points, new_figure, own_look, save
-from pudica.analysis.facemix import facemix_accuracy, settings_of
-from pudica.analysis.runs import Run, RunPaths, runs_of
+from pudica.analysis.drawing import COLOURS, draw_curves, label_points, new_figure, plot_style, save
+from pudica.analysis.facemix import case_settings, facemix_accuracy
+from pudica.analysis.runs import Run, RunPaths, open_runs_of
 from pudica.models.errors import RequestError
 
 
 def figures(run: Run) -> Iterator[tuple[str, Figure]]:
-    """Yield each figure that there are measurements for, with its name."""
+    """Yield name and figure for everything that was measured."""
     drawn = {
         "training": draw_training(run),
         "trade-off": draw_trade_off([run]),
@@ -39,7 +39,7 @@ def draw_training(run: Run) -> Figure | None:
         "accuracy on validation\nimages (%)": 100 * wide.sort_index(),
     }
     title = f"Training behind the shield — {run.name}"
-    return draw_curves(panels, list(settings_of(run)), "epochs", title)
+    return draw_curves(panels, list(case_settings(run)), "epochs", title)
 
 
 def facemix_trade_off(runs: RunPaths, path: str | Path) -> Path:
@@ -48,29 +48,29 @@ def facemix_trade_off(runs: RunPaths, path: str | Path) -> Path:
     Parameters
     ----------
     runs : str, Path, or a sequence of these
-        As of :func:`pudica.analysis.load`. Cases of one name have one colour.
+        As of :func:`pudica.analysis.load`. Cases of the same name share a colour.
     path : str or Path
-        Where the PNG goes.
+        Path of the PNG.
 
     Raises
     ------
     RequestError
-        As of :func:`pudica.analysis.load`; or there are fewer than two cases.
+        As of :func:`pudica.analysis.load`; or if there are fewer than two cases.
     """
-    with own_look():
-        figure = draw_trade_off([*runs_of("facemix", runs)])
+    with plot_style():
+        figure = draw_trade_off([*open_runs_of("facemix", runs)])
         if figure is None:
             raise RequestError("a trade-off is drawn of two cases at least")
         return save(figure, Path(path))
 
 
 def draw_trade_off(runs: Sequence[Run]) -> Figure | None:
-    """Draw accuracy against what the edge computes, and against what attacks learn: Figure 4."""
+    """Draw accuracy against the edge's computation and the success of attacks: Figure 4."""
     table = facemix_accuracy([run.directory for run in runs])
     cases = table["case"].unique().tolist()
     if len(cases) < 2:
         return None
-    # A case of several runs is named with its run.
+    # A case that occurs in several runs is labelled with its run.
     often = table.groupby("case")["run"].transform("size") > 1
     table["label"] = table["case"].where(~often, table["case"] + " (" + table["run"] + ")")
     paint = {case: COLOURS[i % len(COLOURS)] for i, case in enumerate(cases)}
@@ -83,46 +83,46 @@ def draw_trade_off(runs: Sequence[Run]) -> Figure | None:
     title = f"Accuracy, effort and attacks — {', '.join(names)}"
     figure = new_figure(7.5, 0.6 + 2.9 * len(panels), title)
     column = figure.subplots(len(panels), 1, squeeze=False)[:, 0]
-    points = {name: _points(table, name) for name in panels}
+    points = {name: _collect_points(table, name) for name in panels}
     for axes, (name, what) in zip(column, panels.items(), strict=True):
         for label, place in points[name].items():
             axes.plot(*place, "o", color=colours[label], clip_on=False)
         axes.set_xlabel(what)
         axes.set_ylabel("test accuracy (%)")
         axes.margins(0.12)
-        axes.set_xlim(*_across(name, [x for x, _ in points[name].values()]))
+        axes.set_xlim(*_axis_limits(name, [x for x, _ in points[name].values()]))
     for axes, name in zip(column, panels, strict=True):
         label_points(figure, axes, points[name], colours)
     return figure
 
 
-def _across(name: str, found: Sequence[float]) -> tuple[float, float]:
-    """Return where an axis begins and ends: the whole of what could be, so that near looks near."""
+def _axis_limits(name: str, found: Sequence[float]) -> tuple[float, float]:
+    """Return the limits of an axis: the full range, so that small differences look small."""
     if name == "edge_share":
         most = max([*found, 1.0])
         return -0.05 * most, 1.15 * most
     return min(45.0, min(found) - 3), 108.0
 
 
-def _points(table: pd.DataFrame, name: str) -> dict[str, tuple[float, float]]:
+def _collect_points(table: pd.DataFrame, name: str) -> dict[str, tuple[float, float]]:
     there = table[table[name].notna()]
     places = zip(there[name].astype(float), there["accuracy"].astype(float), strict=True)
     return dict(zip(there["label"], places, strict=True))
 
 
 def draw_attributes(run: Run) -> Figure | None:
-    """Draw how often attackers tell each attribute behind the shield, and in the clear."""
+    """Draw the success of inferring each attribute, behind the shield and in the clear."""
     frame = run.frame
     if "attribute" not in frame:
         return None
-    told = frame[(frame["stage"] == "attack attributes") & frame["attribute"].notna()]
-    if told.empty:
+    measured = frame[(frame["stage"] == "attack attributes") & frame["attribute"].notna()]
+    if measured.empty:
         return None
-    names, cases = told["attribute"].unique().tolist(), told["case"].unique().tolist()
+    names, cases = measured["attribute"].unique().tolist(), measured["case"].unique().tolist()
     figure = new_figure(7.5, 1.4 + 0.3 * len(names), f"Attributes that attackers tell — {run.name}")
     axes = figure.subplots()
     for i, case in enumerate(cases):
-        own = told[told["case"] == case].pivot_table(
+        own = measured[measured["case"] == case].pivot_table(
             index="attribute", columns="metric", values="value"
         )
         colour = COLOURS[i % len(COLOURS)]

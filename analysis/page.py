@@ -1,4 +1,4 @@
-"""A competition's leaderboard as a page for everybody: no scripts, nothing from elsewhere."""
+"""A competition's leaderboard as a static page: no scripts, no external resources."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 
 import pandas as pd
 
-from pudica.analysis.drawing import own_look, save
+from pudica.analysis.drawing import plot_style, save
 from pudica.analysis.runs import Run, open_run
-from pudica.analysis.themis import board, competition, themis_protection
+from pudica.analysis.themis import build_leaderboard, competition_settings, themis_protection
 from pudica.analysis.themis_figures import draw_images
 from pudica.models.errors import RequestError
 from pudica.models.files import write_atomically
@@ -47,27 +47,27 @@ footer { margin-top: 3rem; opacity: .7; font-size: .85rem; }
 
 
 def publish(run: Path, folder: Path) -> list[Path]:
-    """Write a competition's page as it stands: ``index.html``, ``leaderboard.csv``, pictures.
+    """Write a competition's page: ``index.html``, ``leaderboard.csv`` and pictures.
 
-    Before there is a leaderboard, the page has the stages and who takes part.
+    Before there is a leaderboard, the page lists the stages and the participants.
 
     Parameters
     ----------
     run : Path
-        Of a competition.
+        Run directory of a competition.
     folder : Path
-        Made if it is not there. What another run published there is replaced.
+        Created if missing. Files that another run published there are replaced.
 
     Returns
     -------
     list of Path
-        What was written. Pictures show images as they were released; where a run compared them
-        with plain ones there are none, since those are the test set's.
+        The files written. Pictures show images as released; a run that compared them with plain
+        test images has no pictures, since those must stay private.
 
     Raises
     ------
     RequestError
-        It is no competition, or no stage of it is over.
+        If the run is not a competition, or none of its stages is over.
     """
     opened = open_run(run)
     if opened.info.get("system") != "themis":
@@ -78,75 +78,75 @@ def publish(run: Path, folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     quality = themis_protection([opened])
     written, parts = [], []
-    for case, settings in competition(opened).each_case().items():
-        found = board(opened, case, settings.release_bounds[0])
-        if found is None:
+    for case, settings in competition_settings(opened).each_case().items():
+        ranked = build_leaderboard(opened, case, settings.release_bounds[0])
+        if ranked is None:
             continue
         if settings.release.draws == 1:
-            found = found.drop(columns="trained_std")
-        found["dropouts"] = [_dropouts(opened, case, name) for name in found["model"]]
+            ranked = ranked.drop(columns="trained_std")
+        ranked["dropouts"] = [_count_dropouts(opened, case, name) for name in ranked["model"]]
         suffix = "" if case == "main" else f"-{case}"
         table = folder / f"leaderboard{suffix}.csv"
-        write_csv(found, table)
+        write_csv(ranked, table)
         written.append(table)
-        picture = _picture(opened, case, folder / f"images{suffix}.png")
+        picture = _draw_picture(opened, case, folder / f"images{suffix}.png")
         written += [picture] if picture else []
         own = quality[(quality["case"] == case) & (quality["release"] == "trained")]
-        parts.append(_part(case, found, own, table, picture))
-        parts.append(_absent(opened, set(found["model"])))
-    parts.append(_participants(opened))
+        parts.append(_render_case(case, ranked, own, table, picture))
+        parts.append(_render_absent(opened, set(ranked["model"])))
+    parts.append(_render_participants(opened))
     if stages:
-        parts.append(_stages(stages))
+        parts.append(_render_stages(stages))
     page = folder / "index.html"
-    write_atomically(page, _page(opened, parts).encode())
+    write_atomically(page, _render_page(opened, parts).encode())
     return [page, *written]
 
 
 def _escape(text: str) -> str:
-    """Return a text that is neither markup nor hides anything."""
+    """Escape markup and hidden characters."""
     return html.escape(escape_hidden(text))
 
 
-def _participants(run: Run) -> str:
-    """Return who takes part, and how good their models are on public images, as they say."""
+def _render_participants(run: Run) -> str:
+    """Render the participants and the accuracies they report on public images."""
     rows = run.frame
     own = rows[(rows["stage"] == "local") & (rows["metric"] == "validation_accuracy")]
     values = {str(row["node"]): f"{100 * row['value']:.2f} %" for _, row in own.iterrows()}
-    return f"<h3>Accuracy on public images, as participants say</h3>{_facts(values)}"
+    return f"<h3>Accuracy on public images, as participants say</h3>{_render_facts(values)}"
 
 
-def _absent(run: Run, ranked: set[str]) -> str:
-    """Return who was to take part and is not ranked."""
+def _render_absent(run: Run, ranked: set[str]) -> str:
+    """Render the nodes of the experiment that are not ranked."""
     names = [str(name) for name in run.info["nodes"] if name not in ranked]
     if not names:
         return ""
     return f"<p>Not ranked, since they left or never came: {_escape(', '.join(names))}.</p>"
 
 
-def _stages(stages: Mapping[str, Mapping[str, str]]) -> str:
+def _render_stages(stages: Mapping[str, Mapping[str, str]]) -> str:
     values = {
         name: " to ".join(filter(None, [stage.get("opened"), stage.get("closed", "…")]))
         for name, stage in stages.items()
     }
-    return f"<h3>Stages</h3>{_facts(values)}"
+    return f"<h3>Stages</h3>{_render_facts(values)}"
 
 
-def _dropouts(run: Run, case: str, name: str) -> int:
+def _count_dropouts(run: Run, case: str, name: str) -> int:
     rows = run.frame
     own = rows[(rows["metric"] == "dropouts") & (rows["node"] == name) & (rows["case"] == case)]
     return int(own["value"].sum())
 
 
-def _picture(run: Run, case: str, path: Path) -> Path | None:
-    if competition(run).release.compare:
+def _draw_picture(run: Run, case: str, path: Path) -> Path | None:
+    if competition_settings(run).release.compare:
         return None
-    with own_look():
+    with plot_style():
         figure = draw_images(run, case)
         return save(figure, path) if figure else None
 
 
-def _part(
-    case: str, found: pd.DataFrame, quality: pd.DataFrame, table: Path, picture: Path | None
+def _render_case(
+    case: str, ranked: pd.DataFrame, quality: pd.DataFrame, table: Path, picture: Path | None
 ) -> str:
     heading = "" if case == "main" else f"<h2>{_escape(case)}</h2>"
     facts = {} if quality.empty else quality.iloc[0].to_dict()
@@ -156,47 +156,47 @@ def _part(
         else ""
     )
     return f"""{heading}
-{_leaderboard(found)}
+{_render_leaderboard(ranked)}
 <p><a href="{_escape(table.name)}">as a table (CSV)</a></p>
 <h3>What the noise hides</h3>
-{_facts({PROTECTION[key]: facts[key] for key in PROTECTION if pd.notna(facts.get(key))})}
+{_render_facts({PROTECTION[key]: facts[key] for key in PROTECTION if pd.notna(facts.get(key))})}
 {shown}"""
 
 
-def _leaderboard(found: pd.DataFrame) -> str:
-    columns = [key for key in HEADINGS if key in found and found[key].notna().any()]
+def _render_leaderboard(ranked: pd.DataFrame) -> str:
+    columns = [key for key in HEADINGS if key in ranked and ranked[key].notna().any()]
     head = "".join(f"<th>{_escape(HEADINGS[key])}</th>" for key in columns)
     rows = "".join(
-        "<tr>" + "".join(f"<td>{_cell(row[key])}</td>" for key in columns) + "</tr>\n"
-        for _, row in found.iterrows()
+        "<tr>" + "".join(f"<td>{_render_cell(row[key])}</td>" for key in columns) + "</tr>\n"
+        for _, row in ranked.iterrows()
     )
     return f"<table><thead><tr>{head}</tr></thead><tbody>\n{rows}</tbody></table>"
 
 
-def _facts(values: Mapping[str, Any]) -> str:
+def _render_facts(values: Mapping[str, Any]) -> str:
     rows = "".join(
-        f"<tr><td>{_escape(key)}</td><td>{_cell(value)}</td></tr>\n"
+        f"<tr><td>{_escape(key)}</td><td>{_render_cell(value)}</td></tr>\n"
         for key, value in values.items()
     )
     return f'<table class="facts">{rows}</table>'
 
 
-def _cell(value: Any) -> str:
-    """Return a value for people; names come from participants, and are not to be markup."""
+def _render_cell(value: Any) -> str:
+    """Format a value; names come from participants and must be escaped."""
     if isinstance(value, str):
         return _escape(value)
     return f"{value:.2f}" if isinstance(value, float) and not value.is_integer() else f"{value:g}"
 
 
-def _shown_plain(run: Run) -> str:
+def _describe_release(run: Run) -> str:
     if remarks := run.info.get("remarks"):
         return f"This is {_escape('; '.join(remarks))}."
-    if competition(run).release.compare:
+    if competition_settings(run).release.compare:
         return "A rehearsal: they are given the plain images too, to compare with."
     return "They are not given the images without it."
 
 
-def _page(run: Run, parts: list[str]) -> str:
+def _render_page(run: Run, parts: list[str]) -> str:
     title = _escape(str(run.info["experiment"]))
     description = _escape(str(run.settings.get("description", "")).replace("\n", " "))
     ended = run.info.get("ended")
@@ -216,7 +216,7 @@ def _page(run: Run, parts: list[str]) -> str:
 <p>{description}</p>
 {"".join(parts)}
 <footer>{stand} Participants predict classes of test images under noise that is trained together
-with their models (THEMIS). {_shown_plain(run)}</footer>
+with their models (THEMIS). {_describe_release(run)}</footer>
 </body>
 </html>
 """

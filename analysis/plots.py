@@ -2,30 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from matplotlib.figure import Figure
-
-from pudica.analysis import dlmt_figures, facemix_figures, split_figures, themis_figures
-from pudica.analysis.drawing import own_look, save
-from pudica.analysis.runs import Run, open_run
-
-FIGURES: dict[str, Callable[[Run], Iterator[tuple[str, Figure]]]] = {
-    "dlmt": dlmt_figures.figures,
-    "facemix": facemix_figures.figures,
-    "split": split_figures.figures,
-    "themis": themis_figures.figures,
-}
+from pudica.analysis.drawing import plot_style, save
+from pudica.analysis.runs import open_run
+from pudica.clients.runtime.systems import systems
 
 
 def plot(run: str | Path) -> list[Path]:
-    """Draw all figures of a run that it has the measurements for.
+    """Draw all figures of a run for which there are measurements.
 
     Parameters
     ----------
     run : str or Path
-        A run directory; the run may still be going on.
+        A run directory; the run may be in progress.
 
     Returns
     -------
@@ -45,7 +35,8 @@ def plot(run: str | Path) -> list[Path]:
     """
     one = open_run(run)
     folder = one.directory / "plots"
-    draw = FIGURES.get(one.info.get("system", ""))
-    with own_look():
+    system = systems().get(one.info.get("system", ""))
+    draw = system.part("figures") if system else None
+    with plot_style():
         found = draw(one) if draw else ()
         return [save(figure, folder / f"{name}.png") for name, figure in found]

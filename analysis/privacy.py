@@ -1,4 +1,4 @@
-"""The ledger of a run: what left its owner, how often, and what then holds for a record."""
+"""The ledger of a run: what left its owner, how often, and the resulting privacy of a record."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pudica.models.errors import RequestError
 from pudica.strategies.core.releases import FILE, IN_THE_CLEAR, Release
 
 DELTA = 1e-5
-"""Of all releases of a record together, unless another one is asked for."""
+"""Default δ of all releases of a record together."""
 
 TRAINED = (
     "the front was trained on the private data without differential privacy: each record moves "
@@ -32,46 +32,46 @@ STEERED = (
 SEEDED = "it is drawn from the run's seed: who knows that draws it again, and undoes it"
 STATISTICS = "are normalised by statistics of training records, without noise"
 COUNTED = ("training", "served")
-"""Whose records a verdict is about."""
+"""The kinds of records that a verdict covers."""
 HELD_OUT = ("validation", "test")
 FACTS = ("case", "what", "records", "nodes", "count", "mechanism", "randomness", "claimed")
 NUMBERS = ("record_epsilon", "record_delta", "composed_epsilon", "composed_rdp")
 
 
 def releases(run: str | Path) -> list[Release]:
-    """Return the ledger of a run: an entry for each node and kind of release that came about.
+    """Return the ledger of a run: an entry per node and kind of release that took place.
 
     Raises
     ------
     RequestError
-        There is no such run, it keeps no ledger, or the ledger is damaged.
+        If there is no such run, it has no ledger, or the ledger is damaged.
     """
     opened = open_run(run)
     path = opened.directory / FILE
     if not path.is_file():
-        raise RequestError(f"{run}: {_why_none(opened)}")
+        raise RequestError(f"{run}: {_explain_missing(opened)}")
     try:
         entries = TypeAdapter(list[Release]).validate_json(path.read_bytes())
     except ValidationError as error:
-        raise RequestError(f"{path}: can't be read: {_first(error)}") from error
+        raise RequestError(f"{path}: can't be read: {_first_error(error)}") from error
     for number, entry in enumerate(entries):
         _check_shield(entry, f"{path}: can't be read: entry {number}")
     return [entry for entry in entries if entry.count]
 
 
 def privacy(run: str | Path, delta: float = DELTA) -> pd.DataFrame:
-    """Return what is released, a row for each kind of release.
+    """Return a table of all releases, a row per kind.
 
     Parameters
     ----------
     delta : float
-        Of all releases of a record together.
+        δ of all releases of a record together.
 
     Returns
     -------
     DataFrame
-        ``case, what, records``; ``nodes``: how many; ``count``: how often a record is released
-        at most; ``mechanism, randomness``; ``claimed``: by the shield's paper;
+        ``case, what, records``; ``nodes``: their number; ``count``: maximum number of releases
+        of a record; ``mechanism, randomness``; ``claimed``: by the shield's paper;
         ``record_epsilon, record_delta``: of a record in one release;
         ``composed_epsilon``: in all of this kind, and ``composed_rdp``, the same by Rényi
         differential privacy, see :mod:`pudica.clients.shields.accounting`; ``reasons``: a tuple of
@@ -80,57 +80,57 @@ def privacy(run: str | Path, delta: float = DELTA) -> pd.DataFrame:
     Raises
     ------
     RequestError
-        As :func:`releases`; or for a δ that is not between 0 and 1.
+        As :func:`releases`; or if δ is not between 0 and 1.
     """
-    rows = [_row(group, delta) for group in _grouped(releases(run), "kind").values()]
+    rows = [_table_row(group, delta) for group in _group_by(releases(run), "kind").values()]
     frame = pd.DataFrame(rows, columns=[*FACTS, *NUMBERS, "reasons"])
     return frame.astype(dict.fromkeys(NUMBERS, "float64"))
 
 
 def verdict(run: str | Path, delta: float = DELTA) -> dict[str, Guarantee]:
-    """Return for each case what holds for a training or a served record, as if it were all.
+    """Return each case's guarantee for a training or served record, considering that case alone.
 
-    A record belongs to one node, so nodes do not add up: the worst one counts. What is declared
-    public is not counted, but named among the reasons. Cases of a run release the same records:
+    A record belongs to one node, so nodes do not compose: the worst one counts. Data declared
+    public are not counted but listed among the reasons. Cases of a run release the same records:
     see :func:`verdict_of_all`.
 
     Parameters
     ----------
     delta : float
-        Of all releases of a record together.
+        δ of all releases of a record together.
 
     Raises
     ------
     RequestError
         As :func:`privacy`.
     """
-    cases = _grouped(releases(run), "case")
+    cases = _group_by(releases(run), "case")
     return {case: _verdict(entries, delta) for case, entries in cases.items()}
 
 
 def verdict_on_held_out(run: str | Path, delta: float = DELTA) -> dict[tuple[str, str], Guarantee]:
-    """Return by case and kind (``validation``, ``test``) what holds for a record held out.
+    """Return the guarantee for a held-out record by case and kind (``validation``, ``test``).
 
-    Where nothing is promised to these records, they are left out; else as :func:`verdict`.
+    Records without any promise are left out; otherwise as :func:`verdict`.
     """
     found: dict[tuple[str, str], Guarantee] = {}
-    for case, entries in _grouped(releases(run), "case").items():
-        for records, own in _grouped(entries, "records").items():
+    for case, entries in _group_by(releases(run), "case").items():
+        for records, own in _group_by(entries, "records").items():
             if records in HELD_OUT and any(entry.integers for entry in own):
                 found[case, records] = _verdict(own, delta, (records,))
     return found
 
 
 def verdict_of_all(run: str | Path, delta: float = DELTA) -> Guarantee:
-    """Return what holds for a training record in all cases of a run together; as :func:`verdict`.
+    """Return the guarantee for a training record over all cases of a run; as :func:`verdict`.
 
-    What the same devices release in other runs comes on top of it.
+    Releases by the same devices in other runs are not included.
     """
     return _verdict(releases(run), delta)
 
 
 def claims(run: str | Path) -> dict[str, Guarantee]:
-    """Return for each case what the paper claims of one release of training examples.
+    """Return the paper's claim for one release of training examples, by case.
 
     Cases without a shield are left out. Raises as :func:`releases`.
     """
@@ -139,14 +139,14 @@ def claims(run: str | Path) -> dict[str, Guarantee]:
     return {case: claim for case, claim in found.items() if claim.epsilon is not None}
 
 
-def _why_none(run: Run) -> str:
+def _explain_missing(run: Run) -> str:
     if run.info.get("system") == "themis":
         return "a THEMIS competition promises no differential privacy, and keeps no ledger"
     return f"keeps no ledger of what was released, it lacks {FILE}"
 
 
-def _first(error: ValidationError) -> str:
-    """Return the first thing that is wrong, and where."""
+def _first_error(error: ValidationError) -> str:
+    """Return the first validation error and its location."""
     mistake = error.errors()[0]
     places = (f"entry {part}" if isinstance(part, int) else part for part in mistake["loc"])
     return ": ".join([*places, mistake["msg"]])
@@ -156,13 +156,13 @@ def _check_shield(entry: Release, where: str) -> None:
     try:
         _ = entry.protection
     except ValidationError as error:
-        raise RequestError(f"{where}: shield: {_first(error)}") from error
+        raise RequestError(f"{where}: shield: {_first_error(error)}") from error
     except ValueError as error:
         raise RequestError(f"{where}: {error}") from error
 
 
-def _grouped(entries: Iterable[Release], key: str) -> dict[str, list[Release]]:
-    """Return the entries by an attribute, in order of appearance."""
+def _group_by(entries: Iterable[Release], key: str) -> dict[str, list[Release]]:
+    """Group entries by an attribute, in order of appearance."""
     groups: dict[str, list[Release]] = {}
     for entry in entries:
         groups.setdefault(getattr(entry, key), []).append(entry)
@@ -172,9 +172,9 @@ def _grouped(entries: Iterable[Release], key: str) -> dict[str, list[Release]]:
 # ------------------------------------------------------------------------------ a row
 
 
-def _row(group: list[Release], delta: float) -> dict[str, Any]:
-    """Return a row of :func:`privacy` for all nodes' releases of one kind."""
-    one, nodes = group[0], _grouped(group, "node")
+def _table_row(group: list[Release], delta: float) -> dict[str, Any]:
+    """Return the row of :func:`privacy` for all nodes' releases of one kind."""
+    one, nodes = group[0], _group_by(group, "node")
     count = max(sum(entry.count for entry in own) for own in nodes.values())
     return {
         "case": one.case,
@@ -187,12 +187,12 @@ def _row(group: list[Release], delta: float) -> dict[str, Any]:
         "claimed": str(one.claimed) if one.claimed and one.claimed.epsilon else "nothing",
         "record_epsilon": one.held.epsilon,
         "record_delta": None if one.held.epsilon is None else one.held.delta,
-        **_added_up(one, count, delta),
-        "reasons": _reasons(one),
+        **_compose(one, count, delta),
+        "reasons": _collect_reasons(one),
     }
 
 
-def _added_up(release: Release, count: int, delta: float) -> dict[str, float | None]:
+def _compose(release: Release, count: int, delta: float) -> dict[str, float | None]:
     if release.trained_front or release.held.epsilon is None:
         return {"composed_epsilon": None, "composed_rdp": None}
     assert isinstance(release.protection, Mechanism)
@@ -203,8 +203,8 @@ def _added_up(release: Release, count: int, delta: float) -> dict[str, float | N
     }
 
 
-def _reasons(release: Release) -> tuple[str, ...]:
-    # What is public is not to be protected, so that it is in the clear says nothing.
+def _collect_reasons(release: Release) -> tuple[str, ...]:
+    # Public data need no protection, so releasing them in the clear is no reason.
     found = [] if release.public else list(release.held.reasons)
     claims = release.claimed.reasons if release.claimed else ()
     found += [f"claimed: {reason}" for reason in claims if reason not in found]
@@ -212,7 +212,7 @@ def _reasons(release: Release) -> tuple[str, ...]:
     found += [TRAINED] if release.trained_front else []
     found += [SEEDED] if release.randomness == "seeded" else []
     found += [f"sampling: {release.sampling}"] if release.sampling else []
-    return _distinct(found)
+    return _unique(found)
 
 
 # -------------------------------------------------------------------------- a verdict
@@ -221,31 +221,31 @@ def _reasons(release: Release) -> tuple[str, ...]:
 def _verdict(entries: list[Release], delta: float, records: Sequence[str] = COUNTED) -> Guarantee:
     private = [entry for entry in entries if not entry.public]
     own = [entry for entry in private if entry.records in records]
-    # A trained front tells of its training data in whatever it computes, of test images too.
-    flaws = [flaw for entry in own for flaw in _flaws(entry)]
+    # A trained front reveals its training data in everything it computes, even on test images.
+    flaws = [flaw for entry in own for flaw in _find_flaws(entry)]
     for entry in private:
         flaws += [TRAINED, STEERED] if entry.trained_front else []
     flaws += [f"{entry.what} {STATISTICS}" for entry in private if _uses_statistics(entry)]
     if flaws:
-        return Guarantee("record", None, reasons=_distinct(flaws))
-    worst = _worst(own, delta)
+        return Guarantee("record", None, reasons=_unique(flaws))
+    worst = _worst_guarantee(own, delta)
     public = [f"{e.what} are public" for e in entries if e.public and e.records in records]
     if any(entry.randomness == "seeded" for entry in own):
         otherwise = f"with secret noise: {worst}"
         return Guarantee("record", None, reasons=(SEEDED, otherwise, *worst.reasons))
-    return dataclasses.replace(worst, reasons=_distinct([*worst.reasons, *public]))
+    return dataclasses.replace(worst, reasons=_unique([*worst.reasons, *public]))
 
 
 def _uses_statistics(release: Release) -> bool:
-    """Tell whether a release is normalised by what training examples left: images, or a shield."""
+    """Return whether statistics of training examples normalise a release, in images or shield."""
     mechanism = release.protection
     remembers = isinstance(mechanism, Mechanism) and any(True for _ in mechanism.buffers())
     by_shield = remembers and release.mode == "eval" and release.records in HELD_OUT
     return release.statistics or by_shield
 
 
-def _flaws(release: Release) -> list[str]:
-    """Return why a record has no finite ε in one kind of release, in sentences."""
+def _find_flaws(release: Release) -> list[str]:
+    """Return the reasons why a record has no finite ε in one kind of release."""
     if release.held is IN_THE_CLEAR:
         return [f"{release.what} are released in the clear"]
     if release.held is NO_NOISE:
@@ -255,24 +255,24 @@ def _flaws(release: Release) -> list[str]:
     return []
 
 
-def _worst(own: list[Release], delta: float) -> Guarantee:
-    """Return what holds for a record of the node that releases its records the most."""
+def _worst_guarantee(own: list[Release], delta: float) -> Guarantee:
+    """Return the guarantee for a record of the node that releases most."""
     if not own:
         return Guarantee("record", 0.0, reasons=("no private tensor of a training record leaves",))
-    nodes = [_of_node(each, delta) for each in _grouped(own, "node").values()]
+    nodes = [_node_guarantee(each, delta) for each in _group_by(own, "node").values()]
     return max(nodes, key=lambda guarantee: guarantee.epsilon or 0.0)
 
 
-def _of_node(own: list[Release], delta: float) -> Guarantee:
+def _node_guarantee(own: list[Release], delta: float) -> Guarantee:
     parts = [(e.protection, e.count) for e in own if isinstance(e.protection, Mechanism)]
-    counts = [f"{e.what}: a record is released {_times(e.count)} at most" for e in own]
+    counts = [f"{e.what}: a record is released {_count_in_words(e.count)} at most" for e in own]
     total = compose_releases(parts, delta)
     return dataclasses.replace(total, reasons=(*counts, *total.reasons))
 
 
-def _times(count: int) -> str:
+def _count_in_words(count: int) -> str:
     return "once" if count == 1 else f"{count} times"
 
 
-def _distinct(reasons: Iterable[str]) -> tuple[str, ...]:
+def _unique(reasons: Iterable[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(reasons))

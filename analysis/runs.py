@@ -1,6 +1,6 @@
-"""Runs on disk as one tidy frame.
+"""Runs on disk as tidy frames.
 
-A frame has a row per measurement. Its order depends on what was measured only, never on
+A frame has a row per measurement. The order of its rows depends only on the measurements, never on
 which node answered first, so two runs of the same experiment and seed give the same frame.
 """
 
@@ -39,7 +39,7 @@ COLUMNS = (
     "M",
     "draw",
 )
-NEEDED = {"stage", "round", "node", "metric", "value"}
+REQUIRED = {"stage", "round", "node", "metric", "value"}
 STAGES = (
     *("local", "generator", "density", "evaluation", "protection", "leaderboard"),
     *("pretraining", "training", "validation", "test", "costs", "measures", "breaks"),
@@ -48,7 +48,7 @@ STAGES = (
 )
 SERVERS = ("organiser", "cloud")
 ATTACKS = "*/attack-*.jsonl"
-"""What ``pudica attack`` measured, by case."""
+"""Measurements of ``pudica attack``, by case."""
 
 
 Section = TypeVar("Section", bound=BaseModel)
@@ -61,8 +61,8 @@ class Run:
     Attributes
     ----------
     name : str
-        The directory's name, with as much of the path before it as tells runs apart that
-        were opened together.
+        The directory's name, preceded by as much of its path as distinguishes runs opened
+        together.
     directory : Path
     info : dict
         ``run.json``.
@@ -82,9 +82,9 @@ class Run:
 
     @cached_property
     def frame(self) -> pd.DataFrame:
-        """The run's measurements, and those of attacks on it; columns as of :func:`load`."""
+        """Measurements of the run and of attacks on it; columns as in :func:`load`."""
         files = [self.directory / "metrics.jsonl", *sorted(self.directory.glob(ATTACKS))]
-        rows = sorted((row for file in files for row in _read_rows(file)), key=self._place)
+        rows = sorted((row for file in files for row in _read_rows(file)), key=self._sort_key)
         own = {
             **dict.fromkeys(TEXTS, ""),
             "run": self.name,
@@ -98,14 +98,14 @@ class Run:
 
     @property
     def disguise(self) -> str:
-        """How the run's images were disguised before its system saw them, empty if not."""
+        """How images were disguised before the system saw them, empty if they were not."""
         data = self.settings.get("data", {})
         by = data.get("shield") or ("on disk" if data.get("name") == DISGUISED else "")
         keys = dict.fromkeys(key for key in self.info.get("keys", {}).values() if key)
         return f"{by}, key {', '.join(keys)}" if by and keys else by
 
     def curves(self, stage: str, metric: str, release: str = "") -> pd.DataFrame:
-        """Return what the server measured of all nodes, a row per round and a column per case."""
+        """Return the server's measurements over all nodes: a row per round, a column per case."""
         rows = self.frame
         rows = rows[(rows["stage"] == stage) & (rows["metric"] == metric)]
         rows = rows[rows["node"].isin(SERVERS) & (rows["release"] == release)]
@@ -118,7 +118,7 @@ class Run:
         Raises
         ------
         RequestError
-            It was written by a version of Pudica that had other settings.
+            If another version of Pudica, with other settings, wrote the run.
         """
         try:
             return schema.model_validate(self.settings.get(key, {}))
@@ -129,8 +129,8 @@ class Run:
                 f"{self.directory / 'experiment.yaml'}: {key}.{where}: {first['msg']}"
             ) from error
 
-    def _place(self, row: dict[str, Any]) -> tuple[Any, ...]:
-        """Return what decides a row's place among the others."""
+    def _sort_key(self, row: dict[str, Any]) -> tuple[Any, ...]:
+        """Return the sort key of a row."""
         cases = list(self.settings.get(self.info.get("system", ""), {}).get("cases") or {})
         node = str(row["node"])
         return (
@@ -142,7 +142,7 @@ class Run:
             row["round"],
             _position([*SERVERS, *self.nodes], node),
             str(row["metric"]),
-            # What is left may differ in tags that are not known here.
+            # Rows may still differ in tags unknown here.
             json.dumps(row, sort_keys=True),
         )
 
@@ -162,19 +162,19 @@ def load(runs: RunPaths) -> pd.DataFrame:
     -------
     DataFrame
         ``run, system, experiment, case, stage, round, node, metric, value, release, M, draw``,
-        then whatever else the measurements were tagged with. Accuracies are in [0, 1]. Texts
-        that do not apply are empty, numbers NaN; what no case changes has the case ``""``.
+        then all other tags of the measurements. Accuracies are in [0, 1]. Strings that do not
+        apply are empty, numbers NaN; measurements shared by all cases have the case ``""``.
 
     Raises
     ------
     RequestError
-        Nothing was found, a directory is no run, or a file of it is damaged.
+        If nothing is found, a directory is not a run, or one of its files is damaged.
     """
     return pd.concat([run.frame for run in open_runs(runs)], ignore_index=True)
 
 
 def describe(run: str | Path) -> dict[str, Any]:
-    """Return what is known of one run besides its measurements.
+    """Return everything about a run except its measurements.
 
     Returns
     -------
@@ -185,25 +185,25 @@ def describe(run: str | Path) -> dict[str, Any]:
     Raises
     ------
     RequestError
-        As :func:`load`; or there is more than one run.
+        As :func:`load`; or if there is more than one run.
     """
     one = open_run(run)
     return {**one.info, "run": one.name, "directory": one.directory, "settings": one.settings}
 
 
 def find(runs: str | Path | Sequence[str | Path]) -> list[Path]:
-    """Return the run directories that are meant, each once; arguments as of :func:`load`."""
+    """Return the matching run directories, without duplicates; arguments as in :func:`load`."""
     places = [runs] if isinstance(runs, str | Path) else runs
-    found = [path.resolve() for place in places for path in _find_one(place)]
+    found = [path.resolve() for place in places for path in _resolve(place)]
     if not found:
         raise RequestError("no run was named")
     return list(dict.fromkeys(found))
 
 
 def open_runs(runs: RunPaths) -> list[Run]:
-    """Return the runs that are meant, under names that tell them apart.
+    """Open the matching runs under distinct names.
 
-    Runs that are open already are returned as they are.
+    Runs that are already open are returned unchanged.
     """
     places = [runs] if isinstance(runs, str | Path) else list(runs)
     opened = [place for place in places if isinstance(place, Run)]
@@ -211,16 +211,16 @@ def open_runs(runs: RunPaths) -> list[Run]:
         return opened
     directories = find([place for place in places if not isinstance(place, Run)])
     names = _distinct_names(directories)
-    return [_open(path, name) for path, name in zip(directories, names, strict=True)]
+    return [_open_directory(path, name) for path, name in zip(directories, names, strict=True)]
 
 
-def runs_of(system: str, runs: RunPaths) -> list[Run]:
-    """Return those of the runs that are meant which are of one system."""
+def open_runs_of(system: str, runs: RunPaths) -> list[Run]:
+    """Open the matching runs of one system."""
     return [run for run in open_runs(runs) if run.info.get("system") == system]
 
 
 def open_run(run: str | Path) -> Run:
-    """Return the one run that is meant."""
+    """Open the single matching run."""
     found = open_runs(run)
     if len(found) > 1:
         names = ", ".join(one.name for one in found)
@@ -228,13 +228,13 @@ def open_run(run: str | Path) -> Run:
     return found[0]
 
 
-def _open(directory: Path, name: str) -> Run:
-    info = _parsed(directory / "run.json", json.loads)
-    settings = _parsed(directory / "experiment.yaml", yaml.safe_load)
+def _open_directory(directory: Path, name: str) -> Run:
+    info = _read_mapping(directory / "run.json", json.loads)
+    settings = _read_mapping(directory / "experiment.yaml", yaml.safe_load)
     return Run(name, directory, info, settings)
 
 
-def _parsed(path: Path, parse: Any) -> dict[str, Any]:
+def _read_mapping(path: Path, parse: Any) -> dict[str, Any]:
     try:
         content = parse(path.read_text(encoding="utf-8"))
     except (ValueError, yaml.YAMLError) as error:
@@ -247,29 +247,29 @@ def _parsed(path: Path, parse: Any) -> dict[str, Any]:
 # ------------------------------------------------------------------------ finding runs
 
 
-def _find_one(place: str | Path) -> list[Path]:
+def _resolve(place: str | Path) -> list[Path]:
     path = Path(place)
     if path.is_dir():
-        return _in_directory(path)
+        return _find_in_directory(path)
     if path.exists():
         raise RequestError(f"{path} is a file; name the run's directory")
     if has_magic(str(place)):
         matches = [Path(match) for match in sorted(glob(str(place), recursive=True))]
-        found = [run for match in matches if match.is_dir() for run in _runs_below(match)]
+        found = [run for match in matches if match.is_dir() for run in _find_below(match)]
         if found:
             return found
     raise RequestError(f"nothing found at {path}")
 
 
-def _in_directory(path: Path) -> list[Path]:
-    found = _runs_below(path)
+def _find_in_directory(path: Path) -> list[Path]:
+    found = _find_below(path)
     if found:
         return found
     lacking = [name for name in FILES if not (path / name).is_file()]
     raise RequestError(f"{path} is no run, and holds none: it lacks {', '.join(lacking)}")
 
 
-def _runs_below(path: Path) -> list[Path]:
+def _find_below(path: Path) -> list[Path]:
     if _is_run(path):
         return [path]
     return [file.parent for file in sorted(path.rglob("run.json")) if _is_run(file.parent)]
@@ -280,7 +280,7 @@ def _is_run(path: Path) -> bool:
 
 
 def _distinct_names(directories: Sequence[Path]) -> list[str]:
-    """Return each directory's name, with its parents' names where two would be the same."""
+    """Return each directory's name, preceded by parent names where needed to be distinct."""
     depths = dict.fromkeys(directories, 1)
     while True:
         names = ["/".join(path.parts[-depth:]) for path, depth in depths.items()]
@@ -295,14 +295,14 @@ def _distinct_names(directories: Sequence[Path]) -> list[str]:
 
 
 def _read_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the rows; a last line that was cut off, by a kill or mid-write, is dropped."""
+    """Yield the rows; an incomplete last line, left by a killed or running process, is dropped."""
     lines = path.read_bytes().split(b"\n")
     for number, line in enumerate(lines, 1):
         if not line:
             continue
         try:
             row = json.loads(line)
-            complete = isinstance(row, dict) and row.keys() >= NEEDED
+            complete = isinstance(row, dict) and row.keys() >= REQUIRED
         except ValueError:
             complete = False
         if complete:
@@ -310,14 +310,14 @@ def _read_rows(path: Path) -> Iterator[dict[str, Any]]:
         elif number == len(lines):
             warnings.warn(f"{path}: the last line is cut off and left out", stacklevel=2)
         else:
-            raise RequestError(f"{path}, line {number}: not a measurement: {_shortened(line)}")
+            raise RequestError(f"{path}, line {number}: not a measurement: {_shorten(line)}")
 
 
-def _shortened(line: bytes) -> str:
+def _shorten(line: bytes) -> str:
     text = line.decode(errors="replace")
     return text if len(text) <= 60 else f"{text[:60]}…"
 
 
 def _position(order: Sequence[str], item: str) -> tuple[int, str]:
-    """Return where an item stands in an order; unknown ones come last, by name."""
+    """Return an item's position in an order; unknown items come last, by name."""
     return (order.index(item) if item in order else len(order), item)

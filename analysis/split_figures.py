@@ -9,13 +9,13 @@ from matplotlib.ticker import NullLocator
 
 from pudica.analysis.drawing import draw_curves, label_points, new_figure
 from pudica.analysis.runs import Run
-from pudica.analysis.split import settings_of, split_accuracy
+from pudica.analysis.split import case_settings, split_accuracy
 
 RELEASES = {"plain": "without noise", "noisy": "with noise"}
 
 
 def figures(run: Run) -> Iterator[tuple[str, Figure]]:
-    """Yield each figure that there are measurements for, with its name."""
+    """Yield name and figure for everything that was measured."""
     for name, draw in {"training": draw_training, "trade-off": draw_trade_off}.items():
         figure = draw(run)
         if figure is not None:
@@ -24,7 +24,7 @@ def figures(run: Run) -> Iterator[tuple[str, Figure]]:
 
 def draw_training(run: Run) -> Figure | None:
     """Draw loss and validation accuracy over epochs, a line per case (Figures 5 to 7)."""
-    cases = list(settings_of(run))
+    cases = list(case_settings(run))
     loss = run.curves("training", "loss")
     accuracy = {name: 100 * run.curves("validation", "accuracy", name) for name in RELEASES}
     panels = {"mean training loss": loss}
@@ -44,7 +44,7 @@ def draw_trade_off(run: Run) -> Figure | None:
         return None
     figure = new_figure(7.0, 4.6, f"Test accuracy and noise — {run.name}")
     axes = figure.subplots()
-    for (column, label), colour in zip(WAYS.items(), ("#0072B2", "#D55E00"), strict=True):
+    for (column, label), colour in zip(TEST_LABELS.items(), ("#0072B2", "#D55E00"), strict=True):
         own = there.dropna(subset=[column])
         axes.plot(own["epsilon"], own[column], "o", color=colour, label=label)
     silent = table[table["epsilon"].isna()]["plain_edge"]
@@ -65,4 +65,4 @@ def draw_trade_off(run: Run) -> Figure | None:
     return figure
 
 
-WAYS = {"plain_edge": "tested without noise", "noisy_edge": "tested with noise"}
+TEST_LABELS = {"plain_edge": "tested without noise", "noisy_edge": "tested with noise"}

@@ -1,4 +1,4 @@
-"""The tables of THEMIS from runs, beside the published ones."""
+"""Tables of THEMIS runs, beside the published ones."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from typing import Any
 import pandas as pd
 
 from pudica import models
-from pudica.analysis.runs import Run, RunPaths, runs_of
+from pudica.analysis.layout import drop_run_names, join_side_by_side
+from pudica.analysis.runs import Run, RunPaths, open_runs_of
 from pudica.clients.data.registry import lookup
 from pudica.models.errors import RequestError
 from pudica.strategies.themis.config import ThemisConfig
@@ -43,10 +44,10 @@ PROTECTION = (
     "examiner_accuracy_plain",
 )
 AGREEMENT = ("kendall_tau", "spearman_rho")
-# The case under which rows stand that no case changes.
+# The case of measurements shared by all cases.
 SHARED = ""
 CHEATING = " (cheating)"
-# What the paper's rows are matched by, besides the task; participants may have any name.
+# Matched to the paper's rows, besides the task; participants may have any name.
 ARCHITECTURE = "architecture"
 
 
@@ -59,7 +60,7 @@ def themis_table1(runs: RunPaths, case: str | None = None, M: float | None = Non
     Parameters
     ----------
     runs : str, Path, or a sequence of these
-        As of :func:`pudica.analysis.load`. A run that has not got as far gives no rows.
+        As of :func:`pudica.analysis.load`. A run without a leaderboard yet gives no rows.
     case : str, optional
         By default each run's first case.
     M : float, optional
@@ -71,31 +72,30 @@ def themis_table1(runs: RunPaths, case: str | None = None, M: float | None = Non
         The columns of the published table (accuracies in per cent, means over draws; a
         positive change of rank is a rise), then the standard deviations over draws, then
         ``…_published`` and ``…_difference`` (ours minus published) for each figure, then
-        ``run, experiment, case, M``. What was not measured, or not published, is missing.
+        ``run, experiment, case, M``. Values that were not measured or published are missing.
 
     Raises
     ------
     RequestError
         As of :func:`pudica.analysis.load`; or no run has this case or M.
     """
-    parts = [_table1_of(run, case, M) for run in _opened(runs, case, M)]
+    parts = [_build_table1(run, case, M) for run in _open_themis_runs(runs, case, M)]
     last = ["run", "experiment", "case", "M"]
-    table = _stacked(parts, ["task", "model", *FIGURES, *SPREADS, ARCHITECTURE, *last])
-    return _with_last(_beside(table, _paper("themis_table1"), FIGURES), last)
+    table = _stack(parts, ["task", "model", *FIGURES, *SPREADS, ARCHITECTURE, *last])
+    return _move_to_end(_add_published(table, _load_paper_table("themis_table1"), FIGURES), last)
 
 
 def themis_table1_spread(
     runs: RunPaths, case: str | None = None, M: float | None = None
 ) -> pd.DataFrame:
-    """Return Table 1 over several runs, such as seeds: mean, smallest and largest figures.
+    """Return Table 1 over several runs, such as seeds: mean, minimum and maximum figures.
 
-    Arguments and errors as of :func:`themis_table1`. Runs of the same experiment are put
-    together.
+    Arguments and errors as of :func:`themis_table1`. Runs of the same experiment are grouped.
 
     Returns
     -------
     DataFrame
-        The columns of the published table (means over runs), ``runs`` (how many), each figure
+        The columns of the published table (means over runs), ``runs`` (their number), each figure
         with ``_min`` and ``_max``, with ``_published`` and ``_difference``, then
         ``experiment, case, M``.
     """
@@ -110,13 +110,13 @@ def themis_table1_spread(
     for figure in FIGURES:
         spread[f"{figure}_published"] = groups[f"{figure}_published"].first()
         spread[f"{figure}_difference"] = groups[f"{figure}_difference"].mean().astype(float)
-    return _with_last(spread.reset_index(), ["experiment", "case", "M"])
+    return _move_to_end(spread.reset_index(), ["experiment", "case", "M"])
 
 
 def themis_table2(runs: RunPaths, M: float | None = None) -> pd.DataFrame:
     """Return Table 2 of THEMIS: each participant's rank in each case.
 
-    Where a case lets a participant cheat, its rank in that case is its cheating model's.
+    If a participant cheats in a case, its rank there is its cheating model's.
 
     Parameters
     ----------
@@ -138,16 +138,16 @@ def themis_table2(runs: RunPaths, M: float | None = None) -> pd.DataFrame:
     RequestError
         As of :func:`pudica.analysis.load`; or no run has this M.
     """
-    parts = [_table2_of(run, M) for run in _opened(runs, None, M)]
+    parts = [_build_table2(run, M) for run in _open_themis_runs(runs, None, M)]
     last = ["run", "experiment"]
-    table = _stacked(parts, ["task", "model", *RANKS.values(), ARCHITECTURE, *last])
-    paper = _paper("themis_table2").assign(task="cifar10")
-    beside = _beside(table, paper, tuple(RANKS.values()))
-    return _with_last(beside.drop(columns="task"), last)
+    table = _stack(parts, ["task", "model", *RANKS.values(), ARCHITECTURE, *last])
+    paper = _load_paper_table("themis_table2").assign(task="cifar10")
+    beside = _add_published(table, paper, tuple(RANKS.values()))
+    return _move_to_end(beside.drop(columns="task"), last)
 
 
 def themis_protection(runs: RunPaths) -> pd.DataFrame:
-    """Return what the noise protects and what it costs, which the paper leaves out.
+    """Return what the noise protects and costs, which the paper does not report.
 
     Returns
     -------
@@ -160,26 +160,26 @@ def themis_protection(runs: RunPaths) -> pd.DataFrame:
         same in all cases; its rank agreement is not where participants differ.
     """
     columns = ["run", "case", "M", "release", *PROTECTION, *AGREEMENT]
-    rows = [row for run in _opened(runs) for row in _protection_of(run)]
+    rows = [row for run in _open_themis_runs(runs) for row in _protection_rows(run)]
     return pd.DataFrame(rows, columns=columns)
 
 
 # ---------------------------------------------------------------------- parts of a run
 
 
-def competition(run: Run) -> ThemisConfig:
+def competition_settings(run: Run) -> ThemisConfig:
     """Return a run's ``themis`` section.
 
     Raises
     ------
     RequestError
-        It was written by a version of Pudica that had other settings.
+        If another version of Pudica, with other settings, wrote the run.
     """
     return run.section("themis", ThemisConfig)
 
 
-def draws(run: Run, release: str, case: str, M: float) -> pd.DataFrame:
-    """Return accuracies in [0, 1]: a row per draw that is complete, a column per contestant."""
+def accuracies_per_draw(run: Run, release: str, case: str, M: float) -> pd.DataFrame:
+    """Return accuracies in [0, 1]: a row per complete draw, a column per contestant."""
     rows = run.frame
     rows = rows[
         (rows["stage"] == "evaluation")
@@ -192,48 +192,54 @@ def draws(run: Run, release: str, case: str, M: float) -> pd.DataFrame:
     return wide[list(rows["node"].unique())].dropna()
 
 
-def board(run: Run, case: str, M: float) -> pd.DataFrame | None:
-    """Return a case's leaderboard at one M, or None before there is one.
+def build_leaderboard(run: Run, case: str, M: float) -> pd.DataFrame | None:
+    """Build a case's leaderboard at one M; None if there are no measurements yet.
 
     Columns as of :func:`pudica.strategies.themis.leaderboard.leaderboard`.
     """
-    trained = draws(run, "trained", case, M)
+    trained = accuracies_per_draw(run, "trained", case, M)
     if trained.empty:
         return None
     names = list(trained)
-    plain = draws(run, "plain", SHARED, 0.0)
-    untrained = draws(run, "untrained", SHARED, M)
+    plain = accuracies_per_draw(run, "plain", SHARED, 0.0)
+    untrained = accuracies_per_draw(run, "untrained", SHARED, M)
     return leaderboard(
-        _per_draw(trained),
-        None if plain.empty else by_name(plain.reindex(columns=names, fill_value=0.0).iloc[0]),
-        None if untrained.empty else _per_draw(untrained.reindex(columns=names, fill_value=0.0)),
+        _lists_by_name(trained),
+        None if plain.empty else to_mapping(plain.reindex(columns=names, fill_value=0.0).iloc[0]),
+        None
+        if untrained.empty
+        else _lists_by_name(untrained.reindex(columns=names, fill_value=0.0)),
     )
 
 
-def by_name(values: pd.Series) -> dict[str, float]:
-    """Return a series as a mapping of its labels."""
+def to_mapping(values: pd.Series) -> dict[str, float]:
+    """Return a series as a dictionary."""
     return {str(name): float(value) for name, value in values.items()}
 
 
-def _per_draw(accuracies: pd.DataFrame) -> dict[str, list[float]]:
+def _lists_by_name(accuracies: pd.DataFrame) -> dict[str, list[float]]:
     return {str(name): accuracies[name].tolist() for name in accuracies}
 
 
-def participant(name: str) -> str:
-    """Return whose model a contestant is: ``"MLP (cheating)"`` is one of MLP's two."""
+def participant_name(name: str) -> str:
+    """Return the participant of a contestant: MLP has ``"MLP"`` and ``"MLP (cheating)"``."""
     return name.removesuffix(CHEATING)
 
 
-def _opened(runs: RunPaths, case: str | None = None, M: float | None = None) -> list[Run]:
-    """Return the THEMIS runs among those meant that have the case and the M asked for."""
-    found = runs_of("themis", runs)
+def _open_themis_runs(runs: RunPaths, case: str | None = None, M: float | None = None) -> list[Run]:
+    """Open the matching THEMIS runs that have the requested case and M."""
+    found = open_runs_of("themis", runs)
     if not found:
         raise RequestError("none of these runs is a THEMIS competition")
-    found = _having(found, "case", case, lambda run: list(competition(run).each_case()))
-    return _having(found, "M at release", M, lambda run: competition(run).release_bounds)
+    found = _select_runs(
+        found, "case", case, lambda run: list(competition_settings(run).each_case())
+    )
+    return _select_runs(
+        found, "M at release", M, lambda run: competition_settings(run).release_bounds
+    )
 
 
-def _having(
+def _select_runs(
     runs: list[Run], what: str, wanted: Any, offered: Callable[[Run], Sequence[Any]]
 ) -> list[Run]:
     having = [run for run in runs if wanted is None or wanted in offered(run)]
@@ -243,49 +249,53 @@ def _having(
     return having
 
 
-def _table1_of(run: Run, case: str | None, M: float | None) -> pd.DataFrame | None:
-    settings = competition(run)
+def _build_table1(run: Run, case: str | None, M: float | None) -> pd.DataFrame | None:
+    settings = competition_settings(run)
     case = case or next(iter(settings.each_case()))
     M = M or settings.release_bounds[0]
-    ranked = board(run, case, M)
+    ranked = build_leaderboard(run, case, M)
     if ranked is None:
         return None
-    place = [run.nodes.index(participant(name)) for name in ranked["model"]]
+    place = [run.nodes.index(participant_name(name)) for name in ranked["model"]]
     table = ranked.assign(place=place).sort_values("place", ignore_index=True)
     table = table.drop(columns=["place", "rank"])
     return table.assign(**_labels(run, table["model"]), case=case, M=M)
 
 
-def _table2_of(run: Run, M: float | None) -> pd.DataFrame | None:
-    settings = competition(run)
+def _build_table2(run: Run, M: float | None) -> pd.DataFrame | None:
+    settings = competition_settings(run)
     M = M or settings.release_bounds[0]
-    cases = {case: draws(run, "trained", case, M).mean() for case in settings.each_case()}
+    cases = {
+        case: accuracies_per_draw(run, "trained", case, M).mean() for case in settings.each_case()
+    }
     if all(accuracies.empty for accuracies in cases.values()):
         return None
-    plain = draws(run, "plain", SHARED, 0.0).mean()
+    plain = accuracies_per_draw(run, "plain", SHARED, 0.0).mean()
     honest = plain[[name for name in run.nodes if name in plain]]
     table = pd.DataFrame({"model": run.nodes})
     for case, accuracies in {"original_rank": honest, **cases}.items():
-        ranked = {participant(name): rank for name, rank in ranks(by_name(accuracies)).items()}
+        ranked = {
+            participant_name(name): rank for name, rank in ranks(to_mapping(accuracies)).items()
+        }
         table[RANKS.get(case, case)] = table["model"].map(ranked).astype("Int64")
     return table.assign(**_labels(run, table["model"]))
 
 
-def _protection_of(run: Run) -> Iterator[dict[str, Any]]:
-    settings = competition(run)
+def _protection_rows(run: Run) -> Iterator[dict[str, Any]]:
+    settings = competition_settings(run)
     for case in settings.each_case():
         for M in settings.release_bounds:
             for release in ("untrained", "trained"):
                 owner = SHARED if release == "untrained" else case
                 values = {
-                    **_measured(run, release, owner, M),
+                    **_protection_values(run, release, owner, M),
                     **_agreement(run, release, owner, case, M),
                 }
                 if values:
                     yield {"run": run.name, "case": case, "M": M, "release": release, **values}
 
 
-def _measured(run: Run, release: str, case: str, M: float) -> dict[str, float]:
+def _protection_values(run: Run, release: str, case: str, M: float) -> dict[str, float]:
     rows = run.frame
     rows = rows[
         (rows["stage"] == "protection")
@@ -302,18 +312,18 @@ def _measured(run: Run, release: str, case: str, M: float) -> dict[str, float]:
 
 
 def _agreement(run: Run, release: str, owner: str, case: str, M: float) -> dict[str, float]:
-    contestants = draws(run, "trained", case, M).columns
-    plain = draws(run, "plain", SHARED, 0.0).mean()
-    noisy = draws(run, release, owner, M).mean()
+    contestants = accuracies_per_draw(run, "trained", case, M).columns
+    plain = accuracies_per_draw(run, "plain", SHARED, 0.0).mean()
+    noisy = accuracies_per_draw(run, release, owner, M).mean()
     if plain.empty or noisy.empty or contestants.empty:
         return {}
-    # Whoever was away when something was released has predicted nothing of it.
+    # Contestants absent at a release made no predictions for it.
     there = (values.reindex(contestants, fill_value=0.0) for values in (plain, noisy))
-    return agreement(*map(by_name, there))
+    return agreement(*map(to_mapping, there))
 
 
 def _task(run: Run) -> str:
-    """Return the paper's name of the task; elsewhere the data set's."""
+    """Return the paper's name of the task, or else the data set's name."""
     data = run.settings["data"]
     if data["name"] == "utkface":
         return f"utkface_{data.get('label') or lookup('utkface').label}"
@@ -321,7 +331,7 @@ def _task(run: Run) -> str:
 
 
 def _labels(run: Run, names: Iterable[str]) -> dict[str, Any]:
-    """Return the columns that say which run, task and architectures a table's rows are of."""
+    """Return the columns that identify run, task and architectures of a table's rows."""
     models_of = {p["name"]: p["model"] for p in run.settings["participants"]}
     return {
         "task": _task(run),
@@ -332,7 +342,7 @@ def _labels(run: Run, names: Iterable[str]) -> dict[str, Any]:
 
 
 def _published_name(model: str) -> str:
-    """Return an architecture's published name; a cheating model has none."""
+    """Return the published name of an architecture; a cheating model has none."""
     try:
         return models.display_name(model) if model else ""
     except RequestError:
@@ -343,24 +353,26 @@ def _published_name(model: str) -> str:
 
 
 @cache
-def _paper(table: str) -> pd.DataFrame:
-    """Return a published table; accuracies in per cent."""
+def _load_paper_table(table: str) -> pd.DataFrame:
+    """Load a published table; accuracies in per cent."""
     with (files("pudica.analysis") / "paper" / f"{table}.csv").open(encoding="utf-8") as file:
         return pd.read_csv(file)
 
 
-def _stacked(parts: Iterable[pd.DataFrame | None], columns: Sequence[str]) -> pd.DataFrame:
-    """Return the parts below each other: these columns, then the others."""
+def _stack(parts: Iterable[pd.DataFrame | None], columns: Sequence[str]) -> pd.DataFrame:
+    """Concatenate the parts: these columns first, then the others."""
     there = [part for part in parts if part is not None]
     table = pd.concat(there, ignore_index=True) if there else pd.DataFrame()
     further = [name for name in table.columns if name not in columns]
     return table.reindex(columns=[*columns, *further])
 
 
-def _beside(table: pd.DataFrame, paper: pd.DataFrame, figures: Sequence[str]) -> pd.DataFrame:
-    """Add what the paper has for the same task and architecture, and ours minus that."""
+def _add_published(
+    table: pd.DataFrame, paper: pd.DataFrame, figures: Sequence[str]
+) -> pd.DataFrame:
+    """Add the published values for the same task and architecture, and the differences."""
     keys = table[["task", ARCHITECTURE]].rename(columns={ARCHITECTURE: "model"})
-    # Ranks are whole numbers, and may be missing.
+    # Ranks are nullable integers.
     whole = {figure: "Int64" for figure in figures if "accuracy" not in figure}
     published = keys.merge(paper, on=["task", "model"], how="left").astype(whole)
     table = table.astype(whole)
@@ -370,5 +382,38 @@ def _beside(table: pd.DataFrame, paper: pd.DataFrame, figures: Sequence[str]) ->
     return table.drop(columns=ARCHITECTURE)
 
 
-def _with_last(table: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
+def _move_to_end(table: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
     return table[[*table.columns.drop(list(names)), *names]]
+
+
+SIDE_BY_SIDE = ("rank", "plain_accuracy", "trained_accuracy")
+
+
+def tables(runs: Sequence[Run]) -> dict[str, pd.DataFrame]:
+    """Return the tables that ``pudica show`` prints, by title."""
+    cases = list(
+        dict.fromkeys(case for run in runs for case in competition_settings(run).each_case())
+    )
+    found = {}
+    for case in cases:
+        title = "Leaderboard" if len(cases) == 1 else f"Leaderboard, {case}"
+        found[title] = _join_leaderboards(runs, case)
+    if len(cases) > 1:
+        found["Ranks in each case"] = themis_table2(runs)
+    found["Protection"] = themis_protection(runs)
+    table1 = themis_table1(runs)
+    if table1["trained_accuracy_published"].notna().any():
+        found["Beside the paper"] = table1.drop(columns=table1.filter(like="_std"))
+    return drop_run_names(found, runs)
+
+
+def _join_leaderboards(runs: Sequence[Run], case: str) -> pd.DataFrame:
+    boards = {}
+    for run in runs:
+        settings = competition_settings(run)
+        if case in settings.each_case():
+            boards[run.name] = build_leaderboard(run, case, settings.release_bounds[0])
+    there = {name: frame for name, frame in boards.items() if frame is not None}
+    if len(runs) > 1:
+        there = {n: f.filter(["model", *SIDE_BY_SIDE]) for n, f in there.items()}
+    return join_side_by_side(there, "model", len(runs) > 1)

@@ -15,21 +15,21 @@ from matplotlib.figure import Figure
 
 from pudica.analysis.drawing import (
     HORIZONTAL,
+    assign_styles,
     draw_image_rows,
+    format_number,
     label_lines,
     label_points,
     new_figure,
-    number,
-    styles,
 )
 from pudica.analysis.runs import Run
 from pudica.analysis.themis import (
-    board,
-    by_name,
-    competition,
-    participant,
+    build_leaderboard,
+    competition_settings,
+    participant_name,
     themis_protection,
     themis_table2,
+    to_mapping,
 )
 from pudica.models import NoiseGenerator
 from pudica.strategies.themis.leaderboard import agreement
@@ -39,8 +39,8 @@ CHANNELS = {1: ("",), 3: ("red", "green", "blue")}
 
 
 def figures(run: Run) -> Iterator[tuple[str, Figure]]:
-    """Yield each figure of a competition that there are measurements for, with its name."""
-    cases = list(competition(run).each_case())
+    """Yield name and figure for everything that was measured in a competition."""
+    cases = list(competition_settings(run).each_case())
     for case in cases:
         for name, draw in CASE_FIGURES.items():
             figure = draw(run, case)
@@ -52,12 +52,12 @@ def figures(run: Run) -> Iterator[tuple[str, Figure]]:
 
 
 def _heading(run: Run, case: str, title: str) -> str:
-    only = len(competition(run).each_case()) == 1
+    only = len(competition_settings(run).each_case()) == 1
     return f"{title} — {run.name}" if only else f"{title} — {run.name}, {case}"
 
 
 def _arrays(run: Run, case: str, name: str) -> dict[str, np.ndarray]:
-    """Return the arrays of an artefact, none if it is not there yet."""
+    """Load the arrays of an artefact; empty if it does not exist yet."""
     path = run.directory / case / name
     if not path.is_file():
         return {}
@@ -73,7 +73,7 @@ def draw_images(run: Run, case: str) -> Figure | None:
     rows = _arrays(run, case, "samples.npz")
     if not rows:
         return None
-    # A run that does not compare has released noisy images only.
+    # Without comparison a run releases noisy images only.
     quality = themis_protection([run])
     own = quality[quality["case"] == case]
     labelled = {_row_label(name, own): images for name, images in rows.items()}
@@ -82,7 +82,7 @@ def draw_images(run: Run, case: str) -> Figure | None:
 
 
 def _row_label(name: str, quality: pd.DataFrame) -> str:
-    """Return release, M and PSNR, a line each, for an array such as ``"trained M=0.3"``."""
+    """Return release, M and PSNR on separate lines for an array such as ``"trained M=0.3"``."""
     release, _, bound = name.partition(" M=")
     if not bound:
         return name
@@ -102,7 +102,7 @@ def draw_accuracy(run: Run, case: str) -> Figure | None:
     accuracy = _over_epochs(rows, "validation_accuracy")
     if accuracy.empty:
         return None
-    looks = styles(run.nodes)
+    looks = assign_styles(run.nodes)
     title = _heading(run, case, "Accuracy on the noisy validation set")
     figure = new_figure(7.5, 6.0, title)
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
@@ -117,7 +117,7 @@ def draw_accuracy(run: Run, case: str) -> Figure | None:
     lower.set_ylabel("mean σ\n(input units)")
     lower.set_xlabel("epochs of the noise generator's training")
     lower.xaxis.get_major_locator().set_params(integer=True)
-    label_lines(figure, upper, by_name(100 * accuracy.ffill().iloc[-1]), looks)
+    label_lines(figure, upper, to_mapping(100 * accuracy.ffill().iloc[-1]), looks)
     return figure
 
 
@@ -133,7 +133,7 @@ def _over_epochs(rows: pd.DataFrame, metric: str) -> pd.DataFrame:
 
 def draw_plain_against_noisy(run: Run, case: str) -> Figure | None:
     """Draw noisy over plain test accuracy, one panel per M at release (Figure 5)."""
-    boards = {M: board(run, case, M) for M in competition(run).release_bounds}
+    boards = {M: build_leaderboard(run, case, M) for M in competition_settings(run).release_bounds}
     panels = {
         M: ranked
         for M, ranked in boards.items()
@@ -143,25 +143,25 @@ def draw_plain_against_noisy(run: Run, case: str) -> Figure | None:
         return None
     title = _heading(run, case, "Accuracy on plain and on noisy test images")
     figure = new_figure(max(5.2 * len(panels), 6.8), 5.3, title)
-    looks = styles(run.nodes)
+    looks = assign_styles(run.nodes)
     row = figure.subplots(1, len(panels), squeeze=False)[0]
     for axes, (M, ranked) in zip(row, panels.items(), strict=True):
         _scatter(figure, axes, ranked, looks)
         tau = _kendall(ranked)
-        agreeing = "" if math.isnan(tau) else f", Kendall τ = {number(tau)}"
+        agreeing = "" if math.isnan(tau) else f", Kendall τ = {format_number(tau)}"
         axes.set_title(f"released at M = {M:g}{agreeing}")
     return figure
 
 
 def _kendall(ranked: pd.DataFrame) -> float:
     accuracies = ranked.set_index("model")
-    plain, noisy = (by_name(accuracies[f"{kind}_accuracy"]) for kind in ("plain", "trained"))
+    plain, noisy = (to_mapping(accuracies[f"{kind}_accuracy"]) for kind in ("plain", "trained"))
     return agreement(plain, noisy)["kendall_tau"]
 
 
 def _scatter(figure: Figure, axes: Axes, ranked: pd.DataFrame, looks: Mapping[str, Any]) -> None:
     for row in ranked.to_dict("records"):
-        look = looks[participant(row["model"])]
+        look = looks[participant_name(row["model"])]
         axes.errorbar(
             row["plain_accuracy"],
             row["trained_accuracy"],
@@ -179,7 +179,7 @@ def _scatter(figure: Figure, axes: Axes, ranked: pd.DataFrame, looks: Mapping[st
     axes.set_xlabel("accuracy on plain images (%)")
     axes.set_ylabel("accuracy on noisy images (%)")
     places = zip(ranked["plain_accuracy"], ranked["trained_accuracy"], strict=True)
-    colours = {name: looks[participant(name)]["color"] for name in ranked["model"]}
+    colours = {name: looks[participant_name(name)]["color"] for name in ranked["model"]}
     label_points(figure, axes, dict(zip(ranked["model"], places, strict=True)), colours)
 
 
@@ -206,7 +206,7 @@ def draw_sigma_mu(run: Run, case: str) -> Figure | None:
     arrays = _arrays(run, case, "generator.npz")
     if not arrays:
         return None
-    M = competition(run).release_bounds[0]
+    M = competition_settings(run).release_bounds[0]
     noises = {name: NoiseGenerator(torch.from_numpy(arrays[name]), M) for name in RELEASES}
     sigma = {name: noise.sigma().detach().numpy() for name, noise in noises.items()}
     mu = {name: noise.mu.detach().numpy() for name, noise in noises.items()}
@@ -237,7 +237,7 @@ def _heat_maps(
         values = maps[release][i]
         shown = axes.imshow(values, cmap=colours, vmin=span[0], vmax=span[1])
         axes.set_axis_off()
-        axes.set_title(f"{release} {names[i]}\nmean {number(values.mean())}", fontsize=8.5)
+        axes.set_title(f"{release} {names[i]}\nmean {format_number(values.mean())}", fontsize=8.5)
     figure.colorbar(shown, ax=list(row), label=label, pad=0.02)
 
 
@@ -254,11 +254,11 @@ def draw_ranks(run: Run) -> Figure | None:
     title = f"Ranks on plain images and in each case — {run.name}"
     figure = new_figure(2.6 + 1.2 * table.shape[1], 1.2 + 0.34 * len(table), title)
     axes = figure.subplots()
-    # Equal ranks stand below each other, both with the better number.
+    # Equal ranks are drawn below each other, both with the better number.
     places = table.astype(float).rank(method="first")
-    looks = styles(run.nodes)
+    looks = assign_styles(run.nodes)
     for name in table.index[places.notna().any(axis="columns")]:
-        _follow(axes, name, list(places.loc[name]), list(table.loc[name]), looks[name])
+        _draw_path(axes, name, list(places.loc[name]), list(table.loc[name]), looks[name])
     columns = [fill(str(name).replace("_", " "), 14) for name in table]
     axes.set_xticks(range(len(columns)), columns)
     axes.set_ylim(len(table) + 0.6, 0.4)
@@ -269,10 +269,10 @@ def draw_ranks(run: Run) -> Figure | None:
     return figure
 
 
-def _follow(
+def _draw_path(
     axes: Axes, name: str, places: list[float], ranks: list[int], look: Mapping[str, Any]
 ) -> None:
-    """Draw one participant's way through the cases, its rank in each dot, named at both ends."""
+    """Draw a participant's path through the cases: ranks in dots, labels at both ends."""
     there = [(x, y) for x, y in enumerate(places) if not math.isnan(y)]
     axes.plot(*zip(*there, strict=True), color=look["color"], linestyle=look["linestyle"])
     axes.plot(*zip(*there, strict=True), "o", color=look["color"], markersize=13)

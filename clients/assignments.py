@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
     SerializeAsAny,
-    TypeAdapter,
     field_validator,
     model_validator,
 )
@@ -19,6 +19,7 @@ from pydantic import (
 from pudica import models
 from pudica.clients import shields
 from pudica.clients.data import DataConfig, ImageSet, Part, Splits, select_node_images
+from pudica.clients.runtime.systems import systems
 from pudica.clients.shields import ShieldConfig
 from pudica.clients.shields.mixing import padded_count
 from pudica.models.compute import ComputeConfig
@@ -55,6 +56,7 @@ class Assignment(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    system: str
     run: RunName
     data: DataConfig
     data_seed: int
@@ -379,11 +381,19 @@ class InferenceAssignment(Assignment):
 
 
 AnyAssignment = ParticipantAssignment | EdgeAssignment | OwnerAssignment | InferenceAssignment
-_ANY: TypeAdapter[AnyAssignment] = TypeAdapter(
-    Annotated[AnyAssignment, Field(discriminator="system")]
-)
 
 
-def parsed(text: str | bytes) -> AnyAssignment:
-    """Return the assignment that a message or a vault holds as JSON."""
-    return _ANY.validate_json(text)
+def parse_assignment(text: str | bytes) -> Any:
+    """Return the assignment that a message or a vault holds as JSON.
+
+    Raises
+    ------
+    RuntimeError
+        It is of a system that is not installed here.
+    """
+    name = json.loads(text).get("system")
+    if name not in systems():
+        raise RuntimeError(
+            f"the system {name!r} is not installed on this node; there are {', '.join(systems())}"
+        )
+    return systems()[name].part("assignment").model_validate_json(text)

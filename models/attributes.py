@@ -1,4 +1,7 @@
-"""Binary attributes of an image, each predicted by two logits."""
+"""Attributes of an image: questions with the same number of answers, each with a logit.
+
+Binary attributes have two logits each; the classes of a data set are one attribute with many.
+"""
 
 from __future__ import annotations
 
@@ -9,22 +12,24 @@ LOGITS = 2
 """Logits per attribute: no, then yes."""
 
 
-def split_by_attribute(logits: torch.Tensor) -> torch.Tensor:
-    """Return logits (B, 2·A) as (B, A, 2)."""
-    return logits.reshape(len(logits), -1, LOGITS)
+def split_by_attribute(logits: torch.Tensor, answers: int = LOGITS) -> torch.Tensor:
+    """Return logits (B, A·K) as (B, A, K), K the number of answers."""
+    return logits.reshape(len(logits), -1, answers)
 
 
-def compute_balancing_weights(attributes: torch.Tensor) -> torch.Tensor:
-    """Return weights (A, 2) that give both answers to each attribute the same total weight.
+def compute_balancing_weights(attributes: torch.Tensor, answers: int = LOGITS) -> torch.Tensor:
+    """Return weights (A, K) that give all answers to each attribute the same total weight.
 
     Parameters
     ----------
     attributes : int64 tensor of shape (N, A)
         Attributes of the training images. An answer that never occurs gets the weight 0.
+    answers : int
+        K.
     """
-    yes = attributes.double().mean(0)
-    shares = torch.stack([1 - yes, yes], dim=1)
-    return torch.where(shares > 0, 0.5 / shares, 0.0).float()
+    later = [(attributes == answer).double().mean(0) for answer in range(1, answers)]
+    shares = torch.stack([1 - sum(later), *later], dim=1)
+    return torch.where(shares > 0, 1 / answers / shares, 0.0).float()
 
 
 def attribute_loss(
@@ -34,12 +39,12 @@ def attribute_loss(
 
     Parameters
     ----------
-    logits : Tensor of shape (B, 2·A)
+    logits : Tensor of shape (B, A·K)
     attributes : int64 tensor of shape (B, A)
-    weights : Tensor of shape (A, 2) or None
+    weights : Tensor of shape (A, K) or None
         Weight of each answer, from :func:`compute_balancing_weights`.
     """
-    answers = split_by_attribute(logits)
+    answers = logits.reshape(*attributes.shape, -1)
     each = cross_entropy(answers.flatten(0, 1), attributes.flatten(), reduction="none")
     if weights is None:
         return each.mean()
@@ -47,19 +52,18 @@ def attribute_loss(
     return (each * chosen.gather(2, attributes[..., None]).flatten()).mean()
 
 
-def predict_answers(logits: torch.Tensor) -> torch.Tensor:
-    """Return the predicted answers, 0 or 1: int64 of shape (B, A)."""
-    return split_by_attribute(logits).argmax(2)
+def predict_answers(logits: torch.Tensor, answers: int = LOGITS) -> torch.Tensor:
+    """Return the predicted answers, 0 to K - 1: int64 of shape (B, A)."""
+    return split_by_attribute(logits, answers).argmax(2)
 
 
-def count_confusions(answers: torch.Tensor, attributes: torch.Tensor) -> torch.Tensor:
-    """Count each pair of truth and answer: int64 of shape (A, 2, 2), truth first."""
-    counts = torch.zeros(attributes.shape[1], LOGITS, LOGITS, dtype=torch.int64)
-    for truth in range(LOGITS):
-        for answer in range(LOGITS):
-            both = (attributes == truth) & (answers == answer)
-            counts[:, truth, answer] = both.sum(0)
-    return counts
+def count_confusions(
+    predicted: torch.Tensor, attributes: torch.Tensor, answers: int = LOGITS
+) -> torch.Tensor:
+    """Count each pair of truth and prediction: int64 of shape (A, K, K), truth first."""
+    pairs = attributes * answers + predicted
+    counts = [torch.bincount(each, minlength=answers**2) for each in pairs.unbind(1)]
+    return torch.stack(counts).reshape(-1, answers, answers)
 
 
 def compute_accuracies(counts: torch.Tensor) -> torch.Tensor:

@@ -122,8 +122,8 @@ def load_weights(path: Path) -> dict[str, torch.Tensor]:
         return load_file(path)
     except SafetensorError as error:
         raise RequestError(
-            f"weights: {path} is not a safetensors file ({error}); a PyTorch checkpoint is converted "
-            "by safetensors.torch.save_file(torch.load(FILE, weights_only=True), NEW)"
+            f"weights: {path} is not a safetensors file ({error}); a PyTorch checkpoint is "
+            "converted by safetensors.torch.save_file(torch.load(FILE, weights_only=True), NEW)"
         ) from error
 
 

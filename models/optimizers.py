@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
 import torch
@@ -58,13 +58,19 @@ class OptimizerConfig(BaseModel):
         return self.learning_rate * self.gamma**decays
 
 
+Optimizing = OptimizerConfig | Callable[[Iterable[torch.nn.Parameter]], torch.optim.Optimizer]
+"""An optimiser by its settings, or anything that makes one of parameters."""
+
+
 def build(
-    config: OptimizerConfig, parameters: Iterable[torch.nn.Parameter]
+    config: Optimizing, parameters: Iterable[torch.nn.Parameter]
 ) -> torch.optim.Optimizer | None:
     """Return the optimiser, or None if there is nothing to train."""
     wanted = [p for p in parameters if p.requires_grad]
     if not wanted:
         return None
+    if not isinstance(config, OptimizerConfig):
+        return config(wanted)
     options: dict[str, Any] = {"lr": config.learning_rate, "weight_decay": config.weight_decay}
     if config.momentum:
         options["momentum"] = config.momentum
@@ -75,6 +81,12 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     """Set the learning rate of all parameters."""
     for group in optimizer.param_groups:
         group["lr"] = rate
+
+
+def begin_epoch(optimizer: torch.optim.Optimizer, config: Optimizing, epoch: int) -> None:
+    """Set the learning rate of an epoch, counted from 0, where it follows from settings."""
+    if isinstance(config, OptimizerConfig):
+        set_learning_rate(optimizer, config.learning_rate_at(epoch))
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer | None) -> dict[str, torch.Tensor]:
@@ -89,7 +101,7 @@ def optimizer_state(optimizer: torch.optim.Optimizer | None) -> dict[str, torch.
 
 
 def validate_state(
-    config: OptimizerConfig, parameters: Iterable[torch.Tensor], state: Mapping[str, torch.Tensor]
+    config: Optimizing, parameters: Iterable[torch.Tensor], state: Mapping[str, torch.Tensor]
 ) -> None:
     """Check that an optimiser of these parameters could have this state.
 

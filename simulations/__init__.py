@@ -1,1 +1,19 @@
-"""Running experiments: command line, experiment files, engines, deployment, benchmarks."""
+"""Running apps and experiments: ``simulate``, ``run``, command line, engines, deployment."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pudica.simulations.laboratory import Run, run
+    from pudica.simulations.simulation import simulate
+
+__all__ = ["Run", "run", "simulate"]
+
+_HOMES = {"Run": "laboratory", "run": "laboratory", "simulate": "simulation"}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used: PyTorch takes seconds."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

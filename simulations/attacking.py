@@ -14,22 +14,22 @@ import numpy as np
 import torch
 
 from pudica.analysis.attacks import (
-    Guess,
+    InferenceResult,
     View,
-    guess_attributes,
-    guess_identity,
-    left_mixed,
-    left_plain,
+    attribute_accuracies,
+    infer_attributes,
+    infer_identity,
     reconstruct,
-    redrawn,
-    separate,
-    told_of,
-    trained_generator,
+    reconstruct_unmixed,
+    score_mixtures,
+    score_plain,
+    train_generator,
+    unmix,
 )
-from pudica.analysis.attacks.reconstruction import Rebuilt
+from pudica.analysis.attacks.reconstruction import Reconstruction
 from pudica.analysis.attacks.view import mean
-from pudica.analysis.drawing import draw_image_rows, own_look, save
-from pudica.analysis.facemix import settings_of
+from pudica.analysis.drawing import draw_image_rows, plot_style, save
+from pudica.analysis.facemix import case_settings
 from pudica.analysis.runs import Run, open_run
 from pudica.clients.data import DataConfig, ImageSet, Splits, load
 from pudica.clients.shields.mixing import padded_count
@@ -172,7 +172,7 @@ def load_known_people(name: str, settings: list[str], run: Path) -> Splits:
 
 def _list_attackable_cases(run: Run) -> list[str]:
     """Return the finished cases in which something leaves the edge."""
-    cases = settings_of(run).items()
+    cases = case_settings(run).items()
     attackable = [case for case, settings in cases if settings.place != "edge"]
     done = [case for case in attackable if (run.directory / case / MODEL).is_file()]
     if not done:
@@ -205,7 +205,7 @@ def _explain_unfit_people(view: View, known: Splits | None) -> str:
 
 def _attack_attributes(view: View, effort: Effort, _: Splits | None) -> Outcome:
     shielded, clear = _guess_both(
-        lambda sees: guess_attributes(sees, effort.epochs, effort.seed), view
+        lambda sees: infer_attributes(sees, effort.epochs, effort.seed), view
     )
     each = {
         name: {"success": rate, f"success{CLEAR}": clear.rates[name]}
@@ -224,7 +224,7 @@ def _attack_identity(view: View, effort: Effort, known: Splits | None) -> Outcom
         replace(part, mean=average, std=deviation) for part in (known.train, known.test)
     )
     shielded, clear = _guess_both(
-        lambda sees: guess_identity(sees, ours, theirs, epochs, effort.seed), view
+        lambda sees: infer_identity(sees, ours, theirs, epochs, effort.seed), view
     )
     shown = [image for image in sorted(shielded.taken_for) if image in clear.taken_for][:SHOWN]
     pictures = {"to be recognised": _take_first(theirs.pixels(np.array(shown)))}
@@ -240,12 +240,14 @@ def _get_first_picture(images: ImageSet, person: int) -> torch.Tensor:
     return images.pixels(first) if len(first) else torch.zeros_like(images.pixels(slice(0, 1)))
 
 
-def _guess_both(guess: Callable[[View], Guess], view: View) -> tuple[Guess, Guess]:
+def _guess_both(
+    guess: Callable[[View], InferenceResult], view: View
+) -> tuple[InferenceResult, InferenceResult]:
     """Run an attack on what the cloud sees, and on what it would see without the shield."""
-    return guess(view), guess(view.in_the_clear())
+    return guess(view), guess(view.without_shield())
 
 
-def _collect_rates(shielded: Guess, clear: Guess) -> Metrics:
+def _collect_rates(shielded: InferenceResult, clear: InferenceResult) -> Metrics:
     return {
         "success": shielded.success,
         f"success{CLEAR}": clear.success,
@@ -254,17 +256,17 @@ def _collect_rates(shielded: Guess, clear: Guess) -> Metrics:
 
 
 def _attack_separation(view: View, effort: Effort, _: Splits | None) -> Outcome:
-    generator = trained_generator(view.in_the_clear(), effort.epochs, effort.seed)
+    generator = train_generator(view.without_shield(), effort.epochs, effort.seed)
     metrics: Metrics = {"chance": 0.5}
     pictures: dict[str, np.ndarray] = {}
     for suffix, known in {"": False, "_known_groups": True}.items():
-        unmixed = separate(view, effort.requests, known, effort.seed)
-        rebuilt = redrawn(view, generator, unmixed)
+        unmixed = unmix(view, effort.requests, known, effort.seed)
+        rebuilt = reconstruct_unmixed(view, generator, unmixed)
         metrics |= {
             f"success{suffix}": unmixed.success,
             f"correlation{suffix}": float(unmixed.correlations.mean()),
             f"recognised{suffix}": unmixed.recognised,
-            **{f"{name}{suffix}": value for name, value in rebuilt.likeness().items()},
+            **{f"{name}{suffix}": value for name, value in rebuilt.similarity().items()},
         }
         label = "recovered, groups known" if known else "recovered, groups unknown"
         if not known:
@@ -273,10 +275,10 @@ def _attack_separation(view: View, effort: Effort, _: Splits | None) -> Outcome:
                 **_render_mixtures(view, unmixed.true),
             }
             shown = unmixed.images[:SHOWN]
-            metrics[f"success{CLEAR}"] = mean(left_plain(view, unmixed.images))
+            metrics[f"success{CLEAR}"] = mean(score_plain(view, unmixed.images))
         places = [int(np.flatnonzero(unmixed.images == image)[0]) for image in shown]
         pictures[label] = _take_first(rebuilt.drawn[places])
-    mixed = left_mixed(view, effort.requests, effort.seed)
+    mixed = score_mixtures(view, effort.requests, effort.seed)
     metrics |= {
         "success_of_the_mixtures": mixed.success,
         "correlation_of_the_mixtures": float(mixed.correlations.mean()),
@@ -287,11 +289,11 @@ def _attack_separation(view: View, effort: Effort, _: Splits | None) -> Outcome:
 def _attack_reconstruction(view: View, effort: Effort, _: Splits | None) -> Outcome:
     metrics: Metrics = {"chance": 0.5}
     pictures: dict[str, np.ndarray] = {}
-    for suffix, sees in {"": view, CLEAR: view.in_the_clear()}.items():
-        generator = trained_generator(sees, effort.epochs, effort.seed)
+    for suffix, sees in {"": view, CLEAR: view.without_shield()}.items():
+        generator = train_generator(sees, effort.epochs, effort.seed)
         rebuilt = reconstruct(sees, generator, effort.images, effort.seed)
-        metrics |= {f"{name}{suffix}": value for name, value in rebuilt.likeness().items()}
-        metrics[f"success{suffix}"] = mean(told_of(view, rebuilt))
+        metrics |= {f"{name}{suffix}": value for name, value in rebuilt.similarity().items()}
+        metrics[f"success{suffix}"] = mean(attribute_accuracies(view, rebuilt))
         pictures |= _make_image_rows(rebuilt, " (in the clear)" if suffix else "")
     return Outcome(metrics, pictures)
 
@@ -304,7 +306,7 @@ ATTACKS: Mapping[str, Callable[[View, Effort, Splits | None], Outcome]] = {
 }
 
 
-def _make_image_rows(rebuilt: Rebuilt, what: str) -> dict[str, np.ndarray]:
+def _make_image_rows(rebuilt: Reconstruction, what: str) -> dict[str, np.ndarray]:
     return {
         f"original{what}": _take_first(rebuilt.true),
         f"rebuilt{what}": _take_first(rebuilt.drawn),
@@ -345,6 +347,6 @@ def _save_metrics(run: Run, case: str, kind: str, outcome: Outcome) -> None:
 
 
 def _save_figure(run: Run, case: str, kind: str, pictures: Mapping[str, np.ndarray]) -> None:
-    with own_look():
+    with plot_style():
         figure = draw_image_rows(pictures, f"{kind}: {case} — {run.name}")
         save(figure, run.directory / "plots" / f"{case}-{kind}.png")

@@ -42,11 +42,11 @@ def audit_shield(
 
 def build_table(result: Audit) -> pd.DataFrame:
     """Return a table of the claimed guarantee, the one that holds, and the lower bound shown."""
-    delta = result.held.delta
+    delta = result.guarantee.delta
     shown = f"ε ≥ {result.lower_bound(delta):.4g}{f' (δ = {delta:g})' if delta else ''}"
     rows = [
         ("claimed", str(result.claimed)),
-        ("held", str(result.held)),
+        ("held", str(result.guarantee)),
         ("shown", f"{shown} for one record"),
     ]
     return pd.DataFrame(rows, columns=["what is", "guarantee"])
@@ -57,7 +57,7 @@ def describe_reasons(result: Audit) -> list[str]:
     outputs = f"{result.samples:,} outputs of each neighbour"
     reasons = {
         "claimed": result.claimed.reasons,
-        "held": result.held.reasons,
+        "held": result.guarantee.reasons,
         "shown": (f"by attack, with {100 * result.confidence:g} % confidence, on {outputs}",),
     }
     return [f"  {word}: {reason}" for word, each in reasons.items() for reason in each]
@@ -69,7 +69,7 @@ def describe_verdicts(result: Audit) -> list[str]:
         f"{label}: {_describe_verdict(result, guarantee)}"
         for label, guarantee in (
             ("the claim, read for a record", result.claimed),
-            ("what holds", result.held),
+            ("what holds", result.guarantee),
         )
     ]
 

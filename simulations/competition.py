@@ -105,9 +105,9 @@ def _send_order(run: Path, what: str, stage: str | None) -> None:
 
 def _load_stages(run: Path):  # type: ignore[no-untyped-def]  # a pydantic model, imported late
     from pudica.analysis.runs import open_run
-    from pudica.analysis.themis import competition
+    from pudica.analysis.themis import competition_settings
 
-    return competition(open_run(run)).stages
+    return competition_settings(open_run(run)).stages
 
 
 class DraftPublisher:

@@ -23,7 +23,7 @@ from pudica.clients.data.pixels import Channels
 from pudica.clients.data.places import DataLocation, cache_root, data_root
 from pudica.clients.data.registry import find_source, lookup
 from pudica.clients.data.source import Source
-from pudica.clients.shields.disguises import Disguise, Key
+from pudica.clients.shields.disguises import Key, KeyedDisguise
 from pudica.models.errors import RequestError
 from pudica.models.files import DISK_FULL
 from pudica.simulations.keys import describe_inverse
@@ -64,7 +64,7 @@ def disguise(
     RequestError, DataError
         If something is missing, does not fit, or can't be written.
     """
-    own = Disguise(Key.load(key))
+    own = KeyedDisguise(Key.load(key))
     spec = lookup(str(images)) if _is_data_set_name(images) else None
     if spec:
         source = find_source(spec, DataLocation(data_root()), download=False)
@@ -104,7 +104,7 @@ def restore(disguised: Path, out: Path, key: Path) -> list[str]:
     RequestError, DataError
         As for :func:`disguise`; or if the key is wrong, or the disguise can't be undone.
     """
-    own = Disguise(Key.load(key))
+    own = KeyedDisguise(Key.load(key))
     with _explain_write_errors(out):
         was = _run_with_progress(
             "restoring", lambda told: restore_dataset(disguised, own, out, told)

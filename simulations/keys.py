@@ -9,9 +9,9 @@ import pandas as pd
 import torch
 
 from pudica.analysis.breaks import draw_breaks
-from pudica.analysis.drawing import own_look, save
+from pudica.analysis.drawing import plot_style, save
 from pudica.clients.data import DataConfig, load
-from pudica.clients.shields.disguises import Disguise, Key
+from pudica.clients.shields.disguises import Key, KeyedDisguise
 from pudica.clients.shields.disguises.breaks import run_attacks, standardise
 from pudica.models.errors import RequestError
 from pudica.models.randomness import SystemGenerator, derive
@@ -45,7 +45,7 @@ def create_key(notation: str, shape: tuple[int, int, int], out: Path, seed: int 
 
 def describe_key(key: Key) -> list[str]:
     """Return lines that describe a key without revealing it."""
-    disguise = Disguise(key)
+    disguise = KeyedDisguise(key)
     kinds = {"pixels": "pixels", "integers": "whole numbers", "numbers": "real numbers"}
     span = disguise.span
     values = f"{kinds[span.kind]} from {span.low:,} to {span.high:,}"
@@ -58,7 +58,7 @@ def describe_key(key: Key) -> list[str]:
     ]
 
 
-def describe_inverse(disguise: Disguise) -> str:
+def describe_inverse(disguise: KeyedDisguise) -> str:
     """Describe how the disguise can be undone, if at all."""
     lost = disguise.loss_description
     return f"none: {lost}" if lost else "with this key"
@@ -103,7 +103,7 @@ def run_attack(key: Key, plain: np.ndarray) -> tuple[pd.DataFrame, str]:
     RequestError
         If the key is not for MAT, MMT and Rise, or for images of another shape.
     """
-    disguise = Disguise(key)
+    disguise = KeyedDisguise(key)
     rows = [
         {
             "attack": each.attack,
@@ -131,7 +131,7 @@ def draw_attack(key: Key, plain: np.ndarray, picture: Path) -> Path:
         If it can't be written.
     """
     try:
-        with own_look():
-            return save(draw_breaks(Disguise(key), plain), picture)
+        with plot_style():
+            return save(draw_breaks(KeyedDisguise(key), plain), picture)
     except OSError as error:
         raise RequestError(f"--picture: can't write {picture}: {error.strerror}") from error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -11,23 +11,13 @@ from typing import Any
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
+from pudica.clients.runtime.systems import systems
 from pudica.models.compute import Compute
 from pudica.strategies.core.cohort import Cohort
 from pudica.strategies.core.experiment import Experiment
 from pudica.strategies.core.recorder import Recorder
 from pudica.strategies.core.registry import NodeRegistry
-from pudica.strategies.dlmt.system import learn_disguised
-from pudica.strategies.facemix.system import infer_mixed
 from pudica.strategies.loading import load_experiment
-from pudica.strategies.split.system import learn
-from pudica.strategies.themis.competition import compete
-
-SYSTEMS: dict[str, Callable[[Cohort, Any], None]] = {
-    "dlmt": learn_disguised,
-    "facemix": infer_mixed,
-    "split": learn,
-    "themis": compete,
-}
 
 app = ServerApp()
 
@@ -74,7 +64,7 @@ def run(
     cohort = Cohort.on(grid, experiment.client, recorder, registry)
     try:
         with Compute(experiment.client).use_threads():
-            SYSTEMS[experiment.system](cohort, experiment)
+            systems()[experiment.system].part("run")(cohort, experiment)
     except KeyboardInterrupt:
         recorder.close("interrupted", "stopped from the keyboard")
         raise

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from pudica.clients.runtime.systems import systems
 from pudica.models.errors import RequestError, unknown_name_error
 from pudica.models.explain import (
     explain_errors,
@@ -19,26 +20,17 @@ from pudica.models.explain import (
 )
 from pudica.models.printable import to_nfc
 from pudica.strategies.core.experiment import Experiment
-from pudica.strategies.dlmt.experiment import DlmtExperiment
-from pudica.strategies.facemix.experiment import FacemixExperiment
-from pudica.strategies.split.experiment import SplitExperiment
-from pudica.strategies.themis.experiment import ThemisExperiment
 
 # The shipped experiments are data of the package `simulations`; no code of it is used here.
 SHIPPED = Path(__file__).parent.parent / "simulations" / "experiments"
-SYSTEMS: dict[str, type[Experiment]] = {
-    "dlmt": DlmtExperiment,
-    "facemix": FacemixExperiment,
-    "split": SplitExperiment,
-    "themis": ThemisExperiment,
-}
-
 Settings = TypeVar("Settings", bound=BaseModel)
 
 
 def shipped() -> dict[str, Path]:
-    """Return the shipped experiments' files by name."""
-    return {path.stem: path for path in sorted(SHIPPED.glob("*.yaml"))}
+    """Return the files of experiments that come with a system, by name."""
+    others = [system.part("experiments") for system in systems().values()]
+    folders = [SHIPPED, *(Path(str(folder)) for folder in others if folder)]
+    return {path.stem: path for folder in folders for path in sorted(folder.glob("*.yaml"))}
 
 
 def load_experiment(source: str, overrides: list[str]) -> Experiment:
@@ -65,9 +57,10 @@ def load_experiment(source: str, overrides: list[str]) -> Experiment:
 def _system(values: dict[str, Any], where: str) -> type[Experiment]:
     """Return the schema of the system that an experiment is of; THEMIS if it does not say."""
     name = values.get("system", "themis")
-    if name not in SYSTEMS:
-        raise RequestError(f"{where}: {unknown_name_error('system', str(name), SYSTEMS)}")
-    return SYSTEMS[name]
+    if name not in systems():
+        raise RequestError(f"{where}: {unknown_name_error('system', str(name), systems())}")
+    schema: type[Experiment] = systems()[name].part("experiment")
+    return schema
 
 
 def validated(
@@ -117,7 +110,8 @@ def _read(source: str) -> tuple[dict[str, Any], str]:
     values = _values(path)
     if not isinstance(values, dict):
         raise RequestError(
-            f"{path.name}: holds no sections; allowed: {', '.join(list_yaml_keys(ThemisExperiment))}"
+            f"{path.name}: holds no sections; allowed: "
+            f"{', '.join(list_yaml_keys(_system({}, path.name)))}"
         )
     return {"name": path.stem, **values}, path.name
 

@@ -1,34 +1,37 @@
-"""What the cloud can make of what it sees, without a key: the attacks of paper 003, and one more.
+"""Attacks by a cloud without the key: those of paper 003, and unmixing.
 
-The attacker is the cloud. It has the model, knows how the shield works, and has images of its own
-of the same kind (the training part), which it can put behind shields of its own to learn from. It
-then attacks the test part. Each attack is also run with the shield left out: one that does not
-succeed there proves nothing.
+The attacker is the cloud. It has the model, knows how the shield works, and owns images of the
+same kind (the training part), which it can protect with its own shields to learn from. It then
+attacks the test part. Each attack also runs without the shield: one that fails there proves nothing.
 """
 
-from pudica.analysis.attacks.guessing import Guess, guess_attributes, guess_identity
-from pudica.analysis.attacks.reconstruction import (
-    Rebuilt,
-    reconstruct,
-    redrawn,
-    told_of,
-    trained_generator,
+from pudica.analysis.attacks.attribute_inference import (
+    InferenceResult,
+    infer_attributes,
+    infer_identity,
 )
-from pudica.analysis.attacks.separation import Separated, left_mixed, left_plain, separate
+from pudica.analysis.attacks.reconstruction import (
+    Reconstruction,
+    attribute_accuracies,
+    reconstruct,
+    reconstruct_unmixed,
+    train_generator,
+)
+from pudica.analysis.attacks.unmixing import UnmixingResult, score_mixtures, score_plain, unmix
 from pudica.analysis.attacks.view import View
 
 __all__ = [
-    "Guess",
-    "Rebuilt",
-    "Separated",
+    "InferenceResult",
+    "Reconstruction",
+    "UnmixingResult",
     "View",
-    "guess_attributes",
-    "guess_identity",
-    "left_mixed",
-    "left_plain",
+    "attribute_accuracies",
+    "infer_attributes",
+    "infer_identity",
     "reconstruct",
-    "redrawn",
-    "separate",
-    "told_of",
-    "trained_generator",
+    "reconstruct_unmixed",
+    "score_mixtures",
+    "score_plain",
+    "train_generator",
+    "unmix",
 ]

@@ -1,10 +1,10 @@
 """Feature-space hijacking: a cloud that steers a front until its activations can be inverted.
 
 Pasquini, Ateniese and Bernaschi, "Unleashing the Tiger: Inference Attacks on Split Learning"
-(CCS 2021), section 3. The gradient at the cut decides what a front learns, and a device can't tell
-of which loss it is. A cheating cloud trains an encoder of its own (the *pilot*) and a decoder that
-inverts it on images of its own (the *shadow* images), and returns to the device the gradient of an
-adversarial loss: the front learns to do what the pilot does, and the decoder then inverts what the
+(CCS 2021), section 3. The gradient at the cut decides what a front learns, and a device can't
+tell which loss it belongs to. A cheating cloud trains its own encoder (the *pilot*) and a decoder
+that inverts it on its own images (the *shadow* images), and returns to the device the gradient of
+an adversarial loss: the front learns to imitate the pilot, and the decoder then inverts what the
 device sends.
 """
 
@@ -42,19 +42,19 @@ class FeatureSpaceHijacking:
     It differs from the paper in three things, all of which a cloud can do here. The pilot has the
     layers of the front, since the cloud chose them, and the device's shield behind them, so that
     it learns to be inverted through the noise. Pilot and decoder are trained beforehand and stay as
-    they are, so that the front follows a target that does not move. The critic is told the labels,
+    they are, so that the front follows a target that does not move. The critic is given the labels,
     which cross the cut in the clear.
 
     Parameters
     ----------
     shadow : ImageSet
-        The attacker's own images, of the kind of the device's.
+        The attacker's own images, similar to the device's.
     pilot : Front
-        With the activation's shape of the device's front, and other weights. Those that need no
-        gradient stay as they are: a pilot with the weights of a front that is known makes
+        A front with the same activation shape as the device's, and other weights. Weights
+        without gradient stay fixed: a pilot with the weights of a front that is known makes
         :meth:`rebuild` plain model inversion, without hijacking.
     seed : int
-        Of the attacker's networks, noise and choice of shadow images.
+        Seeds the attacker's networks, noise and choice of shadow images.
     """
 
     def __init__(self, shadow: ImageSet, pilot: Front, seed: int) -> None:
@@ -86,8 +86,8 @@ class FeatureSpaceHijacking:
         ----------
         smashed : Tensor of shape (N, *shape)
         labels : int64 Tensor of shape (N,), optional
-            That the device sent along. Left out, the critic judges activations alone, as in the
-            paper.
+            Labels that the device sent. Without them the critic judges activations alone, as in
+            the paper.
 
         Returns
         -------
@@ -106,14 +106,14 @@ class FeatureSpaceHijacking:
 
     @torch.no_grad()
     def rebuild(self, smashed: torch.Tensor, draws: int = 1) -> torch.Tensor:
-        """Return what the decoder makes of smashed data, images (N, C, H, W) in [0, 1].
+        """Decode smashed data to images (N, C, H, W) in [0, 1].
 
         Parameters
         ----------
         smashed : Tensor of shape (N, *shape)
         draws : int
-            Of how many releases of each image it is the mean: that has less noise, and a decoder
-            of its own.
+            Number of releases of each image that ``smashed`` is the mean of. A mean has less
+            noise, and gets its own decoder.
         """
         if draws not in self._decoders:
             self._decoders[draws] = self._decoder_of(draws)
@@ -131,9 +131,9 @@ class FeatureSpaceHijacking:
     def _train(
         self, decoder: nn.Module, parameters: list[nn.Parameter], steps: int, draws: int
     ) -> None:
-        """Train on shadow images: reconstruction error through as many draws of the noise."""
+        """Train on shadow images: reconstruction error over ``draws`` draws of the noise."""
         optimizer = torch.optim.Adam([p for p in parameters if p.requires_grad], LEARNING_RATE)
-        size = min(BATCH, self.pilot.shield.batch)
+        size = min(BATCH, self.pilot.shield.batch_size)
         for _ in range(steps):
             chosen = torch.randint(len(self.images), (size,), generator=self._choice)
             loss = mse_loss(decoder(self._smash(chosen, draws)), self.targets[chosen].flatten(1))
@@ -176,7 +176,7 @@ class FeatureSpaceHijacking:
         """Return shadow images' activations, of the same classes where labels are known."""
         if labels is None:
             return self._smash(torch.randint(len(self.images), (count,), generator=self._choice))
-        # Of a class that the attacker has no image of, any will do.
+        # For a class without shadow images any image will do.
         fits = (self.labels == labels[:, None]).float() + 1e-9
         return self._smash(torch.multinomial(fits, 1, generator=self._choice)[:, 0])
 
@@ -190,17 +190,17 @@ def _perceptron(*widths: int, slope: float = 0.0) -> Sequence[nn.Module]:
 def correlations(
     images: torch.Tensor, others: torch.Tensor, expected: torch.Tensor
 ) -> torch.Tensor:
-    """Return Pearson's correlation of each pair of images, less what was to be expected of them.
+    """Return Pearson's correlation of each pair of images after subtracting the expected image.
 
     Parameters
     ----------
     images, others, expected : Tensor of shape (N, C, H, W)
-        ``expected``: what can be drawn without looking, such as the mean image of the class.
+        ``expected``: what a blind guess would draw, such as the mean image of the class.
 
     Returns
     -------
     Tensor of shape (N,)
-        0 where one of a pair is as expected, and nothing else.
+        0 where one image of a pair equals the expected one.
     """
     pair = [(part - expected).flatten(1).double() for part in (images, others)]
     a, b = (part - part.mean(1, keepdim=True) for part in pair)
@@ -209,16 +209,16 @@ def correlations(
 
 
 class SplitGuard(NamedTuple):
-    """What a device that sends wrong labels with some batches finds.
+    """Measurements of a device that sends wrong labels with some batches.
 
     Attributes
     ----------
     score : float
-        SplitGuard's, 0 to 1: 0.25 where wrong labels make no difference.
+        SplitGuard's score, 0 to 1: 0.25 if wrong labels make no difference.
     fake_angle : float
         The angle between the mean gradients on wrong labels and on true ones, in radians.
     usual_angle : float
-        The angle between those on two random halves of the true ones.
+        The angle between the mean gradients on two random halves of the true ones.
     """
 
     score: float
@@ -229,11 +229,11 @@ class SplitGuard(NamedTuple):
 def splitguard(
     fake: torch.Tensor, first: torch.Tensor, second: torch.Tensor, alpha: float = 5.0
 ) -> SplitGuard:
-    """Return by how much a front's gradients hang on the labels: what a device can watch for.
+    """Measure how strongly a front's gradients depend on the labels, as a device can.
 
     Erdoğan, Küpçü and Çiçek, "SplitGuard: Detecting and Mitigating Training-Hijacking Attacks in
-    Split Learning" (WPES 2022). An honest cloud's gradients on wrong labels point elsewhere, and
-    are longer; those of a cloud that does not train on the labels are as they always are. The
+    Split Learning" (WPES 2022). An honest cloud's gradients on wrong labels differ in direction and
+    are longer; those of a cloud that does not train on the labels do not change. The
     score weighs angles by differences of lengths, as the authors' code does.
 
     Parameters
@@ -241,9 +241,9 @@ def splitguard(
     fake : Tensor of shape (K, n)
         Gradients of the front on batches with wrong labels.
     first, second : Tensor of shape (·, n)
-        Those of batches with true labels, divided at random.
+        Gradients on batches with true labels, split at random.
     alpha : float
-        Of ``σ(α·S)^β``, with β = 2.
+        α in ``σ(α·S)^β``, with β = 2.
     """
     ends = [part.mean(0) for part in (fake, first, second)]
     sizes = [part.norm(dim=1).mean() for part in (fake, first, second)]

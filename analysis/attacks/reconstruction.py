@@ -1,7 +1,7 @@
-"""Images rebuilt from what the cloud sees: Pix2Pix with the Chamfer objective (§4, Figure 5).
+"""Reconstruction of images from what the cloud sees: Pix2Pix with a Chamfer loss (§4, Figure 5).
 
-A mixture holds all images of its group in equal measure, so the generator draws all of them, in any
-order; drawn and true images are matched by the Hungarian algorithm to be compared.
+A mixture contains all images of its group equally, so the generator draws them all, in any order.
+The Hungarian algorithm matches drawn to true images for comparison.
 """
 
 from __future__ import annotations
@@ -14,22 +14,22 @@ from scipy.optimize import linear_sum_assignment
 from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits, conv2d, interpolate
 
-from pudica.analysis.attacks.separation import Separated
-from pudica.analysis.attacks.view import Observation, View, in_parts
+from pudica.analysis.attacks.unmixing import UnmixingResult
+from pudica.analysis.attacks.view import Observation, View, split_evenly
 from pudica.clients.data import ImageSet
 from pudica.models.randomness import derive, temporary_seed
 from pudica.models.similarity import psnr, ssim
 
 WIDTH = 32
-ADVERSARY = 0.01
+ADVERSARIAL_WEIGHT = 0.01
 LEARNING_RATE = 2e-4
 BETAS = (0.5, 0.999)
 BATCH = 32
 
 
 @dataclass(frozen=True)
-class Rebuilt:
-    """Images that were rebuilt, beside the true ones they were matched to.
+class Reconstruction:
+    """Reconstructed images, with the true images they were matched to.
 
     Attributes
     ----------
@@ -38,7 +38,7 @@ class Rebuilt:
     images : int64 ndarray of shape (N,)
         Which image of the test part each true one is.
     mean : Tensor of shape (C, H, W)
-        Of the attacker's own images: what it could draw without looking.
+        Mean of the attacker's own images: the best blind guess.
     """
 
     true: torch.Tensor
@@ -46,8 +46,8 @@ class Rebuilt:
     images: np.ndarray
     mean: torch.Tensor
 
-    def likeness(self) -> dict[str, float]:
-        """Return ``psnr`` (dB), ``ssim`` and ``mse``, and those of the mean image."""
+    def similarity(self) -> dict[str, float]:
+        """Return ``psnr`` (dB), ``ssim`` and ``mse``, also for the mean image."""
         blind = self.mean.expand_as(self.true)
         return {
             "psnr": float(psnr(self.drawn, self.true).mean()),
@@ -59,28 +59,28 @@ class Rebuilt:
         }
 
 
-def trained_generator(view: View, epochs: int, seed: int) -> Generator:
-    """Train a generator to draw the training part's images from what the cloud sees of them."""
+def train_generator(view: View, epochs: int, seed: int) -> Generator:
+    """Train a generator to draw the images of the training part from what the cloud sees."""
     channels, (colours, size, _) = view.model.shield.shape[0], view.data.shape
     with temporary_seed(derive(seed, "pix2pix")):
         generator = Generator(channels, view.group, colours, size)
         critic = Discriminator(channels, colours, size)
     for network in (generator, critic):
         view.compute.move_model(network)  # in place
-    _train(view, generator, critic, epochs, seed)
+    _train_networks(view, generator, critic, epochs, seed)
     return generator.eval()
 
 
 @torch.no_grad()
-def reconstruct(view: View, generator: Generator, images: int, seed: int) -> Rebuilt:
-    """Let a generator draw images of the test part.
+def reconstruct(view: View, generator: Generator, images: int, seed: int) -> Reconstruction:
+    """Reconstruct images of the test part with a generator.
 
     Parameters
     ----------
     generator : Generator
-        As of :func:`trained_generator` with the same view.
+        Trained by :func:`train_generator` with the same view.
     images : int
-        The most that are drawn, all of a group each time, from one of its rows.
+        Maximum number of images; each group is drawn as a whole, from one of its rows.
     """
     groups: list[np.ndarray] = []
     drawn: list[torch.Tensor] = []
@@ -89,33 +89,39 @@ def reconstruct(view: View, generator: Generator, images: int, seed: int) -> Reb
         for row in np.sort(firsts):
             if len(groups) * view.group < images:
                 groups.append(seen.groups[row])
-                drawn.append(_matched(view, generator, seen, row))
+                drawn.append(_draw_matched(view, generator, seen, row))
     chosen = np.concatenate(groups)
-    return Rebuilt(view.data.test.pixels(chosen), torch.cat(drawn), chosen, _mean(view))
+    return Reconstruction(
+        view.data.test.pixels(chosen), torch.cat(drawn), chosen, _mean_image(view)
+    )
 
 
 @torch.no_grad()
-def redrawn(view: View, generator: Generator, separated: Separated) -> Rebuilt:
-    """Draw images from feature maps that were taken apart.
+def reconstruct_unmixed(
+    view: View, generator: Generator, unmixed: UnmixingResult
+) -> Reconstruction:
+    """Draw images from unmixed feature maps.
 
     Parameters
     ----------
     generator : Generator
         Trained on feature maps in the clear.
     """
-    found = separated.found.split(BATCH)
+    found = unmixed.found.split(BATCH)
     parts = [generator(view.compute.move_batch(part))[:, 0].cpu() for part in found]
-    true = view.data.test.pixels(separated.images)
-    return Rebuilt(true, torch.cat(parts), separated.images, _mean(view))
+    true = view.data.test.pixels(unmixed.images)
+    return Reconstruction(true, torch.cat(parts), unmixed.images, _mean_image(view))
 
 
-def told_of(view: View, rebuilt: Rebuilt) -> dict[str, float]:
-    """Return how often the model tells each attribute of what was rebuilt, balanced, 0 to 1."""
-    parts = in_parts(np.arange(len(rebuilt.images)), view.request)
-    return view.rates((view.told(rebuilt.drawn[part]), rebuilt.images[part]) for part in parts)
+def attribute_accuracies(view: View, rebuilt: Reconstruction) -> dict[str, float]:
+    """Return the model's balanced accuracy per attribute on reconstructed images, 0 to 1."""
+    parts = split_evenly(np.arange(len(rebuilt.images)), view.request)
+    return view.score_attributes(
+        (view.predict_attributes(rebuilt.drawn[part]), rebuilt.images[part]) for part in parts
+    )
 
 
-def _mean(view: View) -> torch.Tensor:
+def _mean_image(view: View) -> torch.Tensor:
     return view.known.pixels(slice(0, 1000)).mean(0)
 
 
@@ -139,13 +145,13 @@ class Generator(nn.Module):
         first = self.first(x)
         down = self.down(first)
         bottom = self.bottom(down)
-        up = self.up(torch.cat([_sized(bottom, down.shape[-1]), down], 1))
-        last = self.last(torch.cat([_sized(up, first.shape[-1]), first], 1))
-        return torch.sigmoid(self.fine(_sized(last, self.shape[-1]))).reshape(len(x), *self.shape)
+        up = self.up(torch.cat([_resize(bottom, down.shape[-1]), down], 1))
+        last = self.last(torch.cat([_resize(up, first.shape[-1]), first], 1))
+        return torch.sigmoid(self.fine(_resize(last, self.shape[-1]))).reshape(len(x), *self.shape)
 
 
 class Discriminator(nn.Module):
-    """A PatchGAN: whether each patch of an image is real, given the feature map."""
+    """A PatchGAN that judges whether each patch of an image is real, given the feature map."""
 
     def __init__(self, channels: int, colours: int, size: int) -> None:
         super().__init__()
@@ -160,11 +166,11 @@ class Discriminator(nn.Module):
         )
 
     def forward(self, x: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
-        """Return logits of each image (B, S, C, H, W), B·S of them."""
-        # The first convolution of [feature map, image]: that of the map is the same for all of S.
+        """Return the patch logits of the B·S images of shape (B, S, C, H, W)."""
+        # First convolution of [feature map, image]: the map's share is the same for all S images.
         of_map, of_image = self.first.weight.split(self.sides, 1)
         stride, padding = self.first.stride, self.first.padding
-        given = conv2d(_sized(x, self.size), of_map, None, stride, padding)
+        given = conv2d(_resize(x, self.size), of_map, None, stride, padding)
         seen = conv2d(images.flatten(0, 1), of_image, None, stride, padding)
         both = seen + given.repeat_interleave(images.shape[1], 0)
         return self.rest(both)  # type: ignore[no-any-return]
@@ -178,7 +184,7 @@ def _block(inside: int, outside: int, stride: int = 1) -> nn.Sequential:
     )
 
 
-def _sized(x: torch.Tensor, side: int) -> torch.Tensor:
+def _resize(x: torch.Tensor, side: int) -> torch.Tensor:
     return x if x.shape[-1] == side else interpolate(x, size=(side, side), mode="nearest")
 
 
@@ -192,12 +198,14 @@ def chamfer(true: torch.Tensor, drawn: torch.Tensor) -> torch.Tensor:
     ----------
     true, drawn : Tensor of shape (B, S, C, H, W)
     """
-    apart = (true[:, :, None] - drawn[:, None]).abs().flatten(3).mean(3)
-    return apart.amin(2).mean() + apart.amin(1).mean()
+    distances = (true[:, :, None] - drawn[:, None]).abs().flatten(3).mean(3)
+    return distances.amin(2).mean() + distances.amin(1).mean()
 
 
-def _train(view: View, generator: Generator, critic: Discriminator, epochs: int, seed: int) -> None:
-    ours, theirs = (
+def _train_networks(
+    view: View, generator: Generator, critic: Discriminator, epochs: int, seed: int
+) -> None:
+    generator_optimizer, critic_optimizer = (
         torch.optim.Adam(network.parameters(), LEARNING_RATE, BETAS)
         for network in (generator, critic)
     )
@@ -207,17 +215,18 @@ def _train(view: View, generator: Generator, critic: Discriminator, epochs: int,
             for start in range(0, len(seen.rows), BATCH):
                 part = slice(start, start + BATCH)
                 x = seen.rows[part]
-                true = _true(images, seen.groups[part]).to(x.device)
+                true = _group_images(images, seen.groups[part]).to(x.device)
                 drawn = generator(x)
                 _step(
-                    theirs,
-                    _judgement(critic(x, true), 1) + _judgement(critic(x, drawn.detach()), 0),
+                    critic_optimizer,
+                    _adversarial_loss(critic(x, true), 1)
+                    + _adversarial_loss(critic(x, drawn.detach()), 0),
                 )
-                fooled = ADVERSARY * _judgement(critic(x, drawn), 1)
-                _step(ours, chamfer(true, drawn) + fooled)
+                fooled = ADVERSARIAL_WEIGHT * _adversarial_loss(critic(x, drawn), 1)
+                _step(generator_optimizer, chamfer(true, drawn) + fooled)
 
 
-def _judgement(logits: torch.Tensor, truth: float) -> torch.Tensor:
+def _adversarial_loss(logits: torch.Tensor, truth: float) -> torch.Tensor:
     return binary_cross_entropy_with_logits(logits, torch.full_like(logits, truth))
 
 
@@ -228,16 +237,16 @@ def _step(optimizer: torch.optim.Optimizer, loss: torch.Tensor) -> None:
     optimizer.step()
 
 
-def _true(images: ImageSet, groups: np.ndarray) -> torch.Tensor:
+def _group_images(images: ImageSet, groups: np.ndarray) -> torch.Tensor:
     """Return the images of each row's group, (B, S, C, H, W) in [0, 1]."""
     return torch.stack([images.pixels(group) for group in groups])
 
 
-def _matched(view: View, generator: Generator, seen: Observation, row: int) -> torch.Tensor:
-    """Return the images that were drawn of a row's group, in the order that fits best."""
+def _draw_matched(view: View, generator: Generator, seen: Observation, row: int) -> torch.Tensor:
+    """Draw the images of a row's group, in the order that matches the true ones best."""
     true = view.data.test.pixels(seen.groups[row])
     drawn = generator(seen.rows[row : row + 1])[0].cpu()
-    apart = (true[:, None] - drawn[None]).square().flatten(2).mean(2)
-    _, columns = linear_sum_assignment(apart.numpy())
+    distances = (true[:, None] - drawn[None]).square().flatten(2).mean(2)
+    _, columns = linear_sum_assignment(distances.numpy())
     matched: torch.Tensor = drawn[columns]
     return matched

@@ -1,4 +1,4 @@
-"""What the cloud sees of images in one case of a run."""
+"""The cloud's view of images in one case of a run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from pudica.analysis.facemix import settings_of
+from pudica.analysis.facemix import case_settings
 from pudica.analysis.runs import Run
 from pudica.clients.data import DataConfig, ImageSet, Splits, load
 from pudica.clients.data.images import Positions
@@ -34,11 +34,11 @@ class Observation(NamedTuple):
     Attributes
     ----------
     rows : Tensor of shape (n, *shape)
-        Of all of them together; where the attacker computes.
+        Rows of all images together, on the attacker's device.
     images : int64 ndarray of shape (n,)
-        Which image stands in each row: of mixtures, the one whose place it has.
+        Which image each row stands for; for mixtures, the image at that position.
     groups : int64 ndarray of shape (n, S)
-        Which images are in each row.
+        Which images each row contains.
     """
 
     rows: torch.Tensor
@@ -48,27 +48,27 @@ class Observation(NamedTuple):
 
 @dataclass(frozen=True)
 class View:
-    """A case as the cloud sees it, to be attacked.
+    """A case as the cloud sees it: the target of an attack.
 
     Attributes
     ----------
     run : Run
     case : str
     compute : Compute
-        Where the attacker computes: as the run's clients did.
+        Where the attacker computes: like the run's clients.
     model : Staged
-        Trained, and there; its weights are known to the cloud.
+        The trained model on that device; the cloud knows its weights.
     data : Splits
-        Of the run, normalised as the model's owner does.
+        The run's data, normalised like the model's owner does.
     request : int
-        Images that cross together.
+        Number of images that cross together.
     known : ImageSet
-        The cloud's own images, to learn from: what it trained on, or, where edges hold that, the
-        validation part.
+        The cloud's own images to learn from: its training part, or the validation part if
+        edges hold the training part.
     post : str
-        The layer behind which answers are made.
+        The layer after which the model answers.
     shielded : bool
-        Whether the shield, or the anonymiser, stands between.
+        Whether the shield or the anonymiser is applied.
     """
 
     run: Run
@@ -83,15 +83,15 @@ class View:
 
     @classmethod
     def of(cls, run: Run, case: str) -> View:
-        """Return what the cloud sees of a case that is done.
+        """Return the view of a finished case.
 
         Raises
         ------
         RequestError
-            There is no such case, it is not done, nothing leaves the edge in it, or there are no
+            If there is no such case, it is not finished, nothing leaves the edge, or there are no
             images to learn from.
         """
-        cases = settings_of(run)
+        cases = case_settings(run)
         if case not in cases:
             raise RequestError(f"{run.name}: no case '{case}'; allowed: {', '.join(cases)}")
         settings = cases[case]
@@ -113,7 +113,7 @@ class View:
         model.load_state_dict(tensors)
         compute = Compute(run.section("client", ClientConfig))
         compute.move_model(model.eval())
-        own = normalised(data, note)
+        own = with_normalisation(data, note)
         known = own.train if settings.train == "central" else own.validation
         if not len(known):
             raise RequestError(
@@ -124,24 +124,24 @@ class View:
 
     @property
     def group(self) -> int:
-        """How many images are mixed with each other."""
+        """Number of images that are mixed with each other."""
         return group_size(self.model.shield.config) if self.shielded else 1
 
-    def in_the_clear(self) -> View:
-        """Return the same without the shield."""
+    def without_shield(self) -> View:
+        """Return the same view without the shield."""
         return replace(self, shielded=False)
 
     def observations(
         self, images: ImageSet, seed: int, *purpose: str | int
     ) -> Iterator[Observation]:
-        """Yield what the cloud sees of images in random order, a request at a time.
+        """Yield what the cloud sees of images in random order, one request at a time.
 
-        Whole groups only: what does not fill one is left out.
+        Incomplete groups are dropped.
 
         Parameters
         ----------
         seed : int
-            Of order, keys and noise; ``purpose`` tells uses of it apart.
+            Seeds order, keys and noise; ``purpose`` distinguishes its uses.
         """
         randomness = numpy_generator(seed, "attack", *purpose)
         order = randomness.permutation(len(images))
@@ -157,7 +157,7 @@ class View:
         """Return what the cloud sees of some images that cross together."""
         if not self.shielded:
             plain = isinstance(self.model.pre, Anonymiser)
-            clear = self._placed(images, chosen) if plain else self.features(images, chosen)
+            clear = self._load_images(images, chosen) if plain else self.features(images, chosen)
             return Observation(clear, chosen, chosen[:, None])
         rows, secret = self.model.shield.protect(self.features(images, chosen), randomness)
         groups = np.repeat(chosen.reshape(-1, self.group), self.group, axis=0)
@@ -168,68 +168,70 @@ class View:
 
     @torch.no_grad()
     def features(self, images: ImageSet, chosen: Positions) -> torch.Tensor:
-        """Return what the first stage makes of images, (n, *shape)."""
-        features: torch.Tensor = self.model.pre(self._placed(images, chosen))
+        """Return the output of the first stage, (n, *shape)."""
+        features: torch.Tensor = self.model.pre(self._load_images(images, chosen))
         return features
 
-    def _placed(self, images: ImageSet, chosen: Positions) -> torch.Tensor:
+    def _load_images(self, images: ImageSet, chosen: Positions) -> torch.Tensor:
         return self.compute.move_batch(images.batch(chosen)[0])
 
     @torch.no_grad()
     def logits(self, rows: torch.Tensor) -> torch.Tensor:
-        """Return what the model says of rows as if they had crossed in the clear, (n, 2·A)."""
+        """Return the model's logits for rows as if they had crossed in the clear, (n, 2·A)."""
         logits: torch.Tensor = self.model.post(self.model.main(self.compute.move_batch(rows)))
         return logits
 
     @torch.no_grad()
-    def told(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Return what the model says of images (n, C, H, W) in [0, 1], (n, 2·A)."""
+    def predict_attributes(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Return the model's attribute logits (n, 2·A) for images (n, C, H, W) in [0, 1]."""
         images = self.compute.move_batch(self.data.test.normalise(pixels.clone()))
         plain = isinstance(self.model.pre, Anonymiser)
         return self.logits(images if plain else self.model.pre(images))
 
-    def rates(self, told: Iterable[tuple[torch.Tensor, np.ndarray]]) -> dict[str, float]:
-        """Return how often each attribute of the test part's images was told, 0 to 1.
+    def score_attributes(
+        self, predictions: Iterable[tuple[torch.Tensor, np.ndarray]]
+    ) -> dict[str, float]:
+        """Return the balanced accuracy per attribute on the test part, 0 to 1.
 
-        Balanced over yes and no; without those that no image has, or each.
+        Attributes that all images have, or none, are left out.
 
         Parameters
         ----------
-        told : iterable of (Tensor of shape (n, 2·A), int64 ndarray of shape (n,))
-            Logits, and of which images.
+        predictions : iterable of (Tensor of shape (n, 2·A), int64 ndarray of shape (n,))
+            Logits, and the images they are for.
         """
         truth = torch.from_numpy(self.data.test.attributes)
         counts = torch.zeros(truth.shape[1], 2, 2, dtype=torch.int64)
-        for logits, images in told:
+        for logits, images in predictions:
             counts += count_confusions(predict_answers(logits.cpu()), truth[images])
         each = zip(self.data.attributes, compute_balanced_accuracies(counts).tolist(), strict=True)
         return {name: rate for name, rate in each if not math.isnan(rate)}
 
-    def trunk(self) -> torch.nn.Module:
-        """Return a copy of what the cloud has up to the layers that answer."""
+    def copy_trunk(self) -> torch.nn.Module:
+        """Return a copy of the cloud's layers up to those that answer."""
         main = copy.deepcopy(self.model.main)
         if not isinstance(self.model.post, torch.nn.Identity):
             return main
         front, _ = Cutter(main).cut(self.post)
         return front
 
-    def classifier(self) -> torch.nn.Sequential:
-        """Return a copy of what the cloud has behind the cut, to be trained on."""
+    def copy_classifier(self) -> torch.nn.Sequential:
+        """Return a trainable copy of the cloud's layers behind the cut."""
         return torch.nn.Sequential(copy.deepcopy(self.model.main), copy.deepcopy(self.model.post))
 
 
-def in_parts(rows: np.ndarray, size: int) -> list[np.ndarray]:
-    """Return rows in parts of nearly the same length, at most ``size``."""
+def split_evenly(rows: np.ndarray, size: int) -> list[np.ndarray]:
+    """Split rows into parts of nearly equal length, at most ``size``."""
     return np.array_split(rows, -(-len(rows) // size))
 
 
 def mean(rates: Mapping[str, float]) -> float:
-    """Return the mean of rates; NaN of none, where no attribute can be judged."""
+    """Return the mean of rates; NaN if there are none."""
     return sum(rates.values()) / len(rates) if rates else math.nan
 
 
-def normalised(data: Splits, note: dict[str, object]) -> Splits:
-    """Return data with images normalised as a model's file says."""
+def with_normalisation(data: Splits, note: dict[str, object]) -> Splits:
+    """Return the data with the normalisation stored in a model's file."""
     mean, std = (torch.tensor(note[name]).reshape(-1, 1, 1) for name in ("mean", "std"))
     parts = {
         part: replace(getattr(data, part), mean=mean, std=std)

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from pudica.clients.data.errors import DataError
-from pudica.clients.shields.disguises import Disguise, Span
+from pudica.clients.shields.disguises import KeyedDisguise, Span
 
 STATISTICS_CHUNK = 500
 Positions = NDArray[np.int64] | slice
@@ -38,7 +38,7 @@ class ImageSet:
         Number of classes of the whole data set.
     margin : int
         Black pixels added on each side.
-    disguise : Disguise or None
+    disguise : KeyedDisguise or None
         Applied to images, including their margin, before anybody sees them.
     stored : Span
         Value range of ``images``.
@@ -53,7 +53,7 @@ class ImageSet:
     std: Tensor
     num_classes: int
     margin: int = 0
-    disguise: Disguise | None = None
+    disguise: KeyedDisguise | None = None
     stored: Span = field(default_factory=Span)
     attributes: NDArray[np.int64] = field(default_factory=lambda: np.zeros((0, 0), np.int64))
     _needs_normalising: bool = field(init=False, repr=False)

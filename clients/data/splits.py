@@ -20,7 +20,7 @@ from pudica.clients.data.images import ImageSet
 from pudica.clients.data.labels import encode_labels
 from pudica.clients.data.places import DataLocation, data_root
 from pudica.clients.data.registry import DatasetSpec, find_source, lookup
-from pudica.clients.shields.disguises import Disguise, Key, Span
+from pudica.clients.shields.disguises import Key, KeyedDisguise, Span
 from pudica.models.errors import RequestError
 from pudica.models.randomness import numpy_generator
 
@@ -132,7 +132,7 @@ def load(config: DataConfig, seed: int) -> Splits:
         raise DataError(
             f"shield: the images in {stored.base} are disguised already, with the key {before.key}"
         )
-    disguise = Disguise(key) if key else None
+    disguise = KeyedDisguise(key) if key else None
 
     def part(name: str, mean: Tensor, std: Tensor) -> ImageSet:
         rows, classes = parts[name], len(class_names)

@@ -45,3 +45,5 @@ HANDLERS: Mapping[str, Handler] = {
     protocol.RIGHT: answer_right,
     protocol.AUDIT: answer_audit,
 }
+Owner.handlers = HANDLERS
+ROLES = (Owner,)

@@ -15,9 +15,10 @@ from torch import nn
 from pudica import models
 from pudica.clients.assignments import OwnerAssignment
 from pudica.clients.data import ImageSet, Part, Splits, load_once
+from pudica.clients.runtime.role import Role
 from pudica.clients.runtime.snapshots import Snapshots
 from pudica.clients.runtime.vault import Vault
-from pudica.clients.shields.disguises import UNUSABLE, Disguise, Key
+from pudica.clients.shields.disguises import UNUSABLE, Key, KeyedDisguise
 from pudica.clients.shields.disguises.breaks import (
     KNOWN_PAIR,
     is_affine,
@@ -44,7 +45,7 @@ def _model(name: str, classes: int, channels: int, side: int) -> nn.Module:
     return models.build(name, num_classes=classes, channels=channels, image_size=side)
 
 
-class Owner:
+class Owner(Role):
     """One owner's side of every exchange.
 
     Parameters
@@ -60,7 +61,7 @@ class Owner:
         self.compute = Compute(assignment.compute)
         self.data: Splits = load_once(assignment.data.model_dump_json(), assignment.data_seed)
         self.key = self._key()
-        self.disguise = Disguise(self.key) if self.key else None
+        self.disguise = KeyedDisguise(self.key) if self.key else None
         self._shares: dict[Part, ImageSet] = {part: self._share(part) for part in get_args(Part)}
         self.snapshots = Snapshots(vault, assignment.case, assignment.fingerprint())
 

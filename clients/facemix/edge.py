@@ -19,6 +19,7 @@ from torch import nn
 from pudica.clients import protocol
 from pudica.clients.assignments import InferenceAssignment
 from pudica.clients.data import ImageSet, Part, Splits, load_once
+from pudica.clients.runtime.role import Role
 from pudica.clients.runtime.vault import Vault
 from pudica.clients.shields.decoys import count_missing, make_decoys
 from pudica.clients.shields.draws import draw_permutations
@@ -64,7 +65,7 @@ class Asked:
     sent: torch.Tensor
 
 
-class InferenceEdge:
+class InferenceEdge(Role):
     """One edge's side of every exchange.
 
     Parameters

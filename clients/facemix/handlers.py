@@ -64,3 +64,6 @@ TRAINING: Mapping[str, Handler] = {
     protocol.OUTPUTS: answer_outputs,
     protocol.ENDS: answer_ends,
 }
+InferenceEdge.handlers = INFERENCE
+TrainingEdge.handlers = TRAINING
+ROLES = (InferenceEdge, TrainingEdge)

@@ -21,7 +21,6 @@ from pudica.clients import shields
 from pudica.clients.assignments import (
     OWN,
     USUAL_DELTA,
-    AnyAssignment,
     Assignment,
     EdgeAssignment,
     Fronts,
@@ -31,6 +30,7 @@ from pudica.clients.assignments import (
     ParticipantAssignment,
 )
 from pudica.clients.data import DataConfig
+from pudica.clients.runtime.systems import systems
 from pudica.clients.shields import Mechanism
 from pudica.clients.shields.disguises import UNUSABLE, Key
 from pudica.clients.shields.mixing import MixingConfig
@@ -50,7 +50,6 @@ LEAST_GROUPS = 8
 USUAL_RELEASES = 100
 """Of an image's activations, behind noise that promises nothing."""
 
-System = Literal["themis", "split", "dlmt", "facemix"]
 Server = Annotated[str, Field(pattern=r"^[^\s:/]+:\d+$", description="HOST:PORT")]
 
 
@@ -175,7 +174,7 @@ class NodeConfig(BaseModel):
     certificate: Path
     private_key: Path
     vault: Path
-    systems: tuple[System, ...] = Field(min_length=1)
+    systems: tuple[str, ...] = Field(min_length=1)
     data: OwnData = OwnData()
     model: str | None = None
     weights: Path | None = None
@@ -193,6 +192,14 @@ class NodeConfig(BaseModel):
     trust_organiser: bool = False
     device: Literal["auto", "cpu", "cuda"] | None = None
     threads: int | None = Field(default=None, ge=1, le=1024)
+
+    @field_validator("systems")
+    @classmethod
+    def _are_installed(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        for name in names:
+            if name not in systems():
+                raise ValueError(f"'{name}' is no system; allowed: {', '.join(systems())}")
+        return names
 
     @field_validator("shield")
     @classmethod
@@ -321,7 +328,7 @@ class NodeConfig(BaseModel):
         place = context.node_config.get(NODE)
         return cls.read(Path(str(place))) if place else None
 
-    def agreed(self, assignment: AnyAssignment) -> AnyAssignment:
+    def agreed(self, assignment: Assignment) -> Assignment:
         """Return what the organiser asks for, with this node's own choices in it.
 
         Raises

@@ -41,6 +41,18 @@ class Role(ABC):
     def describe_data(self) -> dict[str, int | str]:
         """Return what the server learns of the data when this node joins."""
 
+    def roll_back(self, turn: int) -> None:  # noqa: B027
+        """Go back to a turn of a run that was stopped; -1: to the beginning."""
+
+    def accept(self, words: Mapping[str, Any]) -> None:  # noqa: B027
+        """Take what the server says when this node of somebody's own app joins.
+
+        Raises
+        ------
+        RequestError
+            It asks for what this node does not do.
+        """
+
     def bind(self, vault: AnyVault) -> None:
         """Take the place where to keep what must outlive a message."""
         self.vault = vault
@@ -82,6 +94,7 @@ class OwnApp:
 
         def content() -> RecordDict:
             role = self._make(words, context)
+            role.accept(words)
             place = context.node_config.get("partition-id", context.node_id)
             about = {"name": f"node-{place}", "content": "", **role.describe_data()}
             return protocol.statement(about)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from pudica.clients.runtime.vault import Vault
+from pudica.clients.runtime.vault import AnyVault
 
 
 class Snapshots:
@@ -16,13 +16,13 @@ class Snapshots:
 
     Parameters
     ----------
-    vault : Vault
+    vault : AnyVault
     case : str
     of : str
         The fingerprint of the settings: another run of the same name may have left some.
     """
 
-    def __init__(self, vault: Vault, case: str, of: str) -> None:
+    def __init__(self, vault: AnyVault, case: str, of: str) -> None:
         self.vault = vault
         self.of = of
         self._stem = f"{case}-turn-"
@@ -64,10 +64,8 @@ class Snapshots:
         return f"{self._stem}{turn:09d}"
 
     def _turns(self) -> list[int]:
-        found = (
-            self._pattern.fullmatch(path.stem) for path in self.vault.root.glob("*.safetensors")
-        )
+        found = map(self._pattern.fullmatch, self.vault.saved())
         return sorted(int(match[1]) for match in found if match)
 
     def _drop(self, turn: int) -> None:
-        self.vault.delete(f"{self._name(turn)}.safetensors")
+        self.vault.drop(self._name(turn))

@@ -9,8 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,58 @@ LASTING = ".lasting"
 """Beside the vaults of runs, whose names do not begin with a dot."""
 
 
-class Vault:
+class AnyVault(ABC):
+    """What a node keeps to itself, by name; in a directory or in memory."""
+
+    @abstractmethod
+    def alone(self) -> AbstractContextManager[bool]:
+        """Keep other processes of this node out; tell whether there are none."""
+
+    @abstractmethod
+    def write(self, name: str, data: bytes, durable: bool = False) -> None:
+        """Put ``data`` under ``name``."""
+
+    @abstractmethod
+    def read(self, name: str) -> bytes | None:
+        """Return what lies under ``name``, or None."""
+
+    @abstractmethod
+    def delete(self, name: str) -> None:
+        """Remove what lies under ``name``."""
+
+    @abstractmethod
+    def save(self, name: str, tensors: dict[str, torch.Tensor], note: Mapping[str, Any]) -> None:
+        """Put tensors and a JSON note under ``name``."""
+
+    @abstractmethod
+    def load(self, name: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
+        """Return tensors and note, or None if there are none."""
+
+    @abstractmethod
+    def drop(self, name: str) -> None:
+        """Remove the tensors and the note under ``name``."""
+
+    @abstractmethod
+    def saved(self) -> list[str]:
+        """Return the names under which there are tensors."""
+
+    def pin(self, name: str, value: str) -> bool:
+        """Keep a value the first time; return whether it still is what was kept then."""
+        kept = self.read(name)
+        if kept is None:
+            self.write(name, value.encode())
+        return kept in (None, value.encode())
+
+    def secret(self, name: str) -> bytes:
+        """Return 32 random bytes, drawn the first time and kept."""
+        kept = self.read(name)
+        if kept is None:
+            kept = os.urandom(32)
+            self.write(name, kept)
+        return kept
+
+
+class Vault(AnyVault):
     """One node's private directory.
 
     Parameters
@@ -117,21 +169,6 @@ class Vault:
             )
         return data
 
-    def pin(self, name: str, value: str) -> bool:
-        """Keep a value the first time; return whether it still is what was kept then."""
-        kept = self.read(name)
-        if kept is None:
-            self.write(name, value.encode())
-        return kept in (None, value.encode())
-
-    def secret(self, name: str) -> bytes:
-        """Return 32 random bytes, drawn the first time and kept."""
-        kept = self.read(name)
-        if kept is None:
-            kept = os.urandom(32)
-            self.write(name, kept)
-        return kept
-
     def delete(self, name: str) -> None:
         """Remove what lies under ``name``."""
         (self.root / name).unlink(missing_ok=True)
@@ -158,8 +195,16 @@ class Vault:
             return None
         return load_tensors(self.root / f"{name}.safetensors")
 
+    def drop(self, name: str) -> None:
+        """Remove the tensors and the note under ``name``."""
+        self.delete(f"{name}.safetensors")
 
-class MemoryVault:
+    def saved(self) -> list[str]:
+        """Return the names under which there are tensors."""
+        return [path.stem for path in self.root.glob("*.safetensors")]
+
+
+class MemoryVault(AnyVault):
     """A vault in memory: of a node that lives as long as its run does."""
 
     def __init__(self) -> None:
@@ -190,10 +235,20 @@ class MemoryVault:
 
     def load(self, name: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
         """Return tensors and note, or None if there are none."""
-        return self._tensors.get(name)
+        if name not in self._tensors:
+            return None
+        tensors, note = self._tensors[name]
+        # Copies: whoever goes on with them changes them in place.
+        return {key: value.clone() for key, value in tensors.items()}, dict(note)
 
+    def drop(self, name: str) -> None:
+        """Remove the tensors and the note under ``name``."""
+        self._tensors.pop(name, None)
 
-AnyVault = Vault | MemoryVault
+    def saved(self) -> list[str]:
+        """Return the names under which there are tensors."""
+        return list(self._tensors)
+
 
 _in_memory: dict[tuple[str, int], MemoryVault] = {}
 _process_lasts = False

@@ -1,65 +1,87 @@
 """Shields protect private data before it is sent; one file per family.
 
 A *mechanism* has a differential-privacy guarantee, an *obfuscation* has none. Both are subclasses
-of :class:`Shield`.
+of :class:`Shield`: modules with keyword arguments, which an experiment's settings build as well.
+
+Examples
+--------
+>>> shield = ClipGaussian(epsilon=3, delta=1e-5, clip=1.0)
+>>> protected = shield(features)
+>>> str(shield.guarantee())
+'ε = 3 (δ = 1e-05) for one record'
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from pudica.clients.shields.base import Guarantee, Mechanism, Shape, Shield, ShieldConfig
-from pudica.clients.shields.clipping import (
-    ClipGaussian,
-    ClipGaussianConfig,
-    ClipLaplace,
-    ClipLaplaceConfig,
-)
-from pudica.clients.shields.counts import Counts, CountsConfig
-from pudica.clients.shields.gaussian import NormGaussian, NormGaussianConfig
-from pudica.clients.shields.laplace import (
-    BatchNormLaplace,
-    BatchNormLaplaceConfig,
-    PixelLaplace,
-    PixelLaplaceConfig,
-)
-from pudica.clients.shields.mixing import Mixing, MixingConfig
-from pudica.clients.shields.obfuscation import (
-    AdditiveNoise,
-    AdditiveNoiseConfig,
-    LowResolution,
-    LowResolutionConfig,
-)
-from pudica.clients.shields.plain import NoShield, NoShieldConfig
+from pudica.clients.shields.clipping import ClipGaussian, ClipLaplace
+from pudica.clients.shields.counts import Counts
+from pudica.clients.shields.gaussian import NormGaussian
+from pudica.clients.shields.laplace import BatchNormLaplace, PixelLaplace
+from pudica.clients.shields.mixing import Mixing
+from pudica.clients.shields.obfuscation import AdditiveNoise, LowResolution
+from pudica.clients.shields.plain import NoShield
 from pudica.models.errors import RequestError, unknown_name_error
+
+if TYPE_CHECKING:
+    from pudica.clients.shields.disguises.transform import Disguise
+    from pudica.clients.shields.mod import ShieldMod
 
 __all__ = [
     "RECORD_LEVEL",
     "SHIELDS",
+    "AdditiveNoise",
+    "BatchNormLaplace",
+    "ClipGaussian",
+    "ClipLaplace",
+    "Counts",
+    "Disguise",
     "Guarantee",
+    "LowResolution",
     "Mechanism",
+    "Mixing",
+    "NoShield",
+    "NormGaussian",
+    "PixelLaplace",
     "Shape",
     "Shield",
     "ShieldConfig",
+    "ShieldMod",
     "build",
     "parse_config",
     "protect_without_noise",
 ]
 
+_HOMES = {"Disguise": "disguises.transform", "ShieldMod": "mod"}
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is slow to import, torchvision and Flower, when it is first used."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+_KINDS: tuple[type[Shield], ...] = (
+    BatchNormLaplace,
+    ClipGaussian,
+    ClipLaplace,
+    Counts,
+    LowResolution,
+    Mixing,
+    AdditiveNoise,
+    NoShield,
+    NormGaussian,
+    PixelLaplace,
+)
 SHIELDS: dict[str, tuple[type[ShieldConfig], type[Shield]]] = {
-    "batch-norm-laplace": (BatchNormLaplaceConfig, BatchNormLaplace),
-    "clip-gaussian": (ClipGaussianConfig, ClipGaussian),
-    "clip-laplace": (ClipLaplaceConfig, ClipLaplace),
-    "counts": (CountsConfig, Counts),
-    "low-resolution": (LowResolutionConfig, LowResolution),
-    "mixing": (MixingConfig, Mixing),
-    "noise": (AdditiveNoiseConfig, AdditiveNoise),
-    "none": (NoShieldConfig, NoShield),
-    "norm-gaussian": (NormGaussianConfig, NormGaussian),
-    "pixel-laplace": (PixelLaplaceConfig, PixelLaplace),
+    kind.schema.model_fields["name"].default: (kind.schema, kind) for kind in _KINDS
 }
 """The settings class and the shield class for each name."""
 RECORD_LEVEL = ("clip-gaussian", "clip-laplace")
@@ -123,7 +145,9 @@ def build(config: ShieldConfig, shape: Shape, batch: int) -> Shield:
     RequestError
         If the shield does not fit this shape or batch.
     """
+    kind = SHIELDS[config.name][1]
     try:
-        return SHIELDS[config.name][1](config, shape, batch)
-    except ValueError as error:
-        raise RequestError(f"shield '{config.name}': {error}") from error
+        return kind(**config.model_dump(exclude={"name"})).bind(shape, batch)
+    except RequestError as error:
+        reason = str(error).removeprefix(f"{kind.__name__}: ")
+        raise RequestError(f"shield '{config.name}': {reason}") from error

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from inspect import Parameter, Signature
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
@@ -14,8 +15,10 @@ from torch import nn
 from pudica.clients.shields.analytic import analytic_epsilon
 from pudica.clients.shields.discrete import NoiseKind
 from pudica.clients.shields.grid import IntegerGrid
+from pudica.models.errors import RequestError
 from pudica.models.packing import all_finite
-from pudica.models.randomness import Randomness
+from pudica.models.randomness import Randomness, SystemGenerator
+from pudica.models.settings import validate_settings
 
 Shape = tuple[int, ...]
 
@@ -74,23 +77,119 @@ NO_NOISE = Guarantee("record", None, reasons=("no noise",))
 class Shield(nn.Module, ABC):
     """Protects a tensor before it leaves its owner.
 
+    The shape of an example and the batch size are bound by :meth:`bind`, or learnt from the first
+    tensor. One bound batch size is the most examples that are protected together.
+
     Parameters
     ----------
+    **settings
+        As in the shield's section of an experiment, without its name.
+
+    Attributes
+    ----------
     config : ShieldConfig
-    shape : tuple of int
-        Shape of one example.
-    batch : int
-        The maximum number of examples protected together.
+        All settings.
+    schema : type of ShieldConfig
+        Validates the settings.
+    has_inverse : bool
+        Whether :meth:`restore` needs a secret that :meth:`protect` returned.
+    batch_matters : bool
+        Whether the protection depends on the batch size. Otherwise one that was learnt grows.
+
+    Raises
+    ------
+    RequestError
+        An unknown or missing argument, or a value that is not allowed.
     """
 
-    def __init__(self, config: Any, shape: Shape, batch: int) -> None:
-        super().__init__()
-        self.config = config
-        self.shape = tuple(shape)
-        self.batch = batch
+    schema: ClassVar[type[ShieldConfig]] = ShieldConfig
+    has_inverse: ClassVar[bool] = False
+    batch_matters: ClassVar[bool] = False
 
-    @abstractmethod
-    def protect(self, tensor: torch.Tensor, randomness: Randomness) -> tuple[torch.Tensor, Any]:
+    def __init__(self, **settings: Any) -> None:
+        super().__init__()
+        name = type(self).__name__
+        self.config: Any = validate_settings(self.schema, settings, name, excluded=("name",))
+        self._shape: Shape | None = None
+        self._batch_size = 0
+        self._is_learnt = False
+
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        """Give a class the signature that its schema describes."""
+        super().__init_subclass__(**keywords)
+        if "schema" in cls.__dict__:
+            cls.__signature__ = _describe_signature(cls.schema)  # type: ignore[attr-defined]
+
+    # ------------------------------------------------------------- what it is bound to
+
+    def bind(self, shape: Shape, batch_size: int) -> Self:
+        """Set the shape of one example and the most examples protected together; return self.
+
+        Raises
+        ------
+        RequestError
+            The shield does not fit them.
+        """
+        if not all(type(each) is int and each > 0 for each in (*shape, batch_size)):
+            raise RequestError(
+                f"{type(self).__name__}: shape and batch size must be whole numbers from 1 on, are "
+                f"{tuple(shape)} and {batch_size}"
+            )
+        try:
+            self._prepare(tuple(shape), batch_size)
+        except ValueError as error:
+            raise RequestError(f"{type(self).__name__}: {error}") from error
+        self._shape, self._batch_size, self._is_learnt = tuple(shape), batch_size, False
+        return self
+
+    def _prepare(self, shape: Shape, batch_size: int) -> None:
+        """Make what hangs on shape and batch size; raise ValueError if the shield does not fit."""
+
+    @property
+    def is_bound(self) -> bool:
+        """Whether shape and batch size are known."""
+        return self._shape is not None
+
+    @property
+    def shape(self) -> Shape:
+        """Shape of one example.
+
+        Raises
+        ------
+        RequestError
+            It is neither bound nor learnt yet.
+        """
+        if self._shape is None:
+            raise RequestError(
+                f"{type(self).__name__}: its shape is not known yet: protect a tensor, or "
+                "bind(shape, batch_size)"
+            )
+        return self._shape
+
+    @property
+    def batch_size(self) -> int:
+        """The most examples that are protected together; errors as of :attr:`shape`."""
+        assert self.shape is not None
+        return self._batch_size
+
+    def _learn(self, tensor: torch.Tensor) -> None:
+        """Bind to the first tensor; let a batch size that was learnt grow where it may."""
+        if not isinstance(tensor, torch.Tensor) or tensor.ndim < 2:
+            raise RequestError(
+                f"{type(self).__name__}: protects a batch of examples, a tensor (B, …), got "
+                f"{tuple(tensor.shape) if hasattr(tensor, 'shape') else type(tensor).__name__}"
+            )
+        if self._shape is None and len(tensor):
+            self.bind(tuple(tensor.shape[1:]), len(tensor)).to(tensor.device)
+            self._is_learnt = True
+        elif self._is_learnt and not self.batch_matters:
+            self._batch_size = max(self._batch_size, len(tensor))
+
+    # ---------------------------------------------------------------- what it is used for
+
+    def protect(
+        self, tensor: torch.Tensor, randomness: Randomness | None = None
+    ) -> tuple[torch.Tensor, Any]:
         """Return the protected tensor, and the secret that :meth:`restore` needs.
 
         Gradients flow through the protected tensor to ``tensor``.
@@ -98,14 +197,34 @@ class Shield(nn.Module, ABC):
         Parameters
         ----------
         tensor : Tensor of shape (B, *shape)
-        randomness : Generator or SystemGenerator
-            Seeded for an experiment; the system's for people's data.
+        randomness : Generator or SystemGenerator, optional
+            Seeded for an experiment. By default the system's, as people's data need.
 
         Raises
         ------
+        RequestError
+            The tensor has another shape than the shield is bound to.
         ValueError
-            If the tensor has another shape, or holds NaN or infinity, for which no bound holds.
+            It holds NaN or infinity, for which no bound holds.
         """
+        self._learn(tensor)
+        return self._protect(tensor, SystemGenerator() if randomness is None else randomness)
+
+    @abstractmethod
+    def _protect(self, tensor: torch.Tensor, randomness: Randomness) -> tuple[torch.Tensor, Any]:
+        """Protect a tensor; see :meth:`protect`."""
+
+    def forward(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Return the protected tensor alone; the secret to undo it, if there is one, is lost."""
+        return self.protect(tensor)[0]
+
+    def pack_secret(self, secret: Any) -> dict[str, torch.Tensor]:  # noqa: ARG002
+        """Return a secret as tensors, to keep it; :meth:`unpack_secret` reads them."""
+        return {}
+
+    def unpack_secret(self, tensors: dict[str, torch.Tensor]) -> Any:  # noqa: ARG002
+        """Return the secret that :meth:`pack_secret` turned into tensors."""
+        return None
 
     def restore(self, tensor: torch.Tensor, secret: Any) -> torch.Tensor:  # noqa: ARG002
         """Undo :meth:`protect` on a tensor that came back; noise is not undone."""
@@ -138,10 +257,10 @@ class Shield(nn.Module, ABC):
         """
         if not len(tensor):
             raise ValueError("there is no example to protect")
-        if tuple(tensor.shape[1:]) != self.shape or len(tensor) > self.batch:
-            raise ValueError(
-                f"got examples {tuple(tensor.shape)}, the shield is for at most {self.batch} of "
-                f"{self.shape}"
+        if tuple(tensor.shape[1:]) != self.shape or len(tensor) > self.batch_size:
+            raise RequestError(
+                f"{type(self).__name__}: got {len(tensor)} examples of {tuple(tensor.shape[1:])}, "
+                f"it is bound to at most {self.batch_size} of {self.shape}"
             )
         return tensor.float()
 
@@ -188,7 +307,7 @@ class Mechanism(Shield):
     def neighbours(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Return two batches that differ in one example, as far apart as we know how."""
 
-    def protect(self, tensor: torch.Tensor, randomness: Randomness) -> tuple[torch.Tensor, None]:
+    def _protect(self, tensor: torch.Tensor, randomness: Randomness) -> tuple[torch.Tensor, None]:
         """Return the bounded function with noise; see :meth:`Shield.protect`."""
         bounded = self.bounded(self.validate_input(tensor))
         if self.is_noiseless:
@@ -240,6 +359,22 @@ class Mechanism(Shield):
             return Guarantee("record", distance / self.scale, reasons=self.assumptions())
         epsilon = analytic_epsilon(self.scale / distance, delta)
         return Guarantee("record", epsilon, delta, self.assumptions())
+
+
+def _describe_signature(schema: type[ShieldConfig]) -> Signature:
+    """Return the keyword arguments that a schema stands for."""
+    return Signature(
+        [
+            Parameter(
+                name,
+                Parameter.KEYWORD_ONLY,
+                default=Parameter.empty if field.is_required() else field.default,
+                annotation=field.annotation,
+            )
+            for name, field in schema.model_fields.items()
+            if name != "name"
+        ]
+    )
 
 
 def draw_noise(kind: NoiseKind, shape: Shape, scale: float, randomness: Randomness) -> torch.Tensor:

@@ -17,6 +17,7 @@ from pudica.clients.shields.base import JUST_BELOW, Shape, ShieldConfig
 from pudica.clients.shields.discrete import NoiseKind
 from pudica.clients.shields.grid import MAX_FEATURES, IntegerGrid, round_rows
 from pudica.clients.shields.integers import IntegerMechanism
+from pudica.models.errors import RequestError
 
 
 class ClipLaplaceConfig(ShieldConfig):
@@ -41,22 +42,31 @@ class Clipped(IntegerMechanism):
 
     Raises
     ------
-    ValueError
-        If activations have too many features, or as :class:`IntegerMechanism`.
+    RequestError
+        If there is too little or too much noise for a grid; on binding, if an example has too many
+        features.
     """
 
     order: ClassVar[Literal[1, 2]]
 
-    def __init__(self, config: Any, shape: Shape, batch: int) -> None:
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        try:
+            # It is the same for all shapes.
+            self._grid = None if self.is_noiseless else self._fitting_grid(())
+        except ValueError as error:
+            raise RequestError(f"{type(self).__name__}: {error}") from error
+
+    def _prepare(self, shape: Shape, batch_size: int) -> None:
         if (features := math.prod(shape)) > MAX_FEATURES:
             raise ValueError(f"{features} features of an example; allowed: {MAX_FEATURES}")
-        super().__init__(config, shape, batch)
+        super()._prepare(shape, batch_size)
 
     @abstractmethod
     def unit_scale(self, epsilon: float) -> float:
         """Return the noise's scale, σ or b, for a sensitivity of 1."""
 
-    def make_grid(self) -> IntegerGrid:
+    def make_grid(self, shape: Shape) -> IntegerGrid:  # noqa: ARG002
         """Return a grid with room for examples of norm C and their noise."""
         return self._grid_for(self.config.epsilon)
 
@@ -99,14 +109,15 @@ class Clipped(IntegerMechanism):
 
     def neighbours(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Return examples with all their weight on one coordinate, with opposite signs."""
-        above = torch.zeros(self.batch, *self.shape)
-        above.view(self.batch, -1)[0, 0] = 2 * self.config.clip
+        above = torch.zeros(self.batch_size, *self.shape)
+        above.view(self.batch_size, -1)[0, 0] = 2 * self.config.clip
         return above, -above
 
 
 class ClipLaplace(Clipped):
     """Clips the L1 norm to C, then adds discrete Laplace noise, b = 2C/ε, to every coordinate."""
 
+    schema = ClipLaplaceConfig
     kind: ClassVar[NoiseKind] = "laplace"
     order: ClassVar[Literal[1, 2]] = 1
 
@@ -118,6 +129,7 @@ class ClipLaplace(Clipped):
 class ClipGaussian(Clipped):
     """Clips the L2 norm to C, then adds discrete Gaussian noise, calibrated analytically."""
 
+    schema = ClipGaussianConfig
     kind: ClassVar[NoiseKind] = "gaussian"
     order: ClassVar[Literal[1, 2]] = 2
 

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 import torch
 from pydantic import Field
 
-from pudica.clients.shields.base import ShieldConfig
+from pudica.clients.shields.base import Shape, ShieldConfig
 from pudica.clients.shields.discrete import NoiseKind
 from pudica.clients.shields.grid import IntegerGrid
 from pudica.clients.shields.integers import ON_GRID, IntegerMechanism
@@ -27,11 +27,12 @@ class Counts(IntegerMechanism):
     One "example" is one reply: all its counts. A replaced image moves each count by 1.
     """
 
+    schema = CountsConfig
     kind: ClassVar[NoiseKind] = "laplace"
 
-    def make_grid(self) -> IntegerGrid:
+    def make_grid(self, shape: Shape) -> IntegerGrid:
         """Return the grid of whole numbers."""
-        scale = self.sensitivity / float(self.config.epsilon)
+        scale = float(math.prod(shape)) / float(self.config.epsilon)
         return IntegerGrid(1.0, 0, math.nextafter(scale, math.inf), "int32")
 
     def bounded(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -61,7 +62,7 @@ class Counts(IntegerMechanism):
 
     def neighbours(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Return counts of two sets of images, one with one more correct prediction."""
-        some = torch.full((self.batch, *self.shape), 10.0)
+        some = torch.full((self.batch_size, *self.shape), 10.0)
         more = some.clone()
         more[0] += 1
         return some, more

@@ -48,11 +48,11 @@ class NormGaussian(Mechanism):
     paper assumes activations in [0, 1); here they are clamped to [0, 1].
     """
 
+    schema = NormGaussianConfig
     kind: ClassVar[NoiseKind] = "gaussian"
     window = 5
 
-    def __init__(self, config: NormGaussianConfig, shape: Shape, batch: int) -> None:
-        super().__init__(config, shape, batch)
+    def _prepare(self, shape: Shape, batch_size: int) -> None:  # noqa: ARG002
         if len(shape) != 3:
             raise ValueError(f"needs channels, height and width at the cut, got {shape}")
 
@@ -115,7 +115,7 @@ class NormGaussian(Mechanism):
 
     def neighbours(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Return an image with no active channel, and one with all channels active."""
-        dark = torch.zeros(self.batch, *self.shape)
+        dark = torch.zeros(self.batch_size, *self.shape)
         bright = dark.clone()
         bright[0] = 1
         return dark, bright

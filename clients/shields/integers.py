@@ -24,15 +24,23 @@ class IntegerMechanism(Mechanism):
         If ε is so small that no grid has room for its noise.
     """
 
-    def __init__(self, config: Any, shape: Shape, batch: int) -> None:
-        super().__init__(config, shape, batch)
-        self._grid = None if self.is_noiseless else self.make_grid()
-        if self._grid and self._grid.scale > LARGEST_SCALE[self.kind]:
-            raise ValueError(f"epsilon: {config.epsilon:g} is too small for noise on a grid")
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self._grid: IntegerGrid | None = None
+
+    def _prepare(self, shape: Shape, batch_size: int) -> None:
+        super()._prepare(shape, batch_size)
+        self._grid = None if self.is_noiseless else self._fitting_grid(shape)
+
+    def _fitting_grid(self, shape: Shape) -> IntegerGrid:
+        grid = self.make_grid(shape)
+        if grid.scale > LARGEST_SCALE[self.kind]:
+            raise ValueError(f"epsilon: {self.config.epsilon:g} is too small for noise on a grid")
+        return grid
 
     @abstractmethod
-    def make_grid(self) -> IntegerGrid:
-        """Return the grid and the noise on it, from the settings."""
+    def make_grid(self, shape: Shape) -> IntegerGrid:
+        """Return the grid for examples of a shape, and the noise on it, from the settings."""
 
     @abstractmethod
     def round_to_grid(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -45,6 +53,8 @@ class IntegerMechanism(Mechanism):
     @property
     def grid(self) -> IntegerGrid | None:
         """The grid of its releases; None without noise."""
+        if self._grid is None and not self.is_noiseless:
+            self._grid = self._fitting_grid(self.shape)
         return self._grid
 
     def validate_input(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -54,7 +64,7 @@ class IntegerMechanism(Mechanism):
         """
         return torch.nan_to_num(self.validate_shape(tensor))
 
-    def protect(self, tensor: torch.Tensor, randomness: Randomness) -> tuple[torch.Tensor, None]:
+    def _protect(self, tensor: torch.Tensor, randomness: Randomness) -> tuple[torch.Tensor, None]:
         """Return whole steps as float32; see :meth:`Shield.protect`.
 
         Gradients are those of :meth:`bounded`.

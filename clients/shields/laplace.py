@@ -44,21 +44,22 @@ class BatchNormLaplace(Mechanism):
     """Normalises each feature over the batch, then adds Lap(S/ε): section 3.3 of paper 002.
 
     Features are flattened. In evaluation mode it uses running statistics, which stay on the
-    device, and bounds nothing.
+    device, and bounds nothing. Noise for a batch size is too little for larger ones.
 
     Raises
     ------
-    ValueError
-        If a batch has a single example, which has no variance.
+    RequestError
+        On binding, if a batch has a single example, which has no variance.
     """
 
+    schema = BatchNormLaplaceConfig
     kind: ClassVar[NoiseKind] = "laplace"
+    batch_matters = True
     mean: torch.Tensor
     variance: torch.Tensor
 
-    def __init__(self, config: BatchNormLaplaceConfig, shape: Shape, batch: int) -> None:
-        super().__init__(config, shape, batch)
-        _require_two_examples(batch)
+    def _prepare(self, shape: Shape, batch_size: int) -> None:
+        _require_two_examples(batch_size)
         self.features = math.prod(shape)
         self.register_buffer("mean", torch.zeros(self.features, dtype=torch.float64))
         self.register_buffer("variance", torch.ones(self.features, dtype=torch.float64))
@@ -80,7 +81,7 @@ class BatchNormLaplace(Mechanism):
     def scale_for(self, epsilon: float) -> float:
         """Return S/ε for a full batch."""
         factor = 2 if self.config.sensitivity == "analysis" else 1
-        return factor * math.sqrt(self.batch - 1) / epsilon
+        return factor * math.sqrt(self.batch_size - 1) / epsilon
 
     def paper_guarantee(self) -> Guarantee:
         """Return the paper's ε for one element."""
@@ -97,7 +98,7 @@ class BatchNormLaplace(Mechanism):
         fixed direction of length at most √(N(1−t²)). Between any two values of row k they move by
         at most √(4+N) in L2, hence √(N−1)·√(N+4) in L1, and row k moves by 2√(N−1).
         """
-        n = self.batch
+        n = self.batch_size
         moved = math.sqrt(n - 1) * (2 + math.sqrt(n + 4))
         return self.features * moved if self.training else None
 
@@ -113,7 +114,7 @@ class BatchNormLaplace(Mechanism):
 
     def neighbours(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Return batches of ±1 that differ in one example, which is an outlier in one of them."""
-        usual = torch.ones(self.batch, *self.shape)
+        usual = torch.ones(self.batch_size, *self.shape)
         usual[::2] = -1
         usual[0] = 0
         outlier = usual.clone()
@@ -136,6 +137,7 @@ class PixelLaplaceConfig(ShieldConfig):
 class PixelLaplace(Mechanism):
     """Adds Lap(1/ε) to pixels in [0, 1]: paper 002's baseline, where S = 255 for 0 … 255."""
 
+    schema = PixelLaplaceConfig
     kind: ClassVar[NoiseKind] = "laplace"
 
     def bounded(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -162,7 +164,7 @@ class PixelLaplace(Mechanism):
 
     def neighbours(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Return black images, and the same with the first one white."""
-        black = torch.zeros(self.batch, *self.shape)
+        black = torch.zeros(self.batch_size, *self.shape)
         white = black.clone()
         white[0] = 1
         return black, white

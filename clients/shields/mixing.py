@@ -78,9 +78,11 @@ class Mixing(Shield):
     sent as float16 keep 11 bits: they are restored within √S_G · 2⁻¹¹ of the largest value.
     """
 
+    schema = MixingConfig
+    has_inverse = True
     config: MixingConfig
 
-    def protect(
+    def _protect(
         self, tensor: torch.Tensor, randomness: Randomness
     ) -> tuple[torch.Tensor, MixingKey]:
         """Return mixtures (groups · S_G, *shape) and the key; see :meth:`Shield.protect`.
@@ -118,6 +120,14 @@ class Mixing(Shield):
             raise ValueError(f"{len(tensor)} rows came back of {groups * size} that were sent")
         with torch.autocast(tensor.device.type, enabled=False):
             return _unmix(tensor.float(), secret)
+
+    def pack_secret(self, secret: MixingKey) -> dict[str, torch.Tensor]:
+        """Return a key as tensors; see :meth:`Shield.pack_secret`."""
+        return {"matrices": secret.matrices.cpu(), "order": secret.order.cpu()}
+
+    def unpack_secret(self, tensors: dict[str, torch.Tensor]) -> MixingKey:
+        """Return the key that tensors stand for."""
+        return MixingKey(tensors["matrices"], tensors["order"])
 
     def guarantee(self) -> Guarantee:
         """Return that there is no guarantee, and why."""

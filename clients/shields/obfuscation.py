@@ -28,9 +28,10 @@ class AdditiveNoiseConfig(ShieldConfig):
 class AdditiveNoise(Shield):
     """Adds N(0, variance) to each value; its input has no bound, so there is no guarantee."""
 
+    schema = AdditiveNoiseConfig
     config: AdditiveNoiseConfig
 
-    def protect(self, tensor: torch.Tensor, randomness: Randomness) -> tuple[torch.Tensor, None]:
+    def _protect(self, tensor: torch.Tensor, randomness: Randomness) -> tuple[torch.Tensor, None]:
         """Return the tensor with noise; see :meth:`Shield.protect`."""
         tensor = self.validate_input(tensor)
         noise = draw_noise("gaussian", tuple(tensor.shape), self.config.variance**0.5, randomness)
@@ -58,16 +59,17 @@ class LowResolutionConfig(ShieldConfig):
 class LowResolution(Shield):
     """Averages an image over blocks, then interpolates it to the old size (bilinear)."""
 
+    schema = LowResolutionConfig
     config: LowResolutionConfig
 
-    def __init__(self, config: LowResolutionConfig, shape: Shape, batch: int) -> None:
-        super().__init__(config, shape, batch)
-        if len(shape) != 3 or config.side > min(shape[1:]):
+    def _prepare(self, shape: Shape, batch_size: int) -> None:  # noqa: ARG002
+        side = self.config.side
+        if len(shape) != 3 or side > min(shape[1:]):
             raise ValueError(
-                f"{config.side}x{config.side} is not a lower resolution than {'x'.join(map(str, shape))}"
+                f"{side}x{side} is not a lower resolution than {'x'.join(map(str, shape))}"
             )
 
-    def protect(
+    def _protect(
         self,
         tensor: torch.Tensor,
         randomness: Randomness,  # noqa: ARG002

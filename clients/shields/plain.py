@@ -19,7 +19,9 @@ class NoShieldConfig(ShieldConfig):
 class NoShield(Shield):
     """Passes everything through unchanged."""
 
-    def protect(
+    schema = NoShieldConfig
+
+    def _protect(
         self,
         tensor: torch.Tensor,
         randomness: Randomness,  # noqa: ARG002

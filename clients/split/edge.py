@@ -18,6 +18,7 @@ from pudica import models
 from pudica.clients import protocol, shields
 from pudica.clients.assignments import EdgeAssignment
 from pudica.clients.data import ImageSet, Part, Splits, load_once
+from pudica.clients.runtime.role import Role
 from pudica.clients.runtime.snapshots import Snapshots
 from pudica.clients.runtime.vault import Vault
 from pudica.clients.shields.front import Front, activation_shape
@@ -72,7 +73,7 @@ def _traced(model: str, classes: int, channels: int, side: int) -> Cutter:
     return Cutter(built)
 
 
-class Edge:
+class Edge(Role):
     """One device's side of every exchange.
 
     Parameters

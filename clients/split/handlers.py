@@ -70,3 +70,5 @@ HANDLERS: Mapping[str, Handler] = {
     protocol.WHOLE: _prepare(answer_whole),
     protocol.FEATURES: _prepare(answer_features),
 }
+Edge.handlers = HANDLERS
+ROLES = (Edge,)

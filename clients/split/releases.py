@@ -41,6 +41,10 @@ class EdgeReleases:
         Whether something is promised to each image; then nothing leaves but what is paid for.
     counts : bool
         Whether it is noted what leaves.
+    keeps : bool
+        Whether what has left is kept, to be sent again; then noise is new each time.
+    in_the_clear : bool
+        Whether test activations may leave without noise, to compare.
 
     Raises
     ------
@@ -59,6 +63,8 @@ class EdgeReleases:
         self._terms = assignment.fingerprint()
         self.guaranteed = assignment.guaranteed
         self.counts = bool(self.guaranteed or assignment.budget or assignment.limits)
+        self.keeps = self.guaranteed
+        self.in_the_clear = assignment.plain_to_cloud
         if self.guaranteed:
             self._check_terms()
 
@@ -238,10 +244,7 @@ class EdgeReleases:
         BudgetExhausted
             If it has said as much as it may.
         """
-        if part == "train":
-            raise RuntimeError(f"nothing is counted on {part} images")
-        if not self._assignment.report:
-            raise RuntimeError("this device keeps to itself how often it was right")
+        check_part(part, self._assignment.report)
         if not self.counts:
             return dict(zip(names, count(), strict=True))
         if self.guaranteed and self._of_counts(part).release.noise is None:
@@ -270,3 +273,53 @@ class EdgeReleases:
     def _group(self, *what: str | int) -> str:
         a = self._assignment
         return function_of(a.run, a.case, self._terms, *what)
+
+
+class OpenReleases:
+    """The releases of a device that keeps no account of them: of somebody's own app.
+
+    Parameters
+    ----------
+    guaranteed : bool
+        Whether each release has a guarantee for a training image; in all they add up.
+    reports : bool
+        Whether the device says how often models are right.
+    """
+
+    counts = keeps = in_the_clear = False
+
+    def __init__(self, guaranteed: bool, reports: bool) -> None:
+        self.guaranteed = guaranteed
+        self.reports = reports
+
+    def of_training(
+        self, _: int, steps: Iterable[int], front: bytes, draw: Draw  # noqa: ARG002
+    ) -> dict[str, np.ndarray]:
+        """Return what leaves of some batches of an epoch."""
+        return {str(step): draw(str(step)) for step in steps}
+
+    def of_test(
+        self, starts: Iterable[int], front: bytes, noisy: bool, draw: Draw  # noqa: ARG002
+    ) -> dict[str, np.ndarray]:
+        """Return what leaves of some batches of test images, by the first image of each."""
+        return {str(start): draw(str(start)) for start in starts}
+
+    def counted(
+        self,
+        part: Part,
+        asked: Sequence[bytes | int],  # noqa: ARG002
+        names: Sequence[str],
+        most: int,  # noqa: ARG002
+        count: Callable[[], list[int]],
+    ) -> dict[str, int]:
+        """Return counts on one part, as they are; see :meth:`EdgeReleases.counted`."""
+        check_part(part, self.reports)
+        return dict(zip(names, count(), strict=True))
+
+
+def check_part(part: Part, reports: bool) -> None:
+    """Raise RuntimeError if nothing is said of a part's images."""
+    if part == "train":
+        raise RuntimeError(f"nothing is counted on {part} images")
+    if not reports:
+        raise RuntimeError("this device keeps to itself how often it was right")

@@ -202,3 +202,4 @@ def answer_local(participant: AssignedParticipant, config: Config, _: Arrays) ->
 
 
 AssignedParticipant.handlers = {**Participant.handlers, protocol.LOCAL: answer_local}
+ROLES = (AssignedParticipant,)

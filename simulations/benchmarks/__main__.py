@@ -23,7 +23,7 @@ from pudica.simulations.benchmarks import (
 )
 from pudica.simulations.benchmarks.measure import Row, build_table
 from pudica.simulations.display import print_frame
-from pudica.simulations.engines.ray import connect
+from pudica.simulations.engines.cluster import connect
 from pudica.strategies.core.experiment import RayConfig
 from pudica.strategies.core.spreadsheets import write_csv
 

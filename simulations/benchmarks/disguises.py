@@ -14,7 +14,7 @@ from pudica.clients.data import DataConfig, load
 from pudica.clients.data.disguised import DisguiseRequest, disguise_dataset
 from pudica.clients.data.places import DataLocation, data_root
 from pudica.clients.data.registry import find_source, lookup
-from pudica.clients.shields.disguises import Disguise, Key, Span
+from pudica.clients.shields.disguises import Key, KeyedDisguise, Span
 from pudica.simulations.benchmarks.measure import Row, make_ratio_row, measure_seconds, use_threads
 
 DISGUISE = "MAT(256)+MMT(10)"
@@ -43,7 +43,7 @@ def measure_rows(repeats: int) -> list[Row]:
 def _measure_in_memory(name: str, repeats: int) -> Row:
     train = load(DataConfig(name=name, split="train-test"), seed=0).train
     plain = train.plain_images(slice(None))
-    disguise = Disguise(Key.from_seed(DISGUISE, SETS[name], seed=0))
+    disguise = KeyedDisguise(Key.from_seed(DISGUISE, SETS[name], seed=0))
     disguised = disguise.protect(plain).numpy()
     ours: list[float] = []
     rival: list[float] = []
@@ -57,14 +57,14 @@ def _measure_in_memory(name: str, repeats: int) -> Row:
 def _measure_on_disk(repeats: int) -> Row:
     """Measure disguising CIFAR-10's parquet files."""
     source = find_source(lookup("cifar10"), DataLocation(data_root()), download=False)
-    own = Disguise(Key.from_seed(DISGUISE, SETS["cifar10"], seed=0))
+    own = KeyedDisguise(Key.from_seed(DISGUISE, SETS["cifar10"], seed=0))
     ours: list[float] = []
     rival: list[float] = []
     with tempfile.TemporaryDirectory() as folder:
         for number in range(repeats):
             for name, times, disguise in (
                 ("ours", ours, own),
-                ("rival", rival, cast(Disguise, IdentityDisguise(own.key))),
+                ("rival", rival, cast(KeyedDisguise, IdentityDisguise(own.key))),
             ):
                 request = DisguiseRequest(source, "benchmark", disguise, [], None, None)
                 out = Path(folder) / f"{name}-{number}"

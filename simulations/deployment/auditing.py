@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pudica.analysis.themis import participant
+from pudica.analysis.themis import participant_name
 from pudica.clients.runtime.node import NodeConfig
 from pudica.clients.runtime.vault import check_run
 from pudica.clients.themis.assigned import SUBMITTED
@@ -147,7 +147,7 @@ def _compare_accuracies(path: Path, entries: list[Entry], test: dict[str, int]) 
     for entry in entries:
         correct[entry["participant"]] += entry["right"]
     board = read_csv(path, "model").set_index("model")["trained_accuracy"]
-    people = {participant(str(name)): value for name, value in board.items()}
+    people = {participant_name(str(name)): value for name, value in board.items()}
     if missing := set(correct) - set(people):
         raise RequestError(f"{path.name} does not contain {', '.join(sorted(missing))}")
     for name, shown in people.items():

@@ -7,11 +7,11 @@ import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import get_args
 
 import yaml
 
-from pudica.clients.runtime.node import NODE, NodeConfig, System
+from pudica.clients.runtime.node import NODE, NodeConfig
+from pudica.clients.runtime.systems import systems as installed_systems
 from pudica.models.errors import RequestError, unknown_name_error
 from pudica.models.files import write_atomically
 from pudica.models.naming import validate_node_name
@@ -113,8 +113,8 @@ class Kit(ProgramFolder):
             If the folder is not empty, or name or system are not valid.
         """
         name = validate_node_name(name)
-        if systems not in get_args(System):
-            raise unknown_name_error("system", systems, get_args(System))
+        if systems not in installed_systems():
+            raise unknown_name_error("system", systems, installed_systems())
         folder = make_folder(folder)
         text = TEMPLATE.format(
             name=_format_scalar(name),

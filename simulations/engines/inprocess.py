@@ -3,42 +3,47 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from flwr.app import Message
 from flwr.clientapp import ClientApp
 
-from pudica.clients.runtime.vault import keep_in_memory
-from pudica.simulations.engines.local import (
-    LocalGrid,
-    build_client_context,
-    build_error_reply,
-    build_run_config,
-    build_server_context,
-)
+from pudica.simulations.engines.local import LocalGrid, build_run_config, build_server_context
+from pudica.simulations.engines.nodes import NodeOptions, SimulatedNodes
 from pudica.strategies.core.experiment import Experiment
 
 
 class InProcessGrid(LocalGrid):
-    """A grid that calls the ClientApp directly, one message per pull.
+    """A grid that calls the ClientApp directly, whenever replies are pulled.
 
     Parameters
     ----------
     app : ClientApp
     partitions : int
-    config : dict
+    config : mapping
         The run configuration.
+    options : NodeOptions, optional
+    eager : bool
+        Let a pull answer all messages that are waiting, as if the nodes had worked in the
+        background, instead of one.
     """
 
-    def __init__(self, app: ClientApp, partitions: int, config: dict[str, str]) -> None:
-        super().__init__(partitions)
-        keep_in_memory()
-        self._app = app
-        self._contexts = {
-            node: build_client_context(node, partition, partitions, config)
-            for node, partition in self.partition.items()
-        }
+    def __init__(
+        self,
+        app: ClientApp,
+        partitions: int,
+        config: Mapping[str, bool | float | int | str],
+        options: NodeOptions | None = None,
+        eager: bool = False,
+    ) -> None:
+        options = options or NodeOptions()
+        super().__init__(partitions, options.run_id)
+        self._nodes = SimulatedNodes(app, partitions, config, options)
+        self._contexts = self._nodes.contexts
+        for node, partition in self.partition.items():
+            self._nodes.add(node, partition)
+        self._eager = eager
         self._waiting: deque[tuple[str, Message]] = deque()
         self._replies: dict[str, Message] = {}
 
@@ -46,17 +51,25 @@ class InProcessGrid(LocalGrid):
         self._waiting.append((identifier, message))
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Process one message, and return those of the requested replies that are available."""
-        if self._waiting:
-            identifier, message = self._waiting.popleft()
-            self._replies[identifier] = self._answer(message)
-        return [self._replies.pop(i) for i in message_ids if i in self._replies]
+        """Process messages, and return those of the requested replies that are available."""
+        wanted = list(message_ids)
+        with self._lock:
+            while self._eager and self._waiting:
+                self._answer_next()
+            return self._receive(wanted)
+
+    def _receive(self, identifiers: list[str]) -> list[Message]:
+        with self._lock:
+            if self._waiting:
+                self._answer_next()
+            return [self._replies.pop(i) for i in identifiers if i in self._replies]
+
+    def _answer_next(self) -> None:
+        identifier, message = self._waiting.popleft()
+        self._replies[identifier] = self._answer(message)
 
     def _answer(self, message: Message) -> Message:
-        try:
-            return self._app(message, self._contexts[message.metadata.dst_node_id])
-        except Exception as error:
-            return build_error_reply(message, error)
+        return self._nodes.answer(message, self.partition[message.metadata.dst_node_id])
 
 
 def run(experiment: Experiment, directory: Path) -> None:

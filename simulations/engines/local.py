@@ -1,30 +1,31 @@
-"""Shared by our own engines: a Flower grid without a SuperLink, and the contexts of its apps."""
+"""Shared by our own engines: a Flower grid without a SuperLink, and the ServerApp's context."""
 
 from __future__ import annotations
 
 import itertools
+import threading
 import time
 from abc import abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flwr.app import Context, Error, Message, RecordDict
+from flwr.app import Context, Message, RecordDict
 from flwr.app.metadata import Metadata
-from flwr.app.user_config import UserConfig
-from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
-from pudica.models.files import DISK_FULL
+from pudica.simulations.engines.nodes import RUN_ID, copy_records
 
 if TYPE_CHECKING:
     from pudica.strategies.core.experiment import Experiment
 
-RUN_ID = 1
 SERVER = 1
 PULL_SECONDS = 0.05
+# Flower's strategies wait this long unless they are told otherwise: for as long as it takes.
+LONG_SECONDS = 3600.0
 
 
 def build_run_config(experiment: Experiment, directory: Path, engine: str) -> dict[str, str]:
@@ -38,37 +39,28 @@ def build_run_config(experiment: Experiment, directory: Path, engine: str) -> di
     }
 
 
-def build_client_context(
-    node: int, partition: int, partitions: int, config: dict[str, str]
+def build_server_context(
+    config: Mapping[str, bool | float | int | str], run_id: int = RUN_ID
 ) -> Context:
-    """Return the context of one simulated node."""
-    place: UserConfig = {"partition-id": partition, "num-partitions": partitions}
-    return Context(RUN_ID, node, place, RecordDict(), dict(config))
-
-
-def build_server_context(config: dict[str, str]) -> Context:
     """Return the ServerApp's context and set Flower's identity of this process.
 
     ``Message(content, dst, type)`` takes run and node from Flower's process-wide identity, which
     only Flower's own processes set.
     """
-    TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = RUN_ID, SERVER, 0
-    return Context(RUN_ID, SERVER, {}, RecordDict(), dict(config))
+    TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = run_id, SERVER, 0
+    return Context(run_id, SERVER, {}, RecordDict(), dict(config))
 
 
-def build_error_reply(message: Message, error: BaseException) -> Message:
-    """Return the message that Flower sends when a ClientApp raises.
-
-    Raises
-    ------
-    OSError
-        If the disk is full. In a simulation all nodes share it, so this must stop the run instead
-        of making a node drop out.
-    """
-    if isinstance(error, OSError) and error.errno in DISK_FULL:
-        raise error
-    reason = f"{type(error).__name__}: {error}"
-    return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)
+@contextmanager
+def restore_identity() -> Iterator[None]:
+    """Give this process back, afterwards, the identity in Flower that it has now, or none."""
+    names = ("_run_id", "_node_id", "_task_id")
+    before = {name: getattr(TaskIdentity, name) for name in names}
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(TaskIdentity, name, value)
 
 
 class LocalGrid(Grid):
@@ -78,11 +70,14 @@ class LocalGrid(Grid):
     ----------
     partitions : int
         Number of nodes; node ``i`` holds partition ``i``.
+    run_id : int
     """
 
-    def __init__(self, partitions: int) -> None:
-        self._run = Run.create_empty(RUN_ID)
+    def __init__(self, partitions: int, run_id: int = RUN_ID) -> None:
+        self._run = Run.create_empty(run_id)
         self._numbers = itertools.count(1)
+        # ServerApps with a `server_fn` use a grid from several threads.
+        self._lock = threading.RLock()
         self.partition = {node: node - 2 for node in range(2, 2 + partitions)}
 
     def set_run(self, run: Run) -> None:
@@ -110,26 +105,60 @@ class LocalGrid(Grid):
         return list(self.partition)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Send messages to their nodes and return the message ids."""
-        identifiers = []
-        for message in messages:
-            identifier = str(next(self._numbers))
-            identifiers.append(identifier)
-            self._dispatch(_with_id(message, identifier), identifier)
-        return identifiers
+        """Send messages to their nodes and return the message ids.
+
+        Raises
+        ------
+        ValueError
+            If there is no such node.
+        """
+        return self._push(messages)
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterable[Message]:
-        """Push messages, and pull until all replies have arrived or ``timeout`` has passed."""
-        waiting = set(self.push_messages(messages))
+        """Push messages, and pull until all replies have arrived or ``timeout`` has passed.
+
+        The replies are in the order of the messages, so that sums over them do not depend on
+        which node was faster.
+        """
+        identifiers = self._push(messages, together=timeout is None or timeout >= LONG_SECONDS)
         deadline = time.monotonic() + timeout if timeout is not None else float("inf")
-        replies: list[Message] = []
-        while waiting and time.monotonic() < deadline:
-            arrived = list(self.pull_messages(list(waiting)))
-            waiting -= {message.metadata.reply_to_message_id for message in arrived}
-            replies += arrived
-        return replies
+        replies: dict[str, Message] = {}
+        while len(replies) < len(identifiers) and time.monotonic() < deadline:
+            waiting = [i for i in identifiers if i not in replies]
+            replies |= {m.metadata.reply_to_message_id: m for m in self._receive(waiting)}
+        return [replies[i] for i in identifiers if i in replies]
+
+    def _push(self, messages: Iterable[Message], together: bool = False) -> list[str]:  # noqa: ARG002
+        """Send messages and return their ids.
+
+        Parameters
+        ----------
+        together : bool
+            Whether nobody looks at one reply before all are there.
+        """
+        prepared = [self._prepare(message) for message in messages]
+        with self._lock:
+            for message in prepared:
+                self._dispatch(message, message.metadata.message_id)
+        return [message.metadata.message_id for message in prepared]
+
+    def _prepare(self, message: Message) -> Message:
+        """Return a message as a node gets it; give the original the same id, as Flower does."""
+        node = message.metadata.dst_node_id
+        if node not in self.partition:
+            first, last = min(self.partition), max(self.partition)
+            raise ValueError(
+                f"there is no node {node}; this simulation has nodes {first} to {last}"
+            )
+        identifier = str(next(self._numbers))
+        message.metadata.__dict__["_message_id"] = identifier
+        return _with_id(message, identifier)
+
+    def _receive(self, identifiers: list[str]) -> Iterable[Message]:
+        """Return some replies, after a short time at most if nodes work in the background."""
+        return self.pull_messages(identifiers)
 
     @abstractmethod
     def _dispatch(self, message: Message, identifier: str) -> None:
@@ -137,7 +166,7 @@ class LocalGrid(Grid):
 
 
 def _with_id(message: Message, identifier: str) -> Message:
-    """Return the message with an id, which in Flower only a SuperLink assigns."""
+    """Return a copy of the message with an id, which in Flower only a SuperLink assigns."""
     old = message.metadata
     metadata = Metadata(
         run_id=old.run_id,
@@ -149,5 +178,7 @@ def _with_id(message: Message, identifier: str) -> Message:
         created_at=old.created_at,
         ttl=old.ttl,
         message_type=old.message_type,
+        src_task_id=old.src_task_id,
+        dst_task_id=old.dst_task_id,
     )
-    return Message(content=message.content, metadata=metadata)  # type: ignore[call-overload,no-any-return]
+    return Message(content=copy_records(message.content), metadata=metadata)  # type: ignore[call-overload,no-any-return]

@@ -3,43 +3,65 @@
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Mapping, Sequence
 
-from flwr.app import Context, Message
-from flwr.clientapp import ClientApp
+from flwr.app import Message, RecordDict
+from ray import cloudpickle
 
-from pudica.simulations.engines.local import build_client_context, build_error_reply
+from pudica.simulations.engines.nodes import NodeOptions, SimulatedNodes
+
+Answer = tuple[Message, RecordDict | None]
 
 
 class Worker:
-    """Ray actor that runs the ClientApp for the nodes assigned to it."""
+    """Ray actor that runs the ClientApp for the nodes assigned to it.
 
-    def __init__(self, app: ClientApp, partitions: int, config: dict[str, str]) -> None:
-        self._app = app
-        self._partitions = partitions
-        self._config = config
-        self._contexts: dict[int, Context] = {}
+    Parameters
+    ----------
+    app : bytes
+        The ClientApp, pickled by the process that starts this actor.
+    partitions : int
+    config : mapping
+        The run configuration.
+    options : NodeOptions
+    search_path : sequence of str
+        Where to look for modules first.
+    """
 
-    def answer(self, *requests: tuple[Message, int]) -> list[Message] | Message:
-        """Return each node's reply, or an error message if its ClientApp raised.
+    def __init__(
+        self,
+        app: bytes,
+        partitions: int,
+        config: Mapping[str, bool | float | int | str],
+        options: NodeOptions,
+        search_path: Sequence[str] = (),
+    ) -> None:
+        sys.path[:] = [*search_path, *(path for path in sys.path if path not in search_path)]
+        self._nodes = SimulatedNodes(cloudpickle.loads(app), partitions, config, options)
+
+    def restore(self, states: Mapping[int, tuple[int, RecordDict]]) -> None:
+        """Take over nodes of a worker that died: by node id, the partition and the state."""
+        for node, (partition, state) in states.items():
+            self._nodes.add(node, partition).state = state
+
+    def answer(self, *requests: tuple[Message, int]) -> list[Answer] | Answer:
+        """Return each node's reply, and its state if that has changed.
 
         Parameters
         ----------
-        *letters : (Message, int)
+        *requests : (Message, int)
             A message, and the partition of the node that it is addressed to.
         """
         replies = [self._answer(message, partition) for message, partition in requests]
         return replies if len(replies) > 1 else replies[0]
 
-    def _answer(self, message: Message, partition: int) -> Message:
+    def _answer(self, message: Message, partition: int) -> Answer:
         node = message.metadata.dst_node_id
-        if node not in self._contexts:
-            self._contexts[node] = build_client_context(
-                node, partition, self._partitions, self._config
-            )
-        try:
-            return self._app(message, self._contexts[node])
-        except Exception as error:
-            return build_error_reply(message, error)
+        before = self._nodes.add(node, partition).state
+        reply = self._nodes.answer(message, partition)
+        state = self._nodes.contexts[node].state
+        return reply, None if state == before else state
 
     def process_id(self) -> int:
         """Return the actor's process id."""

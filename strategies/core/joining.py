@@ -193,12 +193,21 @@ class OwnApp(NamedTuple):
 
 
 def join_own_apps(
-    cohort: Cohort, request: Mapping[str, protocol.Scalar], minimum: int, timeout: float
+    cohort: Cohort,
+    request: Mapping[str, protocol.Scalar],
+    minimum: int,
+    timeout: float,
+    read: Callable[[Words], Member] = Member.read,
 ) -> dict[str, Member]:
     """Let nodes join whose apps hold model and data already; return what they hold, by name.
 
     They are put in the order of their partitions. Who runs another version of Pudica, holds other
     images than most, or has another's name is left out.
+
+    Parameters
+    ----------
+    read : callable
+        Makes sense of what a node says of its data; KeyError or ValueError if it makes none.
 
     Raises
     ------
@@ -216,7 +225,9 @@ def join_own_apps(
             greeted.leave_out(node, _other_code(code))
             del greetings[node]
     content = protocol.request({"run": cohort.recorder.name, **request})
-    apps = greeted.send_and_receive(protocol.JOIN, dict.fromkeys(greetings, content), _own_app)
+    apps = greeted.send_and_receive(
+        protocol.JOIN, dict.fromkeys(greetings, content), lambda _, c: _own_app(c, read)
+    )
     ordered = sorted(apps, key=lambda node: (greetings[node][0], apps[node].name))
     joined: dict[str, Member] = {}
     nodes: dict[str, int] = {}
@@ -249,7 +260,7 @@ def _wait_for_own_apps(cohort: Cohort, minimum: int, timeout: float) -> list[int
     return there
 
 
-def _own_app(_: str, content: RecordDict) -> OwnApp:
+def _own_app(content: RecordDict, read: Callable[[Words], Member]) -> OwnApp:
     words = protocol.words_of(content)
     name = validate_node_name(protocol.text(words, "name"))
-    return OwnApp(name, Member.read(words), protocol.text(words, "content"))
+    return OwnApp(name, read(words), protocol.text(words, "content"))

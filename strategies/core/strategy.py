@@ -356,7 +356,9 @@ class RecordedStrategy(Strategy):
         inner = grid.grid if isinstance(grid, ReliableGrid) else grid
         cohort = Cohort.on(inner, client, recorder)
         try:
-            self._members = join_own_apps(cohort, self.join_request(), self.min_nodes, timeout)
+            self._members = join_own_apps(
+                cohort, self.join_request(), self.min_nodes, timeout, self.read_member
+            )
         except BaseException as error:
             recorder.close("failed", f"{type(error).__name__}: {error}")
             raise
@@ -366,6 +368,16 @@ class RecordedStrategy(Strategy):
     def join_request(self) -> dict[str, Any]:
         """Return what nodes are told when they join."""
         return {}
+
+    def read_member(self, words: Mapping[str, Any]) -> Member:
+        """Return what a node says of its data as it joins.
+
+        Raises
+        ------
+        KeyError, ValueError
+            It makes no sense, or does not fit: the node is left out.
+        """
+        return Member.read(words)
 
     def _open_record(self) -> MemoryRecorder:
         name = self.record.name if self.record else f"{self.system}-{datetime.now():%Y%m%d-%H%M%S}"

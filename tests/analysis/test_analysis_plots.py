@@ -8,7 +8,7 @@ from matplotlib.image import imread
 from written_runs import accuracy_rows, competition_rows, generator_rows, write_artefacts, write_run
 
 from pudica import analysis
-from pudica.analysis.drawing import spread
+from pudica.analysis.drawing import spread_out
 
 Write = Callable[..., Path]
 
@@ -88,9 +88,9 @@ def test_the_callers_matplotlib_settings_do_not_matter(small_run: Write) -> None
 @pytest.mark.parametrize("seed", range(5))
 def test_labels_keep_their_gap_and_bounds(seed: int) -> None:
     values = np.sort(np.random.default_rng(seed).uniform(0, 100, 9))
-    placed = spread(values, 10.0, 0.0, 100.0)
+    placed = spread_out(values, 10.0, 0.0, 100.0)
     assert (np.diff(placed) >= 10 - 1e-9).all()
     assert placed[0] >= -1e-9
     assert placed[-1] <= 100 + 1e-9
     far = np.array([0.0, 50.0, 100.0])
-    np.testing.assert_allclose(spread(far, 10.0, 0.0, 100.0), far)
+    np.testing.assert_allclose(spread_out(far, 10.0, 0.0, 100.0), far)

@@ -11,16 +11,16 @@ from torch.nn.functional import interpolate
 
 from pudica.analysis.attacks import (
     View,
-    guess_attributes,
-    guess_identity,
-    left_mixed,
-    left_plain,
+    infer_attributes,
+    infer_identity,
     reconstruct,
-    separate,
-    trained_generator,
+    score_mixtures,
+    score_plain,
+    train_generator,
+    unmix,
 )
-from pudica.analysis.attacks.reconstruction import Discriminator, Generator, Rebuilt, chamfer
-from pudica.analysis.attacks.separation import demixed, matched
+from pudica.analysis.attacks.reconstruction import Discriminator, Generator, Reconstruction, chamfer
+from pudica.analysis.attacks.unmixing import match_rows, run_fast_ica
 from pudica.analysis.runs import open_run
 from pudica.clients.app import app as client_app
 from pudica.clients.data import ImageSet
@@ -76,8 +76,8 @@ def test_rows_say_which_images_are_in_them(mixed: View) -> None:
 
 def test_networks_learn_what_is_in_the_clear_and_little_of_mixtures(mixed: View) -> None:
     """Chance is 0.5; with 200 test images a rate is within 0.1 of it in 99 of 100 cases."""
-    clear = guess_attributes(mixed.in_the_clear(), 3, seed=0)
-    hidden = guess_attributes(mixed, 3, seed=0)
+    clear = infer_attributes(mixed.without_shield(), 3, seed=0)
+    hidden = infer_attributes(mixed, 3, seed=0)
     assert clear.success > 0.85
     assert hidden.success < clear.success - 0.2
     assert hidden.chance == 0.5
@@ -86,8 +86,8 @@ def test_networks_learn_what_is_in_the_clear_and_little_of_mixtures(mixed: View)
 def test_people_are_told_apart_where_features_are_in_the_clear(mixed: View) -> None:
     """Digits stand for people: ten of them."""
     parts = mixed.data.train, mixed.data.test
-    clear = guess_identity(mixed.in_the_clear(), *parts, epochs=4, seed=0)
-    hidden = guess_identity(mixed, *parts, epochs=4, seed=0)
+    clear = infer_identity(mixed.without_shield(), *parts, epochs=4, seed=0)
+    hidden = infer_identity(mixed, *parts, epochs=4, seed=0)
     assert clear.success > 0.8
     assert clear.chance == 0.1
     assert hidden.success < 0.5
@@ -104,17 +104,17 @@ def test_independent_sources_of_a_known_group_are_found() -> None:
     true = sources(8, 32)
     matrix = draw_orthogonal((8, 8), np.random.default_rng(1))
     mixtures = torch.einsum("ij,jchw->ichw", matrix, true)
-    columns, correlations = matched(true.numpy(), demixed(mixtures, seed=0).numpy())
+    columns, correlations = match_rows(true.numpy(), run_fast_ica(mixtures, seed=0).numpy())
     assert sorted(columns) == list(range(8))
     assert correlations.min() > 0.95
-    assert matched(true.numpy(), mixtures.numpy())[1].mean() < 0.9
+    assert match_rows(true.numpy(), mixtures.numpy())[1].mean() < 0.9
 
 
 def test_the_scale_and_sign_of_positive_sources_are_found() -> None:
     true = sources(4, 32).abs()
     matrix = draw_orthogonal((4, 4), np.random.default_rng(1))
-    found = demixed(torch.einsum("ij,jchw->ichw", matrix, true), seed=0)
-    columns, correlations = matched(true.numpy(), found.numpy())
+    found = run_fast_ica(torch.einsum("ij,jchw->ichw", matrix, true), seed=0)
+    columns, correlations = match_rows(true.numpy(), found.numpy())
     assert correlations.min() > 0.95
     scales = found[columns].flatten(1).norm(dim=1) / true.flatten(1).norm(dim=1)
     torch.testing.assert_close(scales, torch.ones(4), atol=0.1, rtol=0)
@@ -122,16 +122,16 @@ def test_the_scale_and_sign_of_positive_sources_are_found() -> None:
 
 
 def test_what_is_taken_apart_is_judged_against_the_truth(mixed: View) -> None:
-    apart = separate(mixed, requests=1, known_groups=True, seed=0)
+    apart = unmix(mixed, requests=1, known_groups=True, seed=0)
     assert len(apart.images) == len(set(apart.images.tolist())) == 32
     features = mixed.features(mixed.data.test, apart.images)
     torch.testing.assert_close(apart.true, features.cpu())
     assert 0 <= apart.recognised <= 1
-    clear = mixed.in_the_clear()
-    plain = np.mean([*left_plain(mixed, apart.images).values()])
-    assert plain == pytest.approx(left_mixed(clear, 1, seed=0).success)
-    assert left_mixed(clear, 1, seed=0).correlations.min() > 0.999
-    assert left_mixed(clear, 9, seed=0).success > left_mixed(mixed, 9, seed=0).success + 0.1
+    clear = mixed.without_shield()
+    plain = np.mean([*score_plain(mixed, apart.images).values()])
+    assert plain == pytest.approx(score_mixtures(clear, 1, seed=0).success)
+    assert score_mixtures(clear, 1, seed=0).correlations.min() > 0.999
+    assert score_mixtures(clear, 9, seed=0).success > score_mixtures(mixed, 9, seed=0).success + 0.1
 
 
 def test_groups_are_taken_apart_one_by_one_where_they_are_known(mixed: View) -> None:
@@ -145,8 +145,8 @@ def test_groups_are_taken_apart_one_by_one_where_they_are_known(mixed: View) -> 
             return self.compute.move_batch(sources(len(images), side, channels=channels)[chosen])
 
     view = Sources(**vars(mixed))
-    found = {known: separate(view, 2, known, seed=0) for known in (True, False)}
-    left = left_mixed(view, 2, seed=0)
+    found = {known: unmix(view, 2, known, seed=0) for known in (True, False)}
+    left = score_mixtures(view, 2, seed=0)
     assert len(found[True].correlations) == 64
     assert found[True].correlations.mean() > 0.97
     assert found[True].correlations.mean() > found[False].correlations.mean() + 0.02
@@ -163,12 +163,12 @@ def test_the_chamfer_distance_takes_the_nearest_each_way() -> None:
 
 
 def test_images_are_rebuilt_from_what_is_in_the_clear(mixed: View) -> None:
-    clear = mixed.in_the_clear()
-    seen = reconstruct(clear, trained_generator(clear, 6, seed=0), 64, seed=0).likeness()
+    clear = mixed.without_shield()
+    seen = reconstruct(clear, train_generator(clear, 6, seed=0), 64, seed=0).similarity()
     assert seen["psnr"] > seen["psnr_of_the_mean"] + 3
-    hidden = reconstruct(mixed, trained_generator(mixed, 2, seed=0), 64, seed=0)
+    hidden = reconstruct(mixed, train_generator(mixed, 2, seed=0), 64, seed=0)
     assert hidden.true.shape == hidden.drawn.shape == (64, 1, 8, 8)
-    assert hidden.likeness()["psnr"] < seen["psnr"] - 3
+    assert hidden.similarity()["psnr"] < seen["psnr"] - 3
 
 
 def test_the_critic_sees_an_image_beside_its_feature_map() -> None:
@@ -192,7 +192,7 @@ def test_each_group_is_rebuilt_once(mixed: View) -> None:
 def test_people_are_learnt_from_what_the_cloud_computes_before_it_answers(directory: Path) -> None:
     run = open_run(directory)
     shapes = {
-        case: activation_shape(view.trunk(), view.model.shield.shape)
+        case: activation_shape(view.copy_trunk(), view.model.shield.shape)
         for case in ("mixed", "blurred", "anonymised")
         for view in [View.of(run, case)]
     }
@@ -202,7 +202,7 @@ def test_people_are_learnt_from_what_the_cloud_computes_before_it_answers(direct
 def test_an_anonymised_image_is_plain_in_the_clear(directory: Path) -> None:
     view = View.of(open_run(directory), "anonymised")
     images = view.data.test
-    (seen, *_) = view.in_the_clear().observations(images, 0, "test")
+    (seen, *_) = view.without_shield().observations(images, 0, "test")
     plain, _ = images.batch(seen.images)
     assert torch.equal(seen.rows.cpu(), plain)
     (seen, *_) = view.observations(images, 0, "test")
@@ -211,7 +211,7 @@ def test_an_anonymised_image_is_plain_in_the_clear(directory: Path) -> None:
 
 def test_likeness_is_beside_that_of_the_mean_image() -> None:
     true = torch.zeros(3, 1, 8, 8)
-    found = Rebuilt(true, true + 0.1, np.arange(3), torch.full((1, 8, 8), 0.2)).likeness()
+    found = Reconstruction(true, true + 0.1, np.arange(3), torch.full((1, 8, 8), 0.2)).similarity()
     assert found["mse"] == pytest.approx(0.01)
     assert found["mse_of_the_mean"] == pytest.approx(0.04)
     assert found["psnr"] == pytest.approx(20)

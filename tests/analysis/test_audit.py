@@ -9,7 +9,7 @@ import torch
 from scipy import stats
 
 from pudica.analysis.audit import _lower, _upper, audit
-from pudica.clients.shields import SHIELDS, Guarantee, Mechanism, build
+from pudica.clients.shields import SHIELDS, Guarantee, Mechanism, Shape, build
 from pudica.clients.shields.clipping import ClipLaplace
 from pudica.clients.shields.grid import IntegerGrid
 from pudica.models.randomness import Randomness
@@ -44,7 +44,7 @@ def test_the_claim_of_paper_002_is_refuted_for_a_record(sensitivity: str, epsilo
     result = audit(made, samples=4000)
     assert result.refutes(result.claimed)
     assert not result.could_refute(made.guarantee_in_real_numbers())
-    assert result.held.epsilon is None  # it releases floats
+    assert result.guarantee.epsilon is None  # it releases floats
 
 
 @pytest.mark.parametrize("epsilon", [1, 3])
@@ -53,7 +53,7 @@ def test_the_claim_of_paper_004_is_refuted_for_an_image(epsilon: float) -> None:
     result = audit(made, samples=1000)
     assert result.refutes(result.claimed)
     assert not result.could_refute(made.guarantee_in_real_numbers())
-    assert result.held.epsilon is None
+    assert result.guarantee.epsilon is None
 
 
 @pytest.mark.parametrize("seed", range(2))
@@ -75,15 +75,15 @@ def test_no_guarantee_for_a_record_is_refuted(
 class Careless(ClipLaplace):
     """Says one ε and adds the noise of twice that."""
 
-    def make_grid(self) -> IntegerGrid:
-        grid = super().make_grid()
+    def make_grid(self, shape: Shape) -> IntegerGrid:
+        grid = super().make_grid(shape)
         return dataclasses.replace(grid, scale=grid.scale / 2)
 
 
 class Naked(ClipLaplace):
     """Forgets the noise."""
 
-    def protect(self, tensor: torch.Tensor, randomness: Randomness) -> tuple[torch.Tensor, None]:
+    def _protect(self, tensor: torch.Tensor, randomness: Randomness) -> tuple[torch.Tensor, None]:
         return self.noise_centres(tensor), None
 
 
@@ -97,9 +97,8 @@ class Unclipped(ClipLaplace):
 
 @pytest.mark.parametrize("wrong", [Careless, Naked, Unclipped])
 def test_too_little_noise_is_found(wrong: type[Mechanism]) -> None:
-    config = SHIELDS["clip-laplace"][0].model_validate({"epsilon": 1})
-    result = audit(wrong(config, (32,), 2), samples=10_000)
-    assert result.refutes(result.held)
+    result = audit(wrong(epsilon=1).bind((32,), 2), samples=10_000)
+    assert result.refutes(result.guarantee)
 
 
 def test_a_claim_is_measured_by_its_own_delta() -> None:

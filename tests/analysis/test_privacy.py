@@ -221,8 +221,8 @@ def test_nodes_do_not_add_up_and_the_worst_one_counts(ledger: Ledger) -> None:
 def test_kinds_of_release_of_one_record_add_up(ledger: Ledger) -> None:
     more = entry(what="second look", shield={**CLIPPED, "epsilon": 1.0}, count=1)
     held = verdict(ledger(entry(count=2), more))["main"]
-    ratios = [math.sqrt(2) * 2 / noise(CLIPPED), 2 / noise({**CLIPPED, "epsilon": 1.0})]
-    exact = gaussian_epsilon(math.hypot(*ratios), count=3)
+    log_ratios = [math.sqrt(2) * 2 / noise(CLIPPED), 2 / noise({**CLIPPED, "epsilon": 1.0})]
+    exact = gaussian_epsilon(math.hypot(*log_ratios), count=3)
     assert held.epsilon == pytest.approx(exact, rel=1e-7)
     assert "second look: a record is released once at most" in held.reasons
 

@@ -294,8 +294,8 @@ def test_what_is_no_composition_is_refused(count: int, delta: float) -> None:
 class Repeated(ClipGaussian):
     """Releases each example thirty times."""
 
-    def protect(self, tensor: torch.Tensor, randomness: Randomness) -> tuple[torch.Tensor, None]:
-        return super().protect(tensor.repeat_interleave(30, dim=0), randomness)
+    def _protect(self, tensor: torch.Tensor, randomness: Randomness) -> tuple[torch.Tensor, None]:
+        return super()._protect(tensor.repeat_interleave(30, dim=0), randomness)
 
     def validate_shape(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor.float()  # thirty times its batch
@@ -304,14 +304,18 @@ class Repeated(ClipGaussian):
         return super().noise_centres(tensor.repeat_interleave(30, dim=0))
 
 
+def repeated(settings: ShieldConfig) -> Repeated:
+    return Repeated(**settings.model_dump(exclude={"name"})).bind((16,), 1)
+
+
 def test_an_attack_on_all_releases_stays_within_the_budget() -> None:
     # Thirty releases with the noise of one are found out; those of the budget are not.
     single = config("clip-gaussian", epsilon=1.0, delta=1e-3)
-    careless = audit(Repeated(single, (16,), 1), samples=8_000)
-    assert careless.refutes(careless.held)
+    careless = audit(repeated(single), samples=8_000)
+    assert careless.refutes(careless.guarantee)
     careful = calibrate(single, 1.0, 1e-3, 30, (16,), 1)
-    budget = compose_repeated(ClipGaussian(careful, (16,), 1), 30, 1e-3)
-    result = audit(Repeated(careful, (16,), 1), samples=8_000)
+    budget = compose_repeated(build(careful, (16,), 1), 30, 1e-3)
+    result = audit(repeated(careful), samples=8_000)
     assert result.could_refute(budget)
     assert not result.refutes(budget)
     assert result.lower_bound(1e-3) > 0.1  # it does see something

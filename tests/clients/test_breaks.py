@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from pudica.clients.shields.disguises import Disguise, Key
+from pudica.clients.shields.disguises import Key, KeyedDisguise
 from pudica.clients.shields.disguises.breaks import (
     affine_coefficients,
     count_divisors_below_256,
@@ -40,11 +40,11 @@ def plain(count: int, seed: int = 0) -> np.ndarray:
     return images
 
 
-def disguise(notation: str, seed: int = 0) -> Disguise:
-    return Disguise(Key.new(notation, SHAPE, numpy_generator(seed, "key")))
+def disguise(notation: str, seed: int = 0) -> KeyedDisguise:
+    return KeyedDisguise(Key.new(notation, SHAPE, numpy_generator(seed, "key")))
 
 
-def seen(images: np.ndarray, by: Disguise) -> np.ndarray:
+def seen(images: np.ndarray, by: KeyedDisguise) -> np.ndarray:
     return by.protect(torch.from_numpy(images)).long().numpy()
 
 
@@ -108,7 +108,7 @@ def test_images_under_two_keys_give_neither_unless_they_are_sorted() -> None:
 
 @pytest.mark.parametrize("notation", COMPOSITIONS)
 def test_breaks_tell_how_far_each_attack_comes(notation: str) -> None:
-    shield = Disguise(Key.new(notation, SHAPE, SystemGenerator()))
+    shield = KeyedDisguise(Key.new(notation, SHAPE, SystemGenerator()))
     found = {(each.attack, each.images): each for each in run_attacks(shield, plain(60))}
     assert set(found) == {
         *(("common divisor", n) for n in (5, 10, 20)),
@@ -159,7 +159,7 @@ def test_a_guess_that_is_wrong_is_told_as_wrong() -> None:
 
 @pytest.mark.parametrize("notation", ["Kiya", "Sharma(2)", "Noise(5)", "Blur(0.5)+MAT(3)"])
 def test_other_disguises_are_not_affine(notation: str) -> None:
-    with pytest.raises(RequestError, match="no composition of MAT, MMT and Rise"):
+    with pytest.raises(RequestError, match="not a composition of MAT, MMT and Rise"):
         affine_coefficients(disguise(notation))
 
 

@@ -13,7 +13,13 @@ import pytest
 import torch
 from scipy import stats
 
-from pudica.clients.shields.disguises import STEPS, Disguise, Key, format_notation, parse_notation
+from pudica.clients.shields.disguises import (
+    STEPS,
+    Key,
+    KeyedDisguise,
+    format_notation,
+    parse_notation,
+)
 from pudica.clients.shields.disguises.noise import NOISE_KEY
 from pudica.models.errors import RequestError
 from pudica.models.randomness import Randomness, SystemGenerator, numpy_generator
@@ -47,11 +53,11 @@ def new_key(notation: str, shape: tuple[int, int, int] = (3, 8, 8), seed: int = 
     return Key.new(notation, shape, numpy_generator(seed, "key"))
 
 
-def with_r(notation: str, *matrices: torch.Tensor) -> Disguise:
+def with_r(notation: str, *matrices: torch.Tensor) -> KeyedDisguise:
     """Return a disguise whose matrices are these, in the order of the steps that have one."""
     key = new_key(notation, (1, 2, 2))
     names = [name for name in key.tensors if name.endswith("/R")]
-    return Disguise(Key(key.notation, key.shape, dict(zip(names, matrices, strict=True))))
+    return KeyedDisguise(Key(key.notation, key.shape, dict(zip(names, matrices, strict=True))))
 
 
 # ---------------------------------------------------------------- the papers' equations
@@ -77,7 +83,7 @@ def test_equations_of_dlmt(
 def test_kiya_flips_pixels_and_shuffles_the_colours_of_each() -> None:
     flip = torch.tensor([[[255, 0]], [[0, 0]], [[255, 255]]], dtype=torch.uint8)
     colours = torch.tensor([[[2, 0]], [[0, 1]], [[1, 2]]])
-    disguise = Disguise(Key("Kiya", (3, 1, 2), {"0/flip": flip, "0/colours": colours}))
+    disguise = KeyedDisguise(Key("Kiya", (3, 1, 2), {"0/flip": flip, "0/colours": colours}))
     image = torch.tensor([[[10, 1]], [[20, 2]], [[30, 3]]], dtype=torch.uint8)
     # Flipped: red 245, 1; green 20, 2; blue 225, 252. Red then comes from blue, and so on.
     assert disguise.protect(image[None])[0].tolist() == [[[225, 1]], [[245, 2]], [[20, 252]]]
@@ -86,7 +92,7 @@ def test_kiya_flips_pixels_and_shuffles_the_colours_of_each() -> None:
 def test_sharma_multiplies_each_block_with_its_own_matrix() -> None:
     turn, mirror = torch.tensor([[0.0, -1.0], [1.0, 0.0]]), torch.tensor([[1.0, 0.0], [0.0, -1.0]])
     rotations = torch.stack([turn, mirror])[None]
-    disguise = Disguise(Key("Sharma(2)", (1, 2, 4), {"0/rotations": rotations}))
+    disguise = KeyedDisguise(Key("Sharma(2)", (1, 2, 4), {"0/rotations": rotations}))
     image = torch.tensor([[[1, 2, 5, 6], [3, 4, 7, 8]]], dtype=torch.uint8)
     expected = [[-3.0, -4.0, 5.0, 6.0], [1.0, 2.0, -7.0, -8.0]]
     assert disguise.protect(image[None])[0, 0].tolist() == expected
@@ -100,7 +106,7 @@ def test_sharma_shuffles_blocks_first() -> None:
         {"0/rotations": rotations, "0/order": torch.tensor([1, 0])},
     )
     image = torch.tensor([[[1, 2, 5, 6], [3, 4, 7, 8]]], dtype=torch.uint8)
-    assert Disguise(key).protect(image[None])[0, 0].tolist() == [[5, 6, 1, 2], [7, 8, 3, 4]]
+    assert KeyedDisguise(key).protect(image[None])[0, 0].tolist() == [[5, 6, 1, 2], [7, 8, 3, 4]]
 
 
 def test_sharmas_matrices_are_orthogonal_and_differ() -> None:
@@ -130,7 +136,7 @@ def test_the_largest_numbers_are_exact(notation: str, dtype: torch.dtype, larges
     most = {"MAT(2048)": 2048, "MMT(10000)": 10_000}
     steps = {str(place): most.get(str(step)) for place, step in enumerate(key.steps)}
     top = {n: torch.full_like(t, steps[n.split("/")[0]]) for n, t in key.tensors.items()}
-    disguise = Disguise(Key(key.notation, key.shape, top))
+    disguise = KeyedDisguise(Key(key.notation, key.shape, top))
     out = disguise.protect(torch.full((1, 1, 2, 2), 255, dtype=torch.uint8))
     assert out.dtype == dtype
     assert out.flatten().tolist() == [largest] * 4
@@ -139,7 +145,7 @@ def test_the_largest_numbers_are_exact(notation: str, dtype: torch.dtype, larges
 
 @pytest.mark.parametrize("notation", [*INVERTIBLE, *LOSSY])
 def test_values_lie_where_the_disguise_says(notation: str) -> None:
-    disguise = Disguise(new_key(notation))
+    disguise = KeyedDisguise(new_key(notation))
     out = disguise.protect(images(200))
     assert out.dtype == disguise.span.dtype
     assert disguise.span.low <= out.min() <= out.max() <= disguise.span.high
@@ -167,7 +173,7 @@ def test_r_is_uniform_from_1_to_its_maximum(step: str) -> None:
 def test_what_is_disguised_comes_back(notation: str, shape: tuple[int, int, int]) -> None:
     originals = images(50, shape)
     before = originals.clone()
-    disguise = Disguise(new_key(notation, shape))
+    disguise = KeyedDisguise(new_key(notation, shape))
     disguised = disguise.protect(originals)
     assert torch.equal(disguise.restore(disguised), before)
     assert torch.equal(originals, before)
@@ -176,7 +182,7 @@ def test_what_is_disguised_comes_back(notation: str, shape: tuple[int, int, int]
 
 @pytest.mark.parametrize("notation", LOSSY)
 def test_what_loses_something_says_so_when_it_is_to_be_undone(notation: str) -> None:
-    disguise = Disguise(new_key(notation))
+    disguise = KeyedDisguise(new_key(notation))
     with pytest.raises(RequestError, match="can't be undone"):
         disguise.restore(disguise.protect(images()))
 
@@ -184,22 +190,22 @@ def test_what_loses_something_says_so_when_it_is_to_be_undone(notation: str) -> 
 @pytest.mark.parametrize("notation", [*INVERTIBLE, *LOSSY])
 def test_a_disguise_is_of_each_image_alone(notation: str) -> None:
     """Neither order nor size of batches matters, so a data set can be streamed."""
-    disguise, originals = Disguise(new_key(notation)), images(7)
+    disguise, originals = KeyedDisguise(new_key(notation)), images(7)
     together = disguise.protect(originals)
     for place in (6, 0, 3):
         assert torch.equal(disguise.protect(originals[place : place + 1])[0], together[place])
 
 
 def test_more_images_than_are_worked_on_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    disguise, originals = Disguise(new_key("MAT(256)+MMT(10)")), images(101)
+    disguise, originals = KeyedDisguise(new_key("MAT(256)+MMT(10)")), images(101)
     whole = disguise.protect(originals)
     monkeypatch.setattr("pudica.clients.shields.disguises.disguise.CHUNK_VALUES", 3 * 8 * 8 * 10)
     assert torch.equal(disguise.protect(originals), whole)
 
 
 def test_undoing_with_another_key_says_so() -> None:
-    disguised = Disguise(new_key("MAT(256)+MMT(10)")).protect(images())
-    other = Disguise(new_key("MAT(256)+MMT(10)", seed=1))
+    disguised = KeyedDisguise(new_key("MAT(256)+MMT(10)")).protect(images())
+    other = KeyedDisguise(new_key("MAT(256)+MMT(10)", seed=1))
     with pytest.raises(RequestError, match=f"not disguised with the key {other.key.fingerprint}"):
         other.restore(disguised)
 
@@ -207,14 +213,14 @@ def test_undoing_with_another_key_says_so() -> None:
 @pytest.mark.parametrize("notation", ["MMT(4)", "MAT(3)+MMT(50)", "Sharma(2)", "Sharma(8)"])
 def test_another_key_is_noticed_on_dark_images(notation: str) -> None:
     dark = images() % 64
-    disguised = Disguise(new_key(notation)).protect(dark)
+    disguised = KeyedDisguise(new_key(notation)).protect(dark)
     for seed in range(1, 6):
         with pytest.raises(RequestError, match="not disguised with the key"):
-            Disguise(new_key(notation, seed=seed)).restore(disguised)
+            KeyedDisguise(new_key(notation, seed=seed)).restore(disguised)
 
 
 def test_no_images_are_no_trouble() -> None:
-    disguise = Disguise(new_key("MAT(256)"))
+    disguise = KeyedDisguise(new_key("MAT(256)"))
     assert disguise.restore(disguise.protect(images(0))).shape == (0, 3, 8, 8)
 
 
@@ -228,7 +234,7 @@ def test_no_images_are_no_trouble() -> None:
 def test_noise_has_the_distribution_it_should(notation: str, distribution: stats.norm) -> None:
     plain = images(100, (1, 16, 16))
     plain = plain // 2 + 64  # away from what is cut off
-    disguise = Disguise(new_key(notation, (1, 16, 16)))
+    disguise = KeyedDisguise(new_key(notation, (1, 16, 16)))
     noisy = disguise.protect(plain)
     signs = disguise.key.tensors.get("0/rotations", torch.ones(1)).sign().reshape(-1)
     noise = noisy.flatten(1) * signs - plain.flatten(1)
@@ -241,8 +247,8 @@ def test_noise_has_the_distribution_it_should(notation: str, distribution: stats
 
 def test_noise_differs_between_images_and_keys() -> None:
     plain = images(2, (1, 16, 16))
-    one = Disguise(new_key("Noise(25)", (1, 16, 16))).protect(plain)
-    other = Disguise(new_key("Noise(25)", (1, 16, 16), seed=1)).protect(plain)
+    one = KeyedDisguise(new_key("Noise(25)", (1, 16, 16))).protect(plain)
+    other = KeyedDisguise(new_key("Noise(25)", (1, 16, 16), seed=1)).protect(plain)
     assert (one != other).float().mean() > 0.8
     first, second = (one.int() - plain.int()).flatten(1)
     assert abs(np.corrcoef(first, second)[0, 1]) < 0.25  # 256 pixels; 4 standard errors
@@ -258,7 +264,7 @@ def test_a_key_comes_back_from_its_file(notation: str, tmp_path: Path) -> None:
     again = Key.load(tmp_path / "key.safetensors")
     assert (again.notation, again.shape) == (key.notation, key.shape)
     assert again.fingerprint == key.fingerprint
-    assert torch.equal(Disguise(again).protect(images()), Disguise(key).protect(images()))
+    assert torch.equal(KeyedDisguise(again).protect(images()), KeyedDisguise(key).protect(images()))
 
 
 def test_a_seed_gives_the_same_key_in_every_process() -> None:
@@ -349,7 +355,7 @@ def test_a_key_with_values_that_are_never_drawn_is_refused(
     key = new_key(notation)
     key.tensors[name].fill_(value)
     key.save(tmp_path / "key")
-    with pytest.raises(RequestError, match="no key of a disguise, or is damaged"):
+    with pytest.raises(RequestError, match="not a key of a disguise, or is damaged"):
         Key.load(tmp_path / "key")
 
 
@@ -378,7 +384,7 @@ def test_what_is_no_key_is_refused(damage: str, tmp_path: Path) -> None:
     else:
         path.touch()
     path.chmod(0o600)
-    with pytest.raises(RequestError, match="no key"):
+    with pytest.raises(RequestError, match="not a key"):
         Key.load(path)
 
 
@@ -463,7 +469,7 @@ def test_what_does_not_fit_the_images_says_so(notation: str, message: str) -> No
 )
 def test_wrong_images_are_refused(wrong: torch.Tensor, message: str) -> None:
     with pytest.raises(RequestError, match=message):
-        Disguise(new_key("MAT(256)")).protect(wrong)
+        KeyedDisguise(new_key("MAT(256)")).protect(wrong)
 
 
 def test_every_step_is_in_these_tests() -> None:
@@ -471,9 +477,9 @@ def test_every_step_is_in_these_tests() -> None:
     assert used == set(STEPS.values())
 
 
-@pytest.mark.parametrize(("notation", "why"), [("MAT(256)", "can undo it"), ("Blur(1)", "loses")])
+@pytest.mark.parametrize(("notation", "why"), [("MAT(256)", "can undo it"), ("Blur(1)", "removes")])
 def test_a_disguise_guarantees_nothing_for_a_record(notation: str, why: str) -> None:
-    guarantee = Disguise(new_key(notation)).guarantee()
+    guarantee = KeyedDisguise(new_key(notation)).guarantee()
     assert guarantee.epsilon is None
     assert why in guarantee.reasons[0]
 

@@ -351,7 +351,7 @@ def test_a_run_is_locked_while_it_runs(run_tiny: Command, monkeypatch: pytest.Mo
         seen.append(subprocess.run(command, stderr=subprocess.PIPE, text=True).stderr)
         raise RuntimeError("enough")
 
-    monkeypatch.setattr("pudica.strategies.app.SYSTEMS", {"themis": compete})
+    monkeypatch.setattr("pudica.strategies.themis.competition.compete", compete)
     assert run_tiny().exit_code == 1
     assert "BlockingIOError" in seen[0]
     with open(next(Path("results").glob("*/.lock")), "a+") as file:

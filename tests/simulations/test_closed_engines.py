@@ -22,7 +22,7 @@ import ray
 
 from pudica.models.errors import RequestError
 from pudica.simulations.engines import flower
-from pudica.simulations.engines.ray import connect
+from pudica.simulations.engines.cluster import connect
 from pudica.simulations.programs.calling import LOOPBACK, make_private_folder, write_ray_token
 from pudica.strategies.core.experiment import RayConfig
 from pudica.strategies.loading import load_experiment

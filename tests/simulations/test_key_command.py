@@ -86,7 +86,7 @@ def test_an_attack_undoes_a_disguise_without_its_key(pudica: Command) -> None:
 @pytest.mark.parametrize(
     ("notation", "shape", "options", "message"),
     [
-        ("Kiya", "1x8x8", ("--data", "digits"), "no composition of MAT, MMT and Rise"),
+        ("Kiya", "1x8x8", ("--data", "digits"), "not a composition of MAT, MMT and Rise"),
         ("MAT(5)", "3x8x8", ("--data", "digits"), "images are 1x8x8, the key"),
         ("MAT(5)", "1x8x8", ("--data", "digts"), "Did you mean 'digits'"),
         ("MAT(5)", "1x8x8", ("--data", "digits", "--set", "limt=3"), "limt"),

@@ -23,10 +23,11 @@ from pudica.clients.app import app as client_app
 from pudica.models.errors import RequestError
 from pudica.models.files import load_tensors
 from pudica.simulations.engines import inprocess
+from pudica.simulations.engines.cluster import compute_worker_count, connect
 from pudica.simulations.engines.local import build_run_config, build_server_context
-from pudica.simulations.engines.ray import PACKAGES, RayGrid, compute_worker_count, connect
+from pudica.simulations.engines.ray import RayGrid
 from pudica.strategies.app import app as server_app
-from pudica.strategies.core.experiment import ClientConfig, Experiment, RayConfig
+from pudica.strategies.core.experiment import Experiment, RayConfig
 from pudica.strategies.loading import load_experiment
 
 TINY = [
@@ -170,15 +171,9 @@ def test_private_fronts_survive_a_worker_that_dies(
 def grid(cluster: None) -> Iterator[RayGrid]:
     """Four nodes on two workers, which import `fragile_app` by name."""
     build_server_context({})
-    here = str(Path(__file__).parent)
-
-    class Importing(RayGrid):
-        def _new_worker(self) -> Any:
-            variables = {"PYTHONPATH": f"{PACKAGES}:{here}"}
-            options = {"runtime_env": {"env_vars": variables}}
-            return self._actor.options(**options).remote(*self._arguments)
-
-    made = Importing(fragile_app.app, 4, {}, workers=2, num_cpus=0.5, batched=False)
+    here = (str(Path(__file__).parent),)
+    app = fragile_app.app
+    made = RayGrid(app, 4, {}, workers=2, num_cpus=0.5, batched=False, search_path=here)
     yield made
     made.stop()
 
@@ -227,13 +222,13 @@ def test_a_slow_node_is_not_waited_for_beyond_the_timeout(grid: RayGrid) -> None
 
 def test_shares_that_do_not_fit_are_refused_with_what_there_is(cluster: None) -> None:
     cpus = int(ray.cluster_resources()["CPU"])
-    assert compute_worker_count(RayConfig(), ClientConfig(), 100) == cpus
-    assert compute_worker_count(RayConfig(), ClientConfig(num_cpus=0.5), 3) == min(3, 2 * cpus)
+    assert compute_worker_count(None, 1.0, 0.0, 100) == cpus
+    assert compute_worker_count(None, 0.5, 0.0, 3) == min(3, 2 * cpus)
     with pytest.raises(RequestError, match=f"Ray has {cpus} CPUs"):
-        compute_worker_count(RayConfig(workers=cpus + 1), ClientConfig(), 100)
+        compute_worker_count(cpus + 1, 1.0, 0.0, 100)
     if "GPU" not in ray.cluster_resources():
         with pytest.raises(RequestError, match="0 GPUs"):
-            compute_worker_count(RayConfig(), ClientConfig(num_gpus=0.25), 2)
+            compute_worker_count(None, 1.0, 0.25, 2)
 
 
 def test_the_engine_leaves_no_process_behind(tmp_path: Path) -> None:

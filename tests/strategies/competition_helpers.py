@@ -35,9 +35,9 @@ class ListeningGrid(InProcessGrid):
         self.requests: list[Message] = []
         self.replies: list[Message] = []
 
-    def _hand(self, message: Message, identifier: str) -> None:
+    def _dispatch(self, message: Message, identifier: str) -> None:
         self.requests.append(message)
-        super()._hand(message, identifier)
+        super()._dispatch(message, identifier)
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Listen to the replies."""

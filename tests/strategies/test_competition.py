@@ -24,7 +24,9 @@ from torch.nn.functional import cross_entropy
 import pudica.clients.app
 from pudica import models
 from pudica.clients import protocol
-from pudica.clients.themis.participant import Measured, Participant, epoch_order
+from pudica.clients.themis.assigned import AssignedParticipant as Participant
+from pudica.clients.themis.assigned import Measured
+from pudica.clients.themis.participant import epoch_order
 from pudica.models import GeneratorTraining, NoiseGenerator
 from pudica.models.errors import RequestError
 from pudica.models.randomness import derive, torch_generator
@@ -196,7 +198,7 @@ def test_no_message_carries_a_test_label_and_only_predictions_come_back(
         protocol.HELLO: [],
         protocol.JOIN: [],
         protocol.LOCAL: [(1,), (1,)],
-        protocol.GRADIENT: [(2, 1, 8, 8)],
+        protocol.GRADIENT: [(1, 8, 8), (1, 8, 8)],
         protocol.NOISY: [],
         protocol.DENSITY: [],
         protocol.PREDICT: [labels.shape],

@@ -22,8 +22,8 @@ from pudica.clients import protocol
 from pudica.clients.assignments import parsed as assignment_of
 from pudica.clients.data import load_once, select_node_images
 from pudica.clients.dlmt.owner import Owner
-from pudica.clients.shields.disguises import Disguise, Key, Span
 from pudica.clients.runtime.vault import Vault
+from pudica.clients.shields.disguises import Key, KeyedDisguise, Span
 from pudica.models.errors import RequestError
 from pudica.models.files import load_tensors
 from pudica.models.randomness import SystemGenerator, derive
@@ -93,7 +93,7 @@ def test_the_cloud_trains_on_every_owners_disguised_images_once(tmp_path: Path) 
     for owner, images in zip(owners_of(grid, tmp_path), received.values(), strict=True):
         plain = owner.plain("train").plain_images(slice(None))
         assert owner.key is not None
-        shown = Disguise(owner.key).protect(plain)
+        shown = KeyedDisguise(owner.key).protect(plain)
         np.testing.assert_array_equal(np.concatenate(images), shown.numpy())
     assert len({owner.key.fingerprint for owner in owners_of(grid, tmp_path) if owner.key}) == 3
     assert sum(len(part) for parts in received.values() for part in parts) == 90
@@ -215,7 +215,7 @@ def test_augmentation_before_the_disguise_is_of_plain_pixels(tmp_path: Path) -> 
     images = owner.own("train")
     shifted, _ = images.batch(np.arange(4), lambda x: x.roll(1, 3))
     assert owner.key is not None
-    wanted = Disguise(owner.key).protect(images.plain_images(np.arange(4)).roll(1, 3))
+    wanted = KeyedDisguise(owner.key).protect(images.plain_images(np.arange(4)).roll(1, 3))
     span = images.span
     torch.testing.assert_close(shifted, ((wanted - span.low) / (span.high - span.low)).float())
 
@@ -232,7 +232,7 @@ def test_vp_and_mm_are_those_worked_out_from_the_models_files(tmp_path: Path, sh
     (owner,) = owners_of(grid, tmp_path)
     plain, labels = owner.plain("test").plain_images(slice(None)), owner.plain("test").labels
     assert owner.key is not None
-    disguised = Disguise(owner.key).protect(plain)
+    disguised = KeyedDisguise(owner.key).protect(plain)
     hidden, examiner = (
         load_tensors(tmp_path / "run" / case / "model.safetensors") for case in ("hidden", "plain")
     )

@@ -98,14 +98,14 @@ def test_an_edge_that_falls_silent_changes_nothing_for_the_others(
     """Its first request was computed together with theirs; the answer never reaches it."""
     settings = ("facemix.edges=3", "facemix.request=4", "client.timeout=2")
     whole = counted(run(tiny(*settings), tmp_path / "whole"))
-    hand, silent = FaultyGrid._hand, 3
+    hand, silent = FaultyGrid._dispatch, 3
 
     def lost(self: FaultyGrid, message: Message, identifier: str) -> None:
         about = message.metadata.message_type, message.metadata.dst_node_id
         if about != (protocol.INFER, silent) or not protocol.arrays_of(message.content):
             hand(self, message, identifier)
 
-    monkeypatch.setattr(FaultyGrid, "_hand", lost)
+    monkeypatch.setattr(FaultyGrid, "_dispatch", lost)
     monkeypatch.setattr("pudica.strategies.core.reliable_grid.GIVE_UP_AFTER", 1)
     rest = counted(run(tiny(*settings), tmp_path / "run"))
     assert whole.keys() == {2, 3, 4}

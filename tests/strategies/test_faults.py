@@ -114,12 +114,12 @@ def test_a_node_slower_than_the_deadline_is_left_out_and_said(
     silent: list[Message] = []
 
     class Slow(ListeningGrid):
-        def _hand(self, message: Message, identifier: str) -> None:
+        def _dispatch(self, message: Message, identifier: str) -> None:
             slow = message.metadata.message_type == protocol.GRADIENT
             if slow and message.metadata.dst_node_id == 3:
                 silent.append(message)
             else:
-                super()._hand(message, identifier)
+                super()._dispatch(message, identifier)
 
     monkeypatch.setattr("pudica.strategies.core.reliable_grid.GIVE_UP_AFTER", 1)
     compete("client.timeout=3", "client.patience=60", kind=Slow)

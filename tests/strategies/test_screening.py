@@ -6,9 +6,13 @@ import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, MetricRecord, RecordDict
 
-from pudica.strategies.themis.screening import Clip, read_update, combine, check_reach
+from pudica.strategies.themis.screening import Clip, check_reach, combine, read_update
 
 SHAPE = (2, 1, 4, 4)
+
+
+def both(values: np.ndarray) -> dict[str, np.ndarray]:
+    return {"mu": values[0], "rho": values[1]}
 
 
 def sent(**arrays: np.ndarray) -> RecordDict:
@@ -22,12 +26,12 @@ def ones(scale: float = 1.0) -> np.ndarray:
 
 def test_an_honest_reply_comes_through_unchanged() -> None:
     values = np.random.default_rng(0).normal(size=SHAPE).astype(np.float32)
-    assert np.array_equal(read_update(sent(values=values), SHAPE), values)
+    assert np.array_equal(read_update(sent(**both(values)), SHAPE), values)
 
 
 def lying() -> RecordDict:
-    content = sent(values=ones())
-    content.array_records["arrays"]["values"].shape = (2, 1, 400, 400)
+    content = sent(**both(ones()))
+    content.array_records["arrays"]["mu"].shape = (1, 400, 400)
     return content
 
 
@@ -36,11 +40,12 @@ def lying() -> RecordDict:
     [
         (RecordDict({"metrics": MetricRecord({"loss": 1.0})}), "sent none"),
         (sent(surprise=ones()), "surprise"),
-        (sent(values=ones(), more=ones()), "more"),
-        (sent(values=ones()[:1]), "must have shape"),
-        (sent(values=ones().astype(np.float64)), "must be float32"),
-        (sent(values=ones() * np.nan), "with NaN"),
-        (sent(values=ones() * np.inf), "infinity"),
+        (sent(mu=ones()[0]), "sent \\['mu'\\]"),
+        (sent(**both(ones()), more=ones()), "more"),
+        (sent(mu=ones()[0], rho=ones()[1, :, :2]), "rho must have shape"),
+        (sent(**both(ones().astype(np.float64))), "must be float32"),
+        (sent(**both(ones() * np.nan)), "with NaN"),
+        (sent(**both(ones() * np.inf)), "infinity"),
         (lying(), "does not hold"),
     ],
 )

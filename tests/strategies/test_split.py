@@ -472,7 +472,7 @@ def edges_anew(directory: Path) -> Edge:
     vault = Vault(directory / "vault" / directory.name / "node-0")
     kept = vault.read("assignment.json")
     assert kept is not None
-    return Edge(vault, assignments.parsed(kept))  # type: ignore[arg-type]
+    return Edge(vault, assignments.parse_assignment(kept))  # type: ignore[arg-type]
 
 
 # ----------------------------------------------------------------------------- evaluation

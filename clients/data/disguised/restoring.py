@@ -25,7 +25,7 @@ from pudica.clients.data.errors import DataError
 from pudica.clients.data.naming import validate_data_label
 from pudica.clients.data.places import list_folder
 from pudica.clients.data.source import Content
-from pudica.clients.shields.disguises import Disguise
+from pudica.clients.shields.disguises import KeyedDisguise
 from pudica.models.errors import RequestError
 from pudica.models.files import write_atomically
 from pudica.models.printable import quote
@@ -35,7 +35,7 @@ LONGEST_NAME = 255
 
 
 def restore_dataset(
-    folder: Path, disguise: Disguise, out: Path, on_progress: ProgressCallback
+    folder: Path, disguise: KeyedDisguise, out: Path, on_progress: ProgressCallback
 ) -> Manifest:
     """Restore a disguised set, pixel by pixel, or resume doing so; return its manifest.
 

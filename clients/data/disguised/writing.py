@@ -29,7 +29,7 @@ from pudica.clients.data.naming import join_names, validate_data_label
 from pudica.clients.data.pixels import Channels, infer_layout
 from pudica.clients.data.places import list_folder
 from pudica.clients.data.source import Content, RawImage, Source, describe_origin
-from pudica.clients.shields.disguises import Disguise
+from pudica.clients.shields.disguises import KeyedDisguise
 from pudica.models.files import write_atomically
 from pudica.models.printable import to_nfc
 
@@ -45,7 +45,7 @@ class DisguiseRequest(NamedTuple):
     source : Source
     fingerprint : str
         Fingerprint of the source's content.
-    disguise : Disguise
+    disguise : KeyedDisguise
     labels : list of str
         Columns to keep; empty: the default one.
     size, channels : int or None
@@ -54,7 +54,7 @@ class DisguiseRequest(NamedTuple):
 
     source: Source
     fingerprint: str
-    disguise: Disguise
+    disguise: KeyedDisguise
     labels: list[str]
     size: int | None
     channels: Channels | None

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pudica.clients.shields.disguises.disguise import Disguise
+from pudica.clients.shields.disguises.disguise import KeyedDisguise
 from pudica.clients.shields.disguises.matrix import Addition, Multiplication, Rise
 from pudica.clients.shields.disguises.steps import Step
 from pudica.models.errors import RequestError, unknown_name_error
@@ -36,7 +36,7 @@ def is_affine(steps: Iterable[Step]) -> bool:
     return all(step.takes == "integers" for step in steps)
 
 
-def affine_coefficients(disguise: Disguise) -> tuple[IntArray, IntArray]:
+def affine_coefficients(disguise: KeyedDisguise) -> tuple[IntArray, IntArray]:
     """Return the m and b that the attacks look for, each (C, H, W).
 
     Raises
@@ -46,8 +46,8 @@ def affine_coefficients(disguise: Disguise) -> tuple[IntArray, IntArray]:
     """
     if not is_affine(disguise.key.steps):
         raise RequestError(
-            f"{disguise.key.notation} is not a composition of MAT, MMT and Rise, which these attacks "
-            "are for"
+            f"{disguise.key.notation} is not a composition of MAT, MMT and Rise, which these "
+            "attacks are for"
         )
     black, dark = (torch.full((1, *disguise.key.shape), v, dtype=torch.uint8) for v in (0, 1))
     b, total = (disguise.protect(image)[0].long().numpy() for image in (black, dark))
@@ -154,7 +154,7 @@ class AttackResult:
 
 
 def run_attacks(
-    disguise: Disguise,
+    disguise: KeyedDisguise,
     plain: NDArray[np.uint8],
     for_factors: tuple[int, ...] = (5, 10, 20),
     for_offsets: tuple[int, ...] = (20, 50, 100, 200, 400),
@@ -163,7 +163,7 @@ def run_attacks(
 
     Parameters
     ----------
-    disguise : Disguise
+    disguise : KeyedDisguise
         A composition of MAT, MMT and Rise.
     plain : uint8 ndarray of shape (N, C, H, W)
         The attacks see only their disguised form, except for the first one in the last attack.
@@ -253,7 +253,7 @@ def search_space(
     return float(np.log10(choices).sum() + (np.log10(rise) if rise else 0))
 
 
-def mean_search_space(disguise: Disguise, plain: NDArray[np.uint8]) -> float:
+def mean_search_space(disguise: KeyedDisguise, plain: NDArray[np.uint8]) -> float:
     """Return the mean of :func:`search_space` over images; NaN if the paper has no formula.
 
     Parameters

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+
 import torch
 
 from pudica.clients.shields.base import Guarantee
@@ -20,7 +22,7 @@ UNDONE = (
 LOSES = "an obfuscation: what it removes can't be recovered, what it leaves everybody can see"
 
 
-class Disguise:
+class KeyedDisguise:
     """Disguises integer images exactly, step by step.
 
     Parameters
@@ -47,7 +49,7 @@ class Disguise:
     @property
     def lossy_steps(self) -> list[str]:
         """The steps that can't be undone, in the notation."""
-        return [str(step) for step, _ in self._steps if not step.is_invertible]
+        return list_lossy_steps([step for step, _ in self._steps])
 
     def _cast_key(self, step: Step, key: Tensors) -> Tensors:
         """Return a step's part of the key, with R in the type of the values it is applied to."""
@@ -115,16 +117,12 @@ class Disguise:
 
     def require_invertible(self) -> None:
         """Raise RequestError if a step can't be undone."""
-        if self.lossy_steps:
-            raise RequestError(f"{self.key.notation} can't be undone: {self.loss_description}")
+        require_invertible([step for step, _ in self._steps])
 
     @property
     def loss_description(self) -> str:
         """Which steps can't be undone, in words; empty if all can."""
-        if not self.lossy_steps:
-            return ""
-        keeps = "keeps" if len(self.lossy_steps) == 1 else "keep"
-        return f"{' and '.join(self.lossy_steps)} {keeps} less than there was"
+        return describe_loss(self.lossy_steps)
 
     def _undo_steps(self, values: torch.Tensor) -> torch.Tensor:
         stages = list(zip(self._steps, self._spans[:-1], strict=True))
@@ -137,21 +135,55 @@ class Disguise:
         return values
 
     def _check(self, images: torch.Tensor, dtype: torch.dtype) -> None:
-        if images.dtype != dtype:
+        require_dtype(images, dtype)
+        # Images of another number of dimensions have another shape, too.
+        self.require_shape(images.shape[1:] if images.ndim > 1 else ())
+
+    def require_shape(self, shape: Sequence[int]) -> None:
+        """Raise RequestError if the key is not for images of this shape."""
+        if tuple(shape) != self.key.shape:
             raise RequestError(
-                f"images must be {dtype}, are {images.dtype}"
-                + ("; scale floats to whole numbers 0 to 255" if dtype == torch.uint8 else "")
-            )
-        if images.ndim != 4 or tuple(images.shape[1:]) != self.key.shape:
-            raise RequestError(
-                f"images are {_format_shape(images.shape[1:])}, the key {self.key.fingerprint} is "
-                f"for {_format_shape(self.key.shape)}"
+                f"images are {_format_shape(shape)}, the key {self.key.fingerprint} is for "
+                f"{_format_shape(self.key.shape)}"
             )
 
     def guarantee(self) -> Guarantee:
         """Return that there is no guarantee, and why."""
-        return Guarantee("record", None, reasons=(LOSES if self.lossy_steps else UNDONE,))
+        return obfuscation_guarantee(self.lossy_steps)
 
 
-def _format_shape(shape: tuple[int, ...]) -> str:
+def require_dtype(images: torch.Tensor, dtype: torch.dtype) -> None:
+    """Raise RequestError if images have another type, or lie on another device than the key."""
+    if images.dtype != dtype:
+        raise RequestError(
+            f"images must be {dtype}, are {images.dtype}"
+            + ("; scale floats to whole numbers 0 to 255" if dtype == torch.uint8 else "")
+        )
+    if images.device.type != "cpu":
+        raise RequestError(f"images must be on the CPU, are on {images.device}")
+
+
+def list_lossy_steps(steps: Iterable[Step]) -> list[str]:
+    """Return the steps that can't be undone, in the notation."""
+    return [str(step) for step in steps if not step.is_invertible]
+
+
+def require_invertible(steps: Sequence[Step]) -> None:
+    """Raise RequestError if a step can't be undone."""
+    if lossy := list_lossy_steps(steps):
+        raise RequestError(f"{'+'.join(map(str, steps))} can't be undone: {describe_loss(lossy)}")
+
+
+def describe_loss(lossy: Sequence[str]) -> str:
+    """Return in words that these steps lose something; empty if there are none."""
+    keeps = "keeps" if len(lossy) == 1 else "keep"
+    return f"{' and '.join(lossy)} {keeps} less than there was" if lossy else ""
+
+
+def obfuscation_guarantee(lossy: Sequence[str]) -> Guarantee:
+    """Return that a disguise has no guarantee, and why."""
+    return Guarantee("record", None, reasons=(LOSES if lossy else UNDONE,))
+
+
+def _format_shape(shape: Sequence[int]) -> str:
     return "x".join(map(str, shape))

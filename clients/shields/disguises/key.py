@@ -128,7 +128,7 @@ class Key:
             secret.update(self.tensors[name].contiguous().numpy().tobytes())
         return hashlib.blake2b(text.encode(), key=secret.digest(), digest_size=16).hexdigest()
 
-    def save(self, path: Path) -> None:
+    def save(self, path: Path | str) -> None:
         """Write the key to a new file that only its owner may read.
 
         Raises
@@ -136,6 +136,7 @@ class Key:
         RequestError
             If the file already exists, or can't be created.
         """
+        path = Path(path)
         note = {
             "format": FORMAT,
             "notation": self.notation,
@@ -155,7 +156,7 @@ class Key:
             raise RequestError(f"can't write the key {path}: {error.strerror}") from error
 
     @classmethod
-    def load(cls, path: Path) -> Key:
+    def load(cls, path: Path | str) -> Key:
         """Read a key.
 
         Raises
@@ -163,6 +164,7 @@ class Key:
         RequestError
             If the file is missing, readable by others, not readable by this user, or not a key.
         """
+        path = Path(path)
         try:
             if is_accessible_by_others(path):
                 mode = stat.S_IMODE(path.stat().st_mode)

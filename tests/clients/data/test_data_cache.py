@@ -71,9 +71,9 @@ def test_touched_or_moved_files_are_not_decoded_again(config, decodes, make):
 
 def test_content_is_hashed_once(config, monkeypatch):
     hashed = []
-    original = fingerprints._file_hash
+    original = fingerprints._hash_file
     monkeypatch.setattr(
-        fingerprints, "_file_hash", lambda file: hashed.append(file) or original(file)
+        fingerprints, "_hash_file", lambda file: hashed.append(file) or original(file)
     )
     load(config, seed=0)
     load(config, seed=0)

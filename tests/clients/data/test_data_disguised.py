@@ -26,7 +26,7 @@ from pudica.clients.data.disguised import (
 )
 from pudica.clients.data.folders import scan_image_folder
 from pudica.clients.data.parquet import scan_parquet
-from pudica.clients.shields.disguises import Disguise, Key
+from pudica.clients.shields.disguises import Key, KeyedDisguise
 from pudica.models.errors import RequestError
 
 SHAPE = (3, 8, 8)
@@ -74,7 +74,7 @@ def write_folders(folder: Path, per_class: int = 6) -> Path:
 
 def request(folder: Path, by: Key | None = None, **changes: object) -> DisguiseRequest:
     source = scan_parquet(folder) if list(folder.glob("*.parquet")) else scan_image_folder(folder)
-    return DisguiseRequest(source, "content", Disguise(by or key()), [], None, None)._replace(
+    return DisguiseRequest(source, "content", KeyedDisguise(by or key()), [], None, None)._replace(
         **changes
     )
 
@@ -103,7 +103,7 @@ def digests(folder: Path) -> dict[str, str]:
 def test_there_and_back_every_pixel_and_label_is_the_same(
     tmp_path: Path, notation: str, write: Callable[[Path], Path]
 ) -> None:
-    own = Disguise(key(notation))
+    own = KeyedDisguise(key(notation))
     plain = write(tmp_path / "plain")
     disguise_dataset(request(plain, own.key), tmp_path / "out", silent)
     restore_dataset(tmp_path / "out", own, tmp_path / "back", silent)
@@ -158,7 +158,7 @@ def test_what_was_stopped_goes_on_and_ends_the_same(
     with pytest.raises(DataError, match="not complete"):
         load(DataConfig(name="disguised", path=tmp_path / "out"), seed=0)
     with pytest.raises(DataError, match="not complete"):
-        restore_dataset(tmp_path / "out", Disguise(key()), tmp_path / "never", silent)
+        restore_dataset(tmp_path / "out", KeyedDisguise(key()), tmp_path / "never", silent)
     seen: list[int] = []
     disguise_dataset(request(plain), tmp_path / "out", lambda done, _: seen.append(done))
     assert seen[0] == min(stopped_after + 8, seen[-1])
@@ -166,10 +166,10 @@ def test_what_was_stopped_goes_on_and_ends_the_same(
     whole = {**digests(tmp_path / "out"), "disguise.json": begun["disguise.json"]}
     assert begun.items() <= whole.items()  # what was whole is not written again
 
-    restore_dataset(tmp_path / "out", Disguise(key()), tmp_path / "back", silent)
+    restore_dataset(tmp_path / "out", KeyedDisguise(key()), tmp_path / "back", silent)
     with pytest.raises(KeyboardInterrupt):
-        restore_dataset(tmp_path / "out", Disguise(key()), tmp_path / "again", stop)
-    restore_dataset(tmp_path / "out", Disguise(key()), tmp_path / "again", silent)
+        restore_dataset(tmp_path / "out", KeyedDisguise(key()), tmp_path / "again", stop)
+    restore_dataset(tmp_path / "out", KeyedDisguise(key()), tmp_path / "again", silent)
     assert digests(tmp_path / "again") == digests(tmp_path / "back")
 
 
@@ -240,7 +240,7 @@ def test_values_are_the_smallest_whole_numbers_that_hold_them(tmp_path: Path) ->
         table = pq.read_table(out / "test-00000-of-00001.parquet")
         row = np.frombuffer(table["image"][3].as_py(), dtype).reshape(SHAPE)
         image = pictures(9, 1)[3].transpose(2, 0, 1)[None]
-        wanted = Disguise(key(notation)).protect(torch.from_numpy(image.copy()))
+        wanted = KeyedDisguise(key(notation)).protect(torch.from_numpy(image.copy()))
         np.testing.assert_array_equal(row, wanted[0].numpy().astype(dtype))
 
 
@@ -259,21 +259,21 @@ def test_a_folder_that_is_not_empty_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=f"{key().fingerprint}.*{other.fingerprint}"):
         disguise_dataset(request(plain, other), tmp_path / "there", silent)
     with pytest.raises(DataError, match="is not empty"):
-        restore_dataset(tmp_path / "there", Disguise(key()), tmp_path / "out", silent)
+        restore_dataset(tmp_path / "there", KeyedDisguise(key()), tmp_path / "out", silent)
 
 
 def test_another_key_is_refused_by_both_fingerprints(tmp_path: Path) -> None:
     disguise_dataset(request(write_parquet(tmp_path / "plain")), tmp_path / "out", silent)
     other = key(seed=1)
     with pytest.raises(RequestError, match=f"{key().fingerprint}.*{other.fingerprint}"):
-        restore_dataset(tmp_path / "out", Disguise(other), tmp_path / "back", silent)
+        restore_dataset(tmp_path / "out", KeyedDisguise(other), tmp_path / "back", silent)
 
 
 def test_what_loses_does_not_come_back(tmp_path: Path) -> None:
     blur = key("Blur(1)")
     disguise_dataset(request(write_parquet(tmp_path / "plain"), blur), tmp_path / "out", silent)
     with pytest.raises(RequestError, match=r"Blur\(1\) keeps less"):
-        restore_dataset(tmp_path / "out", Disguise(blur), tmp_path / "back", silent)
+        restore_dataset(tmp_path / "out", KeyedDisguise(blur), tmp_path / "back", silent)
     assert not (tmp_path / "back").exists()
 
 
@@ -302,7 +302,7 @@ def test_a_part_that_was_cut_off_is_made_again(tmp_path: Path) -> None:
     [
         ({"labels": ["label", "patient"]}, "with the labels label; wanted are label, patient"),
         ({"fingerprint": "other"}, "of other images: name a new folder"),
-        ({"disguise": Disguise(key(seed=1))}, key(seed=1).fingerprint),
+        ({"disguise": KeyedDisguise(key(seed=1))}, key(seed=1).fingerprint),
     ],
 )
 def test_a_folder_that_was_begun_otherwise_says_in_what(
@@ -376,7 +376,7 @@ def test_a_manifest_that_makes_no_sense_is_damaged(
     with pytest.raises(DataError, match=r"disguise\.json is damaged"):
         load(DataConfig(name="disguised", path=out), seed=0)
     with pytest.raises(DataError, match=r"disguise\.json is damaged"):
-        restore_dataset(out, Disguise(key()), tmp_path / "back", silent)
+        restore_dataset(out, KeyedDisguise(key()), tmp_path / "back", silent)
 
 
 @pytest.mark.parametrize("label", ["..", ".", "a/b", "/etc", "x\0y", "n" * 300, "../x"])
@@ -388,7 +388,7 @@ def test_a_label_leads_nowhere_else(tmp_path: Path, label: str) -> None:
     labels = pa.array([label] * len(table))
     pq.write_table(table.set_column(1, "label", labels), file)
     with pytest.raises(DataError, match="is no name of a class folder"):
-        restore_dataset(out, Disguise(key()), tmp_path / "back", silent)
+        restore_dataset(out, KeyedDisguise(key()), tmp_path / "back", silent)
     assert not (tmp_path / "back").exists()
 
 

@@ -16,7 +16,7 @@ from pudica.clients.data import DataConfig, DataError, Splits, load
 from pudica.clients.data.disguised import DisguiseRequest, disguise_dataset, restore_dataset
 from pudica.clients.data.folders import scan_image_folder
 from pudica.clients.data.parquet import scan_parquet
-from pudica.clients.shields.disguises import Disguise, Key
+from pudica.clients.shields.disguises import Key, KeyedDisguise
 
 ON_DISK = {what: name for what, name in HIDDEN.items() if "\0" not in name}
 IN_ARROW = {what: name for what, name in HIDDEN.items() if name.isascii() or "\udc80" not in name}
@@ -257,14 +257,14 @@ def disguised(make, source, labels: list[str]) -> Path:
     key = Key.from_seed("MAT(256)", (3, 12, 12), 0)
     out = make.root / "out"
     disguise_dataset(
-        DisguiseRequest(source, "0", Disguise(key), labels, None, None), out, lambda *_: None
+        DisguiseRequest(source, "0", KeyedDisguise(key), labels, None, None), out, lambda *_: None
     )
     return out
 
 
 def restored(make, out: Path) -> Path:
     key = Key.from_seed("MAT(256)", (3, 12, 12), 0)
-    restore_dataset(out, Disguise(key), make.root / "back", lambda *_: None)
+    restore_dataset(out, KeyedDisguise(key), make.root / "back", lambda *_: None)
     return make.root / "back"
 
 

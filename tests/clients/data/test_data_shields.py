@@ -10,7 +10,7 @@ import torch
 from pydantic import ValidationError
 
 from pudica.clients.data import DataConfig, load
-from pudica.clients.shields.disguises import Disguise, Key
+from pudica.clients.shields.disguises import Key, KeyedDisguise
 from pudica.models.errors import RequestError
 from pudica.models.randomness import SystemGenerator, numpy_generator
 
@@ -26,7 +26,7 @@ def raw(part: object) -> torch.Tensor:
 )
 def test_every_part_is_disguised_under_one_key(notation: str) -> None:
     splits = load(DataConfig(name="digits", shield=notation, normalize="none"), seed=3)
-    disguise = Disguise(Key.new(notation, (1, 8, 8), numpy_generator(3, "key")))
+    disguise = KeyedDisguise(Key.new(notation, (1, 8, 8), numpy_generator(3, "key")))
     low, high = disguise.span.low, disguise.span.high
     for part in (splits.train, splits.validation, splits.test):
         expected = (disguise.protect(raw(part)).double() - low) / (high - low)
@@ -56,7 +56,7 @@ def test_a_key_from_a_file_is_used(tmp_path: Path) -> None:
     key.save(tmp_path / "a.key")
     config = DataConfig(name="digits", shield="mat(256)", key=tmp_path / "a.key", normalize="none")
     part = load(config, seed=0).test
-    expected = (Disguise(key).protect(raw(part)).double() - 1) / 510
+    expected = (KeyedDisguise(key).protect(raw(part)).double() - 1) / 510
     torch.testing.assert_close(part.pixels(EVERYTHING), expected.float(), rtol=0, atol=0)
 
 

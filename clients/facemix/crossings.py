@@ -11,8 +11,8 @@ import json
 
 import numpy as np
 
-from pudica.clients.data import ImageSet
-from pudica.clients.runtime.vault import Vault
+from pudica.clients.facemix.images import Images, stored_images
+from pudica.clients.runtime.vault import AnyVault, Vault
 
 FOLDER = ".crossed"
 
@@ -22,15 +22,18 @@ class Crossings:
 
     Parameters
     ----------
-    vault : Vault
-        The node's, of one of its runs.
+    vault : AnyVault
+        The node's, of one of its runs. A vault in memory ends with its process, and so does what
+        it remembers.
     """
 
-    def __init__(self, vault: Vault) -> None:
-        runs, node = vault.root.parent.parent, vault.root.name
-        self._record = Vault(runs / FOLDER / node)
+    def __init__(self, vault: AnyVault) -> None:
+        self._record = vault
+        if isinstance(vault, Vault):
+            runs, node = vault.root.parent.parent, vault.root.name
+            self._record = Vault(runs / FOLDER / node)
 
-    def claim(self, stages: str, terms: str, images: ImageSet) -> None:
+    def claim(self, stages: str, terms: str, images: Images) -> None:
         """Note that images are to cross under some stages, once.
 
         Parameters
@@ -59,10 +62,10 @@ class Crossings:
             self._record.write(stages, json.dumps({**kept, terms: sorted(own)}).encode())
 
 
-def _digests(images: ImageSet) -> set[str]:
+def _digests(images: Images) -> set[str]:
     """Return a hash of each image, as it is before it is normalised."""
     found = set()
     for row in range(len(images)):
-        pixels = np.ascontiguousarray(images.plain_images(np.array([row])).numpy())
+        pixels = np.ascontiguousarray(stored_images(images, np.array([row])).numpy())
         found.add(hashlib.blake2b(pixels.tobytes(), digest_size=12).hexdigest())
     return found

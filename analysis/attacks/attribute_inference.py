@@ -1,4 +1,4 @@
-"""Networks that are trained on what the cloud sees: for attributes, and for people (§4)."""
+"""Attribute and identity inference: networks trained on what the cloud sees (§4)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from pudica.analysis.attacks.view import View, in_parts, mean
+from pudica.analysis.attacks.view import View, mean, split_evenly
 from pudica.clients.data import ImageSet
 from pudica.clients.shields.front import activation_shape
 from pudica.models.attributes import attribute_loss, compute_balancing_weights
@@ -22,17 +22,17 @@ BATCH = 64
 
 
 @dataclass(frozen=True)
-class Guess:
-    """How often an attacker is right.
+class InferenceResult:
+    """Accuracy of an inference attack.
 
     Attributes
     ----------
     rates : dict of str to float
-        Of each attribute, balanced over yes and no; or of each person; 0 to 1.
+        Accuracy per attribute, balanced over yes and no, or per person; 0 to 1.
     chance : float
-        Of somebody who guesses blindly.
+        Accuracy of blind guessing.
     taken_for : dict of int to int
-        Of people: whom each image was taken for, as far as it crossed.
+        Identity inference: the predicted person for each image that crossed.
     """
 
     rates: Mapping[str, float]
@@ -41,42 +41,46 @@ class Guess:
 
     @property
     def success(self) -> float:
-        """The mean over attributes, or over people."""
+        """Mean of :attr:`rates`."""
         return mean(self.rates)
 
 
 Loss = Callable[[torch.Tensor, np.ndarray], torch.Tensor]
 
 
-def guess_attributes(view: View, epochs: int, seed: int) -> Guess:
-    """Train a copy of the cloud's stages to tell the attributes of the image in each row.
+def infer_attributes(view: View, epochs: int, seed: int) -> InferenceResult:
+    """Train a copy of the cloud's stages to predict the attributes of the image in each row.
 
     Parameters
     ----------
     epochs : int
-        Over the training part, each time behind new keys.
+        Passes over the training part, each with new keys.
     """
     attributes = torch.from_numpy(view.known.attributes)
-    # It is judged by classes: a rare answer is to count as much as a common one.
+    # Accuracy is balanced: a rare answer counts as much as a common one.
     weights = compute_balancing_weights(attributes)
 
     def loss(logits: torch.Tensor, images: np.ndarray) -> torch.Tensor:
         return attribute_loss(logits, attributes[images].to(logits.device), weights)
 
-    network = _trained(view, view.classifier(), view.known, loss, epochs, seed)
-    return Guess(view.rates(_told(view, network, view.data.test, seed)), 0.5)
+    network = _train_network(view, view.copy_classifier(), view.known, loss, epochs, seed)
+    return InferenceResult(
+        view.score_attributes(_predictions(view, network, view.data.test, seed)), 0.5
+    )
 
 
-def guess_identity(view: View, known: ImageSet, unknown: ImageSet, epochs: int, seed: int) -> Guess:
-    """Train a copy of the cloud's stage to tell who is in each row.
+def infer_identity(
+    view: View, known: ImageSet, unknown: ImageSet, epochs: int, seed: int
+) -> InferenceResult:
+    """Train a copy of the cloud's stages to predict the person in each row.
 
     Parameters
     ----------
     known, unknown : ImageSet
-        Images of the same people, whose labels say who it is: to learn from, and to be attacked.
-        Normalised as the model's.
+        Images of the same people, labelled by person, to learn from and to attack. Normalised
+        like the model's.
     """
-    main = view.trunk()
+    main = view.copy_trunk()
     features = activation_shape(main, view.model.shield.shape)
     with temporary_seed(derive(seed, "head")):
         head = nn.Sequential(nn.Flatten(), nn.Linear(math.prod(features), known.num_classes))
@@ -85,20 +89,20 @@ def guess_identity(view: View, known: ImageSet, unknown: ImageSet, epochs: int, 
         people = torch.from_numpy(known.labels[images])
         return cross_entropy(logits, people.to(logits.device))
 
-    network = _trained(view, nn.Sequential(main, head), known, loss, epochs, seed)
+    network = _train_network(view, nn.Sequential(main, head), known, loss, epochs, seed)
     taken_for = {
         int(image): int(person)
-        for logits, images in _told(view, network, unknown, seed)
+        for logits, images in _predictions(view, network, unknown, seed)
         for image, person in zip(images, logits.argmax(1).cpu(), strict=True)
     }
-    right: dict[int, list[bool]] = {}
+    hits: dict[int, list[bool]] = {}
     for image, person in taken_for.items():
-        right.setdefault(truth := int(unknown.labels[image]), []).append(person == truth)
-    rates = {str(person): float(np.mean(own)) for person, own in sorted(right.items())}
-    return Guess(rates, 1 / known.num_classes, taken_for)
+        hits.setdefault(truth := int(unknown.labels[image]), []).append(person == truth)
+    rates = {str(person): float(np.mean(own)) for person, own in sorted(hits.items())}
+    return InferenceResult(rates, 1 / known.num_classes, taken_for)
 
 
-def _trained(
+def _train_network(
     view: View, network: nn.Module, images: ImageSet, loss: Loss, epochs: int, seed: int
 ) -> nn.Module:
     network = view.compute.move_model(network)
@@ -107,7 +111,7 @@ def _trained(
     network.train()
     for epoch in range(epochs):
         for seen in view.observations(images, seed, "train", epoch):
-            for part in in_parts(np.arange(len(seen.rows)), BATCH):
+            for part in split_evenly(np.arange(len(seen.rows)), BATCH):
                 optimizer.zero_grad()
                 loss(network(seen.rows[part]), seen.images[part]).backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
@@ -116,7 +120,7 @@ def _trained(
 
 
 @torch.no_grad()
-def _told(
+def _predictions(
     view: View, network: nn.Module, images: ImageSet, seed: int
 ) -> Iterator[tuple[torch.Tensor, np.ndarray]]:
     for seen in view.observations(images, seed, "test"):

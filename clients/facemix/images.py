@@ -1,0 +1,137 @@
+"""Images of an edge or a model's owner, with as many answers each as there are attributes."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import TensorDataset, default_collate
+
+from pudica.clients.data import ImageSet
+from pudica.clients.data.errors import DataError
+from pudica.clients.data.examples import Examples
+from pudica.clients.data.images import Positions
+
+
+class AttributeImages(Examples):
+    """Anybody's map-style data set of images.
+
+    Items are ``(image, label)`` or images alone. A label is a class, or a vector (A,) of answers
+    to A questions: 0 or 1 for attributes that an image has or not.
+
+    Parameters
+    ----------
+    dataset : torch.utils.data.Dataset
+    what : str
+        What it is, for messages: ``train``, say.
+
+    Attributes
+    ----------
+    questions : int
+        A; 1 where labels are classes, 0 where there are none.
+
+    Raises
+    ------
+    DataError
+        It is empty, or yields something else.
+    """
+
+    questions: int
+
+    def _check_example(self, example: Any) -> tuple[int, int, int]:
+        image, *label = example if isinstance(example, tuple | list) else (example,)
+        if len(label) > 1:
+            raise DataError(
+                f"{self.what}: must yield images, or pairs (image, label); its first item is a "
+                f"{type(example).__name__} of {len(example)}"
+            )
+        if not isinstance(image, Tensor) or not image.is_floating_point() or image.ndim != 3:
+            kind = f"{tuple(image.shape)} of {image.dtype}" if isinstance(image, Tensor) else ""
+            raise DataError(
+                f"{self.what}: images must be float tensors (C, H, W), the first is a "
+                f"{type(image).__name__} {kind}; torchvision.transforms.v2 makes them so: "
+                "ToImage(), ToDtype(torch.float32, scale=True)"
+            )
+        self.questions = self._count_questions(label[0]) if label else 0
+        channels, height, width = image.shape
+        return channels, height, width
+
+    def _count_questions(self, label: Any) -> int:
+        try:
+            answers = torch.as_tensor(label)
+        except (TypeError, ValueError, RuntimeError):
+            answers = torch.empty(0)
+        whole = not answers.is_floating_point() and answers.ndim <= 1 and answers.numel()
+        if not whole or answers.min() < 0:
+            raise DataError(
+                f"{self.what}: labels must be whole numbers from 0 on, one or a vector (A,) of "
+                f"them, the first is {label!r:.60}"
+            )
+        return int(answers.numel())
+
+    def batch(self, positions: Positions) -> tuple[Tensor, Tensor]:
+        """Return images (B, C, H, W) and answers, int64 (B, A), at some positions.
+
+        Raises
+        ------
+        DataError
+            Images or labels of different shapes.
+        """
+        rows = np.arange(len(self))[positions]
+        if isinstance(self.dataset, TensorDataset):
+            found = self.dataset[torch.from_numpy(rows)]
+        else:
+            items = [self.dataset[int(row)] for row in rows]
+            try:
+                found = default_collate([i if isinstance(i, tuple | list) else (i,) for i in items])
+            except RuntimeError as error:
+                raise DataError(
+                    f"{self.what}: images or labels of different shapes in one batch ({error})"
+                ) from error
+        images, *labels = found
+        if not labels:
+            return images.float(), torch.zeros(len(rows), 0, dtype=torch.int64)
+        return images.float(), torch.as_tensor(labels[0]).reshape(len(rows), -1).long()
+
+    @cached_property
+    def attributes(self) -> np.ndarray:
+        """All answers, int64 (N, A)."""
+        parts = [self.batch(slice(n, n + 256))[1] for n in range(0, len(self), 256)]
+        answers: np.ndarray = torch.cat(parts).numpy()
+        return answers
+
+    @property
+    def black(self) -> Tensor:
+        """A black pixel, (C, 1, 1)."""
+        return torch.zeros(self.shape[0], 1, 1)
+
+
+Images = ImageSet | AttributeImages
+
+
+def answers_at(images: Images, positions: Positions) -> Tensor:
+    """Return the answers of images at some positions, int64 (B, A)."""
+    if isinstance(images, ImageSet):
+        return torch.from_numpy(images.attributes[positions])
+    return images.batch(positions)[1]
+
+
+def read_batch(images: Images, positions: Positions) -> tuple[Tensor, Tensor]:
+    """Return images (B, C, H, W) and their answers, int64 (B, A)."""
+    x, answers = images.batch(positions)
+    return x, answers_at(images, positions) if isinstance(images, ImageSet) else answers
+
+
+def stored_images(images: Images, positions: Positions) -> Tensor:
+    """Return images as they are stored, before any normalisation of ours."""
+    if isinstance(images, ImageSet):
+        return images.plain_images(positions)
+    return images.batch(positions)[0]
+
+
+def own_images(dataset: Any, what: str) -> Images:
+    """Return a data set as it is read here."""
+    return dataset if isinstance(dataset, ImageSet) else AttributeImages(dataset, what)

@@ -1,0 +1,132 @@
+"""The systems there are: ours, and those that other packages bring.
+
+A system is one object, which names its parts in every layer. Another package adds one without a
+change to ours: it defines a :class:`System` and names it as an entry point of the group
+``pudica.systems``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import Any
+
+GROUP = "pudica.systems"
+
+
+@dataclass(frozen=True)
+class System:
+    """One way to learn together, or to compute for each other.
+
+    Every part but ``name`` is an object, or where to find it: ``package.module:attribute``, which
+    is imported once it is needed.
+
+    Attributes
+    ----------
+    name : str
+        As ``system:`` in experiments.
+    experiment : type of Experiment
+        The schema of its experiments, with a section for the system.
+    run : callable
+        ``run(cohort, experiment)`` runs a whole experiment with nodes that are there.
+    assignment : type of Assignment
+        What a node is told when it joins.
+    role : callable
+        ``role(vault, assignment)`` makes a node of it.
+    roles : tuple of type of Role
+        What ``role`` may return; their handlers answer messages.
+    tables : callable or None
+        ``tables(runs)`` returns DataFrames by title, for ``pudica show``.
+    figures : callable or None
+        ``figures(run)`` yields names and matplotlib figures, for ``pudica plot``.
+    experiments : Path, str or None
+        A folder of YAML experiments that come with it.
+    """
+
+    name: str
+    experiment: Any
+    run: Any
+    assignment: Any
+    role: Any
+    roles: Any
+    tables: Any = None
+    figures: Any = None
+    experiments: Any = None
+
+    def part(self, name: str) -> Any:
+        """Return one of its parts, imported if need be."""
+        value = getattr(self, name)
+        return resolve(value) if isinstance(value, str) and ":" in value else value
+
+
+def resolve(reference: str) -> Any:
+    """Return what ``package.module:attribute`` refers to."""
+    module, _, attribute = reference.partition(":")
+    return getattr(import_module(module), attribute)
+
+
+OURS = (
+    System(
+        name="dlmt",
+        experiment="pudica.strategies.dlmt.experiment:DlmtExperiment",
+        run="pudica.strategies.dlmt.system:learn_disguised",
+        assignment="pudica.clients.assignments:OwnerAssignment",
+        role="pudica.clients.dlmt.owner:Owner",
+        roles="pudica.clients.dlmt.handlers:ROLES",
+        tables="pudica.analysis.dlmt:tables",
+        figures="pudica.analysis.dlmt_figures:figures",
+    ),
+    System(
+        name="facemix",
+        experiment="pudica.strategies.facemix.experiment:FacemixExperiment",
+        run="pudica.strategies.facemix.system:infer_mixed",
+        assignment="pudica.clients.assignments:InferenceAssignment",
+        role="pudica.clients.facemix.training:edge_of",
+        roles="pudica.clients.facemix.handlers:ROLES",
+        tables="pudica.analysis.facemix:tables",
+        figures="pudica.analysis.facemix_figures:figures",
+    ),
+    System(
+        name="split",
+        experiment="pudica.strategies.split.experiment:SplitExperiment",
+        run="pudica.strategies.split.system:learn",
+        assignment="pudica.clients.assignments:EdgeAssignment",
+        role="pudica.clients.split.edge:Edge",
+        roles="pudica.clients.split.handlers:ROLES",
+        tables="pudica.analysis.split:tables",
+        figures="pudica.analysis.split_figures:figures",
+    ),
+    System(
+        name="themis",
+        experiment="pudica.strategies.themis.experiment:ThemisExperiment",
+        run="pudica.strategies.themis.competition:compete",
+        assignment="pudica.clients.assignments:ParticipantAssignment",
+        role="pudica.clients.themis.assigned:AssignedParticipant",
+        roles="pudica.clients.themis.assigned:ROLES",
+        tables="pudica.analysis.themis:tables",
+        figures="pudica.analysis.themis_figures:figures",
+    ),
+)
+
+
+@cache
+def systems() -> Mapping[str, System]:
+    """Return all systems by name, ours first.
+
+    Raises
+    ------
+    RuntimeError
+        A package brings one of a name that is taken, or no System at all.
+    """
+    known = {system.name: system for system in OURS}
+    for point in entry_points(group=GROUP):
+        system = point.load()
+        if not isinstance(system, System):
+            raise RuntimeError(f"entry point {point.value} of {GROUP} is no System")
+        if system.name in known:
+            raise RuntimeError(f"entry point {point.value}: there is a system '{system.name}'")
+        known[system.name] = system
+    return known

@@ -1,0 +1,108 @@
+"""An edge as an experiment assigns it: a model of the zoo, cut; data read by its settings."""
+
+from __future__ import annotations
+
+import copy
+from functools import lru_cache
+
+import numpy as np
+from torch import nn
+
+from pudica import models
+from pudica.clients import shields
+from pudica.clients.assignments import EdgeAssignment
+from pudica.clients.data import ImageSet, Part, Splits, load_once
+from pudica.clients.runtime.vault import Vault
+from pudica.clients.shields.front import Front, activation_shape
+from pudica.clients.split.edge import Edge
+from pudica.clients.split.holder import Terms, hash_layers
+from pudica.clients.split.releases import EdgeReleases
+from pudica.models.compute import Compute
+from pudica.models.cut import Cutter
+
+
+@lru_cache(maxsize=2)
+def _trace(model: str, classes: int, channels: int, side: int) -> Cutter:
+    """Return a traced model, shared by the devices of one process."""
+    built = models.build(model, num_classes=classes, channels=channels, image_size=side)
+    return Cutter(built)
+
+
+class AssignedEdge(Edge):
+    """An edge whose model, data and shield an experiment names.
+
+    Its shield belongs to the front: it travels with it, and its statistics are the cloud's, too.
+
+    Parameters
+    ----------
+    vault : Vault
+        Where its front, its key and its count of releases live.
+    assignment : EdgeAssignment
+    """
+
+    vault: Vault
+    releases: EdgeReleases
+
+    def __init__(self, vault: Vault, assignment: EdgeAssignment) -> None:
+        a = assignment
+        self.vault = vault
+        self.assignment = a
+        self.compute = Compute(a.compute)
+        self.data: Splits = load_once(a.data.model_dump_json(), a.data_seed)
+        self.train = self.images("train")
+        front = self._build()
+        self.releases = EdgeReleases(vault, a, self.data, front.shield)
+        terms = Terms(
+            a.case, a.fronts, a.batch_size, a.wire, a.noise, a.seed, a.partition, a.optimizer
+        )
+        self._take_up(front, front, terms, a.fingerprint())
+
+    @property
+    def label(self) -> str:
+        """How messages name this device and where its model is cut."""
+        return f"device-{self.assignment.partition}: the activation after '{self.assignment.cut}'"
+
+    def describe_data(self) -> dict[str, int | str]:
+        """Return what the cloud is told of the data."""
+        return {
+            "classes": self.data.num_classes,
+            "key": self.data.key,
+            "shape": "x".join(map(str, self.data.shape)),
+            "reports": int(self.assignment.report),
+            "train": len(self.train),
+            "validation": len(self.images("validation")),
+            "test": len(self.images("test")),
+        }
+
+    def images(self, part: Part) -> ImageSet:
+        """Return this device's share of the training, validation or test images."""
+        return self.assignment.share(self.data, part)
+
+    def _build(self) -> Front:
+        a = self.assignment
+        layers, _ = self._cutter().cut(a.cut)
+        # A copy: the traced model is shared with the other devices of this process.
+        layers = copy.deepcopy(layers)
+        shape = activation_shape(layers, self.data.shape)
+        return Front(layers, shields.build(a.shield, shape, a.batch_size))
+
+    def _cutter(self) -> Cutter:
+        channels, side, _ = self.data.shape
+        return _trace(self.assignment.model, self.data.num_classes, channels, side)
+
+    def make_back(self) -> nn.Module:
+        """Return the layers behind the cut, with any weights."""
+        _, layers = self._cutter().cut(self.assignment.cut)
+        return copy.deepcopy(layers)
+
+    def _check_front(self, layers: np.ndarray) -> None:
+        """Take no front but one's own, if there is one; nor another in a case of a frozen one."""
+        digest, limits = hash_layers(layers), self.assignment.limits
+        if limits and limits.front and limits.front != digest:
+            raise RuntimeError(
+                f"this device takes the front {limits.front} and no other; this is {digest}"
+            )
+        super()._check_front(layers)
+
+
+ROLES = (AssignedEdge,)

@@ -1,0 +1,201 @@
+"""What an edge answers while the model is trained: smashed data up, gradients down."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+
+import numpy as np
+import torch
+
+from pudica.clients.split.holder import FrontHolder, Sent
+from pudica.models import optimizers, packing
+from pudica.models.randomness import numpy_generator, seed_random_layers
+
+Seconds = dict[str, int | float]
+
+
+class TrainingAnswers(FrontHolder):
+    """The training side of an :class:`.Edge`."""
+
+    # ---------------------------------------------------------------------- releases
+
+    def smash(
+        self, epoch: int, step: int, count: int, turn: int
+    ) -> tuple[np.ndarray, np.ndarray, Seconds]:
+        """Return what the cloud gets to see of ``count`` batches of an epoch, and their labels.
+
+        Returns
+        -------
+        smashed : ndarray of shape (N, *shape)
+        labels : int32 ndarray of shape (N,)
+        seconds : dict
+
+        Raises
+        ------
+        BudgetExhausted
+            If the examples were released as often as they may be.
+        """
+        start = time.perf_counter()
+        if count:
+            self._require_front()
+        chunk = Sent(turn, epoch, step, count)
+        self._seen: dict[int, torch.Tensor] = {}
+        smashed = self._release(chunk)
+        labels = [self._labels(epoch, number) for number in chunk.steps]
+        self.pending = chunk if self.optimizer and count else None
+        self.turn = max(self.turn, turn)
+        classes = packing.concatenate(labels) if labels else torch.zeros(0)
+        # How long it took depends on the images, too.
+        seconds = {} if self.releases.guaranteed else {"forward": time.perf_counter() - start}
+        return smashed, classes.to(torch.int32).numpy(), seconds
+
+    def _release(self, chunk: Sent) -> np.ndarray:
+        """Return what is sent of a chunk's batches."""
+        if not self.releases.counts:
+            outputs = chunk.outputs = [self._batch(chunk.epoch, s) for s in chunk.steps]
+            return self._encode([output.detach() for output in outputs])
+
+        def draw(place: str) -> np.ndarray:
+            output = self._batch(chunk.epoch, int(place))
+            chunk.outputs.append(output)
+            return self._encode([output.detach()])
+
+        identity = self._identity()
+        return concatenate(self.releases.of_training(chunk.epoch, chunk.steps, identity, draw))
+
+    def _labels(self, epoch: int, step: int) -> torch.Tensor:
+        """Return the labels of a batch, without its images where that is possible."""
+        if step in self._seen:
+            return self._seen[step]
+        positions, known = self._positions(epoch, step), getattr(self.train, "labels", None)
+        if known is not None:
+            return torch.from_numpy(known[positions].copy())
+        return self.train.batch(positions)[1]
+
+    def _batch(self, epoch: int, step: int) -> torch.Tensor:
+        """Return the protected activations of one batch, with their graph."""
+        self._require_front()
+        x, self._seen[step] = self._load(epoch, step)
+        before = self._identity() if self._draws_by_identity else b""
+        with torch.set_grad_enabled(self.optimizer is not None), self._seeded(epoch, step):
+            activations = self._activate(x)
+            return self._protect(activations, before, "train", epoch, step)
+
+    def _load(self, epoch: int, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the images and labels of one batch."""
+        return self.train.batch(self._positions(epoch, step))
+
+    def _seeded(self, epoch: int, step: int) -> AbstractContextManager[None]:
+        terms = self.terms
+        return seed_random_layers(self._has_random_layers, terms.seed, terms.place, epoch, step)
+
+    def _positions(self, epoch: int, step: int) -> np.ndarray:
+        """Return which of the own images a batch consists of."""
+        if epoch not in self._orders:
+            randomness = numpy_generator(self.terms.seed, "order", self.terms.place, epoch)
+            self._orders = {epoch: randomness.permutation(len(self.train))}
+        ends = self._ends
+        if not 0 <= step < len(ends):
+            raise ValueError(f"batch {step} of an epoch of {len(ends)} was asked for")
+        start = ends[step - 1] if step else 0
+        return self._orders[epoch][start : ends[step]]
+
+    # ---------------------------------------------------------------------- gradients
+
+    def learn(self, gradient: torch.Tensor, scale: float, turn: int) -> Seconds:
+        """Take a step of the front's optimiser for each of the last batches.
+
+        The gradients of all of them are those at the weights with which they were computed.
+
+        Parameters
+        ----------
+        gradient : Tensor of shape (N, *shape)
+            Of the loss with respect to what was sent in that turn, times ``scale``.
+
+        Returns
+        -------
+        dict
+            ``backward``, seconds; ``skipped``, 1 if there is nothing that it is a gradient of:
+            the device was restarted since, or did not know that its answer had arrived.
+        """
+        chunk, start = self.pending, time.perf_counter()
+        self.pending = None
+        if chunk is None or chunk.turn != turn or self.optimizer is None:
+            return {"skipped": 1}
+        optimizers.begin_epoch(self.optimizer, self.terms.optimizer, chunk.epoch)
+        parameters = list(self.front.parameters())
+        for gradients in self._gradients(chunk, gradient, scale):
+            for parameter, value in zip(parameters, gradients, strict=True):
+                parameter.grad = value
+            self.optimizer.step()
+        return {"backward": time.perf_counter() - start}
+
+    def front_gradient(
+        self, gradient: torch.Tensor, scale: float, turn: int
+    ) -> tuple[np.ndarray, Seconds]:
+        """Return the front's gradient, summed over the last batches, and its buffers, packed.
+
+        Raises
+        ------
+        RuntimeError
+            If the fronts are not averaged; or the device was restarted since, and nothing was
+            kept.
+        """
+        self.require_fronts("average")
+        chunk, start = self.pending, time.perf_counter()
+        self.pending = None
+        if chunk is None or chunk.turn != turn:
+            raise RuntimeError(f"has nothing that this is the gradient of (turn {turn})")
+        batches = self._gradients(chunk, gradient, scale)
+        summed = [torch.stack(each).sum(0) for each in zip(*batches, strict=True)]
+        values = packing.pack([*summed, *self.shared.buffers()])
+        return values, {"backward": time.perf_counter() - start}
+
+    def _gradients(
+        self, chunk: Sent, gradient: torch.Tensor, scale: float
+    ) -> list[tuple[torch.Tensor, ...]]:
+        """Return the gradient of the front's parameters for each batch of a chunk."""
+        outputs = chunk.outputs or self._recompute(chunk)
+        sizes = [len(output) for output in outputs]
+        shape = (sum(sizes), *outputs[0].shape[1:])
+        if tuple(gradient.shape) != shape or not gradient.is_floating_point():
+            raise ValueError(
+                f"a gradient of shape {tuple(gradient.shape)} ({gradient.dtype}) for what was "
+                f"sent as {shape}"
+            )
+        gradient = gradient.to(self.compute.device).float()
+        parts = (gradient if scale == 1 else gradient / scale).split(sizes)
+        parameters = list(self.front.parameters())
+        return [
+            torch.autograd.grad(output, parameters, part)
+            for output, part in zip(outputs, parts, strict=True)
+        ]
+
+    def _recompute(self, chunk: Sent) -> list[torch.Tensor]:
+        """Return a chunk's outputs after a restart; running statistics do not move twice."""
+        before = [buffer.clone() for buffer in self.front.buffers()]
+        outputs = [self._batch(chunk.epoch, step) for step in chunk.steps]
+        with torch.no_grad():
+            for buffer, value in zip(self.front.buffers(), before, strict=True):
+                buffer.copy_(value)
+        return outputs
+
+    def return_front(self) -> dict[str, np.ndarray]:
+        """Return the front and the state of its optimiser, as :meth:`adopt` takes them.
+
+        Raises
+        ------
+        RuntimeError
+            If it is not handed on from device to device.
+        """
+        self.require_fronts("handoff")
+        state = optimizers.optimizer_state(self.optimizer).items()
+        kept = {f"optimizer/{name}": value.cpu().numpy() for name, value in state}
+        return {"front": packing.pack(packing.state_tensors(self.shared)), **kept}
+
+
+def concatenate(parts: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Return what leaves from several places as one array."""
+    return np.concatenate(list(parts.values())) if parts else np.zeros(0, np.float32)

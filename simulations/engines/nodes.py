@@ -1,0 +1,202 @@
+"""The simulated nodes of one process: their contexts, and how they answer messages."""
+
+from __future__ import annotations
+
+import random
+import time
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from logging import ERROR
+
+import numpy as np
+from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
+from flwr.app.user_config import UserConfig
+from flwr.clientapp import ClientApp
+from flwr.common.constant import ErrorCode
+from flwr.common.logger import log
+
+from pudica.clients.runtime.vault import keep_in_memory
+from pudica.models.compute import Compute, ComputeConfig
+from pudica.models.files import DISK_FULL
+from pudica.models.randomness import derive, temporary_seed
+
+RUN_ID = 1
+
+
+@dataclass(frozen=True)
+class NodeOptions:
+    """What all nodes of a simulation have in common.
+
+    Attributes
+    ----------
+    run_id : int
+    seed : int or None
+        Seeds the global random generators anew for every message, so that a node's answer does
+        not depend on where it is computed. None: they are left alone.
+    threads : int or None
+        PyTorch threads of a ClientApp; None: as many as its process has.
+    log_errors : bool
+        Whether to log the traceback of what a ClientApp raises.
+    """
+
+    run_id: int = RUN_ID
+    seed: int | None = None
+    threads: int | None = None
+    log_errors: bool = False
+
+
+class SimulatedNodes:
+    """Nodes that run the same ClientApp, one message after the other.
+
+    As in Flower's simulation, ``context.state`` is what the last successful handler left: what a
+    handler that raised has changed is thrown away.
+
+    Parameters
+    ----------
+    app : ClientApp
+    partitions : int
+        Number of nodes in the whole simulation.
+    config : mapping
+        The run configuration.
+    options : NodeOptions
+
+    Attributes
+    ----------
+    contexts : dict of int to Context
+        Of the nodes met so far, by node id.
+    """
+
+    def __init__(
+        self,
+        app: ClientApp,
+        partitions: int,
+        config: Mapping[str, bool | float | int | str],
+        options: NodeOptions | None = None,
+    ) -> None:
+        keep_in_memory()
+        self._app = app
+        self._partitions = partitions
+        self._config = config
+        self._options = options or NodeOptions()
+        self.contexts: dict[int, Context] = {}
+
+    def add(self, node: int, partition: int) -> Context:
+        """Return the context of a node, which is made the first time."""
+        if node not in self.contexts:
+            place: UserConfig = {"partition-id": partition, "num-partitions": self._partitions}
+            self.contexts[node] = Context(
+                self._options.run_id, node, place, RecordDict(), dict(self._config)
+            )
+        return self.contexts[node]
+
+    def answer(self, message: Message, partition: int) -> Message:
+        """Return a node's reply, or an error message if its ClientApp raised."""
+        if is_expired(message):
+            return build_expiry_reply(message)
+        context = _copy_context(self.add(message.metadata.dst_node_id, partition))
+        try:
+            with self._set_up(message):
+                reply = self._app(message, context)
+            _check_reply(reply, message)
+        except Exception as error:
+            if self._options.log_errors:
+                log(ERROR, "node %s: %s", partition, traceback.format_exc())
+            return build_error_reply(message, error)
+        self.contexts[context.node_id] = context
+        return build_expiry_reply(message) if is_expired(message) else reply
+
+    @contextmanager
+    def _set_up(self, message: Message) -> Iterator[None]:
+        seed, threads = self._options.seed, self._options.threads
+        with ExitStack() as stack:
+            if threads is not None:
+                compute = Compute(ComputeConfig(threads=threads))
+                stack.enter_context(compute.use_threads())
+            if seed is not None:
+                stack.enter_context(use_global_seed(derive(seed, message.metadata.message_id)))
+            yield
+
+
+@contextmanager
+def use_global_seed(seed: int) -> Iterator[None]:
+    """Seed the global generators of Python, NumPy and PyTorch within the context only."""
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002
+    try:
+        with temporary_seed(seed):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)  # noqa: NPY002
+
+
+def copy_records(records: RecordDict) -> RecordDict:
+    """Return a copy whose records can be changed; arrays, which are immutable, are shared."""
+    copied = records.copy()
+    for name, record in records.items():
+        copied[name] = _copy_record(record)
+    return copied
+
+
+def _copy_record(
+    record: ArrayRecord | MetricRecord | ConfigRecord,
+) -> ArrayRecord | MetricRecord | ConfigRecord:
+    copied = record.copy()
+    if not isinstance(copied, ArrayRecord):
+        for key, value in record.items():
+            if isinstance(value, list):
+                copied[key] = list(value)
+    return copied
+
+
+def _copy_context(context: Context) -> Context:
+    return Context(
+        context.run_id,
+        context.node_id,
+        dict(context.node_config),
+        copy_records(context.state),
+        dict(context.run_config),
+    )
+
+
+def _check_reply(reply: Message, message: Message) -> None:
+    """Raise if a ClientApp returned something else than a reply to this message."""
+    if not isinstance(reply, Message):
+        raise TypeError(
+            f"the ClientApp returned {type(reply).__name__}; it must return a Message: "
+            "Message(content, reply_to=message)"
+        )
+    if reply.metadata.reply_to_message_id != message.metadata.message_id:
+        raise ValueError(
+            "the ClientApp returned a Message that does not reply to the one it was given; make "
+            "it with Message(content, reply_to=message)"
+        )
+
+
+def build_error_reply(message: Message, error: BaseException) -> Message:
+    """Return the message that Flower sends when a ClientApp raises.
+
+    Raises
+    ------
+    OSError
+        If the disk is full. In a simulation all nodes share it, so this must stop the run instead
+        of making a node drop out.
+    """
+    if isinstance(error, OSError) and error.errno in DISK_FULL:
+        raise error
+    reason = f"{type(error).__name__}: {error}"
+    return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)
+
+
+def is_expired(message: Message) -> bool:
+    """Return whether a message's time to live is over, and with it that of its reply."""
+    return message.metadata.created_at + message.metadata.ttl < time.time()
+
+
+def build_expiry_reply(message: Message) -> Message:
+    """Return the message that Flower sends in place of a reply that comes too late."""
+    reason = f"the message has expired: its time to live was {message.metadata.ttl:g} s"
+    return Message(Error(ErrorCode.MESSAGE_UNAVAILABLE, reason), reply_to=message)
