@@ -72,11 +72,11 @@ def dlmt_measures(runs: RunPaths) -> pd.DataFrame:
     -------
     DataFrame
         A row per run and case with a disguise: ``run, experiment, case, shield, key, train``; in
-        per cent ``MA``, ``VP`` and ``MM`` as the paper has them, with ``_published_value``;
+        per cent ``MA``, ``VP`` and ``MM`` as the paper has them, with ``_published``;
         ``VP_by_images``, ``MM_by_images`` with foreign images normalised by statistics of
-        their own kind, see :mod:`pudica.strategies.dlmt.measures`; ``VP_standardised`` after z-scores
-        of each pixel, without a key; ``VP_plain``: the examiner's errors on plain images, a
-        lower limit for any disguise; ``psnr`` (dB) and ``ssim`` of disguised images, and after
+        their own kind, see :mod:`pudica.strategies.dlmt.measures`; ``VP_standardised`` after
+        z-scores of each pixel, without a key; ``VP_plain``: the examiner's errors on plain images,
+        a lower limit for any disguise; ``psnr`` (dB) and ``ssim`` of disguised images, and after
         z-scores.
     """
     rows = [row for run in open_runs_of("dlmt", runs) for row in _measure_rows(run)]

@@ -139,8 +139,8 @@ def facemix_reconstructions(runs: RunPaths) -> pd.DataFrame:
     -------
     DataFrame
         A row per run, case and attack that reconstructs images: ``run, case, attack``; ``psnr``
-        (dB), ``ssim``, and ``mse`` of pixels in [0, 1]; ``psnr_of_the_mean``, of the mean image, which
-        needs no attack; ``psnr_in_the_clear``, without the shield; for ``separation``
+        (dB), ``ssim``, and ``mse`` of pixels in [0, 1]; ``psnr_of_the_mean``, of the mean image,
+        which needs no attack; ``psnr_in_the_clear``, without the shield; for ``separation``
         ``psnr_known_groups``, and ``correlation``, the mean absolute correlation of a true
         feature map with its best match, also with ``_known_groups``, and ``_of_the_mixtures``.
     """

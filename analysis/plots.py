@@ -33,10 +33,10 @@ def plot(run: str | Path) -> list[Path]:
     RequestError
         As of :func:`pudica.analysis.load`.
     """
-    one = open_run(run)
-    folder = one.directory / "plots"
-    system = systems().get(one.info.get("system", ""))
+    opened = open_run(run)
+    folder = opened.directory / "plots"
+    system = systems().get(opened.info.get("system", ""))
     draw = system.part("figures") if system else None
     with plot_style():
-        found = draw(one) if draw else ()
+        found = draw(opened) if draw else ()
         return [save(figure, folder / f"{name}.png") for name, figure in found]

@@ -187,8 +187,13 @@ def describe(run: str | Path) -> dict[str, Any]:
     RequestError
         As :func:`load`; or if there is more than one run.
     """
-    one = open_run(run)
-    return {**one.info, "run": one.name, "directory": one.directory, "settings": one.settings}
+    opened = open_run(run)
+    return {
+        **opened.info,
+        "run": opened.name,
+        "directory": opened.directory,
+        "settings": opened.settings,
+    }
 
 
 def find(runs: str | Path | Sequence[str | Path]) -> list[Path]:

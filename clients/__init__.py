@@ -4,11 +4,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pudica.clients.dlmt.owner import Owner
     from pudica.clients.themis.participant import Participant
 
-__all__ = ["Participant"]
+__all__ = ["Owner", "Participant"]
 
-_HOMES = {"Participant": "themis.participant"}
+_HOMES = {"Owner": "dlmt.owner", "Participant": "themis.participant"}
 
 
 def __getattr__(name: str) -> Any:

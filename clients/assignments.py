@@ -268,6 +268,26 @@ class EdgeAssignment(Assignment):
         return shields.parse_config(values)
 
 
+class SplitTerms(BaseModel):
+    """What a strategy tells the edges of somebody's own app, whose model and data it does not know.
+
+    Attributes
+    ----------
+    fronts, batch_size, wire, seed
+        As of :class:`EdgeAssignment`.
+    optimizer : OptimizerConfig or None
+        Of a front that learns on the device; None: the device says.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    fronts: Fronts
+    batch_size: int = Field(ge=1, le=MOST_RELEASES)
+    wire: Wire
+    seed: int = Field(ge=0)
+    optimizer: OptimizerConfig | None
+
+
 def is_guaranteed(shield: ShieldConfig, fronts: Fronts, noise: str) -> bool:
     """Tell whether a device of split learning promises something to each of its images.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Literal, Protocol
 
 import numpy as np
@@ -24,6 +24,8 @@ from pudica.models.randomness import (
     seed_random_layers,
     torch_generator,
 )
+
+OptimizerFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 
 CHEAT_WEIGHT = 5.0
 CHEAT_LEARNING_RATE = 0.01
@@ -118,7 +120,7 @@ def count_correct(model: nn.Module, images: Images, compute: Compute, batch: int
 
 
 class Training:
-    """Training of one model with SGD; keeps the best epoch on validation.
+    """Training of one model; keeps the best epoch on validation.
 
     Parameters
     ----------
@@ -131,6 +133,9 @@ class Training:
     own_noise : NoiseGenerator or None
         A cheating participant's own generator, trained together with the model so that the
         model gets used to noise (the "cheating" case of the authors' code).
+    optimizer : callable, optional
+        Makes an optimiser of parameters, with a learning rate that stays. By default SGD by the
+        settings in ``config``, with its schedule.
     """
 
     def __init__(
@@ -140,6 +145,7 @@ class Training:
         seed: int,
         compute: Compute,
         own_noise: NoiseGenerator | None = None,
+        optimizer: OptimizerFactory | None = None,
     ) -> None:
         self.model = compute.move_model(model)
         self._draws = has_random_layers(self.model)
@@ -150,14 +156,18 @@ class Training:
         self.accuracies: list[float] = []
         self.losses: list[float] = []
         self.best: dict[str, torch.Tensor] = {}
-        self.optimizer = torch.optim.SGD(
-            self.model.parameters(),
-            lr=config.learning_rate,
-            momentum=config.momentum,
-            weight_decay=config.weight_decay,
-        )
+        self._has_schedule = optimizer is None
+        self.optimizer = (optimizer or self._build_sgd)(self.model.parameters())
         self.noise = own_noise and GeneratorTraining(
             own_noise.to(compute.device), CHEAT_LEARNING_RATE
+        )
+
+    def _build_sgd(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        return torch.optim.SGD(
+            parameters,
+            lr=self.config.learning_rate,
+            momentum=self.config.momentum,
+            weight_decay=self.config.weight_decay,
         )
 
     @property
@@ -183,7 +193,8 @@ class Training:
         RequestError
             If the loss is no longer a finite number.
         """
-        set_learning_rate(self.optimizer, self.config.learning_rate_at(self.epoch))
+        if self._has_schedule:
+            set_learning_rate(self.optimizer, self.config.learning_rate_at(self.epoch))
         self.model.train()
         order = numpy_generator(self.seed, "order", self.epoch).permutation(len(train))
         randomness = torch_generator(self.seed, "augment", self.epoch)

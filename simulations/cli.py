@@ -14,6 +14,7 @@ from pudica.simulations.console import (
     ENGINE,
     INTERRUPTED,
     exit_on_request_error,
+    explain_app_failure,
     explain_failures,
     print_message,
     print_results,
@@ -118,6 +119,46 @@ def run(
     with explain_failures(directory, what="the run is done, but can't be shown"):
         print_results(directory, quiet)
     typer.echo(directory)
+
+
+@app.command()
+def simulate(
+    path: Annotated[Path, typer.Argument(help="The folder of a Flower app.")],
+    nodes: Annotated[int, typer.Option(help="Number of simulated nodes.")] = 10,
+    engine: Annotated[str, typer.Option(help="inprocess or ray.")] = ENGINE,
+    run_config: Annotated[
+        list[str] | None,
+        typer.Option(metavar="'KEY=VALUE …'", help="Override settings; as of `flwr run`."),
+    ] = None,
+    num_cpus: Annotated[float, typer.Option(help="CPUs of a worker, threads of a node.")] = 1.0,
+    num_gpus: Annotated[float, typer.Option(help="GPUs of a worker; may be a fraction.")] = 0.0,
+    workers: Annotated[
+        int | None, typer.Option(help="Ray workers; by default as many as fit.")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Seed the global random generators; by default none.")
+    ] = None,
+) -> None:
+    """Run any Flower app on Pudica's engines. Exit code 0: done, 1: it failed, 2: wrong request."""
+    os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+    from pudica.simulations import simulate as run_app
+    from pudica.simulations.flower_project import import_apps, read_project
+    from pudica.simulations.runner import handle_signals
+
+    with exit_on_request_error(), explain_app_failure(), handle_signals():
+        project = read_project(path, run_config or [])
+        with import_apps(project) as (server_app, client_app):
+            run_app(
+                server_app,
+                client_app,
+                nodes=nodes,
+                engine=engine,
+                num_cpus=num_cpus,
+                num_gpus=num_gpus,
+                workers=workers,
+                run_config=project.config,
+                seed=seed,
+            )
 
 
 @app.command()

@@ -96,6 +96,30 @@ def explain_failures(
         raise typer.Exit(FAILED) from None
 
 
+@contextmanager
+def explain_app_failure() -> Iterator[None]:
+    """Explain why somebody's own app failed, or that it was stopped."""
+    from pudica.models.errors import RequestError
+
+    try:
+        yield
+    except RequestError:
+        raise
+    except KeyboardInterrupt:
+        print_message("\nstopped")
+        raise typer.Exit(INTERRUPTED) from None
+    except Exception as error:
+        if "PUDICA_TRACEBACK" in os.environ:
+            traceback.print_exc()
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        print_message(f"error: the app failed: {type(error).__name__}: {error}")
+        print_message(
+            f"in {last.filename}, line {last.lineno}, {last.name}   "
+            "(PUDICA_TRACEBACK=1 shows the traceback)"
+        )
+        raise typer.Exit(FAILED) from None
+
+
 def _describe_disk_error(error: Exception) -> str:
     """Describe a disk error, also if another process only sent it as text; otherwise return ""."""
     match = DISK_ERROR.search(f"{type(error).__name__}: {error}")

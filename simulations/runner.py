@@ -7,6 +7,7 @@ import math
 import os
 import shutil
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -126,7 +127,7 @@ def execute(experiment: Experiment, directory: Path, engine: str, quiet: bool) -
     run = import_module(f"pudica.simulations.engines.{engine}").run
     is_new = not (directory / "experiment.yaml").exists()
     try:
-        with _handle_signals(), Watcher(directory, quiet):
+        with handle_signals(), Watcher(directory, quiet):
             run(experiment, directory)
     except RequestError:
         if is_new and not (directory / "checkpoint.safetensors").exists():
@@ -135,8 +136,14 @@ def execute(experiment: Experiment, directory: Path, engine: str, quiet: bool) -
 
 
 @contextmanager
-def _handle_signals() -> Iterator[None]:
-    """Let SIGTERM stop a run like Ctrl-C, and ignore further signals while it stops."""
+def handle_signals() -> Iterator[None]:
+    """Let SIGTERM stop a run like Ctrl-C, and ignore further signals while it stops.
+
+    Only the main thread can; in any other, nothing changes.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
     last = -math.inf
 
     def interrupt(_number: int, _frame: FrameType | None) -> None:

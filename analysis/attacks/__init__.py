@@ -2,7 +2,8 @@
 
 The attacker is the cloud. It has the model, knows how the shield works, and owns images of the
 same kind (the training part), which it can protect with its own shields to learn from. It then
-attacks the test part. Each attack also runs without the shield: one that fails there proves nothing.
+attacks the test part. Each attack also runs without the shield: one that fails there proves
+nothing.
 """
 
 from pudica.analysis.attacks.attribute_inference import (

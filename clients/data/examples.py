@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import TensorDataset, default_collate
 
 from pudica.clients.data.errors import DataError
-from pudica.clients.data.images import ImageSet, Positions
+from pudica.clients.data.images import STATISTICS_CHUNK, ImageSet, Positions
 
 SAMPLED = 32
 _wrapped: WeakKeyDictionary[Any, Examples]
@@ -33,6 +33,8 @@ class Examples:
     DataError
         It is empty, or yields something else.
     """
+
+    wanted = "float", "ToImage(), ToDtype(torch.float32, scale=True)"
 
     def __init__(self, dataset: Any, what: str) -> None:
         self.dataset = dataset
@@ -55,11 +57,10 @@ class Examples:
                 f"{_describe(example)}"
             )
         image, label = example
-        if not isinstance(image, Tensor) or not image.is_floating_point() or image.ndim != 3:
+        if not self._is_image(image):
             raise DataError(
-                f"{self.what}: images must be float tensors (C, H, W), the first is "
-                f"{_describe(image)}; torchvision.transforms.v2 makes them so: ToImage(), "
-                "ToDtype(torch.float32, scale=True)"
+                f"{self.what}: images must be {self.wanted[0]} tensors (C, H, W), the first is "
+                f"{_describe(image)}; torchvision.transforms.v2 makes them so: {self.wanted[1]}"
             )
         if not _is_class(label):
             raise DataError(
@@ -69,21 +70,28 @@ class Examples:
         channels, height, width = image.shape
         return channels, height, width
 
+    def _is_image(self, image: Any) -> bool:
+        return isinstance(image, Tensor) and image.is_floating_point() and image.ndim == 3
+
     def __len__(self) -> int:
         return len(self.dataset)
 
     def batch(self, positions: Positions) -> tuple[Tensor, Tensor]:
-        """Return images (B, C, H, W) and labels (B,) at some positions.
+        """Return float images (B, C, H, W) and labels (B,) at some positions.
 
         Raises
         ------
         DataError
             Images of different shapes.
         """
+        images, labels = self._read(positions)
+        return images.float(), labels.long()
+
+    def _read(self, positions: Positions) -> tuple[Tensor, Tensor]:
         rows = np.arange(len(self))[positions]
         if isinstance(self.dataset, TensorDataset):
             images, labels = self.dataset[torch.from_numpy(rows)]
-            return images.float(), labels.long()
+            return images, labels
         try:
             images, labels = default_collate([self.dataset[int(row)] for row in rows])
         except RuntimeError as error:
@@ -91,7 +99,7 @@ class Examples:
                 f"{self.what}: images of different shapes, or labels of different kinds, in one "
                 f"batch ({error}); give them one size"
             ) from error
-        return images.float(), labels.long()
+        return images, labels
 
     def denormalise(self, x: Tensor) -> Tensor:
         """Return images in units of [0, 1], by ``mean`` and ``std``."""
@@ -105,6 +113,35 @@ class Examples:
             images, labels = self.batch(np.array([row]))
             digest.update(images.numpy().tobytes() + labels.numpy().tobytes())
         return digest.hexdigest()
+
+
+class PixelExamples(Examples):
+    """A map-style data set of uint8 images, which is read once and kept in memory.
+
+    Parameters and errors as of :class:`Examples`.
+    """
+
+    wanted = "uint8", "PILToTensor()"
+
+    def _is_image(self, image: Any) -> bool:
+        return isinstance(image, Tensor) and image.dtype == torch.uint8 and image.ndim == 3
+
+    def to_image_set(self, num_classes: int = 0) -> ImageSet:
+        """Return all images and labels, without normalisation."""
+        images = np.empty((len(self), *self.shape), np.uint8)
+        labels = np.empty(len(self), np.int64)
+        for start in range(0, len(self), STATISTICS_CHUNK):
+            part = slice(start, start + STATISTICS_CHUNK)
+            x, y = self._read(part)
+            if tuple(x.shape[1:]) != self.shape or x.dtype != torch.uint8:
+                raise DataError(
+                    f"{self.what}: images of different shapes: {tuple(x.shape[1:])} of {x.dtype} "
+                    f"from row {start} on, the first is {self.shape} of torch.uint8"
+                )
+            images[part], labels[part] = x.numpy(), y.numpy()
+        zeros = torch.zeros(self.shape[0], 1, 1)
+        rows = np.arange(len(self))
+        return ImageSet(images, rows, labels, zeros, torch.ones_like(zeros), num_classes)
 
 
 _wrapped = WeakKeyDictionary()

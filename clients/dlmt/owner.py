@@ -2,321 +2,341 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import cached_property, lru_cache
-from pathlib import Path
-from typing import get_args
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
 from torch import nn
+from torch.nn.functional import cross_entropy
 
-from pudica import models
-from pudica.clients.assignments import OwnerAssignment
-from pudica.clients.data import ImageSet, Part, Splits, load_once
-from pudica.clients.runtime.role import Role
-from pudica.clients.runtime.snapshots import Snapshots
-from pudica.clients.runtime.vault import Vault
-from pudica.clients.shields.disguises import UNUSABLE, Key, KeyedDisguise
-from pudica.clients.shields.disguises.breaks import (
-    KNOWN_PAIR,
-    is_affine,
-    mean_search_space,
-    run_attacks,
-)
-from pudica.models import optimizers, packing
-from pudica.models.compute import Compute
+from pudica.clients.data import ImageSet, Part
+from pudica.clients.data.examples import PixelExamples
+from pudica.clients.runtime.role import OwnApp, Role, reply_once, run_of
+from pudica.clients.runtime.vault import AnyVault
+from pudica.clients.shields.disguises import Key, KeyedDisguise
+from pudica.clients.shields.disguises.steps import ImageShape
+from pudica.models import optimizers
+from pudica.models.compute import Compute, ComputeConfig
 from pudica.models.errors import RequestError
-from pudica.models.similarity import psnr, ssim
-from pudica.models.training import Images, Training, count_correct
+from pudica.models.naming import validate_node_name
+from pudica.models.randomness import SystemGenerator
+from pudica.models.training import OptimizerFactory, Training, TrainingConfig
+from pudica.models.trial import count_classes
 
-SAMPLE = 1000
-"""Images that a disguise is audited with."""
+if TYPE_CHECKING:
+    from pudica.clients.shields.disguises import Disguise
 
-Numbers = dict[str, int | float]
-Arrays = dict[str, np.ndarray]
-Tensors = dict[str, torch.Tensor]
-
-
-@lru_cache(maxsize=2)
-def _model(name: str, classes: int, channels: int, side: int) -> nn.Module:
-    """Return a model, shared by the owners of one process: each request brings all its weights."""
-    return models.build(name, num_classes=classes, channels=channels, image_size=side)
+CONSTANT_RATE = TrainingConfig(gamma=1.0)
+KEY = "disguise-key"
+TRIED = 2
+"""Images on which a model is tried."""
+EVALUATED = 250
+"""Images of a batch in evaluation."""
 
 
 class Owner(Role):
-    """One owner's side of every exchange.
+    """One owner of private images; answers Flower's own strategies, such as ``FedAvg``.
+
+    It trains on disguised images alone, normalised by their own statistics. The model travels;
+    images and key stay. A disguise is an obfuscation, so whoever holds the key's inverse, or enough
+    images, undoes it.
 
     Parameters
     ----------
-    vault : Vault
-        Where what it remembers of its own training lies.
-    assignment : OwnerAssignment
+    model : Module
+        Maps images (B, C, H, W) to logits (B, classes). Its weights come with each message.
+    train, test : Dataset
+        Map-style, of pairs of an image, a uint8 tensor (C, H, W), and its class. They are read once
+        and kept in memory. Without ``test`` the owner can't evaluate: set ``fraction_evaluate=0``.
+    disguise : Disguise, optional
+        Applied to all images. If it has no key, a fresh secret one is drawn and kept in this node's
+        vault for the run; otherwise its own key is used. Owners that are to share one model's view
+        of the images need the same key.
+    training : TrainingConfig, optional
+        Batch size, learning rate, momentum, schedule, augmentation. By default SGD 0.01 with
+        momentum 0.9 and batches of 64, at a constant rate. Round and ``local_epochs`` decide where
+        in the schedule it is.
+    optimizer : callable, optional
+        Makes an optimiser of parameters, anew each round, in place of ``training``'s SGD.
+    local_epochs : int
+        In a round.
+    normalisation : (sequence of float, sequence of float), optional
+        Mean and standard deviation of each channel, where 0 and 1 are the ends of the range of
+        disguised values. By default those of this owner's disguised training images.
+    name : str, optional
+        What it is called when it joins.
+    seed : int
+        Of the order of batches, augmentation and dropout.
+    compute : ComputeConfig, optional
+        Device, threads and precision.
+
+    Attributes
+    ----------
+    disguise : KeyedDisguise or None
+        What disguises the images.
+
+    Raises
+    ------
+    DataError
+        A data set that is empty, or yields no such pairs.
+    RequestError
+        A model whose output is no logits, images that do not fit the key or each other, or a wrong
+        argument.
     """
 
-    def __init__(self, vault: Vault, assignment: OwnerAssignment) -> None:
-        self.vault = vault
-        self.assignment = assignment
-        self.compute = Compute(assignment.compute)
-        self.data: Splits = load_once(assignment.data.model_dump_json(), assignment.data_seed)
-        self.key = self._key()
-        self.disguise = KeyedDisguise(self.key) if self.key else None
-        self._shares: dict[Part, ImageSet] = {part: self._share(part) for part in get_args(Part)}
-        self.snapshots = Snapshots(vault, assignment.case, assignment.fingerprint())
+    disguise: KeyedDisguise | None
+    training: TrainingConfig
+    optimizer: OptimizerFactory | None = None
+    local_epochs: int
+    seed: int
+    _shares: dict[Part, ImageSet]
 
-    def _key(self) -> Key | None:
-        a, shape = self.assignment, self.data.shape
-        if a.shield is None:
+    def __init__(
+        self,
+        model: nn.Module,
+        train: Any,
+        test: Any = None,
+        *,
+        disguise: Disguise | None = None,
+        training: TrainingConfig | None = None,
+        optimizer: OptimizerFactory | None = None,
+        local_epochs: int = 1,
+        normalisation: tuple[Sequence[float], Sequence[float]] | None = None,
+        name: str | None = None,
+        seed: int = 0,
+        compute: ComputeConfig | None = None,
+    ) -> None:
+        self.name = validate_node_name(name) if name else None
+        self.model = model
+        self.training, self.optimizer = training or CONSTANT_RATE, optimizer
+        if type(local_epochs) is not int or local_epochs < 1:
+            raise RequestError(f"local_epochs: must be 1 or more, is {local_epochs!r}")
+        self.local_epochs, self.seed = local_epochs, seed
+        self.compute = Compute(compute or ComputeConfig())
+        self._shares = _read(train, test)
+        self._has_fresh_key = disguise is not None and not disguise.has_key
+        self.disguise = self._choose_disguise(disguise)
+        self._given = normalisation and self._validate_normalisation(normalisation)
+        x, _ = self.plain("train").batch(slice(0, TRIED))
+        labels = np.concatenate([images.labels for images in self._shares.values()])
+        self.classes = count_classes(model, x, torch.from_numpy(labels))
+
+    def _choose_disguise(self, disguise: Disguise | None) -> KeyedDisguise | None:
+        """Return the disguise with its key, or with a fresh one of this owner alone."""
+        if disguise is None:
             return None
-        if a.key == "shared":
-            return Key.from_seed(a.shield, shape, a.data_seed)
-        if a.key == "per-owner":
-            return Key.from_seed(a.shield, shape, a.data_seed, a.partition)
-        try:
-            return Key.load_for(Path(a.key).expanduser(), a.shield, shape)
-        except RequestError as error:
-            # The server may have named the file, and is not to learn what lies where.
-            raise RuntimeError(UNUSABLE) from error
+        if not disguise.has_key:
+            shape = _shape_of(self.plain("train"))
+            return KeyedDisguise(Key.new(disguise.notation, shape, SystemGenerator()))
+        disguise.keyed.require_shape(_shape_of(self.plain("train")))
+        return disguise.keyed
 
-    def roll_back(self, turn: int) -> None:
-        """Forget what it remembers of rounds after this one: a run goes back to it."""
-        self.snapshots.drop_after(turn)
+    def _validate_normalisation(
+        self, values: tuple[Sequence[float], Sequence[float]]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        channels = _shape_of(self.plain("train"))[0]
+        try:
+            mean, std = (torch.tensor(each, dtype=torch.float32).reshape(-1) for each in values)
+            fits = len(mean) == len(std) == channels and bool((std > 0).all())
+        except (TypeError, ValueError, RuntimeError):
+            fits = False
+        if not fits:
+            raise RequestError(
+                f"normalisation: must be means and standard deviations above 0 of {channels} "
+                f"channels, ([…], […]), is {values!r}"
+            )
+        return mean[:, None, None], std[:, None, None]
+
+    def bind(self, vault: AnyVault) -> None:
+        """Take the place where to keep what must outlive a message, such as a fresh key."""
+        super().bind(vault)
+        if not self._has_fresh_key or self.disguise is None:
+            return
+        fresh, kept = self.disguise.key, vault.load(KEY)
+        note = {"notation": fresh.notation, "shape": list(fresh.shape)}
+        # A vault of another disguise may lie under the same name.
+        if kept and kept[1] == note:
+            self.disguise = KeyedDisguise(Key(fresh.notation, fresh.shape, kept[0]))
+            self.__dict__.pop("normalisation", None)
+        else:
+            vault.save(KEY, fresh.tensors, note)
 
     def describe_data(self) -> dict[str, int | str]:
-        """Return what the cloud is told of the data."""
-        span = self.own("train").span
-        return {
-            "classes": self.data.num_classes,
-            "key": self.key.fingerprint if self.key else self.data.key,
-            "shape": "x".join(map(str, self.data.shape)),
-            "kind": span.kind,
-            "low": span.low,
-            "high": span.high,
-            "reports": int(self.assignment.report),
+        """Return what a server learns of the data when this owner joins."""
+        about: dict[str, int | str] = {
+            "classes": self.classes,
+            "shape": "x".join(map(str, _shape_of(self.plain("train")))),
             **{part: len(images) for part, images in self._shares.items()},
         }
+        return about | ({"name": self.name} if self.name else {})
+
+    # ------------------------------------------------------------------------- images
 
     def plain(self, part: Part) -> ImageSet:
-        """Return this owner's images of one part as they are."""
+        """Return this owner's images of one part as they are.
+
+        Raises
+        ------
+        RequestError
+            It has none.
+        """
+        if part not in self._shares:
+            raise RequestError(
+                f"this owner has no {part} images; Owner(..., {part}=…), or fraction_evaluate=0 in "
+                "the strategy"
+            )
         return self._shares[part]
 
     def own(self, part: Part) -> ImageSet:
         """Return this owner's images of one part, disguised."""
         return replace(self.plain(part), disguise=self.disguise)
 
-    def _share(self, part: Part) -> ImageSet:
-        return self.assignment.share(self.data, part)
-
-    # -------------------------------------------------------------------- what it sends
-
-    def statistics(self) -> tuple[Numbers, Arrays]:
-        """Return mean and deviation of each channel of the disguised training images, (2, C)."""
-        images = self.own("train")
-        values = torch.stack(images.moments()).flatten(1)
-        return {}, {"normalisation": values.numpy()}
-
-    def images(self, start: int, count: int) -> Arrays:
-        """Return disguised training images and their labels, for the cloud to train on.
-
-        Raises
-        ------
-        RuntimeError
-            If it is the owner who trains.
-        """
-        if self.assignment.train != "central":
-            raise RuntimeError("this owner trains by itself, and gives no images away")
-        images = self.own("train")
-        chosen = slice(start, start + count)
-        released = images.released_images(chosen).to(images.span.storage_dtype)
-        return {"images": released.numpy(), "labels": images.labels[chosen]}
-
-    # ------------------------------------------------------------------------ training
-
-    def train(self, number: int, needed: int, arrays: Tensors) -> tuple[Numbers, Arrays]:
-        """Train for one round with the model that is sent.
-
-        Parameters
-        ----------
-        number : int
-            Of the round, from 0.
-        needed : int
-            The last round of the cloud's last checkpoint, to which a killed run goes back.
-        arrays : dict of str to Tensor
-            ``weights``, ``buffers``, as packed; ``normalisation``, (2, C).
-
-        Raises
-        ------
-        RuntimeError
-            If it is the cloud that trains.
-        """
-        a, images = self.assignment, self._normalised(self.own("train"), arrays)
-        if a.train != "federated":
-            raise RuntimeError("this owner gives images away, and does not train")
-        training = Training(self._given(a.model, arrays), a.training, a.seed, self.compute)
-        training.epoch = number * a.local_epochs
-        if a.keep_momentum:
-            self.snapshots.drop_after(number - 1)
-            kept = self.snapshots.load(self.snapshots.newest())
-            optimizers.load_optimizer_state(training.optimizer, kept[0] if kept else {})
-        for _ in range(a.local_epochs):
-            training.train_epoch(images)
-        if a.keep_momentum:
-            self.snapshots.keep(number, needed, optimizers.optimizer_state(training.optimizer), {})
-        loss = sum(training.losses) / len(training.losses)
-        return {"loss": loss}, packing.model_arrays(training.model)
-
-    def _given(self, name: str, arrays: Tensors) -> nn.Module:
-        """Return the model with the weights that were sent."""
-        channels, side, _ = self.data.shape
-        model = self.compute.move_model(_model(name, self.data.num_classes, channels, side))
-        packing.load_model_arrays(model, arrays)
-        return model
-
-    @staticmethod
-    def _normalised(images: ImageSet, arrays: Tensors) -> ImageSet:
-        mean, std = arrays["normalisation"].float()[:, :, None, None]
-        return replace(images, mean=mean, std=std)
-
-    # -------------------------------------------------------------------- measurements
-
-    def right(self, part: Part, view: str, model: str, arrays: Tensors) -> Numbers:
-        """Return how many of its validation or test images a model gets right.
-
-        Parameters
-        ----------
-        view : {"disguised", "plain", "standardised"}
-            What the model is shown: disguised images; plain ones; or what somebody without the
-            key makes of disguised ones, see :class:`Standardiser`.
-        model : str
-            Its name.
-        arrays : dict of str to Tensor
-            ``weights``, ``buffers``, ``normalisation``; plain images without the last are
-            normalised by this owner's own statistics.
-
-        Raises
-        ------
-        RuntimeError
-            For another part, view or model than the assignment speaks of; or if the owner says
-            nothing.
-        """
-        a = self.assignment
-        if not a.report:
-            raise RuntimeError("this owner keeps to itself how often models were right")
-        views = ("disguised", "plain", "standardised") if a.measures else ("disguised",)
-        if part not in ("validation", "test") or view not in views:
-            raise RuntimeError(f"this owner shows nobody its {part} images, {view}")
-        if model not in (a.model, a.examiner):
-            raise RuntimeError(f"this owner was told of no model '{model}'")
-        given, images = self._given(model, arrays), self._seen(part, view, arrays)
-        return {"right": count_correct(given, images, self.compute)}
-
-    def _seen(self, part: Part, view: str, arrays: Tensors) -> Images:
-        if view == "plain" and "normalisation" not in arrays:
-            mean, std = self.plain("train").statistics()
-            return replace(self.plain(part), mean=mean, std=std)
-        if view == "plain":
-            return self._normalised(self.plain(part), arrays)
-        if view == "standardised":
-            return Standardised(self._normalised(self.own(part), arrays), self._standardiser)
-        return self._normalised(self.own(part), arrays)
-
     @cached_property
-    def _standardiser(self) -> Standardiser:
-        """From half of the training images disguised, and the other half plain."""
-        count = len(self.plain("train"))
-        seen, known = (np.arange(start, count, 2) for start in (0, 1))
-        return Standardiser(
-            self.own("train").subset(seen), self.plain("train").subset(known if count > 1 else seen)
-        )
+    def normalisation(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean and standard deviation of each channel of disguised images, (C, 1, 1)."""
+        return self._given or self.own("train").statistics()
 
-    def audit(self) -> Numbers:
-        """Return how like plain images disguised ones are, and how far attacks on them come.
+    def normalised(self, part: Part) -> ImageSet:
+        """Return disguised images of one part as the model sees them."""
+        mean, std = self.normalisation
+        return replace(self.own(part), mean=mean, std=std)
 
-        Returns
-        -------
-        dict
-            ``psnr`` (dB) and ``ssim`` of disguised test images, both scaled to [0, 1];
-            ``psnr-standardised`` and ``ssim-standardised`` of what z-scores make of them;
-            ``search-space``, where Eqs. (6) to (9) of paper 001 apply;
-            ``ATTACK/IMAGES/WHAT`` of :class:`~pudica.clients.shields.disguises.breaks.AttackResult`, of
-            one known pair with 1 image. Numbers that there are none of are left out.
+    # ----------------------------------------------------------------------- training
+
+    def train_on(
+        self, model: nn.Module, images: ImageSet, turn: int, state: dict[str, torch.Tensor]
+    ) -> Training:
+        """Train a model for one round.
+
+        Parameters
+        ----------
+        turn : int
+            The round, from 0.
+        state : dict of str to Tensor
+            The optimiser's, of the round before; empty to begin without.
+        """
+        training = Training(model, self.training, self.seed, self.compute, optimizer=self.optimizer)
+        training.epoch = turn * self.local_epochs
+        if state:
+            optimizers.load_optimizer_state(training.optimizer, state)
+        for _ in range(self.local_epochs):
+            training.train_epoch(images)
+        return training
+
+    def load(self, arrays: ArrayRecord) -> nn.Module:
+        """Return the model with the weights that a server sent.
 
         Raises
         ------
-        RuntimeError
-            If nothing is to be measured.
+        RequestError
+            Names or shapes are not the model's.
         """
-        if not self.assignment.measures:
-            raise RuntimeError("this owner was not told to measure its disguise")
-        if self.disguise is None:
-            return {}
-        found = self._likeness()
-        if is_affine(self.disguise.key.steps):
-            training = self.plain("train").plain_images(slice(0, SAMPLE)).numpy()
-            found["search-space"] = mean_search_space(self.disguise, training)
-            for attack in run_attacks(self.disguise, training):
-                # The pair is known, however many others help to find m.
-                images = 1 if attack.attack == KNOWN_PAIR else attack.images
-                for what in ("found", "pixels", "error"):
-                    found[f"{attack.attack}/{images}/{what}"] = getattr(attack, what)
-        return {name: value for name, value in found.items() if np.isfinite(value)}
+        own, given = self.model.state_dict(), arrays.to_torch_state_dict()
+        if own.keys() != given.keys():
+            raise RequestError(
+                f"arrays: {_list(given.keys() - own.keys())} are none of this model's, and "
+                f"{_list(own.keys() - given.keys())} are missing"
+            )
+        for name, tensor in given.items():
+            if tensor.shape != own[name].shape:
+                raise RequestError(
+                    f"arrays: '{name}' has the shape {tuple(tensor.shape)}, this model's is "
+                    f"{tuple(own[name].shape)}"
+                )
+        self.model.load_state_dict(given)
+        return self.compute.move_model(self.model)
 
-    def _likeness(self) -> dict[str, float]:
-        plain = self.plain("test").pixels(slice(0, SAMPLE))
-        if not len(plain):
-            return {}
-        found, shown = {}, self.own("test").pixels(slice(0, SAMPLE))
-        for name, seen in {"": shown, "-standardised": self._standardiser(shown)}.items():
-            found[f"psnr{name}"] = float(psnr(seen, plain).mean())
-            found[f"ssim{name}"] = float(ssim(seen, plain).mean())
-        return found
+    @torch.no_grad()
+    def evaluate(self, model: nn.Module) -> tuple[float, float]:
+        """Return loss and accuracy of a model on disguised test images."""
+        images, loss, correct = self.normalised("test"), 0.0, 0
+        model.eval()
+        for start in range(0, len(images), EVALUATED):
+            x, y = images.batch(slice(start, start + EVALUATED))
+            y = y.to(self.compute.device)
+            logits = self.compute.forward(model, self.compute.move_batch(x))
+            loss += float(cross_entropy(logits, y, reduction="sum"))
+            correct += int((logits.argmax(1) == y).sum())
+        return loss / len(images), correct / len(images)
 
+    # ---------------------------------------------------------------- Flower's messages
 
-class Standardiser:
-    """Undoes what is affine in each pixel: by its mean and deviation, with no key.
-
-    Disguised pixels are standardised by their own statistics, and brought to those of other
-    plain images of the same kind.
-
-    Parameters
-    ----------
-    seen : ImageSet
-        Disguised images.
-    known : ImageSet
-        Plain ones, none of them among the disguised.
-    """
-
-    def __init__(self, seen: ImageSet, known: ImageSet) -> None:
-        self._seen = seen.pixel_statistics()
-        self._known = known.pixel_statistics()
-
-    def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Return images in [0, 1] from disguised ones, (B, C, H, W)."""
-        (mean, std), (plain_mean, plain_std) = self._seen, self._known
-        return ((pixels - mean) / std * plain_std + plain_mean).clamp(0, 1)
+    @classmethod
+    def register(cls, app: ClientApp, own: OwnApp) -> None:
+        """Let an app answer ``train`` and ``evaluate`` as Flower's own strategies send them."""
+        super().register(app, own)
+        app.train()(_answering(answer_train, own))
+        app.evaluate()(_answering(answer_evaluate, own))
 
 
-class Standardised:
-    """Images that were disguised, and standardised by somebody without the key."""
+Answer = Callable[[Owner, ArrayRecord, int], dict[str, Any]]
 
-    def __init__(self, images: ImageSet, standardiser: Standardiser) -> None:
-        self.images = images
-        self._standardiser = standardiser
 
-    @property
-    def black(self) -> torch.Tensor:
-        """As of :attr:`ImageSet.black`."""
-        return self.images.black
+def _answering(answer: Answer, own: OwnApp) -> Callable[[Message, Context], Message]:
+    """Turn ``answer(owner, arrays, round)`` into a Flower message handler."""
 
-    def __len__(self) -> int:
-        return len(self.images)
+    def handler(message: Message, context: Context) -> Message:
+        run, request = run_of(message, context), message.content
 
-    def batch(
-        self, positions: np.ndarray, change: Callable[[torch.Tensor], torch.Tensor] | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return normalised images and their labels, as :meth:`ImageSet.batch`."""
-        if change is not None:
-            raise ValueError("these are not plain images that could be changed")
-        seen = self._standardiser(self.images.pixels(positions))
-        return self.images.normalise(seen), torch.from_numpy(self.images.labels[positions].copy())
+        def content() -> RecordDict:
+            owner: Any = own.find({"run": run}, context)
+            if len(request.array_records) != 1:
+                raise RequestError(
+                    "a message must hold one ArrayRecord, the model's, holds "
+                    f"{len(request.array_records)}"
+                )
+            ((key, arrays),) = request.array_records.items()
+            configs = request.config_records.values()
+            number = next((c["server-round"] for c in configs if "server-round" in c), 1)
+            with owner.compute.use_threads():
+                reply = answer(owner, arrays, max(0, int(str(number)) - 1))
+            metrics = MetricRecord(reply["metrics"])
+            trained = {key: reply["arrays"]} if "arrays" in reply else {}
+            return RecordDict({**trained, "metrics": metrics})
+
+        return reply_once(message, context, run, content)
+
+    return handler
+
+
+def answer_train(owner: Owner, arrays: ArrayRecord, turn: int) -> dict[str, Any]:
+    """Train the model on disguised images for a round."""
+    images = owner.normalised("train")
+    training = owner.train_on(owner.load(arrays), images, turn, {})
+    loss = sum(training.losses) / len(training.losses)
+    return {
+        "arrays": ArrayRecord(training.model.state_dict()),
+        "metrics": {"num-examples": len(images), "loss": loss},
+    }
+
+
+def answer_evaluate(owner: Owner, arrays: ArrayRecord, _: int) -> dict[str, Any]:
+    """Measure the model on disguised test images."""
+    count = len(owner.plain("test"))
+    loss, accuracy = owner.evaluate(owner.load(arrays))
+    return {"metrics": {"num-examples": count, "loss": loss, "accuracy": accuracy}}
+
+
+def _read(train: Any, test: Any) -> dict[Part, ImageSet]:
+    """Return the parts of an owner's images, which must have one shape."""
+    shares: dict[Part, ImageSet] = {"train": PixelExamples(train, "train").to_image_set()}
+    if test is not None:
+        shares["test"] = PixelExamples(test, "test").to_image_set()
+        first, second = map(_shape_of, shares.values())
+        if first != second:
+            raise RequestError(f"test: images are {second}, those of train are {first}")
+    return shares
+
+
+def _shape_of(images: ImageSet) -> ImageShape:
+    _, channels, height, width = images.images.shape
+    return channels, height, width
+
+
+def _list(names: set[str]) -> str:
+    return ", ".join(sorted(names)) or "none"

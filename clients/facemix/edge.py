@@ -7,44 +7,45 @@ predicts stays in its vault.
 from __future__ import annotations
 
 import copy
-import hashlib
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from logging import WARN
 from typing import Any, get_args
 
 import numpy as np
 import torch
+from flwr.common.logger import log
 from torch import nn
 
 from pudica.clients import protocol
-from pudica.clients.assignments import InferenceAssignment
-from pudica.clients.data import ImageSet, Part, Splits, load_once
-from pudica.clients.runtime.role import Role
-from pudica.clients.runtime.vault import Vault
+from pudica.clients.data import Part
+from pudica.clients.data.errors import DataError
+from pudica.clients.facemix.handlers import HANDLERS
+from pudica.clients.facemix.images import AttributeImages, Images, answers_at, name_attributes
+from pudica.clients.facemix.stages import EdgeStages, Keys
+from pudica.clients.facemix.terms import shield_settings, stage_shape
+from pudica.clients.facemix.training import EdgeTraining
+from pudica.clients.runtime.vault import MemoryVault
+from pudica.clients.shields import Shape, Shield, ShieldConfig
 from pudica.clients.shields.decoys import count_missing, make_decoys
 from pudica.clients.shields.draws import draw_permutations
-from pudica.clients.shields.front import activation_shape
 from pudica.clients.shields.mixing import group_size
-from pudica.clients.shields.stages import StagedModel, build_staged_cached
-from pudica.clients.split.crossings import Crossings
 from pudica.models import packing
-from pudica.models.attributes import count_confusions, predict_answers
-from pudica.models.compute import Compute
-from pudica.models.cut import OUTPUT
-from pudica.models.randomness import Randomness, SecretGenerator, numpy_generator
+from pudica.models.attributes import LOGITS, count_confusions, predict_answers
+from pudica.models.compute import Compute, ComputeConfig
+from pudica.models.errors import RequestError
+from pudica.models.naming import validate_node_name
+from pudica.models.randomness import Randomness
 
-ENDS = "ends"
 DECOYS_OF = 32
 """Of so many other images decoys are made."""
 AT_ONCE = 256
 """Images that pass the first stage together."""
-Numbers = dict[str, int | float]
-Arrays = dict[str, np.ndarray]
-Tensors = Mapping[str, torch.Tensor]
+Receive = Callable[[np.ndarray, np.ndarray], None]
 
 
 @dataclass
-class Asked:
+class PendingRequest:
     """One request that waits for its answer.
 
     Attributes
@@ -56,7 +57,7 @@ class Asked:
     secret : object
         What the shield needs to restore the answer.
     sent : Tensor
-        What left, with its graph in training.
+        What left.
     """
 
     rows: np.ndarray
@@ -65,129 +66,153 @@ class Asked:
     sent: torch.Tensor
 
 
-class InferenceEdge(Role):
-    """One edge's side of every exchange.
+class InferenceEdge(EdgeStages):
+    """One edge's side of every exchange of FaceMix (paper 003); answers a :class:`.FaceMix`.
+
+    The edge computes the first and the last stage of a model, ``post(main(pre(x)))`` of Eq. (2),
+    and the cloud the middle one, on features that are mixed in groups by random orthogonal
+    matrices and shuffled (§3.4, §3.5). Images, keys and predictions stay here.
 
     Parameters
     ----------
-    vault : Vault
-        Where its stages, its key and its predictions lie.
-    assignment : InferenceAssignment
+    pre, post : Module
+        The first and the last stage. Their weights come from the cloud; the modules given are not
+        changed.
+    images : Dataset
+        Map-style, of images, float tensors (C, H, W), or of pairs of an image and its label: a
+        class, or a vector (A,) of answers to A questions. Labels stay here: of those that there are
+        the edge counts how often it was right.
+    mixing : Mixing or mapping, optional
+        What hides features; by default mixing in groups of eight.
+    train : Dataset, optional
+        Pairs of an image and its label, for split training; without, it takes no part in it.
+    attributes : list of str, optional
+        What the questions are called; all edges and the cloud have the same in the same order.
+    name : str, optional
+        By default the node's partition.
+    keys : {"secret", "seeded"}
+        ``secret``: each request's key is drawn from the system's randomness, and images cross once
+        under the same stages. ``seeded``: keys are drawn from ``seed``, for experiments that are
+        to be repeated.
+    report : bool
+        Whether it tells how often it was right, by attribute and answer.
+    on_predictions : callable, optional
+        ``on_predictions(rows, predictions)`` is called here as soon as a request is answered: which
+        images, int64 (n,), and what they show, int64 (n,), or (n, A) of several questions.
+    seed : int
+        Of the order of training batches, augmentation, layers that draw, and seeded keys.
+    compute : ComputeConfig, optional
+        Device, threads and precision.
+
+    Raises
+    ------
+    DataError
+        A data set that is empty, or yields something else.
+    RequestError
+        A stage that does not take the images, or a setting that does not hold; by name.
     """
 
-    def __init__(self, vault: Vault, assignment: InferenceAssignment) -> None:
-        a = assignment
-        self.vault = vault
-        self.assignment = a
-        self.compute = Compute(a.compute)
-        self.data: Splits = load_once(a.data.model_dump_json(), a.data_seed)
-        built: StagedModel = build_staged_cached(
-            a.model, len(self.data.attributes), self.data.shape, a.stages, a.shield, a.largest
-        )
-        self.shield = built.shield
-        self.returned = activation_shape(built.main, built.shield.shape)
-        # A copy: the model is shared with the other edges of this process.
-        self.ends: nn.ModuleList = self.compute.move_model(copy.deepcopy(built.edge_stages))  # type: ignore[assignment]
-        # Where the cloud trains, training images are its own.
-        parts: tuple[Part, ...] = ("test",) if a.train == "central" else get_args(Part)
-        self.shares: dict[Part, ImageSet] = {part: self._share(part) for part in parts}
-        self._crossings = Crossings(vault)
-        self._pending: dict[int, Asked] = {}
+    handlers = HANDLERS
+    returned: Shape | None = None
+    """Shape of what the cloud makes of one example, where the edge knows the cloud's stage."""
+    alone = False
+    """Whether nothing is computed elsewhere."""
+
+    def __init__(
+        self,
+        pre: nn.Module,
+        post: nn.Module,
+        images: Any,
+        *,
+        mixing: Shield | ShieldConfig | Mapping[str, Any] | None = None,
+        train: Any = None,
+        attributes: Sequence[str] | None = None,
+        name: str | None = None,
+        keys: Keys = "secret",
+        report: bool = True,
+        on_predictions: Receive | None = None,
+        seed: int = 0,
+        compute: ComputeConfig | None = None,
+    ) -> None:
+        if keys not in get_args(Keys):
+            raise RequestError(f"keys: must be secret or seeded, is {keys!r}")
+        self.name = validate_node_name(name) if name else None
+        self.compute = Compute(compute or ComputeConfig())
+        self.mixing = shield_settings(mixing)
+        self.keys: Keys = keys
+        self.report, self.on_predictions = report, on_predictions
+        self.seed, self.place = seed, name or 0
+        self.shares: dict[Part, Images] = {"test": AttributeImages(images, "images")}
+        if train is not None:
+            self.shares["train"] = AttributeImages(train, "train")
+        self.shape = self._check_shares()
+        count = max(each.questions for each in self.shares.values())  # type: ignore[union-attr]
+        self.attributes = name_attributes(attributes, count)
+        self.features = stage_shape("pre", pre, self.shape)
+        # Copies: one process may hold several edges that were given the same modules.
+        self.hold_stages(nn.ModuleList([copy.deepcopy(pre), copy.deepcopy(post)]))
+
+    def hold_stages(self, ends: nn.Module) -> None:
+        """Take the stages, whose weights are still to come."""
+        super().hold_stages(ends)
+        self._training = EdgeTraining(self)
+        self._pending: dict[int, PendingRequest] = {}
         self._first = 0
-        self._adopted = False
+
+    @property
+    def training(self) -> EdgeTraining:
+        """Its part in split training; RuntimeError if it has none."""
+        if self.terms.train != "split" or "train" not in self.shares:
+            raise RuntimeError("this edge trains with nobody in this run")
+        return self._training
+
+    def _check_shares(self) -> Shape:
+        """Return the shape of all images; training images need labels."""
+        test, train = self.shares["test"], self.shares.get("train")
+        assert isinstance(test, AttributeImages)
+        if isinstance(train, AttributeImages):
+            if train.shape != test.shape:
+                raise DataError(f"train: images of {train.shape}, the others are {test.shape}")
+            if not train.questions:
+                raise DataError("train: must yield pairs (image, label), there are no labels")
+            if test.questions not in (0, train.questions):
+                raise DataError(
+                    f"train: {train.questions} labels to an image, the others have {test.questions}"
+                )
+        return test.shape
 
     def describe_data(self) -> dict[str, int | str]:
         """Return what the cloud is told of the data."""
-        return {
-            "classes": self.data.num_classes,
-            "key": self.data.key,
-            "shape": "x".join(map(str, self.data.shape)),
-            "attributes": "\n".join(self.data.attributes),
-            "reports": int(self.assignment.report),
-            **{part: len(self.shares.get(part, ())) for part in get_args(Part)},
+        test, trains = self.shares["test"], self.terms.train == "split"
+        labelled = isinstance(test, AttributeImages) and test.questions > 0
+        about: dict[str, int | str] = {
+            "classes": LOGITS,
+            "key": "",
+            "shape": "x".join(map(str, self.shape)),
+            "attributes": "\n".join(self.attributes),
+            "reports": int(self._reports and labelled),
+            "group": group_size(self.mixing),
+            "lasting": int(isinstance(self.vault, MemoryVault)),
+            "train": len(self.shares.get("train", ())) if trains else 0,
+            "validation": 0,
+            "test": len(test),
         }
+        return about | ({"name": self.name} if self.name else {})
 
     def roll_back(self, turn: int) -> None:  # noqa: ARG002
         """Forget what waits for an answer: a run that goes back asks for all of a case again."""
         self._pending.clear()
 
-    def _share(self, part: Part) -> ImageSet:
-        return self.assignment.share(self.data, part)
-
-    # ------------------------------------------------------------------------- stages
-
-    def adopt(self, arrays: Tensors) -> None:
-        """Take the first and the last stage, and by what images are normalised, from the cloud.
-
-        Parameters
-        ----------
-        arrays : mapping of str to Tensor
-            ``weights`` and ``buffers``, as packed; ``normalisation``, (2, C).
-
-        Raises
-        ------
-        ValueError
-            If they do not fit the model, or are no numbers.
-        RuntimeError
-            If this case was served under others, or on other terms, or another run under these:
-            the same images behind other keys show which mixtures belong together.
-        """
-        self._adopted = False  # what is refused leaves those in the vault
-        self.load_stages(arrays)
-        stages = _digest(arrays)
-        if self._hides:
-            terms = f"run '{self.assignment.run}', case '{self.assignment.case}'|{self._terms}"
-            self._crossings.claim(stages, terms, self.shares["test"])
-        self._pin(stages)
-        self.vault.save(f"{self.assignment.case}-{ENDS}", dict(arrays), {})
-        self._adopted = True
-
-    def _pin(self, stages: str) -> None:
-        if not self.vault.pin(f"{self.assignment.case}-stages", f"{stages} {self._terms}"):
-            raise RuntimeError(
-                "this edge was served under other stages, or on other terms, and asks nothing again"
-            )
-
     @property
-    def _terms(self) -> str:
-        return self.assignment.fingerprint()
-
-    def load_stages(self, arrays: Tensors) -> None:
-        """Take stages for now; errors as of :meth:`adopt`."""
-        for name, values in arrays.items():
-            if not packing.all_finite(values):
-                raise ValueError(f"stages' {name} with NaN or infinity")
-        packing.load_model_arrays(self.ends, arrays)
-        if "normalisation" in arrays:
-            mean, std = arrays["normalisation"].float()[:, :, None, None]
-            if float(std.min()) <= 0:
-                raise ValueError("normalisation with no deviation")
-            self.shares = {
-                part: replace(images, mean=mean, std=std) for part, images in self.shares.items()
-            }
-
-    def _ready(self) -> None:
-        """Take the stages from the vault, in a process that has not met them."""
-        if self._adopted:
-            return
-        kept = self.vault.load(f"{self.assignment.case}-{ENDS}")
-        if kept is None:
-            raise RuntimeError("this edge has not been given its stages yet")
-        self.load_stages(kept[0])
-        self._pin(_digest(kept[0]))  # it may have been told of other terms since
-        self._adopted = True
-
-    @property
-    def _hides(self) -> bool:
-        """Whether what crosses is mixed under keys that nobody else can draw."""
-        return group_size(self.assignment.shield) > 1 and self.assignment.keys == "secret"
+    def _reports(self) -> bool:
+        return self.report and self.terms.report
 
     # ----------------------------------------------------------------------- requests
 
     @property
     def requests(self) -> int:
         """How many requests its test images make."""
-        return -(-len(self.shares["test"]) // self.assignment.request)
+        return -(-len(self.shares["test"]) // self.terms.request)
 
     def next_request(self) -> int | None:
         """Return the first request that has no answer yet, None if all have.
@@ -198,7 +223,7 @@ class InferenceEdge(Role):
         while self._first < self.requests and self.vault.load(self._answers(self._first)):
             self._first += 1
         if self._first == self.requests:
-            self.vault.delete(self._secret)
+            self.vault.delete(self.secret_name)
             return None
         return self._first
 
@@ -210,12 +235,12 @@ class InferenceEdge(Role):
         ValueError
             If there is no such request.
         """
-        self._ready()
+        self.load_adopted()
         asked = self._pending[number] = self._asked(number)
-        return protocol.on_wire(asked.sent, self.assignment.wire)
+        return protocol.on_wire(asked.sent, self.terms.wire)
 
-    def _asked(self, number: int) -> Asked:
-        images, size = self.shares["test"], self.assignment.request
+    def _asked(self, number: int) -> PendingRequest:
+        images, size = self.shares["test"], self.terms.request
         if not 0 <= number < self.requests:
             raise ValueError(f"request {number} of {self.requests}")
         own = np.arange(number * size, min((number + 1) * size, len(images)))
@@ -225,18 +250,18 @@ class InferenceEdge(Role):
         with torch.no_grad():
             sent, secret = self.shield.protect(self._features(x[order]), randomness)
         places = order.argsort()[: len(own)].numpy()
-        return Asked(own, places, secret, sent)
+        return PendingRequest(own, places, secret, sent)
 
     def _features(self, x: torch.Tensor) -> torch.Tensor:
         pre = self.ends[0].eval()
-        parts = x.split(AT_ONCE)
-        return torch.cat([self.compute.forward(pre, self.compute.move_batch(part)) for part in parts])
+        parts = map(self.compute.move_batch, x.split(AT_ONCE))
+        return torch.cat([self.compute.forward(pre, part) for part in parts])
 
-    def _decoys(self, images: ImageSet, own: np.ndarray, randomness: Randomness) -> torch.Tensor:
+    def _decoys(self, images: Images, own: np.ndarray, randomness: Randomness) -> torch.Tensor:
         """Return what fills a request's groups, made of other own images, if there are any."""
-        lacking = count_missing(len(own), self.assignment.shield)
+        lacking = count_missing(len(own), self.mixing)
         if not lacking:
-            return torch.empty(0, *self.data.shape)
+            return torch.empty(0, *self.shape)
         others = np.setdiff1d(np.arange(len(images)), own)
         others = others if len(others) else own
         drawn = others[draw_permutations((len(others),), randomness).numpy()][:DECOYS_OF]
@@ -253,7 +278,7 @@ class InferenceEdge(Role):
             If the answer is none to the request that waits for one: another number or shape, NaN
             or infinity.
         """
-        self._ready()
+        self.load_adopted()
         waiting = self.next_request()
         if waiting is None or 0 <= number < waiting:
             return
@@ -261,75 +286,85 @@ class InferenceEdge(Role):
             raise ValueError(f"an answer to request {number}, {waiting} waits for one")
         # In a fresh process the key is drawn again, from the vault's secret.
         asked = self._pending.get(number) or self._asked(number)
-        outputs = packing.validate_tensor("outputs", outputs, (len(asked.sent), *self.returned))
+        outputs = self.check_outputs(outputs, len(asked.sent))
         self._pending.pop(number, None)
         with torch.no_grad():
             restored = self.shield.restore(self.compute.move_batch(outputs), asked.secret)
             logits = self.compute.forward(self.ends[1].eval(), restored).cpu()
-        kept = {
-            "rows": torch.from_numpy(asked.rows),
-            "answers": predict_answers(logits)[asked.places].to(torch.uint8),
-        }
+        found = predict_answers(self.check_logits(logits), self.asked[1])[asked.places]
+        kept = {"rows": torch.from_numpy(asked.rows), "answers": found.to(torch.int32)}
         self.vault.save(self._answers(number), kept, {})
+        self._tell(asked.rows, found.numpy())
+
+    def check_outputs(self, outputs: torch.Tensor, count: int) -> torch.Tensor:
+        """Return what the cloud made of so many rows; ValueError if it can't be that."""
+        shape = self.returned if self.returned is not None else tuple(outputs.shape[1:])
+        return packing.validate_tensor("outputs", outputs, (count, *shape))
+
+    def check_logits(self, logits: torch.Tensor) -> torch.Tensor:
+        """Return what the last stage made of them; ValueError if those are no logits."""
+        wanted = len(logits), self.asked[0] * self.asked[1]
+        if tuple(logits.shape) != wanted:
+            raise ValueError(f"logits of shape {tuple(logits.shape)}, {wanted} are the model's")
+        return logits
+
+    def _tell(self, rows: np.ndarray, found: np.ndarray) -> None:
+        """Give predictions to whoever is to have them here; what goes wrong there stays here."""
+        if self.on_predictions is None:
+            return
+        try:
+            self.on_predictions(rows, found[:, 0] if found.shape[1] == 1 else found)
+        except Exception as error:
+            log(WARN, "on_predictions: %s: %s", type(error).__name__, error)
 
     def answer_alone(self) -> None:
         """Answer all requests without anybody, where everything is computed here."""
-        self._ready()
+        self.load_adopted()
         for number in range(self.requests):
             self.answer(number, self._asked(number).sent.cpu())
 
-    @property
-    def alone(self) -> bool:
-        """Whether nothing is computed elsewhere."""
-        return self.assignment.stages[0] == OUTPUT
-
     def _answers(self, number: int) -> str:
-        return f"{self.assignment.case}-answers-{number:06d}"
+        return f"{self.terms.case}-answers-{number:06d}"
+
+    # --------------------------------------------------------------------- predictions
+
+    def predictions(self) -> np.ndarray:
+        """Return what is predicted of the images, in their order; -1 where no answer has come.
+
+        Returns
+        -------
+        ndarray of int64
+            Of shape (N,), or (N, A) where there are several questions.
+        """
+        self.load_adopted()
+        found = np.full((len(self.shares["test"]), self.asked[0]), -1)
+        for number in range(self.requests):
+            if kept := self.vault.load(self._answers(number)):
+                found[kept[0]["rows"].numpy()] = kept[0]["answers"].numpy()
+        return found[:, 0] if self.asked[0] == 1 else found
 
     def counts(self) -> np.ndarray:
-        """Return how often which answer was right, (A, 2, 2): truth, then answer.
+        """Return how often which answer was given, (A, K, K): truth, then answer.
 
         Raises
         ------
         RuntimeError
             If this edge reports nothing, or has not all answers.
+        ValueError
+            If the model does not know an answer that is a label here.
         """
-        if not self.assignment.report:
+        if not self._reports or not self.attributes:
             raise RuntimeError("this edge keeps to itself how often it was right")
-        truth = torch.from_numpy(self.shares["test"].attributes)
-        total = torch.zeros(truth.shape[1], 2, 2, dtype=torch.int64)
+        self.load_adopted()
+        attributes, answers = self.asked
+        total = torch.zeros(attributes, answers, answers, dtype=torch.int64)
         for number in range(self.requests):
             kept = self.vault.load(self._answers(number))
             if kept is None:
                 raise RuntimeError(f"request {number} of {self.requests} was not answered")
-            total += count_confusions(kept[0]["answers"].long(), truth[kept[0]["rows"]])
+            truth = answers_at(self.shares["test"], kept[0]["rows"].numpy())
+            if int(truth.max()) >= answers:
+                raise ValueError(f"the model has {answers} answers, and there is a label beyond")
+            total += count_confusions(kept[0]["answers"].long(), truth, answers)
         counted: np.ndarray = total.numpy()
         return counted
-
-    # ---------------------------------------------------------------------------- keys
-
-    @property
-    def _secret(self) -> str:
-        return f"{self.assignment.case}-mixing.key"
-
-    def randomness(self, *purpose: str | int) -> Randomness:
-        """Return what the key of one request or batch is drawn from.
-
-        A secret one hangs on the stages too: asked again the edge says the same, and with other
-        stages it draws anew.
-        """
-        a = self.assignment
-        if a.keys == "seeded":
-            return numpy_generator(a.seed, "mixing", a.partition, *purpose)
-        digest = hashlib.blake2b(self.assignment.fingerprint().encode(), digest_size=16)
-        images = self.shares["test"]
-        tensors = [*packing.state_tensors(self.ends), images.mean, images.std]
-        digest.update(packing.pack(tensors).tobytes())
-        what = "/".join(map(str, purpose)).encode()
-        return SecretGenerator(self.vault.secret(self._secret), digest.digest() + what)
-
-
-def _digest(arrays: Tensors) -> str:
-    """Return what tells stages from others."""
-    values = (arrays[name].numpy().tobytes() for name in sorted(arrays))
-    return hashlib.blake2b(b"".join(values), digest_size=16).hexdigest()

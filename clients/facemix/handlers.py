@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from flwr.app import RecordDict
 
 from pudica.clients import protocol
-from pudica.clients.facemix.edge import InferenceEdge
-from pudica.clients.facemix.training import TrainingEdge
 from pudica.clients.runtime.role import Arrays, Config, Handler
+from pudica.models.attributes import LOGITS
+
+if TYPE_CHECKING:
+    from pudica.clients.facemix.edge import InferenceEdge
 
 
-def answer_adopt(edge: InferenceEdge, _: Config, arrays: Arrays) -> RecordDict:
+def answer_adopt(edge: InferenceEdge, config: Config, arrays: Arrays) -> RecordDict:
     """Take the first and the last stage."""
-    edge.adopt(arrays)
+    edge.adopt(arrays, config.get("attributes", 0), config.get("answers", LOGITS))
     return protocol.reply({"requests": edge.requests})
 
 
@@ -36,34 +39,30 @@ def answer_counts(edge: InferenceEdge, _: Config, __: Arrays) -> RecordDict:
     return protocol.reply({}, counts=edge.counts())
 
 
-def answer_mixtures(edge: TrainingEdge, config: Config, arrays: Arrays) -> RecordDict:
+def answer_mixtures(edge: InferenceEdge, config: Config, arrays: Arrays) -> RecordDict:
     """Compute a training batch as far as it leaves."""
-    return protocol.reply({}, mixtures=edge.mixtures(config["epoch"], config["number"], arrays))
+    mixtures = edge.training.mixtures(config["epoch"], config["number"], arrays)
+    return protocol.reply({}, mixtures=mixtures)
 
 
-def answer_outputs(edge: TrainingEdge, config: Config, arrays: Arrays) -> RecordDict:
+def answer_outputs(edge: InferenceEdge, config: Config, arrays: Arrays) -> RecordDict:
     """Return loss and gradient on what the cloud made of a batch."""
     place = config["epoch"], config["number"], config["share"]
-    numbers, gradient = edge.loss(*place, arrays)
+    numbers, gradient = edge.training.loss(*place, arrays)
     return protocol.reply(numbers, gradient=gradient)
 
 
-def answer_ends(edge: TrainingEdge, config: Config, arrays: Arrays) -> RecordDict:
+def answer_ends(edge: InferenceEdge, config: Config, arrays: Arrays) -> RecordDict:
     """Return the gradients of the first and the last stage on a batch."""
     place = config["epoch"], config["number"], config["share"]
-    return protocol.reply({}, **edge.gradients(*place, arrays))
+    return protocol.reply({}, **edge.training.gradients(*place, arrays))
 
 
-INFERENCE: Mapping[str, Handler] = {
+HANDLERS: Mapping[str, Handler] = {
     protocol.ADOPT: answer_adopt,
     protocol.INFER: answer_infer,
     protocol.COUNTS: answer_counts,
-}
-TRAINING: Mapping[str, Handler] = {
     protocol.MIXTURES: answer_mixtures,
     protocol.OUTPUTS: answer_outputs,
     protocol.ENDS: answer_ends,
 }
-InferenceEdge.handlers = INFERENCE
-TrainingEdge.handlers = TRAINING
-ROLES = (InferenceEdge, TrainingEdge)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
@@ -14,6 +15,7 @@ from pudica.clients.data import ImageSet
 from pudica.clients.data.errors import DataError
 from pudica.clients.data.examples import Examples
 from pudica.clients.data.images import Positions
+from pudica.models.errors import RequestError
 
 
 class AttributeImages(Examples):
@@ -110,6 +112,23 @@ class AttributeImages(Examples):
 
 
 Images = ImageSet | AttributeImages
+
+
+def name_attributes(names: Sequence[str] | None, count: int) -> list[str]:
+    """Return what some questions are called; ``count`` 0 where there are no labels.
+
+    Raises
+    ------
+    RequestError
+        Too few names, or too many, or one that is there twice.
+    """
+    if names is None:
+        return ["label"] if count == 1 else [f"attribute-{n}" for n in range(count)]
+    if count not in (0, len(names)) or len(set(names)) < len(names):
+        raise RequestError(
+            f"attributes: {count} different names are needed, got {', '.join(names) or 'none'}"
+        )
+    return list(names)
 
 
 def answers_at(images: Images, positions: Positions) -> Tensor:

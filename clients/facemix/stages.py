@@ -174,6 +174,7 @@ class EdgeStages(Role):
 
     @property
     def secret_name(self) -> str:
+        """Under which the vault keeps what secret keys are drawn from."""
         return f"{self.terms.case}-mixing.key"
 
     def randomness(self, *purpose: str | int) -> Randomness:

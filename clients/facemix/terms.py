@@ -7,16 +7,18 @@ from collections.abc import Mapping
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from torch import nn
 
 from pudica.clients import shields
 from pudica.clients.assignments import Wire
-from pudica.clients.shields import Shield, ShieldConfig
+from pudica.clients.shields import Shape, Shield, ShieldConfig
+from pudica.clients.shields.front import activation_shape
 from pudica.clients.shields.mixing import MixingConfig, padded_count
 from pudica.models.errors import RequestError
 from pudica.models.explain import explain_errors
 from pudica.models.naming import CaseName, RunName
 
-MOST = 100_000
+MOST = 10**9
 """Images of a request or a batch."""
 Augment = Literal["none", "crop-flip", "handwriting"]
 ClassWeights = Literal["none", "balanced"]
@@ -98,3 +100,17 @@ def shield_settings(mixing: Shield | ShieldConfig | Mapping[str, Any] | None) ->
         raise RequestError("\n".join(explain_errors(error, MixingConfig, "mixing"))) from error
     except (TypeError, ValueError) as error:
         raise RequestError(f"mixing: {error}") from error
+
+
+def stage_shape(name: str, stage: nn.Module, shape: Shape) -> Shape:
+    """Return the shape of what a stage makes of one example.
+
+    Raises
+    ------
+    RequestError
+        It does not take examples of this shape.
+    """
+    try:
+        return activation_shape(stage, shape)
+    except Exception as error:
+        raise RequestError(f"{name}: fails on examples of shape {shape}: {error}") from error

@@ -5,15 +5,13 @@ from __future__ import annotations
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from pudica.clients import protocol
-from pudica.clients.assignments import InferenceAssignment
-from pudica.clients.facemix.edge import Arrays, InferenceEdge, Numbers, Tensors
-from pudica.clients.runtime.vault import Vault
+from pudica.clients.facemix.images import read_batch
 from pudica.clients.shields.decoys import fill_groups
 from pudica.models import packing
 from pudica.models.attributes import attribute_loss, compute_balancing_weights
@@ -24,6 +22,13 @@ from pudica.models.randomness import (
     seed_random_layers,
     torch_generator,
 )
+
+if TYPE_CHECKING:
+    from pudica.clients.facemix.edge import InferenceEdge
+    from pudica.clients.facemix.stages import Tensors
+
+Numbers = dict[str, int | float]
+Gradients = dict[str, np.ndarray]
 
 
 @dataclass
@@ -50,18 +55,17 @@ class Step:
     gradient: np.ndarray | None = None
 
 
-class TrainingEdge(InferenceEdge):
-    """An edge that trains its stages, on images and labels of its own, before it is served.
+class EdgeTraining:
+    """How an edge trains its stages, on images and labels of its own, before it is served.
 
     Parameters
     ----------
-    vault, assignment
-        As of :class:`~pudica.clients.facemix.edge.InferenceEdge`.
+    edge : InferenceEdge
     """
 
-    def __init__(self, vault: Vault, assignment: InferenceAssignment) -> None:
-        super().__init__(vault, assignment)
-        self._drawing = has_random_layers(self.ends)
+    def __init__(self, edge: InferenceEdge) -> None:
+        self.edge = edge
+        self._drawing = has_random_layers(edge.ends)
         self._step: Step | None = None
 
     def mixtures(self, epoch: int, number: int, arrays: Tensors) -> np.ndarray:
@@ -72,10 +76,10 @@ class TrainingEdge(InferenceEdge):
         epoch, number : int
             Which batch.
         arrays : mapping of str to Tensor
-            The stages as they are now, as of :meth:`adopt`.
+            The stages as they are now, as of :meth:`.InferenceEdge.adopt`.
         """
         step = self._begun(epoch, number, arrays)
-        return protocol.on_wire(step.sent.detach(), self.assignment.wire)
+        return protocol.on_wire(step.sent.detach(), self.edge.terms.wire)
 
     def loss(
         self, epoch: int, number: int, share: float, arrays: Tensors
@@ -89,20 +93,22 @@ class TrainingEdge(InferenceEdge):
         arrays : mapping of str to Tensor
             ``outputs``; and the stages, if another process may have made the mixtures.
         """
-        step = self._at(epoch, number, arrays)
-        sent = (len(step.sent), *self.returned)
-        came = packing.validate_tensor("outputs", arrays["outputs"], sent)
-        outputs = self.compute.move_batch(came).requires_grad_()
-        restored = self.shield.restore(outputs, step.secret)[: len(step.attributes)]
-        with self._layers_seeded("post", epoch, number):
-            logits = self.compute.forward(self.ends[1], restored)
-        loss = attribute_loss(logits, step.attributes, self._class_weights)
+        edge, step = self.edge, self._at(epoch, number, arrays)
+        came = edge.check_outputs(arrays["outputs"], len(step.sent))
+        outputs = edge.compute.move_batch(came).requires_grad_()
+        restored = edge.shield.restore(outputs, step.secret)[: len(step.attributes)]
+        with self._seed_layers("post", epoch, number):
+            logits = edge.compute.forward(edge.ends[1], restored)
+        answers = logits.shape[1] // step.attributes.shape[1]
+        if int(step.attributes.max()) >= answers:
+            raise ValueError(f"the model has {answers} answers, and there is a label beyond")
+        loss = attribute_loss(logits, step.attributes, self._class_weights(answers))
         (loss * share).backward()  # type: ignore[no-untyped-call]
         assert outputs.grad is not None
         step.gradient = protocol.on_wire(outputs.grad, "float32")
         return {"loss": float(loss.detach()), "num-examples": len(logits)}, step.gradient
 
-    def gradients(self, epoch: int, number: int, share: float, arrays: Tensors) -> Arrays:
+    def gradients(self, epoch: int, number: int, share: float, arrays: Tensors) -> Gradients:
         """Return the stages' gradients on a batch, and their buffers.
 
         Parameters
@@ -110,25 +116,29 @@ class TrainingEdge(InferenceEdge):
         arrays : mapping of str to Tensor
             ``gradient`` on the mixtures; in a fresh process also as of :meth:`loss`.
         """
-        step = self._at(epoch, number, arrays)
+        edge, step = self.edge, self._at(epoch, number, arrays)
         if step.gradient is None:
             self.loss(epoch, number, share, arrays)
         if step.sent.requires_grad:
-            gradient = packing.validate_tensor("gradient", arrays["gradient"], tuple(step.sent.shape))
-            step.sent.backward(self.compute.move_batch(gradient))  # type: ignore[no-untyped-call]
-        parameters = self.ends.parameters()
+            shape = tuple(step.sent.shape)
+            gradient = packing.validate_tensor("gradient", arrays["gradient"], shape)
+            step.sent.backward(edge.compute.move_batch(gradient))  # type: ignore[no-untyped-call]
+        parameters = edge.ends.parameters()
         found = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
         self._step = None
         return {
             "weights": packing.pack(found),
-            "buffers": packing.pack(list(self.ends.buffers())),
+            "buffers": packing.pack(list(edge.ends.buffers())),
         }
 
-    @cached_property
-    def _class_weights(self) -> torch.Tensor | None:
-        if self.assignment.class_weights == "none":
+    def _class_weights(self, answers: int) -> torch.Tensor | None:
+        if self.edge.terms.class_weights == "none":
             return None
-        return compute_balancing_weights(torch.from_numpy(self.shares["train"].attributes))
+        return compute_balancing_weights(self._all_attributes, answers)
+
+    @cached_property
+    def _all_attributes(self) -> torch.Tensor:
+        return torch.from_numpy(self.edge.shares["train"].attributes)
 
     def _at(self, epoch: int, number: int, arrays: Tensors) -> Step:
         if self._step is None or self._step.number != (epoch, number):
@@ -137,32 +147,31 @@ class TrainingEdge(InferenceEdge):
 
     def _begun(self, epoch: int, number: int, arrays: Tensors) -> Step:
         """Compute a batch as far as it leaves, with the stages that came along."""
-        a, images = self.assignment, self.shares["train"]
-        self.load_stages(arrays)
-        self.ends.train().zero_grad()
-        rows = batch_rows(a.seed, a.partition, epoch, number, len(images), a.batch_size)
-        x, _ = images.batch(rows)
-        x = augmented(x, images.black, a.augment, a.seed, a.partition, epoch, number)
+        edge, terms = self.edge, self.edge.terms
+        images = edge.shares["train"]
+        edge.load_stages(arrays)
+        edge.ends.train().zero_grad()
+        rows = batch_rows(edge.seed, edge.place, epoch, number, len(images), terms.batch_size)
+        x, attributes = read_batch(images, rows)
+        x = augmented(x, images.black, terms.augment, edge.seed, edge.place, epoch, number)
         # Before the stages' statistics move: a fresh process has to draw the same.
-        randomness = self.randomness("batch", epoch, number)
-        x = fill_groups(self.compute.move_batch(x), a.shield, randomness)
-        with self._layers_seeded("pre", epoch, number):
-            features = self.compute.forward(self.ends[0], x)
-        sent, secret = self.shield.protect(features, randomness)
-        attributes = torch.from_numpy(images.attributes[rows]).to(self.compute.device)
-        self._step = Step((epoch, number), sent, secret, attributes)
+        randomness = edge.randomness("batch", epoch, number)
+        x = fill_groups(edge.compute.move_batch(x), edge.mixing, randomness)
+        with self._seed_layers("pre", epoch, number):
+            features = edge.compute.forward(edge.ends[0], x)
+        sent, secret = edge.shield.protect(features, randomness)
+        self._step = Step((epoch, number), sent, secret, attributes.to(edge.compute.device))
         return self._step
 
-    def _layers_seeded(self, *purpose: str | int) -> AbstractContextManager[None]:
-        a = self.assignment
-        return seed_random_layers(self._drawing, a.seed, a.partition, *purpose)
+    def _seed_layers(self, *purpose: str | int) -> AbstractContextManager[None]:
+        return seed_random_layers(self._drawing, self.edge.seed, self.edge.place, *purpose)
 
 
 def batch_rows(
-    seed: int, partition: int, epoch: int, number: int, images: int, size: int
+    seed: int, place: int | str, epoch: int, number: int, images: int, size: int
 ) -> np.ndarray:
     """Return which images make one batch of an epoch; all but the last are full."""
-    order = numpy_generator(seed, "order", partition, epoch).permutation(images)
+    order = numpy_generator(seed, "order", place, epoch).permutation(images)
     sizes = protocol.batch_sizes(images, size)
     if not 0 <= number < len(sizes):
         raise ValueError(f"batch {number} of an epoch of {len(sizes)} was asked for")
@@ -172,14 +181,8 @@ def batch_rows(
 
 
 def augmented(
-    x: torch.Tensor, black: torch.Tensor, name: str, seed: int, *place: int
+    x: torch.Tensor, black: torch.Tensor, name: str, seed: int, *place: int | str
 ) -> torch.Tensor:
-    """Return a batch augmented by the draws of its own place: partition, epoch, number."""
+    """Return a batch augmented by the draws of its own place: edge, epoch, number."""
     augment = AUGMENTATIONS.get(name)
     return augment(x, black, torch_generator(seed, "augment", *place)) if augment else x
-
-
-def edge_of(vault: Vault, assignment: InferenceAssignment) -> InferenceEdge:
-    """Return an edge, that trains if it is to."""
-    kind = TrainingEdge if assignment.train == "split" else InferenceEdge
-    return kind(vault, assignment)

@@ -31,11 +31,14 @@ class Role(ABC):
     compute : Compute
     vault : AnyVault
         Where it keeps what must outlive a message; set once it has joined a run.
+    place : str
+        Which node of somebody's own app it is; set with the vault.
     """
 
     handlers: ClassVar[Mapping[str, Handler]] = {}
     compute: Compute
     vault: AnyVault
+    place = ""
 
     @abstractmethod
     def describe_data(self) -> dict[str, int | str]:
@@ -70,8 +73,13 @@ class Role(ABC):
         app, own = ClientApp(), OwnApp(cls, factory)
         app.query("hello")(hello)
         app.query("join")(own.join)
-        add_handlers(app, cls.handlers, own.find)
+        cls.register(app, own)
         return app
+
+    @classmethod
+    def register(cls, app: ClientApp, own: OwnApp) -> None:
+        """Let an app answer what nodes of this class answer."""
+        add_handlers(app, cls.handlers, own.find)
 
 
 class OwnApp:
@@ -114,6 +122,7 @@ class OwnApp:
                 f"the client factory returned a {type(role).__name__}; it must return a "
                 f"{self.kind.__name__}"
             )
+        role.place = str(context.node_config.get("partition-id", context.node_id))
         role.bind(own_vault(context, run))
         self._roles[run, context.node_id] = role
         return role
@@ -159,6 +168,11 @@ def _answering(handler: Handler, find: Find) -> Callable[[Message, Context], Mes
         return reply_once(message, context, str(config["run"]), content)
 
     return answer
+
+
+def run_of(message: Message, context: Context) -> str:
+    """Return the name of a message's run: Pudica's strategies send one, else it is Flower's id."""
+    return str(protocol.words_of(message.content).get("run", f"flower-{context.run_id}"))
 
 
 def reply_once(

@@ -30,8 +30,8 @@ from pudica.clients.shields.plain import NoShield
 from pudica.models.errors import RequestError, unknown_name_error
 
 if TYPE_CHECKING:
+    from pudica.clients.runtime.shield_mod import ShieldMod
     from pudica.clients.shields.disguises.transform import Disguise
-    from pudica.clients.shields.mod import ShieldMod
 
 __all__ = [
     "RECORD_LEVEL",
@@ -58,14 +58,17 @@ __all__ = [
     "protect_without_noise",
 ]
 
-_HOMES = {"Disguise": "disguises.transform", "ShieldMod": "mod"}
+_HOMES = {
+    "Disguise": "pudica.clients.shields.disguises.transform",
+    "ShieldMod": "pudica.clients.runtime.shield_mod",
+}
 
 
 def __getattr__(name: str) -> Any:
     """Import what is slow to import, torchvision and Flower, when it is first used."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    return getattr(import_module(_HOMES[name]), name)
 
 
 _KINDS: tuple[type[Shield], ...] = (

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from typing import TYPE_CHECKING
+
 from flwr.app import RecordDict
 
 from pudica.clients import protocol
 from pudica.clients.runtime.role import Arrays, Config, Handler
-from pudica.clients.split.edge import Edge
+
+if TYPE_CHECKING:
+    from pudica.clients.split.edge import Edge
 
 
 def answer_smash(edge: Edge, config: Config, arrays: Arrays) -> RecordDict:
@@ -31,11 +35,11 @@ def answer_front_gradient(edge: Edge, config: Config, arrays: Arrays) -> RecordD
 
 def answer_front(edge: Edge, config: Config, arrays: Arrays) -> RecordDict:
     """Learn from the last batches' gradient, and return the front."""
-    edge.need_fronts("handoff")
+    edge.require_fronts("handoff")
     if "gradient" in arrays:
         edge.learn(arrays["gradient"], config["scale"], config["of"])
     edge.keep(max(edge.turn, config["turn"]), config["needed"])
-    return protocol.reply({"num-examples": len(edge.train)}, **edge.handed_on())
+    return protocol.reply({"num-examples": len(edge.train)}, **edge.return_front())
 
 
 def answer_whole(edge: Edge, config: Config, arrays: Arrays) -> RecordDict:
@@ -46,7 +50,7 @@ def answer_whole(edge: Edge, config: Config, arrays: Arrays) -> RecordDict:
 def answer_features(edge: Edge, config: Config, arrays: Arrays) -> RecordDict:
     """Send features to be classified; once all are, count what was right."""
     if "predictions" in arrays:
-        return protocol.reply({"right": edge.right(arrays["predictions"])})
+        return protocol.reply({"right": edge.count_correct(arrays["predictions"])})
     sent = edge.features(config["start"], config["count"], bool(config["noisy"]))
     return protocol.reply({"num-examples": config["count"]}, features=sent)
 
@@ -70,5 +74,3 @@ HANDLERS: Mapping[str, Handler] = {
     protocol.WHOLE: _prepare(answer_whole),
     protocol.FEATURES: _prepare(answer_features),
 }
-Edge.handlers = HANDLERS
-ROLES = (Edge,)

@@ -6,7 +6,7 @@ import hashlib
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -91,7 +91,7 @@ class Sent:
 
     def note(self) -> dict[str, int]:
         """Return what a restarted device needs to compute it again."""
-        return {key: value for key, value in asdict(self).items() if key != "outputs"}
+        return {"turn": self.turn, "epoch": self.epoch, "step": self.step, "count": self.count}
 
 
 class FrontHolder(Role):

@@ -17,11 +17,11 @@ from pudica.clients.data import ImageSet
 from pudica.clients.data.examples import Examples, as_examples
 from pudica.clients.runtime.role import Arrays, Config, Role
 from pudica.models.compute import Compute, ComputeConfig
-from pudica.models.errors import RequestError
 from pudica.models.generator import GeneratorTraining, NoiseGenerator
 from pudica.models.naming import validate_node_name
 from pudica.models.randomness import derive, numpy_generator, torch_generator
 from pudica.models.training import Training, TrainingConfig, predict
+from pudica.models.trial import count_classes
 
 Update = tuple[np.ndarray, dict[str, int | float]]
 TrainFunction = Callable[[nn.Module, Any], None]
@@ -127,32 +127,8 @@ class Participant(Role):
         self.compute = Compute(compute or ComputeConfig())
         self._models = {HONEST: model} | ({CHEATING: cheating} if cheating else {})
         self._frozen: dict[str, nn.Module] = {}
-        self.classes = self._count_classes(model)
-
-    def _count_classes(self, model: nn.Module) -> int:
-        """Return how many classes the model tells apart, on some images."""
         count = min(TRIED, len(self.validation_set))
-        x, y = self.validation_set.batch(np.arange(count))
-        was_training = model.training
-        try:
-            with torch.no_grad():
-                logits = model.eval()(x)
-        except Exception as error:
-            raise RequestError(
-                f"model: fails on images of shape {tuple(x.shape)}: {error}"
-            ) from error
-        finally:
-            model.train(was_training)
-        if not isinstance(logits, torch.Tensor) or logits.ndim != 2 or len(logits) != count:
-            got = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
-            raise RequestError(
-                f"model: must map images {tuple(x.shape)} to logits ({count}, classes), got {got}"
-            )
-        if logits.shape[1] <= int(y.max()):
-            raise RequestError(
-                f"model: tells {logits.shape[1]} classes apart, but a label is {int(y.max())}"
-            )
-        return int(logits.shape[1])
+        self.classes = count_classes(model, *self.validation_set.batch(np.arange(count)))
 
     def describe_data(self) -> dict[str, int | str]:
         """Return what the organiser learns of the data."""

@@ -10,14 +10,11 @@ from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
 from pudica.strategies.core.experiment import ClientConfig
+from pudica.strategies.core.pending import content_of
 from pudica.strategies.core.recorder import MemoryRecorder, Recorder
 from pudica.strategies.core.registry import NodeRegistry, RegisteredNode
-from pudica.strategies.core.reliable_grid import (
-    MessageStream,
-    MessageStreamBatched,
-    ReliableGrid,
-    content_of,
-)
+from pudica.strategies.core.reliable_grid import ReliableGrid
+from pudica.strategies.core.streams import MessageStream, MessageStreamBatched
 
 T = TypeVar("T")
 Read = Callable[[str, RecordDict], T]

@@ -2,46 +2,41 @@
 
 from __future__ import annotations
 
-import re
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from itertools import count
-from logging import INFO
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import httpx
-from flwr.app import Error, Message, RecordDict
+from flwr.app import Message
 from flwr.common.constant import ErrorCode
-from flwr.common.logger import log
 from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
-from flwr.supercore.run import Run
 
 from pudica.clients.protocol import is_busy, payload_bytes
-from pudica.models.printable import escape_hidden
+from pudica.strategies.core.pending import (
+    LOOK_SECONDS,
+    LOST,
+    SELDOM_SECONDS,
+    LoggingObserver,
+    Observer,
+    Pending,
+    PendingRequest,
+    content_of,
+    describe_error,
+    make_no_reply,
+    make_one_line,
+)
+from pudica.strategies.core.streams import MessageStream, MessageStreamBatched
+from pudica.strategies.core.wrapped_grid import WrappedGrid
 
 POLL_SECONDS = 0.02
 GIVE_UP_AFTER = 3
-REPEAT_SECONDS, SELDOM_SECONDS = 60.0, 600.0
-LOOK_SECONDS = 2.0
-BUSY_SECONDS = 30.0
+REPEAT_SECONDS = 60.0
 RETRY_SECONDS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
-# How a ClientApp reports what it raised.
-RAISED = re.compile(r"^<class '(?:\w+\.)*(\w+)'>:<'(.*)'>$", re.DOTALL)
-# What Flower reports of messages whose reply will not come, though the node may well give one.
-LOST = frozenset(
-    {
-        ErrorCode.MESSAGE_UNAVAILABLE,
-        ErrorCode.REPLY_MESSAGE_UNAVAILABLE,
-        ErrorCode.NODE_UNAVAILABLE,
-        ErrorCode.CLIENT_APP_CRASHED,
-    }
-)
 
-LONGEST_REASON = 500
 CLOSED = "no answer before the stage was closed"
 
 T = TypeVar("T")
@@ -51,105 +46,7 @@ class TooFewParticipants(RuntimeError):
     """Fewer nodes replied than are needed."""
 
 
-class Observer(Protocol):
-    """Hears what happens on a grid; a :class:`.Recorder` is one."""
-
-    def event(self, text: str) -> None:
-        """Take one line on what happened."""
-
-    def count_exchange(self, kind: str, sent: int, received: int) -> None:
-        """Count one message and its reply, in bytes of payload."""
-
-    def set_node_status(self, node: str, status: str) -> None:
-        """Take what a node is doing now."""
-
-
-class LoggingObserver:
-    """Puts events into Flower's log and drops the rest."""
-
-    def event(self, text: str) -> None:
-        """Log one line."""
-        log(INFO, "%s", text)
-
-    def count_exchange(self, kind: str, sent: int, received: int) -> None:
-        """Nothing: the grid counts bytes by node."""
-
-    def set_node_status(self, node: str, status: str) -> None:
-        """Nothing: who wants to see it has an observer."""
-
-
-@dataclass
-class PendingRequest:
-    """A message to a node, as often as it was sent.
-
-    Attributes
-    ----------
-    message : Message
-        As it was first.
-    exchange : str
-        By which the node recognises a repetition; empty if it need not.
-    limit, deadline : float
-        For how many seconds the node may take, and until when; infinite if it may for ever.
-    repeat_at, pause, busy_pause : float
-        When it is sent again, how long after that the next time, and how long after the node has
-        said that it is at work.
-    rest : float
-        How long the node is left alone once more, after it has failed or was restarted.
-    crashes : int
-        How often the node was killed at work.
-    started : str
-        When the node was started: it knows nothing of what it was asked before.
-    open : list of str
-        The ids of messages to which a reply may come.
-    away_since : float or None
-    """
-
-    message: Message
-    exchange: str
-    limit: float
-    deadline: float
-    repeat_at: float
-    pause: float
-    started: str
-    busy_pause: float = BUSY_SECONDS
-    rest: float = LOOK_SECONDS
-    crashes: int = 0
-    open: list[str] = field(default_factory=list)
-    away_since: float | None = None
-
-    @property
-    def node(self) -> int:
-        """The node's id."""
-        return self.message.metadata.dst_node_id
-
-    @property
-    def kind(self) -> str:
-        """The message's type."""
-        return self.message.metadata.message_type
-
-    def copy(self) -> Message:
-        """Return the message anew: Flower takes none twice."""
-        old = self.message.metadata
-        group = self.exchange or old.group_id
-        return Message(self.message.content, old.dst_node_id, old.message_type, group_id=group)
-
-    def next_rest(self) -> float:
-        """Return for how long the node is left alone, twice as long the next time."""
-        rest, self.rest = self.rest, min(2 * self.rest, SELDOM_SECONDS)
-        return rest
-
-    def pause_after(self, message: Message) -> float:
-        """Return for how long a node that gave no answer is left alone."""
-        if message.has_error():
-            return self.next_rest()
-        rest, self.busy_pause = self.busy_pause, min(2 * self.busy_pause, SELDOM_SECONDS)
-        return rest
-
-
-Pending = dict[int, PendingRequest]
-
-
-class ReliableGrid(Grid):
+class ReliableGrid(WrappedGrid):
     """A grid around any other: deadlines, repetition, dropouts, byte counts.
 
     A node that replies with an error, too late or not at all has dropped out of that exchange: it
@@ -157,9 +54,9 @@ class ReliableGrid(Grid):
     that fails three times in a row is not asked any more until :meth:`reset_failures`; one that
     still owes a reply is asked nothing before that has come.
 
-    With ``patience``, nodes may be killed and come back. One that is silent is sent the same
-    message again under the same ``group_id``, less and less often. Its app should do once what it
-    is asked, and say it twice; Pudica's apps do. A node that restarts is asked again at once.
+    With ``patience``, nodes may be killed and come back. One that is silent is sent the same message
+    again under the same ``group_id``, less and less often; its app should do it once, and answer
+    twice, as Pudica's apps do. A node that restarts is asked again at once.
 
     Parameters
     ----------
@@ -193,7 +90,7 @@ class ReliableGrid(Grid):
         is_removed: Callable[[int], bool] | None = None,
         observer: Observer | None = None,
     ) -> None:
-        self.grid = grid
+        super().__init__(grid)
         self.timeout = timeout
         self.patience = patience
         self.is_removed = is_removed
@@ -210,8 +107,6 @@ class ReliableGrid(Grid):
         self._reported: set[tuple[str, str]] = set()
         self._last_reason = ""
         self._looked = 0.0
-
-    # ----------------------------------------------------------------- three ways to exchange
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
@@ -258,8 +153,6 @@ class ReliableGrid(Grid):
         """
         return MessageStreamBatched(self, messages, timeout)
 
-    # --------------------------------------------------------------------------- its state
-
     @contextmanager
     def deadline(self, is_over: Callable[[], bool], endless: bool = False) -> Iterator[None]:
         """End all exchanges inside once something is over.
@@ -290,16 +183,13 @@ class ReliableGrid(Grid):
 
         The reason may quote what a node said: it becomes one line, of limited length.
         """
-        name, reason = self.name_of(node), _one_line(reason)
+        name, reason = self.name_of(node), make_one_line(reason)
         self.dropouts[name] = self.dropouts.get(name, 0) + 1
         self._last_reason = f"{name}: {reason}"
         self._report(name, f"dropout: {name}: {reason}")
 
     def require_min_replies(self, minimum: int, replied: int, kind: str) -> None:
-        """Raise TooFewParticipants if fewer than ``minimum`` replied.
-
-        What came before a deadline was over counts, however little it is.
-        """
+        """Raise TooFewParticipants if fewer than ``minimum`` replied before a deadline was over."""
         if replied < minimum and not self.has_closed():
             last = f" (the last one said: {self._last_reason})" if self._last_reason else ""
             raise TooFewParticipants(
@@ -311,46 +201,18 @@ class ReliableGrid(Grid):
         """Return what a node is called."""
         return self.names.get(node, str(node))
 
-    # ---------------------------------------------------------------------- Flower's interface
-
-    def set_run(self, run: Run) -> None:
-        """Set the run."""
-        self.grid.set_run(run)
-
-    @property
-    def run(self) -> Run:
-        """The run."""
-        return self.grid.run
-
-    def create_message(
-        self,
-        content: RecordDict,
-        message_type: str,
-        dst_node_id: int,
-        group_id: str,
-        ttl: float | None = None,
-    ) -> Message:
-        """Return a message to a node."""
-        return self.grid.create_message(content, message_type, dst_node_id, group_id, ttl)
-
     def get_node_ids(self) -> Iterable[int]:
         """Return the ids of the nodes that are there."""
-        return self._with_retries(self.grid.get_node_ids)
+        return self._with_retries(super().get_node_ids)
 
     def get_nodes(self) -> Iterable[NodeInfo]:
         """Return the nodes that are there."""
         return self._with_retries(lambda: list(self.grid.get_nodes()))
 
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Send messages without more ado, and return their ids."""
-        return self.grid.push_messages(messages)
-
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Return the replies to such messages that are there."""
         wanted = list(message_ids)
         return self._with_retries(lambda: list(self.grid.pull_messages(wanted)))
-
-    # ---------------------------------------------------------------------- sending
 
     def _open(
         self, messages: Iterable[Message], timeout: float | None
@@ -395,13 +257,13 @@ class ReliableGrid(Grid):
         node = message.metadata.dst_node_id
         if self.has_closed():
             self.reject(node, CLOSED)
-            return _no_reply(message, CLOSED)
+            return make_no_reply(message, CLOSED)
         if self._failures.get(node, 0) >= GIVE_UP_AFTER:
-            return _no_reply(message, f"it failed {GIVE_UP_AFTER} times in a row")
+            return make_no_reply(message, f"it failed {GIVE_UP_AFTER} times in a row")
         if node in self._late:
-            return _no_reply(message, "it still owes an earlier reply")
+            return make_no_reply(message, "it still owes an earlier reply")
         if node in self._away and not self._endless:
-            return _no_reply(message, "it is away")
+            return make_no_reply(message, "it is away")
         return None
 
     def _push(self, requests: list[PendingRequest]) -> None:
@@ -429,8 +291,6 @@ class ReliableGrid(Grid):
                 self.observer.event(f"the server stumbled, and is asked again: {what}")
                 time.sleep(pause)
         return call()
-
-    # -------------------------------------------------------------------- receiving
 
     def _poll(self, pending: Pending) -> dict[int, Message]:
         """Return what is settled by now, replies and dropouts, and take it out of ``pending``."""
@@ -466,7 +326,7 @@ class ReliableGrid(Grid):
         """Note that a reply has come."""
         self._set_status(request.node, "answered")
         if message.has_error():
-            self._fail(request.node, _reason(message))
+            self._fail(request.node, describe_error(message))
             return message
         self._failures.pop(request.node, None)
         content = content_of(message)
@@ -485,7 +345,7 @@ class ReliableGrid(Grid):
         if code == ErrorCode.CLIENT_APP_CRASHED:
             request.crashes += 1
         if self._endless:
-            name, reason = self.name_of(request.node), _one_line(_reason(message))
+            name, reason = self.name_of(request.node), make_one_line(describe_error(message))
             self._report(name, f"{name} failed, and is asked again: {reason}")
             return True
         return code in LOST and request.crashes < GIVE_UP_AFTER
@@ -551,15 +411,13 @@ class ReliableGrid(Grid):
         """Return when each node that is there was started; Flower knows it of real ones."""
         return {node.node_id: node.last_activated_at for node in self.get_nodes()}
 
-    # --------------------------------------------------------------------- bookkeeping
-
     def _drop(self, request: PendingRequest, reason: str) -> Message:
         self._fail(request.node, reason)
-        return _no_reply(request.message, reason)
+        return make_no_reply(request.message, reason)
 
     def _fail(self, node: int, reason: str) -> None:
         reason = reason.strip().splitlines()[-1] if reason.strip() else "no reason given"
-        self._set_status(node, f"dropped out ({_one_line(reason)})")
+        self._set_status(node, f"dropped out ({make_one_line(reason)})")
         self._failures[node] = self._failures.get(node, 0) + 1
         self.reject(node, reason)
         if self._failures[node] == GIVE_UP_AFTER:
@@ -589,68 +447,3 @@ class ReliableGrid(Grid):
         """Let nodes that were away and are back take part again."""
         if self._away:
             self._away -= set(self.get_node_ids())
-
-
-class MessageStream:
-    """The replies of a conversation, each as it comes; see :meth:`ReliableGrid.stream`."""
-
-    def __init__(
-        self, grid: ReliableGrid, messages: Iterable[Message], timeout: float | None
-    ) -> None:
-        self._grid = grid
-        self._timeout = timeout
-        self._pending, refused = grid._open(messages, timeout)
-        self._settled = list(refused.values())
-
-    @property
-    def outstanding(self) -> int:
-        """How many replies are still to come."""
-        return len(self._pending)
-
-    def send(self, messages: Iterable[Message]) -> None:
-        """Send more messages, whose replies join the stream."""
-        pending, refused = self._grid._send(messages, self._timeout)
-        self._pending |= pending
-        self._settled += refused.values()
-
-    def __iter__(self) -> Iterator[Message]:
-        """Yield replies until none is outstanding; some carry an error, as a dropout's does."""
-        while self._pending or self._settled:
-            while self._settled:
-                yield self._settled.pop(0)
-            if self._pending:
-                self._settled += self._grid._poll(self._pending).values()
-
-
-class MessageStreamBatched(MessageStream):
-    """The same in lists; see :meth:`ReliableGrid.stream_batched`."""
-
-    def __iter__(self) -> Iterator[list[Message]]:  # type: ignore[override]
-        """Yield lists of replies, empty ones too, until none is outstanding."""
-        while self._pending or self._settled:
-            settled, self._settled = self._settled, []
-            if self._pending and not settled:
-                settled = list(self._grid._poll(self._pending).values())
-            yield settled
-
-
-def content_of(message: Message) -> RecordDict:
-    """Return what a reply holds: nothing, if it carries something else than records."""
-    content = message.content if message.has_content() else None
-    return content if isinstance(content, RecordDict) else RecordDict()
-
-
-def _no_reply(message: Message, reason: str) -> Message:
-    """Return the reply of a node that gives none."""
-    return Message(Error(ErrorCode.NODE_UNAVAILABLE, reason), reply_to=message)
-
-
-def _reason(message: Message) -> str:
-    """Return why a node failed, as it says."""
-    return RAISED.sub(r"\1: \2", message.error.reason or f"error {message.error.code}")
-
-
-def _one_line(text: str) -> str:
-    """Return the beginning of a text without anything that a terminal or a log would act on."""
-    shown = escape_hidden(text[: LONGEST_REASON + 1])
-    return shown if len(shown) <= LONGEST_REASON else f"{shown[:LONGEST_REASON]}…"

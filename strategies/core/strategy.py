@@ -6,19 +6,16 @@ import secrets
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from datetime import datetime
 from logging import INFO
 from pathlib import Path
 from typing import Any, TypeVar
 
-import pandas as pd
 import torch
-import yaml
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.common.logger import log
 from flwr.serverapp import Grid
-from flwr.serverapp.strategy import Result, Strategy
+from flwr.serverapp.strategy import Strategy
 
 from pudica.models.errors import RequestError
 from pudica.models.packing import select_prefix
@@ -29,53 +26,9 @@ from pudica.strategies.core.joining import join_own_apps
 from pudica.strategies.core.members import Member
 from pudica.strategies.core.recorder import MemoryRecorder, Recorder
 from pudica.strategies.core.reliable_grid import ReliableGrid
+from pudica.strategies.core.result import RecordedResult, RunDescription
 
 T = TypeVar("T")
-
-
-@dataclass
-class RecordedResult(Result):
-    """Flower's Result, and every measurement of every node.
-
-    Attributes
-    ----------
-    rows : list of dict
-        As lines of ``metrics.jsonl``: stage, round, node, metric, value, and tags.
-    """
-
-    rows: list[dict[str, Any]] = field(default_factory=list)
-
-    def frame(self) -> pd.DataFrame:
-        """Return the measurements, one row each."""
-        return pd.DataFrame(self.rows)
-
-
-@dataclass(frozen=True)
-class RunDescription:
-    """What a record says of a strategy that somebody's own app runs.
-
-    Attributes
-    ----------
-    system, name : str
-    seed : int
-    settings : dict
-        Of the strategy; a record is resumed with the same only.
-    """
-
-    system: str
-    name: str
-    seed: int
-    settings: Mapping[str, Any]
-
-    def names(self) -> list[str]:
-        """Return no names: nodes say theirs when they join."""
-        return []
-
-    def to_yaml(self) -> str:
-        """Return the settings as ``experiment.yaml`` holds them."""
-        content = {"name": self.name, "system": self.system, "seed": self.seed}
-        settings = {self.system: dict(self.settings)}
-        return yaml.safe_dump(content | settings, sort_keys=False, allow_unicode=True)
 
 
 class RecordedStrategy(Strategy):

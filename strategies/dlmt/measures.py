@@ -77,7 +77,7 @@ def count_right(
         Without ``normalisation`` each owner normalises by its own plain images.
     part : {"validation", "test"}
     view : {"disguised", "plain", "standardised"}
-        As of :meth:`pudica.clients.dlmt.owner.Owner.right`.
+        As of :meth:`pudica.clients.dlmt.assigned.AssignedOwner.right`.
     name : str or None
         The model's; by default the case's.
     """

@@ -7,63 +7,81 @@ that is ``data.label`` says.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+
+import numpy as np
 import torch
+from flwr.app import Message
+from torch import nn
 from torch.nn.functional import cross_entropy, l1_loss, log_softmax
 
-from pudica import models
+from pudica.clients.data import ImageSet
 from pudica.models import optimizers
 from pudica.models.attributes import attribute_loss
 from pudica.models.packing import select_prefix
-from pudica.models.randomness import derive
-from pudica.strategies.facemix.session import Session
-from pudica.strategies.facemix.training import TRAINING, Central
+from pudica.strategies.facemix.strategy import FaceMix
+from pudica.strategies.facemix.training import CentralTrainer, Trainer
 
 
-class Anonymising(Central):
+class AnonymisedFaceMix(FaceMix):
+    """FaceMix whose first stage is an anonymiser, and whose owner trains it against an adversary.
+
+    Attributes
+    ----------
+    adversary : Module
+        Who tries to tell the classes of anonymised images apart.
+    """
+
+    adversary: nn.Module
+
+    def make_trainer(self) -> Trainer:
+        """Return what trains anonymiser and classifier, and the adversary beside them."""
+        return AnonymisingTrainer(self)
+
+
+class AnonymisingTrainer(CentralTrainer):
     """Training of anonymiser and classifier, and of the adversary beside them."""
 
-    def __init__(self, session: Session) -> None:
-        super().__init__(session)
-        settings, data = session.settings.anonymiser, session.data
-        assert settings is not None
-        self.settings = settings
-        channels, side, _ = data.shape
-        adversary = models.build(
-            session.settings.model,
-            num_classes=data.num_classes,
-            channels=channels,
-            image_size=side,
-            seed=derive(session.experiment.seed, "adversary"),
-        )
-        self.adversary = session.compute.move_model(adversary).train()
-        built = optimizers.build(self.training.optimizer, self.adversary.parameters())
+    strategy: AnonymisedFaceMix
+
+    def __init__(self, strategy: AnonymisedFaceMix) -> None:
+        super().__init__(strategy)
+        assert strategy.settings.anonymiser is not None
+        assert isinstance(self.images, ImageSet)
+        self.settings = strategy.settings.anonymiser
+        self.labels = torch.from_numpy(self.images.labels)
+        self.adversary = strategy.compute.move_model(strategy.adversary).train()
+        training = strategy.settings.training
+        built = optimizers.build(training.optimizer, self.adversary.parameters())
         assert built is not None
         self.adversarys = built
         self.right = 0
 
-    def run_epoch(self, epoch: int) -> float:
+    def take(self, replies: Iterable[Message]) -> None:
         """Train on all images once, and log how often the adversary was right."""
-        optimizers.set_learning_rate(self.adversarys, self.training.rate(epoch))
+        strategy = self.strategy
+        rate = strategy.settings.training.rate(strategy.round)
+        optimizers.set_learning_rate(self.adversarys, rate)
         self.right = 0
-        loss = super().run_epoch(epoch)
-        share = self.right / len(self.session.data.train)
-        self.session.log(TRAINING, "adversary_accuracy", share, round=epoch + 1)
-        return loss
+        super().take(replies)
+        share = self.right / len(self.images)
+        strategy.log(strategy.stage, "adversary_accuracy", share, round=strategy.round + 1)
 
-    def loss(self, x: torch.Tensor, attributes: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def loss(self, x: torch.Tensor, attributes: torch.Tensor, rows: np.ndarray) -> torch.Tensor:
         """Return what the attributes are missed by, and what is given away and changed.
 
         The adversary makes a step first. What is to be least is the cross entropy of its guesses
         to a uniform guess, which is bounded, in place of its success.
         """
-        compute, settings = self.session.compute, self.settings
-        redrawn = compute.forward(self.model.pre, x)
+        compute, settings, model = self.strategy.compute, self.settings, self.strategy.model
+        labels = self.labels[rows].to(compute.device)
+        redrawn = compute.forward(model.pre, x)
         self.adversarys.zero_grad()
         guesses = compute.forward(self.adversary, redrawn.detach())
         self.right += int((guesses.argmax(1) == labels).sum())
         cross_entropy(guesses, labels).backward()  # type: ignore[no-untyped-call]
         self.adversarys.step()
-        logits = compute.forward(self.model.main, redrawn)
+        logits = compute.forward(model.main, redrawn)
         given_away = -log_softmax(compute.forward(self.adversary, redrawn), 1).mean()
         return (
             attribute_loss(logits, attributes, self._weights)
@@ -71,21 +89,14 @@ class Anonymising(Central):
             + settings.likeness * l1_loss(redrawn, x)
         )
 
-    def _tensors(self, optimizer: bool) -> dict[str, torch.Tensor]:
-        kept = super()._tensors(optimizer)
-        if optimizer:
-            beside = {f"adversary/{k}": v for k, v in self.adversary.state_dict().items()}
-            state = optimizers.optimizer_state(self.adversarys)
-            beside |= {f"adversarys/{key}": value for key, value in state.items()}
-            kept |= {f"{self.task}/{key}": value for key, value in beside.items()}
-        return kept
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Return the adversary and its optimiser."""
+        kept = {f"adversary/{key}": value for key, value in self.adversary.state_dict().items()}
+        state = optimizers.optimizer_state(self.adversarys)
+        return kept | {f"adversarys/{key}": value for key, value in state.items()}
 
-    def _restore(self) -> int:
-        done = super()._restore()
-        if done:
-            arrays = self.recorder.arrays
-            self.adversary.load_state_dict(select_prefix(f"{self.task}/adversary/", arrays))
-            optimizers.load_optimizer_state(
-                self.adversarys, select_prefix(f"{self.task}/adversarys/", arrays)
-            )
-        return done
+    def load(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Go back to the adversary of a checkpoint."""
+        self.adversary.load_state_dict(select_prefix("adversary/", tensors))
+        state = select_prefix("adversarys/", tensors)
+        optimizers.load_optimizer_state(self.adversarys, state)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, field_validator, model_validator
@@ -13,10 +14,16 @@ from pudica.clients.shields.mixing import MixingConfig
 from pudica.clients.shields.stages import ANONYMISER
 from pudica.models.custom import ModelName
 from pudica.models.cut import INPUT, OUTPUT
+from pudica.models.errors import RequestError, unknown_name_error
 from pudica.models.optimizers import OptimizerConfig
 from pudica.strategies.core.cases import each_case
+from pudica.strategies.core.settings import validate_settings
 
 SHARED = {"edges"}
+# Of the ``facemix`` section: what organises a whole experiment, or is the edges' own.
+EXPERIMENT_ONLY = frozenset(
+    {"edges", "min_edges", "cases", "model", "place", "pre", "post", "anonymiser", "keys"}
+)
 
 WIRE_BYTES = {"float32": 4, "float16": 2}
 
@@ -190,3 +197,30 @@ class FacemixConfig(BaseModel):
     def each_case(self) -> dict[str, FacemixConfig]:
         """Return the full settings of each case by name; without ``cases``, of ``main``."""
         return each_case(self, SHARED)
+
+
+def read_settings(settings: Mapping[str, Any], given: Mapping[str, Any]) -> FacemixConfig:
+    """Return the keyword arguments of a strategy as settings.
+
+    Parameters
+    ----------
+    settings : mapping
+        Of the section and of its ``training``, by the same names.
+    given : mapping
+        What is settled already: ``train`` and ``shield``.
+
+    Raises
+    ------
+    RequestError
+        Names argument, value and what is allowed.
+    """
+    learning = FacemixTraining.model_fields
+    serving = set(FacemixConfig.model_fields) - EXPERIMENT_ONLY - {"training", *given}
+    for name in settings:
+        if name not in learning and name not in serving:
+            known = unknown_name_error("argument", name, [*learning, *sorted(serving)])
+            raise RequestError(f"FaceMix: {known}")
+    own = {name: value for name, value in settings.items() if name in learning}
+    training = validate_settings(FacemixTraining, own, "FaceMix")
+    rest = {name: value for name, value in settings.items() if name in serving}
+    return validate_settings(FacemixConfig, {**rest, **given, "training": training}, "FaceMix")

@@ -9,22 +9,47 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
 from flwr.app import Array, RecordDict
 
 from pudica.clients import protocol
 from pudica.clients.shields.mixing import padded_count
 from pudica.models.packing import concatenate
-from pudica.strategies.facemix.session import Session
 from pudica.strategies.facemix.together import admitted
 from pudica.strategies.facemix.training import log_rates
+
+if TYPE_CHECKING:
+    from pudica.strategies.facemix.strategy import FaceMix
 
 SERVING = "serving"
 WAIT_SECONDS = 0.5
 """The longest that a request waits for those of other edges."""
+
+
+@dataclass
+class ServingResult:
+    """What serving all requests of all edges came to.
+
+    Attributes
+    ----------
+    rows : list of dict
+        Measurements: rows and batches that were computed, seconds, and, of edges that report,
+        accuracy and balanced accuracy by attribute and in the mean.
+    counts : dict of str to int64 ndarray
+        By edge that reports, how often which answer was given, (A, K, K): truth, then answer.
+    """
+
+    rows: list[dict[str, Any]]
+    counts: dict[str, np.ndarray]
+
+    def frame(self) -> pd.DataFrame:
+        """Return the measurements, one row each."""
+        return pd.DataFrame(self.rows)
 
 
 class Asked(NamedTuple):
@@ -39,60 +64,72 @@ class Serving:
 
     Parameters
     ----------
-    session : Session
-        With a model that is trained.
+    strategy : FaceMix
+        With a model that is trained, and edges that have joined.
     """
 
-    def __init__(self, session: Session) -> None:
-        self.session = session
-        self.settings = session.settings
-        self.main = session.model.main.eval()
-        self.numbers = dict.fromkeys(session.cohort.nodes, 0)
+    def __init__(self, strategy: FaceMix) -> None:
+        self.strategy = strategy
+        self.settings = strategy.settings
+        self.main = strategy.model.main.eval()
+        self.numbers = dict.fromkeys(strategy.cohort.nodes, 0)
         self.totals: dict[str, int] = {}
         self.waiting: dict[str, Asked] = {}
         self.since = 0.0
         self.rows = self.batches = 0
         self.seconds = 0.0
 
-    def run(self) -> None:
-        """Give edges their stages, answer all requests, and ask what edges say of it."""
+    def run(self) -> dict[str, np.ndarray]:
+        """Give edges their stages, answer all requests, and ask what edges say of it.
+
+        Returns
+        -------
+        dict of str to ndarray
+            As of :class:`ServingResult`.
+        """
         began = time.perf_counter()
         self._hand_over()
-        first = dict.fromkeys(self.totals, self.session.request({}))
-        stream = self.session.cohort.stream_batched(protocol.INFER, first, self._read)
+        first = dict.fromkeys(self.totals, self.strategy.request({}))
+        stream = self.strategy.cohort.stream_batched(protocol.INFER, first, self._read)
         for requests in stream:
             stream.send(self._answers(requests, stream.outstanding))
         finished = [name for name, total in self.totals.items() if self.numbers[name] == total]
-        self.session.require_min_replies(len(finished))
+        self._require(len(finished))
         self.seconds = time.perf_counter() - began
         self._log()
-        if self.settings.report:
-            self._count(finished)
+        return self._count(finished) if self.settings.report else {}
 
     def _hand_over(self) -> None:
-        content = self.session.request({}, **self.session.ends())
-        names = list(self.session.cohort.nodes)
-        self.totals = self.session.cohort.send_and_receive(
+        strategy = self.strategy
+        asked = {"attributes": len(strategy.attributes), "answers": strategy.answers}
+        content = strategy.request(asked, **strategy.end_arrays())
+        names = list(strategy.cohort.nodes)
+        self.totals = strategy.cohort.send_and_receive(
             protocol.ADOPT, dict.fromkeys(names, content), self._total
         )
-        self.session.require_min_replies(len(self.totals))
+        self._require(len(self.totals))
+
+    def _require(self, answered: int) -> None:
+        """Raise TooFewParticipants if fewer edges answered than are needed."""
+        what = f"facemix ({self.strategy.case})"
+        self.strategy.cohort.require_min_replies(self.strategy.min_nodes, answered, what)
 
     def _total(self, name: str, content: RecordDict) -> int:
         """Return how many requests the test images make that an edge said it has."""
-        total = -(-self.session.edges[name].test // self.settings.request)
+        total = -(-self.strategy.edges[name].test // self.settings.request)
         if protocol.count_of(content, "requests", total) != total:
             raise ValueError(f"its images make {total} requests")
         return total
 
     def _read(self, name: str, content: RecordDict) -> Asked:
         """Return an edge's mixtures, of which request; none once it has no more to ask."""
-        shield, size = self.session.model.shield, self.settings.request
+        shield, size = self.strategy.model.shield, self.settings.request
         if protocol.count_of(content, "done", 1):
             return Asked(-1, torch.empty(0, *shield.shape))
         number = protocol.count_of(content, "number", self.totals[name] - 1)
         if number < self.numbers[name]:
             raise ValueError(f"asks request {number} after {self.numbers[name]}")
-        images = min(size, self.session.edges[name].test - number * size)
+        images = min(size, self.strategy.edges[name].test - number * size)
         rows = padded_count(images, shield.config)
         return Asked(
             number, admitted(content, "mixtures", (rows, *shield.shape), self.settings.wire)
@@ -110,7 +147,8 @@ class Serving:
         answers = self._answered() if self._is_time(expected) else {}
         if asked or answers:
             done, total = sum(self.numbers.values()), sum(self.totals.values())
-            self.session.recorder.progress(f"serving ({self.session.case})", done, total, "request")
+            what = f"serving ({self.strategy.case})"
+            self.strategy.recorder.progress(what, done, total, "request")
         return answers
 
     def _is_time(self, expected: int) -> bool:
@@ -126,13 +164,13 @@ class Serving:
         for (name, request), rows in zip(waiting.items(), outputs, strict=True):
             self.numbers[name] = request.number + 1
             array = Array(protocol.on_wire(rows, self.settings.wire))
-            answers[name] = self.session.request({"number": request.number}, outputs=array)
+            answers[name] = self.strategy.request({"number": request.number}, outputs=array)
         return answers
 
     @torch.no_grad()
     def _computed(self, asked: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
         """Return what the cloud's stage makes of each edge's rows, in batches of all of them."""
-        compute, rows = self.session.compute, concatenate(asked)
+        compute, rows = self.strategy.compute, concatenate(asked)
         parts = rows.split(self.settings.batch)
         self.rows, self.batches = self.rows + len(rows), self.batches + len(parts)
         outputs = [compute.forward(self.main, compute.move_batch(part)).cpu() for part in parts]
@@ -141,24 +179,26 @@ class Serving:
     def _log(self) -> None:
         served = {"rows": self.rows, "batches": self.batches, "seconds": self.seconds}
         for metric, value in served.items():
-            self.session.log(SERVING, metric, value)
+            self.strategy.log(SERVING, metric, value, round=0)
 
-    def _count(self, names: list[str]) -> None:
+    def _count(self, names: list[str]) -> dict[str, np.ndarray]:
         """Log what edges say of how often they were right; those that say nothing are left out."""
-        shape = (len(self.session.data.attributes), 2, 2)
+        strategy = self.strategy
+        shape = (len(strategy.attributes), strategy.answers, strategy.answers)
 
         def read(name: str, content: RecordDict) -> np.ndarray:
             counts = protocol.array_of(content, "counts", shape, "int64")
-            total = self.session.edges[name].test
+            total = strategy.edges[name].test
             # Each by itself first: sums of what is larger overflow, and may then be right.
             within = ((counts >= 0) & (counts <= total)).all()
             if not within or (counts.sum((1, 2)) != total).any():
                 raise ValueError("other numbers of test images than it joined with")
             return counts
 
-        asked = [name for name in names if self.session.edges[name].reports]
-        requests = dict.fromkeys(asked, self.session.request({}))
-        replies = self.session.cohort.send_and_receive(protocol.COUNTS, requests, read)
+        asked = [name for name in names if strategy.edges[name].reports]
+        requests = dict.fromkeys(asked, strategy.request({}))
+        replies = strategy.cohort.send_and_receive(protocol.COUNTS, requests, read)
         if replies:
             total = torch.from_numpy(sum(replies.values()))  # type: ignore[arg-type]
-            log_rates(self.session, "test", total, self.settings.training.epochs)
+            log_rates(strategy, "test", total)
+        return replies

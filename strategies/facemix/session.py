@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-from itertools import zip_longest
-
-import numpy as np
-import torch
-from flwr.app import Array
-
+from pudica import models
 from pudica.clients import protocol
 from pudica.clients.assignments import InferenceAssignment
 from pudica.clients.data import Splits
-from pudica.clients.shields.decoys import count_missing
 from pudica.clients.shields.mixing import group_size
 from pudica.clients.shields.stages import StagedModel
 from pudica.models.compute import Compute
-from pudica.models.packing import model_arrays
 from pudica.models.randomness import derive
 from pudica.strategies.core.cohort import Cohort
 from pudica.strategies.core.joining import introduce
 from pudica.strategies.core.members import Member
 from pudica.strategies.core.session import CaseSession
+from pudica.strategies.facemix.anonymising import AnonymisedFaceMix
 from pudica.strategies.facemix.config import FacemixConfig
+from pudica.strategies.facemix.edges import check_attributes, check_groups
 from pudica.strategies.facemix.experiment import FacemixExperiment
+from pudica.strategies.facemix.strategy import FaceMix
 
 
 class Session(CaseSession):
@@ -30,7 +26,7 @@ class Session(CaseSession):
 
     Parameters
     ----------
-    exchanges : Exchanges
+    cohort : Cohort
     experiment : FacemixExperiment
     case : str
     settings : FacemixConfig
@@ -40,7 +36,9 @@ class Session(CaseSession):
 
     Attributes
     ----------
-    model : Staged
+    strategy : FaceMix
+        What trains and serves this case; it has nodes once they have joined.
+    model : StagedModel
         All three stages.
     edges : dict of str to Member
         Who joined.
@@ -59,9 +57,35 @@ class Session(CaseSession):
         self.settings = settings
         self.data = data
         self.seed = derive(experiment.seed, "facemix", case)
-        self.compute = Compute(experiment.client)
-        self.model: StagedModel = self.compute.move_model(experiment.built(settings, data))  # type: ignore[assignment]
+        self.strategy = self._make_strategy()
         self.edges: dict[str, Member] = {}
+
+    def _make_strategy(self) -> FaceMix:
+        settings, data = self.settings, self.data
+        kind = AnonymisedFaceMix if settings.anonymiser else FaceMix
+        strategy = kind.of_experiment(
+            settings,
+            self.experiment.built(settings, data),
+            seed=self.seed,
+            attributes=data.attributes,
+            compute=Compute(self.experiment.client),
+            images=(data.train, data.validation),
+        )
+        if isinstance(strategy, AnonymisedFaceMix):
+            channels, side, _ = data.shape
+            strategy.adversary = models.build(
+                settings.model,
+                num_classes=data.num_classes,
+                channels=channels,
+                image_size=side,
+                seed=derive(self.experiment.seed, "adversary"),
+            )
+        return strategy
+
+    @property
+    def model(self) -> StagedModel:
+        """All three stages."""
+        return self.strategy.model
 
     def join(self) -> None:
         """Give every edge its part, and ask what images it has.
@@ -74,7 +98,9 @@ class Session(CaseSession):
         self.cohort.reset_failures()
         self.cohort.dropouts.clear()
         joined = introduce(self.cohort, self._assignments(), self._introduced)
-        self.require_min_replies(len(joined))
+        self.cohort.require_min_replies(
+            self.settings.min_edges, len(joined), f"facemix ({self.case})"
+        )
         self.met(joined)
         group = group_size(self.settings.around)
         for name, member in joined.items():
@@ -82,40 +108,17 @@ class Session(CaseSession):
                 few = f"{member.test} images, fewer than a group of {group}"
                 self.recorder.event(f"{name} asks about {few}: its mixtures hide less")
         self.edges = joined
+        self.strategy.attach(self.cohort, joined, self.case)
+        self.strategy.fresh = self.fresh
 
     def _introduced(self, words: dict[str, protocol.Scalar]) -> Member:
-        self._check_attributes(protocol.text(words, "attributes"))
+        check_attributes(protocol.text(words, "attributes"), self.data.attributes)
         member = Member.read(words)
         if member.shape != self.data.shape:
             sizes = ["x".join(map(str, shape)) for shape in (member.shape, self.data.shape)]
             raise ValueError(f"holds images of {sizes[0]}, the model is for {sizes[1]}")
-        self._check_groups(member)
+        check_groups(member, self.settings)
         return member
-
-    def _check_attributes(self, told: str) -> None:
-        """See that an edge has the model's attributes: logits have no names, only places.
-
-        Parameters
-        ----------
-        told : str
-            Their names, a line each.
-        """
-        ours = self.data.attributes
-        if told == "\n".join(ours):
-            return
-        theirs = told.split("\n", len(ours))
-        for place, (name, own) in enumerate(zip_longest(theirs, ours, fillvalue="none"), 1):
-            if name != own:
-                raise ValueError(f"its attribute {place} is {name[:99]}, the model's is {own}")
-
-    def _check_groups(self, member: Member) -> None:
-        """See that what an edge sends are whole groups, where nothing is to fill them."""
-        settings = self.settings
-        sizes = {member.test % settings.request}
-        if settings.train == "split":
-            sizes |= set(protocol.batch_sizes(member.train, settings.training.batch_size))
-        for count in sorted(sizes):
-            count_missing(count, settings.around)
 
     def _assignments(self) -> dict[str, InferenceAssignment]:
         settings = self.settings
@@ -138,22 +141,3 @@ class Session(CaseSession):
             )
             for name, own in self.base_assignments(self.experiment).items()
         }
-
-    def ends(self) -> dict[str, Array]:
-        """Return what edges need of the model: the first and the last stage, and what normalises.
-
-        ``normalisation`` is (2, C): mean and deviation of the cloud's images; left out in split
-        training, where each edge normalises as its data say.
-        """
-        arrays = {
-            name: Array(values) for name, values in model_arrays(self.model.edge_stages).items()
-        }
-        if self.settings.train == "central":
-            images = self.data.train
-            both = torch.stack([images.mean, images.std]).flatten(1)
-            arrays["normalisation"] = Array(both.numpy().astype(np.float32))
-        return arrays
-
-    def require_min_replies(self, answered: int) -> None:
-        """Raise TooFewParticipants if fewer edges answered than the experiment needs."""
-        self.cohort.require_min_replies(self.settings.min_edges, answered, f"facemix ({self.case})")

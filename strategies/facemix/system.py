@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from pudica.models.files import save_tensors
+from pudica.models.packing import select_prefix
 from pudica.strategies.core.cohort import Cohort
 from pudica.strategies.core.joining import gather
 from pudica.strategies.core.releases import keep
-from pudica.strategies.facemix.anonymising import Anonymising
 from pudica.strategies.facemix.costs import log_costs
 from pudica.strategies.facemix.experiment import FacemixExperiment
 from pudica.strategies.facemix.ledger import releases
-from pudica.strategies.facemix.serving import Serving
 from pudica.strategies.facemix.session import Session
-from pudica.strategies.facemix.together import Together
-from pudica.strategies.facemix.training import Central, Learning
 
 MODEL = "model.safetensors"
 
@@ -32,28 +29,33 @@ def infer_mixed(cohort: Cohort, experiment: FacemixExperiment) -> None:
 
 def _run(session: Session) -> None:
     """Run one case, from wherever a run that was stopped had got to."""
-    recorder, case = session.recorder, session.case
-    learning = _learning(session)
+    recorder, case, strategy = session.recorder, session.case, session.strategy
     with recorder.timed(f"join/{case}"):
         session.join()
         keep(recorder, releases(session))
     with recorder.timed(f"training/{case}"):
-        if recorder.is_finished(learning.task):
-            learning.recall()
-        else:
-            learning.train()
+        _train(session)
     log_costs(session)
     with recorder.timed(f"serving/{case}"):
-        Serving(session).run()
+        strategy.serve(session.cohort.grid)
     _keep_model(session)
-    recorder.forget(learning.task)
+    recorder.forget(strategy.task)
     recorder.finish(f"case/{case}")
 
 
-def _learning(session: Session) -> Learning:
-    if session.settings.train == "split":
-        return Together(session)
-    return Anonymising(session) if session.settings.anonymiser else Central(session)
+def _train(session: Session) -> None:
+    """Train the model, or take it as it was when that was done before a kill."""
+    recorder, strategy = session.recorder, session.strategy
+    task, epochs = strategy.task, session.settings.training.epochs
+    if recorder.is_finished(task):
+        strategy.load_model(select_prefix(f"{task}/", recorder.arrays))
+        strategy.round = epochs
+        return
+    strategy.start(session.cohort.grid, num_rounds=epochs)
+    recorder.forget(task)
+    kept = strategy.model_tensors().items()
+    recorder.arrays |= {f"{task}/{key}": value for key, value in kept}
+    recorder.finish(task)
 
 
 def _keep_model(session: Session) -> None:

@@ -6,144 +6,195 @@ single edge this is central training on its images to the last bit.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 
 import torch
-from flwr.app import Array, RecordDict
+from flwr.app import Array, Message, RecordDict
 
 from pudica.clients import protocol
 from pudica.clients.shields.mixing import padded_count
+from pudica.models.errors import RequestError
 from pudica.models.packing import unpack, validate_statistics
 from pudica.models.randomness import seed_random_layers
-from pudica.strategies.facemix.training import Learning
+from pudica.strategies.facemix.training import Trainer
+
+KINDS = (protocol.MIXTURES, protocol.OUTPUTS, protocol.ENDS)
+"""The exchanges of a batch, in their order."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Batch:
-    """Which batch the edges work on, and what share of it each has."""
+    """One batch, between its exchanges.
+
+    Attributes
+    ----------
+    epoch, number : int
+    shares : dict of str to float
+        Of each edge in it.
+    images : int
+    mixtures, outputs : Tensor
+        What came, and what the cloud's stage made of it, with its graph.
+    returned, back : dict of str to Tensor
+        What goes to each edge: outputs, and gradients on its mixtures.
+    loss : float
+    """
 
     epoch: int
     number: int
     shares: dict[str, float]
+    images: int
+    mixtures: torch.Tensor = field(repr=False)
+    outputs: torch.Tensor = field(repr=False)
+    returned: dict[str, torch.Tensor] = field(repr=False)
+    back: dict[str, torch.Tensor] = field(default_factory=dict, repr=False)
+    loss: float = 0.0
 
 
-class Together(Learning):
+class SplitTrainer(Trainer):
     """Edges and cloud train together. Nothing is validated: the cloud has no images."""
 
-    def validate(self, done: int) -> None:
-        """Do without."""
+    per_batch = len(KINDS)
+    batch: Batch
 
-    def run_epoch(self, epoch: int) -> float:
-        """Train on every edge's images once; edges with fewer batches end earlier."""
-        size = self.training.batch_size
-        sizes = {
-            name: protocol.batch_sizes(member.train, size)
-            for name, member in self.session.edges.items()
-        }
-        total = count = 0.0
-        self.session.cohort.reset_failures()
-        for number in range(max(map(len, sizes.values()))):
-            there = {name: own[number] for name, own in sizes.items() if number < len(own)}
-            loss, images = self._step(epoch, number, there)
-            total, count = total + loss * images, count + images
-        return total / count
-
-    def _step(self, epoch: int, number: int, sizes: dict[str, int]) -> tuple[float, int]:
-        self.model.train()
-        self.optimizer.zero_grad()
-        sent = self._mixtures(epoch, number, sizes)
-        # Of those that still have images of this epoch.
-        least = min(self.session.settings.min_edges, len(sizes))
-        self.session.cohort.require_min_replies(least, len(sent), "training")
-        images = sum(sizes[name] for name in sent)
-        batch = Batch(epoch, number, {name: sizes[name] / images for name in sent})
-        mixtures = torch.cat([*sent.values()]).requires_grad_()
-        with seed_random_layers(self.drawing, self.session.seed, "main", epoch, number):
-            outputs = self.session.compute.forward(
-                self.model.main, self.session.compute.move_batch(mixtures)
+    def count_exchanges(self) -> int:
+        """Return three for each batch of the edge that has most."""
+        most = max(map(len, self._sizes().values()), default=0)
+        if not most:
+            raise RequestError(
+                "no edge has training images: InferenceEdge(..., train=…), or give the owner's to "
+                "FaceMix(..., train=…)"
             )
-        counts = [len(rows) for rows in sent.values()]
-        returned = dict(zip(sent, outputs.detach().cpu().split(counts), strict=True))
-        losses, gradients = self._losses(batch, returned)
-        self._need_all(batch, losses)
-        outputs.backward(torch.cat([*gradients.values()]).to(outputs.device))
-        assert mixtures.grad is not None
-        back = dict(zip(sent, mixtures.grad.split(counts), strict=True))
-        self._learn_ends(batch, returned, back)
-        self.optimizer.step()
-        return sum(losses[name] * batch.shares[name] for name in losses), images
+        return len(KINDS) * most
 
-    def _need_all(self, batch: Batch, answers: dict[str, float]) -> None:
-        """Stop where an edge went away in the middle of a batch: half a step is none."""
-        self.session.cohort.require_min_replies(len(batch.shares), len(answers), "training")
+    def _sizes(self) -> dict[str, list[int]]:
+        """Return the sizes of each edge's batches; those with fewer end earlier."""
+        size = self.strategy.settings.training.batch_size
+        return {n: protocol.batch_sizes(m.train, size) for n, m in self.strategy.edges.items()}
 
-    # ---------------------------------------------------------------------- exchanges
+    @property
+    def _place(self) -> tuple[int, int]:
+        """The number of the batch, and which of its exchanges is the next."""
+        return divmod(self.strategy.done, len(KINDS))
 
-    def _mixtures(self, epoch: int, number: int, sizes: dict[str, int]) -> dict[str, torch.Tensor]:
-        content = self.session.request({"epoch": epoch, "number": number}, **self.session.ends())
-        shield = self.model.shield
+    def requests(self) -> tuple[str, Mapping[str, RecordDict]]:
+        """Return kind and requests of the next exchange."""
+        number, phase = self._place
+        requests = (self._ask_mixtures, self._send_outputs, self._send_gradients)[phase]
+        return KINDS[phase], requests(number)
+
+    def take(self, replies: Iterable[Message]) -> None:
+        """Take mixtures, losses or gradients; with these the batch makes a step."""
+        number, phase = self._place
+        (self._take_mixtures, self._take_losses, self._take_gradients)[phase](number, replies)
+
+    def _there(self, number: int) -> dict[str, int]:
+        """Return the size of a batch on each edge that still has images of this epoch."""
+        return {name: own[number] for name, own in self._sizes().items() if number < len(own)}
+
+    # ------------------------------------------------------------------------ mixtures
+
+    def _ask_mixtures(self, number: int) -> dict[str, RecordDict]:
+        strategy = self.strategy
+        place = {"epoch": strategy.round, "number": number}
+        content = strategy.request(place, **strategy.end_arrays())
+        return {n: content for n in self._there(number) if n in strategy.cohort.nodes}
+
+    def _take_mixtures(self, number: int, replies: Iterable[Message]) -> None:
+        strategy, sizes = self.strategy, self._there(number)
+        strategy.model.train()
+        strategy.optimizer.zero_grad()
+        shield = strategy.model.shield
 
         def read(name: str, content: RecordDict) -> torch.Tensor:
             shape = (padded_count(sizes[name], shield.config), *shield.shape)
-            return admitted(content, "mixtures", shape, self.session.settings.wire)
+            return admitted(content, "mixtures", shape, strategy.settings.wire)
 
-        return self.session.cohort.send_and_receive(
-            protocol.MIXTURES, dict.fromkeys(sizes, content), read
-        )
+        sent = strategy.read(replies, protocol.MIXTURES, read)
+        least = min(strategy.min_nodes, len(sizes))
+        strategy.cohort.require_min_replies(least, len(sent), "training")
+        images = sum(sizes[name] for name in sent)
+        mixtures = torch.cat([*sent.values()]).requires_grad_()
+        place = strategy.round, number
+        with seed_random_layers(self.drawing, strategy.seed, "main", *place):
+            outputs = strategy.compute.forward(
+                strategy.model.main, strategy.compute.move_batch(mixtures)
+            )
+        counts = [len(rows) for rows in sent.values()]
+        returned = dict(zip(sent, outputs.detach().cpu().split(counts), strict=True))
+        shares = {name: sizes[name] / images for name in sent}
+        self.batch = Batch(*place, shares, images, mixtures, outputs, returned)
 
-    def _request(self, name: str, batch: Batch, **arrays: Array) -> RecordDict:
-        place = {"epoch": batch.epoch, "number": batch.number, "share": batch.shares[name]}
-        # A process that has not made the mixtures has to make them again.
-        ends = self.session.ends() if self.session.fresh else {}
-        return self.session.request(place, **arrays, **ends)
+    # -------------------------------------------------------------------------- losses
 
-    def _losses(
-        self, batch: Batch, outputs: dict[str, torch.Tensor]
-    ) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
-        requests = {
-            name: self._request(name, batch, outputs=Array(rows.numpy()))
-            for name, rows in outputs.items()
+    def _send_outputs(self, _: int) -> dict[str, RecordDict]:
+        return {
+            name: self._request(name, outputs=Array(rows.numpy()))
+            for name, rows in self.batch.returned.items()
         }
 
+    def _take_losses(self, _: int, replies: Iterable[Message]) -> None:
+        batch = self.batch
+
         def read(name: str, content: RecordDict) -> tuple[float, torch.Tensor]:
-            gradient = admitted(content, "gradient", tuple(outputs[name].shape))
+            gradient = admitted(content, "gradient", tuple(batch.returned[name].shape))
             return protocol.number_of(content, "loss", 0), gradient
 
-        replies = self.session.cohort.send_and_receive(protocol.OUTPUTS, requests, read)
-        return (
-            {name: loss for name, (loss, _) in replies.items()},
-            {name: gradient for name, (_, gradient) in replies.items()},
-        )
+        found = self.strategy.read(replies, protocol.OUTPUTS, read)
+        self._need_all(len(found))
+        gradients = [gradient for _, gradient in found.values()]
+        batch.outputs.backward(torch.cat(gradients).to(batch.outputs.device))
+        assert batch.mixtures.grad is not None
+        counts = [len(gradient) for gradient in gradients]
+        batch.back = dict(zip(found, batch.mixtures.grad.split(counts), strict=True))
+        batch.loss = sum(loss * batch.shares[name] for name, (loss, _) in found.items())
 
-    def _learn_ends(
-        self, batch: Batch, outputs: dict[str, torch.Tensor], back: dict[str, torch.Tensor]
-    ) -> None:
-        """Sum the edges' gradients of the ends, and average their buffers."""
+    def _need_all(self, answered: int) -> None:
+        """Stop where an edge went away in the middle of a batch: half a step is none."""
+        self.strategy.cohort.require_min_replies(len(self.batch.shares), answered, "training")
+
+    # ---------------------------------------------------------------------------- ends
+
+    def _send_gradients(self, _: int) -> dict[str, RecordDict]:
         requests = {}
-        for name, gradient in back.items():
+        for name, gradient in self.batch.back.items():
             arrays = {"gradient": Array(gradient.cpu().numpy())}
-            if self.session.fresh:
-                arrays["outputs"] = Array(outputs[name].numpy())
-            requests[name] = self._request(name, batch, **arrays)
-        replies = self.session.cohort.send_and_receive(protocol.ENDS, requests, self._read_ends)
-        self._need_all(batch, dict.fromkeys(replies, 0.0))
-        ends = self.model.edge_stages
+            if self.strategy.fresh:
+                arrays["outputs"] = Array(self.batch.returned[name].numpy())
+            requests[name] = self._request(name, **arrays)
+        return requests
+
+    def _take_gradients(self, _: int, replies: Iterable[Message]) -> None:
+        """Sum the edges' gradients of the ends, average their buffers, and make a step."""
+        strategy, batch = self.strategy, self.batch
+        found = strategy.read(replies, protocol.ENDS, self._read_ends)
+        self._need_all(len(found))
+        ends = strategy.model.edge_stages
         gradients = [torch.zeros_like(p) for p in ends.parameters()]
-        unpack(sum(weights for weights, _ in replies.values()), gradients)  # type: ignore[arg-type]
+        unpack(sum(weights for weights, _ in found.values()), gradients)  # type: ignore[arg-type]
         for parameter, gradient in zip(ends.parameters(), gradients, strict=True):
             parameter.grad = gradient
-        shared = sum(batch.shares[name] * buffers for name, (_, buffers) in replies.items())
+        shared = sum(batch.shares[name] * buffers for name, (_, buffers) in found.items())
         unpack(shared, list(ends.buffers()))  # type: ignore[arg-type]
+        strategy.optimizer.step()
+        strategy.add_loss(batch.loss, batch.images)
 
     def _read_ends(self, _: str, content: RecordDict) -> tuple[torch.Tensor, torch.Tensor]:
         """Return an edge's gradients of the ends, and their buffers, packed."""
-        ends = self.model.edge_stages
+        ends = self.strategy.model.edge_stages
         weights, buffers = (
             admitted(content, name, (sum(tensor.numel() for tensor in tensors),))
             for name, tensors in (("weights", ends.parameters()), ("buffers", ends.buffers()))
         )
         validate_statistics(buffers, ends.named_buffers())
         return weights, buffers
+
+    def _request(self, name: str, **arrays: Array) -> RecordDict:
+        batch, strategy = self.batch, self.strategy
+        place = {"epoch": batch.epoch, "number": batch.number, "share": batch.shares[name]}
+        # A process that has not made the mixtures has to make them again.
+        ends = strategy.end_arrays() if strategy.fresh else {}
+        return strategy.request(place, **arrays, **ends)
 
 
 def admitted(

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
 
 import torch
+from flwr.app import Message, RecordDict
 
+from pudica.clients.facemix.images import read_batch
 from pudica.clients.facemix.training import augmented, batch_rows
 from pudica.clients.protocol import batch_sizes
-from pudica.models import optimizers
 from pudica.models.attributes import (
     attribute_loss,
     compute_accuracies,
@@ -19,167 +21,144 @@ from pudica.models.attributes import (
     count_confusions,
     predict_answers,
 )
-from pudica.models.errors import RequestError
-from pudica.models.packing import select_prefix
 from pudica.models.randomness import has_random_layers, numpy_generator, seed_random_layers
-from pudica.strategies.facemix.session import Session
 
-TRAINING = "training"
+if TYPE_CHECKING:
+    import numpy as np
+
+    from pudica.strategies.facemix.strategy import FaceMix
+
 RATES = {"accuracy": compute_accuracies, "balanced_accuracy": compute_balanced_accuracies}
 
 
-def log_rates(session: Session, stage: str, counts: torch.Tensor, round_: int, **tags: str) -> None:
+def log_rates(strategy: FaceMix, stage: str, counts: torch.Tensor, **tags: str) -> float:
     """Log accuracy and balanced accuracy of each attribute, and their means.
 
     Parameters
     ----------
-    counts : int64 tensor of shape (A, 2, 2)
+    counts : int64 tensor of shape (A, K, K)
         As of :func:`pudica.models.attributes.count_confusions`.
+
+    Returns
+    -------
+    float
+        The mean accuracy.
     """
     for metric, rate in RATES.items():
         each = rate(counts)
-        for name, value in zip(session.data.attributes, each.tolist(), strict=True):
+        for name, value in zip(strategy.attributes, each.tolist(), strict=True):
             if math.isfinite(value):
-                session.log(stage, metric, value, round=round_, attribute=name, **tags)
+                strategy.log(stage, metric, value, attribute=name, **tags)
         if torch.isfinite(each).any():
-            session.log(stage, metric, float(each.nanmean()), round=round_, **tags)
+            strategy.log(stage, metric, float(each.nanmean()), **tags)
+    return float(compute_accuracies(counts).nanmean())
 
 
-class Learning(ABC):
-    """The training of one case, which can stop after any epoch and go on.
+class Trainer(ABC):
+    """How the exchanges of an epoch become steps on the model.
 
     Parameters
     ----------
-    session : Session
+    strategy : FaceMix
+        Whose model and optimiser it moves.
     """
 
-    def __init__(self, session: Session) -> None:
-        self.session = session
-        self.model = session.model
-        self.training = session.settings.training
-        self.recorder = session.recorder
-        self.drawing = has_random_layers(session.model)
-        self.task = session.task(TRAINING)
-        built = optimizers.build(self.training.optimizer, self.model.parameters())
-        assert built is not None
-        self.optimizer = built
+    per_batch = 1
+    """Exchanges that make a step together."""
 
-    def train(self) -> None:
-        """Train to the end, from wherever a run that was stopped had got to."""
-        done, epochs = self._restore(), self.training.epochs
-        while done < epochs:
-            optimizers.set_learning_rate(self.optimizer, self.training.rate(done))
-            loss = self.run_epoch(done)
-            done += 1
-            if not math.isfinite(loss):
-                raise RequestError(
-                    f"training diverged in epoch {done}, the loss is {loss}; lower "
-                    f"training.optimizer.learning_rate"
-                )
-            self.session.log(TRAINING, "loss", loss, round=done)
-            if self.session.settings.evaluates(done):
-                self.validate(done)
-            self.recorder.progress(f"training ({self.session.case})", done, epochs, "epoch")
-            if self.recorder.is_checkpoint_due():
-                self.recorder.save_checkpoint(self.task, self._tensors(optimizer=True), done=done)
-        self.recorder.arrays |= self._tensors(optimizer=False)
-        self.recorder.finish(self.task)
+    def __init__(self, strategy: FaceMix) -> None:
+        self.strategy = strategy
+        self.drawing = has_random_layers(strategy.model)
 
     @abstractmethod
-    def run_epoch(self, epoch: int) -> float:
-        """Train for an epoch, counted from 0; return the mean loss."""
-
-    def recall(self) -> None:
-        """Take the model of training that is finished."""
-        self.model.load_state_dict(select_prefix(f"{self.task}/model/", self.recorder.arrays))
+    def count_exchanges(self) -> int:
+        """Return how many exchanges an epoch takes."""
 
     @abstractmethod
-    def validate(self, done: int) -> None:
-        """Measure after so many epochs, if there is something to measure with."""
+    def requests(self) -> tuple[str, Mapping[str, RecordDict]]:
+        """Return kind and requests of the next exchange."""
 
-    def _tensors(self, optimizer: bool) -> dict[str, torch.Tensor]:
-        kept = {f"model/{key}": value for key, value in self.model.state_dict().items()}
-        state = optimizers.optimizer_state(self.optimizer) if optimizer else {}
-        kept |= {f"optimizer/{key}": value for key, value in state.items()}
-        return {f"{self.task}/{key}": value for key, value in kept.items()}
+    @abstractmethod
+    def take(self, replies: Iterable[Message]) -> None:
+        """Take the replies, and a step where they complete a batch."""
 
-    def _restore(self) -> int:
-        position: dict[str, Any] = self.recorder.position(self.task)
-        if not position:
-            return 0
-        self.recall()
-        optimizers.load_optimizer_state(
-            self.optimizer, select_prefix(f"{self.task}/optimizer/", self.recorder.arrays)
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Return what its next step hangs on besides model and optimiser."""
+        return {}
+
+    def load(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Put back what :meth:`tensors` returned, among other tensors."""
+
+
+class CentralTrainer(Trainer):
+    """The model's owner trains all stages on images of its own: an epoch is one step of the loop.
+
+    No message is sent for it.
+    """
+
+    def __init__(self, strategy: FaceMix) -> None:
+        super().__init__(strategy)
+        assert strategy.images is not None
+        self.images = strategy.images
+        balanced = strategy.settings.training.class_weights == "balanced"
+        attributes = torch.from_numpy(self.images.attributes)
+        self._weights = (
+            compute_balancing_weights(attributes, strategy.answers) if balanced else None
         )
-        return int(position["done"])
 
+    def count_exchanges(self) -> int:
+        """Return 1."""
+        return 1
 
-@torch.no_grad()
-def measured(session: Session, shielded: bool) -> torch.Tensor:
-    """Return how the model answers on the cloud's validation images, (A, 2, 2)."""
-    images, size = session.data.validation, session.settings.training.batch_size
-    model = session.model.eval()
-    counts = torch.zeros(len(session.data.attributes), 2, 2, dtype=torch.int64)
-    for number, start in enumerate(range(0, len(images), size)):
-        part = slice(start, start + size)
-        x, _ = images.batch(part)
-        key = numpy_generator(session.seed, "validation", number)
-        model.randomness = key if shielded else None
-        logits = session.compute.forward(model, session.compute.move_batch(x)).cpu()
-        counts += count_confusions(
-            predict_answers(logits), torch.from_numpy(images.attributes[part])
-        )
-    return counts
+    def requests(self) -> tuple[str, Mapping[str, RecordDict]]:
+        """Return no request."""
+        return "", {}
 
-
-class Central(Learning):
-    """The model's owner trains all stages, on images of its own."""
-
-    def __init__(self, session: Session) -> None:
-        super().__init__(session)
-        balanced = self.training.class_weights == "balanced"
-        attributes = torch.from_numpy(session.data.train.attributes)
-        self._weights = compute_balancing_weights(attributes) if balanced else None
-
-    def validate(self, done: int) -> None:
-        """Measure on the cloud's validation images, with the shield and without."""
-        if not len(self.session.data.validation):
-            return
-        for shielded in ("on", "off"):
-            counts = measured(self.session, shielded == "on")
-            log_rates(self.session, "validation", counts, done, shield=shielded)
-
-    def run_epoch(self, epoch: int) -> float:
+    def take(self, replies: Iterable[Message]) -> None:  # noqa: ARG002
         """Train on all images once; each batch has keys of its own."""
-        images, total = self.session.data.train, 0.0
-        sizes = batch_sizes(len(images), self.training.batch_size)
-        self.model.train()
+        strategy = self.strategy
+        strategy.model.train()
+        sizes = batch_sizes(len(self.images), strategy.settings.training.batch_size)
         for number, size in enumerate(sizes):
-            total += self._step(epoch, number) * size
-        return total / len(images)
+            strategy.add_loss(self._step(strategy.round, number), size)
 
     def _step(self, epoch: int, number: int) -> float:
-        session, images, seed = self.session, self.session.data.train, self.session.seed
-        rows = batch_rows(seed, 0, epoch, number, len(images), self.training.batch_size)
-        x, labels = images.batch(rows)
-        x = augmented(x, images.black, self.training.augment, seed, 0, epoch, number)
-        device = session.compute.device
-        truth = torch.from_numpy(images.attributes[rows]).to(device)
-        self.model.randomness = numpy_generator(seed, "mixing", 0, "batch", epoch, number)
-        self.optimizer.zero_grad()
+        strategy, images, seed = self.strategy, self.images, self.strategy.seed
+        training = strategy.settings.training
+        rows = batch_rows(seed, 0, epoch, number, len(images), training.batch_size)
+        x, answers = read_batch(images, rows)
+        x = augmented(x, images.black, training.augment, seed, 0, epoch, number)
+        truth = answers.to(strategy.compute.device)
+        strategy.model.randomness = numpy_generator(seed, "mixing", 0, "batch", epoch, number)
+        strategy.optimizer.zero_grad()
         with seed_random_layers(self.drawing, seed, 0, epoch, number):
-            loss = self.loss(session.compute.move_batch(x), truth, labels.to(device))
+            loss = self.loss(strategy.compute.move_batch(x), truth, rows)
         loss.backward()  # type: ignore[no-untyped-call]
-        self.optimizer.step()
+        strategy.optimizer.step()
         return float(loss.detach())
 
     def loss(
         self,
         x: torch.Tensor,
         attributes: torch.Tensor,
-        labels: torch.Tensor,  # noqa: ARG002
+        rows: np.ndarray,  # noqa: ARG002
     ) -> torch.Tensor:
-        """Return the loss of one batch; labels are for who knows what to do with them."""
-        return attribute_loss(
-            self.session.compute.forward(self.model, x), attributes, self._weights
-        )
+        """Return the loss of one batch; ``rows`` says which images they are."""
+        logits = self.strategy.compute.forward(self.strategy.model, x)
+        return attribute_loss(logits, attributes, self._weights)
+
+
+@torch.no_grad()
+def count_on_validation(strategy: FaceMix, shielded: bool) -> torch.Tensor:
+    """Return how the model answers on the owner's validation images, (A, K, K)."""
+    images, size = strategy.validation, strategy.settings.training.batch_size
+    assert images is not None
+    model, answers = strategy.model.eval(), strategy.answers
+    counts = torch.zeros(len(strategy.attributes), answers, answers, dtype=torch.int64)
+    for number, start in enumerate(range(0, len(images), size)):
+        x, truth = read_batch(images, slice(start, start + size))
+        key = numpy_generator(strategy.seed, "validation", number)
+        model.randomness = key if shielded else None
+        logits = strategy.compute.forward(model, strategy.compute.move_batch(x)).cpu()
+        counts += count_confusions(predict_answers(logits, answers), truth, answers)
+    return counts

@@ -38,7 +38,7 @@ class Chunk:
         return list(parts)
 
 
-def admitted(
+def read_chunk(
     content: RecordDict,
     sizes: list[int],
     shape: tuple[int, ...],
@@ -86,17 +86,26 @@ class Cloud:
         For layers that draw, such as dropout.
     returns : bool
         Whether gradients go back to the devices.
+    optimizer : callable or OptimizerConfig, optional
+        In place of the settings'.
     """
 
     def __init__(
-        self, back: nn.Module, settings: SplitConfig, compute: Compute, seed: int, returns: bool
+        self,
+        back: nn.Module,
+        settings: SplitConfig,
+        compute: Compute,
+        seed: int,
+        returns: bool,
+        optimizer: optimizers.Optimizing | None = None,
     ) -> None:
         self.back = compute.move_model(back)
         self.settings = settings
         self.compute = compute
         self.seed = seed
         self.returns = returns
-        self.optimizer = optimizers.build(settings.optimizer, self.back.parameters())
+        self.config = optimizer or settings.optimizer
+        self.optimizer = optimizers.build(self.config, self.back.parameters())
         self.draws = has_random_layers(self.back)
 
     def learn(
@@ -113,7 +122,7 @@ class Cloud:
             sent. The mean is over the union where the fronts are averaged, else over the
             device's own batch.
         """
-        self.rate(epoch)
+        self.begin_epoch(epoch)
         batches = {name: chunk.batches() for name, chunk in chunks.items()}
         found: dict[str, list[torch.Tensor]] = {name: [] for name in chunks}
         total = 0.0
@@ -125,12 +134,10 @@ class Cloud:
                 found[name].append(gradient)
         return total, {name: concatenate(parts) for name, parts in found.items() if parts}
 
-    def rate(self, epoch: int) -> None:
+    def begin_epoch(self, epoch: int) -> None:
         """Set the learning rate of an epoch."""
         if self.optimizer:
-            optimizers.set_learning_rate(
-                self.optimizer, self.settings.optimizer.learning_rate_at(epoch)
-            )
+            optimizers.begin_epoch(self.optimizer, self.config, epoch)
 
     def _step(
         self, batches: Mapping[str, tuple[torch.Tensor, torch.Tensor]], turn: int, number: int
@@ -157,7 +164,7 @@ class Cloud:
         """
         smashed.requires_grad_(self.returns)
         # Batch norm has no variance of a single example: use the statistics learnt so far.
-        self._learning(len(labels) > 1)
+        self._set_training_mode(len(labels) > 1)
         with self.compute.use_threads():
             return self._descend(smashed, labels, turn, number)
 
@@ -183,7 +190,7 @@ class Cloud:
     def _seeded(self, turn: int, number: int) -> AbstractContextManager[None]:
         return seed_random_layers(self.draws, self.seed, turn, number)
 
-    def _learning(self, several: bool) -> None:
+    def _set_training_mode(self, several: bool) -> None:
         """Put the layers that learn into training mode; what is frozen stays as it is."""
         self.back.train(several)
         if self.settings.train == "last-layer":

@@ -8,13 +8,14 @@ from typing import Any
 
 import torch
 from flwr.app import Array, RecordDict
+from torch import nn
 
 from pudica.clients import protocol
-from pudica.clients.shields.front import Front
 from pudica.models import optimizers, packing
+from pudica.models.optimizers import Optimizing
 from pudica.models.packing import select_prefix
 from pudica.strategies.split.costs import BACKWARD, FORWARD, seconds_of
-from pudica.strategies.split.session import Session
+from pudica.strategies.split.devices import Devices
 
 State = dict[str, torch.Tensor]
 Extras = tuple[dict[str, protocol.Scalar], dict[str, Array]]
@@ -31,19 +32,26 @@ class Fronts(ABC):
 
     Parameters
     ----------
-    session : Session
-    front : Front
-        With which all devices start.
+    devices : Devices
+    front : Module
+        What travels of the front with which all devices start.
+    optimizer : OptimizerConfig or callable
+        Of the fronts.
     """
 
     learns = True
+    returns_gradients = False
+    """Whether devices turn gradients at the cut into the front's, in an exchange of its own."""
+    is_handed_on = False
+    """Whether the front is fetched before another device gets it, in an exchange of its own."""
 
-    def __init__(self, session: Session, front: Front) -> None:
-        self.session = session
+    def __init__(self, devices: Devices, front: nn.Module, optimizer: Optimizing) -> None:
+        self.devices = devices
         self.front = front
+        self.config = optimizer
         self.met: set[str] = set()
 
-    def goes_along(self, name: str) -> Extras:
+    def extra_payload(self, name: str) -> Extras:
         """Return config and arrays to add to a request for the device's next batches."""
         return {}, {} if name in self.met else {"front": self.packed()}
 
@@ -55,7 +63,7 @@ class Fronts(ABC):
     def learn(self, gradients: Mapping[str, torch.Tensor], epoch: int, turn: int) -> None:
         """Bring the gradients at the cut of one turn of an epoch to the fronts."""
 
-    def settle(self, turn: int) -> None:
+    def flush(self, turn: int) -> None:
         """Deliver what the devices have not got yet, before anything is measured.
 
         Parameters
@@ -63,21 +71,24 @@ class Fronts(ABC):
         turn : int
             After which this is.
         """
-        self._deliver([n for n in self.session.cohort.nodes if n not in self.met], turn)
+        self._deliver([n for n in self.devices.cohort.nodes if n not in self.met], turn)
 
     def _deliver(self, names: Sequence[str], turn: int) -> None:
         """Send what goes along, without asking for anything; the fronts are kept."""
-        kept = {"turn": turn, "needed": self.session.needed, "keep": 1}
+        kept = {"turn": turn, "needed": self.devices.needed, "keep": 1}
         requests = {}
         for name in names:
-            config, arrays = self.goes_along(name)
-            requests[name] = self.session.request({**NOTHING, **kept, **config}, **arrays)
-        told = self.session.cohort.send_and_receive(protocol.SMASH, requests, _seconds)
-        self.answered(told)
+            config, arrays = self.extra_payload(name)
+            requests[name] = self.devices.request({**NOTHING, **kept, **config}, **arrays)
+        answered = self.devices.send_and_receive(protocol.SMASH, requests, _seconds)
+        self.answered(answered)
 
     def shared(self) -> dict[str, Array]:
         """Return the front to send along with requests that measure; none if devices have it."""
         return {}
+
+    def replaced(self) -> None:
+        """Note that the cloud's front was replaced."""
 
     def packed(self) -> Array:
         """Return the cloud's front as one array."""
@@ -109,8 +120,8 @@ class Frozen(Fronts):
 class Private(Fronts):
     """Each device keeps a front of its own; a gradient shares a message with the next request."""
 
-    def __init__(self, session: Session, front: Front) -> None:
-        super().__init__(session, front)
+    def __init__(self, devices: Devices, front: nn.Module, optimizer: Optimizing) -> None:
+        super().__init__(devices, front, optimizer)
         self.waiting: dict[str, tuple[torch.Tensor, int]] = {}
 
     def learn(
@@ -122,9 +133,9 @@ class Private(Fronts):
         """Keep the gradients until the devices are asked again."""
         self.waiting |= {name: (gradient, turn) for name, gradient in gradients.items()}
 
-    def goes_along(self, name: str) -> Extras:
+    def extra_payload(self, name: str) -> Extras:
         """Return the gradient of the device's last batches, if it has not got it."""
-        _, front = super().goes_along(name)
+        _, front = super().extra_payload(name)
         config, gradient = self._gradient(name)
         return config, front | gradient
 
@@ -132,11 +143,11 @@ class Private(Fronts):
         if name not in self.waiting:
             return {}, {}
         gradient, turn = self.waiting.pop(name)
-        return self.session.gradient(gradient, turn)
+        return self.devices.gradient(gradient, turn)
 
-    def settle(self, turn: int) -> None:
+    def flush(self, turn: int) -> None:
         """Send the gradients that wait, and the front to those that never had it."""
-        self._deliver(list(self.session.cohort.nodes), turn)
+        self._deliver(list(self.devices.cohort.nodes), turn)
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Return the front that devices start with, and the gradients that wait."""
@@ -158,17 +169,17 @@ class Private(Fronts):
 class Handoff(Private):
     """One front goes from device to device, by way of the cloud, with its optimiser's state."""
 
-    def __init__(self, session: Session, front: Front) -> None:
-        super().__init__(session, front)
-        self.config = session.settings.front_optimizer or session.settings.optimizer
+    is_handed_on = True
+
+    def __init__(self, devices: Devices, front: nn.Module, optimizer: Optimizing) -> None:
+        super().__init__(devices, front, optimizer)
         self.holder = ""
         self.state: State = {}
 
-    def goes_along(self, name: str) -> Extras:
-        """Fetch the front from whoever has it, and send it to the device whose turn it is."""
+    def extra_payload(self, name: str) -> Extras:
+        """Return the gradient for the device that has the front, or the front for another."""
         if name == self.holder:
             return self._gradient(name)
-        self._fetch()
         state = {key: Array(value.numpy()) for key, value in self.state.items()}
         return {}, {"front": self.packed(), **state}
 
@@ -177,31 +188,37 @@ class Handoff(Private):
         super().answered(names)
         self.holder = next(iter(names), self.holder)
 
-    def settle(self, turn: int) -> None:  # noqa: ARG002
+    def flush(self, turn: int) -> None:  # noqa: ARG002
         """Bring the front to the cloud."""
-        self._fetch()
+        self.take_front(
+            self.devices.send_and_receive(protocol.FRONT, self.fetch(), self.read_front)
+        )
 
     def shared(self) -> dict[str, Array]:
         """Return the front, which most devices have not."""
         return {"front": self.packed()}
 
-    def _fetch(self) -> None:
-        """Take the front from its holder; if that fails, the one it was given goes on."""
+    def fetch(self, for_name: str = "") -> dict[str, RecordDict]:
+        """Return the request that fetches the front; none if it is here, or at ``for_name``."""
+        if self.holder in ("", for_name):
+            return {}
+        config, arrays = self._gradient(self.holder)
+        config |= {"turn": int(config.get("of", -1)) + 1, "needed": self.devices.needed}
+        return {self.holder: self.devices.request(config, **arrays)}
+
+    def take_front(self, replies: Mapping[str, tuple[torch.Tensor, State]]) -> None:
+        """Take the front from its holder; if that failed, the one it was given goes on."""
         if not self.holder:
             return
-        config, arrays = self._gradient(self.holder)
-        config |= {"turn": int(config.get("of", -1)) + 1, "needed": self.session.needed}
-        requests = {self.holder: self.session.request(config, **arrays)}
-        found = self.session.cohort.send_and_receive(protocol.FRONT, requests, self._read)
-        for front, self.state in found.values():
+        for front, self.state in replies.values():
             packing.unpack(front, packing.state_tensors(self.front))
-        if not found:
-            self.session.recorder.event(
+        if not replies:
+            self.devices.recorder.event(
                 f"{self.holder} did not hand on the front: what it learnt since it got it is lost"
             )
         self.holder = ""
 
-    def _read(self, _: str, content: RecordDict) -> tuple[torch.Tensor, State]:
+    def read_front(self, _: str, content: RecordDict) -> tuple[torch.Tensor, State]:
         """Return a front, packed, and the state of its optimiser, if they fit."""
         arrays = protocol.arrays_of(content)
         for key, value in arrays.items():
@@ -238,42 +255,62 @@ class Average(Fronts):
     the front looks at the batch as a whole or draws. With more it is one step on their sum.
     """
 
-    def __init__(self, session: Session, front: Front) -> None:
-        super().__init__(session, front)
-        settings = session.settings
-        self.config = settings.front_optimizer or settings.optimizer
-        self.optimizer = optimizers.build(self.config, front.parameters())
-        self._sent: Array | None = None
+    returns_gradients = True
 
-    def goes_along(self, name: str) -> Extras:  # noqa: ARG002
+    def __init__(self, devices: Devices, front: nn.Module, optimizer: Optimizing) -> None:
+        super().__init__(devices, front, optimizer)
+        self.optimizer = optimizers.build(optimizer, front.parameters())
+        self._sent: Array | None = None
+        self._due: dict[str, torch.Tensor] = {}
+        self._turn = 0
+
+    def replaced(self) -> None:
+        """Send another front from now on."""
+        self._sent = None
+
+    def extra_payload(self, name: str) -> Extras:  # noqa: ARG002
         """Return the front, the same array for all devices of one turn."""
         if self._sent is None:
             self._sent = self.packed()
         return {}, {"front": self._sent}
 
-    def settle(self, turn: int) -> None:
+    def flush(self, turn: int) -> None:
         """Nothing: whoever measures gets the front with that."""
 
     def shared(self) -> dict[str, Array]:
         """Return the front: what devices have is a step old."""
         return {"front": self.packed()}
 
-    def learn(self, gradients: Mapping[str, torch.Tensor], epoch: int, turn: int) -> None:
-        """Let the devices turn gradients at the cut into the front's, and take a step."""
-        requests = {}
-        for name, gradient in gradients.items():
-            config, arrays = self.session.gradient(gradient, turn)
-            requests[name] = self.session.request(config, **arrays)
-        replies = self.session.cohort.send_and_receive(
-            protocol.FRONT_GRADIENT, requests, self._read
-        )
-        for name, (_, seconds) in replies.items():
-            self.session.costs.spent(name, seconds)
-        if replies:
-            counts = {name: len(gradient) for name, gradient in gradients.items()}
-            self._step({name: values for name, (values, _) in replies.items()}, counts, epoch)
+    def learn(
+        self,
+        gradients: Mapping[str, torch.Tensor],
+        epoch: int,  # noqa: ARG002
+        turn: int,
+    ) -> None:
+        """Keep the gradients for the exchange that makes the front's of them."""
+        self._due, self._turn = dict(gradients), turn
 
-    def _read(self, _: str, content: RecordDict) -> tuple[torch.Tensor, dict[str, float]]:
+    def gradient_requests(self) -> dict[str, RecordDict]:
+        """Return what lets devices turn gradients at the cut into the front's."""
+        requests = {}
+        for name, gradient in self._due.items():
+            config, arrays = self.devices.gradient(gradient, self._turn)
+            requests[name] = self.devices.request(config, **arrays)
+        return requests
+
+    def step(
+        self, replies: Mapping[str, tuple[torch.Tensor, dict[str, float]]], epoch: int
+    ) -> None:
+        """Take a step with what came back."""
+        for name, (_, seconds) in replies.items():
+            self.devices.costs.spent(name, seconds)
+        if replies:
+            counts = {name: len(gradient) for name, gradient in self._due.items()}
+            self._step({name: values for name, (values, _) in replies.items()}, counts, epoch)
+        self._due = {}
+
+    def read_gradient(self, _: str, content: RecordDict) -> tuple[torch.Tensor, dict[str, float]]:
+        """Return the gradient of a device's front and its buffers, packed, and seconds."""
         named: list[tuple[str, torch.Tensor]] = [("", p) for p in self.front.parameters()]
         named += self.front.named_buffers()
         wanted = sum(tensor.numel() for _, tensor in named)
@@ -304,7 +341,7 @@ class Average(Fronts):
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient
         if self.optimizer:
-            optimizers.set_learning_rate(self.optimizer, self.config.learning_rate_at(epoch))
+            optimizers.begin_epoch(self.optimizer, self.config, epoch)
             self.optimizer.step()
         self._sent = None
 

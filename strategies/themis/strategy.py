@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +17,16 @@ from torch.utils.data import TensorDataset
 
 from pudica.clients import protocol
 from pudica.clients.data.examples import Examples
-from pudica.models.compute import Compute, ComputeConfig
 from pudica.models.errors import RequestError
 from pudica.models.generator import GeneratorTraining, NoiseGenerator
-from pudica.models.randomness import derive, numpy_generator, torch_generator
-from pudica.models.training import predict
-from pudica.strategies.core.settings import validate_settings
+from pudica.models.randomness import derive, torch_generator
+from pudica.models.settings import validate_settings
 from pudica.strategies.core.strategy import RecordedStrategy, stack
 from pudica.strategies.themis.config import ThemisConfig
-from pudica.strategies.themis.leaderboard import leaderboard
-from pudica.strategies.themis.protection import measure_hiding, noisy_chunks
-from pudica.strategies.themis.release import Release
+from pudica.strategies.themis.ranking import TestRelease, measure_protection
+from pudica.strategies.themis.requests import Requests, build_request, variant_of
 from pudica.strategies.themis.screening import Clip, check_reach, combine, read_update
-from pudica.strategies.themis.submissions import Submissions
+from pudica.strategies.themis.turns import Turn, Turns
 
 GENERATOR = protocol.GENERATOR
 # Of the ``themis`` section: what organises a whole experiment, and not a strategy.
@@ -38,16 +34,6 @@ EXPERIMENT_ONLY = frozenset(
     {"cases", "stages", "examiner", "release", "epochs", "epochs_per_message", "min_participants"}
 )
 Shape = tuple[int, int, int]
-
-
-@dataclass(frozen=True)
-class Turn:
-    """One exchange: who is asked about which batches."""
-
-    epoch: int
-    step: int
-    count: int
-    names: list[str]
 
 
 class Themis(RecordedStrategy):
@@ -143,8 +129,6 @@ class Themis(RecordedStrategy):
         generator = NoiseGenerator.untrained(shape, M, torch_generator(seed, "generator"))
         return protocol.generator_arrays(generator.pack())
 
-    # ----------------------------------------------------------------- the state of training
-
     def settings_to_record(self) -> dict[str, Any]:
         """Return the settings as the ``themis`` section of an experiment has them."""
         chosen = self.settings.model_dump(mode="json", by_alias=True, exclude=set(EXPERIMENT_ONLY))
@@ -158,6 +142,11 @@ class Themis(RecordedStrategy):
     def shape(self) -> Shape:
         """Of an image: channels, height and width."""
         return next(iter(self._members.values())).shape
+
+    @property
+    def classes(self) -> int:
+        """How many classes the participants tell apart."""
+        return next(iter(self._members.values())).classes
 
     @property
     def batches(self) -> int:
@@ -221,48 +210,11 @@ class Themis(RecordedStrategy):
         self.clipped, self.answered = note["clipped"], set(note["answered"])
         self.losses = list(note["losses"])
 
-    # ------------------------------------------------------------------- who does what
-
-    def present(self, epoch: int) -> list[str]:
-        """Return who takes part in an epoch, in the order of their turns."""
-        settings = self.settings
-        names = [
-            name
-            for name in self._ordered(epoch)
-            if name not in settings.bystanders and settings.late.get(name, 0) <= epoch
-        ]
-        missing: set[str] = set()
-        if settings.dropouts:
-            randomness = numpy_generator(self.seed, "dropouts", self.case, epoch)
-            count = max(0, min(settings.dropouts, len(names) - 1))
-            missing = set(randomness.choice(sorted(names), count, replace=False))
-        return [name for name in names if name not in missing]
-
-    def _ordered(self, epoch: int) -> list[str]:
-        names, order = list(self.cohort.nodes), self.settings.order
-        if isinstance(order, list):
-            return [name for name in order if name in names]
-        if order == "random":
-            randomness = numpy_generator(self.seed, "order", self.case, epoch)
-            return [names[i] for i in randomness.permutation(len(names))]
-        if order == "listed":
-            return names
-        return sorted(names, key=str.casefold, reverse=order == "reverse")
-
-    def turns(self, epoch: int) -> Iterator[Turn]:
-        """Yield the exchanges of an epoch."""
-        names, visit = self.present(epoch), self.settings.steps_per_visit
-        for step in range(0, self.batches, visit):
-            count = min(visit, self.batches - step)
-            if self.settings.update == "sequential":
-                yield from (Turn(epoch, step, count, [name]) for name in names)
-            else:
-                yield Turn(epoch, step, count, names)
-
     def count_exchanges(self) -> int:
         """Return how many exchanges the current epoch takes."""
         if not self._turns or self._turns[0].epoch != self.round:
-            self._turns = list(self.turns(self.round))
+            turns = Turns(self.settings, self.seed, self.case)
+            self._turns = list(turns.plan(self.round, list(self.cohort.nodes), self.batches))
         return len(self._turns)
 
     def begin_round(self) -> None:
@@ -276,8 +228,6 @@ class Themis(RecordedStrategy):
         """Tell whether the stage was closed."""
         return self.over()
 
-    # ----------------------------------------------------------------- Flower's hooks: train
-
     def configure_train(
         self,
         server_round: int,  # noqa: ARG002
@@ -289,71 +239,22 @@ class Themis(RecordedStrategy):
         self.prepare(grid, arrays)
         self.count_exchanges()
         turn = self._turns[self.done]
-        return self.cohort.messages(self._kind, self._requests(turn, dict(config), arrays))
+        requests = Requests(self.settings, self.recorder.name, self.seed, self.case)
+        content = dict(config)
+        if self.settings.update == "joint":
+            return self.cohort.messages(self._kind, requests.gradients(turn, content, arrays))
+        state = self._training().pack()
+        everyone = list(self._members)
+        visits = requests.visits(turn, content, arrays, state, everyone)
+        return self.cohort.messages(self._kind, visits)
 
     @property
     def _kind(self) -> str:
         return protocol.GRADIENT if self.settings.update == "joint" else protocol.VISIT
 
-    def _requests(
-        self, turn: Turn, config: dict[str, Any], arrays: ArrayRecord
-    ) -> dict[str, RecordDict]:
-        """Return the requests; participants of whom the same is asked share one."""
-        if self.settings.update == "joint":
-            return self._gradient_requests(turn, config, arrays)
-        values, steps = self._training().pack()
-        everyone = self.order_of_visitors()
-        own: dict[str, Any] = {
-            "steps": steps,
-            "learning-rate": self.settings.learning_rate,
-            "weight": self.settings.weight,
-            protocol.MOMENTS: protocol.pack_moments(values),
-        }
-        return {
-            name: _request(
-                {**config, **self._common(turn, name), **own, "visitor": 1 + everyone.index(name)},
-                arrays,
-            )
-            for name in turn.names
-        }
-
-    def _gradient_requests(
-        self, turn: Turn, config: dict[str, Any], arrays: ArrayRecord
-    ) -> dict[str, RecordDict]:
-        shared: dict[tuple[bool, str | None], RecordDict] = {}
-        requests = {}
-        for name in turn.names:
-            kind = (name in self.settings.cheaters, self.settings.hostile.get(name))
-            if kind not in shared:
-                shared[kind] = _request({**config, **self._common(turn, name)}, arrays)
-            requests[name] = shared[kind]
-        return requests
-
-    def order_of_visitors(self) -> list[str]:
-        """Return all participants, by whose places their noise is drawn."""
-        return list(self._members)
-
-    def _common(self, turn: Turn, name: str) -> dict[str, protocol.Scalar]:
-        settings = self.settings
-        config: dict[str, protocol.Scalar] = {
-            "run": self.recorder.name,
-            "variant": self.variant_of(name),
-            "bound": settings.M,
-            "seed": derive(self.seed, "schedule", self.case),
-            "epoch": turn.epoch,
-            "step": turn.step,
-            "count": turn.count,
-            "batch": settings.batch_size,
-            "noise": settings.noise,
-            "visitor": 0,
-        }
-        if name in settings.hostile:
-            config["attack"] = settings.hostile[name]
-        return config
-
     def variant_of(self, name: str) -> str:
         """Return which of a participant's models is asked: a cheater's is its cheating one."""
-        return "cheating" if name in self.settings.cheaters else "honest"
+        return variant_of(self.settings, name)
 
     def aggregate_train(
         self,
@@ -427,8 +328,6 @@ class Themis(RecordedStrategy):
         self.log(self.stage, "mean_sigma", sigma, **tags)
         return sigma
 
-    # -------------------------------------------------------------- Flower's hooks: evaluate
-
     def is_evaluation_due(self, last: bool) -> bool:
         """Tell whether participants measure themselves after this epoch."""
         return last or self.round % self.settings.validate_every == 0
@@ -450,7 +349,7 @@ class Themis(RecordedStrategy):
             "seed": derive(self.seed, "validation", self.round),
         }
         requests = {
-            name: _request({**common, "variant": self.variant_of(name)}, arrays)
+            name: build_request({**common, "variant": self.variant_of(name)}, arrays)
             for name in self.cohort.nodes
         }
         return self.cohort.messages(protocol.NOISY, requests)
@@ -467,8 +366,6 @@ class Themis(RecordedStrategy):
         if not accuracies:
             return None
         return MetricRecord({"accuracy": float(np.mean(list(accuracies.values())))})
-
-    # --------------------------------------------------------------------- the competition
 
     def leaderboard(
         self,
@@ -514,42 +411,9 @@ class Themis(RecordedStrategy):
             Fewer than ``min_nodes`` predict.
         """
         self.join(grid, timeout)
-        release = self._release(images, labels, images_per_message)
         drawn = secrets.randbits(256) if secret else derive(self.seed, "test-noise")
-        trained = self.generator(arrays)
-        contestants = {name: (name, self.variant_of(name)) for name in self.cohort.nodes}
-
-        def measure(
-            noise: NoiseGenerator | None, what: str, case: str, bound: float, count: int
-        ) -> dict[str, list[float]]:
-            found: dict[str, list[float]] = {name: [] for name in contestants}
-            for draw in range(count):
-                seed = (drawn, what, case, repr(bound), draw)
-                correct = release.count_correct(contestants, noise, seed, self.min_nodes)
-                for name, number in correct.items():
-                    found[name].append(number / len(images))
-            return found
-
-        M = self.settings.M
-        noisy = measure(trained, "trained", self.case, M, draws)
-        if not compare:
-            return leaderboard(noisy)
-        plain = {n: each[0] for n, each in measure(None, "plain", "", 0.0, 1).items()}
-        begun = self.generator(self.untrained(self.shape, M, self.seed))
-        return leaderboard(noisy, plain, measure(begun, "untrained", "", M, draws))
-
-    def _release(
-        self, images: torch.Tensor, labels: torch.Tensor, images_per_message: int
-    ) -> Release:
-        if images.ndim != 4 or tuple(images.shape[1:]) != self.shape or len(images) != len(labels):
-            raise RequestError(
-                f"images: of shape {tuple(images.shape)} with {len(labels)} labels; the "
-                f"participants' images are {self.shape}, and each needs a label"
-            )
-        test = Examples(TensorDataset(images, labels), "test")
-        classes = next(iter(self._members.values())).classes
-        none = Submissions(self.recorder, None)
-        return Release(self.cohort, test, classes, images_per_message, none)
+        release = TestRelease(self, images, labels, drawn, images_per_message)
+        return release.rank(arrays, draws, compare)
 
     def protection(
         self,
@@ -582,25 +446,7 @@ class Themis(RecordedStrategy):
         noise = self.generator(arrays)
         test = Examples(TensorDataset(images, labels), "test")
         test.mean, test.std = mean, std
-        seed = (derive(self.seed, "protection"), "draw")
-        found = {
-            "mean_sigma": float(noise.sigma().detach().mean()),
-            **measure_hiding(test, noise, seed, None),
-            "chance": float(torch.bincount(labels).max() / len(labels)),
-        }
-        if examiner is not None:
-            compute = Compute(ComputeConfig())
-            frozen = compute.move_model(examiner.eval())
-            chunks = list(noisy_chunks(test, noise, seed))
-            for metric, which in (("examiner_accuracy", 1), ("examiner_accuracy_plain", 0)):
-                predicted = [predict(frozen, chunk[which], compute) for chunk in chunks]
-                correct = (torch.from_numpy(np.concatenate(predicted)) == labels).float()
-                found[metric] = float(correct.mean())
-        return found
-
-
-def _request(config: Mapping[str, Any], arrays: ArrayRecord) -> RecordDict:
-    return RecordDict({"config": ConfigRecord(dict(config)), "arrays": arrays})
+        return measure_protection(noise, test, derive(self.seed, "protection"), examiner)
 
 
 def _read_accuracy(_: str, content: RecordDict) -> float:

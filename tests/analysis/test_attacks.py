@@ -121,20 +121,20 @@ def test_the_scale_and_sign_of_positive_sources_are_found() -> None:
     assert (found[columns].mean((1, 2, 3)) > 0).all()
 
 
-def test_what_is_taken_apart_is_judged_against_the_truth(mixed: View) -> None:
-    apart = unmix(mixed, requests=1, known_groups=True, seed=0)
-    assert len(apart.images) == len(set(apart.images.tolist())) == 32
-    features = mixed.features(mixed.data.test, apart.images)
-    torch.testing.assert_close(apart.true, features.cpu())
-    assert 0 <= apart.recognised <= 1
+def test_unmixed_maps_are_scored_against_the_truth(mixed: View) -> None:
+    unmixed = unmix(mixed, requests=1, known_groups=True, seed=0)
+    assert len(unmixed.images) == len(set(unmixed.images.tolist())) == 32
+    features = mixed.features(mixed.data.test, unmixed.images)
+    torch.testing.assert_close(unmixed.true, features.cpu())
+    assert 0 <= unmixed.recognised <= 1
     clear = mixed.without_shield()
-    plain = np.mean([*score_plain(mixed, apart.images).values()])
+    plain = np.mean([*score_plain(mixed, unmixed.images).values()])
     assert plain == pytest.approx(score_mixtures(clear, 1, seed=0).success)
     assert score_mixtures(clear, 1, seed=0).correlations.min() > 0.999
     assert score_mixtures(clear, 9, seed=0).success > score_mixtures(mixed, 9, seed=0).success + 0.1
 
 
-def test_groups_are_taken_apart_one_by_one_where_they_are_known(mixed: View) -> None:
+def test_known_groups_are_unmixed_one_by_one(mixed: View) -> None:
     """Of independent sources: eight of a group are found, thirty-two of a request less well."""
 
     class Sources(View):
@@ -209,7 +209,7 @@ def test_an_anonymised_image_is_plain_in_the_clear(directory: Path) -> None:
     assert not torch.allclose(seen.rows.cpu(), images.batch(seen.images)[0], atol=1e-3)
 
 
-def test_likeness_is_beside_that_of_the_mean_image() -> None:
+def test_similarity_is_reported_beside_that_of_the_mean_image() -> None:
     true = torch.zeros(3, 1, 8, 8)
     found = Reconstruction(true, true + 0.1, np.arange(3), torch.full((1, 8, 8), 0.2)).similarity()
     assert found["mse"] == pytest.approx(0.01)

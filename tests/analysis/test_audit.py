@@ -8,7 +8,7 @@ import pytest
 import torch
 from scipy import stats
 
-from pudica.analysis.audit import _lower, _upper, audit
+from pudica.analysis.audit import _clopper_pearson_lower, _clopper_pearson_upper, audit
 from pudica.clients.shields import SHIELDS, Guarantee, Mechanism, Shape, build
 from pudica.clients.shields.clipping import ClipLaplace
 from pudica.clients.shields.grid import IntegerGrid
@@ -123,8 +123,8 @@ def test_an_audit_leaves_the_mechanism_as_it_was() -> None:
 @pytest.mark.parametrize(("successes", "trials"), [(0, 50), (1, 50), (25, 50), (50, 50)])
 def test_intervals_are_clopper_and_pearsons(successes: int, trials: int) -> None:
     interval = stats.binomtest(successes, trials).proportion_ci(0.9, "exact")
-    assert _lower(successes, trials, 0.05) == pytest.approx(interval.low)
-    assert _upper(successes, trials, 0.05) == pytest.approx(interval.high)
+    assert _clopper_pearson_lower(successes, trials, 0.05) == pytest.approx(interval.low)
+    assert _clopper_pearson_upper(successes, trials, 0.05) == pytest.approx(interval.high)
 
 
 def test_audits_repeat() -> None:

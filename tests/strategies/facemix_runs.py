@@ -11,9 +11,8 @@ from flwr.app import Message
 from split_helpers import asked
 
 from pudica.clients import protocol
-from pudica.clients.assignments import parsed as assignment_of
-from pudica.clients.facemix.edge import InferenceEdge
-from pudica.clients.facemix.training import edge_of
+from pudica.clients.assignments import parse_assignment as assignment_of
+from pudica.clients.facemix.assigned import AssignedEdge
 from pudica.clients.runtime.vault import Vault
 from pudica.strategies.facemix.experiment import FacemixExperiment
 from pudica.strategies.loading import load_experiment
@@ -38,11 +37,11 @@ def tiny(*overrides: str) -> FacemixExperiment:
     return experiment
 
 
-def edges_of(grid: ListeningGrid, place: Path) -> list[InferenceEdge]:
+def edges_of(grid: ListeningGrid, place: Path) -> list[AssignedEdge]:
     """Return the edges of a run, made anew with the stages that they were given."""
     words = [protocol.words_of(message.content) for message in asked(grid, protocol.JOIN)]
     assignments = [assignment_of(str(each["assignment"])) for each in words]
-    edges = [edge_of(Vault(place / str(a.partition)), a) for a in assignments]  # type: ignore[arg-type]
+    edges = [AssignedEdge(Vault(place / str(a.partition)), a) for a in assignments]  # type: ignore[arg-type]
     arrays = protocol.arrays_of(asked(grid, protocol.ADOPT)[-1].content)
     for edge in edges:
         edge.adopt({name: torch.from_numpy(values) for name, values in arrays.items()})

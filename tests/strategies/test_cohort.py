@@ -288,7 +288,7 @@ def coming_and_going(
 ) -> Callable[..., tuple[Cohort, ComingAndGoing]]:
     monkeypatch.setattr("pudica.strategies.core.reliable_grid.REPEAT_SECONDS", 0.1)
     monkeypatch.setattr("pudica.strategies.core.reliable_grid.LOOK_SECONDS", 0.05)
-    monkeypatch.setattr("pudica.strategies.core.reliable_grid.PendingRequest.busy_pause", 0.1)
+    monkeypatch.setattr("pudica.strategies.core.pending.PendingRequest.busy_pause", 0.1)
 
     def make(
         answer: Callable[[int], RecordDict | Error | None], **client: float

@@ -21,7 +21,7 @@ from pudica import models
 from pudica.clients import protocol
 from pudica.clients.assignments import parsed as assignment_of
 from pudica.clients.data import load_once, select_node_images
-from pudica.clients.dlmt.owner import Owner
+from pudica.clients.dlmt.assigned import AssignedOwner
 from pudica.clients.runtime.vault import Vault
 from pudica.clients.shields.disguises import Key, KeyedDisguise, Span
 from pudica.models.errors import RequestError
@@ -53,12 +53,12 @@ def tiny(*overrides: str) -> DlmtExperiment:
     return experiment
 
 
-def owners_of(grid: ListeningGrid, place: Path) -> list[Owner]:
+def owners_of(grid: ListeningGrid, place: Path) -> list[AssignedOwner]:
     """Return the owners of a run's last case, made anew."""
     words = [protocol.words_of(message.content) for message in asked(grid, protocol.JOIN)]
     assignments = [assignment_of(str(each["assignment"])) for each in words]
     last = {assignment.partition: assignment for assignment in assignments}
-    return [Owner(Vault(place / str(n)), last[n]) for n in sorted(last)]  # type: ignore[arg-type]
+    return [AssignedOwner(Vault(place / str(n)), last[n]) for n in sorted(last)]  # type: ignore[arg-type]
 
 
 # ------------------------------------------------------------------- what is computed
@@ -453,13 +453,13 @@ def test_a_wrong_answer_is_a_dropout(
 def test_who_says_nonsense_of_its_data_is_left_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, word: str, value: Any
 ) -> None:
-    introduced = Owner.describe_data
+    introduced = AssignedOwner.describe_data
 
-    def changed(owner: Owner) -> dict[str, int | str]:
+    def changed(owner: AssignedOwner) -> dict[str, int | str]:
         second = owner.assignment.partition == 1
         return introduced(owner) | ({word: value} if second else {})
 
-    monkeypatch.setattr(Owner, "introduced", changed)
+    monkeypatch.setattr(AssignedOwner, "describe_data", changed)
     grid = run(tiny(*FEDERATED), tmp_path / "run")
     assert {grid.partition[m.metadata.dst_node_id] for m in asked(grid, protocol.ROUND)} == {0, 2}
 
@@ -468,16 +468,16 @@ def test_nobody_counts_for_more_than_it_joined_with(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run(tiny(*FEDERATED), tmp_path / "honest")
-    train = Owner.train
+    train = AssignedOwner.train
 
-    def boasting(owner: Owner, *arguments: Any) -> Any:
+    def boasting(owner: AssignedOwner, *arguments: Any) -> Any:
         numbers, arrays = train(owner, *arguments)
         return {**numbers, "num-examples": 1e12}, arrays
 
-    monkeypatch.setattr(Owner, "train", boasting)
+    monkeypatch.setattr(AssignedOwner, "train", boasting)
     run(tiny(*FEDERATED), tmp_path / "boasting")
     assert same(model_of(tmp_path / "honest"), model_of(tmp_path / "boasting"))
-    monkeypatch.setattr(Owner, "right", lambda *_: {"right": 10**6})
+    monkeypatch.setattr(AssignedOwner, "right", lambda *_: {"right": 10**6})
     with pytest.raises(
         RuntimeError, match=r"evaluate\.right: 'right' must be a whole number 0 to .*, is 1000000"
     ):
@@ -508,13 +508,13 @@ def test_who_comes_back_with_other_images_is_left_out_alone(
     wanted = tiny(*FEDERATED, "dlmt.min_owners=2")
     with pytest.raises(Interrupted):
         run(wanted, tmp_path / "run", stop=(protocol.ROUND, 4))
-    introduced = Owner.describe_data
+    introduced = AssignedOwner.describe_data
 
-    def fewer(owner: Owner) -> dict[str, int | str]:
+    def fewer(owner: AssignedOwner) -> dict[str, int | str]:
         said = introduced(owner)
         return said | ({"train": int(said["train"]) - 1} if owner.assignment.partition == 1 else {})
 
-    monkeypatch.setattr(Owner, "introduced", fewer)
+    monkeypatch.setattr(AssignedOwner, "describe_data", fewer)
     grid = run(wanted, tmp_path / "run")
     assert {grid.partition[m.metadata.dst_node_id] for m in asked(grid, protocol.ROUND)} == {0, 2}
     assert "this run was begun with" in (tmp_path / "run" / "events.log").read_text()

@@ -25,10 +25,10 @@ from split_helpers import (
 
 import pudica.strategies.core.recorder
 from pudica.clients import protocol
-from pudica.clients.facemix import edge as inference
-from pudica.clients.assignments import parsed as assignment_of
+from pudica.clients.assignments import parse_assignment as assignment_of
 from pudica.clients.data import Splits
-from pudica.clients.facemix.edge import InferenceEdge
+from pudica.clients.facemix import assigned
+from pudica.clients.facemix.assigned import AssignedEdge
 from pudica.clients.runtime.vault import Vault
 from pudica.models.errors import RequestError
 from pudica.strategies.facemix.serving import Serving
@@ -249,15 +249,15 @@ def test_an_edge_learns_nothing_from_what_fits_no_batch(
     grid = run(tiny(*SPLIT), tmp_path / "run")
     (edge, _) = edges_of(grid, tmp_path / "again")
     stages = arrays_in(first_of(grid, protocol.MIXTURES))
-    edge.mixtures(0, 0, stages)
+    edge.training.mixtures(0, 0, stages)
     arrays = arrays_in(first_of(grid, kind))
     if kind == protocol.ENDS:
-        edge.loss(0, 0, 0.5, arrays_in(first_of(grid, protocol.OUTPUTS)))
-    answer = edge.loss if kind == protocol.OUTPUTS else edge.gradients
+        edge.training.loss(0, 0, 0.5, arrays_in(first_of(grid, protocol.OUTPUTS)))
+    answer = edge.training.loss if kind == protocol.OUTPUTS else edge.training.gradients
     with pytest.raises(ValueError, match=f"{array} (of shape|with NaN)"):
         answer(0, 0, 0.5, {**arrays, array: change(arrays[array])})
     with pytest.raises(ValueError, match="with NaN or infinity"):
-        edge.mixtures(0, 0, {**stages, "weights": stages["weights"] * np.nan})
+        edge.training.mixtures(0, 0, {**stages, "weights": stages["weights"] * np.nan})
 
 
 def test_an_edge_whose_groups_nothing_fills_takes_no_part(tmp_path: Path) -> None:
@@ -271,13 +271,13 @@ def test_an_edge_whose_groups_nothing_fills_takes_no_part(tmp_path: Path) -> Non
 def test_an_edge_whose_attributes_stand_in_another_order_takes_no_part(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    load = inference.load_once
+    load = assigned.load_once
 
     def turned(*what: Any) -> Splits:
         data = load(*what)
         return replace(data, attributes=data.attributes[::-1])
 
-    monkeypatch.setattr(inference, "load_once", turned)
+    monkeypatch.setattr(assigned, "load_once", turned)
     with pytest.raises(RuntimeError, match="0 participants answered"):
         run(tiny(), tmp_path / "run")
     why = "its attribute 1 is label:5-9, the model's is label=3"
@@ -293,7 +293,7 @@ def test_split_learning_refuses_mixing() -> None:
 def test_an_edge_that_was_given_no_stages_says_so(tmp_path: Path) -> None:
     grid = run(tiny(), tmp_path / "run")
     words = protocol.words_of(asked(grid, protocol.JOIN)[0].content)
-    edge = InferenceEdge(Vault(tmp_path / "new"), assignment_of(str(words["assignment"])))  # type: ignore[arg-type]
+    edge = AssignedEdge(Vault(tmp_path / "new"), assignment_of(str(words["assignment"])))  # type: ignore[arg-type]
     with pytest.raises(RuntimeError, match="has not been given its stages"):
         edge.ask(0)
 

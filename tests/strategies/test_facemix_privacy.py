@@ -17,12 +17,12 @@ from split_helpers import asked, bytes_of, measured, names_in, run
 import pudica.clients.app
 import pudica.clients.shields.mixing
 from pudica.clients import protocol
+from pudica.clients.assignments import parse_assignment as assignment_of
 from pudica.clients.facemix import edge as inference
-from pudica.clients.assignments import parsed as assignment_of
-from pudica.clients.facemix.edge import InferenceEdge
+from pudica.clients.facemix.assigned import AssignedEdge
 from pudica.clients.runtime.node import NodeConfig
-from pudica.clients.shields.mixing import Mixing, MixingKey
 from pudica.clients.runtime.vault import Vault
+from pudica.clients.shields.mixing import Mixing, MixingKey
 
 
 @pytest.mark.parametrize("training", [(), SPLIT], ids=["central", "split"])
@@ -196,8 +196,8 @@ def test_an_edge_is_not_served_again_on_other_terms(tmp_path: Path) -> None:
     (edge, _) = edges_of(grid, tmp_path / "again")
     other = edge.assignment.model_copy(update={"request": 2})
     with pytest.raises(RuntimeError, match="or on other terms"):
-        InferenceEdge(edge.vault, other).ask(0)
-    same = InferenceEdge(edge.vault, edge.assignment)
+        AssignedEdge(edge.vault, other).ask(0)
+    same = AssignedEdge(edge.vault, edge.assignment)
     np.testing.assert_array_equal(same.ask(0), edge.ask(0))
 
 
@@ -208,10 +208,10 @@ def test_images_cross_once_under_the_same_stages(tmp_path: Path) -> None:
     place = tmp_path / "again" / "second" / "0"
     arrays = protocol.arrays_of(asked(grid, protocol.ADOPT)[-1].content)
     tensors = {name: torch.from_numpy(values) for name, values in arrays.items()}
-    again = InferenceEdge(Vault(place), edge.assignment.model_copy(update={"run": "second"}))
+    again = AssignedEdge(Vault(place), edge.assignment.model_copy(update={"run": "second"}))
     with pytest.raises(RuntimeError, match="15 of this node's images crossed under these stages"):
         again.adopt(tensors)
-    InferenceEdge(Vault(place), again.assignment).adopt(
+    AssignedEdge(Vault(place), again.assignment).adopt(
         {**tensors, "weights": tensors["weights"] + 1}
     )
 
@@ -241,7 +241,7 @@ def test_an_edge_trains_with_nobody_unless_it_was_told(tmp_path: Path) -> None:
     message = Message(served.content, served.metadata.dst_node_id, protocol.MIXTURES)
     (reply,) = grid.send_and_receive([message])
     assert reply.has_error()
-    assert "this node is no trainingedge in this run" in str(reply.error.reason)
+    assert "this edge trains with nobody in this run" in str(reply.error.reason)
 
 
 @pytest.mark.parametrize(

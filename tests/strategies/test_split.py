@@ -17,6 +17,7 @@ from torch.nn.functional import cross_entropy
 import pudica.clients.app
 from pudica.clients import protocol
 from pudica.clients.assignments import EdgeAssignment
+from pudica.clients.split.assigned import AssignedEdge
 from pudica.clients.split.edge import Edge
 from pudica.clients.runtime.odometer import ACTIVATIONS, BudgetExhausted, Odometer
 from pudica.models import build, optimizers, packing
@@ -43,16 +44,16 @@ def whole(experiment: SplitExperiment) -> nn.Module:
     )
 
 
-def edges(experiment: SplitExperiment, directory: Path) -> list[Edge]:
+def edges(experiment: SplitExperiment, directory: Path) -> list[AssignedEdge]:
     """Return the devices of a run of this process."""
     places = [directory / "vault" / directory.name / f"node-{i}" for i in range(9)]
     nodes = pudica.clients.app._nodes
     found = [nodes[place] for place in places if place in nodes]
-    assert all(isinstance(node, Edge) for node in found)
+    assert all(isinstance(node, AssignedEdge) for node in found)
     return found  # type: ignore[return-value]
 
 
-def central(experiment: SplitExperiment, devices: list[Edge]) -> nn.Module:
+def central(experiment: SplitExperiment, devices: list[AssignedEdge]) -> nn.Module:
     """Return the model after plain SGD on the union of the devices' batches."""
     model, settings = whole(experiment).train(), experiment.split
     rate = settings.optimizer.learning_rate
@@ -280,7 +281,7 @@ def test_no_message_holds_a_private_front_a_test_label_or_a_key(tmp_path: Path) 
     devices = edges(experiment, tmp_path / "run")
     fronts = [d.front.layers.state_dict()["0.weight"].numpy().tobytes() for d in devices]
     keys = [(d.vault.root / "noise.key").read_bytes() for d in devices]
-    labels = [d._own("test").labels for d in devices]
+    labels = [d.images("test").labels for d in devices]
     for message in [*grid.requests, *grid.replies]:
         raw = b"".join(
             array.data
@@ -442,7 +443,7 @@ def test_a_budget_can_not_be_begun_anew_by_joining_with_other_settings(
     run(tiny(*BUDGET, "split.noise=secret"), tmp_path / "run")
     device = edges(tiny(), tmp_path / "run")[0]
     values = {**device.assignment.model_dump(), **change}
-    again = Edge(device.vault, EdgeAssignment.model_validate(values))
+    again = AssignedEdge(device.vault, EdgeAssignment.model_validate(values))
     with pytest.raises(RuntimeError, match=r"on other\s+terms; a budget can't be begun|exhausted"):
         again.releases.check()
 
@@ -451,7 +452,7 @@ def test_seeded_noise_does_not_make_other_settings_free(tmp_path: Path) -> None:
     run(tiny(*BUDGET), tmp_path / "run")
     device = edges(tiny(), tmp_path / "run")[0]
     values = {**device.assignment.model_dump(), "seed": 3}
-    again = Edge(device.vault, EdgeAssignment.model_validate(values))
+    again = AssignedEdge(device.vault, EdgeAssignment.model_validate(values))
     again.adopt({"front": front_of(device)})
     with pytest.raises(BudgetExhausted):
         again.smash(0, 0, 1, 9)
@@ -464,7 +465,7 @@ def test_no_assignment_reaches_out_of_the_vault(tmp_path: Path) -> None:
         EdgeAssignment.model_validate({**values, "case": "../../escaped"})
 
 
-def edges_anew(directory: Path) -> Edge:
+def edges_anew(directory: Path) -> AssignedEdge:
     """Return the first device as a fresh process makes it from its vault."""
     from pudica.clients import assignments
     from pudica.clients.runtime.vault import Vault
@@ -472,7 +473,7 @@ def edges_anew(directory: Path) -> Edge:
     vault = Vault(directory / "vault" / directory.name / "node-0")
     kept = vault.read("assignment.json")
     assert kept is not None
-    return Edge(vault, assignments.parse_assignment(kept))  # type: ignore[arg-type]
+    return AssignedEdge(vault, assignments.parse_assignment(kept))  # type: ignore[arg-type]
 
 
 # ----------------------------------------------------------------------------- evaluation
@@ -504,7 +505,7 @@ def test_every_image_is_judged_by_its_own_prediction(tmp_path: Path) -> None:
     )
     run(experiment, tmp_path / "run")
     (device,) = edges(experiment, tmp_path / "run")
-    assert len(device._own("test")) > 2 * 32
+    assert len(device.images("test")) > 2 * 32
     found = [r["value"] for r in measured(tmp_path / "run", stage="test", node="cloud")]
     assert len(set(found)) == 1
     assert found[0] > 0.5
@@ -514,7 +515,7 @@ def test_a_device_says_how_many_were_right_of_all_images_only(tmp_path: Path) ->
     run(tiny(), tmp_path / "run")
     device = edges(tiny(), tmp_path / "run")[0]
     with pytest.raises(ValueError, match=r"predictions \(1,\).*for 12 test images"):
-        device.right(torch.zeros(1))
+        device.count_correct(torch.zeros(1))
 
 
 def test_test_images_come_in_whole_batches(tmp_path: Path) -> None:
@@ -642,7 +643,7 @@ def test_a_killed_run_with_uneven_partitions_ends_as_if_it_had_not_been(
     experiment = tiny(*UNEVEN, "split.front=private", "split.optimizer={momentum: 0.9}")
     with monkeypatch.context() as patch:
         due = iter([False] * (turn - 1) + [True] + [False] * 99)
-        patch.setattr(Recorder, "due", lambda _: next(due))
+        patch.setattr(Recorder, "is_checkpoint_due", lambda _: next(due))
         with pytest.raises(Interrupted):
             run(experiment, tmp_path / "killed" / "run", stop=(protocol.SMASH, 15))
         pudica.clients.app._nodes.clear()
@@ -870,13 +871,13 @@ def test_a_wrong_answer_is_a_dropout(
 def test_a_front_that_the_next_device_could_not_use_is_not_handed_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Any
 ) -> None:
-    original = Edge.handed_on
+    original = Edge.return_front
 
     def hostile(self: Edge) -> dict[str, np.ndarray]:
         kept = original(self)
         return change(kept) if self.assignment.partition == 0 else kept
 
-    monkeypatch.setattr(Edge, "handed_on", hostile)
+    monkeypatch.setattr(Edge, "return_front", hostile)
     run(tiny("split.front=handoff", "split.front_optimizer={name: adam}"), tmp_path / "run")
     told = (tmp_path / "run" / "events.log").read_text()
     assert "device-0 did not hand on the front" in told
@@ -938,7 +939,7 @@ def test_a_turn_that_was_kept_and_not_answered_is_taken_again(tmp_path: Path) ->
         device = edges_anew(tmp_path / "run")
         device.begin(exchange)
         if device.pending:
-            like = device._computed_again(device.pending)[0]
+            like = device._recompute(device.pending)[0]
             gradient = torch.linspace(-0.01, 0.01, like.numel()).view_as(like)
             device.learn(gradient, 1.0, turn - 2)
         smashed, _, _ = device.smash(1, 0, 1, turn)

@@ -1,0 +1,56 @@
+"""What a strategy returns, and what its record says of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import pandas as pd
+import yaml
+from flwr.serverapp.strategy import Result
+
+
+@dataclass
+class RecordedResult(Result):
+    """Flower's Result, and every measurement of every node.
+
+    Attributes
+    ----------
+    rows : list of dict
+        As lines of ``metrics.jsonl``: stage, round, node, metric, value, and tags.
+    """
+
+    rows: list[dict[str, Any]] = field(default_factory=list)
+
+    def frame(self) -> pd.DataFrame:
+        """Return the measurements, one row each."""
+        return pd.DataFrame(self.rows)
+
+
+@dataclass(frozen=True)
+class RunDescription:
+    """What a record says of a strategy that somebody's own app runs.
+
+    Attributes
+    ----------
+    system, name : str
+    seed : int
+    settings : dict
+        Of the strategy; a record is resumed with the same only.
+    """
+
+    system: str
+    name: str
+    seed: int
+    settings: Mapping[str, Any]
+
+    def names(self) -> list[str]:
+        """Return no names: nodes say theirs when they join."""
+        return []
+
+    def to_yaml(self) -> str:
+        """Return the settings as ``experiment.yaml`` holds them."""
+        content = {"name": self.name, "system": self.system, "seed": self.seed}
+        settings = {self.system: dict(self.settings)}
+        return yaml.safe_dump(content | settings, sort_keys=False, allow_unicode=True)

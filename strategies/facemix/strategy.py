@@ -1,0 +1,403 @@
+"""FaceMix as a Flower strategy: three stages, trained and served behind mixing (paper 003)."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.serverapp import Grid
+from torch import nn
+
+from pudica.clients.data import ImageSet
+from pudica.clients.facemix.images import AttributeImages, Images, name_attributes, own_images
+from pudica.clients.facemix.terms import shield_settings
+from pudica.clients.shields import Shield, ShieldConfig
+from pudica.clients.shields.stages import StagedModel
+from pudica.models.compute import Compute, ComputeConfig
+from pudica.models.errors import RequestError
+from pudica.models.packing import select_prefix
+from pudica.strategies.core.strategy import RecordedResult
+from pudica.strategies.facemix.cloud import StagedStrategy
+from pudica.strategies.facemix.config import EXPERIMENT_ONLY, FacemixConfig, read_settings
+from pudica.strategies.facemix.optimisation import Optimisation, OptimizerFactory
+from pudica.strategies.facemix.serving import SERVING, Serving, ServingResult
+from pudica.strategies.facemix.together import SplitTrainer
+from pudica.strategies.facemix.training import (
+    CentralTrainer,
+    Trainer,
+    count_on_validation,
+    log_rates,
+)
+
+
+class FaceMix(StagedStrategy):
+    """Train a model in three stages and serve it to edges that mix what they send (FaceMix).
+
+    ``post(main(pre(x)))`` of Eq. (2) of paper 003: the edges run ``pre`` and ``post`` on their own
+    images, the cloud runs ``main`` on mixtures of their features (§3.4, §3.5). A round is an epoch,
+    and the model learns behind the same mixing. The arrays are ``pre.*``, ``main.*`` and
+    ``post.*``, as in the modules' ``state_dict``; they change at the end of a round.
+
+    Parameters
+    ----------
+    pre, main, post : Module
+        The stages, whose weights the training begins with; they are copied. ``post`` gives logits
+        (B, A·K): of A questions with K answers each, two for attributes that an image has or not;
+        one question with as many answers as there are classes.
+    mixing : Mixing or mapping, optional
+        Settings of the mixing that the model learns behind, the same as on the edges; by default
+        groups of eight.
+    train, validation : Dataset, optional
+        The model owner's own images, map-style, of pairs of an image (C, H, W) and a label: a
+        class, or a vector (A,) of answers. With ``train`` the owner trains alone, an epoch is one
+        exchange of no messages, and edges are only served. Without, edges and cloud train
+        together (split training): each batch takes three exchanges, and a step is that of central
+        training on all edges' batches.
+    attributes : list of str, optional
+        What the questions are called; by default what edges say as they join.
+    batch_size : int
+        Images of a training batch, on each edge.
+    optimizer : OptimizerConfig, mapping or callable
+        ``{"name": "adam", "learning_rate": 1e-3}``, or a factory that is given the parameters of
+        all three stages and returns a torch optimiser.
+    schedule : {"cosine", "step"}
+        Of the learning rate: half a cosine wave to 0 over all rounds, or as the optimiser's
+        ``step_size`` says; a factory's rate then stays as it is.
+    epochs : int, optional
+        Over so many rounds the cosine goes; by default as many as :meth:`start` is to make. Flower's
+        own ``Strategy.start`` needs it.
+    class_weights : {"none", "balanced"}
+        Whether all answers to a question count the same, however many images have it.
+    augment : {"none", "crop-flip", "handwriting"}
+        Of training images in [0, 1].
+    request : int
+        Images of a request.
+    batch : int
+        The most images that the cloud computes at once, of all edges' requests.
+    wire : {"float32", "float16"}
+        Of what crosses.
+    report : bool
+        Whether edges are asked how often they were right; what they predict stays there.
+    evaluate_every : int
+        Measure on the owner's validation images after every so many rounds, and at the end.
+    compute : ComputeConfig, optional
+        Device and precision of the cloud.
+    min_nodes, seed, record, patience
+        As of :class:`.RecordedStrategy`.
+
+    Raises
+    ------
+    RequestError
+        A setting that is unknown or out of range, by name.
+    DataError
+        Images that are none.
+    """
+
+    def __init__(
+        self,
+        pre: nn.Module,
+        main: nn.Module,
+        post: nn.Module,
+        *,
+        mixing: Shield | ShieldConfig | Mapping[str, Any] | None = None,
+        train: Any = None,
+        validation: Any = None,
+        attributes: Sequence[str] | None = None,
+        compute: ComputeConfig | None = None,
+        min_nodes: int = 1,
+        seed: int = 0,
+        record: str | Path | None = None,
+        patience: float | None = None,
+        **settings: Any,
+    ) -> None:
+        super().__init__(min_nodes=min_nodes, seed=seed, record=record, patience=patience)
+        self.images = None if train is None else own_images(train, "train")
+        self.validation = None if validation is None else own_images(validation, "validation")
+        self._given_names = attributes
+        self.attributes = name_attributes(attributes, _count_questions(self.images))
+        self._factory: OptimizerFactory | None = None
+        if callable(settings.get("optimizer")):
+            self._factory = settings.pop("optimizer")
+        self._epochs_known = "epochs" in settings
+        how = "split" if train is None else "central"
+        given = {"train": how, "shield": shield_settings(mixing)}
+        self._configure(read_settings(settings, given), Compute(compute or ComputeConfig()))
+        self._stages = tuple(copy.deepcopy(stage) for stage in (pre, main, post))
+
+    @classmethod
+    def of_experiment(
+        cls,
+        settings: FacemixConfig,
+        model: StagedModel,
+        *,
+        seed: int,
+        attributes: list[str],
+        compute: Compute,
+        images: tuple[ImageSet, ImageSet],
+    ) -> Self:
+        """Return the strategy of one case of an experiment.
+
+        Parameters
+        ----------
+        images : (ImageSet, ImageSet)
+            The owner's, to train and to validate with.
+        """
+        stages = model.pre, model.main, model.post
+        strategy = cls(*stages, min_nodes=settings.min_edges, seed=seed)
+        strategy._stages = stages
+        strategy._configure(settings, compute)
+        strategy._epochs_known = True
+        if settings.train == "central":
+            strategy.images, strategy.validation = images
+        strategy.attributes = attributes
+        strategy.adopt_model(model)
+        return strategy
+
+    def _configure(self, settings: FacemixConfig, compute: Compute) -> None:
+        self.settings, self.compute = settings, compute
+        self.unit = "exchange" if settings.train == "split" else "epoch"
+        self.total = self.count = 0.0
+        self._steps: Optimisation | None = None
+        self._trainer: Trainer | None = None
+
+    # --------------------------------------------------------------- settings and optimiser
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """The optimiser of all three stages."""
+        return self._optimisation.optimizer
+
+    @property
+    def _optimisation(self) -> Optimisation:
+        if self._steps is None:
+            raise RuntimeError("the training has not begun: it has no arrays yet")
+        return self._steps
+
+    def _begin_optimisation(self) -> None:
+        parameters = self.model.parameters()
+        self._steps = Optimisation(self.settings.training, parameters, self._factory)
+
+    @property
+    def trainer(self) -> Trainer:
+        """What makes steps of exchanges."""
+        if self._trainer is None:
+            self._trainer = self.make_trainer()
+        return self._trainer
+
+    def make_trainer(self) -> Trainer:
+        """Return what makes steps: the owner alone, or edges and cloud together."""
+        return CentralTrainer(self) if self.settings.train == "central" else SplitTrainer(self)
+
+    def settings_to_record(self) -> dict[str, Any]:
+        """Return the settings as the ``facemix`` section of an experiment has them."""
+        chosen = self.settings.model_dump(mode="json", exclude=set(EXPERIMENT_ONLY))
+        if self.settings.training.schedule != "cosine":
+            del chosen["training"]["epochs"]
+        if self._factory is not None:
+            chosen["training"]["optimizer"] = "of its own"
+        names = ("pre", "main", "post")
+        sizes = zip(names, self._stages, strict=True)
+        chosen["parameters"] = {n: sum(p.numel() for p in stage.parameters()) for n, stage in sizes}
+        return {**chosen, "attributes": self._given_names, "min_edges": self.min_nodes}
+
+    # -------------------------------------------------------------- the state of training
+
+    def load_arrays(self, arrays: ArrayRecord) -> None:
+        """Begin with these stages, and with a fresh optimiser."""
+        self.replace_arrays(arrays)
+        self._begin_optimisation()
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Return stages and optimiser."""
+        kept = self.model_tensors()
+        kept |= {f"optimizer/{key}": value for key, value in self._optimisation.state().items()}
+        return kept | self.trainer.tensors()
+
+    def note(self) -> dict[str, Any]:
+        """Return the sum of losses of the round so far."""
+        return {"total": self.total, "count": self.count}
+
+    def load_state(self, tensors: Mapping[str, torch.Tensor], note: Mapping[str, Any]) -> None:
+        """Go back to a checkpoint."""
+        self.load_model(tensors)
+        self._begin_optimisation()
+        self._optimisation.load_state(select_prefix("optimizer/", tensors))
+        self.trainer.load(tensors)
+        self.total, self.count = note["total"], note["count"]
+
+    def save_checkpoint(self) -> None:
+        """Write down from where a run goes on: between batches, of which no half is kept."""
+        if not self.done or self.done % self.trainer.per_batch == 0:
+            super().save_checkpoint()
+
+    def add_loss(self, loss: float, images: int) -> None:
+        """Note the mean loss of so many images of the round."""
+        self.total, self.count = self.total + loss * images, self.count + images
+
+    # ------------------------------------------------------------------------- the loop
+
+    def start(
+        self,
+        grid: Grid,
+        initial_arrays: ArrayRecord | None = None,
+        num_rounds: int = 3,
+        timeout: float = 3600,
+        train_config: ConfigRecord | None = None,
+        evaluate_config: ConfigRecord | None = None,
+        evaluate_fn: Callable[[int, ArrayRecord], MetricRecord | None] | None = None,
+    ) -> RecordedResult:
+        """Train for so many epochs; as of :meth:`.RecordedStrategy.start`."""
+        if not self._epochs_known and num_rounds:
+            epochs = {"epochs": num_rounds}
+            training = self.settings.training.model_copy(update=epochs)
+            self.settings = self.settings.model_copy(update={"training": training})
+            self._epochs_known = True
+        return super().start(
+            grid, initial_arrays, num_rounds, timeout, train_config, evaluate_config, evaluate_fn
+        )
+
+    def count_exchanges(self) -> int:
+        """Return how many exchanges an epoch takes."""
+        return self.trainer.count_exchanges()
+
+    def begin_round(self) -> None:
+        """Forget the losses of the epoch before."""
+        super().begin_round()
+        self.total = self.count = 0.0
+
+    def end_round(self) -> MetricRecord:
+        """Log the mean loss of an epoch.
+
+        Raises
+        ------
+        RequestError
+            It is no number any more.
+        """
+        loss, done = self.total / self.count, self.round + 1
+        if not math.isfinite(loss):
+            raise RequestError(
+                f"training diverged in epoch {done}, the loss is {loss}; lower "
+                f"training.optimizer.learning_rate"
+            )
+        self.log(self.stage, "loss", loss, round=done)
+        return MetricRecord({"loss": loss})
+
+    def configure_train(
+        self,
+        server_round: int,  # noqa: ARG002
+        arrays: ArrayRecord,
+        config: ConfigRecord,
+        grid: Grid,
+    ) -> Iterable[Message]:
+        """Return the requests of the next exchange: mixtures, losses, or gradients of the ends."""
+        self.prepare(grid, arrays)
+        if not self._epochs_known and self.settings.training.schedule == "cosine":
+            raise RequestError(
+                "FaceMix: epochs: Flower's own start does not say how many rounds there are; give "
+                "FaceMix(..., epochs=…), over which the learning rate falls, or schedule='step'"
+            )
+        self._optimisation.set_rate(self.round)
+        self._config = dict(config)
+        return self.cohort.messages(*self.trainer.requests())
+
+    def aggregate_train(
+        self,
+        server_round: int,  # noqa: ARG002
+        replies: Iterable[Message],
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Take the replies; the arrays change at the end of an epoch."""
+        self.trainer.take(replies)
+        metrics = self.step_done()
+        return (None if metrics is None else self.new_arrays()), metrics
+
+    def is_evaluation_due(self, last: bool) -> bool:
+        """Tell whether the owner measures after this epoch."""
+        return self.round > 0 and (last or self.round % self.settings.evaluate_every == 0)
+
+    def configure_evaluate(
+        self,
+        server_round: int,  # noqa: ARG002
+        arrays: ArrayRecord,  # noqa: ARG002
+        config: ConfigRecord,  # noqa: ARG002
+        grid: Grid,  # noqa: ARG002
+    ) -> Iterable[Message]:
+        """Ask nobody: edges say how often they were right when they are served."""
+        return []
+
+    def aggregate_evaluate(
+        self,
+        server_round: int,  # noqa: ARG002
+        replies: Iterable[Message],  # noqa: ARG002
+    ) -> MetricRecord | None:
+        """Measure on the owner's validation images, with the shield and without."""
+        if self.done or self.validation is None or not len(self.validation):
+            return None
+        rates = {}
+        for shielded in ("on", "off"):
+            counts = count_on_validation(self, shielded == "on")
+            rates[f"accuracy-{shielded}"] = log_rates(self, "validation", counts, shield=shielded)
+        return MetricRecord(rates)
+
+    # -------------------------------------------------------------------------- serving
+
+    def serve(
+        self, grid: Grid, arrays: ArrayRecord | None = None, *, timeout: float = 3600
+    ) -> ServingResult:
+        """Answer all requests of all edges, computing together what several of them ask.
+
+        Edges are given the first and the last stage. Each asks at its own pace; an answer and the
+        next request share a message. What they predict stays with them.
+
+        Parameters
+        ----------
+        arrays : ArrayRecord, optional
+            The stages; by default as they are trained by now, or else as they were given.
+        timeout : float
+            Seconds for an edge to reply, and for edges to be there.
+
+        Raises
+        ------
+        TooFewParticipants
+            Fewer than ``min_nodes`` were served.
+        RequestError
+            Arrays that do not fit.
+        """
+        with self._recorded(grid, timeout):
+            if arrays is not None:
+                self.replace_arrays(arrays)
+            elif self._steps is None:
+                self._resume()
+            return self._serve_once()
+
+    def _serve_once(self) -> ServingResult:
+        """Serve, unless the record says that these stages have been served."""
+        task, recorder = f"{SERVING}/{self.case}", self.recorder
+        stages = hashlib.blake2b(digest_size=16)
+        for value in self.stage_state().values():
+            stages.update(value.cpu().numpy().tobytes())
+        done = recorder.result(task) if recorder.is_finished(task) else {}
+        if done.get("stages") == stages.hexdigest():
+            kinds = {(stage, self.case) for stage in (SERVING, "test")}
+            rows = [row for row in recorder.rows if (row["stage"], row.get("case")) in kinds]
+            return ServingResult(rows, {n: np.array(c) for n, c in done["counts"].items()})
+        before = len(recorder.rows)
+        counts = Serving(self).run()
+        kept = {name: each.tolist() for name, each in counts.items()}
+        recorder.finish(task, stages=stages.hexdigest(), counts=kept)
+        return ServingResult(recorder.rows[before:], counts)
+
+
+def _count_questions(images: Images | None) -> int:
+    """Return how many labels an image has; RequestError if the owner's have none."""
+    if not isinstance(images, AttributeImages):
+        return 0
+    if not images.questions:
+        raise RequestError("train: must yield pairs (image, label), there are no labels")
+    return images.questions

@@ -1,0 +1,61 @@
+"""A system that another package brings: nothing of ours is changed for it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "own_system"
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which the example is installed as pip would."""
+    folder = tmp_path_factory.mktemp("site")
+    (folder / "pudica_poll").symlink_to(EXAMPLE / "pudica_poll")
+    project = tomllib.loads((EXAMPLE / "pyproject.toml").read_text())["project"]
+    metadata = folder / "pudica_poll-0.1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: pudica-poll\nVersion: 0.1.0\n")
+    points = project["entry-points"]["pudica.systems"].items()
+    lines = ["[pudica.systems]", *(f"{name} = {value}" for name, value in points)]
+    (metadata / "entry_points.txt").write_text("\n".join(lines))
+    return folder
+
+
+def pudica(site: Path, *arguments: str, code: int = 0) -> str:
+    environment = os.environ | {"PYTHONPATH": str(site), "PUDICA_CACHE": str(site / "cache")}
+    call = "from pudica.simulations.cli import main; main()"
+    command = [sys.executable, "-c", call, *arguments]
+    done = subprocess.run(command, cwd=site, env=environment, capture_output=True, text=True)
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("engine", ["inprocess", "ray"])
+def test_the_command_line_knows_it(site: Path, engine: str) -> None:
+    assert "poll-digits" in pudica(site, "list")
+    run = site / f"run-{engine}"
+    said = pudica(site, "run", "poll-digits", "--engine", engine, "--out", str(run))
+    (directory,) = run.iterdir()
+    shown = pudica(site, "show", str(directory))
+    for text in (said, shown):
+        assert "Poll" in text
+        assert "node-2" in text
+    assert "poll.png" in pudica(site, "plot", str(directory))
+
+
+def test_its_settings_are_validated_as_any(site: Path) -> None:
+    said = pudica(site, "run", "poll-digits", "--set", "poll.epsilon=0", code=2)
+    assert "poll.epsilon = 0: must be above 0" in said
+
+
+def test_without_the_package_it_is_unknown(site: Path, tmp_path: Path) -> None:
+    other = tmp_path / "poll.yaml"
+    other.write_text("system: poll\n")
+    assert "unknown system 'poll'" in pudica(tmp_path, "run", str(other), code=2)
