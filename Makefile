@@ -1,11 +1,11 @@
-# demo · test · test-deploy · check · bench. Everything runs in .venv, which is made when it is needed.
+# demo · test · test-deploy · check · reference · bench. Everything runs in .venv, which is made when it is needed.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 FOLDERS := models clients strategies analysis simulations
 export FLWR_TELEMETRY_ENABLED = 0
 
-.PHONY: demo test test-deploy check bench install clean
+.PHONY: demo test test-deploy check reference bench install clean
 
 install: $(VENV)/.installed
 
@@ -32,6 +32,11 @@ check: install
 	for folder in $(FOLDERS); do ln -sfn ../../../$$folder build/tree/pudica/$$folder; done
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/sphinx-build -W --keep-going -q docs/reference build/reference
+
+reference: install
+	$(BIN)/sphinx-build -W --keep-going -q docs/reference build/reference
+	@echo "open build/reference/index.html"
 
 bench: install
 	$(BIN)/python -m pudica.simulations.benchmarks

@@ -5,11 +5,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pudica.clients.dlmt.owner import Owner
+    from pudica.clients.facemix.edge import InferenceEdge
     from pudica.clients.themis.participant import Participant
 
-__all__ = ["Owner", "Participant"]
+__all__ = ["InferenceEdge", "Owner", "Participant"]
 
-_HOMES = {"Owner": "dlmt.owner", "Participant": "themis.participant"}
+_HOMES = {
+    "InferenceEdge": "facemix.edge",
+    "Owner": "dlmt.owner",
+    "Participant": "themis.participant",
+}
 
 
 def __getattr__(name: str) -> Any:

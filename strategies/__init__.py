@@ -5,11 +5,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pudica.strategies.core.reliable_grid import ReliableGrid, TooFewParticipants
+    from pudica.strategies.facemix.strategy import FaceMix
     from pudica.strategies.themis.strategy import Themis
 
-__all__ = ["ReliableGrid", "Themis", "TooFewParticipants"]
+__all__ = ["FaceMix", "ReliableGrid", "Themis", "TooFewParticipants"]
 
 _HOMES = {
+    "FaceMix": "facemix.strategy",
     "ReliableGrid": "core.reliable_grid",
     "Themis": "themis.strategy",
     "TooFewParticipants": "core.reliable_grid",

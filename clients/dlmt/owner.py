@@ -95,6 +95,7 @@ class Owner(Role):
     local_epochs: int
     seed: int
     _shares: dict[Part, ImageSet]
+    _chosen_normalisation: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def __init__(
         self,
@@ -121,7 +122,7 @@ class Owner(Role):
         self._shares = _read(train, test)
         self._has_fresh_key = disguise is not None and not disguise.has_key
         self.disguise = self._choose_disguise(disguise)
-        self._given = normalisation and self._validate_normalisation(normalisation)
+        self._chosen_normalisation = normalisation and self._validate_normalisation(normalisation)
         x, _ = self.plain("train").batch(slice(0, TRIED))
         labels = np.concatenate([images.labels for images in self._shares.values()])
         self.classes = count_classes(model, x, torch.from_numpy(labels))
@@ -199,7 +200,7 @@ class Owner(Role):
     @cached_property
     def normalisation(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean and standard deviation of each channel of disguised images, (C, 1, 1)."""
-        return self._given or self.own("train").statistics()
+        return self._chosen_normalisation or self.own("train").statistics()
 
     def normalised(self, part: Part) -> ImageSet:
         """Return disguised images of one part as the model sees them."""

@@ -46,7 +46,7 @@ class AssignedEdge(InferenceEdge):
         self.returned = activation_shape(built.main, self.features)
         self.attributes = self.data.attributes
         self.keys, self.report, self.on_predictions = a.keys, a.report, None
-        self.seed, self.place = a.seed, a.partition
+        self.seed, self.place = a.seed, str(a.partition)
         self.terms = Terms.read(a.model_dump())
         # Where the cloud trains, training images are its own.
         parts: tuple[Part, ...] = ("test",) if a.train == "central" else get_args(Part)

@@ -141,7 +141,7 @@ class InferenceEdge(EdgeStages):
         self.mixing = shield_settings(mixing)
         self.keys: Keys = keys
         self.report, self.on_predictions = report, on_predictions
-        self.seed, self.place = seed, name or 0
+        self.seed = seed
         self.shares: dict[Part, Images] = {"test": AttributeImages(images, "images")}
         if train is not None:
             self.shares["train"] = AttributeImages(train, "train")

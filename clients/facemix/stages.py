@@ -45,7 +45,6 @@ class EdgeStages(Role):
     mixing: ShieldConfig
     keys: Keys
     seed: int
-    place: int | str
     features: Shape
     attributes: list[str]
     shares: dict[Part, Images]
@@ -138,7 +137,7 @@ class EdgeStages(Role):
     @property
     def fingerprint(self) -> str:
         """A hash of the terms, and of all else here that decides what crosses."""
-        own = self.mixing.model_dump_json(), self.keys, str(self.seed), str(self.place)
+        own = self.mixing.model_dump_json(), self.keys, str(self.seed), self.place
         return self.terms.fingerprint(*own)
 
     def load_stages(self, arrays: Tensors) -> None:
@@ -173,6 +172,11 @@ class EdgeStages(Role):
     # ---------------------------------------------------------------------------- keys
 
     @property
+    def number(self) -> int:
+        """By which its draws differ from those of other edges with the same seed."""
+        return int(self.place)
+
+    @property
     def secret_name(self) -> str:
         """Under which the vault keeps what secret keys are drawn from."""
         return f"{self.terms.case}-mixing.key"
@@ -184,7 +188,7 @@ class EdgeStages(Role):
         stages it draws anew.
         """
         if self.keys == "seeded":
-            return numpy_generator(self.seed, "mixing", self.place, *purpose)
+            return numpy_generator(self.seed, "mixing", self.number, *purpose)
         digest = hashlib.blake2b(self.fingerprint.encode(), digest_size=16)
         digest.update(packing.pack(self.stage_tensors()).tobytes())
         what = "/".join(map(str, purpose)).encode()

@@ -151,9 +151,9 @@ class EdgeTraining:
         images = edge.shares["train"]
         edge.load_stages(arrays)
         edge.ends.train().zero_grad()
-        rows = batch_rows(edge.seed, edge.place, epoch, number, len(images), terms.batch_size)
+        rows = batch_rows(edge.seed, edge.number, epoch, number, len(images), terms.batch_size)
         x, attributes = read_batch(images, rows)
-        x = augmented(x, images.black, terms.augment, edge.seed, edge.place, epoch, number)
+        x = augmented(x, images.black, terms.augment, edge.seed, edge.number, epoch, number)
         # Before the stages' statistics move: a fresh process has to draw the same.
         randomness = edge.randomness("batch", epoch, number)
         x = fill_groups(edge.compute.move_batch(x), edge.mixing, randomness)
@@ -164,11 +164,11 @@ class EdgeTraining:
         return self._step
 
     def _seed_layers(self, *purpose: str | int) -> AbstractContextManager[None]:
-        return seed_random_layers(self._drawing, self.edge.seed, self.edge.place, *purpose)
+        return seed_random_layers(self._drawing, self.edge.seed, self.edge.number, *purpose)
 
 
 def batch_rows(
-    seed: int, place: int | str, epoch: int, number: int, images: int, size: int
+    seed: int, place: int, epoch: int, number: int, images: int, size: int
 ) -> np.ndarray:
     """Return which images make one batch of an epoch; all but the last are full."""
     order = numpy_generator(seed, "order", place, epoch).permutation(images)
@@ -181,7 +181,7 @@ def batch_rows(
 
 
 def augmented(
-    x: torch.Tensor, black: torch.Tensor, name: str, seed: int, *place: int | str
+    x: torch.Tensor, black: torch.Tensor, name: str, seed: int, *place: int
 ) -> torch.Tensor:
     """Return a batch augmented by the draws of its own place: edge, epoch, number."""
     augment = AUGMENTATIONS.get(name)

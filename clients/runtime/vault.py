@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from flwr.app import Context
 
+from pudica.clients.runtime.lifetime import process_lasts
 from pudica.clients.runtime.node import NodeConfig
 from pudica.models.errors import RequestError
 from pudica.models.files import (
@@ -251,16 +252,6 @@ class MemoryVault(AnyVault):
 
 
 _in_memory: dict[tuple[str, int], MemoryVault] = {}
-_process_lasts = False
-
-
-def keep_in_memory() -> None:
-    """Let nodes of this process keep in memory what has no other place.
-
-    For engines whose nodes live as long as the run, each always in the same process.
-    """
-    global _process_lasts
-    _process_lasts = True
 
 
 def _digest(data: bytes) -> str:
@@ -301,7 +292,7 @@ def own_vault(context: Context, run: str) -> AnyVault:
     In memory, if its process lives as long as the run and no other place is named; else as
     :func:`vault_of`.
     """
-    if _process_lasts and not is_deployed(context) and not context.run_config.get("vault"):
+    if process_lasts() and not is_deployed(context) and not context.run_config.get("vault"):
         return _in_memory.setdefault((check_run(run), context.node_id), MemoryVault())
     return vault_of(context, run)
 

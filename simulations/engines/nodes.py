@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 import time
 import traceback
 from collections.abc import Iterator, Mapping
@@ -17,10 +18,9 @@ from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
 from flwr.common.logger import log
 
-from pudica.clients.runtime.vault import keep_in_memory
-from pudica.models.compute import Compute, ComputeConfig
-from pudica.models.files import DISK_FULL
-from pudica.models.randomness import derive, temporary_seed
+from pudica.clients.runtime.lifetime import keep_in_memory
+
+# PyTorch is imported where it is used: many apps do without, and it takes a worker seconds.
 
 RUN_ID = 1
 
@@ -111,10 +111,14 @@ class SimulatedNodes:
     def _set_up(self, message: Message) -> Iterator[None]:
         seed, threads = self._options.seed, self._options.threads
         with ExitStack() as stack:
-            if threads is not None:
+            if threads is not None and "torch" in sys.modules:
+                from pudica.models.compute import Compute, ComputeConfig
+
                 compute = Compute(ComputeConfig(threads=threads))
                 stack.enter_context(compute.use_threads())
             if seed is not None:
+                from pudica.models.randomness import derive
+
                 stack.enter_context(use_global_seed(derive(seed, message.metadata.message_id)))
             yield
 
@@ -122,6 +126,8 @@ class SimulatedNodes:
 @contextmanager
 def use_global_seed(seed: int) -> Iterator[None]:
     """Seed the global generators of Python, NumPy and PyTorch within the context only."""
+    from pudica.models.randomness import temporary_seed
+
     python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
     random.seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002
@@ -185,8 +191,11 @@ def build_error_reply(message: Message, error: BaseException) -> Message:
         If the disk is full. In a simulation all nodes share it, so this must stop the run instead
         of making a node drop out.
     """
-    if isinstance(error, OSError) and error.errno in DISK_FULL:
-        raise error
+    if isinstance(error, OSError):
+        from pudica.models.files import DISK_FULL
+
+        if error.errno in DISK_FULL:
+            raise error
     reason = f"{type(error).__name__}: {error}"
     return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)
 

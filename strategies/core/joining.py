@@ -238,8 +238,8 @@ def join_own_apps(
             continue
         joined[name], nodes[name] = apps[node].member, greeted.nodes[node]
     cohort.nodes = nodes
-    if joined:
-        agree_on_images(cohort, joined)
+    greeted.require_min_replies(minimum, len(joined), protocol.JOIN)
+    agree_on_images(cohort, joined)
     cohort.require_min_replies(minimum, len(joined), protocol.JOIN)
     return joined
 

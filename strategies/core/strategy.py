@@ -76,6 +76,7 @@ class RecordedStrategy(Strategy):
         self._cohort: Cohort | None = None
         self._members: dict[str, Member] = {}
         self._sent: ArrayRecord | None = None
+        self._is_own = True
 
     # ------------------------------------------------------------- what subclasses fill in
 
@@ -120,6 +121,13 @@ class RecordedStrategy(Strategy):
     def is_evaluation_due(self, last: bool) -> bool:  # noqa: ARG002
         """Tell whether nodes evaluate after the current round."""
         return True
+
+    def is_checkpoint_due(self) -> bool:
+        """Tell whether to take a checkpoint between two exchanges of a round."""
+        return self.recorder.is_checkpoint_due()
+
+    def end_training(self) -> None:
+        """Do what is left once the last round is over."""
 
     def is_over(self) -> bool:
         """Tell whether to stop before the last round, with what there is."""
@@ -180,6 +188,8 @@ class RecordedStrategy(Strategy):
                 arrays = self.run_round(arrays, configs[0], timeout, num_rounds)
                 self._evaluate(arrays, num_rounds, configs[1], timeout, evaluate_fn)
                 self.save_checkpoint()
+                self._show_round(num_rounds)
+            self.end_training()
             self.result.arrays = arrays
             self.result.rows = self.recorder.rows
         return self.result
@@ -195,7 +205,7 @@ class RecordedStrategy(Strategy):
         current = self.round
         while self.round == current:
             arrays = self._exchange(arrays, config or ConfigRecord(), timeout, num_rounds)
-            if self.done and self.recorder.is_checkpoint_due():
+            if self.done and self.is_checkpoint_due():
                 self.save_checkpoint()
         return arrays
 
@@ -270,6 +280,15 @@ class RecordedStrategy(Strategy):
             for metric, value in central.items():
                 self.log("central", metric, value)  # type: ignore[arg-type]
 
+    def _show_round(self, num_rounds: int) -> None:
+        """Log how a round went, where a progress bar does not."""
+        if not self._is_own:
+            return
+        metrics = dict(self.result.train_metrics_clientapp[self.round])
+        metrics |= self.result.evaluate_metrics_clientapp.get(self.round, {})
+        shown = ", ".join(f"{key} {value:.4g}" for key, value in metrics.items())
+        log(INFO, "[ROUND %s/%s] %s", self.round, num_rounds, shown)
+
     # ------------------------------------------------------------------------- nodes
 
     @property
@@ -292,6 +311,7 @@ class RecordedStrategy(Strategy):
     def attach(self, cohort: Cohort, members: Mapping[str, Member], case: str = MAIN) -> None:
         """Train nodes that have joined already, as one case of an experiment."""
         self._cohort, self._members, self.case = cohort, dict(members), case
+        self._is_own = False
 
     def join(self, grid: Grid, timeout: float = 3600) -> None:
         """Let nodes join, unless they have: who they are, what data they hold.
@@ -307,19 +327,19 @@ class RecordedStrategy(Strategy):
         client = ClientConfig(timeout=timeout, patience=self.patience)
         # Around a grid that is one already, failures are counted once.
         inner = grid.grid if isinstance(grid, ReliableGrid) else grid
-        cohort = Cohort.on(inner, client, recorder)
+        self._cohort = cohort = Cohort.on(inner, client, recorder)
         try:
             self._members = join_own_apps(
                 cohort, self.join_request(), self.min_nodes, timeout, self.read_member
             )
         except BaseException as error:
+            self._cohort = None
             recorder.close("failed", f"{type(error).__name__}: {error}")
             raise
-        self._cohort = cohort
         recorder.run["nodes"] = list(cohort.nodes)
 
     def join_request(self) -> dict[str, Any]:
-        """Return what nodes are told when they join."""
+        """Return what nodes are told when they join; the record is open by then."""
         return {}
 
     def read_member(self, words: Mapping[str, Any]) -> Member:
@@ -348,6 +368,9 @@ class RecordedStrategy(Strategy):
             log(INFO, "Starting %s strategy:", type(self).__name__)
             self.summary()
             self.join(grid, timeout)
+        elif self.record and self.recorder.run.get("status") in ("done", "failed"):
+            own = True
+            self._reopen_record()
         try:
             yield
         except BaseException as error:
@@ -356,6 +379,12 @@ class RecordedStrategy(Strategy):
             raise
         if own:
             self.recorder.close("done")
+
+    def _reopen_record(self) -> None:
+        """Go on with a record that was closed, as serving does after training."""
+        recorder = self._open_record()
+        recorder.run["nodes"] = list(self.cohort.nodes)
+        self.cohort.recorder = self.cohort.grid.observer = recorder
 
     def read(self, replies: Iterable[Message], kind: str, read: Read[T]) -> dict[str, T]:
         """Return by name, in node order, what replies say; log those that make no sense."""

@@ -80,8 +80,9 @@ class StagedStrategy(RecordedStrategy):
         questions = len(self.attributes)
         if len(logits) != 1 or logits[0] % questions or logits[0] // questions < LOGITS:
             raise RequestError(
-                f"post: must give logits of shape (images, {questions}·K), K the answers to each of "
-                f"{questions} attributes, two at least; got (images, {', '.join(map(str, logits))})"
+                f"post: must give logits of shape (images, {questions}·K), K the answers to each "
+                f"of {questions} attributes, two at least; got "
+                f"(images, {', '.join(map(str, logits))})"
             )
         self.answers = logits[0] // questions
         settings = self.settings

@@ -16,8 +16,8 @@ from pudica.models.custom import ModelName
 from pudica.models.cut import INPUT, OUTPUT
 from pudica.models.errors import RequestError, unknown_name_error
 from pudica.models.optimizers import OptimizerConfig
+from pudica.models.settings import validate_settings
 from pudica.strategies.core.cases import each_case
-from pudica.strategies.core.settings import validate_settings
 
 SHARED = {"edges"}
 # Of the ``facemix`` section: what organises a whole experiment, or is the edges' own.

@@ -44,8 +44,8 @@ class Optimisation:
         built = factory(wanted) if factory else optimizers.build(training.optimizer, wanted)
         if not isinstance(built, torch.optim.Optimizer):
             raise RequestError(
-                "optimizer: must be a torch.optim.Optimizer over parameters that are to be trained; "
-                f"there are {len(wanted)}, and the optimizer is a {type(built).__name__}"
+                "optimizer: must be a torch.optim.Optimizer over what is to be trained; there are "
+                f"{len(wanted)} parameters, and the optimizer is a {type(built).__name__}"
             )
         self.optimizer = built
         self._first_rates = [group["lr"] for group in built.param_groups]

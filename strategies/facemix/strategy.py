@@ -71,8 +71,8 @@ class FaceMix(StagedStrategy):
         Of the learning rate: half a cosine wave to 0 over all rounds, or as the optimiser's
         ``step_size`` says; a factory's rate then stays as it is.
     epochs : int, optional
-        Over so many rounds the cosine goes; by default as many as :meth:`start` is to make. Flower's
-        own ``Strategy.start`` needs it.
+        Over so many rounds the cosine goes; by default as many as :meth:`start` is to make.
+        Flower's own ``Strategy.start`` needs it.
     class_weights : {"none", "balanced"}
         Whether all answers to a question count the same, however many images have it.
     augment : {"none", "crop-flip", "handwriting"}
@@ -198,8 +198,7 @@ class FaceMix(StagedStrategy):
     def settings_to_record(self) -> dict[str, Any]:
         """Return the settings as the ``facemix`` section of an experiment has them."""
         chosen = self.settings.model_dump(mode="json", exclude=set(EXPERIMENT_ONLY))
-        if self.settings.training.schedule != "cosine":
-            del chosen["training"]["epochs"]
+        del chosen["training"]["epochs"]  # the number of rounds: see _check_epochs
         if self._factory is not None:
             chosen["training"]["optimizer"] = "of its own"
         names = ("pre", "main", "post")
@@ -298,14 +297,27 @@ class FaceMix(StagedStrategy):
     ) -> Iterable[Message]:
         """Return the requests of the next exchange: mixtures, losses, or gradients of the ends."""
         self.prepare(grid, arrays)
-        if not self._epochs_known and self.settings.training.schedule == "cosine":
+        self._check_epochs()
+        self._optimisation.set_rate(self.round)
+        self._config = dict(config)
+        return self.cohort.messages(*self.trainer.requests())
+
+    def _check_epochs(self) -> None:
+        """See that the learning rate falls over as many rounds as when the record was begun."""
+        training = self.settings.training
+        if training.schedule != "cosine":
+            return
+        if not self._epochs_known:
             raise RequestError(
                 "FaceMix: epochs: Flower's own start does not say how many rounds there are; give "
                 "FaceMix(..., epochs=…), over which the learning rate falls, or schedule='step'"
             )
-        self._optimisation.set_rate(self.round)
-        self._config = dict(config)
-        return self.cohort.messages(*self.trainer.requests())
+        begun = self.recorder.note.setdefault("epochs", {}).setdefault(self.case, training.epochs)
+        if begun != training.epochs:
+            raise RequestError(
+                f"num_rounds: {training.epochs}, and this record was begun for {begun}, over which "
+                "the learning rate falls; go on with as many, or start another with schedule='step'"
+            )
 
     def aggregate_train(
         self,

@@ -86,7 +86,7 @@ class Trainer(ABC):
         """Return what its next step hangs on besides model and optimiser."""
         return {}
 
-    def load(self, tensors: Mapping[str, torch.Tensor]) -> None:
+    def load(self, tensors: Mapping[str, torch.Tensor]) -> None:  # noqa: B027
         """Put back what :meth:`tensors` returned, among other tensors."""
 
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from flwr.app import Array, RecordDict
 
 from pudica.clients import protocol
-from pudica.clients.shields.grid import IntegerGrid
 from pudica.strategies.split.cloud import Cloud
 from pudica.strategies.split.devices import Devices
 
@@ -43,11 +42,16 @@ def measure(
 
 
 def measuring_requests(
-    devices: Devices, cloud: Cloud, shared: Mapping[str, Array], part: Part, epoch: int
+    devices: Devices,
+    cloud: Cloud,
+    shared: Mapping[str, Array],
+    part: Part,
+    epoch: int,
+    config: Mapping[str, Any] | None = None,
 ) -> dict[str, RecordDict]:
     """Return what lets devices measure the whole model; arguments as of :func:`measure`."""
-    config = {"part": part, "epoch": epoch}
-    content = devices.request(config, back=Array(cloud.packed()), **shared)
+    own = {**(config or {}), "part": part, "epoch": epoch}
+    content = devices.request(own, back=Array(cloud.packed()), **shared)
     names = [name for name in devices.reporting() if devices.members[name].evaluates]
     return dict.fromkeys(names, content)
 
@@ -93,8 +97,6 @@ class CloudClassification:
         Of one example's activation.
     release : {"noisy", "plain"}
         With the shield's noise; or without, to compare.
-    grid : Grid or None
-        Of which it is whole steps.
     """
 
     def __init__(
@@ -103,13 +105,11 @@ class CloudClassification:
         cloud: Cloud,
         shape: tuple[int, ...],
         release: str,
-        grid: IntegerGrid | None,
     ) -> None:
         self.devices = devices
         self.cloud = cloud
         self.shape = shape
         self.release = release
-        self.grid = grid
         settings = devices.settings
         self.each = settings.batch_size * max(settings.batches_per_message, BATCHES)
         names = devices.reporting()
@@ -151,7 +151,8 @@ class CloudClassification:
         if not count:
             return torch.empty(0)
         wanted, wire = (count, *self.shape), self.devices.settings.wire
-        return protocol.from_wire(content, "features", wanted, wire, self.grid)
+        grid = self.devices.members[name].grid if self.release == NOISY else None
+        return protocol.from_wire(content, "features", wanted, wire, grid)
 
     def _answer(self, name: str, reply: torch.Tensor | int) -> RecordDict | None:
         if isinstance(reply, int):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any
 
 import torch
@@ -50,6 +50,16 @@ class Fronts(ABC):
         self.front = front
         self.config = optimizer
         self.met: set[str] = set()
+
+    @property
+    def is_here(self) -> bool:
+        """Whether the cloud's front is the one that devices go on with."""
+        return not self.met
+
+    def forget(self, names: Set[str]) -> Set[str]:
+        """Note that some devices have nothing of this run any more; return whose front is lost."""
+        self.met -= names
+        return set()
 
     def extra_payload(self, name: str) -> Extras:
         """Return config and arrays to add to a request for the device's next batches."""
@@ -124,6 +134,13 @@ class Private(Fronts):
         super().__init__(devices, front, optimizer)
         self.waiting: dict[str, tuple[torch.Tensor, int]] = {}
 
+    def forget(self, names: Set[str]) -> Set[str]:
+        """Note that some devices have nothing of this run any more; return whose front is lost."""
+        lost = self.met & names
+        super().forget(names)
+        self.waiting = {name: each for name, each in self.waiting.items() if name not in lost}
+        return lost
+
     def learn(
         self,
         gradients: Mapping[str, torch.Tensor],
@@ -175,6 +192,19 @@ class Handoff(Private):
         super().__init__(devices, front, optimizer)
         self.holder = ""
         self.state: State = {}
+
+    @property
+    def is_here(self) -> bool:
+        """Whether no device has the front."""
+        return not self.holder
+
+    def forget(self, names: Set[str]) -> Set[str]:
+        """Note that some devices have nothing of this run any more; return whose front is lost."""
+        lost = {self.holder} & names
+        super().forget(names)
+        if lost:
+            self.holder = ""
+        return lost
 
     def extra_payload(self, name: str) -> Extras:
         """Return the gradient for the device that has the front, or the front for another."""
@@ -263,6 +293,11 @@ class Average(Fronts):
         self._sent: Array | None = None
         self._due: dict[str, torch.Tensor] = {}
         self._turn = 0
+
+    @property
+    def is_here(self) -> bool:
+        """Always: devices get the front with each request."""
+        return True
 
     def replaced(self) -> None:
         """Send another front from now on."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from torch import nn
+
 from pudica.clients import shields
 from pudica.clients.shields.front import Front, activation_shape
 from pudica.models.cut import Cutter
@@ -10,17 +12,16 @@ from pudica.models.packing import select_prefix
 from pudica.strategies.core.cohort import Cohort
 from pudica.strategies.core.joining import gather
 from pudica.strategies.core.releases import keep
-from pudica.strategies.split.cloud import Cloud
 from pudica.strategies.split.config import PRETRAINED, SplitConfig
-from pudica.strategies.split.evaluation import NOISY, PLAIN, CloudClassification, measure_whole
+from pudica.strategies.split.devices import EdgeMember
+from pudica.strategies.split.evaluation import NOISY, PLAIN, CloudClassification, measure
 from pudica.strategies.split.experiment import SplitExperiment
-from pudica.strategies.split.fronts import MODES, Fronts
 from pudica.strategies.split.ledger import releases
 from pudica.strategies.split.model import built, start_from
-from pudica.strategies.split.once import Once
 from pudica.strategies.split.pretraining import pretrain, pretrained
 from pudica.strategies.split.session import Session
-from pudica.strategies.split.training import Training, start_turn
+from pudica.strategies.split.strategy import SplitLearning
+from pudica.strategies.split.turns import NEVER_BACK
 
 
 def learn(cohort: Cohort, experiment: SplitExperiment) -> None:
@@ -53,66 +54,85 @@ class Case:
         case = self.session.case
         with self.recorder.timed(f"join/{case}"):
             self.prepare()
-        keep(self.recorder, releases(self.session, self.fronts, self.shape))
+        kinds = releases(self.session, self.strategy.fronts, self.strategy.activation)
+        keep(self.recorder, kinds)
         with self.recorder.timed(f"training/{case}"):
             self._train()
         with self.recorder.timed(f"evaluation/{case}"):
             self._evaluate()
         self._keep_model()
-        self.recorder.forget(self.session.task("training"))
+        self.recorder.forget(self.strategy.task)
         self.recorder.finish(f"case/{case}")
 
-    def prepare(self) -> Training | Once:
+    def prepare(self) -> SplitLearning:
         """Let the devices join, build and cut the model; return what trains it."""
-        self.session.join(lambda name: start_turn(self.session, name))
-        self._build()
-        how = Once if self.settings.release == "once" else Training
-        self.training = how(self.session, self.cloud, self.fronts, self.shape)
-        return self.training
+        session, settings = self.session, self.settings
+        session.join(self._start_turn)
+        front, back = self._build()
+        self.strategy = SplitLearning.of_experiment(
+            settings, session.experiment.seed, front, back, session.compute
+        )
+        members = {
+            name: EdgeMember.of(member, front.shield.grid, not session.fresh)
+            for name, member in session.devices.items()
+        }
+        self.strategy.activation = tuple(front.shield.shape)
+        self.strategy.attach(session.cohort, members, session.case)
+        return self.strategy
 
-    def _build(self) -> None:
+    def _build(self) -> tuple[Front, nn.Module]:
         """Build the model, cut it, and put the shield behind the front."""
         session, settings = self.session, self.settings
         model = built(settings, session.classes, session.image, session.experiment.seed)
         if settings.weights == PRETRAINED:
             start_from(model, pretrained(self.recorder, settings), PRETRAINED)
         layers, back = Cutter(model).cut(settings.cut)
-        self.shape = activation_shape(layers, session.image)
-        front = Front(layers, shields.build(session.shield, self.shape, settings.batch_size))
-        # Where nothing of the front can learn, no gradient goes back.
-        learns = settings.front != "frozen" and any(True for _ in front.parameters())
-        self.fronts: Fronts = MODES[settings.front if learns else "frozen"](session, front)
-        self.cloud = Cloud(back, settings, session.compute, session.seed, learns)
+        shape = activation_shape(layers, session.image)
+        return Front(layers, shields.build(session.shield, shape, settings.batch_size)), back
+
+    def _start_turn(self, name: str) -> int:
+        """Return the turn to which a device of a resumed run goes back, -1 if it begins."""
+        recorder, task = self.recorder, self.session.task("training")
+        if self.settings.release == "once":
+            told = recorder.is_finished(f"released/{self.session.case}/{name}")
+            return NEVER_BACK if told or recorder.is_finished(task) else -1
+        if recorder.is_finished(task):
+            return int(recorder.result(task)["turn"])
+        return int(recorder.position(task).get("turn", -1))
 
     def _train(self) -> None:
-        task = self.session.task("training")
+        strategy, task = self.strategy, self.strategy.task
         if self.recorder.is_finished(task):
             kept = select_prefix(f"{task}/", self.recorder.arrays)
-            self.cloud.restore(kept)
-            self.fronts.restore(kept, self.recorder.result(task)["fronts"])
+            strategy.cloud.restore(kept)
+            strategy.fronts.restore(kept, self.recorder.result(task)["fronts"])
             return
-        self.training.train()
+        grid = self.session.cohort.grid
+        strategy.start(grid, num_rounds=self.settings.epochs, timeout=float("inf"))
+        strategy.save_checkpoint()
+        self.recorder.finish(task, turn=strategy.last_turn, fronts=strategy.fronts.note())
 
     def _evaluate(self) -> None:
         """Measure on the test images, in both ways that the settings ask for."""
-        session, cloud, epochs = self.session, self.cloud, self.settings.epochs
-        session.cohort.reset_failures()
+        strategy, epochs = self.strategy, self.settings.epochs
+        devices, cloud, fronts = strategy.devices, strategy.cloud, strategy.fronts
+        self.session.cohort.reset_failures()
         # Who was away all the time begins with the front that everybody began with.
-        self.fronts.settle(self.recorder.result(session.task("training")).get("turn", 0))
-        shared = self.fronts.shared()
+        fronts.flush(self.recorder.result(strategy.task)["turn"])
+        shared = fronts.shared()
         if "edge" in self.settings.classifiers:
-            measure_whole(session, cloud, shared, "test", epochs)
+            measure(devices, cloud, shared, "test", epochs)
         if "cloud" in self.settings.classifiers:
-            releases = [NOISY, PLAIN] if self.settings.plain_to_cloud else [NOISY]
-            for release in releases:
-                grid = self.fronts.front.shield.grid if release == NOISY else None
-                how = CloudClassification(session, cloud, self.shape, release, grid)
+            for release in [NOISY, PLAIN] if self.settings.plain_to_cloud else [NOISY]:
+                how = CloudClassification(devices, cloud, strategy.activation, release)
                 how.measure(shared, epochs)
 
     def _keep_model(self) -> None:
         """Put the trained model into a file, as far as the cloud has it."""
-        tensors = dict(self.cloud.back.state_dict())
+        front, back = self.strategy.front, self.strategy.back
+        tensors = dict(back.state_dict())
         if self.settings.front != "private":
-            tensors |= self.fronts.front.layers.state_dict()
+            assert isinstance(front, Front)
+            tensors |= front.layers.state_dict()
         path = self.recorder.artefact(f"{self.session.case}/model.safetensors")
         save_tensors(path, tensors, {})

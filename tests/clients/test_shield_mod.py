@@ -14,7 +14,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricR
 from flwr.app.metadata import Metadata
 from flwr.clientapp import ClientApp
 
-from pudica.clients.runtime import vault as vaults
+from pudica.clients.runtime import lifetime
 from pudica.clients.shields import ClipGaussian, Counts, Mixing, NormGaussian, Shield, ShieldMod
 from pudica.models.errors import RequestError
 
@@ -24,7 +24,7 @@ X = np.arange(40, dtype=np.float32).reshape(8, 5)
 @pytest.fixture(autouse=True)
 def on_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     """As in a process of its own for each message."""
-    monkeypatch.setattr(vaults, "_process_lasts", False)
+    monkeypatch.setattr(lifetime, "_lasts", False)
 
 
 def context_of(node: int, **config: str) -> Context:
@@ -171,7 +171,7 @@ def test_a_repeated_message_gets_the_same_reply(tmp_path: Path) -> None:
 
 
 def test_nodes_of_one_process_do_not_share_secrets() -> None:
-    vaults.keep_in_memory()
+    lifetime.keep_in_memory()
     shield, app = mixing(), ClientApp()
     received: dict[int, np.ndarray] = {}
 

@@ -6,6 +6,8 @@ Flower's own simulation of some of them: ``python stock_apps.py NODES OUT.npz AP
 
 from __future__ import annotations
 
+import copy
+import random
 import sys
 import time
 from collections.abc import Callable
@@ -188,6 +190,58 @@ def handlers() -> Apps:
     return server, client
 
 
+def drawing() -> Apps:
+    """Nodes that use the global generators."""
+    app = ClientApp()
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        import torch
+
+        arrays = message.content["arrays"].to_numpy_ndarrays()
+        noise = random.random() + np.random.rand() + float(torch.rand(()))  # noqa: NPY002
+        return reply(message, [array + noise for array in arrays])
+
+    return serve(lambda: FedAvg(fraction_evaluate=0.0)), app
+
+
+def behaving() -> ClientApp:
+    """A ClientApp for tests of how messages reach nodes, by what the message asks for."""
+    app = ClientApp()
+
+    @app.query("context")
+    def tell(message: Message, context: Context) -> Message:
+        assert message.metadata.dst_node_id == context.node_id
+        assert message.metadata.run_id == context.run_id
+        record = ConfigRecord({**context.node_config, **context.run_config})
+        return Message(RecordDict({"is": record}), reply_to=message)
+
+    @app.query("wrong")
+    def wrong(message: Message, context: Context) -> Message | None:
+        if context.node_config["partition-id"] == 0:
+            raise ValueError("on purpose")
+        if context.node_config["partition-id"] == 1:
+            return None
+        metadata = copy.deepcopy(message.metadata)
+        metadata.__dict__["_message_id"] = "another"
+        another = Message(content=message.content, metadata=metadata)
+        return Message(RecordDict(), reply_to=another)
+
+    @app.query("remember")
+    def remember(message: Message, context: Context) -> Message:
+        before = list(context.state.get("log", ConfigRecord({"log": []}))["log"])
+        context.state["log"] = ConfigRecord({"log": [*before, int(message.content["say"]["n"])]})
+        return Message(context.state, reply_to=message)
+
+    @app.query("sleep")
+    def sleep(message: Message, context: Context) -> Message:
+        if context.node_config["partition-id"] == 2:
+            time.sleep(float(message.content["say"]["seconds"]))
+        return Message(RecordDict(), reply_to=message)
+
+    return app
+
+
 # ------------------------------------------------- what Flower has for older apps only
 
 
@@ -249,25 +303,74 @@ class Keeping(LegacyFedAvg):
         return parameters, metrics
 
 
+# ------------------------------------------------------------------------ several apps
+
+ALL = (
+    "fedprox",
+    "server_side_privacy",
+    "client_side_privacy",
+    "stateful",
+    "one_raises",
+    "handlers",
+    "drawing",
+    "secure_aggregation",
+    "server_fn",
+)
+
+
+class Switching(ClientApp):
+    """Is one of all apps after the other, as ``query.switch`` says."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.apps = {name: globals()[name]()[1] for name in ALL}
+
+    def __call__(self, message: Message, context: Context) -> Message:
+        if message.metadata.message_type == "query.switch":
+            context.state = message.content
+            return Message(RecordDict(), reply_to=message)
+        return self.apps[str(context.state["app"]["name"])](message, context)
+
+
+def one_after_the_other() -> Apps:
+    """All apps in one simulation, so that its nodes start only once."""
+    server = ServerApp()
+
+    @server.main()
+    def main(grid: Grid, context: Context) -> None:
+        for name in ALL:
+            content = RecordDict({"app": ConfigRecord({"name": name})})
+            messages = [Message(content, node, "query.switch") for node in grid.get_node_ids()]
+            assert not any(answer.has_error() for answer in grid.send_and_receive(messages))
+            globals()[name]()[0](grid=grid, context=context)
+            context.state[name] = context.state["arrays"]
+
+    return server, Switching()
+
+
 def simulate_with_flower(names: list[str], nodes: int, out: str) -> None:
     from flwr.simulation import run_simulation
 
     kept: dict[str, np.ndarray] = {}
+    resources = {"client_resources": {"num_cpus": 1, "num_gpus": 0.0}}
     for name in names:
         server, client = globals()[name]()
-        outer = ServerApp()
-
-        @outer.main()
-        def main(
-            grid: Grid, context: Context, name: str = name, server: ServerApp = server
-        ) -> None:
-            server(grid=grid, context=context)
-            arrays = context.state["arrays"].to_numpy_ndarrays()
-            kept[name] = np.concatenate([array.ravel() for array in arrays])
-
-        resources = {"client_resources": {"num_cpus": 1, "num_gpus": 0.0}}
+        outer = keeping(server, name, kept)
         run_simulation(outer, client, nodes, backend_config=resources)  # type: ignore[arg-type]
     np.savez(out, **kept)
+
+
+def keeping(server: ServerApp, name: str, kept: dict[str, np.ndarray]) -> ServerApp:
+    """Return the same app that also keeps its final arrays."""
+    outer = ServerApp()
+
+    @outer.main()
+    def main(grid: Grid, context: Context) -> None:
+        server(grid=grid, context=context)
+        arrays = context.state["arrays"].to_numpy_ndarrays()
+        kept[name] = np.concatenate([array.ravel() for array in arrays])
+
+    return outer
 
 
 if __name__ == "__main__":

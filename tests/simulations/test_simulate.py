@@ -7,9 +7,9 @@ import random
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from queue import Queue
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ import ray
 import stock_apps
 import torch
 from click.testing import Result
-from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid, ServerApp
@@ -28,20 +28,11 @@ from flwr.supercore.task_identity import TaskIdentity
 from pudica.models.errors import RequestError
 from pudica.simulations import simulate
 from pudica.simulations.engines.cluster import connect
+from pudica.simulations.engines.inprocess import InProcessGrid
 from pudica.simulations.flower_project import import_apps, read_project
 from pudica.strategies.core.experiment import RayConfig
 
 STOCK = Path(__file__).parent / "stock_app"
-APPS = [
-    stock_apps.fedprox,
-    stock_apps.server_side_privacy,
-    stock_apps.client_side_privacy,
-    stock_apps.stateful,
-    stock_apps.one_raises,
-    stock_apps.handlers,
-    stock_apps.secure_aggregation,
-    stock_apps.server_fn,
-]
 
 
 @pytest.fixture(scope="module")
@@ -51,16 +42,29 @@ def cluster() -> Iterator[None]:
         yield
 
 
-def final(apps: stock_apps.Apps, engine: str, nodes: int = 3, **options: Any) -> np.ndarray:
-    options = {"seed": 0, "num_cpus": 0.5, "workers": 2 if engine == "ray" else None, **options}
-    context = simulate(*apps, nodes=nodes, engine=engine, **options)
-    arrays = context.state["arrays"].to_numpy_ndarrays()
+def values_of(context: Context, key: str = "arrays") -> np.ndarray:
+    arrays = context.state[key].to_numpy_ndarrays()
     return np.concatenate([array.ravel() for array in arrays])
 
 
-@pytest.mark.parametrize("make", APPS, ids=lambda make: make.__name__)
-def test_the_same_arrays_in_process_and_on_ray(cluster: None, make: Callable) -> None:
-    here, there = final(make(), "inprocess"), final(make(), "ray")
+def final(apps: stock_apps.Apps) -> np.ndarray:
+    return values_of(simulate(*apps, nodes=3, engine="inprocess"))
+
+
+@pytest.fixture(scope="module")
+def on_both(cluster: None) -> tuple[Context, Context]:
+    """All stock apps, one after the other, in process and on two workers."""
+    options = {"nodes": 3, "seed": 0, "num_cpus": 0.5, "workers": 2}
+    here, there = (
+        simulate(*stock_apps.one_after_the_other(), engine=engine, **options)
+        for engine in ("inprocess", "ray")
+    )
+    return here, there
+
+
+@pytest.mark.parametrize("name", stock_apps.ALL)
+def test_the_same_arrays_in_process_and_on_ray(on_both: tuple[Context, Context], name: str) -> None:
+    here, there = (values_of(context, name) for context in on_both)
     assert np.isfinite(here).all()
     np.testing.assert_array_equal(here, there)
 
@@ -75,7 +79,7 @@ def test_what_flowers_own_simulation_gives(tmp_path: Path) -> None:
     for name in names:
         # There replies are added up in the order in which they come, and rounding is random.
         tolerance = 1e-4 if name == "secure_aggregation" else 1e-12
-        mine = final(getattr(stock_apps, name)(), "inprocess", seed=None)
+        mine = final(getattr(stock_apps, name)())
         if name == "handlers":  # by node, in the order of Flower's random ids
             assert sorted(mine) == sorted(flowers[name])
         else:
@@ -85,8 +89,8 @@ def test_what_flowers_own_simulation_gives(tmp_path: Path) -> None:
 def test_the_known_results() -> None:
     """Of the apps whose arithmetic is easy to follow."""
     start = np.concatenate([np.linspace(-1, 1, 6), np.zeros(3)])
-    np.testing.assert_allclose(final(stock_apps.stateful(), "inprocess"), start + 1 + 2)
-    np.testing.assert_allclose(final(stock_apps.handlers(), "inprocess"), [32.0] * 3)
+    np.testing.assert_allclose(final(stock_apps.stateful()), start + 1 + 2)
+    np.testing.assert_allclose(final(stock_apps.handlers()), [32.0] * 3)
 
 
 # ------------------------------------------------------------------------ how nodes behave
@@ -98,10 +102,10 @@ def app_of(main: Callable[[Grid, Context], None]) -> ServerApp:
     return app
 
 
-def ask(grid: Grid, nodes: list[int] | None = None, timeout: float | None = None, **say: float):
-    content = RecordDict({"say": MetricRecord(dict(say))})
-    messages = [Message(content, n, "query") for n in nodes or list(grid.get_node_ids())]
-    return list(grid.send_and_receive(messages, timeout=timeout))
+def client_app(handler: Callable[[Message, Context], Any]) -> ClientApp:
+    app = ClientApp()
+    app.query()(handler)
+    return app
 
 
 def run_main(engine: str, client: ClientApp, main: Callable[[Grid, Context], Any], **options: Any):
@@ -114,73 +118,86 @@ def run_main(engine: str, client: ClientApp, main: Callable[[Grid, Context], Any
     return kept[0]
 
 
-def client_app(handler: Callable[[Message, Context], Any]) -> ClientApp:
-    app = ClientApp()
-    app.query()(handler)
-    return app
+def ask(
+    grid: Grid,
+    action: str = "query",
+    nodes: list[int] | None = None,
+    timeout: float | None = None,
+    ttl: float | None = None,
+    **say: float,
+) -> list[Message]:
+    content = RecordDict({"say": MetricRecord(dict(say))})
+    nodes = nodes or list(grid.get_node_ids())
+    messages = [Message(content, node, action, ttl=ttl) for node in nodes]
+    return list(grid.send_and_receive(messages, timeout=timeout))
 
 
-ENGINES = pytest.mark.parametrize("engine", ["inprocess", "ray"])
+CONFIG = {"rate": 0.5, "on": True, "deep": {"name": "x"}, "count": 3}
 
 
-@ENGINES
-def test_contexts_are_as_flower_gives_them(cluster: None, engine: str) -> None:
-    def handler(message: Message, context: Context) -> Message:
-        assert message.metadata.dst_node_id == context.node_id
-        assert message.metadata.run_id == context.run_id
-        record = ConfigRecord({**context.node_config, **context.run_config})
-        return Message(RecordDict({"is": record}), reply_to=message)
+@pytest.fixture(scope="module", params=["inprocess", "ray"])
+def grid(request: pytest.FixtureRequest, cluster: None) -> Iterator[Grid]:
+    """The grid of a ServerApp that runs in a thread as long as the tests with it."""
+    opened, done = Queue[Grid](), threading.Event()
 
-    def main(grid: Grid, context: Context) -> Any:
+    def main(grid: Grid, context: Context) -> None:
         assert context.run_config == {"rate": 0.5, "on": True, "deep.name": "x", "count": 3}
         assert grid.run.run_id == context.run_id
-        return [dict(m.content["is"]) for m in ask(grid)]
+        opened.put(grid)
+        done.wait()
 
-    config = {"rate": 0.5, "on": True, "deep": {"name": "x"}, "count": 3}
-    found = run_main(engine, client_app(handler), main, run_config=config)
+    options = {"engine": request.param, "workers": 2, "num_cpus": 0.5, "run_config": CONFIG}
+    thread = threading.Thread(
+        target=simulate, args=(app_of(main), stock_apps.behaving()), kwargs={"nodes": 3, **options}
+    )
+    thread.start()
+    yield opened.get(timeout=60)
+    done.set()
+    thread.join(60)
+
+
+def test_contexts_are_as_flower_gives_them(grid: Grid) -> None:
+    found = [dict(message.content["is"]) for message in ask(grid, "query.context")]
     shared = {"num-partitions": 3, "rate": 0.5, "on": True, "deep.name": "x", "count": 3}
     assert found == [{"partition-id": place, **shared} for place in range(3)]
-    assert [type(value) for value in found[0].values()] == [int, int, float, bool, str, int]
+    types = {key: type(value) for key, value in found[0].items()}
+    assert types == {key: type(value) for key, value in {"partition-id": 0, **shared}.items()}
 
 
-@ENGINES
-def test_a_handler_that_raises_or_returns_no_reply_is_an_error(cluster: None, engine: str) -> None:
-    def handler(message: Message, context: Context) -> Any:
-        place = context.node_config["partition-id"]
-        if place == 0:
-            raise ValueError("on purpose")
-        if place == 1:
-            return None
-        return Message(RecordDict(), dst_node_id=1, message_type="query", reply_to=None)
-
-    errors = [m.error for m in run_main(engine, client_app(handler), lambda grid, _: ask(grid))]
+def test_a_handler_that_raises_or_returns_no_reply_is_an_error(grid: Grid) -> None:
+    errors = [message.error for message in ask(grid, "query.wrong")]
     assert {error.code for error in errors} == {ErrorCode.CLIENT_APP_RAISED_EXCEPTION}
     assert errors[0].reason == "ValueError: on purpose"
-    assert "the ClientApp returned NoneType; it must return a Message" in errors[1].reason
-    assert errors[2].reason
+    assert "the ClientApp returned NoneType; it must return a Message" in str(errors[1].reason)
+    assert "does not reply to the one it was given" in str(errors[2].reason)
+    assert all(message.has_content() for message in ask(grid, "query.context"))
 
 
-@ENGINES
-def test_messages_in_flight_to_one_node_are_handled_in_order(cluster: None, engine: str) -> None:
-    def handler(message: Message, context: Context) -> Message:
-        before = list(context.state.get("log", ConfigRecord({"log": []}))["log"])
-        context.state["log"] = ConfigRecord({"log": [*before, int(message.content["n"]["n"])]})
-        return Message(context.state, reply_to=message)
+def test_messages_in_flight_to_one_node_are_handled_in_order(grid: Grid) -> None:
+    contents = [RecordDict({"say": MetricRecord({"n": n})}) for n in range(5)]
+    messages = [Message(content, 3, "query.remember") for content in contents]
+    pushed = list(grid.push_messages(messages))
+    assert [message.metadata.message_id for message in messages] == pushed
+    arrived: list[Message] = []
+    while len(arrived) < 5:
+        arrived += grid.pull_messages(pushed)
+    logs = {m.metadata.reply_to_message_id: list(m.content["log"]["log"]) for m in arrived}
+    assert [logs[identifier] for identifier in pushed] == [list(range(n + 1)) for n in range(5)]
 
-    def main(grid: Grid, _: Context) -> Any:
-        contents = [RecordDict({"n": MetricRecord({"n": n})}) for n in range(5)]
-        messages = [Message(content, 3, "query") for content in contents]
-        pushed = list(grid.push_messages(messages))
-        assert [m.metadata.message_id for m in messages] == pushed
-        time.sleep(0.3)  # as apps wait before they look once
-        arrived: list[Message] = []
-        while len(arrived) < 5:
-            arrived += grid.pull_messages(pushed)
-        logs = {m.metadata.reply_to_message_id: m.content["log"]["log"] for m in arrived}
-        return [logs[identifier] for identifier in pushed]
 
-    found = run_main(engine, client_app(handler), main)
-    assert found == [list(range(n + 1)) for n in range(5)]
+def test_timeouts_hold_and_messages_expire(grid: Grid) -> None:
+    ask(grid, "query.sleep", seconds=0.0)  # the workers are up
+    in_time = ask(grid, "query.sleep", timeout=1.0, seconds=2.0)
+    found = [message.metadata.src_node_id for message in in_time]
+    assert found == [2, 3] or (isinstance(grid, InProcessGrid) and found == [2, 3, 4])
+    expired = ask(grid, "query.sleep", [4], ttl=0.2, seconds=0.6)
+    assert expired[0].error.code == ErrorCode.MESSAGE_UNAVAILABLE
+    assert ask(grid, "query.sleep", [4], seconds=0.0)[0].has_content()
+
+
+def test_a_node_that_is_not_there_is_named(grid: Grid) -> None:
+    with pytest.raises(ValueError, match="no node 9; this simulation has nodes 2 to 4"):
+        ask(grid, "query", [9])
 
 
 def test_one_pull_in_process_finds_all_that_flowers_nodes_would_have_answered() -> None:
@@ -190,28 +207,6 @@ def test_one_pull_in_process_finds_all_that_flowers_nodes_would_have_answered() 
 
     client = client_app(lambda message, _: Message(RecordDict(), reply_to=message))
     assert run_main("inprocess", client, main) == 3
-
-
-@ENGINES
-def test_messages_expire_and_timeouts_hold(cluster: None, engine: str) -> None:
-    def handler(message: Message, context: Context) -> Message:
-        if context.node_config["partition-id"] == 2:
-            time.sleep(message.content["say"]["seconds"])
-        return Message(RecordDict(), reply_to=message)
-
-    def main(grid: Grid, _: Context) -> Any:
-        ask(grid, seconds=0.0)  # the workers are up
-        in_time = [m.metadata.src_node_id for m in ask(grid, timeout=0.5, seconds=1.0)]
-        content = RecordDict({"say": MetricRecord({"seconds": 0.6})})
-        expired = list(grid.send_and_receive([Message(content, 4, "query", ttl=0.2)]))
-        again = ask(grid, [4], seconds=0.0)
-        return in_time, expired, again
-
-    in_time, expired, again = run_main(engine, client_app(handler), main)
-    assert {2, 3} <= set(in_time)
-    assert engine == "inprocess" or 4 not in in_time
-    assert expired[0].error.code == ErrorCode.MESSAGE_UNAVAILABLE
-    assert again[0].has_content()
 
 
 def test_nodes_of_a_worker_that_dies_keep_their_state(cluster: None) -> None:
@@ -230,18 +225,12 @@ def test_nodes_of_a_worker_that_dies_keep_their_state(cluster: None) -> None:
     assert process not in {each["process"] for each in calls}
 
 
-def test_a_node_that_is_not_there_is_named() -> None:
-    client = client_app(lambda message, _: Message(RecordDict(), reply_to=message))
-    with pytest.raises(ValueError, match="no node 9; this simulation has nodes 2 to 4"):
-        run_main("inprocess", client, lambda grid, _: ask(grid, [9]))
-
-
 # ----------------------------------------------------------------------- traces it leaves
 
 
 def drawing_app() -> ClientApp:
     def handler(message: Message, context: Context) -> Message:
-        drawn = [random.random(), float(np.random.rand()), float(torch.rand(()))]
+        drawn = [random.random(), float(np.random.rand()), float(torch.rand(()))]  # noqa: NPY002
         return Message(RecordDict({"is": MetricRecord({"drawn": drawn})}), reply_to=message)
 
     return client_app(handler)
@@ -251,17 +240,16 @@ def drawn(grid: Grid, _: Context) -> list[list[float]]:
     return [list(m.content["is"]["drawn"]) for m in ask(grid) + ask(grid)]
 
 
-def test_a_seed_reaches_nodes_whatever_the_engine(cluster: None) -> None:
-    runs = [
-        run_main(engine, drawing_app(), drawn, seed=3, **options)
-        for engine, options in (("inprocess", {}), ("ray", {"workers": 1}), ("ray", {"workers": 3}))
-    ]
-    assert runs[0] == runs[1] == runs[2]
-    assert len({value for values in runs[0] for value in values}) == 18
-    assert runs[0] != run_main("inprocess", drawing_app(), drawn, seed=4)
-    assert run_main("inprocess", drawing_app(), drawn) != run_main(
-        "inprocess", drawing_app(), drawn
+def test_a_seed_seeds_every_message_anew() -> None:
+    """Whatever the engine: the stock apps draw, too."""
+    first, again, other = (
+        run_main("inprocess", drawing_app(), drawn, seed=seed) for seed in (3, 3, 4)
     )
+    assert first == again
+    assert first != other
+    assert len({value for values in first for value in values}) == 18
+    free, freely = (run_main("inprocess", drawing_app(), drawn) for _ in range(2))
+    assert free != freely
 
 
 def test_nothing_is_left_in_this_process(tmp_path: Path) -> None:
@@ -281,10 +269,10 @@ def test_nothing_is_left_in_this_process(tmp_path: Path) -> None:
 def test_apps_run_outside_the_main_thread() -> None:
     found: list[np.ndarray] = []
     apps = stock_apps.fedprox()
-    thread = threading.Thread(target=lambda: found.append(final(apps, "inprocess")))
+    thread = threading.Thread(target=lambda: found.append(final(apps)))
     thread.start()
     thread.join(60)
-    np.testing.assert_array_equal(found[0], final(stock_apps.fedprox(), "inprocess"))
+    np.testing.assert_array_equal(found[0], final(stock_apps.fedprox()))
 
 
 # -------------------------------------------------------------------------- wrong requests
@@ -332,7 +320,7 @@ def test_what_workers_can_not_load_is_refused(cluster: None, tmp_path: Path) -> 
         import only_here  # type: ignore[import-not-found]
     finally:
         sys.path.remove(str(tmp_path))
-    with pytest.raises(RequestError, match="can't load the ClientApp.*only_here"):
+    with pytest.raises(RequestError, match=r"can't load the ClientApp.*only_here"):
         simulate(server, client_app(only_here.handler), nodes=2, engine="ray", num_cpus=0.5)
 
 
@@ -452,7 +440,7 @@ def test_an_app_that_fails_says_where(
     failed = pudica("simulate", folder, "--engine", "inprocess")
     assert failed.exit_code == 1
     assert "error: the app failed: KeyError: 'lost'" in failed.output
-    assert "server.py, line 5, in main" in failed.output
+    assert "server.py, line 5, main" in failed.output
     (folder / "client.py").write_text("1 +")
     assert pudica("simulate", folder, "--engine", "inprocess").exit_code == 1
 

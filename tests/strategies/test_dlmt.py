@@ -19,7 +19,7 @@ import pudica.clients.app
 import pudica.strategies.core.recorder
 from pudica import models
 from pudica.clients import protocol
-from pudica.clients.assignments import parsed as assignment_of
+from pudica.clients.assignments import parse_assignment
 from pudica.clients.data import load_once, select_node_images
 from pudica.clients.dlmt.assigned import AssignedOwner
 from pudica.clients.runtime.vault import Vault
@@ -56,7 +56,7 @@ def tiny(*overrides: str) -> DlmtExperiment:
 def owners_of(grid: ListeningGrid, place: Path) -> list[AssignedOwner]:
     """Return the owners of a run's last case, made anew."""
     words = [protocol.words_of(message.content) for message in asked(grid, protocol.JOIN)]
-    assignments = [assignment_of(str(each["assignment"])) for each in words]
+    assignments = [parse_assignment(str(each["assignment"])) for each in words]
     last = {assignment.partition: assignment for assignment in assignments}
     return [AssignedOwner(Vault(place / str(n)), last[n]) for n in sorted(last)]  # type: ignore[arg-type]
 

@@ -91,7 +91,8 @@ def serving(tmp_path: Path, grid: ListeningGrid, *overrides: str) -> Serving:
     recorder = Recorder(tmp_path / "serving", experiment, "inprocess")
     cohort = Cohort.on(grid, experiment.client, recorder)
     session = Session(cohort, experiment, "main", experiment.facemix, experiment.load_data())
-    return Serving(session)
+    session.strategy.attach(cohort, {})
+    return Serving(session.strategy)
 
 
 def test_requests_that_are_computed_together_do_not_meet(tmp_path: Path) -> None:
@@ -100,7 +101,7 @@ def test_requests_that_are_computed_together_do_not_meet(tmp_path: Path) -> None
     grid = run(tiny(*model), tmp_path / "run")
     served = serving(tmp_path, grid, *model, "facemix.batch=20")
     assert any(isinstance(layer, nn.BatchNorm2d) for layer in served.main.modules())
-    shape = served.session.model.shield.shape
+    shape = served.strategy.model.shield.shape
     asked_for = [torch.randn(count, *shape) for count in (8, 16, 24)]
     together = served._computed(asked_for)
     assert served.batches == 3

@@ -42,8 +42,8 @@ def test_what_was_measured_after_the_last_checkpoint_is_forgotten(tmp_path: Path
         file.write('{"stage": "loc')  # cut off by a kill
     again = Recorder(tmp_path / "run", tiny(), "test")
     assert [row["value"] for row in again.rows] == [1.0]
-    assert again.finished("one")
-    assert not again.finished("two")
+    assert again.is_finished("one")
+    assert not again.is_finished("two")
     again.log("local", "loss", 3.0, node="a")
     again.close("done")
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()

@@ -215,13 +215,13 @@ def test_float16_on_the_wire_halves_the_bytes_and_learns_the_same(tmp_path: Path
 
 
 def test_tiny_gradients_survive_float16(tmp_path: Path) -> None:
-    from pudica.strategies.split.session import ROOM, Session
+    from pudica.strategies.split.devices import ROOM, Devices
 
     experiment = tiny("split.wire=float16")
-    session = Session.__new__(Session)
-    session.settings = experiment.split
+    devices = Devices.__new__(Devices)
+    devices.settings = experiment.split
     gradient = torch.tensor([[1e-9, -3e-10, 0.0]])
-    config, arrays = session.gradient(gradient, 0)
+    config, arrays = devices.gradient(gradient, 0)
     values = torch.from_numpy(protocol._decoded(arrays["gradient"])).float() / config["scale"]
     torch.testing.assert_close(values, gradient, rtol=1e-3, atol=0)
     assert np.abs(protocol._decoded(arrays["gradient"])).max() <= ROOM

@@ -148,7 +148,8 @@ class Disguise(_ImageTransform):
                     "Disguise: each worker of a data loader would draw a key of its own; give a "
                     "key, or call disguise.bind(shape) before the loader starts"
                 )
-            self._keyed = KeyedDisguise(Key.new(self.notation, tuple(shape), SystemGenerator()))
+            key = Key.new(self.notation, tuple(shape), SystemGenerator())  # type: ignore[arg-type]
+            self._keyed = KeyedDisguise(key)
         else:
             self._keyed.require_shape(shape)
         return self

@@ -1,0 +1,15 @@
+"""The API reference, from the docstrings: `make reference`."""
+
+import importlib.metadata
+
+project = "Pudica"
+release = importlib.metadata.version("pudica")
+extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+html_theme = "alabaster"
+html_theme_options = {"description": "Learning together without giving data or models away"}
+html_show_copyright = False
+napoleon_google_docstring = False
+napoleon_use_rtype = False
+autodoc_typehints = "none"
+autodoc_member_order = "bysource"
+autodoc_default_options = {"members": True, "show-inheritance": True}

@@ -1,0 +1,1 @@
+"""A fair competition between networks of one's own."""

@@ -1,0 +1,543 @@
+"""Split learning as a Flower strategy: fronts on the devices, the back here, a shield between."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+from torch import nn
+
+from pudica.clients import protocol
+from pudica.clients.assignments import SplitTerms
+from pudica.clients.shields.front import Front
+from pudica.models.compute import Compute, ComputeConfig
+from pudica.models.errors import RequestError, unknown_name_error
+from pudica.models.optimizers import OptimizerConfig, Optimizing
+from pudica.models.randomness import derive
+from pudica.models.settings import validate_settings
+from pudica.strategies.core.cases import MAIN
+from pudica.strategies.core.cohort import Cohort
+from pudica.strategies.core.members import MOST_CLASSES, Member
+from pudica.strategies.core.recorder import Recorder
+from pudica.strategies.core.result import RecordedResult
+from pudica.strategies.core.strategy import RecordedStrategy
+from pudica.strategies.split.arrays import (
+    BACK,
+    FRONT,
+    fingerprint,
+    load_arrays_into,
+    model_arrays,
+)
+from pudica.strategies.split.cloud import Chunk, Cloud, read_chunk
+from pudica.strategies.split.config import SplitConfig
+from pudica.strategies.split.costs import SKIPPED
+from pudica.strategies.split.devices import Devices, EdgeMember
+from pudica.strategies.split.evaluation import (
+    Part,
+    count_reader,
+    log_bytes,
+    log_counts,
+    measuring_requests,
+)
+from pudica.strategies.split.fronts import MODES, Average, Fronts, Handoff
+from pudica.strategies.split.model import only_last
+from pudica.strategies.split.once import ReleaseOnce
+from pudica.strategies.split.trial import try_model
+from pudica.strategies.split.turns import (
+    EPOCH,
+    NEVER_BACK,
+    Exchange,
+    Turn,
+    choose_present,
+    list_exchanges,
+    list_turns,
+)
+
+# Of the ``split`` section: what organises a whole experiment, or what nodes say themselves.
+EXPERIMENT_ONLY = frozenset(
+    {"devices", "model", "cut", "shield", "noise", "epochs", "weights", "pretraining", "budget"}
+    | {"classify", "plain_to_cloud", "min_devices", "cases", "optimizer", "front_optimizer"}
+)
+
+
+class StrategyConfig(SplitConfig):
+    """The settings of a strategy, which does not know yet how many devices there are."""
+
+    devices: int = 10_000
+
+    def validates(self, epoch: int) -> bool:
+        """Tell whether devices measure the model after so many epochs, the last one aside."""
+        return bool(self.validate_every) and epoch % self.validate_every == 0
+
+
+class SplitLearning(RecordedStrategy):
+    """Train a model whose front is on the devices, and whose back is here.
+
+    A round is an epoch of the devices' images. In each turn devices send protected activations
+    of their next batches and the labels; the back takes a step for each batch. The arrays are
+    those of the whole model, ``front.…`` and ``back.…``. Where fronts are private, ``front.…`` is
+    what they began with.
+
+    Parameters
+    ----------
+    front, back : Module
+        The model, cut. They are copied.
+    fronts : {"average", "handoff", "private", "frozen"}
+        ``average``: the fronts' gradients are averaged in each turn, which takes two exchanges;
+        at one batch per message that is SGD on the union of the batches. ``handoff``: one front
+        goes from device to device; an exchange fetches it. ``private``: each keeps its own.
+        ``frozen``: none learns.
+    release : {"every-step", "once"}
+        ``once``, with frozen fronts: each example's activation is sent a single time, and the back
+        is trained on what there is. That is no exchange after another: Flower's own
+        ``Strategy.start`` can't do it.
+    optimizer, front_optimizer : callable or OptimizerConfig, optional
+        Make the optimisers of back and front, given parameters; by default SGD, 0.01, and the same
+        for the front. Where fronts learn on the devices, a function must be given to each
+        :class:`.Edge`, too, since no message holds one.
+    compute : ComputeConfig, optional
+        Of the back.
+    min_nodes, seed, record, patience
+        As of :class:`.RecordedStrategy`.
+    **settings
+        ``batch_size``, ``batches_per_message``, ``wire``, ``dropouts``, ``validate_every``,
+        ``fit``, ``train``, ``threads``: as in the ``split`` section of an experiment.
+
+    Raises
+    ------
+    RequestError
+        A setting that is unknown or out of range, by name.
+    """
+
+    system = "split"
+    stage = "training"
+    title = "training"
+    unit = "exchange"
+    evaluated: Part = "test"
+    """Which of the devices' images the whole model is measured on."""
+
+    def __init__(
+        self,
+        front: nn.Module,
+        back: nn.Module,
+        *,
+        fronts: str = "average",
+        release: str = "every-step",
+        optimizer: Optimizing | None = None,
+        front_optimizer: Optimizing | None = None,
+        compute: ComputeConfig | None = None,
+        min_nodes: int = 1,
+        seed: int = 0,
+        record: str | Path | None = None,
+        patience: float | None = None,
+        **settings: Any,
+    ) -> None:
+        super().__init__(min_nodes=min_nodes, seed=seed, record=record, patience=patience)
+        if fronts not in MODES:
+            raise RequestError(f"SplitLearning: {unknown_name_error('fronts', str(fronts), MODES)}")
+        given = {"front": fronts, "release": release, **settings}
+        found = validate_settings(StrategyConfig, given, "SplitLearning", EXPERIMENT_ONLY)
+        own = compute or ComputeConfig()
+        own = own.model_copy(update={"threads": found.threads or own.threads})
+        self._configure(
+            found,
+            copy.deepcopy(front),
+            copy.deepcopy(back),
+            Compute(own),
+            (optimizer or OptimizerConfig(), front_optimizer or optimizer or OptimizerConfig()),
+        )
+        if found.train == "last-layer":
+            only_last(self.back)
+
+    @classmethod
+    def of_experiment(
+        cls, settings: SplitConfig, seed: int, front: Front, back: nn.Module, compute: Compute
+    ) -> SplitLearning:
+        """Return the strategy of one case of an experiment.
+
+        Parameters
+        ----------
+        front : Front
+            With the shield, which travels with the layers.
+        """
+        strategy = cls(nn.Identity(), nn.Identity(), min_nodes=settings.min_devices, seed=seed)
+        optimizing = settings.optimizer, settings.front_optimizer or settings.optimizer
+        strategy._configure(settings, front, back, compute, optimizing)
+        strategy.evaluated = "validation"
+        return strategy
+
+    def _configure(
+        self,
+        settings: SplitConfig,
+        front: nn.Module,
+        back: nn.Module,
+        compute: Compute,
+        optimizing: tuple[Optimizing, Optimizing],
+    ) -> None:
+        self.settings, self.front, self.back = settings, front, back
+        self.compute, self.optimizers = compute, optimizing
+        self.activation: tuple[int, ...] = ()
+        self.loss, self.examples = 0.0, 0
+        self.answered: set[str] = set()
+        self.everyone: dict[str, int] = {}
+        self._exchanges: list[Exchange] = []
+        self._keep = False
+        self._is_alone = False
+
+    # ----------------------------------------------------------------- the state of training
+
+    def settings_to_record(self) -> dict[str, Any]:
+        """Return the settings as the ``split`` section of an experiment has them, and the model."""
+        excluded = EXPERIMENT_ONLY | {"front", "optimizer", "front_optimizer"}
+        chosen = self.settings.model_dump(mode="json", exclude=set(excluded))
+        back, front = map(_describe_optimizer, self.optimizers)
+        return {
+            "fronts": self.settings.front,
+            **chosen,
+            "optimizer": back,
+            "front_optimizer": front,
+            "min_devices": self.min_nodes,
+            "model": fingerprint(self.front, self.back),
+        }
+
+    def attach(self, cohort: Cohort, members: Mapping[str, Member], case: str = MAIN) -> None:
+        """Train devices that have joined already, as one case of an experiment."""
+        super().attach(cohort, members, case)
+        self._set_up()
+
+    def join(self, grid: Grid, timeout: float = 3600) -> None:
+        """Let devices join, unless they have; errors as of :meth:`.RecordedStrategy.join`."""
+        if self._cohort is None:
+            super().join(grid, timeout)
+            shape = next(iter(self._members.values())).shape
+            self.activation = try_model(self.front, self.back, shape).activation
+            self._set_up()
+
+    def join_request(self) -> dict[str, Any]:
+        """Return the terms on which devices join, and to which turn those of a resumed run go."""
+        front = self.optimizers[1]
+        terms = SplitTerms(
+            fronts=self.settings.front,
+            batch_size=self.settings.batch_size,
+            wire=self.settings.wire,
+            seed=self.split_seed,
+            optimizer=front if isinstance(front, OptimizerConfig) else None,
+        )
+        back_to = int(self.recorder.position(self.task).get("turn", -1))
+        turn = NEVER_BACK if self.settings.release == "once" else back_to
+        return {"terms": terms.model_dump_json(), "turn": turn}
+
+    def read_member(self, words: Mapping[str, Any]) -> EdgeMember:
+        """Return what a device says as it joins, if the model takes its images."""
+        said = protocol.whole(words, "classes", 0, MOST_CLASSES)
+        # A device without layers behind the cut may not know.
+        member = EdgeMember.read({**words, "classes": said or MOST_CLASSES})
+        classes = try_model(self.front, self.back, member.shape).classes
+        if said not in (0, classes):
+            raise ValueError(f"its data have {said} classes, the back tells {classes} apart")
+        return replace(member, classes=classes)
+
+    @property
+    def split_seed(self) -> int:
+        """Of everything that is drawn in this case."""
+        return derive(self.seed, "split", self.case)
+
+    def _set_up(self) -> None:
+        """Make what trains the model, with fresh optimisers."""
+        members: Any = self._members
+        settings, (of_back, of_front) = self.settings, self.optimizers
+        self.devices = Devices(self.cohort, members, self.case, settings)
+        # Where nothing of the front can learn, no gradient goes back.
+        learns = settings.front != "frozen" and any(True for _ in self.front.parameters())
+        mode = MODES[settings.front if learns else "frozen"]
+        self.fronts: Fronts = mode(self.devices, self.front, of_front)
+        self.cloud = Cloud(self.back, settings, self.compute, self.split_seed, learns, of_back)
+        # Who there is and with how many batches: also those that are away when a run goes on.
+        self.everyone = {name: self.devices.batches(name) for name in members}
+
+    def initial_arrays(self) -> ArrayRecord:
+        """Return the model as it was given."""
+        return self.arrays()
+
+    def arrays(self) -> ArrayRecord:
+        """Return the model as it is now, as far as it is here."""
+        return model_arrays(self.front, self.back)
+
+    def new_arrays(self) -> ArrayRecord:
+        """Return the arrays after an exchange; see :meth:`.RecordedStrategy.new_arrays`."""
+        if self.done and self._is_alone and self._sent is not None:
+            return self._sent  # between a round's exchanges nobody looks at them
+        return super().new_arrays()
+
+    def load_arrays(self, arrays: ArrayRecord) -> None:
+        """Begin with these arrays, and with fresh optimisers."""
+        load_arrays_into(self.front, self.back, arrays)
+        self._set_up()
+
+    def replace_arrays(self, arrays: ArrayRecord) -> None:
+        """Go on with other arrays; a front that devices keep to themselves stays as it is."""
+        parts = (FRONT, BACK) if self.fronts.is_here else (BACK,)
+        load_arrays_into(self.front, self.back, arrays, parts)
+        self.fronts.replaced()
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Return back, front and their optimisers."""
+        return {**self.cloud.tensors(), **self.fronts.tensors()}
+
+    def note(self) -> dict[str, Any]:
+        """Return what else the next exchange depends on."""
+        return {
+            "turn": self.last_turn,
+            "loss": self.loss,
+            "examples": self.examples,
+            "answered": sorted(self.answered),
+            "everyone": self.everyone,
+            "costs": self.devices.costs.note(),
+            "fronts": self.fronts.note(),
+        }
+
+    def load_state(self, tensors: Mapping[str, torch.Tensor], note: Mapping[str, Any]) -> None:
+        """Go back to a checkpoint."""
+        self.cloud.restore(tensors)
+        self.fronts.restore(tensors, note["fronts"])
+        self.devices.costs.restore(note["costs"])
+        self.devices.needed = note["turn"]
+        self.loss, self.examples = note["loss"], note["examples"]
+        self.answered, self.everyone = set(note["answered"]), note["everyone"]
+        without = {name for name, member in self.devices.members.items() if not member.begun}
+        for name in sorted(self.fronts.forget(without)):
+            self.recorder.event(f"{name} lost its front, and begins anew with the first")
+
+    @property
+    def last_turn(self) -> int:
+        """The number of the last turn that was taken."""
+        if not self.done:
+            return self.round * EPOCH - 1
+        return self._exchanges[self.done - 1].turn.number
+
+    def save_checkpoint(self) -> None:
+        """Write down from where a run that is killed goes on."""
+        super().save_checkpoint()
+        self.devices.needed = self.last_turn
+
+    def is_checkpoint_due(self) -> bool:
+        """Tell whether to take a checkpoint: after a turn that devices kept, too."""
+        return self._keep and self._exchanges[self.done - 1].closes
+
+    # ------------------------------------------------------------------- who does what
+
+    def count_exchanges(self) -> int:
+        """Return how many exchanges the current epoch takes."""
+        if not self._exchanges or self._exchanges[0].turn.epoch != self.round:
+            self._exchanges = list(self._list_exchanges())
+        return len(self._exchanges)
+
+    def _list_exchanges(self) -> Iterator[Exchange]:
+        names = choose_present(
+            list(self.everyone), self.settings.dropouts, self.split_seed, self.round
+        )
+        turns = list_turns(self.settings, self.everyone, names, self.round)
+        return list_exchanges(turns, self.fronts)
+
+    def begin_round(self) -> None:
+        """Forget what happened in the epoch before."""
+        super().begin_round()
+        self.devices.costs.begin()
+        self.loss, self.examples = 0.0, 0
+        self.answered.clear()
+
+    # ----------------------------------------------------------------- Flower's hooks: train
+
+    def configure_train(
+        self,
+        server_round: int,  # noqa: ARG002
+        arrays: ArrayRecord,
+        config: ConfigRecord,
+        grid: Grid,
+    ) -> Iterable[Message]:
+        """Return the requests of the next exchange."""
+        if self.settings.release == "once":
+            raise RequestError(
+                "SplitLearning: release 'once' is not one exchange after another; call its own start"
+            )
+        self.prepare(grid, arrays)
+        self.count_exchanges()
+        exchange = self._exchanges[self.done]
+        requests = self._requests(exchange)
+        for content in requests.values() if config else ():
+            content["config"] = ConfigRecord({**config, **content.config_records["config"]})
+        return self.cohort.messages(exchange.kind, requests)
+
+    def _requests(self, exchange: Exchange) -> dict[str, RecordDict]:
+        turn = exchange.turn
+        here = [name for name in turn.names if name in self.cohort.nodes]
+        if exchange.kind == protocol.FRONT_GRADIENT:
+            assert isinstance(self.fronts, Average)
+            return self.fronts.gradient_requests()
+        if exchange.kind == protocol.FRONT:
+            assert isinstance(self.fronts, Handoff)
+            return self.fronts.fetch(here[0]) if here else {}
+        self._keep = self.devices.fresh or self.recorder.is_checkpoint_due()
+        return {name: self._smash_request(name, turn) for name in here}
+
+    def _smash_request(self, name: str, turn: Turn) -> RecordDict:
+        config, arrays = self.fronts.extra_payload(name)
+        last = turn.step + turn.count >= self.everyone[name]
+        own: dict[str, protocol.Scalar] = {
+            "turn": turn.number,
+            "epoch": turn.epoch,
+            "step": turn.step,
+            "count": len(self.devices.sizes(name, turn.step, turn.count)),
+            # After its last turn of an epoch a device is not asked when others checkpoint.
+            "keep": int(self._keep or name not in self.fronts.met or last),
+            "needed": self.devices.needed,
+        }
+        return self.devices.request({**own, **config}, **arrays)
+
+    def aggregate_train(
+        self,
+        server_round: int,  # noqa: ARG002
+        replies: Iterable[Message],
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Let the back learn from activations, or the front from what devices make of gradients."""
+        exchange = self._exchanges[self.done]
+        if exchange.kind == protocol.SMASH:
+            self._learn(replies, exchange.turn)
+        elif isinstance(self.fronts, Average):
+            found = self.read(replies, exchange.kind, self.fronts.read_gradient)
+            self.fronts.step(found, exchange.turn.epoch)
+        elif isinstance(self.fronts, Handoff):
+            self.fronts.take_front(self.read(replies, exchange.kind, self.fronts.read_front))
+        metrics = self.step_done()
+        return self.new_arrays(), metrics
+
+    def _learn(self, replies: Iterable[Message], turn: Turn) -> None:
+        def read(name: str, content: RecordDict) -> Chunk:
+            return self.read_chunk(name, content, self.devices.sizes(name, turn.step, turn.count))
+
+        chunks = self.read(replies, protocol.SMASH, read)
+        self.fronts.answered(chunks)
+        for name, chunk in chunks.items():
+            self.accept(name, chunk)
+        if not chunks:
+            return
+        self.answered.update(chunks)
+        loss, gradients = self.cloud.learn(chunks, turn.epoch, turn.number)
+        self.loss += loss
+        self.examples += sum(len(chunk.labels) for chunk in chunks.values())
+        self.fronts.learn(gradients, turn.epoch, turn.number)
+
+    def read_chunk(self, name: str, content: RecordDict, sizes: list[int]) -> Chunk:
+        """Return what a device sent of batches; errors as of :func:`.cloud.read_chunk`."""
+        member = self.devices.members[name]
+        wire = self.settings.wire
+        return read_chunk(content, sizes, self.activation, wire, member.classes, member.grid)
+
+    def accept(self, name: str, chunk: Chunk) -> None:
+        """Note what a device spent on what it sent."""
+        if chunk.seconds.get(SKIPPED):
+            self.recorder.event(f"{name} began anew since: a gradient was of no use to it")
+        self.devices.costs.spent(name, chunk.seconds, len(chunk.sizes))
+
+    def end_round(self) -> MetricRecord:
+        """Log loss, dropouts and bytes of an epoch."""
+        done = self.round + 1
+        self.cohort.require_min_replies(self.min_nodes, len(self.answered), f"split ({self.case})")
+        loss = self.loss / self.examples
+        self.devices.log(self.stage, "loss", loss, round=done)
+        for name, count in self.cohort.dropouts.items():
+            self.devices.log(self.stage, "dropouts", count, node=name, round=done)
+        log_bytes(self.devices, self.activation, done)
+        if self.fronts.is_handed_on and (self.evaluated == "test" or self.settings.validates(done)):
+            self.fronts.flush(done * EPOCH - 1)  # so that the arrays hold it
+        return MetricRecord({"loss": loss, "num-examples": self.examples})
+
+    def end_training(self) -> None:
+        """Bring the last gradients to the fronts, and write down what devices spent."""
+        self.fronts.flush(self.round * EPOCH - 1)
+        if isinstance(self.recorder, Recorder):
+            self.devices.costs.write(self.recorder.artefact(f"{self.case}/costs.csv"))
+
+    # -------------------------------------------------------------- Flower's hooks: evaluate
+
+    def is_evaluation_due(self, last: bool) -> bool:
+        """Tell whether devices measure the model after this epoch."""
+        if not self.round or not self.settings.validate_every:
+            return False
+        if self.evaluated == "test":  # of somebody's own app
+            return last or self.settings.validates(self.round)
+        return self.settings.fit == "sgd" and self.settings.validates(self.round)
+
+    def configure_evaluate(
+        self,
+        server_round: int,  # noqa: ARG002
+        arrays: ArrayRecord,  # noqa: ARG002
+        config: ConfigRecord,
+        grid: Grid,  # noqa: ARG002
+    ) -> Iterable[Message]:
+        """Let devices measure the whole model, with their own front or the common one."""
+        if self.done or not self.settings.validate_every:
+            return []  # Flower's own start asks after each exchange
+        self.fronts.flush(self.round * EPOCH - 1)
+        shared = self.fronts.shared()
+        requests = measuring_requests(
+            self.devices, self.cloud, shared, self.evaluated, self.round, config
+        )
+        return self.cohort.messages(protocol.WHOLE, requests)
+
+    def aggregate_evaluate(
+        self,
+        server_round: int,  # noqa: ARG002
+        replies: Iterable[Message],
+    ) -> MetricRecord | None:
+        """Log each device's accuracy, without and with noise; return those over all images."""
+        read = count_reader(self.devices, self.evaluated)
+        counts = self.read(replies, protocol.WHOLE, read)
+        found = log_counts(self.devices, self.evaluated, self.round, counts)
+        return MetricRecord({f"accuracy-{k}": v for k, v in found.items()}) if found else None
+
+    # ------------------------------------------------------------------------ the loop
+
+    def start(
+        self,
+        grid: Grid,
+        initial_arrays: ArrayRecord | None = None,
+        num_rounds: int = 3,
+        timeout: float = 3600,
+        train_config: ConfigRecord | None = None,
+        evaluate_config: ConfigRecord | None = None,
+        evaluate_fn: Callable[[int, ArrayRecord], MetricRecord | None] | None = None,
+    ) -> RecordedResult:
+        """Train all epochs, from the last checkpoint on; see :meth:`.RecordedStrategy.start`."""
+        self._is_alone = type(self) is SplitLearning
+        if self.settings.release == "every-step":
+            return super().start(
+                grid,
+                initial_arrays,
+                num_rounds,
+                timeout,
+                train_config,
+                evaluate_config,
+                evaluate_fn,
+            )
+        with self._recorded(grid, timeout):
+            if not self._resume():
+                self.load_arrays(initial_arrays or self.initial_arrays())
+            for _ in ReleaseOnce(self).train(num_rounds):
+                config = evaluate_config or ConfigRecord()
+                self._evaluate(self.arrays(), num_rounds, config, timeout, evaluate_fn)
+            self.result.arrays, self.result.rows = self.arrays(), self.recorder.rows
+        return self.result
+
+
+def _describe_optimizer(optimizing: Optimizing) -> Any:
+    if isinstance(optimizing, OptimizerConfig):
+        return optimizing.model_dump(mode="json")
+    name = getattr(optimizing, "__qualname__", repr(optimizing))
+    return f"{getattr(optimizing, '__module__', '')}.{name}"
