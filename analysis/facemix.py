@@ -276,7 +276,8 @@ def _load_paper_table(table: str) -> pd.DataFrame:
 
 def _published_value(run: Run, settings: FacemixConfig) -> float | None:
     """Return the published test accuracy of a case, if any."""
-    name, data = _paper_name(settings), run.settings["data"]["name"]
+    # A run of somebody's own app says nothing of its data.
+    name, data = _paper_name(settings), run.settings.get("data", {}).get("name")
     if data not in TABLES or name not in _load_paper_table(TABLES[data]).index:
         return None
     return float(_load_paper_table(TABLES[data])["test_accuracy"][name])

@@ -6,11 +6,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pudica.clients.dlmt.owner import Owner
     from pudica.clients.facemix.edge import InferenceEdge
+    from pudica.clients.split.edge import Edge
     from pudica.clients.themis.participant import Participant
 
-__all__ = ["InferenceEdge", "Owner", "Participant"]
+__all__ = ["Edge", "InferenceEdge", "Owner", "Participant"]
 
 _HOMES = {
+    "Edge": "split.edge",
     "InferenceEdge": "facemix.edge",
     "Owner": "dlmt.owner",
     "Participant": "themis.participant",

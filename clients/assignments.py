@@ -288,6 +288,11 @@ class SplitTerms(BaseModel):
     optimizer: OptimizerConfig | None
 
 
+def hash_name(run: str, name: str) -> str:
+    """Return what a node of a run recognises its name by, where others hear it, too."""
+    return hashlib.blake2b(f"{run}/{name}".encode(), digest_size=8).hexdigest()
+
+
 def is_guaranteed(shield: ShieldConfig, fronts: Fronts, noise: str) -> bool:
     """Tell whether a device of split learning promises something to each of its images.
 

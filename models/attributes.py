@@ -28,7 +28,8 @@ def compute_balancing_weights(attributes: torch.Tensor, answers: int = LOGITS) -
         K.
     """
     later = [(attributes == answer).double().mean(0) for answer in range(1, answers)]
-    shares = torch.stack([1 - sum(later), *later], dim=1)
+    first = 1 - torch.stack(later).sum(0)
+    shares = torch.stack([first, *later], dim=1)
     return torch.where(shares > 0, 1 / answers / shares, 0.0).float()
 
 

@@ -6,13 +6,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pudica.strategies.core.reliable_grid import ReliableGrid, TooFewParticipants
     from pudica.strategies.facemix.strategy import FaceMix
+    from pudica.strategies.split.strategy import SplitLearning
     from pudica.strategies.themis.strategy import Themis
 
-__all__ = ["FaceMix", "ReliableGrid", "Themis", "TooFewParticipants"]
+__all__ = ["FaceMix", "ReliableGrid", "SplitLearning", "Themis", "TooFewParticipants"]
 
 _HOMES = {
     "FaceMix": "facemix.strategy",
     "ReliableGrid": "core.reliable_grid",
+    "SplitLearning": "split.strategy",
     "Themis": "themis.strategy",
     "TooFewParticipants": "core.reliable_grid",
 }

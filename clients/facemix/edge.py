@@ -92,8 +92,8 @@ class InferenceEdge(EdgeStages):
         By default the node's partition.
     keys : {"secret", "seeded"}
         ``secret``: each request's key is drawn from the system's randomness, and images cross once
-        under the same stages. ``seeded``: keys are drawn from ``seed``, for experiments that are
-        to be repeated.
+        under the same stages, whatever run asks for them. ``seeded``: keys are drawn from
+        ``seed``, for experiments that are to be repeated.
     report : bool
         Whether it tells how often it was right, by attribute and answer.
     on_predictions : callable, optional

@@ -89,8 +89,6 @@ class Shield(nn.Module, ABC):
     ----------
     config : ShieldConfig
         All settings.
-    schema : type of ShieldConfig
-        Validates the settings.
     has_inverse : bool
         Whether :meth:`restore` needs a secret that :meth:`protect` returned.
     batch_matters : bool
@@ -103,6 +101,7 @@ class Shield(nn.Module, ABC):
     """
 
     schema: ClassVar[type[ShieldConfig]] = ShieldConfig
+    """Validates the settings."""
     has_inverse: ClassVar[bool] = False
     batch_matters: ClassVar[bool] = False
 
@@ -196,7 +195,8 @@ class Shield(nn.Module, ABC):
 
         Parameters
         ----------
-        tensor : Tensor of shape (B, *shape)
+        tensor : Tensor of shape (B, …)
+            Examples of the shape that the shield is bound to.
         randomness : Generator or SystemGenerator, optional
             Seeded for an experiment. By default the system's, as people's data need.
 

@@ -65,7 +65,7 @@ class BatchNormLaplace(Mechanism):
         self.register_buffer("variance", torch.ones(self.features, dtype=torch.float64))
 
     def bounded(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Return features with mean 0 and variance 1 over the batch, |x| ≤ √(B−1): Eq. (2)."""
+        """Return features with mean 0 and variance 1 over the batch, within ±√(B−1): Eq. (2)."""
         exact = tensor.flatten(1).double().clamp(-LARGEST, LARGEST)
         if not self.training:
             running = (exact - self.mean) / (self.variance + EPS).sqrt()

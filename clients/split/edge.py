@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from pudica.clients.assignments import SplitTerms, is_guaranteed
+from pudica.clients.assignments import SplitTerms, hash_name, is_guaranteed
 from pudica.clients.data import Part
 from pudica.clients.data.examples import Examples, as_examples
 from pudica.clients.runtime.role import Handler
@@ -28,7 +28,7 @@ from pudica.clients.split.training import TrainingAnswers
 from pudica.models.compute import Compute, ComputeConfig
 from pudica.models.errors import RequestError
 from pudica.models.naming import validate_node_name
-from pudica.models.optimizers import Optimizing, OptimizerConfig
+from pudica.models.optimizers import OptimizerConfig, Optimizing
 from pudica.models.randomness import derive, temporary_seed
 
 TERMS = "terms.json"
@@ -113,12 +113,12 @@ class Edge(TrainingAnswers, EvaluationAnswers):
         self._reports = reports and self._test is not None
         self.compute = Compute(compute or ComputeConfig())
         self._layers, self._back = copy.deepcopy(front), copy.deepcopy(back)
-        self._shield = copy.deepcopy(shield) if shield is not None else NoShield()
+        self._given_shield = copy.deepcopy(shield) if shield is not None else NoShield()
         activations = self._try("front", self._layers, self.train.batch(np.arange(self._tried))[0])
         self.activation = tuple(activations.shape[1:])
-        if self._shield.is_bound and tuple(self._shield.shape) != self.activation:
+        if self._given_shield.is_bound and tuple(self._given_shield.shape) != self.activation:
             raise RequestError(
-                f"shield: bound to examples of {tuple(self._shield.shape)}, the front's "
+                f"shield: bound to examples of {tuple(self._given_shield.shape)}, the front's "
                 f"activations are {self.activation}"
             )
         self.classes = classes or self._count_classes(activations)
@@ -181,7 +181,12 @@ class Edge(TrainingAnswers, EvaluationAnswers):
         self._agree(terms)
         if not self.vault.pin(TERMS, terms.model_dump_json()):
             raise RuntimeError("this device joined this run on other terms before")
-        self.roll_back(int(words["turn"]))
+        own = hash_name(str(words["run"]), self.name or f"node-{self.place}")
+        # Who has released everything does not go back: nothing is released twice.
+        if own in str(words.get("released", "")).split():
+            self.catch_up()
+        else:
+            self.roll_back(int(words["turn"]))
 
     def _agree(self, agreed: SplitTerms) -> None:
         front = Front(copy.deepcopy(self._layers), self._fit_shield(agreed.batch_size))
@@ -206,7 +211,7 @@ class Edge(TrainingAnswers, EvaluationAnswers):
         self._take_up(front, front.layers, terms, agreed.model_dump_json())
 
     def _fit_shield(self, batch_size: int) -> Shield:
-        shield = copy.deepcopy(self._shield)
+        shield = copy.deepcopy(self._given_shield)
         if not shield.is_bound:
             return shield.bind(self.activation, batch_size)
         if shield.batch_size < batch_size:

@@ -130,6 +130,7 @@ class FrontHolder(Role):
         self._ready = False
         self._has_random_layers = has_random_layers(front)
         self._orders: dict[int, np.ndarray] = {}
+        self._seen: dict[int, torch.Tensor] = {}
         self._ends = np.cumsum(protocol.batch_sizes(len(self.train), terms.batch_size))
 
     @property

@@ -1,4 +1,4 @@
-"""What a device of split learning may release, and how: see :mod:`pudica.clients.runtime.odometer`."""
+"""What a device of split learning may release: see :mod:`pudica.clients.runtime.odometer`."""
 
 from __future__ import annotations
 
@@ -244,7 +244,7 @@ class EdgeReleases:
         BudgetExhausted
             If it has said as much as it may.
         """
-        check_part(part, self._assignment.report)
+        part = held_out(part, self._assignment.report)
         if not self.counts:
             return dict(zip(names, count(), strict=True))
         if self.guaranteed and self._of_counts(part).release.noise is None:
@@ -293,13 +293,21 @@ class OpenReleases:
         self.reports = reports
 
     def of_training(
-        self, _: int, steps: Iterable[int], front: bytes, draw: Draw  # noqa: ARG002
+        self,
+        _: int,
+        steps: Iterable[int],
+        front: bytes,  # noqa: ARG002
+        draw: Draw,
     ) -> dict[str, np.ndarray]:
         """Return what leaves of some batches of an epoch."""
         return {str(step): draw(str(step)) for step in steps}
 
     def of_test(
-        self, starts: Iterable[int], front: bytes, noisy: bool, draw: Draw  # noqa: ARG002
+        self,
+        starts: Iterable[int],
+        front: bytes,  # noqa: ARG002
+        noisy: bool,  # noqa: ARG002
+        draw: Draw,
     ) -> dict[str, np.ndarray]:
         """Return what leaves of some batches of test images, by the first image of each."""
         return {str(start): draw(str(start)) for start in starts}
@@ -313,13 +321,14 @@ class OpenReleases:
         count: Callable[[], list[int]],
     ) -> dict[str, int]:
         """Return counts on one part, as they are; see :meth:`EdgeReleases.counted`."""
-        check_part(part, self.reports)
+        held_out(part, self.reports)
         return dict(zip(names, count(), strict=True))
 
 
-def check_part(part: Part, reports: bool) -> None:
-    """Raise RuntimeError if nothing is said of a part's images."""
+def held_out(part: Part, reports: bool) -> HeldOut:
+    """Return a part of whose images something may be said; raise RuntimeError otherwise."""
     if part == "train":
         raise RuntimeError(f"nothing is counted on {part} images")
     if not reports:
         raise RuntimeError("this device keeps to itself how often it was right")
+    return part

@@ -41,7 +41,7 @@ class TrainingAnswers(FrontHolder):
         if count:
             self._require_front()
         chunk = Sent(turn, epoch, step, count)
-        self._seen: dict[int, torch.Tensor] = {}
+        self._seen.clear()
         smashed = self._release(chunk)
         labels = [self._labels(epoch, number) for number in chunk.steps]
         self.pending = chunk if self.optimizer and count else None

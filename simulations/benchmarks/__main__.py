@@ -13,6 +13,7 @@ import typer
 
 from pudica.clients.data import catalogue
 from pudica.simulations.benchmarks import (
+    apps,
     disguises,
     exchange,
     facemix,
@@ -50,6 +51,7 @@ def main(
     rows: list[Row] = []
     with connect(RayConfig()):
         rows += exchange.measure_rows(repeats)
+        rows += apps.measure_rows(repeats)
         available = {entry.name for entry in catalogue() if entry.present}
         for measure, needed in BENCHMARKS.items():
             if needed <= available:

@@ -119,7 +119,7 @@ def _measure_serving(repeats: int) -> Row:
         compute = Compute(experiment.client)
 
         def mixed() -> None:
-            serving = Serving(next(fresh))
+            serving = Serving(next(fresh).strategy)
             serving.run()
             assert serving.rows >= len(images)
 

@@ -6,12 +6,13 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from typing import cast
 
 import torch
+from flwr.app import ArrayRecord, ConfigRecord
 from flwr.serverapp import Grid
 from torch.nn.functional import cross_entropy
 
@@ -29,8 +30,8 @@ from pudica.strategies.core.recorder import Recorder
 from pudica.strategies.loading import load_experiment
 from pudica.strategies.split.experiment import SplitExperiment
 from pudica.strategies.split.session import Session
+from pudica.strategies.split.strategy import SplitLearning
 from pudica.strategies.split.system import Case
-from pudica.strategies.split.training import Training, Turn
 
 IMAGES = 12_000
 FLOWER_TURNS = 6
@@ -98,13 +99,24 @@ class PlainSplitLoop:
         torch.set_num_threads(before)
 
 
-def prepare_training(experiment: SplitExperiment, grid: Grid, directory: Path) -> Training:
-    """Let the devices join; return the training whose epochs are timed."""
+def prepare_training(experiment: SplitExperiment, grid: Grid, directory: Path) -> SplitLearning:
+    """Let the devices join; return the strategy whose epochs are timed."""
     recorder = Recorder(directory, experiment, "benchmark")
     cohort = Cohort.on(grid, experiment.client, recorder)
     cohort.nodes = gather(cohort, experiment.names(), 1)
-    case = Case(Session(cohort, experiment, "main", experiment.split))
-    return cast(Training, case.prepare())
+    strategy = Case(Session(cohort, experiment, "main", experiment.split)).prepare()
+    strategy.load_arrays(strategy.initial_arrays())
+    return strategy
+
+
+def take_turns(strategy: SplitLearning, arrays: ArrayRecord, count: int) -> ArrayRecord:
+    """Take some turns, of one exchange each, as Flower's own loop does."""
+    grid = strategy.cohort.grid
+    for _ in range(count):
+        messages = strategy.configure_train(1, arrays, ConfigRecord(), grid)
+        moved, _ = strategy.aggregate_train(1, grid.send_and_receive(messages))
+        arrays = moved or arrays
+    return arrays
 
 
 def measure_rows(repeats: int) -> list[Row]:
@@ -147,9 +159,10 @@ def _measure_on_ray(directory: Path, front: str, bar: float | None, repeats: int
 
 
 def _compare_epochs(
-    what: str, bar: float | None, training: Training, plain: PlainSplitLoop, repeats: int
+    what: str, bar: float | None, training: SplitLearning, plain: PlainSplitLoop, repeats: int
 ) -> Row:
-    epochs = [plain.epoch, lambda: training.run_epoch(0)]
+    arrays = training.new_arrays()
+    epochs = [plain.epoch, lambda: training.run_round(arrays)]
     for epoch in epochs:
         epoch()
     times = [[measure_seconds(epoch) for epoch in epochs] for _ in range(repeats)]
@@ -157,14 +170,12 @@ def _compare_epochs(
     return make_ratio_row(what, "s", bar, ours, of_plain)
 
 
-def _measure_traffic(training: Training) -> Row:
+def _measure_traffic(training: SplitLearning) -> Row:
     """Compare bytes on the wire with those of activations, labels and gradients alone."""
-    (turn, *_) = training.turns(0)
     cohort = training.cohort
-    training.take(turn)  # so that a gradient is waiting
+    arrays = take_turns(training, training.new_arrays(), 1)  # so that a gradient is waiting
     before = [list(total) for total in cohort.traffic.values()]
-    (following,) = [t for t in training.turns(0) if t.step == turn.step + turn.count]
-    training.take(following)
+    take_turns(training, arrays, 1)
     (sent, received) = (
         after - then for after, then in zip(*cohort.traffic.values(), before[0], strict=True)
     )
@@ -222,12 +233,6 @@ def _measure_on_flower() -> list[Row]:
     return rows
 
 
-def take_turns(training: Training, turns: Sequence[Turn]) -> None:
-    """Take some turns."""
-    for turn in turns:
-        training.take(turn)
-
-
 def main(count: int) -> None:
     """Print milliseconds per batch on Flower's simulation, with ``count`` batches per message."""
     from flwr.app import Context
@@ -248,12 +253,10 @@ def main(count: int) -> None:
             context.run_config = dict(config)
             torch.set_num_threads(1)
             training = prepare_training(experiment, grid, directory)
-            several = list(training.turns(0))[:FLOWER_TURNS]
-            training.take(several[0])
-            timed, sizes = several[1:], training.session.sizes
-            took = measure_seconds(lambda: take_turns(training, timed))
-            batches = sum(len(sizes("device-0", turn.step, turn.count)) for turn in timed)
-            measured.append(1000 * took / batches)
+            arrays = take_turns(training, training.new_arrays(), 1)
+            before = training.examples
+            took = measure_seconds(lambda: take_turns(training, arrays, FLOWER_TURNS - 1))
+            measured.append(1000 * took * BATCH / (training.examples - before))
 
         resources = {"client_resources": {"num_cpus": 1, "num_gpus": 0.0}}
         run_simulation(server, app, 1, backend_config=resources)  # type: ignore[arg-type]

@@ -10,7 +10,7 @@ from flwr.app import Message
 from flwr.clientapp import ClientApp
 
 from pudica.simulations.engines.local import LocalGrid, build_run_config, build_server_context
-from pudica.simulations.engines.nodes import NodeOptions, SimulatedNodes
+from pudica.simulations.engines.nodes import NodeOptions, SimulatedNodes, copy_records
 from pudica.strategies.core.experiment import Experiment
 
 
@@ -48,6 +48,8 @@ class InProcessGrid(LocalGrid):
         self._replies: dict[str, Message] = {}
 
     def _dispatch(self, message: Message, identifier: str) -> None:
+        # Strategies give the same records to all nodes, and handlers may change what they get.
+        message.content = copy_records(message.content)
         self._waiting.append((identifier, message))
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:

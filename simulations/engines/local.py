@@ -17,7 +17,7 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
-from pudica.simulations.engines.nodes import RUN_ID, copy_records
+from pudica.simulations.engines.nodes import RUN_ID
 
 if TYPE_CHECKING:
     from pudica.strategies.core.experiment import Experiment
@@ -166,7 +166,7 @@ class LocalGrid(Grid):
 
 
 def _with_id(message: Message, identifier: str) -> Message:
-    """Return a copy of the message with an id, which in Flower only a SuperLink assigns."""
+    """Return the message with an id, which in Flower only a SuperLink assigns."""
     old = message.metadata
     metadata = Metadata(
         run_id=old.run_id,
@@ -181,4 +181,4 @@ def _with_id(message: Message, identifier: str) -> Message:
         src_task_id=old.src_task_id,
         dst_task_id=old.dst_task_id,
     )
-    return Message(content=copy_records(message.content), metadata=metadata)  # type: ignore[call-overload,no-any-return]
+    return Message(content=message.content, metadata=metadata)  # type: ignore[call-overload,no-any-return]

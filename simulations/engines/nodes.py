@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from logging import ERROR
 
 import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, Context, Error, Message, RecordDict
 from flwr.app.user_config import UserConfig
 from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
@@ -143,18 +143,10 @@ def copy_records(records: RecordDict) -> RecordDict:
     """Return a copy whose records can be changed; arrays, which are immutable, are shared."""
     copied = records.copy()
     for name, record in records.items():
-        copied[name] = _copy_record(record)
-    return copied
-
-
-def _copy_record(
-    record: ArrayRecord | MetricRecord | ConfigRecord,
-) -> ArrayRecord | MetricRecord | ConfigRecord:
-    copied = record.copy()
-    if not isinstance(copied, ArrayRecord):
-        for key, value in record.items():
-            if isinstance(value, list):
-                copied[key] = list(value)
+        copied[name] = record.copy()
+        if not isinstance(record, ArrayRecord):
+            lists = {key: list(value) for key, value in record.items() if isinstance(value, list)}
+            copied[name].update(lists)  # type: ignore[arg-type]
     return copied
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from logging import WARN
 from pathlib import Path
 from typing import Any
 
 import ray
 from flwr.app import Message, RecordDict
 from flwr.clientapp import ClientApp
+from flwr.common.logger import log
 from ray import cloudpickle
 
 from pudica.models.errors import RequestError
@@ -31,6 +33,7 @@ from pudica.simulations.engines.worker import Worker
 from pudica.strategies.core.experiment import Experiment
 
 ATTEMPTS = 3
+PATIENCE_SECONDS = 30.0
 
 
 @dataclass
@@ -108,8 +111,13 @@ class RayGrid(LocalGrid):
         RequestError
             If one can't.
         """
+        started = [worker.process_id.remote() for worker in self.workers]
+        while ray.wait(started, num_returns=len(started), timeout=PATIENCE_SECONDS)[1]:
+            free, total = ray.available_resources(), ray.cluster_resources()
+            cpus = (free.get("CPU", 0), total.get("CPU", 0))
+            log(WARN, "still waiting for workers; Ray has %g of %g CPUs free", *cpus)
         try:
-            ray.get([worker.process_id.remote() for worker in self.workers])
+            ray.get(started)
         except ray.exceptions.RayActorError as error:
             reason = str(error).strip().splitlines()[-1]
             raise RequestError(

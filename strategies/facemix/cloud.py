@@ -136,6 +136,11 @@ class StagedStrategy(RecordedStrategy):
         """What each edge said as it joined."""
         return self._members
 
+    @property
+    def shape(self) -> Shape:
+        """Of an image: channels, height and width."""
+        return next(iter(self._members.values())).shape
+
     def join_request(self) -> dict[str, Any]:
         """Return the terms that edges agree to as they join."""
         settings, training = self.settings, self.settings.training
@@ -183,7 +188,7 @@ class StagedStrategy(RecordedStrategy):
                 del self._members[name]
         self.cohort.require_min_replies(self.min_nodes, len(self._members), protocol.JOIN)
         self.fresh = not all(member.lasting for member in members.values())
-        shape = next(iter(self._members.values())).shape
+        shape = self.shape
         for what, images in (("train", self.images), ("validation", self.validation)):
             if isinstance(images, AttributeImages) and images.shape != shape:
                 raise RequestError(f"{what}: images of {images.shape}, the edges' are {shape}")

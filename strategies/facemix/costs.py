@@ -10,31 +10,27 @@ from pudica.clients.shields.base import Shape
 from pudica.clients.shields.front import activation_shape
 from pudica.clients.shields.mixing import group_size, padded_count
 from pudica.models.cut import count_flops
+from pudica.strategies.facemix.cloud import StagedStrategy
 from pudica.strategies.facemix.config import WIRE_BYTES
-from pudica.strategies.facemix.session import Session
 
 COSTS = "costs"
 
 
-def log_costs(session: Session) -> None:
+def log_costs(strategy: StagedStrategy) -> None:
     """Log parameters and multiplications of the edge, its share of all, and bytes each way."""
-    for metric, value in costs(session).items():
-        session.log(COSTS, metric, value)
-
-
-def costs(session: Session) -> dict[str, float]:
-    """Return what an image costs in one case; see :func:`stage_costs`."""
-    settings, model = session.settings, session.model
-    return stage_costs(
+    settings, model = strategy.settings, strategy.model
+    found = stage_costs(
         model.pre,
         model.main,
         model.post,
-        session.data.shape,
+        strategy.shape,
         group=group_size(settings.around),
         # Decoys fill a request's last group, and pass the first stage too.
         filled=padded_count(settings.request, settings.around) / settings.request,
         each=WIRE_BYTES[settings.wire] if settings.place != "edge" else 0,
     )
+    for metric, value in found.items():
+        strategy.log(COSTS, metric, value, round=0)
 
 
 def stage_costs(

@@ -23,9 +23,10 @@ from pudica.clients.shields.stages import StagedModel
 from pudica.models.compute import Compute, ComputeConfig
 from pudica.models.errors import RequestError
 from pudica.models.packing import select_prefix
-from pudica.strategies.core.strategy import RecordedResult
+from pudica.strategies.core.result import RecordedResult
 from pudica.strategies.facemix.cloud import StagedStrategy
 from pudica.strategies.facemix.config import EXPERIMENT_ONLY, FacemixConfig, read_settings
+from pudica.strategies.facemix.costs import log_costs
 from pudica.strategies.facemix.optimisation import Optimisation, OptimizerFactory
 from pudica.strategies.facemix.serving import SERVING, Serving, ServingResult
 from pudica.strategies.facemix.together import SplitTrainer
@@ -120,12 +121,12 @@ class FaceMix(StagedStrategy):
         super().__init__(min_nodes=min_nodes, seed=seed, record=record, patience=patience)
         self.images = None if train is None else own_images(train, "train")
         self.validation = None if validation is None else own_images(validation, "validation")
-        self._given_names = attributes
         self.attributes = name_attributes(attributes, _count_questions(self.images))
         self._factory: OptimizerFactory | None = None
         if callable(settings.get("optimizer")):
             self._factory = settings.pop("optimizer")
-        self._epochs_known = "epochs" in settings
+        self._given_epochs: int | None = settings.get("epochs")
+        self._epochs_known = self._given_epochs is not None
         how = "split" if train is None else "central"
         given = {"train": how, "shield": shield_settings(mixing)}
         self._configure(read_settings(settings, given), Compute(compute or ComputeConfig()))
@@ -153,7 +154,7 @@ class FaceMix(StagedStrategy):
         strategy = cls(*stages, min_nodes=settings.min_edges, seed=seed)
         strategy._stages = stages
         strategy._configure(settings, compute)
-        strategy._epochs_known = True
+        strategy._given_epochs, strategy._epochs_known = settings.training.epochs, True
         if settings.train == "central":
             strategy.images, strategy.validation = images
         strategy.attributes = attributes
@@ -196,15 +197,18 @@ class FaceMix(StagedStrategy):
         return CentralTrainer(self) if self.settings.train == "central" else SplitTrainer(self)
 
     def settings_to_record(self) -> dict[str, Any]:
-        """Return the settings as the ``facemix`` section of an experiment has them."""
+        """Return the settings as the ``facemix`` section of an experiment has them.
+
+        Stages of one's own have no name there, but a size.
+        """
         chosen = self.settings.model_dump(mode="json", exclude=set(EXPERIMENT_ONLY))
         del chosen["training"]["epochs"]  # the number of rounds: see _check_epochs
         if self._factory is not None:
             chosen["training"]["optimizer"] = "of its own"
-        names = ("pre", "main", "post")
-        sizes = zip(names, self._stages, strict=True)
-        chosen["parameters"] = {n: sum(p.numel() for p in stage.parameters()) for n, stage in sizes}
-        return {**chosen, "attributes": self._given_names, "min_edges": self.min_nodes}
+        sizes = [sum(p.numel() for p in stage.parameters()) for stage in self._stages]
+        pre, _, post = (f"{size} parameters" for size in sizes)
+        stages = {"model": f"{sum(sizes)} parameters", "pre": pre, "post": post}
+        return {**chosen, **stages, "edges": self.min_nodes, "min_edges": self.min_nodes}
 
     # -------------------------------------------------------------- the state of training
 
@@ -253,7 +257,7 @@ class FaceMix(StagedStrategy):
         evaluate_fn: Callable[[int, ArrayRecord], MetricRecord | None] | None = None,
     ) -> RecordedResult:
         """Train for so many epochs; as of :meth:`.RecordedStrategy.start`."""
-        if not self._epochs_known and num_rounds:
+        if self._given_epochs is None and num_rounds:
             epochs = {"epochs": num_rounds}
             training = self.settings.training.model_copy(update=epochs)
             self.settings = self.settings.model_copy(update={"training": training})
@@ -315,7 +319,7 @@ class FaceMix(StagedStrategy):
         begun = self.recorder.note.setdefault("epochs", {}).setdefault(self.case, training.epochs)
         if begun != training.epochs:
             raise RequestError(
-                f"num_rounds: {training.epochs}, and this record was begun for {begun}, over which "
+                f"num_rounds: {training.epochs}, and this run was begun for {begun}, over which "
                 "the learning rate falls; go on with as many, or start another with schedule='step'"
             )
 
@@ -351,11 +355,11 @@ class FaceMix(StagedStrategy):
         """Measure on the owner's validation images, with the shield and without."""
         if self.done or self.validation is None or not len(self.validation):
             return None
-        rates = {}
+        rates = MetricRecord()
         for shielded in ("on", "off"):
             counts = count_on_validation(self, shielded == "on")
             rates[f"accuracy-{shielded}"] = log_rates(self, "validation", counts, shield=shielded)
-        return MetricRecord(rates)
+        return rates
 
     # -------------------------------------------------------------------------- serving
 
@@ -400,6 +404,7 @@ class FaceMix(StagedStrategy):
             rows = [row for row in recorder.rows if (row["stage"], row.get("case")) in kinds]
             return ServingResult(rows, {n: np.array(c) for n, c in done["counts"].items()})
         before = len(recorder.rows)
+        log_costs(self)
         counts = Serving(self).run()
         kept = {name: each.tolist() for name, each in counts.items()}
         recorder.finish(task, stages=stages.hexdigest(), counts=kept)

@@ -7,7 +7,6 @@ from pudica.models.packing import select_prefix
 from pudica.strategies.core.cohort import Cohort
 from pudica.strategies.core.joining import gather
 from pudica.strategies.core.releases import keep
-from pudica.strategies.facemix.costs import log_costs
 from pudica.strategies.facemix.experiment import FacemixExperiment
 from pudica.strategies.facemix.ledger import releases
 from pudica.strategies.facemix.session import Session
@@ -35,7 +34,6 @@ def _run(session: Session) -> None:
         keep(recorder, releases(session))
     with recorder.timed(f"training/{case}"):
         _train(session)
-    log_costs(session)
     with recorder.timed(f"serving/{case}"):
         strategy.serve(session.cohort.grid)
     _keep_model(session)

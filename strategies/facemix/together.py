@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from flwr.app import Array, Message, RecordDict
@@ -59,7 +60,7 @@ class SplitTrainer(Trainer):
 
     def count_exchanges(self) -> int:
         """Return three for each batch of the edge that has most."""
-        most = max(map(len, self._sizes().values()), default=0)
+        most = max(map(len, self._sizes.values()), default=0)
         if not most:
             raise RequestError(
                 "no edge has training images: InferenceEdge(..., train=…), or give the owner's to "
@@ -67,6 +68,7 @@ class SplitTrainer(Trainer):
             )
         return len(KINDS) * most
 
+    @cached_property
     def _sizes(self) -> dict[str, list[int]]:
         """Return the sizes of each edge's batches; those with fewer end earlier."""
         size = self.strategy.settings.training.batch_size
@@ -90,7 +92,7 @@ class SplitTrainer(Trainer):
 
     def _there(self, number: int) -> dict[str, int]:
         """Return the size of a batch on each edge that still has images of this epoch."""
-        return {name: own[number] for name, own in self._sizes().items() if number < len(own)}
+        return {name: own[number] for name, own in self._sizes.items() if number < len(own)}
 
     # ------------------------------------------------------------------------ mixtures
 
@@ -128,8 +130,9 @@ class SplitTrainer(Trainer):
     # -------------------------------------------------------------------------- losses
 
     def _send_outputs(self, _: int) -> dict[str, RecordDict]:
+        again = self._ends_again()
         return {
-            name: self._request(name, outputs=Array(rows.numpy()))
+            name: self._request(name, outputs=Array(rows.numpy()), **again)
             for name, rows in self.batch.returned.items()
         }
 
@@ -156,9 +159,9 @@ class SplitTrainer(Trainer):
     # ---------------------------------------------------------------------------- ends
 
     def _send_gradients(self, _: int) -> dict[str, RecordDict]:
-        requests = {}
+        requests, again = {}, self._ends_again()
         for name, gradient in self.batch.back.items():
-            arrays = {"gradient": Array(gradient.cpu().numpy())}
+            arrays = {**again, "gradient": Array(gradient.cpu().numpy())}
             if self.strategy.fresh:
                 arrays["outputs"] = Array(self.batch.returned[name].numpy())
             requests[name] = self._request(name, **arrays)
@@ -192,9 +195,11 @@ class SplitTrainer(Trainer):
     def _request(self, name: str, **arrays: Array) -> RecordDict:
         batch, strategy = self.batch, self.strategy
         place = {"epoch": batch.epoch, "number": batch.number, "share": batch.shares[name]}
-        # A process that has not made the mixtures has to make them again.
-        ends = strategy.end_arrays() if strategy.fresh else {}
-        return strategy.request(place, **arrays, **ends)
+        return strategy.request(place, **arrays)
+
+    def _ends_again(self) -> dict[str, Array]:
+        """Return the ends for processes that have not made the mixtures, and have to again."""
+        return self.strategy.end_arrays() if self.strategy.fresh else {}
 
 
 def admitted(

@@ -270,3 +270,20 @@ class SplitConfig(BaseModel):
     def each_case(self) -> dict[str, SplitConfig]:
         """Return the full settings of each case by name; without ``cases``, of ``main``."""
         return each_case(self, SHARED)
+
+
+# Of the ``split`` section: what organises a whole experiment, or what nodes say themselves.
+EXPERIMENT_ONLY = frozenset(
+    {"devices", "model", "cut", "shield", "noise", "epochs", "weights", "pretraining", "budget"}
+    | {"classify", "plain_to_cloud", "min_devices", "cases", "optimizer", "front_optimizer"}
+)
+
+
+class StrategyConfig(SplitConfig):
+    """The settings of a strategy, which does not know yet how many devices there are."""
+
+    devices: int = 10_000
+
+    def validates(self, epoch: int) -> bool:
+        """Tell whether devices measure the model after so many epochs, the last one aside."""
+        return bool(self.validate_every) and epoch % self.validate_every == 0

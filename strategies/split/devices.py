@@ -63,11 +63,17 @@ class EdgeMember(Member):
         KeyError, ValueError
             If it makes no sense.
         """
-        flags = {
-            name: bool(protocol.whole(words, name, 0, 1))
-            for name in ("evaluates", "lasts", "begun")
-        }
-        return replace(super().read(words), grid=_read_grid(words), **flags)
+        return replace(
+            super().read(words),
+            grid=_read_grid(words),
+            evaluates=_read_flag(words, "evaluates"),
+            lasts=_read_flag(words, "lasts"),
+            begun=_read_flag(words, "begun"),
+        )
+
+
+def _read_flag(words: Words, name: str) -> bool:
+    return bool(protocol.whole(words, name, 0, 1))
 
 
 def _read_grid(words: Words) -> IntegerGrid | None:

@@ -97,7 +97,7 @@ class Fronts(ABC):
         """Return the front to send along with requests that measure; none if devices have it."""
         return {}
 
-    def replaced(self) -> None:
+    def replace(self) -> None:  # noqa: B027
         """Note that the cloud's front was replaced."""
 
     def packed(self) -> Array:
@@ -192,6 +192,7 @@ class Handoff(Private):
         super().__init__(devices, front, optimizer)
         self.holder = ""
         self.state: State = {}
+        self._is_fetching = False
 
     @property
     def is_here(self) -> bool:
@@ -230,7 +231,8 @@ class Handoff(Private):
 
     def fetch(self, for_name: str = "") -> dict[str, RecordDict]:
         """Return the request that fetches the front; none if it is here, or at ``for_name``."""
-        if self.holder in ("", for_name):
+        self._is_fetching = self.holder not in ("", for_name)
+        if not self._is_fetching:
             return {}
         config, arrays = self._gradient(self.holder)
         config |= {"turn": int(config.get("of", -1)) + 1, "needed": self.devices.needed}
@@ -238,7 +240,7 @@ class Handoff(Private):
 
     def take_front(self, replies: Mapping[str, tuple[torch.Tensor, State]]) -> None:
         """Take the front from its holder; if that failed, the one it was given goes on."""
-        if not self.holder:
+        if not self._is_fetching:
             return
         for front, self.state in replies.values():
             packing.unpack(front, packing.state_tensors(self.front))
@@ -299,7 +301,7 @@ class Average(Fronts):
         """Always: devices get the front with each request."""
         return True
 
-    def replaced(self) -> None:
+    def replace(self) -> None:
         """Send another front from now on."""
         self._sent = None
 

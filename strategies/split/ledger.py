@@ -9,6 +9,7 @@ from typing import Any
 
 from pudica.clients.assignments import Report
 from pudica.clients.shields.counts import CountsConfig
+from pudica.clients.shields.front import Front
 from pudica.strategies.core.releases import Release, in_the_clear
 from pudica.strategies.split.fronts import Fronts
 from pudica.strategies.split.reporting import reports
@@ -78,7 +79,7 @@ def _shielded(session: Session, fronts: Fronts, shape: tuple[int, ...], **values
         "trained_front": fronts.learns,
         "sampling": ONCE if session.settings.releases == 1 else SHUFFLED,
         "randomness": "none" if settings.get("epsilon") is None else session.settings.noise,
-        "integers": fronts.front.shield.grid is not None,
+        "integers": isinstance(fronts.front, Front) and fronts.front.shield.grid is not None,
     }
     return dataclasses.replace(_clear(session), **{**own, **values})
 

@@ -75,9 +75,7 @@ class ReleaseOnce:
             return
         self.devices.costs.begin()
         for _ in range(ATTEMPTS):
-            left = [
-                n for n in self.cohort.nodes if not self.recorder.is_finished(self._task(n))
-            ]
+            left = [n for n in self.cohort.nodes if not self.recorder.is_finished(self._task(n))]
             if left:
                 self.cohort.reset_failures()
                 Collection(self, left).collect()

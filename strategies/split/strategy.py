@@ -3,80 +3,43 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from torch import nn
 
 from pudica.clients import protocol
-from pudica.clients.assignments import SplitTerms
 from pudica.clients.shields.front import Front
 from pudica.models.compute import Compute, ComputeConfig
 from pudica.models.errors import RequestError, unknown_name_error
 from pudica.models.optimizers import OptimizerConfig, Optimizing
-from pudica.models.randomness import derive
 from pudica.models.settings import validate_settings
-from pudica.strategies.core.cases import MAIN
-from pudica.strategies.core.cohort import Cohort
-from pudica.strategies.core.members import MOST_CLASSES, Member
 from pudica.strategies.core.recorder import Recorder
 from pudica.strategies.core.result import RecordedResult
-from pudica.strategies.core.strategy import RecordedStrategy
-from pudica.strategies.split.arrays import (
-    BACK,
-    FRONT,
-    fingerprint,
-    load_arrays_into,
-    model_arrays,
-)
-from pudica.strategies.split.cloud import Chunk, Cloud, read_chunk
-from pudica.strategies.split.config import SplitConfig
+from pudica.strategies.split.cloud import Chunk, read_chunk
+from pudica.strategies.split.config import EXPERIMENT_ONLY, SplitConfig, StrategyConfig
 from pudica.strategies.split.costs import SKIPPED
-from pudica.strategies.split.devices import Devices, EdgeMember
 from pudica.strategies.split.evaluation import (
-    Part,
     count_reader,
     log_bytes,
     log_counts,
     measuring_requests,
 )
-from pudica.strategies.split.fronts import MODES, Average, Fronts, Handoff
+from pudica.strategies.split.fronts import MODES, Average, Handoff
 from pudica.strategies.split.model import only_last
 from pudica.strategies.split.once import ReleaseOnce
-from pudica.strategies.split.trial import try_model
+from pudica.strategies.split.state import SplitState
 from pudica.strategies.split.turns import (
     EPOCH,
-    NEVER_BACK,
     Exchange,
     Turn,
-    choose_present,
-    list_exchanges,
-    list_turns,
-)
-
-# Of the ``split`` section: what organises a whole experiment, or what nodes say themselves.
-EXPERIMENT_ONLY = frozenset(
-    {"devices", "model", "cut", "shield", "noise", "epochs", "weights", "pretraining", "budget"}
-    | {"classify", "plain_to_cloud", "min_devices", "cases", "optimizer", "front_optimizer"}
 )
 
 
-class StrategyConfig(SplitConfig):
-    """The settings of a strategy, which does not know yet how many devices there are."""
-
-    devices: int = 10_000
-
-    def validates(self, epoch: int) -> bool:
-        """Tell whether devices measure the model after so many epochs, the last one aside."""
-        return bool(self.validate_every) and epoch % self.validate_every == 0
-
-
-class SplitLearning(RecordedStrategy):
+class SplitLearning(SplitState):
     """Train a model whose front is on the devices, and whose back is here.
 
     A round is an epoch of the devices' images. In each turn devices send protected activations
@@ -115,12 +78,8 @@ class SplitLearning(RecordedStrategy):
         A setting that is unknown or out of range, by name.
     """
 
-    system = "split"
-    stage = "training"
     title = "training"
     unit = "exchange"
-    evaluated: Part = "test"
-    """Which of the devices' images the whole model is measured on."""
 
     def __init__(
         self,
@@ -172,179 +131,6 @@ class SplitLearning(RecordedStrategy):
         strategy.evaluated = "validation"
         return strategy
 
-    def _configure(
-        self,
-        settings: SplitConfig,
-        front: nn.Module,
-        back: nn.Module,
-        compute: Compute,
-        optimizing: tuple[Optimizing, Optimizing],
-    ) -> None:
-        self.settings, self.front, self.back = settings, front, back
-        self.compute, self.optimizers = compute, optimizing
-        self.activation: tuple[int, ...] = ()
-        self.loss, self.examples = 0.0, 0
-        self.answered: set[str] = set()
-        self.everyone: dict[str, int] = {}
-        self._exchanges: list[Exchange] = []
-        self._keep = False
-        self._is_alone = False
-
-    # ----------------------------------------------------------------- the state of training
-
-    def settings_to_record(self) -> dict[str, Any]:
-        """Return the settings as the ``split`` section of an experiment has them, and the model."""
-        excluded = EXPERIMENT_ONLY | {"front", "optimizer", "front_optimizer"}
-        chosen = self.settings.model_dump(mode="json", exclude=set(excluded))
-        back, front = map(_describe_optimizer, self.optimizers)
-        return {
-            "fronts": self.settings.front,
-            **chosen,
-            "optimizer": back,
-            "front_optimizer": front,
-            "min_devices": self.min_nodes,
-            "model": fingerprint(self.front, self.back),
-        }
-
-    def attach(self, cohort: Cohort, members: Mapping[str, Member], case: str = MAIN) -> None:
-        """Train devices that have joined already, as one case of an experiment."""
-        super().attach(cohort, members, case)
-        self._set_up()
-
-    def join(self, grid: Grid, timeout: float = 3600) -> None:
-        """Let devices join, unless they have; errors as of :meth:`.RecordedStrategy.join`."""
-        if self._cohort is None:
-            super().join(grid, timeout)
-            shape = next(iter(self._members.values())).shape
-            self.activation = try_model(self.front, self.back, shape).activation
-            self._set_up()
-
-    def join_request(self) -> dict[str, Any]:
-        """Return the terms on which devices join, and to which turn those of a resumed run go."""
-        front = self.optimizers[1]
-        terms = SplitTerms(
-            fronts=self.settings.front,
-            batch_size=self.settings.batch_size,
-            wire=self.settings.wire,
-            seed=self.split_seed,
-            optimizer=front if isinstance(front, OptimizerConfig) else None,
-        )
-        back_to = int(self.recorder.position(self.task).get("turn", -1))
-        turn = NEVER_BACK if self.settings.release == "once" else back_to
-        return {"terms": terms.model_dump_json(), "turn": turn}
-
-    def read_member(self, words: Mapping[str, Any]) -> EdgeMember:
-        """Return what a device says as it joins, if the model takes its images."""
-        said = protocol.whole(words, "classes", 0, MOST_CLASSES)
-        # A device without layers behind the cut may not know.
-        member = EdgeMember.read({**words, "classes": said or MOST_CLASSES})
-        classes = try_model(self.front, self.back, member.shape).classes
-        if said not in (0, classes):
-            raise ValueError(f"its data have {said} classes, the back tells {classes} apart")
-        return replace(member, classes=classes)
-
-    @property
-    def split_seed(self) -> int:
-        """Of everything that is drawn in this case."""
-        return derive(self.seed, "split", self.case)
-
-    def _set_up(self) -> None:
-        """Make what trains the model, with fresh optimisers."""
-        members: Any = self._members
-        settings, (of_back, of_front) = self.settings, self.optimizers
-        self.devices = Devices(self.cohort, members, self.case, settings)
-        # Where nothing of the front can learn, no gradient goes back.
-        learns = settings.front != "frozen" and any(True for _ in self.front.parameters())
-        mode = MODES[settings.front if learns else "frozen"]
-        self.fronts: Fronts = mode(self.devices, self.front, of_front)
-        self.cloud = Cloud(self.back, settings, self.compute, self.split_seed, learns, of_back)
-        # Who there is and with how many batches: also those that are away when a run goes on.
-        self.everyone = {name: self.devices.batches(name) for name in members}
-
-    def initial_arrays(self) -> ArrayRecord:
-        """Return the model as it was given."""
-        return self.arrays()
-
-    def arrays(self) -> ArrayRecord:
-        """Return the model as it is now, as far as it is here."""
-        return model_arrays(self.front, self.back)
-
-    def new_arrays(self) -> ArrayRecord:
-        """Return the arrays after an exchange; see :meth:`.RecordedStrategy.new_arrays`."""
-        if self.done and self._is_alone and self._sent is not None:
-            return self._sent  # between a round's exchanges nobody looks at them
-        return super().new_arrays()
-
-    def load_arrays(self, arrays: ArrayRecord) -> None:
-        """Begin with these arrays, and with fresh optimisers."""
-        load_arrays_into(self.front, self.back, arrays)
-        self._set_up()
-
-    def replace_arrays(self, arrays: ArrayRecord) -> None:
-        """Go on with other arrays; a front that devices keep to themselves stays as it is."""
-        parts = (FRONT, BACK) if self.fronts.is_here else (BACK,)
-        load_arrays_into(self.front, self.back, arrays, parts)
-        self.fronts.replaced()
-
-    def tensors(self) -> dict[str, torch.Tensor]:
-        """Return back, front and their optimisers."""
-        return {**self.cloud.tensors(), **self.fronts.tensors()}
-
-    def note(self) -> dict[str, Any]:
-        """Return what else the next exchange depends on."""
-        return {
-            "turn": self.last_turn,
-            "loss": self.loss,
-            "examples": self.examples,
-            "answered": sorted(self.answered),
-            "everyone": self.everyone,
-            "costs": self.devices.costs.note(),
-            "fronts": self.fronts.note(),
-        }
-
-    def load_state(self, tensors: Mapping[str, torch.Tensor], note: Mapping[str, Any]) -> None:
-        """Go back to a checkpoint."""
-        self.cloud.restore(tensors)
-        self.fronts.restore(tensors, note["fronts"])
-        self.devices.costs.restore(note["costs"])
-        self.devices.needed = note["turn"]
-        self.loss, self.examples = note["loss"], note["examples"]
-        self.answered, self.everyone = set(note["answered"]), note["everyone"]
-        without = {name for name, member in self.devices.members.items() if not member.begun}
-        for name in sorted(self.fronts.forget(without)):
-            self.recorder.event(f"{name} lost its front, and begins anew with the first")
-
-    @property
-    def last_turn(self) -> int:
-        """The number of the last turn that was taken."""
-        if not self.done:
-            return self.round * EPOCH - 1
-        return self._exchanges[self.done - 1].turn.number
-
-    def save_checkpoint(self) -> None:
-        """Write down from where a run that is killed goes on."""
-        super().save_checkpoint()
-        self.devices.needed = self.last_turn
-
-    def is_checkpoint_due(self) -> bool:
-        """Tell whether to take a checkpoint: after a turn that devices kept, too."""
-        return self._keep and self._exchanges[self.done - 1].closes
-
-    # ------------------------------------------------------------------- who does what
-
-    def count_exchanges(self) -> int:
-        """Return how many exchanges the current epoch takes."""
-        if not self._exchanges or self._exchanges[0].turn.epoch != self.round:
-            self._exchanges = list(self._list_exchanges())
-        return len(self._exchanges)
-
-    def _list_exchanges(self) -> Iterator[Exchange]:
-        names = choose_present(
-            list(self.everyone), self.settings.dropouts, self.split_seed, self.round
-        )
-        turns = list_turns(self.settings, self.everyone, names, self.round)
-        return list_exchanges(turns, self.fronts)
-
     def begin_round(self) -> None:
         """Forget what happened in the epoch before."""
         super().begin_round()
@@ -364,7 +150,8 @@ class SplitLearning(RecordedStrategy):
         """Return the requests of the next exchange."""
         if self.settings.release == "once":
             raise RequestError(
-                "SplitLearning: release 'once' is not one exchange after another; call its own start"
+                "SplitLearning: release='once' is not one exchange after another; call its own "
+                "start"
             )
         self.prepare(grid, arrays)
         self.count_exchanges()
@@ -504,6 +291,21 @@ class SplitLearning(RecordedStrategy):
 
     # ------------------------------------------------------------------------ the loop
 
+    def run_round(
+        self,
+        arrays: ArrayRecord,
+        config: ConfigRecord | None = None,
+        timeout: float | None = None,
+        num_rounds: int = 1,
+    ) -> ArrayRecord:
+        """Make the exchanges of an epoch that are left; return the arrays after it."""
+        # Others' hooks get the arrays after each exchange; to pack a large model takes long.
+        self._is_alone = type(self) is SplitLearning
+        try:
+            return super().run_round(arrays, config, timeout, num_rounds)
+        finally:
+            self._is_alone = False
+
     def start(
         self,
         grid: Grid,
@@ -515,7 +317,6 @@ class SplitLearning(RecordedStrategy):
         evaluate_fn: Callable[[int, ArrayRecord], MetricRecord | None] | None = None,
     ) -> RecordedResult:
         """Train all epochs, from the last checkpoint on; see :meth:`.RecordedStrategy.start`."""
-        self._is_alone = type(self) is SplitLearning
         if self.settings.release == "every-step":
             return super().start(
                 grid,
@@ -534,10 +335,3 @@ class SplitLearning(RecordedStrategy):
                 self._evaluate(self.arrays(), num_rounds, config, timeout, evaluate_fn)
             self.result.arrays, self.result.rows = self.arrays(), self.recorder.rows
         return self.result
-
-
-def _describe_optimizer(optimizing: Optimizing) -> Any:
-    if isinstance(optimizing, OptimizerConfig):
-        return optimizing.model_dump(mode="json")
-    name = getattr(optimizing, "__qualname__", repr(optimizing))
-    return f"{getattr(optimizing, '__module__', '')}.{name}"

@@ -20,9 +20,7 @@ class Outcome(NamedTuple):
 
 
 @torch.no_grad()
-def try_model(
-    front: nn.Module, back: nn.Module, shape: tuple[int, int, int]
-) -> Outcome:
+def try_model(front: nn.Module, back: nn.Module, shape: tuple[int, int, int]) -> Outcome:
     """Return what a model makes of images of a shape, which are black here.
 
     Raises

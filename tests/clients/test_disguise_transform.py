@@ -39,6 +39,7 @@ def test_it_computes_what_the_laboratory_computes() -> None:
         assert torch.equal(disguise(x), wanted)
         assert torch.equal(disguise(x[0]), wanted[0])
         assert torch.equal(disguise(x.reshape(1, 5, *SHAPE))[0], wanted)
+        assert disguise(x[:0]).shape == (0, *SHAPE)
     assert torch.equal(Disguise(given)(x), wanted)
 
 

@@ -165,7 +165,11 @@ def test_signatures_say_what_the_schema_says() -> None:
         (ClipGaussian, {"epsilon": 1, "delta": 1}, "delta = 1: must be above 0 and below 1"),
         (ClipGaussian, {"epsilon": 1, "clips": 2}, "unknown argument 'clips'. Did you mean 'clip'"),
         (ClipGaussian, {"epsilon": 1, "name": "mixing"}, "unknown argument 'name'"),
-        (ClipLaplace, {"epsilon": 1e-12}, "ClipLaplace: epsilon: 1e-12 is too small for noise on a grid"),
+        (
+            ClipLaplace,
+            {"epsilon": 1e-12},
+            "ClipLaplace: epsilon: 1e-12 is too small for noise on a grid",
+        ),
         (BatchNormLaplace, {"epsilon": 5, "sensitivity": "all"}, "'analysis' or 'experiments'"),
         (Mixing, {"group": 0}, "Mixing: group = 0: must be .*at least 1 and at most 1024"),
         (NoShield, {"epsilon": 1}, "NoShield: unknown argument 'epsilon'"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -356,6 +357,20 @@ def test_the_ledger_says_that_nothing_holds(tmp_path: Path) -> None:
 # ---------------------------------------------------------------- stops and wrong answers
 
 
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Runs that nothing happens to, each made once."""
+    made: dict[tuple[str, ...], Path] = {}
+
+    def make(*settings: str) -> Path:
+        if settings not in made:
+            made[settings] = tmp_path_factory.mktemp("undisturbed") / "run"
+            run(tiny(*settings), made[settings])
+        return made[settings]
+
+    return make
+
+
 @pytest.mark.parametrize(
     ("how", "stop"),
     [
@@ -369,7 +384,12 @@ def test_the_ledger_says_that_nothing_holds(tmp_path: Path) -> None:
 )
 @pytest.mark.parametrize("seconds", [0.0, 1e9])
 def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str, stop: tuple[str, int], seconds: float
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    undisturbed: Callable[..., Path],
+    how: str,
+    stop: tuple[str, int],
+    seconds: float,
 ) -> None:
     monkeypatch.setattr(pudica.strategies.core.recorder, "CHECKPOINT_SECONDS", seconds)
     settings = (
@@ -379,12 +399,12 @@ def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(
         "dlmt.measures=true",
         "dlmt.cases={plain: {}, hidden: {shield: MAT(9)}}",
     )
-    run(tiny(*settings), tmp_path / "whole")
+    whole = undisturbed(*settings)
     with pytest.raises(Interrupted):
         run(tiny(*settings), tmp_path / "stopped", stop=stop)
     run(tiny(*settings), tmp_path / "stopped")
-    assert same(model_of(tmp_path / "whole", "hidden"), model_of(tmp_path / "stopped", "hidden"))
-    assert measured(tmp_path / "whole") == measured(tmp_path / "stopped")
+    assert same(model_of(whole, "hidden"), model_of(tmp_path / "stopped", "hidden"))
+    assert measured(whole) == measured(tmp_path / "stopped")
 
 
 def test_an_owner_in_a_fresh_process_for_each_message_does_the_same(

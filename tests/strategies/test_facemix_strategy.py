@@ -18,6 +18,7 @@ from torch.utils.data import TensorDataset
 
 from pudica.clients import InferenceEdge, protocol
 from pudica.clients.data import DataError
+from pudica.clients.runtime.role import OwnApp
 from pudica.clients.shields import Mixing
 from pudica.models.errors import RequestError
 from pudica.simulations.engines.inprocess import InProcessGrid
@@ -229,6 +230,48 @@ def test_split_training_with_one_edge_is_central_training() -> None:
     assert same(split.arrays, central.arrays)
 
 
+def forget_processes(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
+    """Let every message find a fresh process: nothing but the vault on the disk is remembered."""
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setattr("pudica.clients.runtime.vault.process_lasts", lambda: False)
+    monkeypatch.setattr(OwnApp, "find", OwnApp._make)
+
+
+def test_an_edge_in_a_fresh_process_for_each_message_does_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+    for _ in range(2):
+        on = grid()
+        strategy, result = train(on)
+        strategy.serve(on)
+        found.append((result.arrays, on.edges[0].predictions(), strategy.fresh))
+        forget_processes(monkeypatch, tmp_path)
+    (kept, predictions, remembers), (fresh, again, forgets) = found
+    assert same(kept, fresh)
+    np.testing.assert_array_equal(predictions, again)
+    assert (remembers, forgets) == (False, True)
+    assert list(tmp_path.rglob("*answers*"))
+
+
+def test_secret_keys_outlive_a_process_and_go_with_the_last_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What crossed is remembered beyond the run: not again under other keys."""
+    forget_processes(monkeypatch, tmp_path)
+    pre, main, post = linear()
+    on = grid(lambda _: {"keys": "secret", "pre": pre, "post": post})
+    FaceMix(pre, main, post, **SETTINGS).serve(on)
+    model = nn.Sequential(pre, main, post).eval()
+    for place, images in enumerate(IMAGES):
+        with torch.no_grad():
+            wanted = model(images.tensors[0]).argmax(1).numpy()
+        np.testing.assert_array_equal(on.edges[place].predictions(), wanted)
+    assert not list(tmp_path.rglob("*mixing.key"))
+    with pytest.raises(TooFewParticipants, match="32 of this node's images crossed under these"):
+        FaceMix(pre, main, post, **SETTINGS).serve(on)
+
+
 # ------------------------------------------------------------------------------ the record
 
 
@@ -260,7 +303,9 @@ def test_a_record_is_resumed_to_the_same_result(tmp_path: Path, images: dict[str
         assert json.loads((record / "run.json").read_text())["status"] == "done"
         rows = [json.loads(line) for line in (record / "metrics.jsonl").read_text().splitlines()]
         assert [r["stage"] for r in rows].count("serving") == 3
-        assert [r["stage"] for r in rows].count("test") == len(served.rows) - 3
+        assert [r["stage"] for r in rows].count("test") == len(
+            [r for r in served.rows if r["stage"] == "test"]
+        )
     monkeypatch.undo()
 
 
@@ -280,8 +325,21 @@ def test_a_record_of_other_settings_is_not_resumed(tmp_path: Path) -> None:
     for change in ({"batch_size": 8}, {"mixing": {"group": 4}}, {"train": TRAIN[0]}):
         with pytest.raises(RequestError, match="already holds the run of another experiment"):
             train(record=tmp_path / "run", rounds=1, **change)
-    with pytest.raises(RequestError, match="num_rounds: 3, and this record was begun for 1"):
+    with pytest.raises(RequestError, match="num_rounds: 3, and this run was begun for 1"):
         train(record=tmp_path / "run", rounds=3)
+
+
+def test_a_record_is_read_like_an_experiments(tmp_path: Path) -> None:
+    from pudica import analysis
+
+    on = grid()
+    strategy, _ = train(on, record=tmp_path / "run")
+    served = strategy.serve(on)
+    (row,) = analysis.facemix_accuracy(tmp_path / "run").to_dict("records")
+    rates = served.frame().query("metric == 'accuracy' and attribute.isna()").value
+    assert row["accuracy"] == pytest.approx(100 * rates.iloc[0])
+    assert row["edge_parameters"] == 48 + 195
+    assert row["published"] != row["published"]
 
 
 def test_a_record_of_serving_alone_is_served_once(tmp_path: Path) -> None:

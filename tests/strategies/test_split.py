@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import stat
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,9 @@ from torch.nn.functional import cross_entropy
 import pudica.clients.app
 from pudica.clients import protocol
 from pudica.clients.assignments import EdgeAssignment
+from pudica.clients.runtime.odometer import ACTIVATIONS, BudgetExhausted, Odometer
 from pudica.clients.split.assigned import AssignedEdge
 from pudica.clients.split.edge import Edge
-from pudica.clients.runtime.odometer import ACTIVATIONS, BudgetExhausted, Odometer
 from pudica.models import build, optimizers, packing
 from pudica.models.compute import Compute
 from pudica.models.cut import Cutter
@@ -737,11 +738,27 @@ STOPS = [
 ]
 
 
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[SplitExperiment], Path]:
+    """Runs that nothing happens to, each made once."""
+    made: dict[str, Path] = {}
+
+    def make(experiment: SplitExperiment) -> Path:
+        key = experiment.model_dump_json()
+        if key not in made:
+            made[key] = tmp_path_factory.mktemp("undisturbed") / "run"
+            run(experiment, made[key])
+        return made[key]
+
+    return make
+
+
 @pytest.mark.parametrize(("front", "stop"), STOPS)
 @pytest.mark.parametrize("often", [True, False])
 def test_a_run_that_was_killed_ends_as_if_it_had_not_been(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    undisturbed: Callable[[SplitExperiment], Path],
     front: str,
     stop: tuple[str, int],
     often: bool,
@@ -757,11 +774,10 @@ def test_a_run_that_was_killed_ends_as_if_it_had_not_been(
     with pytest.raises(Interrupted):
         run(experiment, tmp_path / "killed" / "run", stop=stop)
     pudica.clients.app._nodes.clear()
-    run(experiment, tmp_path / "killed" / "run")
-    run(experiment, tmp_path / "whole" / "run")
-    killed, undisturbed = tmp_path / "killed" / "run", tmp_path / "whole" / "run"
-    assert rows_of(killed) == rows_of(undisturbed)
-    one, other = model_of(killed), model_of(undisturbed)
+    killed, whole_run = tmp_path / "killed" / "run", undisturbed(experiment)
+    run(experiment, killed)
+    assert rows_of(killed) == rows_of(whole_run)
+    one, other = model_of(killed), model_of(whole_run)
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,8 @@ class _ImageTransform(v2.Transform):
                 f"tensor of shape {tuple(inpt.shape)}"
             )
         images = inpt.as_subclass(torch.Tensor)
-        out = self._apply(images.reshape(-1, *images.shape[-3:])).reshape(images.shape)
+        count = math.prod(images.shape[:-3])
+        out = self._apply(images.reshape(count, *images.shape[-3:])).reshape(images.shape)
         return tv_tensors.wrap(out, like=inpt) if isinstance(inpt, tv_tensors.TVTensor) else out
 
     def _apply(self, images: torch.Tensor) -> torch.Tensor:

@@ -2,9 +2,9 @@
 
 import torch
 from flwr.app import Context
-from pudica.clients import Participant
 
 from fair.task import NETWORKS, data, fit
+from pudica.clients import Participant
 
 
 def participant(context: Context) -> Participant:

@@ -2,9 +2,9 @@
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
-from pudica.strategies import Themis
 
 from fair.task import NETWORKS, data
+from pudica.strategies import Themis
 
 app = ServerApp()
 

@@ -34,9 +34,7 @@ def convolutions(width: int) -> nn.Module:
 
 NETWORKS = {
     "Softmax": lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 10)),
-    "MLP": lambda: nn.Sequential(
-        nn.Flatten(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10)
-    ),
+    "MLP": lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10)),
     "Narrow": lambda: convolutions(2),
     "Wide": lambda: convolutions(24),
 }

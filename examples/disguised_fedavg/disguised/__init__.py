@@ -1,0 +1,1 @@
+"""FedAvg on images that are disguised by a secret matrix."""

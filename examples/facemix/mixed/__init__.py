@@ -1,0 +1,1 @@
+"""Inference at a cloud that sees mixed features only."""

@@ -1,0 +1,1 @@
+"""Split learning with a guarantee for each image."""
