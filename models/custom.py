@@ -93,7 +93,9 @@ def display_name(name: str) -> str:
         return name.partition(":")[2]
     if name.startswith(PREFIX):
         source, attribute = _split_name(name)
-        return f"{Path(source).stem if _is_file(source) else source}:{attribute}"
+        if _is_file(source):
+            return f"{Path(source).stem}:{attribute}"
+        return name.partition(":")[2]
     return Path(name).stem
 
 

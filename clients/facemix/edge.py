@@ -236,10 +236,10 @@ class InferenceEdge(EdgeStages):
             If there is no such request.
         """
         self.load_adopted()
-        asked = self._pending[number] = self._asked(number)
+        asked = self._pending[number] = self._make_request(number)
         return protocol.on_wire(asked.sent, self.terms.wire)
 
-    def _asked(self, number: int) -> PendingRequest:
+    def _make_request(self, number: int) -> PendingRequest:
         images, size = self.shares["test"], self.terms.request
         if not 0 <= number < self.requests:
             raise ValueError(f"request {number} of {self.requests}")
@@ -285,7 +285,7 @@ class InferenceEdge(EdgeStages):
         if number != waiting:
             raise ValueError(f"an answer to request {number}, {waiting} waits for one")
         # In a fresh process the key is drawn again, from the vault's secret.
-        asked = self._pending.get(number) or self._asked(number)
+        asked = self._pending.get(number) or self._make_request(number)
         outputs = self.check_outputs(outputs, len(asked.sent))
         self._pending.pop(number, None)
         with torch.no_grad():
@@ -321,7 +321,7 @@ class InferenceEdge(EdgeStages):
         """Answer all requests without anybody, where everything is computed here."""
         self.load_adopted()
         for number in range(self.requests):
-            self.answer(number, self._asked(number).sent.cpu())
+            self.answer(number, self._make_request(number).sent.cpu())
 
     def _answers(self, number: int) -> str:
         return f"{self.terms.case}-answers-{number:06d}"

@@ -149,8 +149,3 @@ def stored_images(images: Images, positions: Positions) -> Tensor:
     if isinstance(images, ImageSet):
         return images.plain_images(positions)
     return images.batch(positions)[0]
-
-
-def own_images(dataset: Any, what: str) -> Images:
-    """Return a data set as it is read here."""
-    return dataset if isinstance(dataset, ImageSet) else AttributeImages(dataset, what)

@@ -174,7 +174,7 @@ class EdgeStages(Role):
     @property
     def number(self) -> int:
         """By which its draws differ from those of other edges with the same seed."""
-        return int(self.place)
+        return int(self.place or 0)
 
     @property
     def secret_name(self) -> str:

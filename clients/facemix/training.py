@@ -78,7 +78,7 @@ class EdgeTraining:
         arrays : mapping of str to Tensor
             The stages as they are now, as of :meth:`.InferenceEdge.adopt`.
         """
-        step = self._begun(epoch, number, arrays)
+        step = self._begin(epoch, number, arrays)
         return protocol.on_wire(step.sent.detach(), self.edge.terms.wire)
 
     def loss(
@@ -142,10 +142,10 @@ class EdgeTraining:
 
     def _at(self, epoch: int, number: int, arrays: Tensors) -> Step:
         if self._step is None or self._step.number != (epoch, number):
-            return self._begun(epoch, number, arrays)
+            return self._begin(epoch, number, arrays)
         return self._step
 
-    def _begun(self, epoch: int, number: int, arrays: Tensors) -> Step:
+    def _begin(self, epoch: int, number: int, arrays: Tensors) -> Step:
         """Compute a batch as far as it leaves, with the stages that came along."""
         edge, terms = self.edge, self.edge.terms
         images = edge.shares["train"]
@@ -153,7 +153,7 @@ class EdgeTraining:
         edge.ends.train().zero_grad()
         rows = batch_rows(edge.seed, edge.number, epoch, number, len(images), terms.batch_size)
         x, attributes = read_batch(images, rows)
-        x = augmented(x, images.black, terms.augment, edge.seed, edge.number, epoch, number)
+        x = augment_batch(x, images.black, terms.augment, edge.seed, edge.number, epoch, number)
         # Before the stages' statistics move: a fresh process has to draw the same.
         randomness = edge.randomness("batch", epoch, number)
         x = fill_groups(edge.compute.move_batch(x), edge.mixing, randomness)
@@ -180,7 +180,7 @@ def batch_rows(
     return rows
 
 
-def augmented(
+def augment_batch(
     x: torch.Tensor, black: torch.Tensor, name: str, seed: int, *place: int
 ) -> torch.Tensor:
     """Return a batch augmented by the draws of its own place: edge, epoch, number."""

@@ -278,8 +278,15 @@ class Edge(TrainingAnswers, EvaluationAnswers):
     def guarantee(self) -> Guarantee:
         """Return what holds of a training image in one release of its activation.
 
-        Releases add up: a strategy asks for each image in every epoch, or with
-        ``release="once"`` a single time. Labels and the numbers of examples are public.
+        Releases add up, also over runs, and no account is kept of them here: a strategy asks for
+        each image in every epoch, or with ``release="once"`` a single time. Asked for the same
+        batch of an epoch again, the device says the same. Labels and the numbers of examples are
+        public; how many test images were classified correctly is said as it is.
+
+        Raises
+        ------
+        RuntimeError
+            No strategy has let this device join yet.
         """
         if not hasattr(self, "terms"):
             raise RuntimeError("what holds depends on the strategy: this edge has not joined yet")

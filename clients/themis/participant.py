@@ -24,6 +24,7 @@ from pudica.models.training import Training, TrainingConfig, predict
 from pudica.models.trial import count_classes
 
 Update = tuple[np.ndarray, dict[str, int | float]]
+NoisyBatch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 TrainFunction = Callable[[nn.Module, Any], None]
 
 HONEST, CHEATING = "honest", "cheating"
@@ -46,21 +47,21 @@ class NoisyBatches:
 
     def __init__(self, images: Images) -> None:
         self.images = images
-        self._key: tuple[int | str, ...] = ()
-        self._batch: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+        self._last: tuple[tuple[int | str, ...], NoisyBatch] | None = None
 
     def get(
         self, seed: int, epoch: int, step: int, size: int, noise: str, visitor: int
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return x (B, C, H, W), y (B,) and e, (B, C, H, W) or (1, C, H, W) ``per-batch``."""
-        key = (seed, epoch, step, size, noise, visitor)
-        if key != self._key:
-            order = epoch_order(len(self.images), seed, epoch)
-            x, y = self.images.batch(order[step * size : (step + 1) * size])
-            shape = x.shape if noise == "per-image" else (1, *x.shape[1:])
-            e = torch.randn(shape, generator=torch_generator(seed, "noise", epoch, step, visitor))
-            self._key, self._batch = key, (x, y, e)
-        return self._batch
+        key, last = (seed, epoch, step, size, noise, visitor), self._last
+        if last is not None and last[0] == key:
+            return last[1]
+        order = epoch_order(len(self.images), seed, epoch)
+        x, y = self.images.batch(order[step * size : (step + 1) * size])
+        shape = x.shape if noise == "per-image" else (1, *x.shape[1:])
+        e = torch.randn(shape, generator=torch_generator(seed, "noise", epoch, step, visitor))
+        self._last = key, (x, y, e)  # in one step: other threads may ask for other batches
+        return x, y, e
 
 
 Images = ImageSet | Examples

@@ -10,6 +10,7 @@ html_theme_options = {"description": "Learning together without giving data or m
 html_show_copyright = False
 napoleon_google_docstring = False
 napoleon_use_rtype = False
+napoleon_use_ivar = True
 autodoc_typehints = "none"
 autodoc_member_order = "bysource"
 autodoc_default_options = {"members": True, "show-inheritance": True}

@@ -61,8 +61,8 @@ def greeted(cohort: Cohort, names: list[str], nodes: dict[str, int]) -> dict[str
         partition = places.get(nodes[node], -1) if places else partition
         if code != protocol.code_fingerprint():
             known = 0 <= partition < len(names)
-            everyone.grid.names[nodes[node]] = names[partition] if known else f"node {node}"
-            everyone.grid.reject(nodes[node], _other_code(code))
+            cohort.grid.names[nodes[node]] = names[partition] if known else f"node {node}"
+            cohort.grid.reject(nodes[node], _other_code(code))
         elif not 0 <= partition < len(names):
             event(f"node {node} has partition {partition}, which nobody plays")
         elif names[partition] in placed:

@@ -172,6 +172,7 @@ class StagedStrategy(RecordedStrategy):
             self._agree_with_edges()
         except BaseException as error:
             self.recorder.close("failed", f"{type(error).__name__}: {error}")
+            self._cohort = None
             raise
 
     def _agree_with_edges(self) -> None:

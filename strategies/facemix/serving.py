@@ -20,7 +20,6 @@ from flwr.app import Array, RecordDict
 from pudica.clients import protocol
 from pudica.clients.shields.mixing import padded_count
 from pudica.models.packing import concatenate
-from pudica.strategies.facemix.together import admitted
 from pudica.strategies.facemix.training import log_rates
 
 if TYPE_CHECKING:
@@ -52,7 +51,7 @@ class ServingResult:
         return pd.DataFrame(self.rows)
 
 
-class Asked(NamedTuple):
+class EdgeRequest(NamedTuple):
     """What an edge asks: the request's number, and its mixtures; none if it is done."""
 
     number: int
@@ -74,7 +73,7 @@ class Serving:
         self.main = strategy.model.main.eval()
         self.numbers = dict.fromkeys(strategy.cohort.nodes, 0)
         self.totals: dict[str, int] = {}
-        self.waiting: dict[str, Asked] = {}
+        self.waiting: dict[str, EdgeRequest] = {}
         self.since = 0.0
         self.rows = self.batches = 0
         self.seconds = 0.0
@@ -121,21 +120,22 @@ class Serving:
             raise ValueError(f"its images make {total} requests")
         return total
 
-    def _read(self, name: str, content: RecordDict) -> Asked:
+    def _read(self, name: str, content: RecordDict) -> EdgeRequest:
         """Return an edge's mixtures, of which request; none once it has no more to ask."""
         shield, size = self.strategy.model.shield, self.settings.request
         if protocol.count_of(content, "done", 1):
-            return Asked(-1, torch.empty(0, *shield.shape))
+            return EdgeRequest(-1, torch.empty(0, *shield.shape))
         number = protocol.count_of(content, "number", self.totals[name] - 1)
         if number < self.numbers[name]:
             raise ValueError(f"asks request {number} after {self.numbers[name]}")
         images = min(size, self.strategy.edges[name].test - number * size)
         rows = padded_count(images, shield.config)
-        return Asked(
-            number, admitted(content, "mixtures", (rows, *shield.shape), self.settings.wire)
+        return EdgeRequest(
+            number,
+            protocol.from_wire(content, "mixtures", (rows, *shield.shape), self.settings.wire),
         )
 
-    def _answers(self, asked: Mapping[str, Asked], expected: int) -> dict[str, RecordDict]:
+    def _answers(self, asked: Mapping[str, EdgeRequest], expected: int) -> dict[str, RecordDict]:
         """Compute what has arrived, once it is time to, and return each edge's answer."""
         for name, request in asked.items():
             if not len(request.rows):
@@ -144,7 +144,7 @@ class Serving:
             if not self.waiting:
                 self.since = time.monotonic()
             self.waiting[name] = request
-        answers = self._answered() if self._is_time(expected) else {}
+        answers = self._answer_waiting() if self._is_time(expected) else {}
         if asked or answers:
             done, total = sum(self.numbers.values()), sum(self.totals.values())
             what = f"serving ({self.strategy.case})"
@@ -156,10 +156,10 @@ class Serving:
         late = time.monotonic() - self.since >= WAIT_SECONDS
         return bool(rows) and (not expected or late or rows >= self.settings.batch)
 
-    def _answered(self) -> dict[str, RecordDict]:
+    def _answer_waiting(self) -> dict[str, RecordDict]:
         """Compute all that waits, and return each edge's answer."""
         waiting, self.waiting = self.waiting, {}
-        outputs = self._computed([request.rows for request in waiting.values()])
+        outputs = self._compute([request.rows for request in waiting.values()])
         answers: dict[str, RecordDict] = {}
         for (name, request), rows in zip(waiting.items(), outputs, strict=True):
             self.numbers[name] = request.number + 1
@@ -168,7 +168,7 @@ class Serving:
         return answers
 
     @torch.no_grad()
-    def _computed(self, asked: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+    def _compute(self, asked: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
         """Return what the cloud's stage makes of each edge's rows, in batches of all of them."""
         compute, rows = self.strategy.compute, concatenate(asked)
         parts = rows.split(self.settings.batch)

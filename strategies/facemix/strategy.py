@@ -15,8 +15,8 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from torch import nn
 
-from pudica.clients.data import ImageSet
-from pudica.clients.facemix.images import AttributeImages, Images, name_attributes, own_images
+from pudica.clients.data import DataError, ImageSet
+from pudica.clients.facemix.images import AttributeImages, name_attributes
 from pudica.clients.facemix.terms import shield_settings
 from pudica.clients.shields import Shield, ShieldConfig
 from pudica.clients.shields.stages import StagedModel
@@ -26,7 +26,7 @@ from pudica.models.packing import select_prefix
 from pudica.strategies.core.result import RecordedResult
 from pudica.strategies.facemix.cloud import StagedStrategy
 from pudica.strategies.facemix.config import EXPERIMENT_ONLY, FacemixConfig, read_settings
-from pudica.strategies.facemix.costs import log_costs
+from pudica.strategies.facemix.costs import COSTS, log_costs
 from pudica.strategies.facemix.optimisation import Optimisation, OptimizerFactory
 from pudica.strategies.facemix.serving import SERVING, Serving, ServingResult
 from pudica.strategies.facemix.together import SplitTrainer
@@ -98,7 +98,13 @@ class FaceMix(StagedStrategy):
     RequestError
         A setting that is unknown or out of range, by name.
     DataError
-        Images that are none.
+        Images that are none, or have no labels.
+
+    Examples
+    --------
+    >>> strategy = FaceMix(pre, main, post, min_nodes=2, optimizer={"name": "adam"})
+    >>> result = strategy.start(grid, num_rounds=20)
+    >>> strategy.serve(grid, result.arrays).frame()
     """
 
     def __init__(
@@ -119,9 +125,9 @@ class FaceMix(StagedStrategy):
         **settings: Any,
     ) -> None:
         super().__init__(min_nodes=min_nodes, seed=seed, record=record, patience=patience)
-        self.images = None if train is None else own_images(train, "train")
-        self.validation = None if validation is None else own_images(validation, "validation")
-        self.attributes = name_attributes(attributes, _count_questions(self.images))
+        own = _own_images(train, "train")
+        self.images, self.validation = own, _own_images(validation, "validation")
+        self.attributes = name_attributes(attributes, own.questions if own else 0)
         self._factory: OptimizerFactory | None = None
         if callable(settings.get("optimizer")):
             self._factory = settings.pop("optimizer")
@@ -400,7 +406,7 @@ class FaceMix(StagedStrategy):
             stages.update(value.cpu().numpy().tobytes())
         done = recorder.result(task) if recorder.is_finished(task) else {}
         if done.get("stages") == stages.hexdigest():
-            kinds = {(stage, self.case) for stage in (SERVING, "test")}
+            kinds = {(stage, self.case) for stage in (COSTS, SERVING, "test")}
             rows = [row for row in recorder.rows if (row["stage"], row.get("case")) in kinds]
             return ServingResult(rows, {n: np.array(c) for n, c in done["counts"].items()})
         before = len(recorder.rows)
@@ -411,10 +417,11 @@ class FaceMix(StagedStrategy):
         return ServingResult(recorder.rows[before:], counts)
 
 
-def _count_questions(images: Images | None) -> int:
-    """Return how many labels an image has; RequestError if the owner's have none."""
-    if not isinstance(images, AttributeImages):
-        return 0
+def _own_images(dataset: Any, what: str) -> AttributeImages | None:
+    """Return the owner's images, if there are any; DataError if they have no labels."""
+    if dataset is None:
+        return None
+    images = AttributeImages(dataset, what)
     if not images.questions:
-        raise RequestError("train: must yield pairs (image, label), there are no labels")
-    return images.questions
+        raise DataError(f"{what}: must yield pairs (image, label), there are no labels")
+    return images

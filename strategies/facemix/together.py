@@ -110,7 +110,7 @@ class SplitTrainer(Trainer):
 
         def read(name: str, content: RecordDict) -> torch.Tensor:
             shape = (padded_count(sizes[name], shield.config), *shield.shape)
-            return admitted(content, "mixtures", shape, strategy.settings.wire)
+            return protocol.from_wire(content, "mixtures", shape, strategy.settings.wire)
 
         sent = strategy.read(replies, protocol.MIXTURES, read)
         least = min(strategy.min_nodes, len(sizes))
@@ -140,7 +140,8 @@ class SplitTrainer(Trainer):
         batch = self.batch
 
         def read(name: str, content: RecordDict) -> tuple[float, torch.Tensor]:
-            gradient = admitted(content, "gradient", tuple(batch.returned[name].shape))
+            shape = tuple(batch.returned[name].shape)
+            gradient = protocol.from_wire(content, "gradient", shape, "float32")
             return protocol.number_of(content, "loss", 0), gradient
 
         found = self.strategy.read(replies, protocol.OUTPUTS, read)
@@ -186,7 +187,7 @@ class SplitTrainer(Trainer):
         """Return an edge's gradients of the ends, and their buffers, packed."""
         ends = self.strategy.model.edge_stages
         weights, buffers = (
-            admitted(content, name, (sum(tensor.numel() for tensor in tensors),))
+            protocol.from_wire(content, name, (sum(t.numel() for t in tensors),), "float32")
             for name, tensors in (("weights", ends.parameters()), ("buffers", ends.buffers()))
         )
         validate_statistics(buffers, ends.named_buffers())
@@ -200,10 +201,3 @@ class SplitTrainer(Trainer):
     def _ends_again(self) -> dict[str, Array]:
         """Return the ends for processes that have not made the mixtures, and have to again."""
         return self.strategy.end_arrays() if self.strategy.fresh else {}
-
-
-def admitted(
-    content: RecordDict, name: str, shape: tuple[int, ...], wire: str = "float32"
-) -> torch.Tensor:
-    """Return what an edge sent as float32; errors as of :func:`.protocol.array_of`."""
-    return torch.from_numpy(protocol.array_of(content, name, shape, wire)).float()

@@ -11,7 +11,7 @@ import torch
 from flwr.app import Message, RecordDict
 
 from pudica.clients.facemix.images import read_batch
-from pudica.clients.facemix.training import augmented, batch_rows
+from pudica.clients.facemix.training import augment_batch, batch_rows
 from pudica.clients.protocol import batch_sizes
 from pudica.models.attributes import (
     attribute_loss,
@@ -127,7 +127,7 @@ class CentralTrainer(Trainer):
         training = strategy.settings.training
         rows = batch_rows(seed, 0, epoch, number, len(images), training.batch_size)
         x, answers = read_batch(images, rows)
-        x = augmented(x, images.black, training.augment, seed, 0, epoch, number)
+        x = augment_batch(x, images.black, training.augment, seed, 0, epoch, number)
         truth = answers.to(strategy.compute.device)
         strategy.model.randomness = numpy_generator(seed, "mixing", 0, "batch", epoch, number)
         strategy.optimizer.zero_grad()

@@ -20,7 +20,7 @@ from pudica.models.compute import Compute
 from pudica.models.packing import concatenate, select_prefix
 from pudica.models.randomness import has_random_layers, seed_random_layers
 from pudica.strategies.split.config import SplitConfig
-from pudica.strategies.split.costs import FORWARD, seconds_of
+from pudica.strategies.split.costs import FORWARD, read_seconds
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def read_chunk(
         torch.from_numpy(labels).long(),
         sizes,
         # Who promises something does not say how long it took: that depends on the images, too.
-        seconds_of(content, *([] if grid else [FORWARD])),
+        read_seconds(content, *([] if grid else [FORWARD])),
     )
 
 

@@ -17,7 +17,7 @@ MOST_SECONDS = 1e9
 FORWARD, BACKWARD, SKIPPED = "forward", "backward", "skipped"
 
 
-def seconds_of(content: RecordDict, *needed: str) -> dict[str, float]:
+def read_seconds(content: RecordDict, *needed: str) -> dict[str, float]:
     """Return what a device says it took, and whether it skipped a gradient.
 
     Parameters
@@ -65,7 +65,7 @@ class Costs:
         down, up = self.cohort.traffic.get(name, [0, 0])
         return up - before[1], down - before[0]
 
-    def spent(self, name: str, seconds: Mapping[str, float], batches: int = 0) -> None:
+    def add(self, name: str, seconds: Mapping[str, float], batches: int = 0) -> None:
         """Add what a device says it took.
 
         Parameters

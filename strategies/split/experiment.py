@@ -17,7 +17,7 @@ from pudica.models.randomness import derive
 from pudica.strategies.core.experiment import Experiment
 from pudica.strategies.split.config import PRETRAINED, TORCHVISION, SplitConfig
 from pudica.strategies.split.means import single_layer
-from pudica.strategies.split.model import built, guarded
+from pudica.strategies.split.model import build_model, calibrate_shield
 
 
 class SplitExperiment(Experiment):
@@ -74,12 +74,12 @@ class SplitExperiment(Experiment):
                 f"{what}: nothing finite holds for images that are normalised by statistics of all "
                 "training images; allowed: data.normalize: none"
             )
-        model = built(settings, data.num_classes, data.shape, self.seed)
+        model = build_model(settings, data.num_classes, data.shape, self.seed)
         layers, back = Cutter(model).cut(settings.cut)
         shape = activation_shape(layers, data.shape)
         if settings.fit == "means":
             single_layer(back, shape)
-        shields.build(guarded(settings), shape, settings.batch_size)
+        shields.build(calibrate_shield(settings), shape, settings.batch_size)
         if models.is_frozen(model):
             raise RequestError("an exported program can't be trained, nor cut")
 

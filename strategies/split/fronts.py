@@ -14,7 +14,7 @@ from pudica.clients import protocol
 from pudica.models import optimizers, packing
 from pudica.models.optimizers import Optimizing
 from pudica.models.packing import select_prefix
-from pudica.strategies.split.costs import BACKWARD, FORWARD, seconds_of
+from pudica.strategies.split.costs import BACKWARD, FORWARD, read_seconds
 from pudica.strategies.split.devices import Devices
 
 State = dict[str, torch.Tensor]
@@ -65,7 +65,7 @@ class Fronts(ABC):
         """Return config and arrays to add to a request for the device's next batches."""
         return {}, {} if name in self.met else {"front": self.packed()}
 
-    def answered(self, names: Iterable[str]) -> None:
+    def note_answers(self, names: Iterable[str]) -> None:
         """Note who has the front that was sent along."""
         self.met.update(names)
 
@@ -91,7 +91,7 @@ class Fronts(ABC):
             config, arrays = self.extra_payload(name)
             requests[name] = self.devices.request({**NOTHING, **kept, **config}, **arrays)
         answered = self.devices.send_and_receive(protocol.SMASH, requests, _seconds)
-        self.answered(answered)
+        self.note_answers(answered)
 
     def shared(self) -> dict[str, Array]:
         """Return the front to send along with requests that measure; none if devices have it."""
@@ -214,9 +214,9 @@ class Handoff(Private):
         state = {key: Array(value.numpy()) for key, value in self.state.items()}
         return {}, {"front": self.packed(), **state}
 
-    def answered(self, names: Iterable[str]) -> None:
+    def note_answers(self, names: Iterable[str]) -> None:
         """Note who has the front now."""
-        super().answered(names)
+        super().note_answers(names)
         self.holder = next(iter(names), self.holder)
 
     def flush(self, turn: int) -> None:  # noqa: ARG002
@@ -340,7 +340,7 @@ class Average(Fronts):
     ) -> None:
         """Take a step with what came back."""
         for name, (_, seconds) in replies.items():
-            self.devices.costs.spent(name, seconds)
+            self.devices.costs.add(name, seconds)
         if replies:
             counts = {name: len(gradient) for name, gradient in self._due.items()}
             self._step({name: values for name, (values, _) in replies.items()}, counts, epoch)
@@ -353,7 +353,7 @@ class Average(Fronts):
         wanted = sum(tensor.numel() for _, tensor in named)
         values = torch.from_numpy(protocol.array_of(content, "values", (wanted,)))
         packing.validate_statistics(values, named)
-        return values, seconds_of(content, BACKWARD)
+        return values, read_seconds(content, BACKWARD)
 
     def _step(
         self, values: Mapping[str, torch.Tensor], counts: Mapping[str, int], epoch: int
@@ -402,4 +402,4 @@ MODES: dict[str, type[Fronts]] = {
 
 
 def _seconds(_: str, content: RecordDict) -> dict[str, float]:
-    return seconds_of(content, FORWARD)
+    return read_seconds(content, FORWARD)

@@ -15,10 +15,12 @@ from pudica.models.errors import RequestError
 from pudica.models.files import load_weights
 from pudica.models.randomness import derive
 from pudica.strategies.split.config import PRETRAINED, TORCHVISION, SplitConfig
-from pudica.strategies.split.reporting import spent_on_test
+from pudica.strategies.split.reporting import compute_test_share
 
 
-def built(settings: SplitConfig, classes: int, shape: tuple[int, int, int], seed: int) -> nn.Module:
+def build_model(
+    settings: SplitConfig, classes: int, shape: tuple[int, int, int], seed: int
+) -> nn.Module:
     """Return the model as training begins, but for weights from pretraining.
 
     Parameters
@@ -48,7 +50,7 @@ def built(settings: SplitConfig, classes: int, shape: tuple[int, int, int], seed
     elif settings.weights and settings.weights != PRETRAINED:
         start_from(model, load_weights(Path(settings.weights)), settings.weights)
     if settings.train == "last-layer":
-        only_last(model)
+        freeze_all_but_last(model)
     return model
 
 
@@ -71,14 +73,14 @@ def start_from(model: nn.Module, weights: Mapping[str, torch.Tensor], where: str
     return [name for name in own if name not in fitting]
 
 
-def only_last(model: nn.Module) -> None:
+def freeze_all_but_last(model: nn.Module) -> None:
     """Let nothing but the last layer that has weights learn."""
     layers = [layer for layer in model.modules() if any(True for _ in layer.parameters(False))]
     model.requires_grad_(False)
     layers[-1].requires_grad_(True)
 
 
-def guarded(settings: SplitConfig) -> ShieldConfig:
+def calibrate_shield(settings: SplitConfig) -> ShieldConfig:
     """Return the shield's settings; with a budget, those that keep to it.
 
     Raises
@@ -92,7 +94,7 @@ def guarded(settings: SplitConfig) -> ShieldConfig:
     releases = budget.releases or settings.releases
     try:
         # What keeps within a budget bounds each example alone, whatever its shape.
-        epsilon = budget.epsilon - spent_on_test(settings)
+        epsilon = budget.epsilon - compute_test_share(settings)
         return calibrate(settings.shield, epsilon, budget.delta, releases, (1,), 1)
     except RequestError as error:
         raise RequestError(f"budget: {error}") from error

@@ -197,7 +197,7 @@ class Collection:
 
     def _answer(self, name: str, chunk: Chunk) -> RecordDict | None:
         self.once.strategy.accept(name, chunk)
-        self.once.fronts.answered([name])
+        self.once.fronts.note_answers([name])
         self.found[name].append(chunk)
         self.steps[name] += len(chunk.sizes)
         self._show()

@@ -30,7 +30,7 @@ def pretrain(experiment: SplitExperiment, recorder: Recorder) -> None:
                 _train(experiment, recorder, name)
 
 
-def pretrained(recorder: Recorder, settings: SplitConfig) -> dict[str, torch.Tensor]:
+def load_pretrained(recorder: Recorder, settings: SplitConfig) -> dict[str, torch.Tensor]:
     """Return the weights that a case starts from."""
     return select_prefix(f"{TASK}/{settings.model}/best/", recorder.arrays)
 

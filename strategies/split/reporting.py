@@ -40,7 +40,7 @@ def _report(count: int, total: float | None, each: float | None) -> Report:
     return Report(count=count, epsilon=total and (each or total / count))
 
 
-def spent_on_test(settings: SplitConfig) -> float:
+def compute_test_share(settings: SplitConfig) -> float:
     """Return the ε that answers about a test image take from what its activation may spend."""
     budget = settings.budget
     if budget is None or not settings.test_releases:

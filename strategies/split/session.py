@@ -13,7 +13,7 @@ from pudica.strategies.core.members import Member
 from pudica.strategies.core.session import CaseSession
 from pudica.strategies.split.config import SplitConfig
 from pudica.strategies.split.experiment import SplitExperiment
-from pudica.strategies.split.model import guarded
+from pudica.strategies.split.model import calibrate_shield
 from pudica.strategies.split.reporting import reports
 
 
@@ -48,7 +48,7 @@ class Session(CaseSession):
         threads = settings.threads or experiment.client.threads
         self.compute = Compute(experiment.client.model_copy(update={"threads": threads}))
         self.devices: dict[str, Member] = {}
-        self.shield = guarded(settings)
+        self.shield = calibrate_shield(settings)
         self.image: tuple[int, int, int] = (0, 0, 0)
         self.classes = 0
 

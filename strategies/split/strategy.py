@@ -23,13 +23,15 @@ from pudica.strategies.split.cloud import Chunk, read_chunk
 from pudica.strategies.split.config import EXPERIMENT_ONLY, SplitConfig, StrategyConfig
 from pudica.strategies.split.costs import SKIPPED
 from pudica.strategies.split.evaluation import (
+    NOISY,
+    CloudClassification,
     count_reader,
     log_bytes,
     log_counts,
     measuring_requests,
 )
 from pudica.strategies.split.fronts import MODES, Average, Handoff
-from pudica.strategies.split.model import only_last
+from pudica.strategies.split.model import freeze_all_but_last
 from pudica.strategies.split.once import ReleaseOnce
 from pudica.strategies.split.state import SplitState
 from pudica.strategies.split.turns import (
@@ -64,13 +66,30 @@ class SplitLearning(SplitState):
         Make the optimisers of back and front, given parameters; by default SGD, 0.01, and the same
         for the front. Where fronts learn on the devices, a function must be given to each
         :class:`.Edge`, too, since no message holds one.
+    batch_size : int
+        Of each device; 64 by default.
+    batches_per_message : int
+        Above 1 a front learns from gradients at weights that are some batches old.
+    wire : {"float32", "float16"}
+        Of activations and gradients in messages.
+    train : {"all", "last-layer"}
+        ``last-layer``: nothing but the back's last layer learns; fronts must be frozen.
+    fit : {"sgd", "means", "none"}
+        With ``release="once"``, how the back is found: by training; if it is a single linear
+        layer, from the classes' mean activations; or not at all, to compare with.
+    dropouts : int
+        So many devices, chosen at random, miss each epoch.
+    validate_every : int
+        Devices measure the model on their test images after every so many epochs, and after the
+        last; 0: never.
+    threads : int, optional
+        PyTorch threads of the back.
     compute : ComputeConfig, optional
         Of the back.
     min_nodes, seed, record, patience
-        As of :class:`.RecordedStrategy`.
-    **settings
-        ``batch_size``, ``batches_per_message``, ``wire``, ``dropouts``, ``validate_every``,
-        ``fit``, ``train``, ``threads``: as in the ``split`` section of an experiment.
+        As of :class:`.RecordedStrategy`. To go on with a record, devices need what they kept: on
+        engines that keep it in memory only as long as their process lives, a front that learnt
+        there is lost with it, and the log says so.
 
     Raises
     ------
@@ -112,7 +131,7 @@ class SplitLearning(SplitState):
             (optimizer or OptimizerConfig(), front_optimizer or optimizer or OptimizerConfig()),
         )
         if found.train == "last-layer":
-            only_last(self.back)
+            freeze_all_but_last(self.back)
 
     @classmethod
     def of_experiment(
@@ -209,7 +228,7 @@ class SplitLearning(SplitState):
             return self.read_chunk(name, content, self.devices.sizes(name, turn.step, turn.count))
 
         chunks = self.read(replies, protocol.SMASH, read)
-        self.fronts.answered(chunks)
+        self.fronts.note_answers(chunks)
         for name, chunk in chunks.items():
             self.accept(name, chunk)
         if not chunks:
@@ -230,7 +249,7 @@ class SplitLearning(SplitState):
         """Note what a device spent on what it sent."""
         if chunk.seconds.get(SKIPPED):
             self.recorder.event(f"{name} began anew since: a gradient was of no use to it")
-        self.devices.costs.spent(name, chunk.seconds, len(chunk.sizes))
+        self.devices.costs.add(name, chunk.seconds, len(chunk.sizes))
 
     def end_round(self) -> MetricRecord:
         """Log loss, dropouts and bytes of an epoch."""
@@ -290,6 +309,23 @@ class SplitLearning(SplitState):
         return MetricRecord({f"accuracy-{k}": v for k, v in found.items()}) if found else None
 
     # ------------------------------------------------------------------------ the loop
+
+    def classify(self, grid: Grid, timeout: float = 3600) -> dict[str, float]:
+        """Classify the devices' test images here, from activations behind their shields.
+
+        A device says how many were right once all of its images are classified; labels stay there.
+
+        Returns
+        -------
+        dict of str to float
+            The accuracy of each device that reports.
+        """
+        with self._recorded(grid, timeout):
+            self.fronts.flush(self.round * EPOCH - 1)
+            cloud = CloudClassification(self.devices, self.cloud, self.activation, NOISY)
+            cloud.measure(self.fronts.shared(), self.round)
+        members = self.devices.members
+        return {name: right / members[name].test for name, right in cloud.right.items()}
 
     def run_round(
         self,

@@ -17,8 +17,8 @@ from pudica.strategies.split.devices import EdgeMember
 from pudica.strategies.split.evaluation import NOISY, PLAIN, CloudClassification, measure
 from pudica.strategies.split.experiment import SplitExperiment
 from pudica.strategies.split.ledger import releases
-from pudica.strategies.split.model import built, start_from
-from pudica.strategies.split.pretraining import pretrain, pretrained
+from pudica.strategies.split.model import build_model, start_from
+from pudica.strategies.split.pretraining import load_pretrained, pretrain
 from pudica.strategies.split.session import Session
 from pudica.strategies.split.strategy import SplitLearning
 from pudica.strategies.split.turns import NEVER_BACK
@@ -83,9 +83,9 @@ class Case:
     def _build(self) -> tuple[Front, nn.Module]:
         """Build the model, cut it, and put the shield behind the front."""
         session, settings = self.session, self.settings
-        model = built(settings, session.classes, session.image, session.experiment.seed)
+        model = build_model(settings, session.classes, session.image, session.experiment.seed)
         if settings.weights == PRETRAINED:
-            start_from(model, pretrained(self.recorder, settings), PRETRAINED)
+            start_from(model, load_pretrained(self.recorder, settings), PRETRAINED)
         layers, back = Cutter(model).cut(settings.cut)
         shape = activation_shape(layers, session.image)
         return Front(layers, shields.build(session.shield, shape, settings.batch_size)), back

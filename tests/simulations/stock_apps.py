@@ -38,13 +38,18 @@ Apps = tuple[ServerApp, ClientApp]
 ROUNDS = 2
 
 
+def wait_for_nodes(grid: Grid) -> list[int]:
+    while len(nodes := sorted(grid.get_node_ids())) < 3:  # Flower's come one by one
+        time.sleep(0.1)
+    return nodes
+
+
 def serve(make_strategy: Callable[[], Strategy]) -> ServerApp:
     app = ServerApp()
 
     @app.main()
     def main(grid: Grid, context: Context) -> None:
-        while len(list(grid.get_node_ids())) < 3:  # Flower's nodes come one by one
-            time.sleep(0.1)
+        wait_for_nodes(grid)
         start = ArrayRecord([np.linspace(-1, 1, 6).reshape(2, 3), np.zeros(3)])
         result = make_strategy().start(grid, start, num_rounds=ROUNDS)
         context.state["arrays"] = result.arrays
@@ -170,7 +175,7 @@ def handlers() -> Apps:
 
     @server.main()
     def main(grid: Grid, context: Context) -> None:
-        nodes = sorted(grid.get_node_ids())
+        nodes = wait_for_nodes(grid)
         for number in range(3):
             content = RecordDict({"m": MetricRecord({"add": float(number)})})
             messages = [Message(content, node, "train.custom") for node in nodes]

@@ -78,7 +78,7 @@ def test_what_flowers_own_simulation_gives(tmp_path: Path) -> None:
     flowers = np.load(out)
     for name in names:
         # There replies are added up in the order in which they come, and rounding is random.
-        tolerance = 1e-4 if name == "secure_aggregation" else 1e-12
+        tolerance = 1e-3 if name == "secure_aggregation" else 1e-12
         mine = final(getattr(stock_apps, name)())
         if name == "handlers":  # by node, in the order of Flower's random ids
             assert sorted(mine) == sorted(flowers[name])

@@ -59,7 +59,7 @@ def test_what_edges_count_is_what_the_model_says_of_their_images(tmp_path: Path)
     for edge in edges_of(grid, tmp_path / "again"):
         images = edge.shares["test"]
         for number in range(edge.requests):
-            waiting = edge._asked(number)
+            waiting = edge._make_request(number)
             with torch.no_grad():
                 logits = model.post(edge.shield.restore(model.main(waiting.sent), waiting.secret))
             truth = torch.from_numpy(images.attributes[waiting.rows])
@@ -103,10 +103,10 @@ def test_requests_that_are_computed_together_do_not_meet(tmp_path: Path) -> None
     assert any(isinstance(layer, nn.BatchNorm2d) for layer in served.main.modules())
     shape = served.strategy.model.shield.shape
     asked_for = [torch.randn(count, *shape) for count in (8, 16, 24)]
-    together = served._computed(asked_for)
+    together = served._compute(asked_for)
     assert served.batches == 3
     for rows, outputs in zip(asked_for, together, strict=True):
-        torch.testing.assert_close(served._computed([rows])[0], outputs)
+        torch.testing.assert_close(served._compute([rows])[0], outputs)
 
 
 def test_requests_of_several_edges_are_computed_together(tmp_path: Path) -> None:

@@ -118,12 +118,12 @@ def test_an_edge_that_falls_silent_changes_nothing_for_the_others(
 def test_a_cloud_that_computes_no_numbers_is_told_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    computed = Serving._computed
+    computed = Serving._compute
 
     def broken(self: Serving, asked: Any) -> Any:
         return [rows * np.nan for rows in computed(self, asked)]
 
-    monkeypatch.setattr(Serving, "_computed", broken)
+    monkeypatch.setattr(Serving, "_compute", broken)
     with pytest.raises(RuntimeError, match="0 participants answered"):
         run(tiny(), tmp_path / "run")
     told = (tmp_path / "run" / "events.log").read_text()

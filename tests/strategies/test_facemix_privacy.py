@@ -143,7 +143,7 @@ def test_no_image_crosses_twice(tmp_path: Path) -> None:
     """What two requests have in common, their spans show without a key."""
     grid = run(tiny("facemix.request=3"), tmp_path / "run")
     for edge in edges_of(grid, tmp_path / "again"):
-        asked_for = [edge._asked(number) for number in range(2)]
+        asked_for = [edge._make_request(number) for number in range(2)]
         assert [waiting.rows.tolist() for waiting in asked_for] == [[0, 1, 2], [3, 4, 5]]
         assert [len(waiting.sent) for waiting in asked_for] == [8, 8]
         own = edge._features(edge.shares["test"].batch(np.arange(3))[0]).detach()

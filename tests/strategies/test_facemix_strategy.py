@@ -384,10 +384,10 @@ def test_an_edge_that_raises_drops_out_of_serving_and_stops_a_batch() -> None:
     class Broken(InferenceEdge):
         """Fails from its second request on, and in its second batch."""
 
-        def _asked(self, number: int) -> Any:
+        def _make_request(self, number: int) -> Any:
             if self.name == "ada" and number:
                 raise OSError("no such disk")
-            return super()._asked(number)
+            return super()._make_request(number)
 
     on = grid(kind=Broken)
     served = FaceMix(*stages(), **{**SETTINGS, "min_nodes": 1}).serve(on)
@@ -529,6 +529,12 @@ def test_stages_that_do_not_fit_are_named(
     changes: dict[str, Any] = {"images": IMAGES[0].tensors[0], "train": None}
     with pytest.raises(RequestError, match=message):
         FaceMix(*parts, **settings).start(grid(lambda _: changes), num_rounds=1)
+
+
+def test_an_owners_images_need_labels() -> None:
+    for what in ("train", "validation"):
+        with pytest.raises(DataError, match=f"{what}: must yield pairs"):
+            FaceMix(*stages(), **{what: TRAIN[0].tensors[0]})
 
 
 def test_initial_arrays_that_do_not_fit_are_named() -> None:

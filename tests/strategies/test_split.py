@@ -409,12 +409,12 @@ def test_a_device_refuses_to_go_past_its_budget(tmp_path: Path, noise: str) -> N
 def test_the_budgets_noise_follows_from_the_number_of_releases(tmp_path: Path) -> None:
     from pudica.clients.shields import build as shield_of
     from pudica.clients.shields.analytic import analytic_sigma
-    from pudica.strategies.split.model import guarded
+    from pudica.strategies.split.model import calibrate_shield
 
     scales = []
     for epochs in (1, 4):
         settings = tiny(*BUDGET, f"split.epochs={epochs}").split
-        scales.append(shield_of(guarded(settings), (8,), 16).scale)
+        scales.append(shield_of(calibrate_shield(settings), (8,), 16).scale)
     assert scales[0] == pytest.approx(2 * analytic_sigma(3, 1e-5), rel=1e-3)
     assert scales[1] == pytest.approx(2 * scales[0], rel=1e-3)
 

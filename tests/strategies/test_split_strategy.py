@@ -206,6 +206,24 @@ def test_a_shield_protects_each_record_and_says_so() -> None:
     assert made_of[0].guarantee().epsilon is None
 
 
+def test_the_cloud_classifies_for_devices_that_do_not_have_the_back() -> None:
+    def factory(context: Context) -> Edge:
+        return edge(int(context.node_config["partition-id"]), back=None)
+
+    on = grid(factory)
+    made, result = train(on, fronts="average")
+    assert not result.evaluate_metrics_clientapp
+    accuracies = made.classify(on)
+    assert set(accuracies) == set(NAMES)
+    assert min(accuracies.values()) > 0.6
+    labels = [each.tensors[1].numpy() for each in TEST]
+    for message in [*on.requests, *on.replies]:
+        if message.metadata.message_type == protocol.FEATURES:
+            arrays = protocol.arrays_of(message.content)
+            found = [v for k, v in arrays.items() if k != "predictions"]
+            assert not any(np.array_equal(v.ravel(), own) for v in found for own in labels)
+
+
 def test_noise_is_secret_unless_it_is_asked_for() -> None:
     def sent(noise: str) -> list[np.ndarray]:
         def factory(context: Context) -> Edge:

@@ -18,9 +18,9 @@ import pudica.clients.app
 from pudica import analysis, models
 from pudica.analysis.privacy import privacy, releases, verdict
 from pudica.clients import protocol
-from pudica.clients.split.edge import Edge
 from pudica.clients.runtime.odometer import Odometer
 from pudica.clients.runtime.vault import Vault
+from pudica.clients.split.edge import Edge
 from pudica.models import Compute, Training
 from pudica.models.errors import RequestError
 from pudica.models.randomness import derive
