@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import (
     BaseModel,
@@ -56,7 +56,10 @@ class Assignment(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    system: str
+    if TYPE_CHECKING:
+        # Each kind names its own, behind these fields: fingerprints hang on their order.
+        system: str
+
     run: RunName
     data: DataConfig
     data_seed: int

@@ -314,7 +314,11 @@ def array_of(
 
 
 def from_wire(
-    content: RecordDict, name: str, shape: tuple[int, ...], kind: str, grid: IntegerGrid | None = None
+    content: RecordDict,
+    name: str,
+    shape: tuple[int, ...],
+    kind: str,
+    grid: IntegerGrid | None = None,
 ) -> torch.Tensor:
     """Return as float32 what :func:`on_wire` made of a tensor; errors as of :func:`array_of`."""
     if grid:

@@ -54,9 +54,9 @@ class ReliableGrid(WrappedGrid):
     that fails three times in a row is not asked any more until :meth:`reset_failures`; one that
     still owes a reply is asked nothing before that has come.
 
-    With ``patience``, nodes may be killed and come back. One that is silent is sent the same message
-    again under the same ``group_id``, less and less often; its app should do it once, and answer
-    twice, as Pudica's apps do. A node that restarts is asked again at once.
+    With ``patience``, nodes may be killed and come back. One that is silent is sent the same
+    message again under its ``group_id``, less and less often; its app should do it once, and
+    answer twice, as Pudica's apps do. A node that restarts is asked again at once.
 
     Parameters
     ----------

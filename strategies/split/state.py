@@ -30,9 +30,7 @@ from pudica.strategies.split.arrays import (
 from pudica.strategies.split.cloud import Cloud
 from pudica.strategies.split.config import EXPERIMENT_ONLY, SplitConfig
 from pudica.strategies.split.devices import Devices, EdgeMember
-from pudica.strategies.split.evaluation import (
-    Part,
-)
+from pudica.strategies.split.evaluation import Part
 from pudica.strategies.split.fronts import MODES, Fronts
 from pudica.strategies.split.trial import try_model
 from pudica.strategies.split.turns import (

@@ -73,7 +73,7 @@ def test_nothing_is_sent_for_a_case_that_is_called_so(name: str) -> None:
 
 
 def assignment(run: str) -> Assignment:
-    common: dict[str, Any] = {"system": "themis", "data_seed": 0, "partition": 0, "partitions": 1}
+    common: dict[str, Any] = {"data_seed": 0, "partition": 0, "partitions": 1}
     return Assignment(run=run, data=DataConfig(), compute=ComputeConfig(), **common)
 
 

@@ -11,8 +11,8 @@ from competition_helpers import tiny
 from hostile_names import EMPTY, FORMULAS, HIDDEN, NFC, NFD, QUOTED, SPACED
 
 from pudica.models.errors import RequestError
-from pudica.strategies.core.recorder import Recorder
 from pudica.strategies.core.members import Member
+from pudica.strategies.core.recorder import Recorder
 from pudica.strategies.loading import load_experiment
 
 SAID = {"shape": "1x8x8", "classes": 2, "train": 1, "validation": 1, "test": 1, "key": ""}

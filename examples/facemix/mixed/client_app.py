@@ -2,10 +2,10 @@
 
 import numpy as np
 from flwr.app import Context
-from pudica.clients import InferenceEdge
-from pudica.clients.shields import Mixing
 
 from mixed.task import share, stages
+from pudica.clients import InferenceEdge
+from pudica.clients.shields import Mixing
 
 
 def show(rows: np.ndarray, predictions: np.ndarray) -> None:

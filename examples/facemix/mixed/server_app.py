@@ -2,10 +2,10 @@
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
-from pudica.clients.shields import Mixing
-from pudica.strategies import FaceMix
 
 from mixed.task import data, stages
+from pudica.clients.shields import Mixing
+from pudica.strategies import FaceMix
 
 app = ServerApp()
 
