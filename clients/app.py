@@ -91,7 +91,8 @@ def _find(role: type) -> Find:
     def find(config: Mapping[str, Any], context: Context) -> Any:
         node = _node(config, context)
         if not isinstance(node, role):
-            raise RuntimeError(f"this node is no {role.__name__.lower()} in this run")
+            name = role.__name__.removeprefix("Assigned").lower()
+            raise RuntimeError(f"this node is no {name} in this run")
         return node
 
     return find

@@ -52,7 +52,7 @@ def test_devices_do_not_meet(name: str, tmp_path: Path, monkeypatch: pytest.Monk
         if name == "facemix":
             for kind, case in {"separation": "mixed", "attributes": "cloud"}.items():
                 view = View.of(open_run(place), case)
-                assert ATTACKS[kind](view, Effort(1, 8, 1, 0), None).found
+                assert ATTACKS[kind](view, Effort(1, 8, 1, 0), None).metrics
 
 
 def test_what_is_pretended_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,6 +22,7 @@ def edge(context: Context) -> InferenceEdge:
         post,
         share(place, nodes),
         mixing=Mixing(group=int(context.run_config["group"])),
+        keys=str(context.run_config["keys"]),
         on_predictions=show,
         name=f"edge-{place}",
     )
