@@ -45,7 +45,7 @@ Receive = Callable[[np.ndarray, np.ndarray], None]
 
 
 @dataclass
-class PendingRequest:
+class UnansweredRequest:
     """One request that waits for its answer.
 
     Attributes
@@ -156,7 +156,7 @@ class InferenceEdge(EdgeStages):
         """Take the stages, whose weights are still to come."""
         super().hold_stages(ends)
         self._training = EdgeTraining(self)
-        self._pending: dict[int, PendingRequest] = {}
+        self._pending: dict[int, UnansweredRequest] = {}
         self._first = 0
 
     @property
@@ -239,7 +239,7 @@ class InferenceEdge(EdgeStages):
         asked = self._pending[number] = self._make_request(number)
         return protocol.on_wire(asked.sent, self.terms.wire)
 
-    def _make_request(self, number: int) -> PendingRequest:
+    def _make_request(self, number: int) -> UnansweredRequest:
         images, size = self.shares["test"], self.terms.request
         if not 0 <= number < self.requests:
             raise ValueError(f"request {number} of {self.requests}")
@@ -250,7 +250,7 @@ class InferenceEdge(EdgeStages):
         with torch.no_grad():
             sent, secret = self.shield.protect(self._features(x[order]), randomness)
         places = order.argsort()[: len(own)].numpy()
-        return PendingRequest(own, places, secret, sent)
+        return UnansweredRequest(own, places, secret, sent)
 
     def _features(self, x: torch.Tensor) -> torch.Tensor:
         pre = self.ends[0].eval()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import Any
@@ -166,8 +167,8 @@ class Participant(Role):
         """Return the model, trained if it is to be; once in a run."""
         if self.training is None:
             return model
-        kept = self.vault.load(f"model-{variant}")
-        if kept:
+        kept, of = self.vault.load(f"model-{variant}"), self._describe_training(model)
+        if kept and kept[1]["of"] == of:
             model.load_state_dict(kept[0])
             return model
         if isinstance(self.training, TrainingConfig):
@@ -179,8 +180,16 @@ class Participant(Role):
         else:
             dataset = self.train_set
             self.training(model, dataset.dataset if isinstance(dataset, Examples) else dataset)
-        self.vault.save(f"model-{variant}", dict(model.state_dict()), {})
+        self.vault.save(f"model-{variant}", dict(model.state_dict()), {"of": of})
         return model
+
+    def _describe_training(self, model: nn.Module) -> str:
+        """Return a fingerprint of the untrained model and of how it is to be trained."""
+        how = getattr(self.training, "__qualname__", repr(self.training))
+        digest = hashlib.blake2b(f"{model}\n{how}\n{self.seed}".encode(), digest_size=16)
+        for tensor in model.state_dict().values():
+            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
 
     # ------------------------------------------------------------- the noise generator
 

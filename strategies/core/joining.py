@@ -144,7 +144,7 @@ def introduce(
     Parameters
     ----------
     read : callable
-        Makes sense of what a node says; as of :meth:`Cohort.ask`.
+        Makes sense of what a node says; as of :meth:`Cohort.send_and_receive`.
     turns : mapping of str to int, optional
         To which turn a node of a resumed run goes back; -1: it begins.
     """
@@ -184,7 +184,7 @@ def agree_on_images(cohort: Cohort, joined: dict[str, Member]) -> Images:
 # ----------------------------------------------------------- nodes that run somebody's own app
 
 
-class OwnApp(NamedTuple):
+class JoinReply(NamedTuple):
     """What a node of somebody's own app says when it joins."""
 
     name: str
@@ -260,7 +260,7 @@ def _wait_for_own_apps(cohort: Cohort, minimum: int, timeout: float) -> list[int
     return there
 
 
-def _own_app(content: RecordDict, read: Callable[[Words], Member]) -> OwnApp:
+def _own_app(content: RecordDict, read: Callable[[Words], Member]) -> JoinReply:
     words = protocol.words_of(content)
     name = validate_node_name(protocol.text(words, "name"))
-    return OwnApp(name, read(words), protocol.text(words, "content"))
+    return JoinReply(name, read(words), protocol.text(words, "content"))

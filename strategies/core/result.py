@@ -8,7 +8,10 @@ from typing import Any
 
 import pandas as pd
 import yaml
+from flwr.app import MetricRecord
 from flwr.serverapp.strategy import Result
+
+KINDS = ("train_metrics_clientapp", "evaluate_metrics_clientapp", "evaluate_metrics_serverapp")
 
 
 @dataclass
@@ -22,6 +25,19 @@ class RecordedResult(Result):
     """
 
     rows: list[dict[str, Any]] = field(default_factory=list)
+
+    def note(self) -> dict[str, dict[str, dict[str, Any]]]:
+        """Return what there is of each round, as JSON."""
+        return {
+            kind: {str(number): dict(metrics) for number, metrics in getattr(self, kind).items()}
+            for kind in KINDS
+        }
+
+    def restore(self, note: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> None:
+        """Put back what :meth:`note` returned."""
+        for kind in KINDS:
+            rounds = {int(number): MetricRecord(dict(m)) for number, m in note[kind].items()}
+            setattr(self, kind, rounds)
 
     def frame(self) -> pd.DataFrame:
         """Return the measurements, one row each."""

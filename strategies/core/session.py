@@ -28,7 +28,7 @@ class CaseSession:
 
     Parameters
     ----------
-    exchanges : Exchanges
+    cohort : Cohort
     case : str
 
     Attributes

@@ -248,9 +248,13 @@ class RecordedStrategy(Strategy):
     def prepare(self, grid: Grid, arrays: ArrayRecord) -> None:
         """See that nodes have joined and that these are the arrays to go on with.
 
-        Flower's own ``start`` comes here without having called anything before, and wrappers
-        change the arrays that an exchange has led to.
+        Flower's own ``start`` has called nothing before; wrappers change arrays in between.
         """
+        if self._sent is None and self.record is not None:
+            raise RequestError(
+                "record: only the strategy's own start can resume; with Flower's own start, and in "
+                "its wrappers, leave record out"
+            )
         self.join(grid)
         if self._sent is None:
             self.load_arrays(arrays)
@@ -357,7 +361,10 @@ class RecordedStrategy(Strategy):
         about = RunDescription(self.system, name, self.seed, self.settings_to_record())
         recorder = Recorder(self.record, about) if self.record else MemoryRecorder(about)
         # Nodes must not take what they kept in another run of this name for this one's.
-        recorder.name += "-" + recorder.note.setdefault("nonce", secrets.token_hex(4))
+        if "nonce" not in recorder.note:
+            recorder.note["nonce"] = secrets.token_hex(4)
+            recorder.checkpoint()  # a restart is the same run to them, however early it comes
+        recorder.name += "-" + recorder.note["nonce"]
         return recorder
 
     @contextmanager
@@ -404,6 +411,7 @@ class RecordedStrategy(Strategy):
         """Write down from where a run that is killed goes on."""
         tensors = {f"{self.task}/{key}": value for key, value in self.tensors().items()}
         position = {"round": self.round, "done": self.done, "dropouts": self.cohort.dropouts}
+        position["results"] = self.result.note()
         self.recorder.forget(self.task)
         self.recorder.save_checkpoint(self.task, tensors, **position, **self.note())
 
@@ -415,6 +423,7 @@ class RecordedStrategy(Strategy):
         self.round, self.done = int(position["round"]), int(position["done"])
         self.cohort.dropouts.clear()
         self.cohort.dropouts.update(position["dropouts"])
+        self.result.restore(position["results"])
         self.load_state(select_prefix(f"{self.task}/", self.recorder.arrays), position)
         return True
 

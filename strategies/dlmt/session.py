@@ -29,7 +29,7 @@ class Session(CaseSession):
 
     Parameters
     ----------
-    exchanges : Exchanges
+    cohort : Cohort
     experiment : DlmtExperiment
     case : str
     settings : DlmtConfig

@@ -46,7 +46,7 @@ class Costs:
 
     Parameters
     ----------
-    exchanges : Exchanges
+    cohort : Cohort
         Which counts the bytes.
     """
 

@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
-from torch import nn
-from torch.utils.data import TensorDataset
 
 from pudica.clients import protocol
-from pudica.clients.data.examples import Examples
 from pudica.models.errors import RequestError
 from pudica.models.generator import GeneratorTraining, NoiseGenerator
-from pudica.models.randomness import derive, torch_generator
+from pudica.models.randomness import derive
 from pudica.models.settings import validate_settings
-from pudica.strategies.core.strategy import RecordedStrategy, stack
+from pudica.strategies.core.members import Member
+from pudica.strategies.core.reliable_grid import TooFewParticipants
+from pudica.strategies.core.strategy import stack
 from pudica.strategies.themis.config import ThemisConfig
-from pudica.strategies.themis.ranking import TestRelease, measure_protection
+from pudica.strategies.themis.members import (
+    PublicMember,
+    agree_on_training_set,
+    report_unknown_names,
+)
+from pudica.strategies.themis.ranking import RankingStrategy
 from pudica.strategies.themis.requests import Requests, build_request, variant_of
 from pudica.strategies.themis.screening import Clip, check_reach, combine, read_update
 from pudica.strategies.themis.turns import Turn, Turns
@@ -36,7 +38,7 @@ EXPERIMENT_ONLY = frozenset(
 Shape = tuple[int, int, int]
 
 
-class Themis(RecordedStrategy):
+class Themis(RankingStrategy):
     """Train a noise generator that hides images but keeps the ranking of models (THEMIS).
 
     A round is an epoch of the public training set. Its exchanges, and what they compute, hang on
@@ -104,6 +106,8 @@ class Themis(RecordedStrategy):
         self.losses: list[float] = []
         self.over: Callable[[], bool] = lambda: False
         self._turns: list[Turn] = []
+        self._playing: list[str] = []
+        self._everyone: list[str] = []
 
     @classmethod
     def of_experiment(cls, settings: ThemisConfig, seed: int) -> Themis:
@@ -117,18 +121,6 @@ class Themis(RecordedStrategy):
         self.unit = "visit" if settings.update == "sequential" else "step"
         self.clip = Clip(settings.clip)
 
-    @staticmethod
-    def untrained(shape: Shape, M: float = 1.0, seed: int = 0) -> ArrayRecord:
-        """Return the arrays before any training: μ ~ N(0, 0.2²), ρ ~ N(0, 1).
-
-        Parameters
-        ----------
-        shape : tuple of int
-            Channels, height and width of an image.
-        """
-        generator = NoiseGenerator.untrained(shape, M, torch_generator(seed, "generator"))
-        return protocol.generator_arrays(generator.pack())
-
     def settings_to_record(self) -> dict[str, Any]:
         """Return the settings as the ``themis`` section of an experiment has them."""
         chosen = self.settings.model_dump(mode="json", by_alias=True, exclude=set(EXPERIMENT_ONLY))
@@ -137,16 +129,6 @@ class Themis(RecordedStrategy):
     def initial_arrays(self) -> ArrayRecord:
         """Return the untrained generator for the participants' images."""
         return self.untrained(self.shape, self.settings.M, self.seed)
-
-    @property
-    def shape(self) -> Shape:
-        """Of an image: channels, height and width."""
-        return next(iter(self._members.values())).shape
-
-    @property
-    def classes(self) -> int:
-        """How many classes the participants tell apart."""
-        return next(iter(self._members.values())).classes
 
     @property
     def batches(self) -> int:
@@ -180,9 +162,7 @@ class Themis(RecordedStrategy):
 
     def generator(self, arrays: ArrayRecord | None = None) -> NoiseGenerator:
         """Return the noise generator of some arrays, by default as it is trained by now."""
-        if arrays is None:
-            return self._training().generator
-        return NoiseGenerator(stack(arrays, GENERATOR), self.settings.M)
+        return self._training().generator if arrays is None else super().generator(arrays)
 
     def _training(self) -> GeneratorTraining:
         if self.training is None:
@@ -201,6 +181,9 @@ class Themis(RecordedStrategy):
             "clipped": self.clipped,
             "answered": sorted(self.answered),
             "losses": self.losses,
+            # Of the epoch as it was begun: who is not there after a restart is left out of it.
+            "playing": self._playing,
+            "everyone": self._everyone,
         }
 
     def load_state(self, tensors: Mapping[str, torch.Tensor], note: Mapping[str, Any]) -> None:
@@ -209,17 +192,38 @@ class Themis(RecordedStrategy):
         self.clip = Clip(self.settings.clip, note["clip"])
         self.clipped, self.answered = note["clipped"], set(note["answered"])
         self.losses = list(note["losses"])
+        self._playing, known = list(note["playing"]), list(note["everyone"])
+        self._everyone = known + [name for name in self._members if name not in known]
 
     def count_exchanges(self) -> int:
         """Return how many exchanges the current epoch takes."""
         if not self._turns or self._turns[0].epoch != self.round:
             turns = Turns(self.settings, self.seed, self.case)
-            self._turns = list(turns.plan(self.round, list(self.cohort.nodes), self.batches))
+            self._turns = list(turns.plan(self.round, self._playing, self.batches))
+            if not self._turns:
+                raise TooFewParticipants(
+                    f"{self.task}: nobody trains the noise in epoch {self.round}: see order, late "
+                    "and bystanders"
+                )
         return len(self._turns)
+
+    def join(self, grid: Grid, timeout: float = 3600) -> None:
+        """Let participants join, unless they have; errors as of :meth:`.RecordedStrategy.join`."""
+        if self._cohort is not None:
+            return
+        super().join(grid, timeout)
+        agree_on_training_set(self.cohort, self._members)
+        report_unknown_names(self.cohort, self.settings)
+        self.cohort.require_min_replies(self.min_nodes, len(self._members), protocol.JOIN)
+
+    def read_member(self, words: Mapping[str, Any]) -> Member:
+        """Return what a participant says as it joins."""
+        return PublicMember.read(words)
 
     def begin_round(self) -> None:
         """Forget what happened in the epoch before."""
         super().begin_round()
+        self._playing, self._turns = list(self.cohort.nodes), []
         self.clipped = 0
         self.answered.clear()
         self.losses.clear()
@@ -238,13 +242,13 @@ class Themis(RecordedStrategy):
         """Return the requests of the next exchange: gradients, or visits."""
         self.prepare(grid, arrays)
         self.count_exchanges()
-        turn = self._turns[self.done]
+        turn = self._turns[self.done].among(self.cohort.nodes)
         requests = Requests(self.settings, self.recorder.name, self.seed, self.case)
         content = dict(config)
         if self.settings.update == "joint":
             return self.cohort.messages(self._kind, requests.gradients(turn, content, arrays))
         state = self._training().pack()
-        everyone = list(self._members)
+        everyone = self._everyone or list(self._members)
         visits = requests.visits(turn, content, arrays, state, everyone)
         return self.cohort.messages(self._kind, visits)
 
@@ -366,87 +370,6 @@ class Themis(RecordedStrategy):
         if not accuracies:
             return None
         return MetricRecord({"accuracy": float(np.mean(list(accuracies.values())))})
-
-    def leaderboard(
-        self,
-        grid: Grid,
-        arrays: ArrayRecord,
-        images: torch.Tensor,
-        labels: torch.Tensor,
-        *,
-        draws: int = 5,
-        compare: bool = True,
-        secret: bool = False,
-        images_per_message: int = 1000,
-        timeout: float = 3600,
-    ) -> pd.DataFrame:
-        """Release test images under the trained noise, and rank the participants' predictions.
-
-        Parameters
-        ----------
-        arrays : ArrayRecord
-            The trained generator.
-        images : Tensor of shape (N, C, H, W)
-            As models take them. They stay here, but for what is released.
-        labels : Tensor of shape (N,)
-            They stay here.
-        draws : int
-            Independent draws of the noise: ranks can hang on one.
-        compare : bool
-            Also release the images as they are, and under untrained noise, to compare with. Never
-            in a real competition: it gives the test set away.
-        secret : bool
-            Draw the noise from the system's randomness. Otherwise it comes from ``seed``, and
-            whoever guesses that can subtract it.
-
-        Returns
-        -------
-        DataFrame
-            As of :func:`pudica.strategies.themis.leaderboard.leaderboard`: one row a
-            participant, best first.
-
-        Raises
-        ------
-        TooFewParticipants
-            Fewer than ``min_nodes`` predict.
-        """
-        self.join(grid, timeout)
-        drawn = secrets.randbits(256) if secret else derive(self.seed, "test-noise")
-        release = TestRelease(self, images, labels, drawn, images_per_message)
-        return release.rank(arrays, draws, compare)
-
-    def protection(
-        self,
-        arrays: ArrayRecord,
-        images: torch.Tensor,
-        labels: torch.Tensor,
-        *,
-        examiner: nn.Module | None = None,
-        mean: torch.Tensor | float = 0.0,
-        std: torch.Tensor | float = 1.0,
-    ) -> dict[str, float]:
-        """Return how well noise hides images: what the participants' accuracies are paid with.
-
-        Parameters
-        ----------
-        images : Tensor of shape (N, C, H, W)
-        labels : Tensor of shape (N,)
-        examiner : Module, optional
-            A network trained on plain images, which stands in for a human who labels the noisy
-            ones by hand. What it gets right is not hidden.
-        mean, std : Tensor or float
-            By which the images were normalised, so that PSNR and SSIM compare them in [0, 1].
-
-        Returns
-        -------
-        dict
-            ``mean_sigma``, ``psnr`` (dB), ``ssim``, ``chance`` and, with an examiner,
-            ``examiner_accuracy`` on noisy and ``examiner_accuracy_plain`` on plain images.
-        """
-        noise = self.generator(arrays)
-        test = Examples(TensorDataset(images, labels), "test")
-        test.mean, test.std = mean, std
-        return measure_protection(noise, test, derive(self.seed, "protection"), examiner)
 
 
 def _read_accuracy(_: str, content: RecordDict) -> float:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 from pudica.models.randomness import numpy_generator
 from pudica.strategies.themis.config import ThemisConfig
@@ -17,6 +17,10 @@ class Turn:
     step: int
     count: int
     names: list[str]
+
+    def among(self, nodes: Collection[str]) -> Turn:
+        """Return the turn without those who are not there any more."""
+        return replace(self, names=[name for name in self.names if name in nodes])
 
 
 class Turns:

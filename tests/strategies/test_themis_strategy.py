@@ -18,6 +18,7 @@ from torch.utils.data import TensorDataset
 
 from pudica.clients import Participant
 from pudica.clients.data import DataError
+from pudica.clients.runtime.vault import MemoryVault
 from pudica.models.errors import RequestError
 from pudica.models.training import TrainingConfig
 from pudica.simulations.engines.inprocess import InProcessGrid
@@ -347,3 +348,80 @@ def test_a_module_whose_output_is_no_logits_is_refused(model: nn.Module, message
 def test_a_data_set_that_yields_no_pairs_is_refused(dataset: Any, message: str) -> None:
     with pytest.raises(DataError, match=message):
         Participant(MODELS[0], dataset, VALIDATION)
+
+
+# ------------------------------------------------------- runs that are stopped, or are others'
+
+
+def test_who_holds_another_training_set_is_left_out(tmp_path: Path) -> None:
+    """Others in number, or in kind: each image counts at its place."""
+    x, y = TRAIN.tensors
+    for number, train_set in enumerate((TensorDataset(x[:24], y[:24]), TensorDataset(-x, y)), 1):
+        record = tmp_path / str(number)
+        _, result = train(grid(other(train=train_set)), min_nodes=2, rounds=1, record=record)
+        assert "adam: its public training set" in (record / "events.log").read_text()
+        assert set(result.frame().query("metric == 'validation_accuracy'").node) == {"zoe", "mia"}
+
+
+def test_a_run_goes_on_with_fewer_participants_than_began_its_epoch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"update": "sequential", "min_nodes": 1, "record": tmp_path / "run"}
+    stopped = grid()
+    stopped.stop_after = 3 * 2 + 3 + 5  # in the first epoch, once there were checkpoints
+    monkeypatch.setattr("pudica.strategies.core.recorder.CHECKPOINT_SECONDS", 0.0)
+    with pytest.raises(KeyboardInterrupt):
+        train(stopped, **settings)
+    few = grid()
+    few.partition = dict(list(few.partition.items())[:1])
+    _, result = train(few, **settings)
+    assert set(result.frame().query("round == 3 and metric == 'validation_accuracy'").node) == {
+        "zoe"
+    }
+
+
+def test_nodes_know_a_run_that_was_stopped_before_its_first_checkpoint(tmp_path: Path) -> None:
+    names = []
+    for _ in range(2):
+        stopped = grid()
+        stopped.stop_after = 7
+        strategy = Themis(min_nodes=3, batch_size=16, record=tmp_path / "run")
+        with pytest.raises(KeyboardInterrupt):
+            strategy.start(stopped, num_rounds=1)
+        names.append(strategy.recorder.name)
+    assert names[0] == names[1]
+
+
+def test_a_resumed_result_has_the_metrics_of_all_rounds(tmp_path: Path) -> None:
+    train(rounds=1, record=tmp_path / "run")
+    _, resumed = train(rounds=2, record=tmp_path / "run")
+    _, whole = train(rounds=2)
+    assert resumed.train_metrics_clientapp == whole.train_metrics_clientapp
+    assert resumed.evaluate_metrics_clientapp == whole.evaluate_metrics_clientapp
+
+
+def test_flowers_own_start_takes_no_record(tmp_path: Path) -> None:
+    strategy = Themis(min_nodes=3, record=tmp_path / "run")
+    with pytest.raises(RequestError, match="record: only the strategy's own start can resume"):
+        Strategy.start(strategy, grid(), Themis.untrained(SHAPE, 1.0), num_rounds=1)
+
+
+def test_a_model_that_is_trained_otherwise_is_trained_anew() -> None:
+    """What a node has kept of a run is of the model and training that it was kept of."""
+    vault = MemoryVault()
+
+    def weight(value: float) -> float:
+        def fit(model: nn.Module, _: TensorDataset) -> None:
+            model.load_state_dict({k: v * 0 + value for k, v in model.state_dict().items()})
+
+        fit.__qualname__ = f"fit-{value}"
+        own = Participant(network(0), TRAIN, VALIDATION, training=fit)
+        own.bind(vault)
+        return float(own.model("honest")[1].weight[0, 0])
+
+    assert [weight(1.0), weight(2.0)] == [1.0, 2.0]
+
+
+def test_an_epoch_that_nobody_takes_part_in_is_said() -> None:
+    with pytest.raises(TooFewParticipants, match="nobody trains the noise in epoch 0"):
+        train(update="sequential", bystanders=list(NAMES))
