@@ -17,9 +17,13 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import Dataset, TensorDataset
 
 from pudica.clients import Edge, protocol
+from pudica.clients.assignments import SplitTerms
 from pudica.clients.data import DataError
 from pudica.clients.runtime.role import OwnApp
-from pudica.clients.shields import BatchNormLaplace, ClipGaussian
+from pudica.clients.runtime.vault import MemoryVault
+from pudica.clients.shields import BatchNormLaplace, ClipGaussian, protect_without_noise
+from pudica.clients.split.holder import KEY
+from pudica.models import packing
 from pudica.models.errors import RequestError
 from pudica.models.optimizers import OptimizerConfig
 from pudica.simulations.engines.inprocess import InProcessGrid
@@ -240,6 +244,66 @@ def test_noise_is_secret_unless_it_is_asked_for() -> None:
 
     assert np.array_equal(*sent("seeded"))
     assert not np.array_equal(*sent("secret"))
+
+
+def terms(fronts: str) -> dict[str, Any]:
+    """What a strategy says as an edge joins."""
+    agreed = SplitTerms(fronts=fronts, batch_size=BATCH, wire="float32", seed=0, optimizer=None)
+    return {"run": "run", "terms": agreed.model_dump_json(), "turn": -1}
+
+
+def joined(vault: MemoryVault, fronts: str = "frozen", **changes: Any) -> Edge:
+    made = edge(0, **changes)
+    made.bind(vault)
+    made.accept(terms(fronts))
+    made.adopt({"front": torch.from_numpy(packing.pack(packing.state_tensors(front())))})
+    return made
+
+
+def test_another_shield_gets_other_noise_on_the_same_batch() -> None:
+    """Else two releases, each scaled by its own ε, would give the activations away."""
+
+    def noise(**settings: float) -> np.ndarray:
+        vault = MemoryVault()
+        vault.write(KEY, bytes(32))
+        made = joined(vault, shield=ClipGaussian(**{"epsilon": 3.0, "delta": 1e-5, **settings}))
+        smashed, _, _ = made.smash(0, 0, 1, 0)
+        grid, shield = made.front.shield.grid, made.front.shield
+        with torch.no_grad():
+            plain = protect_without_noise(shield, made._activate(made._load(0, 0)[0]))
+        return (smashed * grid.step - plain.numpy()).ravel()
+
+    usual = noise()
+    assert np.array_equal(noise(), usual)
+    for settings in ({"epsilon": 6.0}, {"clip": 2.0}, {"delta": 1e-6}):
+        assert abs(np.corrcoef(usual, noise(**settings))[0, 1]) < 0.3
+
+
+def test_a_run_is_not_joined_again_with_another_shield(tmp_path: Path) -> None:
+    def factory(epsilon: float, noise: str = "secret") -> Callable[[Context], Edge]:
+        def make(context: Context) -> Edge:
+            place = int(context.node_config["partition-id"])
+            return edge(place, shield=ClipGaussian(epsilon=epsilon), noise=noise)
+
+        return make
+
+    settings = {"fronts": "frozen", "record": tmp_path / "run"}
+    train(grid(factory(3.0)), rounds=1, **settings)
+    for made in (factory(6.0), factory(3.0, "seeded")):
+        with pytest.raises(TooFewParticipants, match="with another shield, or other noise, before"):
+            train(grid(made), **settings)
+    train(grid(factory(3.0)), rounds=2, **settings)
+
+
+def test_terms_that_are_refused_do_not_come_into_force() -> None:
+    made = joined(MemoryVault())
+    made.smash(0, 0, 1, 0)
+    with pytest.raises(RuntimeError, match="on other terms before"):
+        made.accept(terms("average"))
+    made.smash(0, 0, 1, 1)
+    gradient = torch.ones(BATCH, *made.activation)
+    with pytest.raises(RuntimeError, match="the front is frozen"):
+        made.front_gradient(gradient, 1.0, 1)
 
 
 def test_no_message_holds_a_private_front() -> None:
