@@ -451,6 +451,56 @@ def test_a_private_front_that_was_lost_with_its_process_is_said(
     assert "adam lost its front, and begins anew with the first" in events
 
 
+def test_a_front_stays_where_it_is_if_who_comes_next_is_away() -> None:
+    """What a device learnt is not thrown away because the one after it does not answer."""
+    made = strategy(fronts="handoff", min_nodes=2, validate_every=0)
+    on = grid()
+    made.start(on, num_rounds=1)
+    events: list[str] = []
+    made.recorder.event = events.append  # type: ignore[method-assign]
+    made.cohort.nodes = {n: node for n, node in made.cohort.nodes.items() if n != "mia"}
+    on.requests.clear()
+    made.start(on, num_rounds=2)
+    kinds = [message.metadata.message_type for message in on.requests]
+    assert kinds.count(protocol.FRONT) == 2  # from zoe for adam, and in the end
+    assert not [event for event in events if "did not hand on" in event]
+
+
+def test_a_front_whose_holder_is_away_goes_on_as_it_was_given() -> None:
+    events: list[str] = []
+
+    class Left(SplitLearning):
+        """Goes on without adam as soon as it has the front, as a resumed run would."""
+
+        def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> Any:
+            result = super().aggregate_train(server_round, replies)
+            self.recorder.event = events.append  # type: ignore[method-assign]
+            if self.fronts.holder == "adam":
+                self.cohort.nodes.pop("adam", None)
+            return result
+
+    made = Left(front(), back(), fronts="handoff", batch_size=BATCH, optimizer=sgd, min_nodes=2)
+    made.start(grid(), num_rounds=2)
+    assert events == ["adam did not hand on the front: what it learnt since it got it is lost"]
+    assert made.round == 2
+
+
+@pytest.mark.parametrize("fronts", [*MODES, "once"])
+def test_to_start_again_goes_on_where_it_ended(fronts: str) -> None:
+    settings = {"fronts": fronts}
+    if fronts == "once":
+        settings = {"fronts": "frozen", "release": "once"}
+    on, made = grid(), strategy(**settings)
+    made.start(on, num_rounds=2)
+    events: list[str] = []
+    made.recorder.event = events.append  # type: ignore[method-assign]
+    twice = made.start(on, num_rounds=4)
+    _, at_once = train(rounds=4, **settings)
+    assert same(twice.arrays, at_once.arrays)
+    assert twice.evaluate_metrics_clientapp[4] == at_once.evaluate_metrics_clientapp[4]
+    assert not events
+
+
 def test_without_a_record_nothing_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
