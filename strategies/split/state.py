@@ -72,6 +72,7 @@ class SplitState(RecordedStrategy):
         self._exchanges: list[Exchange] = []
         self._keep = False
         self._is_alone = False
+        self._has_just_joined = False
 
     # ----------------------------------------------------------------- the state of training
 
@@ -101,6 +102,7 @@ class SplitState(RecordedStrategy):
             shape = next(iter(self._members.values())).shape
             self.activation = try_model(self.front, self.back, shape).activation
             self._set_up()
+            self._has_just_joined = True
 
     def join_request(self) -> dict[str, Any]:
         """Return the terms on which devices join, and to which turn those of a resumed run go."""
@@ -166,6 +168,7 @@ class SplitState(RecordedStrategy):
         """Begin with these arrays, and with fresh optimisers."""
         load_arrays_into(self.front, self.back, arrays)
         self._set_up()
+        self._has_just_joined = False
 
     def replace_arrays(self, arrays: ArrayRecord) -> None:
         """Go on with other arrays; a front that devices keep to themselves stays as it is."""
@@ -197,6 +200,12 @@ class SplitState(RecordedStrategy):
         self.devices.needed = note["turn"]
         self.loss, self.examples = note["loss"], note["examples"]
         self.answered, self.everyone = set(note["answered"]), note["everyone"]
+        if self._has_just_joined:
+            self._forget_lost_fronts()
+
+    def _forget_lost_fronts(self) -> None:
+        """Take devices at the word they gave as they joined; since then they were sent a front."""
+        self._has_just_joined = False
         without = {name for name, member in self.devices.members.items() if not member.begun}
         for name in sorted(self.fronts.forget(without)):
             self.recorder.event(f"{name} lost its front, and begins anew with the first")
