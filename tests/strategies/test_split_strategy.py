@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -29,6 +29,7 @@ from pudica.models.optimizers import OptimizerConfig
 from pudica.simulations.engines.inprocess import InProcessGrid
 from pudica.simulations.engines.local import build_server_context
 from pudica.strategies import SplitLearning, TooFewParticipants
+from pudica.strategies.split.trial import try_model
 
 SHAPE, CLASSES = (1, 4, 4), 3
 NAMES = ("zoe", "adam", "mia")
@@ -574,7 +575,10 @@ def wide() -> TensorDataset:
         (other(name="zoe"), "another node is called zoe"),
         (other(back=back(5)), "its data have 5 classes, the back tells 3 apart"),
         (other(classes=7, back=None), "its data have 7 classes"),
-        (other(train=wide(), back=None), r"back: fails on (2, 3, 8, 4)"),
+        (
+            other(train=wide(), back=None),
+            "it holds images of 1x8x4, pixels from 0 to 255, most images of 1x4x4, pixels from",
+        ),
         (other(raises=OSError("no such disk")), "OSError: no such disk"),
         (other(instead=front()), "returned a Sequential; it must return a Edge"),
         (other(train=[]), "train: holds no examples"),
@@ -594,6 +598,48 @@ def test_who_does_not_fit_is_left_out_and_named(
 ) -> None:
     train(grid(factory), min_nodes=2, rounds=1, record=tmp_path / "run")
     assert why in (tmp_path / "run" / "events.log").read_text()
+
+
+class Watched(nn.Module):
+    """Notes on what it is called; looks at values, if it is told to."""
+
+    seen: ClassVar[list[tuple[str, tuple[int, ...]]]] = []
+
+    def __init__(self, looks: bool = False) -> None:
+        super().__init__()
+        self.looks = looks
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.seen.append((x.device.type, tuple(x.shape)))
+        return -x if self.looks and x.sum() < 0 else x
+
+
+class Boastful(Edge):
+    """Says that its images are very large."""
+
+    def describe_data(self) -> dict[str, int | str]:
+        return {**super().describe_data(), "shape": "1x10000x10000"}
+
+
+def test_the_model_is_tried_once_and_not_on_what_a_single_device_claims() -> None:
+    boastful = Boastful(front(), TRAIN[1], optimizer=sgd, name="adam")
+    Watched.seen.clear()
+    watched = nn.Sequential(*front(), Watched())
+    made = SplitLearning(watched, back(), optimizer=sgd, batch_size=BATCH, min_nodes=2)
+    made.start(grid(other(instead=boastful)), num_rounds=1)
+    assert set(made.devices.members) == {"zoe", "mia"}
+    assert {member.classes for member in made.devices.members.values()} == {CLASSES}
+    assert Watched.seen == [("meta", (2, 3, 4, 4))]
+
+
+def test_a_model_that_looks_at_values_is_tried_on_some() -> None:
+    Watched.seen.clear()
+    assert try_model(nn.Sequential(front(), Watched(True)), back(), SHAPE).classes == CLASSES
+    assert [device for device, _ in Watched.seen] == ["meta", "cpu"]
+    Watched.seen.clear()
+    with pytest.raises(RequestError, match="back: fails on"):
+        try_model(nn.Sequential(front(), Watched()), back(), (1, 10_000, 10_000))
+    assert [device for device, _ in Watched.seen] == ["meta"]
 
 
 def test_a_function_as_optimiser_must_be_there_where_fronts_learn() -> None:
