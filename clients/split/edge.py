@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
+from dataclasses import asdict
 from typing import Any, ClassVar
 
 import numpy as np
@@ -16,6 +18,7 @@ from torch.utils.data import TensorDataset
 from pudica.clients.assignments import SplitTerms, hash_name, is_guaranteed
 from pudica.clients.data import Part
 from pudica.clients.data.examples import Examples, as_examples
+from pudica.clients.runtime.releasing import function_of
 from pudica.clients.runtime.role import Handler
 from pudica.clients.runtime.vault import AnyVault, MemoryVault
 from pudica.clients.shields import Guarantee, NoShield, Shield
@@ -25,13 +28,14 @@ from pudica.clients.split.handlers import HANDLERS
 from pudica.clients.split.holder import Images, Terms
 from pudica.clients.split.releases import OpenReleases
 from pudica.clients.split.training import TrainingAnswers
+from pudica.models import packing
 from pudica.models.compute import Compute, ComputeConfig
 from pudica.models.errors import RequestError
 from pudica.models.naming import validate_node_name
 from pudica.models.optimizers import OptimizerConfig, Optimizing
 from pudica.models.randomness import derive, temporary_seed
 
-TERMS = "terms.json"
+TERMS, SHIELD = "terms.json", "shield"
 MAIN = "main"
 TRIED = 2
 """Images on which front and back are tried."""
@@ -170,7 +174,7 @@ class Edge(TrainingAnswers, EvaluationAnswers):
         RequestError
             The terms make no sense, or do not fit the shield.
         RuntimeError
-            This device joined the run on other terms before.
+            This device joined the run on other terms, or with another shield, before.
         """
         try:
             terms = SplitTerms.model_validate_json(str(words["terms"]))
@@ -179,8 +183,6 @@ class Edge(TrainingAnswers, EvaluationAnswers):
                 f"this node is an edge of split learning, and was asked for something else: {error}"
             ) from error
         self._agree(terms)
-        if not self.vault.pin(TERMS, terms.model_dump_json()):
-            raise RuntimeError("this device joined this run on other terms before")
         own = hash_name(str(words["run"]), self.name or f"node-{self.place}")
         # Who has released everything does not go back: nothing is released twice.
         if own in str(words.get("released", "")).split():
@@ -189,16 +191,25 @@ class Edge(TrainingAnswers, EvaluationAnswers):
             self.roll_back(int(words["turn"]))
 
     def _agree(self, agreed: SplitTerms) -> None:
+        """Put terms in force that make sense, and are those of this run."""
         front = Front(copy.deepcopy(self._layers), self._fit_shield(agreed.batch_size))
+        terms = self._make_terms(agreed)
+        shield = _identify_shield(front.shield, self._noise)
+        self._pin(agreed, shield)
         promised = is_guaranteed(front.shield.config, agreed.fronts, self._noise)
         self.releases = OpenReleases(promised, self._reports)
+        # Secret noise hangs on it: under another shield the same batch must not get the same.
+        fingerprint = function_of(agreed.model_dump_json(), shield, _identify_layers(front.layers))
+        self._take_up(front, front.layers, terms, fingerprint)
+
+    def _make_terms(self, agreed: SplitTerms) -> Terms:
         optimizer = self._optimizer or agreed.optimizer
         if optimizer is None and agreed.fronts in ("private", "handoff"):
             raise RequestError(
                 "optimizer: the strategy's is a function, which no message holds; "
                 "Edge(..., optimizer=...)"
             )
-        terms = Terms(
+        return Terms(
             case=MAIN,
             fronts=agreed.fronts,
             batch_size=agreed.batch_size,
@@ -208,7 +219,16 @@ class Edge(TrainingAnswers, EvaluationAnswers):
             place=self.place,
             optimizer=optimizer or OptimizerConfig(),
         )
-        self._take_up(front, front.layers, terms, agreed.model_dump_json())
+
+    def _pin(self, agreed: SplitTerms, shield: str) -> None:
+        """Hold to the terms and the shield of the first time; raise RuntimeError otherwise."""
+        if not self.vault.pin(TERMS, agreed.model_dump_json()):
+            raise RuntimeError("this device joined this run on other terms before")
+        if not self.vault.pin(SHIELD, shield):
+            raise RuntimeError(
+                "this device joined this run with another shield, or other noise, before: give "
+                "Edge(..., shield=..., noise=...) as it was, or start a new run"
+            )
 
     def _fit_shield(self, batch_size: int) -> Shield:
         shield = copy.deepcopy(self._given_shield)
@@ -305,3 +325,22 @@ def _find_classes(dataset: Any) -> Iterator[Any]:
         if getattr(dataset, "classes", None):
             yield dataset.classes
         dataset = getattr(dataset, "dataset", None)
+
+
+def _identify_shield(shield: Shield, noise: str) -> str:
+    """Return a digest of all that a bound shield makes of activations."""
+    grid = shield.grid
+    return function_of(
+        type(shield).__qualname__,
+        shield.config.model_dump_json(),
+        asdict(grid) if grid else None,
+        list(shield.shape),
+        shield.batch_size,
+        noise,
+    )
+
+
+def _identify_layers(layers: nn.Module) -> str:
+    """Return a digest of layers' architecture, the same in every process."""
+    shapes = [list(tensor.shape) for tensor in packing.state_tensors(layers)]
+    return function_of(re.sub(r"0x[0-9a-fA-F]+", "", repr(layers)), shapes)

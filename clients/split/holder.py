@@ -248,8 +248,9 @@ class FrontHolder(Role):
         """Return what the noise of one batch is drawn from.
 
         Where what has left is kept, secret noise is new each time. Elsewhere it hangs on the front
-        that it is asked for with, and on the activations themselves: asked for the same again the
-        device says the same, and no other activations ever get the same noise.
+        that it is asked for with, on the activations themselves, and on what the fingerprint holds,
+        which is the shield, too: asked for the same again the device says the same, and neither
+        other activations nor another shield ever get the same noise.
         """
         terms = self.terms
         if terms.noise == "seeded":

@@ -198,6 +198,7 @@ def join_own_apps(
     minimum: int,
     timeout: float,
     read: Callable[[Words], Member] = Member.read,
+    agree: Callable[[Cohort, dict[str, Member]], object] = agree_on_images,
 ) -> dict[str, Member]:
     """Let nodes join whose apps hold model and data already; return what they hold, by name.
 
@@ -208,6 +209,8 @@ def join_own_apps(
     ----------
     read : callable
         Makes sense of what a node says of its data; KeyError or ValueError if it makes none.
+    agree : callable
+        Leaves out those that do not fit the others, as of :func:`agree_on_images`.
 
     Raises
     ------
@@ -239,7 +242,7 @@ def join_own_apps(
         joined[name], nodes[name] = apps[node].member, greeted.nodes[node]
     cohort.nodes = nodes
     greeted.require_min_replies(minimum, len(joined), protocol.JOIN)
-    agree_on_images(cohort, joined)
+    agree(cohort, joined)
     cohort.require_min_replies(minimum, len(joined), protocol.JOIN)
     return joined
 

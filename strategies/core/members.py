@@ -96,7 +96,8 @@ Images = tuple[Shape, int, Span]
 
 
 def describe_images(images: Images) -> str:
-    """Return what kind of images somebody holds, in words."""
+    """Return what kind of images somebody holds, in words; 0 classes: nobody has said."""
     shape, classes, span = images
     sizes = "x".join(map(str, shape))
-    return f"images of {sizes} in {classes} classes, {span.kind} from {span.low} to {span.high}"
+    told = f" in {classes} classes" if classes else ""
+    return f"images of {sizes}{told}, {span.kind} from {span.low} to {span.high}"

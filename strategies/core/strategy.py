@@ -22,7 +22,7 @@ from pudica.models.packing import select_prefix
 from pudica.strategies.core.cases import MAIN
 from pudica.strategies.core.cohort import Cohort, Read
 from pudica.strategies.core.experiment import ClientConfig
-from pudica.strategies.core.joining import join_own_apps
+from pudica.strategies.core.joining import agree_on_images, join_own_apps
 from pudica.strategies.core.members import Member
 from pudica.strategies.core.recorder import MemoryRecorder, Recorder
 from pudica.strategies.core.reliable_grid import ReliableGrid
@@ -334,7 +334,7 @@ class RecordedStrategy(Strategy):
         self._cohort = cohort = Cohort.on(inner, client, recorder)
         try:
             self._members = join_own_apps(
-                cohort, self.join_request(), self.min_nodes, timeout, self.read_member
+                cohort, self.join_request(), self.min_nodes, timeout, self.read_member, self.agree
             )
         except BaseException as error:
             self._cohort = None
@@ -355,6 +355,10 @@ class RecordedStrategy(Strategy):
             It makes no sense, or does not fit: the node is left out.
         """
         return Member.read(words)
+
+    def agree(self, cohort: Cohort, joined: dict[str, Member]) -> None:
+        """Leave out nodes whose data do not fit those of most."""
+        agree_on_images(cohort, joined)
 
     def _open_record(self) -> MemoryRecorder:
         name = self.record.name if self.record else f"{self.system}-{datetime.now():%Y%m%d-%H%M%S}"

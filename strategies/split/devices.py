@@ -14,7 +14,7 @@ from pudica.clients import protocol
 from pudica.clients.protocol import batch_sizes
 from pudica.clients.shields.grid import LARGEST_INTEGER, IntegerGrid
 from pudica.strategies.core.cohort import Cohort
-from pudica.strategies.core.members import Member
+from pudica.strategies.core.members import MOST_CLASSES, Member
 from pudica.strategies.core.recorder import MemoryRecorder
 from pudica.strategies.core.session import CLOUD
 from pudica.strategies.split.config import SplitConfig
@@ -41,12 +41,16 @@ class EdgeMember(Member):
         one, and what it has to remember must be kept after each.
     begun : bool
         Whether it has a front of this run.
+    said : int
+        How many classes it says there are, 0 if it does not know; ``classes`` is how many the
+        model tells apart, and 0 until it was tried.
     """
 
     grid: IntegerGrid | None = None
     evaluates: bool = True
     lasts: bool = True
     begun: bool = True
+    said: int = 0
 
     @classmethod
     def of(cls, member: Member, grid: IntegerGrid | None, lasts: bool) -> Self:
@@ -63,8 +67,12 @@ class EdgeMember(Member):
         KeyError, ValueError
             If it makes no sense.
         """
+        # One without layers behind the cut may not know how many classes there are.
+        said = protocol.whole(words, "classes", 0, MOST_CLASSES)
         return replace(
-            super().read(words),
+            super().read({**words, "classes": said or MOST_CLASSES}),
+            classes=0,
+            said=said,
             grid=_read_grid(words),
             evaluates=_read_flag(words, "evaluates"),
             lasts=_read_flag(words, "lasts"),

@@ -230,11 +230,16 @@ class Handoff(Private):
         return {"front": self.packed()}
 
     def fetch(self, for_name: str = "") -> dict[str, RecordDict]:
-        """Return the request that fetches the front; none if it is here, or at ``for_name``."""
+        """Return the request that fetches the front; none if it is here, or at ``for_name``.
+
+        There is none either for a holder that is away: :meth:`take_front` says what is lost.
+        """
         self._is_fetching = self.holder not in ("", for_name)
         if not self._is_fetching:
             return {}
         config, arrays = self._gradient(self.holder)
+        if self.holder not in self.devices.cohort.nodes:
+            return {}
         config |= {"turn": int(config.get("of", -1)) + 1, "needed": self.devices.needed}
         return {self.holder: self.devices.request(config, **arrays)}
 
@@ -242,6 +247,7 @@ class Handoff(Private):
         """Take the front from its holder; if that failed, the one it was given goes on."""
         if not self._is_fetching:
             return
+        self._is_fetching = False
         for front, self.state in replies.values():
             packing.unpack(front, packing.state_tensors(self.front))
         if not replies:

@@ -11,6 +11,7 @@ from flwr.app import MetricRecord, RecordDict
 
 from pudica.clients import protocol
 from pudica.models.files import load_tensors, save_tensors
+from pudica.models.packing import select_prefix
 from pudica.models.randomness import numpy_generator
 from pudica.strategies.core.recorder import Recorder
 from pudica.strategies.split.cloud import Chunk
@@ -42,8 +43,6 @@ class ReleaseOnce:
         self.cloud = strategy.cloud
         self.fronts = strategy.fronts
         self.case = strategy.case
-        # What was released, where there is no directory for it.
-        self._in_memory: dict[str, Released] = {}
 
     def train(self, epochs: int) -> Iterator[None]:
         """Collect the releases, then train on them, from the last checkpoint on.
@@ -99,7 +98,10 @@ class ReleaseOnce:
         return recorder.artefact(f"{self.case}/released-{name}.safetensors")
 
     def store(self, name: str, chunks: Sequence[Chunk]) -> None:
-        """Keep a device's releases in a file of their own: they do not change any more."""
+        """Keep a device's releases in a file of their own: they do not change any more.
+
+        Without a directory they lie with the recorder, which as well says that they are there.
+        """
         tensors = {
             "smashed": torch.cat([chunk.smashed for chunk in chunks]),
             "labels": torch.cat([chunk.labels for chunk in chunks]),
@@ -107,12 +109,13 @@ class ReleaseOnce:
         if isinstance(self.recorder, Recorder):
             save_tensors(self._file(self.recorder, name), tensors, {})
         else:
-            self._in_memory[name] = tensors
+            here = self._task(name)
+            self.recorder.arrays |= {f"{here}/{key}": value for key, value in tensors.items()}
         self.recorder.finish(self._task(name))
 
     def _released(self, name: str) -> Released:
         if not isinstance(self.recorder, Recorder):
-            return self._in_memory[name]
+            return select_prefix(f"{self._task(name)}/", self.recorder.arrays)
         kept = load_tensors(self._file(self.recorder, name))
         if kept is None:
             raise RuntimeError(f"{self._file(self.recorder, name)} is gone: what {name} released")

@@ -11,14 +11,14 @@ from flwr.app import ArrayRecord
 from flwr.serverapp import Grid
 from torch import nn
 
-from pudica.clients import protocol
 from pudica.clients.assignments import SplitTerms, hash_name
 from pudica.models.compute import Compute
+from pudica.models.errors import RequestError
 from pudica.models.optimizers import OptimizerConfig, Optimizing
 from pudica.models.randomness import derive
 from pudica.strategies.core.cases import MAIN
 from pudica.strategies.core.cohort import Cohort
-from pudica.strategies.core.members import MOST_CLASSES, Member
+from pudica.strategies.core.members import Member
 from pudica.strategies.core.strategy import RecordedStrategy
 from pudica.strategies.split.arrays import (
     BACK,
@@ -72,6 +72,7 @@ class SplitState(RecordedStrategy):
         self._exchanges: list[Exchange] = []
         self._keep = False
         self._is_alone = False
+        self._has_just_joined = False
 
     # ----------------------------------------------------------------- the state of training
 
@@ -98,9 +99,8 @@ class SplitState(RecordedStrategy):
         """Let devices join, unless they have; errors as of :meth:`.RecordedStrategy.join`."""
         if self._cohort is None:
             super().join(grid, timeout)
-            shape = next(iter(self._members.values())).shape
-            self.activation = try_model(self.front, self.back, shape).activation
             self._set_up()
+            self._has_just_joined = True
 
     def join_request(self) -> dict[str, Any]:
         """Return the terms on which devices join, and to which turn those of a resumed run go."""
@@ -121,14 +121,30 @@ class SplitState(RecordedStrategy):
         }
 
     def read_member(self, words: Mapping[str, Any]) -> EdgeMember:
-        """Return what a device says as it joins, if the model takes its images."""
-        said = protocol.whole(words, "classes", 0, MOST_CLASSES)
-        # A device without layers behind the cut may not know.
-        member = EdgeMember.read({**words, "classes": said or MOST_CLASSES})
-        classes = try_model(self.front, self.back, member.shape).classes
-        if said not in (0, classes):
-            raise ValueError(f"its data have {said} classes, the back tells {classes} apart")
-        return replace(member, classes=classes)
+        """Return what a device says as it joins."""
+        return EdgeMember.read(words)
+
+    def agree(self, cohort: Cohort, joined: dict[str, Member]) -> None:
+        """Leave out devices that hold other images than most, or other classes than the model.
+
+        The model is tried only on what most hold: what it costs is not for one device to say.
+        """
+        super().agree(cohort, joined)
+        try:
+            shape = next(iter(joined.values())).shape
+            self.activation, classes = try_model(self.front, self.back, shape)
+        except RequestError as error:
+            reasons = dict.fromkeys(joined, str(error))
+        else:
+            reasons = {
+                name: f"its data have {member.said} classes, the back tells {classes} apart"
+                for name, member in joined.items()
+                if isinstance(member, EdgeMember) and member.said not in (0, classes)
+            }
+            joined |= {name: replace(member, classes=classes) for name, member in joined.items()}
+        for name, reason in reasons.items():
+            cohort.leave_out(name, reason)
+            del joined[name]
 
     @property
     def split_seed(self) -> int:
@@ -166,6 +182,7 @@ class SplitState(RecordedStrategy):
         """Begin with these arrays, and with fresh optimisers."""
         load_arrays_into(self.front, self.back, arrays)
         self._set_up()
+        self._has_just_joined = False
 
     def replace_arrays(self, arrays: ArrayRecord) -> None:
         """Go on with other arrays; a front that devices keep to themselves stays as it is."""
@@ -197,6 +214,12 @@ class SplitState(RecordedStrategy):
         self.devices.needed = note["turn"]
         self.loss, self.examples = note["loss"], note["examples"]
         self.answered, self.everyone = set(note["answered"]), note["everyone"]
+        if self._has_just_joined:
+            self._forget_lost_fronts()
+
+    def _forget_lost_fronts(self) -> None:
+        """Take devices at the word they gave as they joined; since then they were sent a front."""
+        self._has_just_joined = False
         without = {name for name, member in self.devices.members.items() if not member.begun}
         for name in sorted(self.fronts.forget(without)):
             self.recorder.event(f"{name} lost its front, and begins anew with the first")

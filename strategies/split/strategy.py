@@ -188,7 +188,8 @@ class SplitLearning(SplitState):
             return self.fronts.gradient_requests()
         if exchange.kind == protocol.FRONT:
             assert isinstance(self.fronts, Handoff)
-            return self.fronts.fetch(here[0]) if here else {}
+            # Where nobody comes next, who has the front keeps it.
+            return self.fronts.fetch(here[0] if here else self.fronts.holder)
         self._keep = self.devices.fresh or self.recorder.is_checkpoint_due()
         return {name: self._smash_request(name, turn) for name in here}
 

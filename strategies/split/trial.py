@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import NamedTuple
 
 import torch
@@ -19,18 +20,31 @@ class Outcome(NamedTuple):
     classes: int
 
 
-@torch.no_grad()
 def try_model(front: nn.Module, back: nn.Module, shape: tuple[int, int, int]) -> Outcome:
-    """Return what a model makes of images of a shape, which are black here.
+    """Return what a model makes of images of a shape.
+
+    Without their values, which takes no memory, unless the model's own code looks at them: then
+    they are black.
 
     Raises
     ------
     RequestError
         The model does not accept them, or its output is no logits.
     """
-    value = torch.zeros(TRIED, *shape)
+    try:
+        ghost_front, ghost_back = (copy.deepcopy(part).to("meta") for part in (front, back))
+        return _try(ghost_front, ghost_back, torch.empty(TRIED, *shape, device="meta"))
+    except RequestError as error:
+        needs_values = isinstance(error.__cause__, NotImplementedError) or "meta" in str(error)
+        if not needs_values:
+            raise
+    return _try(front, back, torch.zeros(TRIED, *shape))
+
+
+@torch.no_grad()
+def _try(front: nn.Module, back: nn.Module, value: torch.Tensor) -> Outcome:
     for what, module in (("front", front), ("back", back)):
-        device = next((p.device for p in module.parameters()), torch.device("cpu"))
+        device = next((p.device for p in module.parameters()), value.device)
         was_training, given = module.training, tuple(value.shape)
         try:
             value = module.eval()(value.to(device))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -17,14 +17,19 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import Dataset, TensorDataset
 
 from pudica.clients import Edge, protocol
+from pudica.clients.assignments import SplitTerms
 from pudica.clients.data import DataError
 from pudica.clients.runtime.role import OwnApp
-from pudica.clients.shields import BatchNormLaplace, ClipGaussian
+from pudica.clients.runtime.vault import MemoryVault
+from pudica.clients.shields import BatchNormLaplace, ClipGaussian, protect_without_noise
+from pudica.clients.split.holder import KEY
+from pudica.models import packing
 from pudica.models.errors import RequestError
 from pudica.models.optimizers import OptimizerConfig
 from pudica.simulations.engines.inprocess import InProcessGrid
 from pudica.simulations.engines.local import build_server_context
 from pudica.strategies import SplitLearning, TooFewParticipants
+from pudica.strategies.split.trial import try_model
 
 SHAPE, CLASSES = (1, 4, 4), 3
 NAMES = ("zoe", "adam", "mia")
@@ -242,6 +247,66 @@ def test_noise_is_secret_unless_it_is_asked_for() -> None:
     assert not np.array_equal(*sent("secret"))
 
 
+def terms(fronts: str) -> dict[str, Any]:
+    """What a strategy says as an edge joins."""
+    agreed = SplitTerms(fronts=fronts, batch_size=BATCH, wire="float32", seed=0, optimizer=None)
+    return {"run": "run", "terms": agreed.model_dump_json(), "turn": -1}
+
+
+def joined(vault: MemoryVault, fronts: str = "frozen", **changes: Any) -> Edge:
+    made = edge(0, **changes)
+    made.bind(vault)
+    made.accept(terms(fronts))
+    made.adopt({"front": torch.from_numpy(packing.pack(packing.state_tensors(front())))})
+    return made
+
+
+def test_another_shield_gets_other_noise_on_the_same_batch() -> None:
+    """Else two releases, each scaled by its own ε, would give the activations away."""
+
+    def noise(**settings: float) -> np.ndarray:
+        vault = MemoryVault()
+        vault.write(KEY, bytes(32))
+        made = joined(vault, shield=ClipGaussian(**{"epsilon": 3.0, "delta": 1e-5, **settings}))
+        smashed, _, _ = made.smash(0, 0, 1, 0)
+        grid, shield = made.front.shield.grid, made.front.shield
+        with torch.no_grad():
+            plain = protect_without_noise(shield, made._activate(made._load(0, 0)[0]))
+        return (smashed * grid.step - plain.numpy()).ravel()
+
+    usual = noise()
+    assert np.array_equal(noise(), usual)
+    for settings in ({"epsilon": 6.0}, {"clip": 2.0}, {"delta": 1e-6}):
+        assert abs(np.corrcoef(usual, noise(**settings))[0, 1]) < 0.3
+
+
+def test_a_run_is_not_joined_again_with_another_shield(tmp_path: Path) -> None:
+    def factory(epsilon: float, noise: str = "secret") -> Callable[[Context], Edge]:
+        def make(context: Context) -> Edge:
+            place = int(context.node_config["partition-id"])
+            return edge(place, shield=ClipGaussian(epsilon=epsilon), noise=noise)
+
+        return make
+
+    settings = {"fronts": "frozen", "record": tmp_path / "run"}
+    train(grid(factory(3.0)), rounds=1, **settings)
+    for made in (factory(6.0), factory(3.0, "seeded")):
+        with pytest.raises(TooFewParticipants, match="with another shield, or other noise, before"):
+            train(grid(made), **settings)
+    train(grid(factory(3.0)), rounds=2, **settings)
+
+
+def test_terms_that_are_refused_do_not_come_into_force() -> None:
+    made = joined(MemoryVault())
+    made.smash(0, 0, 1, 0)
+    with pytest.raises(RuntimeError, match="on other terms before"):
+        made.accept(terms("average"))
+    made.smash(0, 0, 1, 1)
+    gradient = torch.ones(BATCH, *made.activation)
+    with pytest.raises(RuntimeError, match="the front is frozen"):
+        made.front_gradient(gradient, 1.0, 1)
+
+
 def test_no_message_holds_a_private_front() -> None:
     made_of = {}
 
@@ -387,6 +452,56 @@ def test_a_private_front_that_was_lost_with_its_process_is_said(
     assert "adam lost its front, and begins anew with the first" in events
 
 
+def test_a_front_stays_where_it_is_if_who_comes_next_is_away() -> None:
+    """What a device learnt is not thrown away because the one after it does not answer."""
+    made = strategy(fronts="handoff", min_nodes=2, validate_every=0)
+    on = grid()
+    made.start(on, num_rounds=1)
+    events: list[str] = []
+    made.recorder.event = events.append  # type: ignore[method-assign]
+    made.cohort.nodes = {n: node for n, node in made.cohort.nodes.items() if n != "mia"}
+    on.requests.clear()
+    made.start(on, num_rounds=2)
+    kinds = [message.metadata.message_type for message in on.requests]
+    assert kinds.count(protocol.FRONT) == 2  # from zoe for adam, and in the end
+    assert not [event for event in events if "did not hand on" in event]
+
+
+def test_a_front_whose_holder_is_away_goes_on_as_it_was_given() -> None:
+    events: list[str] = []
+
+    class Left(SplitLearning):
+        """Goes on without adam as soon as it has the front, as a resumed run would."""
+
+        def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> Any:
+            result = super().aggregate_train(server_round, replies)
+            self.recorder.event = events.append  # type: ignore[method-assign]
+            if self.fronts.holder == "adam":
+                self.cohort.nodes.pop("adam", None)
+            return result
+
+    made = Left(front(), back(), fronts="handoff", batch_size=BATCH, optimizer=sgd, min_nodes=2)
+    made.start(grid(), num_rounds=2)
+    assert events == ["adam did not hand on the front: what it learnt since it got it is lost"]
+    assert made.round == 2
+
+
+@pytest.mark.parametrize("fronts", [*MODES, "once"])
+def test_to_start_again_goes_on_where_it_ended(fronts: str) -> None:
+    settings = {"fronts": fronts}
+    if fronts == "once":
+        settings = {"fronts": "frozen", "release": "once"}
+    on, made = grid(), strategy(**settings)
+    made.start(on, num_rounds=2)
+    events: list[str] = []
+    made.recorder.event = events.append  # type: ignore[method-assign]
+    twice = made.start(on, num_rounds=4)
+    _, at_once = train(rounds=4, **settings)
+    assert same(twice.arrays, at_once.arrays)
+    assert twice.evaluate_metrics_clientapp[4] == at_once.evaluate_metrics_clientapp[4]
+    assert not events
+
+
 def test_without_a_record_nothing_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -460,7 +575,10 @@ def wide() -> TensorDataset:
         (other(name="zoe"), "another node is called zoe"),
         (other(back=back(5)), "its data have 5 classes, the back tells 3 apart"),
         (other(classes=7, back=None), "its data have 7 classes"),
-        (other(train=wide(), back=None), r"back: fails on (2, 3, 8, 4)"),
+        (
+            other(train=wide(), back=None),
+            "it holds images of 1x8x4, pixels from 0 to 255, most images of 1x4x4, pixels from",
+        ),
         (other(raises=OSError("no such disk")), "OSError: no such disk"),
         (other(instead=front()), "returned a Sequential; it must return a Edge"),
         (other(train=[]), "train: holds no examples"),
@@ -480,6 +598,48 @@ def test_who_does_not_fit_is_left_out_and_named(
 ) -> None:
     train(grid(factory), min_nodes=2, rounds=1, record=tmp_path / "run")
     assert why in (tmp_path / "run" / "events.log").read_text()
+
+
+class Watched(nn.Module):
+    """Notes on what it is called; looks at values, if it is told to."""
+
+    seen: ClassVar[list[tuple[str, tuple[int, ...]]]] = []
+
+    def __init__(self, looks: bool = False) -> None:
+        super().__init__()
+        self.looks = looks
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.seen.append((x.device.type, tuple(x.shape)))
+        return -x if self.looks and x.sum() < 0 else x
+
+
+class Boastful(Edge):
+    """Says that its images are very large."""
+
+    def describe_data(self) -> dict[str, int | str]:
+        return {**super().describe_data(), "shape": "1x10000x10000"}
+
+
+def test_the_model_is_tried_once_and_not_on_what_a_single_device_claims() -> None:
+    boastful = Boastful(front(), TRAIN[1], optimizer=sgd, name="adam")
+    Watched.seen.clear()
+    watched = nn.Sequential(*front(), Watched())
+    made = SplitLearning(watched, back(), optimizer=sgd, batch_size=BATCH, min_nodes=2)
+    made.start(grid(other(instead=boastful)), num_rounds=1)
+    assert set(made.devices.members) == {"zoe", "mia"}
+    assert {member.classes for member in made.devices.members.values()} == {CLASSES}
+    assert Watched.seen == [("meta", (2, 3, 4, 4))]
+
+
+def test_a_model_that_looks_at_values_is_tried_on_some() -> None:
+    Watched.seen.clear()
+    assert try_model(nn.Sequential(front(), Watched(True)), back(), SHAPE).classes == CLASSES
+    assert [device for device, _ in Watched.seen] == ["meta", "cpu"]
+    Watched.seen.clear()
+    with pytest.raises(RequestError, match="back: fails on"):
+        try_model(nn.Sequential(front(), Watched()), back(), (1, 10_000, 10_000))
+    assert [device for device, _ in Watched.seen] == ["meta"]
 
 
 def test_a_function_as_optimiser_must_be_there_where_fronts_learn() -> None:
