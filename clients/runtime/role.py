@@ -156,7 +156,7 @@ def _answering(handler: Handler, find: Find) -> Callable[[Message, Context], Mes
     """Turn ``handler(role, config, arrays)`` into a Flower message handler."""
 
     def answer(message: Message, context: Context) -> Message:
-        exchange = message.metadata.group_id
+        exchange = protocol.exchange_of(message)
         config = {**protocol.words_of(message.content), "exchange": exchange}
 
         def content() -> RecordDict:
@@ -179,7 +179,7 @@ def reply_once(
     message: Message, context: Context, run: str, content: Callable[[], RecordDict]
 ) -> Message:
     """Return the reply to a message; in a simulation, nobody asks twice."""
-    exchange = message.metadata.group_id
+    exchange = protocol.exchange_of(message)
     if not exchange and not is_deployed(context):
         return Message(content(), reply_to=message)
     vault = own_vault(context, run)

@@ -51,8 +51,8 @@ class ShieldMod:
     (``vault`` in the run's configuration, or ``~/.local/share/pudica/vault``). It is never in a
     message, nor in ``context.state``, which leaves the node with every message. A node keeps one
     secret at a time. It is deleted before it is used, and the next reply replaces it, so none is
-    used twice. A message that is repeated under the same ``group_id`` gets the same reply again,
-    not another release.
+    used twice. A message that a :class:`.ReliableGrid` with ``patience`` repeats gets the same reply
+    again, not another release.
     """
 
     def __init__(self, shield: Shield, array: str = "features", restored: str = "outputs") -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import count
@@ -15,7 +14,7 @@ from flwr.common.constant import ErrorCode
 from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
 
-from pudica.clients.protocol import is_busy, payload_bytes
+from pudica.clients.protocol import is_busy, new_exchange, payload_bytes
 from pudica.strategies.core.pending import (
     LOOK_SECONDS,
     LOST,
@@ -238,7 +237,7 @@ class ReliableGrid(WrappedGrid):
         pending = {
             number: PendingRequest(
                 message,
-                uuid.uuid4().hex if repeats else "",
+                new_exchange() if repeats else "",
                 limit,
                 now + limit,
                 now + pause,

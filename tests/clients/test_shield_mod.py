@@ -164,10 +164,17 @@ def test_secrets_are_in_no_message_and_not_in_the_state(tmp_path: Path) -> None:
 
 def test_a_repeated_message_gets_the_same_reply(tmp_path: Path) -> None:
     node = Node(tmp_path, ClipGaussian(epsilon=1))
-    first = array(node.ask(group="exchange-1"))
-    assert np.array_equal(array(node.ask(group="exchange-1")), first)
+    first = array(node.ask(group="pudica-1"))
+    assert np.array_equal(array(node.ask(group="pudica-1")), first)
     assert len(node.received) == 1
-    assert not np.array_equal(array(node.ask(group="exchange-2")), first)
+    assert not np.array_equal(array(node.ask(group="pudica-2")), first)
+
+
+def test_a_group_that_is_no_exchange_makes_no_repetition(tmp_path: Path) -> None:
+    """Flower has a round's number there."""
+    node = Node(tmp_path, ClipGaussian(epsilon=1))
+    assert not np.array_equal(array(node.ask(group="1")), array(node.ask(group="1")))
+    assert len(node.received) == 2
 
 
 def test_nodes_of_one_process_do_not_share_secrets() -> None:

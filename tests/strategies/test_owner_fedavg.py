@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from flwr.app import Array, ArrayRecord, Context, Message
+from flwr.app import Array, ArrayRecord, Context, Message, RecordDict
 from flwr.serverapp.strategy import FedAdam, FedAvg
 from torch import nn
 from torch.utils.data import TensorDataset
@@ -210,6 +210,15 @@ def test_a_reliable_grid_leads_to_the_same_arrays() -> None:
         np.testing.assert_allclose(
             plain.arrays[name].numpy(), reliable.arrays[name].numpy(), atol=1e-5
         )
+
+
+@pytest.mark.parametrize("group", ["1", "pudica-1"])
+def test_requests_of_two_kinds_in_one_group_are_two(group: str) -> None:
+    grid = Recording(factory(), nodes=1)
+    for kind in ("train", "evaluate"):
+        content = RecordDict({"arrays": ArrayRecord(network().state_dict())})
+        grid.send_and_receive([Message(content, 2, kind, group_id=group)])
+    assert ["accuracy" in m.content["metrics"] for m in grid.replies] == [False, True]
 
 
 # ------------------------------------------------------------------------------- bad input
