@@ -56,15 +56,14 @@ FaceMix. Labels are in no message; where edges answer themselves, predictions ar
 =====================  =============================================================
 
 A deployed node answers anything with ``busy`` while another process of it is at work. Messages
-carry the exchange's name as their group, by which one that comes twice is known again. Other groups,
-such as Flower's own of a round, say nothing of the kind.
+carry the exchange's name as their group, by which one that comes twice is known again. Other
+groups, such as a round's number, say nothing of the kind.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-import uuid
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -72,7 +71,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from flwr.common.constant import SType
 
 from pudica.clients.shields.grid import IntegerGrid
@@ -106,9 +105,6 @@ OUTPUTS = "train.outputs"
 ENDS = "train.ends"
 
 BUSY = "busy"
-
-EXCHANGE = "pudica-"
-"""How names of exchanges begin."""
 
 LARGEST = float(np.finfo(np.float32).max)
 """Of a number in a reply: losses and the like are computed in float32."""
@@ -196,17 +192,6 @@ def unpack_moments(data: object, shape: tuple[int, ...]) -> np.ndarray:
     if not isinstance(data, bytes) or len(data) != 4 * math.prod(wanted):
         raise ValueError(f"moments that are no {wanted} of float32")
     return np.frombuffer(data, "<f4").reshape(wanted).astype(np.float32)
-
-
-def new_exchange() -> str:
-    """Return the name of an exchange, which no other has."""
-    return EXCHANGE + uuid.uuid4().hex
-
-
-def exchange_of(message: Message) -> str:
-    """Return by what a message is known again if it comes twice; empty if it is not to be."""
-    group = message.metadata.group_id
-    return f"{message.metadata.message_type}/{group}" if group.startswith(EXCHANGE) else ""
 
 
 def busy() -> RecordDict:

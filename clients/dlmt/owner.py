@@ -282,7 +282,7 @@ def _answering(answer: Answer, own: OwnApp) -> Callable[[Message, Context], Mess
     """Turn ``answer(owner, arrays, round)`` into a Flower message handler."""
 
     def handler(message: Message, context: Context) -> Message:
-        run, request = run_of(message, context), message.content
+        run, request = run_of(context), message.content
 
         def content() -> RecordDict:
             owner: Any = own.find({"run": run}, context)

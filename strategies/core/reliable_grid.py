@@ -14,7 +14,8 @@ from flwr.common.constant import ErrorCode
 from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
 
-from pudica.clients.protocol import is_busy, new_exchange, payload_bytes
+from pudica.clients.protocol import is_busy, payload_bytes
+from pudica.clients.runtime.idempotency import new_exchange
 from pudica.strategies.core.pending import (
     LOOK_SECONDS,
     LOST,

@@ -233,7 +233,7 @@ def test_split_training_with_one_edge_is_central_training() -> None:
 def forget_processes(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
     """Let every message find a fresh process: nothing but the vault on the disk is remembered."""
     monkeypatch.setenv("HOME", str(home))
-    monkeypatch.setattr("pudica.clients.runtime.vault.process_lasts", lambda: False)
+    monkeypatch.setattr("pudica.clients.runtime.vault.current_memory", lambda: None)
     monkeypatch.setattr(OwnApp, "find", OwnApp._make)
 
 
