@@ -11,6 +11,7 @@ from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from pudica.clients import protocol
+from pudica.clients.runtime.discretion import keep_to_itself
 from pudica.clients.runtime.idempotency import answered_once, exchange_of
 from pudica.clients.runtime.lifetime import Memory, current_memory
 from pudica.clients.runtime.vault import AnyVault, is_deployed, own_vault
@@ -105,6 +106,7 @@ class OwnApp:
         """Say who this node is, and what data it holds."""
         words = protocol.words_of(message.content)
 
+        @keep_to_itself()
         def content() -> RecordDict:
             role = self._make(words, context)
             role.accept(words)
@@ -132,7 +134,8 @@ class OwnApp:
         return self, f"{context.run_id}/{config['run']}", context.node_id
 
     def _make(self, config: Mapping[str, Any], context: Context) -> Role:
-        role = self.factory(context)
+        with keep_to_itself((Exception,)):
+            role = self.factory(context)
         if not isinstance(role, self.kind):
             raise TypeError(
                 f"the client factory returned a {type(role).__name__}; it must return a "
@@ -174,6 +177,7 @@ def _answering(handler: Handler, find: Find) -> Callable[[Message, Context], Mes
         exchange = exchange_of(message)
         config = {**protocol.words_of(message.content), "exchange": exchange}
 
+        @keep_to_itself()
         def content() -> RecordDict:
             role = find(config, context)
             arrays = protocol.arrays_of(message.content)

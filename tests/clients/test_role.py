@@ -11,6 +11,8 @@ from flwr.clientapp import ClientApp
 from ray import cloudpickle
 
 from pudica.clients import protocol
+from pudica.clients.data import DataError
+from pudica.clients.runtime.discretion import UNUSABLE_DATA
 from pudica.clients.runtime.role import OwnApp, Role
 from pudica.models.compute import Compute, ComputeConfig
 from pudica.models.errors import RequestError
@@ -76,6 +78,38 @@ def test_who_is_sent_to_another_process_begins_there(tmp_path: Path) -> None:
     role = own.find({"run": "r"}, context)
     assert own.find({"run": "r"}, context) is role
     assert not cloudpickle.loads(cloudpickle.dumps(own))._roles
+
+
+@pytest.mark.parametrize(
+    ("where", "error"),
+    [
+        ("factory", FileNotFoundError(2, "No such file", "/data/ann/hiv-positive.npz")),
+        ("factory", RuntimeError("no data set in /data/ann")),
+        ("handler", DataError("train: the first label is 7")),
+        ("handler", OSError(5, "bad", "/data/ann")),
+    ],
+)
+@pytest.mark.parametrize("kind", ["query.count", protocol.JOIN])
+def test_what_is_wrong_with_a_nodes_data_stays_on_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, error: Exception, kind: str
+) -> None:
+    def fail(*_: Any) -> Any:
+        raise error
+
+    logged: list[Any] = []
+    monkeypatch.setattr("pudica.clients.runtime.discretion.log", lambda *args: logged.append(args))
+    if where == "handler":
+        monkeypatch.setattr(Counter, "accept", fail)
+        monkeypatch.setitem(Counter.handlers, "query.count", fail)
+    app = Counter.app(fail if where == "factory" else lambda _: Counter())
+    message = Message(protocol.request({"run": "r"}), 2, kind)
+    with pytest.raises(RuntimeError) as raised:
+        app(message, Context(1, 2, {}, RecordDict(), {"vault": str(tmp_path)}))
+    assert str(raised.value) == UNUSABLE_DATA
+    assert logged[0][-1] is error
+    # On one's own machine it is said at once.
+    simulated = InProcessGrid(app, 1, {"vault": str(tmp_path)})
+    assert str(error) in ask(simulated, kind).error.reason
 
 
 def test_refused_terms_are_not_in_force() -> None:
