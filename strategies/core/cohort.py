@@ -10,7 +10,7 @@ from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
 from pudica.strategies.core.experiment import ClientConfig
-from pudica.strategies.core.pending import content_of
+from pudica.strategies.core.pending import content_of, count_once, describe_error
 from pudica.strategies.core.recorder import MemoryRecorder, Recorder
 from pudica.strategies.core.registry import NodeRegistry, RegisteredNode
 from pudica.strategies.core.reliable_grid import ReliableGrid
@@ -137,8 +137,12 @@ class Cohort:
     ) -> Iterator[tuple[str, T]]:
         """Yield name and value of each reply that makes sense."""
         for reply in replies:
-            if not reply.has_error() and (value := self._read_reply(kind, reply, read)) is not None:
-                yield self.grid.name_of(reply.metadata.src_node_id), value
+            node = reply.metadata.src_node_id
+            if reply.has_error():
+                if count_once(reply):  # Flower's own grids count none.
+                    self.grid.reject(node, describe_error(reply))
+            elif (value := self._read_reply(kind, reply, read)) is not None:
+                yield self.grid.name_of(node), value
 
     def _read_reply(self, kind: str, reply: Message, read: Read[T]) -> T | None:
         """Return what a reply says; None if it makes no sense."""

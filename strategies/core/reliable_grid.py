@@ -274,7 +274,7 @@ class ReliableGrid(WrappedGrid):
             return list(self.grid.push_messages([request.copy() for request in requests]))
 
         for request, identifier in zip(requests, self._with_retries(push), strict=True):
-            request.open.append(identifier)
+            request.note_sent(identifier)
 
     def _with_retries(self, call: Callable[[], T]) -> T:
         """Return what a call of a deployed server gives, though it may fail now and then.
@@ -325,7 +325,7 @@ class ReliableGrid(WrappedGrid):
     def _settle(self, request: PendingRequest, message: Message) -> Message:
         """Note that a reply has come."""
         self._set_status(request.node, "answered")
-        if message.has_error():
+        if request.settle(message).has_error():
             self._fail(request.node, describe_error(message))
             return message
         self._failures.pop(request.node, None)
