@@ -96,7 +96,7 @@ class SplitState(RecordedStrategy):
 
     def join(self, grid: Grid, timeout: float = 3600) -> None:
         """Let devices join, unless they have; errors as of :meth:`.RecordedStrategy.join`."""
-        if self._cohort is None:
+        if not self._has_joined(grid):
             super().join(grid, timeout)
             shape = next(iter(self._members.values())).shape
             self.activation = try_model(self.front, self.back, shape).activation
