@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from logging import WARN
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,8 @@ from pudica.clients.assignments import Assignment, parse_assignment
 from pudica.clients.data import DataError
 from pudica.clients.runtime.node import NodeConfig
 from pudica.clients.runtime.odometer import IN_THE_CLEAR, Odometer, Release, anchor_of
-from pudica.clients.runtime.role import Find, add_handlers, hello, reply_once
-from pudica.clients.runtime.systems import systems
+from pudica.clients.runtime.role import Find, Handler, add_handlers, hello, reply_once
+from pudica.clients.runtime.systems import OURS, System, systems
 from pudica.clients.runtime.vault import Vault, is_deployed, vault_of, vault_path
 from pudica.clients.split.edge import Edge
 
@@ -85,17 +85,47 @@ def _is_current(node: Any, config: Mapping[str, protocol.Scalar]) -> bool:
     return getattr(node.assignment, "case", None) == config.get("case")
 
 
-def _find(role: type) -> Find:
-    """Return what finds the node of a request, which must have this role."""
+def _find(roles: Sequence[type]) -> Find:
+    """Return what finds the node of a request, which must have one of these roles."""
 
     def find(config: Mapping[str, Any], context: Context) -> Any:
         node = _node(config, context)
-        if not isinstance(node, role):
-            name = role.__name__.removeprefix("Assigned").lower()
+        if not isinstance(node, tuple(roles)):
+            name = roles[0].__name__.removeprefix("Assigned").lower()
             raise RuntimeError(f"this node is no {name} in this run")
         return node
 
     return find
+
+
+def _answer_as_role(kind: str) -> Handler:
+    """Return a handler that answers as the node's own role does."""
+    return lambda role, config, arrays: role.handlers[kind](role, config, arrays)
+
+
+def _roles_of(system: System) -> tuple[Any, ...]:
+    """Return the roles of a system; none if a package's can't be loaded."""
+    try:
+        return tuple(system.part("roles"))
+    except Exception as error:
+        if system in OURS:
+            raise
+        log(WARN, "system '%s' is left out: %s: %s", system.name, type(error).__name__, error)
+        return ()
+
+
+def register_roles(app: ClientApp, known: Iterable[System]) -> None:
+    """Let an app answer what nodes of some systems answer, each kind as the node's role does.
+
+    A role derived from another's answers the same kinds.
+    """
+    by_kind: dict[str, list[type]] = {}
+    for system in known:
+        for role in _roles_of(system):
+            for kind in role.handlers:
+                by_kind.setdefault(kind, []).append(role)
+    for kind, roles in by_kind.items():
+        add_handlers(app, {kind: _answer_as_role(kind)}, _find(roles))
 
 
 app.query("hello")(hello)
@@ -120,6 +150,4 @@ def join(message: Message, context: Context) -> Message:
     return reply_once(message, context, assignment.run, content)
 
 
-for _system in systems().values():
-    for _role in _system.part("roles"):
-        add_handlers(app, _role.handlers, _find(_role))
+register_roles(app, systems().values())

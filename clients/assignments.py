@@ -73,6 +73,11 @@ class Assignment(BaseModel):
         number, nodes = (0, 1) if self.whole else (self.partition, self.partitions)
         return select_node_images(data, part, number, nodes, self.data.partition, self.data_seed)
 
+    def list_models(self) -> list[str]:
+        """Return the names of all models that a node would build; a deployed one checks them."""
+        model = getattr(self, "model", None)
+        return [model] if isinstance(model, str) else []
+
     def fingerprint(self) -> str:
         """Return a hash of everything here that decides what the node computes."""
         values = self.model_dump_json(exclude=self._immaterial())
@@ -131,6 +136,10 @@ class ParticipantAssignment(Assignment):
     training: TrainingConfig
     training_seed: int
     private_key: Path | None = None
+
+    def list_models(self) -> list[str]:
+        """Return the participant's."""
+        return [self.participant.model]
 
     def _immaterial(self) -> set[str]:
         partitioned = self.data.partition is not None
@@ -352,6 +361,10 @@ class OwnerAssignment(Assignment):
     examiner: str | None
     seed: int
     report: bool = True
+
+    def list_models(self) -> list[str]:
+        """Return its own and the examiner."""
+        return [self.model, *([self.examiner] if self.examiner else [])]
 
 
 class InferenceAssignment(Assignment):

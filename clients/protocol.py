@@ -56,7 +56,8 @@ FaceMix. Labels are in no message; where edges answer themselves, predictions ar
 =====================  =============================================================
 
 A deployed node answers anything with ``busy`` while another process of it is at work. Messages
-carry the exchange's name as their group, by which one that comes twice is known again.
+carry the exchange's name as their group, by which one that comes twice is known again. Other
+groups, such as a round's number, say nothing of the kind.
 """
 
 from __future__ import annotations

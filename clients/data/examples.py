@@ -54,18 +54,18 @@ class Examples:
         if not isinstance(example, tuple | list) or len(example) != 2:
             raise DataError(
                 f"{self.what}: must yield pairs (image, label); its first item is "
-                f"{_describe(example)}"
+                f"{describe(example)}"
             )
         image, label = example
         if not self._is_image(image):
             raise DataError(
                 f"{self.what}: images must be {self.wanted[0]} tensors (C, H, W), the first is "
-                f"{_describe(image)}; torchvision.transforms.v2 makes them so: {self.wanted[1]}"
+                f"{describe(image)}; torchvision.transforms.v2 makes them so: {self.wanted[1]}"
             )
         if not _is_class(label):
             raise DataError(
                 f"{self.what}: labels must be whole numbers from 0 on, the first is "
-                f"{_describe(label)}"
+                f"{describe(label)}"
             )
         channels, height, width = image.shape
         return channels, height, width
@@ -165,7 +165,8 @@ def _is_class(label: Any) -> bool:
     return isinstance(label, int | np.integer) and not isinstance(label, bool) and int(label) >= 0
 
 
-def _describe(value: Any) -> str:
+def describe(value: Any) -> str:
+    """Return what kind of thing an item is, and nothing of what is in it."""
     if isinstance(value, Tensor):
         return f"a tensor {tuple(value.shape)} of {value.dtype}"
     if isinstance(value, tuple | list):

@@ -16,6 +16,7 @@ from torch.nn.functional import cross_entropy
 
 from pudica.clients.data import ImageSet, Part
 from pudica.clients.data.examples import PixelExamples
+from pudica.clients.runtime.discretion import keep_to_itself
 from pudica.clients.runtime.role import OwnApp, Role, reply_once, run_of
 from pudica.clients.runtime.vault import AnyVault
 from pudica.clients.shields.disguises import Key, KeyedDisguise
@@ -282,8 +283,9 @@ def _answering(answer: Answer, own: OwnApp) -> Callable[[Message, Context], Mess
     """Turn ``answer(owner, arrays, round)`` into a Flower message handler."""
 
     def handler(message: Message, context: Context) -> Message:
-        run, request = run_of(message, context), message.content
+        run, request = run_of(context), message.content
 
+        @keep_to_itself()
         def content() -> RecordDict:
             owner: Any = own.find({"run": run}, context)
             if len(request.array_records) != 1:

@@ -13,7 +13,7 @@ from torch.utils.data import TensorDataset, default_collate
 
 from pudica.clients.data import ImageSet
 from pudica.clients.data.errors import DataError
-from pudica.clients.data.examples import Examples
+from pudica.clients.data.examples import Examples, describe
 from pudica.clients.data.images import Positions
 from pudica.models.errors import RequestError
 
@@ -70,7 +70,7 @@ class AttributeImages(Examples):
         if not whole or answers.min() < 0:
             raise DataError(
                 f"{self.what}: labels must be whole numbers from 0 on, one or a vector (A,) of "
-                f"them, the first is {label!r:.60}"
+                f"them, the first is {describe(label)}"
             )
         return int(answers.numel())
 

@@ -7,17 +7,31 @@ not be done twice.
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable
 
-from flwr.app import RecordDict
+from flwr.app import Message, RecordDict
 from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 from flwr.proto.recorddict_pb2 import RecordDict as Packed
 
 from pudica.clients import protocol
 from pudica.clients.runtime.vault import AnyVault
 
+EXCHANGE = "pudica-"
+"""How names of exchanges begin: what others put there may mean something else."""
 REPLY = "reply"
 REMEMBERED = 32
+
+
+def new_exchange() -> str:
+    """Return the name of an exchange, which no other has."""
+    return EXCHANGE + uuid.uuid4().hex
+
+
+def exchange_of(message: Message) -> str:
+    """Return by what a message is known again if it comes twice; empty if it is not to be."""
+    group = message.metadata.group_id
+    return f"{message.metadata.message_type}/{group}" if group.startswith(EXCHANGE) else ""
 
 
 def answered_once(vault: AnyVault, exchange: str, answer: Callable[[], RecordDict]) -> RecordDict:

@@ -1,17 +1,45 @@
-"""Whether the nodes of this process live as long as a run; imports nothing, for quick workers."""
+"""What the nodes of a simulation keep in memory; imports little, for quick workers."""
 
-_lasts = False
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
 
 
-def keep_in_memory() -> None:
-    """Let nodes of this process keep in memory what has no other place.
+class Memory:
+    """Of nodes that live as long as their run, each always in the same process.
 
-    For engines whose nodes live as long as the run, each always in the same process.
+    It is the grid's, and gone with it: what another one's nodes kept is nobody's here, though runs
+    and nodes may have the same names.
+
+    Attributes
+    ----------
+    vaults : dict
+        By run and node id.
+    roles : dict
+        By app, run and node id.
     """
-    global _lasts
-    _lasts = True
+
+    def __init__(self) -> None:
+        self.vaults: dict[tuple[str, int], Any] = {}
+        self.roles: dict[tuple[Any, str, int], Any] = {}
 
 
-def process_lasts() -> bool:
-    """Return whether :func:`keep_in_memory` was called."""
-    return _lasts
+_current: ContextVar[Memory | None] = ContextVar("memory", default=None)
+
+
+@contextmanager
+def remember_in(memory: Memory) -> Iterator[None]:
+    """Let nodes that answer within the context keep there what has no other place."""
+    token = _current.set(memory)
+    try:
+        yield
+    finally:
+        _current.reset(token)
+
+
+def current_memory() -> Memory | None:
+    """Return where the node at work keeps things; None outside Pudica's own engines."""
+    return _current.get()

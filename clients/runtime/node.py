@@ -345,22 +345,21 @@ class NodeConfig(BaseModel):
                 f"this node's images are under a budget, which {assignment.system} would spend "
                 "without end; take part in it with other images, in a folder of its own"
             )
-        self._check_model(assignment)
         changes: dict[str, Any] = {
             "data": self.data.applied(assignment.data),
             "compute": self.computes(assignment.compute),
             "whole": self.data.name is not None,
             **self._own(assignment),
         }
-        return type(assignment).model_validate({**assignment.model_dump(), **changes})
+        agreed = type(assignment).model_validate({**assignment.model_dump(), **changes})
+        self._check_models(agreed)
+        return agreed
 
-    def _check_model(self, assignment: Assignment) -> None:
+    def _check_models(self, agreed: Assignment) -> None:
         """See that no code or file is loaded that only the organiser names."""
-        theirs = getattr(assignment, "model", None)
-        if isinstance(assignment, ParticipantAssignment) and self.model is None:
-            theirs = assignment.participant.model
-        foreign = (theirs is not None and theirs.startswith(PREFIX)) or str(theirs).endswith(SUFFIX)
-        if foreign and theirs != self.model and not self.trust_organiser:
+        theirs = [name for name in agreed.list_models() if name != self.model]
+        foreign = any(name.startswith(PREFIX) or name.endswith(SUFFIX) for name in theirs)
+        if foreign and not self.trust_organiser:
             raise RuntimeError(
                 "the organiser names a model that is code or a file of this node; it loads none "
                 "but its own, model: … in node.yaml"

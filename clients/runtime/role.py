@@ -11,7 +11,9 @@ from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from pudica.clients import protocol
-from pudica.clients.runtime.idempotency import answered_once
+from pudica.clients.runtime.discretion import keep_to_itself
+from pudica.clients.runtime.idempotency import answered_once, exchange_of
+from pudica.clients.runtime.lifetime import Memory, current_memory
 from pudica.clients.runtime.vault import AnyVault, is_deployed, own_vault
 from pudica.models.compute import Compute
 
@@ -94,37 +96,53 @@ class OwnApp:
     def __init__(self, kind: type[Role], factory: Callable[[Context], Role]) -> None:
         self.kind = kind
         self.factory = factory
-        self._roles: dict[tuple[str, int], Role] = {}
+        self._memory = Memory()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what another process may have: no node of this one."""
+        return {**self.__dict__, "_memory": Memory()}
 
     def join(self, message: Message, context: Context) -> Message:
         """Say who this node is, and what data it holds."""
         words = protocol.words_of(message.content)
 
+        @keep_to_itself()
         def content() -> RecordDict:
             role = self._make(words, context)
             role.accept(words)
             place = context.node_config.get("partition-id", context.node_id)
             about = {"name": f"node-{place}", "content": "", **role.describe_data()}
+            # Only now: terms that it refused are not in force.
+            self._roles[self._key(words, context)] = role
             return protocol.statement(about)
 
         return reply_once(message, context, str(words["run"]), content)
 
     def find(self, config: Mapping[str, Any], context: Context) -> Role:
         """Return who a message is for; in a fresh process, made anew."""
-        key = str(config["run"]), context.node_id
-        return self._roles[key] if key in self._roles else self._make(config, context)
+        key, roles = self._key(config, context), self._roles
+        if key not in roles:
+            roles[key] = self._make(config, context)
+        role: Role = roles[key]
+        return role
+
+    @property
+    def _roles(self) -> dict[tuple[Any, str, int], Any]:
+        return (current_memory() or self._memory).roles
+
+    def _key(self, config: Mapping[str, Any], context: Context) -> tuple[Any, str, int]:
+        return self, f"{context.run_id}/{config['run']}", context.node_id
 
     def _make(self, config: Mapping[str, Any], context: Context) -> Role:
-        run = str(config["run"])
-        role = self.factory(context)
+        with keep_to_itself((Exception,)):
+            role = self.factory(context)
         if not isinstance(role, self.kind):
             raise TypeError(
                 f"the client factory returned a {type(role).__name__}; it must return a "
                 f"{self.kind.__name__}"
             )
         role.place = str(context.node_config.get("partition-id", context.node_id))
-        role.bind(own_vault(context, run))
-        self._roles[run, context.node_id] = role
+        role.bind(own_vault(context, str(config["run"])))
         return role
 
 
@@ -156,9 +174,10 @@ def _answering(handler: Handler, find: Find) -> Callable[[Message, Context], Mes
     """Turn ``handler(role, config, arrays)`` into a Flower message handler."""
 
     def answer(message: Message, context: Context) -> Message:
-        exchange = message.metadata.group_id
+        exchange = exchange_of(message)
         config = {**protocol.words_of(message.content), "exchange": exchange}
 
+        @keep_to_itself()
         def content() -> RecordDict:
             role = find(config, context)
             arrays = protocol.arrays_of(message.content)
@@ -170,16 +189,19 @@ def _answering(handler: Handler, find: Find) -> Callable[[Message, Context], Mes
     return answer
 
 
-def run_of(message: Message, context: Context) -> str:
-    """Return the name of a message's run: Pudica's strategies send one, else it is Flower's id."""
-    return str(protocol.words_of(message.content).get("run", f"flower-{context.run_id}"))
+def run_of(context: Context) -> str:
+    """Return the name of a run whose messages do not say one of Pudica's.
+
+    A ``run`` in them is somebody else's setting: of any form, and the same from run to run.
+    """
+    return f"flower-{context.run_id}"
 
 
 def reply_once(
     message: Message, context: Context, run: str, content: Callable[[], RecordDict]
 ) -> Message:
     """Return the reply to a message; in a simulation, nobody asks twice."""
-    exchange = message.metadata.group_id
+    exchange = exchange_of(message)
     if not exchange and not is_deployed(context):
         return Message(content(), reply_to=message)
     vault = own_vault(context, run)

@@ -51,8 +51,8 @@ class ShieldMod:
     (``vault`` in the run's configuration, or ``~/.local/share/pudica/vault``). It is never in a
     message, nor in ``context.state``, which leaves the node with every message. A node keeps one
     secret at a time. It is deleted before it is used, and the next reply replaces it, so none is
-    used twice. A message that is repeated under the same ``group_id`` gets the same reply again,
-    not another release.
+    used twice. A message that a :class:`.ReliableGrid` with ``patience`` repeats gets the same
+    reply again, not another release.
     """
 
     def __init__(self, shield: Shield, array: str = "features", restored: str = "outputs") -> None:
@@ -71,7 +71,7 @@ class ShieldMod:
     def __call__(self, message: Message, context: Context, call_next: App) -> Message:
         """Answer a message by the app behind, through the shield."""
         # Apart from the app's own vault, which the app may lock while it answers.
-        run = f"{run_of(message, context)}-shield-{quote(self.array, safe='')}"
+        run = f"{run_of(context)}-shield-{quote(self.array, safe='')}"
 
         def content() -> RecordDict:
             vault = own_vault(context, run) if self.shield.has_inverse else None

@@ -11,8 +11,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
+from logging import WARN
 from typing import Any
+
+from flwr.common.logger import log
 
 GROUP = "pudica.systems"
 
@@ -116,17 +119,27 @@ OURS = (
 def systems() -> Mapping[str, System]:
     """Return all systems by name, ours first.
 
-    Raises
-    ------
-    RuntimeError
-        A package brings one of a name that is taken, or no System at all.
+    What a package brings that can't be loaded, is no System, or has a name that is taken is logged
+    and left out: the others work without.
     """
     known = {system.name: system for system in OURS}
     for point in entry_points(group=GROUP):
-        system = point.load()
-        if not isinstance(system, System):
-            raise RuntimeError(f"entry point {point.value} of {GROUP} is no System")
-        if system.name in known:
-            raise RuntimeError(f"entry point {point.value}: there is a system '{system.name}'")
-        known[system.name] = system
+        if system := _load(point, known):
+            known[system.name] = system
     return known
+
+
+def _load(point: EntryPoint, known: Mapping[str, System]) -> System | None:
+    """Return the system of an entry point; None if it is none that can be used."""
+    try:
+        system = point.load()
+    except Exception as error:
+        reason = f"can't be loaded: {type(error).__name__}: {error}"
+    else:
+        if isinstance(system, System) and system.name not in known:
+            return system
+        taken = isinstance(system, System)
+        reason = f"there is a system '{system.name}'" if taken else "is no System"
+    package = point.dist.name if point.dist else "an unknown package"
+    log(WARN, "entry point %s = %s of %s: %s; left out", point.name, point.value, package, reason)
+    return None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -18,7 +19,7 @@ from typing import Any
 import torch
 from flwr.app import Context
 
-from pudica.clients.runtime.lifetime import process_lasts
+from pudica.clients.runtime.lifetime import current_memory
 from pudica.clients.runtime.node import NodeConfig
 from pudica.models.errors import RequestError
 from pudica.models.files import (
@@ -251,6 +252,11 @@ class MemoryVault(AnyVault):
         return list(self._tensors)
 
 
+UNIQUE = re.compile(r".+-[0-9a-f]{8}")
+"""Names that strategies give to their runs, with a nonce: resumed on another grid, it is the same.
+
+Of any other name, two grids of a process may have a run each.
+"""
 _in_memory: dict[tuple[str, int], MemoryVault] = {}
 
 
@@ -289,11 +295,13 @@ def vault_path(context: Context, run: str) -> Path:
 def own_vault(context: Context, run: str) -> AnyVault:
     """Return where a node of somebody's own app keeps what must outlive a message.
 
-    In memory, if its process lives as long as the run and no other place is named; else as
+    In memory, if the grid's nodes live as long as the run and no other place is named; else as
     :func:`vault_of`.
     """
-    if process_lasts() and not is_deployed(context) and not context.run_config.get("vault"):
-        return _in_memory.setdefault((check_run(run), context.node_id), MemoryVault())
+    memory = current_memory()
+    if memory and not is_deployed(context) and not context.run_config.get("vault"):
+        vaults = _in_memory if UNIQUE.fullmatch(run) else memory.vaults
+        return vaults.setdefault((check_run(run), context.node_id), MemoryVault())
     return vault_of(context, run)
 
 

@@ -18,7 +18,7 @@ from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
 from flwr.common.logger import log
 
-from pudica.clients.runtime.lifetime import keep_in_memory
+from pudica.clients.runtime.lifetime import Memory, remember_in
 
 # PyTorch is imported where it is used: many apps do without, and it takes a worker seconds.
 
@@ -75,7 +75,7 @@ class SimulatedNodes:
         config: Mapping[str, bool | float | int | str],
         options: NodeOptions | None = None,
     ) -> None:
-        keep_in_memory()
+        self._memory = Memory()
         self._app = app
         self._partitions = partitions
         self._config = config
@@ -97,7 +97,7 @@ class SimulatedNodes:
             return build_expiry_reply(message)
         context = _copy_context(self.add(message.metadata.dst_node_id, partition))
         try:
-            with self._set_up(message):
+            with self._set_up(message), remember_in(self._memory):
                 reply = self._app(message, context)
             _check_reply(reply, message)
         except Exception as error:

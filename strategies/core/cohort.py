@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
+from copy import copy
 from typing import Generic, TypeVar
 
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
 from pudica.strategies.core.experiment import ClientConfig
-from pudica.strategies.core.pending import content_of
+from pudica.strategies.core.pending import LoggingObserver, content_of, count_once, describe_error
 from pudica.strategies.core.recorder import MemoryRecorder, Recorder
 from pudica.strategies.core.registry import NodeRegistry, RegisteredNode
 from pudica.strategies.core.reliable_grid import ReliableGrid
@@ -56,15 +57,25 @@ class Cohort:
         recorder: MemoryRecorder,
         registry: NodeRegistry | None = None,
     ) -> Cohort:
-        """Return a cohort, still without nodes, as an experiment's ``client`` section says."""
-        reliable = ReliableGrid(
-            grid,
-            timeout=client.timeout,
-            patience=client.patience,
-            is_removed=registry.is_removed if registry else None,
-            observer=recorder,
-        )
+        """Return a cohort, still without nodes, as an experiment's ``client`` section says.
+
+        Of a grid that copes with failures already, the section and the recorder take the place of
+        what it leaves open; the grid itself stays as it is, and counts what happens.
+        """
+        reliable = copy(grid) if isinstance(grid, ReliableGrid) else ReliableGrid(grid)
+        if reliable.timeout is None:
+            reliable.timeout = client.timeout
+        if reliable.patience is None:
+            reliable.patience = client.patience
+        if reliable.is_removed is None and registry:
+            reliable.is_removed = registry.is_removed
+        if isinstance(reliable.observer, LoggingObserver):
+            reliable.observer = recorder
         return cls(reliable, recorder, registry=registry)
+
+    def is_on(self, grid: Grid) -> bool:
+        """Tell whether messages travel on this grid."""
+        return (grid.grid if isinstance(grid, ReliableGrid) else grid) is self.grid.grid
 
     @property
     def nodes(self) -> dict[str, int]:
@@ -137,8 +148,12 @@ class Cohort:
     ) -> Iterator[tuple[str, T]]:
         """Yield name and value of each reply that makes sense."""
         for reply in replies:
-            if not reply.has_error() and (value := self._read_reply(kind, reply, read)) is not None:
-                yield self.grid.name_of(reply.metadata.src_node_id), value
+            node = reply.metadata.src_node_id
+            if reply.has_error():
+                if count_once(reply):  # Flower's own grids count none.
+                    self.grid.reject(node, describe_error(reply))
+            elif (value := self._read_reply(kind, reply, read)) is not None:
+                yield self.grid.name_of(node), value
 
     def _read_reply(self, kind: str, reply: Message, read: Read[T]) -> T | None:
         """Return what a reply says; None if it makes no sense."""

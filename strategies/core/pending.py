@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+import uuid
 from dataclasses import dataclass, field
 from logging import INFO
 from typing import Protocol
+from weakref import WeakSet
 
 from flwr.app import Error, Message, RecordDict
 from flwr.common.constant import ErrorCode
@@ -81,6 +83,8 @@ class PendingRequest:
     open : list of str
         The ids of messages to which a reply may come.
     away_since : float or None
+    first : str
+        The id under which it was sent first; empty until then.
     """
 
     message: Message
@@ -95,6 +99,7 @@ class PendingRequest:
     crashes: int = 0
     open: list[str] = field(default_factory=list)
     away_since: float | None = None
+    first: str = ""
 
     @property
     def node(self) -> int:
@@ -110,7 +115,22 @@ class PendingRequest:
         """Return the message anew: Flower takes none twice."""
         old = self.message.metadata
         group = self.exchange or old.group_id
-        return Message(self.message.content, old.dst_node_id, old.message_type, group_id=group)
+        copy = Message(self.message.content, old.dst_node_id, old.message_type, group_id=group)
+        copy.metadata.ttl = old.ttl
+        return copy
+
+    def note_sent(self, identifier: str) -> None:
+        """Note under which id it was sent; the message gets the first, as on Flower's own grid."""
+        if not self.first:
+            self.first = identifier
+            self.message.metadata.__dict__["_message_id"] = identifier
+        self.open.append(identifier)
+
+    def settle(self, reply: Message) -> Message:
+        """Return a reply as one to the message that the caller has; the grid counts its error."""
+        reply.metadata.__dict__["_reply_to_message_id"] = self.first
+        count_once(reply)
+        return reply
 
     def next_rest(self) -> float:
         """Return for how long the node is left alone, twice as long the next time."""
@@ -134,9 +154,23 @@ def content_of(message: Message) -> RecordDict:
     return content if isinstance(content, RecordDict) else RecordDict()
 
 
+_counted: WeakSet[Message] = WeakSet()
+
+
+def count_once(reply: Message) -> bool:
+    """Tell whether nobody has counted a reply's error yet; it is counted now."""
+    new = reply not in _counted
+    _counted.add(reply)
+    return new
+
+
 def make_no_reply(message: Message, reason: str) -> Message:
-    """Return the reply of a node that gives none."""
-    return Message(Error(ErrorCode.NODE_UNAVAILABLE, reason), reply_to=message)
+    """Return the reply of a node that gives none; whoever makes it has counted it."""
+    if not message.metadata.message_id:  # It was not even sent.
+        message.metadata.__dict__["_message_id"] = uuid.uuid4().hex
+    reply = Message(Error(ErrorCode.NODE_UNAVAILABLE, reason), reply_to=message)
+    count_once(reply)
+    return reply
 
 
 def describe_error(message: Message) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import count
@@ -16,6 +15,7 @@ from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
 
 from pudica.clients.protocol import is_busy, payload_bytes
+from pudica.clients.runtime.idempotency import new_exchange
 from pudica.strategies.core.pending import (
     LOOK_SECONDS,
     LOST,
@@ -238,7 +238,7 @@ class ReliableGrid(WrappedGrid):
         pending = {
             number: PendingRequest(
                 message,
-                uuid.uuid4().hex if repeats else "",
+                new_exchange() if repeats else "",
                 limit,
                 now + limit,
                 now + pause,
@@ -274,7 +274,7 @@ class ReliableGrid(WrappedGrid):
             return list(self.grid.push_messages([request.copy() for request in requests]))
 
         for request, identifier in zip(requests, self._with_retries(push), strict=True):
-            request.open.append(identifier)
+            request.note_sent(identifier)
 
     def _with_retries(self, call: Callable[[], T]) -> T:
         """Return what a call of a deployed server gives, though it may fail now and then.
@@ -325,7 +325,7 @@ class ReliableGrid(WrappedGrid):
     def _settle(self, request: PendingRequest, message: Message) -> Message:
         """Note that a reply has come."""
         self._set_status(request.node, "answered")
-        if message.has_error():
+        if request.settle(message).has_error():
             self._fail(request.node, describe_error(message))
             return message
         self._failures.pop(request.node, None)

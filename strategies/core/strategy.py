@@ -25,7 +25,6 @@ from pudica.strategies.core.experiment import ClientConfig
 from pudica.strategies.core.joining import agree_on_images, join_own_apps
 from pudica.strategies.core.members import Member
 from pudica.strategies.core.recorder import MemoryRecorder, Recorder
-from pudica.strategies.core.reliable_grid import ReliableGrid
 from pudica.strategies.core.result import RecordedResult, RunDescription
 
 T = TypeVar("T")
@@ -318,20 +317,18 @@ class RecordedStrategy(Strategy):
         self._is_own = False
 
     def join(self, grid: Grid, timeout: float = 3600) -> None:
-        """Let nodes join, unless they have: who they are, what data they hold.
+        """Let nodes join, unless they have on this grid: who they are, what data they hold.
 
         Raises
         ------
         TooFewParticipants
             Fewer than ``min_nodes`` came by ``timeout``, or hold the same kind of data.
         """
-        if self._cohort is not None:
+        if self._has_joined(grid):
             return
         recorder = self._open_record()
         client = ClientConfig(timeout=timeout, patience=self.patience)
-        # Around a grid that is one already, failures are counted once.
-        inner = grid.grid if isinstance(grid, ReliableGrid) else grid
-        self._cohort = cohort = Cohort.on(inner, client, recorder)
+        self._cohort = cohort = Cohort.on(grid, client, recorder)
         try:
             self._members = join_own_apps(
                 cohort, self.join_request(), self.min_nodes, timeout, self.read_member, self.agree
@@ -341,6 +338,10 @@ class RecordedStrategy(Strategy):
             recorder.close("failed", f"{type(error).__name__}: {error}")
             raise
         recorder.run["nodes"] = list(cohort.nodes)
+
+    def _has_joined(self, grid: Grid) -> bool:
+        """Tell whether nodes have joined: this grid's, or those of an experiment."""
+        return self._cohort is not None and (not self._is_own or self._cohort.is_on(grid))
 
     def join_request(self) -> dict[str, Any]:
         """Return what nodes are told when they join; the record is open by then."""
@@ -374,7 +375,7 @@ class RecordedStrategy(Strategy):
     @contextmanager
     def _recorded(self, grid: Grid, timeout: float) -> Iterator[None]:
         """Join if need be; then see that the record says how the run ended."""
-        own = self._cohort is None
+        own = not self._has_joined(grid)
         if own:
             log(INFO, "Starting %s strategy:", type(self).__name__)
             self.summary()

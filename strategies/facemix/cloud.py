@@ -165,7 +165,7 @@ class StagedStrategy(RecordedStrategy):
 
     def join(self, grid: Grid, timeout: float = 3600) -> None:
         """Let edges join, unless they have, and put the model together for their images."""
-        if self._cohort is not None:
+        if self._has_joined(grid):
             return
         super().join(grid, timeout)
         try:

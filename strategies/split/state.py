@@ -97,7 +97,7 @@ class SplitState(RecordedStrategy):
 
     def join(self, grid: Grid, timeout: float = 3600) -> None:
         """Let devices join, unless they have; errors as of :meth:`.RecordedStrategy.join`."""
-        if self._cohort is None:
+        if not self._has_joined(grid):
             super().join(grid, timeout)
             self._set_up()
             self._has_just_joined = True

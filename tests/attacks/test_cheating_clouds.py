@@ -22,6 +22,7 @@ from pudica.clients import protocol
 from pudica.clients.runtime.node import NodeConfig
 from pudica.clients.runtime.odometer import ACTIVATIONS, COUNTS, activations, count, spent
 from pudica.clients.shields.accounting import LARGEST
+from pudica.clients.shields.disguises import Key
 from pudica.models import packing
 from pudica.models.errors import RequestError
 
@@ -407,6 +408,36 @@ def test_no_code_is_loaded_that_only_the_organiser_names(device: NodeUnderAttack
     for model in ("custom:unittest.__main__:main", "custom:this:x", "here.pt2"):
         with pytest.raises(Refused, match="names a model that is code or a file"):
             device.join(case="another", model=model)
+
+
+@pytest.mark.parametrize("place", ["model", "examiner"])
+def test_an_owner_loads_no_code_either(tmp_path: Path, place: str) -> None:
+    key = tmp_path / "key.safetensors"
+    Key.from_seed("MAT(256)", (1, 8, 8), 0).save(key)
+    device = NodeUnderAttack(tmp_path / "node", systems=["dlmt"], key=str(key), measures=True)
+    assignment = {
+        "run": device.run,
+        "data": {"name": "digits"},
+        "data_seed": 0,
+        "partition": 0,
+        "partitions": 1,
+        "compute": {},
+        "system": "dlmt",
+        "case": "main",
+        "shield": "MAT(256)",
+        "key": "shared",
+        "train": "central",
+        "model": "cnn-tiny",
+        "training": {},
+        "local_epochs": 1,
+        "keep_momentum": False,
+        "measures": True,
+        "examiner": None,
+        "seed": 0,
+        place: "custom:unittest.__main__:main",
+    }
+    with pytest.raises(Refused, match="names a model that is code or a file"):
+        device.send(protocol.JOIN, {"assignment": json.dumps(assignment), "turn": -1})
 
 
 @pytest.mark.parametrize(

@@ -14,17 +14,11 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricR
 from flwr.app.metadata import Metadata
 from flwr.clientapp import ClientApp
 
-from pudica.clients.runtime import lifetime
+from pudica.clients.runtime.lifetime import Memory, remember_in
 from pudica.clients.shields import ClipGaussian, Counts, Mixing, NormGaussian, Shield, ShieldMod
 from pudica.models.errors import RequestError
 
 X = np.arange(40, dtype=np.float32).reshape(8, 5)
-
-
-@pytest.fixture(autouse=True)
-def on_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As in a process of its own for each message."""
-    monkeypatch.setattr(lifetime, "_lasts", False)
 
 
 def context_of(node: int, **config: str) -> Context:
@@ -164,15 +158,21 @@ def test_secrets_are_in_no_message_and_not_in_the_state(tmp_path: Path) -> None:
 
 def test_a_repeated_message_gets_the_same_reply(tmp_path: Path) -> None:
     node = Node(tmp_path, ClipGaussian(epsilon=1))
-    first = array(node.ask(group="exchange-1"))
-    assert np.array_equal(array(node.ask(group="exchange-1")), first)
+    first = array(node.ask(group="pudica-1"))
+    assert np.array_equal(array(node.ask(group="pudica-1")), first)
     assert len(node.received) == 1
-    assert not np.array_equal(array(node.ask(group="exchange-2")), first)
+    assert not np.array_equal(array(node.ask(group="pudica-2")), first)
+
+
+def test_a_group_that_is_no_exchange_makes_no_repetition(tmp_path: Path) -> None:
+    """Flower has a round's number there."""
+    node = Node(tmp_path, ClipGaussian(epsilon=1))
+    assert not np.array_equal(array(node.ask(group="1")), array(node.ask(group="1")))
+    assert len(node.received) == 2
 
 
 def test_nodes_of_one_process_do_not_share_secrets() -> None:
-    lifetime.keep_in_memory()
-    shield, app = mixing(), ClientApp()
+    shield, app, memory = mixing(), ClientApp(), Memory()
     received: dict[int, np.ndarray] = {}
 
     @app.query("features", mods=[ShieldMod(shield)])
@@ -182,7 +182,8 @@ def test_nodes_of_one_process_do_not_share_secrets() -> None:
         return Message(arrays(features=X * context.node_id), reply_to=message)
 
     def ask(node: int, content: RecordDict) -> RecordDict:
-        return app(message_to(node, content), context_of(node)).content
+        with remember_in(memory):
+            return app(message_to(node, content), context_of(node)).content
 
     mixed = {node: array(ask(node, RecordDict())) for node in (2, 3)}
     for node, outputs in mixed.items():

@@ -95,6 +95,40 @@ def test_a_node_that_fails_is_a_dropout_and_is_logged(
     assert "dropout: adam: no memory" in (cohort.recorder.directory / "events.log").read_text()
 
 
+def test_an_error_that_comes_by_another_grid_is_counted_once(
+    exchanges_with: Callable[..., Cohort],
+) -> None:
+    """As under Flower's own start, which takes the grid that it is given."""
+    cohort = exchanges_with(lambda i: Error(2, "no memory") if i == 1 else number(i))
+    requests = dict.fromkeys(NAMES, protocol.request({"run": "x"}))
+    messages = cohort.messages(protocol.HELLO, requests)
+    replies = list(cohort.grid.grid.send_and_receive(messages))
+    for _ in range(2):
+        assert dict(cohort.read(replies, protocol.HELLO, value_of)) == {"zoe": 0, "mia": 2}
+    assert cohort.dropouts == {"adam": 1}
+    assert "dropout: adam: no memory" in (cohort.recorder.directory / "events.log").read_text()
+
+
+def test_replies_can_be_matched_to_the_messages_that_were_sent(
+    coming_and_going: Callable[..., tuple[Cohort, ComingAndGoing]],
+) -> None:
+    """Whatever became of them: repeated, failed, or never sent."""
+    lost = [Error(ErrorCode.CLIENT_APP_CRASHED, "killed"), None]
+    cohort, grid = coming_and_going(
+        lambda i: (lost.pop() if lost else number(i)) if i == 1 else number(i)
+    )
+    cohort.grid._away = {4}
+    grid.away = {4}
+    nodes = cohort.nodes.values()
+    messages = [Message(RecordDict(), node, protocol.HELLO, ttl=77.0) for node in nodes]
+    replies = cohort.grid.send_and_receive(messages)
+    assert grid.lives == {77.0}
+    assert [reply.has_error() for reply in replies] == [False, False, True]
+    sent = [message.metadata.message_id for message in messages]
+    assert len(set(sent)) == 3
+    assert [reply.metadata.reply_to_message_id for reply in replies] == sent
+
+
 @pytest.mark.parametrize(
     ("nonsense", "why"),
     [
@@ -272,12 +306,14 @@ class ComingAndGoing(ScriptedGrid):
         super().__init__(answer)
         self.away: set[int] = set()
         self.named: list[tuple[int, str]] = []
+        self.lives: set[float] = set()
 
     def get_node_ids(self) -> list[int]:
         """Return who is there."""
         return [node for node in super().get_node_ids() if node not in self.away]
 
     def _dispatch(self, message: Message, identifier: str) -> None:
+        self.lives.add(message.metadata.ttl)
         self.named.append((message.metadata.dst_node_id - 2, message.metadata.group_id))
         super()._dispatch(message, identifier)
 

@@ -233,7 +233,7 @@ def test_split_training_with_one_edge_is_central_training() -> None:
 def forget_processes(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
     """Let every message find a fresh process: nothing but the vault on the disk is remembered."""
     monkeypatch.setenv("HOME", str(home))
-    monkeypatch.setattr("pudica.clients.runtime.vault.process_lasts", lambda: False)
+    monkeypatch.setattr("pudica.clients.runtime.vault.current_memory", lambda: None)
     monkeypatch.setattr(OwnApp, "find", OwnApp._make)
 
 
@@ -603,8 +603,8 @@ def test_an_edge_with_other_stages_than_the_cloud_drops_out(tmp_path: Path) -> N
         ({"images": []}, "holds no examples"),
         ({"images": [np.zeros(SHAPE)]}, "images must be float tensors.*ToImage"),
         ({"images": [(torch.zeros(SHAPE), 1, 2)]}, "must yield images, or pairs"),
-        ({"images": [(torch.zeros(SHAPE), "cat")]}, "labels must be whole numbers"),
-        ({"images": [(torch.zeros(SHAPE), -1)]}, "labels must be whole numbers"),
+        ({"images": [(torch.zeros(SHAPE), "cat")]}, "the first is a str$"),
+        ({"images": [(torch.zeros(SHAPE), -1)]}, "the first is a int$"),
         ({"train": [torch.zeros(SHAPE)]}, "train: must yield pairs"),
         ({"train": narrow(TRAIN[0])}, r"train: images of \(1, 4, 3\)"),
         ({"train": questions(TRAIN[0])}, "train: 2 labels to an image, the others have 1"),

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from flwr.app import Array, ArrayRecord, Context, Message
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.serverapp.strategy import FedAdam, FedAvg
 from torch import nn
 from torch.utils.data import TensorDataset
@@ -210,6 +210,23 @@ def test_a_reliable_grid_leads_to_the_same_arrays() -> None:
         np.testing.assert_allclose(
             plain.arrays[name].numpy(), reliable.arrays[name].numpy(), atol=1e-5
         )
+
+
+@pytest.mark.parametrize("group", ["1", "pudica-1"])
+def test_requests_of_two_kinds_in_one_group_are_two(group: str) -> None:
+    grid = Recording(factory(), nodes=1)
+    for kind in ("train", "evaluate"):
+        content = RecordDict({"arrays": ArrayRecord(network().state_dict())})
+        grid.send_and_receive([Message(content, 2, kind, group_id=group)])
+    assert ["accuracy" in m.content["metrics"] for m in grid.replies] == [False, True]
+
+
+def test_a_setting_that_is_called_run_is_no_name_of_one() -> None:
+    grid = Recording(factory(), nodes=1)
+    content = RecordDict({"arrays": ArrayRecord(network().state_dict())})
+    content["config"] = ConfigRecord({"run": "exp/1"})
+    grid.send_and_receive([Message(content, 2, "train", group_id="pudica-1")])
+    assert not grid.replies[0].has_error()
 
 
 # ------------------------------------------------------------------------------- bad input

@@ -16,14 +16,14 @@ from flwr.serverapp.strategy import DifferentialPrivacyServerSideFixedClipping, 
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from pudica.clients import Participant
+from pudica.clients import Participant, protocol
 from pudica.clients.data import DataError
 from pudica.clients.runtime.vault import MemoryVault
 from pudica.models.errors import RequestError
 from pudica.models.training import TrainingConfig
 from pudica.simulations.engines.inprocess import InProcessGrid
 from pudica.simulations.engines.local import build_server_context
-from pudica.strategies import Themis, TooFewParticipants
+from pudica.strategies import ReliableGrid, Themis, TooFewParticipants
 
 SHAPE, CLASSES = (1, 4, 4), 3
 NAMES = ("zoe", "adam", "mia")
@@ -93,6 +93,29 @@ def values(arrays: ArrayRecord) -> dict[str, np.ndarray]:
 
 def same(a: ArrayRecord, b: ArrayRecord) -> bool:
     return all(np.array_equal(values(a)[key], values(b)[key]) for key in ("mu", "rho"))
+
+
+def test_a_reliable_grid_is_used_as_it_is_set() -> None:
+    given = ReliableGrid(grid(), timeout=7.0, is_removed=lambda _: False)
+    strategy = Themis(min_nodes=3, patience=5.0)
+    strategy.join(given, timeout=30)
+    used = strategy.cohort.grid
+    assert (used.timeout, used.patience, used.is_removed) == (7.0, 5.0, given.is_removed)
+    assert used.observer is strategy.recorder
+    assert given.patience is None
+    strategy.cohort.reject(NAMES[0], "late")
+    assert given.dropouts == {NAMES[0]: 1}
+
+
+def test_nodes_of_another_grid_join_anew() -> None:
+    strategy, result = train(rounds=1)
+    other = grid()
+    strategy.leaderboard(ReliableGrid(other), result.arrays, *TEST.tensors, draws=1)
+    kinds = [kind for _, kind in other.asked]
+    assert kinds.count(protocol.JOIN) == len(NAMES)
+    assert kinds[-1] == protocol.PREDICT
+    strategy.start(other, result.arrays, num_rounds=1)
+    assert [kind for _, kind in other.asked].count(protocol.JOIN) == len(NAMES)
 
 
 @pytest.mark.parametrize("update", ["joint", "sequential", "averaged"])
