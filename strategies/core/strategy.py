@@ -77,8 +77,6 @@ class RecordedStrategy(Strategy):
         self._sent: ArrayRecord | None = None
         self._is_own = True
 
-    # ------------------------------------------------------------- what subclasses fill in
-
     @abstractmethod
     def settings_to_record(self) -> dict[str, Any]:
         """Return everything that decides the result but seed and number of rounds."""
@@ -143,8 +141,6 @@ class RecordedStrategy(Strategy):
     @abstractmethod
     def load_state(self, tensors: Mapping[str, torch.Tensor], note: Mapping[str, Any]) -> None:
         """Put back what :meth:`tensors` and :meth:`note` returned."""
-
-    # ------------------------------------------------------------------------- the loop
 
     def start(
         self,
@@ -292,8 +288,6 @@ class RecordedStrategy(Strategy):
         shown = ", ".join(f"{key} {value:.4g}" for key, value in metrics.items())
         log(INFO, "[ROUND %s/%s] %s", self.round, num_rounds, shown)
 
-    # ------------------------------------------------------------------------- nodes
-
     @property
     def cohort(self) -> Cohort:
         """The nodes that have joined."""
@@ -402,8 +396,6 @@ class RecordedStrategy(Strategy):
         """Return by name, in node order, what replies say; log those that make no sense."""
         found = dict(self.cohort.read(iter(replies), kind, read))
         return {name: found[name] for name in self.cohort.nodes if name in found}
-
-    # ------------------------------------------------------------------------- the record
 
     def log(
         self, stage: str, metric: str, value: float, node: str = "organiser", **tags: Any

@@ -209,9 +209,10 @@ class Themis(RankingStrategy):
 
     def join(self, grid: Grid, timeout: float = 3600) -> None:
         """Let participants join, unless they have; errors as of :meth:`.RecordedStrategy.join`."""
-        if self._cohort is not None:
-            return
+        before = self._cohort
         super().join(grid, timeout)
+        if self._cohort is before:
+            return
         agree_on_training_set(self.cohort, self._members)
         report_unknown_names(self.cohort, self.settings)
         self.cohort.require_min_replies(self.min_nodes, len(self._members), protocol.JOIN)
