@@ -57,15 +57,19 @@ class Examples:
                 f"{describe(example)}"
             )
         image, label = example
-        if not self._is_image(image):
-            raise DataError(
-                f"{self.what}: images must be {self.wanted[0]} tensors (C, H, W), the first is "
-                f"{describe(image)}; torchvision.transforms.v2 makes them so: {self.wanted[1]}"
-            )
+        shape = self._check_image(image)
         if not _is_class(label):
             raise DataError(
                 f"{self.what}: labels must be whole numbers from 0 on, the first is "
                 f"{describe(label)}"
+            )
+        return shape
+
+    def _check_image(self, image: Any) -> tuple[int, int, int]:
+        if not self._is_image(image):
+            raise DataError(
+                f"{self.what}: images must be {self.wanted[0]} tensors (C, H, W), the first is "
+                f"{describe(image)}; torchvision.transforms.v2 makes them so: {self.wanted[1]}"
             )
         channels, height, width = image.shape
         return channels, height, width

@@ -50,16 +50,9 @@ class AttributeImages(Examples):
                 f"{self.what}: must yield images, or pairs (image, label); its first item is a "
                 f"{type(example).__name__} of {len(example)}"
             )
-        if not isinstance(image, Tensor) or not image.is_floating_point() or image.ndim != 3:
-            kind = f"{tuple(image.shape)} of {image.dtype}" if isinstance(image, Tensor) else ""
-            raise DataError(
-                f"{self.what}: images must be float tensors (C, H, W), the first is a "
-                f"{type(image).__name__} {kind}; torchvision.transforms.v2 makes them so: "
-                "ToImage(), ToDtype(torch.float32, scale=True)"
-            )
+        shape = self._check_image(image)
         self.questions = self._count_questions(label[0]) if label else 0
-        channels, height, width = image.shape
-        return channels, height, width
+        return shape
 
     def _count_questions(self, label: Any) -> int:
         try:

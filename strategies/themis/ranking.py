@@ -221,7 +221,7 @@ def measure_protection(
     noise: NoiseGenerator, test: Examples, seed: int, examiner: nn.Module | None
 ) -> dict[str, float]:
     """Return how well noise hides images; see :meth:`.Themis.protection`."""
-    labels = torch.cat([y for _, _, y in noisy_chunks(test, noise, (seed, "draw"))])
+    _, labels = test.batch(np.arange(len(test)))
     found = {
         "mean_sigma": float(noise.sigma().detach().mean()),
         **measure_hiding(test, noise, (seed, "draw"), None),

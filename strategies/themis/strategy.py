@@ -16,6 +16,7 @@ from pudica.models.errors import RequestError
 from pudica.models.generator import GeneratorTraining, NoiseGenerator
 from pudica.models.randomness import derive
 from pudica.models.settings import validate_settings
+from pudica.strategies.core.cohort import Cohort
 from pudica.strategies.core.members import Member
 from pudica.strategies.core.reliable_grid import TooFewParticipants
 from pudica.strategies.core.strategy import stack
@@ -207,15 +208,11 @@ class Themis(RankingStrategy):
                 )
         return len(self._turns)
 
-    def join(self, grid: Grid, timeout: float = 3600) -> None:
-        """Let participants join, unless they have; errors as of :meth:`.RecordedStrategy.join`."""
-        before = self._cohort
-        super().join(grid, timeout)
-        if self._cohort is before:
-            return
-        agree_on_training_set(self.cohort, self._members)
-        report_unknown_names(self.cohort, self.settings)
-        self.cohort.require_min_replies(self.min_nodes, len(self._members), protocol.JOIN)
+    def agree(self, cohort: Cohort, joined: dict[str, Member]) -> None:
+        """Leave out participants whose images, or public training set, are not those of most."""
+        super().agree(cohort, joined)
+        agree_on_training_set(cohort, joined)
+        report_unknown_names(cohort, self.settings)
 
     def read_member(self, words: Mapping[str, Any]) -> Member:
         """Return what a participant says as it joins."""
