@@ -105,6 +105,8 @@ def test_predictions_are_accepted_until_the_test_closes(tmp_path: Path) -> None:
 def test_who_comes_between_stages_takes_part(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # Before, and not beside it: threads of one process share PyTorch's global generator.
+    together = Running(tmp_path / "all").ended()
     monkeypatch.setattr("pudica.strategies.core.joining.JOIN_SECONDS", 0.2)
     running = Running(tmp_path / "run", "themis.stages.noise.opens=command", away=frozenset({2}))
     running.until(lambda: running.stands("join", "closed"))
@@ -114,7 +116,6 @@ def test_who_comes_between_stages_takes_part(
     running.until(lambda: f"{late} joins" in events(running.directory))
     running.until(lambda: late in trained(running.directory))
     order(running.directory, "open", None)
-    together = Running(tmp_path / "all").ended()
     directory = running.ended()
     wanted = board(together).set_index("model")["trained_accuracy"]
     assert board(directory).set_index("model")["trained_accuracy"].to_dict() == wanted.to_dict()
