@@ -35,8 +35,6 @@ def stack_stages(block: Block, first: int, widths: Sequence[int], blocks: int) -
 
     Parameters
     ----------
-    block : Block
-        Makes one block.
     first : int
         Channels that enter the first stage.
     widths : sequence of int
