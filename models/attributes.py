@@ -12,11 +12,6 @@ LOGITS = 2
 """Logits per attribute: no, then yes."""
 
 
-def split_by_attribute(logits: torch.Tensor, answers: int = LOGITS) -> torch.Tensor:
-    """Return logits (B, A·K) as (B, A, K), K the number of answers."""
-    return logits.reshape(len(logits), -1, answers)
-
-
 def compute_balancing_weights(attributes: torch.Tensor, answers: int = LOGITS) -> torch.Tensor:
     """Return weights (A, K) that give all answers to each attribute the same total weight.
 
@@ -54,8 +49,8 @@ def attribute_loss(
 
 
 def predict_answers(logits: torch.Tensor, answers: int = LOGITS) -> torch.Tensor:
-    """Return the predicted answers, 0 to K - 1: int64 of shape (B, A)."""
-    return split_by_attribute(logits, answers).argmax(2)
+    """Return the predicted answers, 0 to K - 1, of logits (B, A·K): int64 of shape (B, A)."""
+    return logits.reshape(len(logits), -1, answers).argmax(2)
 
 
 def count_confusions(

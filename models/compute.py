@@ -92,13 +92,7 @@ class Compute:
         return model.to(self.device, memory_format=self._layout)  # type: ignore[call-overload,no-any-return]
 
     def forward(self, model: nn.Module, x: torch.Tensor) -> torch.Tensor:
-        """Return ``model(x)`` as float32, computed under autocast if that is enabled.
-
-        Parameters
-        ----------
-        model : Module
-            A whole model, or a part of one.
-        """
+        """Return a model's, or a part's, ``model(x)`` as float32, under autocast if enabled."""
         if self.on_gpu and self.config.bfloat16:
             with torch.autocast("cuda", dtype=torch.bfloat16):
                 return model(x).float()  # type: ignore[no-any-return]

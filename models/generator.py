@@ -83,13 +83,7 @@ class NoiseGenerator(nn.Module):
 
 
 class GeneratorTraining:
-    """A generator and its Adam optimiser; the state of both can be sent between nodes.
-
-    Parameters
-    ----------
-    generator : NoiseGenerator
-    learning_rate : float
-    """
+    """A generator and its Adam optimiser; the state of both can be sent between nodes."""
 
     def __init__(self, generator: NoiseGenerator, learning_rate: float) -> None:
         self.generator = generator
@@ -98,10 +92,7 @@ class GeneratorTraining:
     def step(self, task_gradient: torch.Tensor) -> None:
         """Take one Adam step on Eq. (2).
 
-        Parameters
-        ----------
-        task_gradient : Tensor of shape (2, C, H, W)
-            Gradient of the second term, already weighted by λ.
+        ``task_gradient``, (2, C, H, W), is that of the second term, already weighted by λ.
         """
         self.optimizer.zero_grad()
         self.generator.penalty().backward()  # type: ignore[no-untyped-call]

@@ -27,8 +27,6 @@ class OptimizerConfig(BaseModel):
 
     Attributes
     ----------
-    name : str
-    learning_rate, weight_decay : float
     momentum : float
         Only for ``sgd`` and ``rmsprop``.
     step_size, gamma : int or None, float
@@ -58,7 +56,8 @@ class OptimizerConfig(BaseModel):
         return self.learning_rate * self.gamma**decays
 
 
-Optimizing = OptimizerConfig | Callable[[Iterable[torch.nn.Parameter]], torch.optim.Optimizer]
+OptimizerFactory = Callable[[Iterable[torch.nn.Parameter]], torch.optim.Optimizer]
+Optimizing = OptimizerConfig | OptimizerFactory
 """An optimiser by its settings, or anything that makes one of parameters."""
 
 
