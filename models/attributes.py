@@ -13,14 +13,10 @@ LOGITS = 2
 
 
 def compute_balancing_weights(attributes: torch.Tensor, answers: int = LOGITS) -> torch.Tensor:
-    """Return weights (A, K) that give all answers to each attribute the same total weight.
+    """Return weights (A, K) that give all K answers to each attribute the same total weight.
 
-    Parameters
-    ----------
-    attributes : int64 tensor of shape (N, A)
-        Attributes of the training images. An answer that never occurs gets the weight 0.
-    answers : int
-        K.
+    ``attributes`` are those of the training images, int64 of shape (N, A). An answer that never
+    occurs gets the weight 0.
     """
     later = [(attributes == answer).double().mean(0) for answer in range(1, answers)]
     first = 1 - torch.stack(later).sum(0)
@@ -31,14 +27,9 @@ def compute_balancing_weights(attributes: torch.Tensor, answers: int = LOGITS) -
 def attribute_loss(
     logits: torch.Tensor, attributes: torch.Tensor, weights: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Return the mean cross entropy over images and attributes.
+    """Return the mean cross entropy of logits (B, A·K) and attributes, int64 (B, A).
 
-    Parameters
-    ----------
-    logits : Tensor of shape (B, A·K)
-    attributes : int64 tensor of shape (B, A)
-    weights : Tensor of shape (A, K) or None
-        Weight of each answer, from :func:`compute_balancing_weights`.
+    ``weights``, (A, K), are those of the answers, from :func:`compute_balancing_weights`.
     """
     answers = logits.reshape(*attributes.shape, -1)
     each = cross_entropy(answers.flatten(0, 1), attributes.flatten(), reduction="none")

@@ -39,13 +39,7 @@ class ComputeConfig(BaseModel):
 
 
 class Compute:
-    """A device and its options, built from a :class:`ComputeConfig`.
-
-    Raises
-    ------
-    RequestError
-        If ``cuda`` is requested and PyTorch sees no GPU.
-    """
+    """A device and its options; RequestError if ``cuda`` is requested and there is no GPU."""
 
     def __init__(self, config: ComputeConfig) -> None:
         present = torch.cuda.is_available()

@@ -51,11 +51,7 @@ def is_custom(name: str) -> bool:
 
 
 def is_frozen(model: nn.Module) -> bool:
-    """Tell whether a model can only be used, not trained.
-
-    An exported program has no training mode and no weights to update, but gradients with respect
-    to its input are available.
-    """
+    """Tell whether a model can't be trained: an exported program has gradients for its input."""
     return isinstance(model, FrozenProgram)
 
 
@@ -69,11 +65,8 @@ def build(name: str, task: ImageTask) -> nn.Module:
         a path that ends in ``.pt2``. The first two run code from that file or module, so they
         must come from whoever runs the process.
 
-    Raises
-    ------
-    RequestError
-        If the model cannot be found, imported, called or loaded, or does not map this task's
-        images to its logits.
+    Raises RequestError if the model cannot be found, imported, called or loaded, or does not map
+    this task's images to its logits.
     """
     if name.endswith(SUFFIX):
         # Imported late: it takes two seconds, which every worker would pay.
@@ -86,10 +79,14 @@ def build(name: str, task: ImageTask) -> nn.Module:
         model = published.build(name, task)
     else:
         model = _call_factory(name, _import_factory(name), task)
+
+    def run_copy(images: torch.Tensor) -> Any:
+        # So the model's modes and statistics stay as its author left them.
+        return copy.deepcopy(model).eval()(images)
+
     images = torch.zeros(2, task.channels, task.image_size, task.image_size)
     with torch.no_grad():
-        # On a copy, so the model's modes and statistics stay as its author left them.
-        compute_logits(copy.deepcopy(model).eval(), images, f"model '{name}'", task.num_classes)
+        compute_logits(run_copy, images, f"model '{name}'", task.num_classes)
     return model
 
 
@@ -130,13 +127,11 @@ ModelName = Annotated[str, AfterValidator(resolve_model_path)]
 """A model's name in settings. A relative path starts from where the settings are read."""
 
 
-def describe(name: str) -> str:
-    """Return one line on where the model comes from."""
+def describe_origin(name: str) -> str:
+    """Return in a few words where the model comes from."""
     if name.endswith(SUFFIX):
-        origin = "exported program, frozen"
-    else:
-        origin = "of torchvision" if name.startswith(TORCHVISION) else "the participant's own model"
-    return f"{display_name(name)}: {origin}"
+        return "exported program, frozen"
+    return "of torchvision" if name.startswith(TORCHVISION) else "the participant's own model"
 
 
 def _split_name(name: str) -> tuple[str, str]:

@@ -10,8 +10,7 @@ import copy
 import math
 import operator
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import fx, nn
@@ -24,52 +23,26 @@ from pudica.models.trial import keep_modes
 INPUT, OUTPUT = "input", "output"
 
 
-@dataclass(frozen=True)
-class CutCost:
-    """What an edge device pays when the model is cut after one layer.
-
-    Attributes
-    ----------
-    name, layer : str
-        The layer's name and type.
-    shape : tuple of int
-        Shape of one example's activation at the cut.
-    bytes : int
-        Bytes of one example's activation, as float32.
-    parameters : int
-        Parameters of the front.
-    share : float
-        The front's share of the model's parameters.
-    flops : int
-        Operations of the front's forward pass on one example; a multiply-add counts as two.
-    memory : int
-        Bytes of activations that the front keeps for its backward pass on one batch, including
-        the activation at the cut.
-    """
+class CutCost(NamedTuple):
+    """What an edge device pays when the model is cut after one layer."""
 
     name: str
-    layer: str
-    shape: tuple[int, ...]
-    bytes: int
-    parameters: int
-    share: float
-    flops: int
-    memory: int
+    layer: str  # its type
+    shape: tuple[int, ...]  # of one example's activation at the cut
+    bytes: int  # of that activation, as float32
+    parameters: int  # of the front
+    share: float  # of the model's parameters
+    flops: int  # of the front's forward pass on one example; a multiply-add counts as two
+    memory: int  # bytes kept for the backward pass on one batch, with the activation at the cut
 
 
 class Cutter:
     """A traced model and the places where it can be cut.
 
-    Parameters
-    ----------
-    model : Module
-        Maps images (B, C, H, W) to logits. The parts that :meth:`cut` returns share its layers.
+    It maps images (B, C, H, W) to logits. The parts that :meth:`cut` returns share its layers.
 
-    Raises
-    ------
-    RequestError
-        If the model cannot be traced, takes more than one input, or behaves differently in
-        training and evaluation outside its layers, which a trace would hard-code.
+    Raises RequestError if the model cannot be traced, takes more than one input, or behaves
+    differently in training and evaluation outside its layers, which a trace would hard-code.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -86,19 +59,11 @@ class Cutter:
     def cut(self, name: str) -> tuple[nn.Module, nn.Module]:
         """Return the front and the back: ``back(front(x))`` is ``model(x)``.
 
-        Their parameters keep the names they have in the model.
+        Their parameters keep the names they have in the model. The cut comes after the named layer,
+        or a block's last step; ``"input"`` cuts before the first, so the front does nothing.
 
-        Parameters
-        ----------
-        name : str
-            A layer or a block; the cut comes after it (after a block's last step).
-            ``"input"`` cuts before the first layer, so the front does nothing.
-
-        Raises
-        ------
-        RequestError
-            If there is no such layer, or more than one value would cross; the message lists the
-            possible cuts.
+        Raises RequestError if there is no such layer, or more than one value would cross; the
+        message lists the possible cuts.
         """
         if name == INPUT and name not in self._cuts:
             return nn.Identity(), self.model
@@ -108,17 +73,9 @@ class Cutter:
     def cut_stages(self, first: str, last: str) -> tuple[nn.Module, nn.Module, nn.Module]:
         """Return pre, main and post: ``post(main(pre(x)))`` is ``model(x)``.
 
-        Parameters
-        ----------
-        first, last : str
-            The layers after which ``pre`` and ``main`` end, as in :meth:`cut`. With ``"input"``
-            as ``first``, ``pre`` does nothing; with ``"output"`` as ``last``, ``post`` does
-            nothing.
-
-        Raises
-        ------
-        RequestError
-            As :meth:`cut`, or if the first is not before the last.
+        ``pre`` and ``main`` end after the first and the last layer, as in :meth:`cut`. With
+        ``"input"`` as ``first``, ``pre`` does nothing; with ``"output"`` as ``last``, ``post``.
+        Raises as :meth:`cut`, and if the first is not before the last.
         """
         start = None if first == INPUT else self._node(first)
         if last == OUTPUT:
@@ -139,14 +96,9 @@ class Cutter:
         return [*self._cuts.values()].index(self._node(name))
 
     def compute_costs(self, shape: tuple[int, int, int], batch: int = 64) -> list[CutCost]:
-        """Return the cost of each cut, from shapes alone: nothing is computed.
+        """Return the cost of each cut for images (C, H, W), from shapes alone.
 
-        Parameters
-        ----------
-        shape : tuple of int
-            Of an image, (C, H, W).
-        batch : int
-            Examples in a batch, at least 2; used for ``memory``.
+        ``memory`` is that of a batch of ``batch`` examples, at least 2.
         """
         ghost = copy.deepcopy(self.model).to("meta")  # which tracks shapes only
         # Keyed by the nodes' names, since a GraphModule owns a copy of its graph.
@@ -239,15 +191,9 @@ def cutting_cost(
 ) -> float:
     """Return the cost of a cut: the objective in section VI of paper 004.
 
-    ``w₁·ε + w₂·Σ Q − w₃·(1 − α/(e^ε + β))``. The last term models the accuracy; the authors
-    fitted α = 2 and β = −1.
-
-    Parameters
-    ----------
-    epsilon : float
-        ε of one activation as the paper claims it, not what holds for a record.
-    share : float
-        The front's share of the model's parameters, for Σ Q.
+    ``w₁·ε + w₂·Σ Q − w₃·(1 − α/(e^ε + β))``, with ε of one activation as the paper claims it, not
+    what holds for a record, and Σ Q the front's share of the parameters. The last term models the
+    accuracy; the authors fitted α = 2 and β = −1.
     """
     privacy, resources, accuracy = weights
     return (
@@ -256,14 +202,9 @@ def cutting_cost(
 
 
 def count_flops(module: nn.Module, shape: tuple[int, ...]) -> int:
-    """Return the operations of a forward pass on one example, without computing it.
+    """Return the operations of a forward pass on one example of this shape, without computing it.
 
     A multiply-add counts as two; only convolutions and matrix products are counted.
-
-    Parameters
-    ----------
-    shape : tuple of int
-        Shape of one example.
     """
     ghost = copy.deepcopy(module).to("meta").eval()
     with FlopCounterMode(display=False) as counter:

@@ -71,11 +71,8 @@ _NOTES = ("nodes", "metadata")
 def load_program(path: Path, task: ImageTask) -> FrozenProgram:
     """Load an exported program and check that it fits the task.
 
-    Raises
-    ------
-    RequestError
-        If the file is missing or unsafe, was exported in training mode or with a fixed batch
-        size, takes other images or classes, or is not differentiable.
+    Raises RequestError if the file is missing or unsafe, was exported in training mode or with a
+    fixed batch size, takes other images or classes, or is not differentiable.
     """
     program = _read_program(path)
     _check_mode(path, program)

@@ -30,10 +30,7 @@ def make_absolute(path: Path) -> Path:
 def write_atomically(path: Path, data: bytes, mode: int = 0o644, durable: bool = False) -> None:
     """Write a file so that readers see the old or the new content, even if the process is killed.
 
-    Parameters
-    ----------
-    durable : bool
-        Return only once the file is on disk, so that it survives a power cut.
+    If ``durable``, return only once the file is on disk, so that it survives a power cut.
     """
     # A thread's number is unique among those of all processes.
     temporary = path.with_name(f".{path.name}.{threading.get_native_id()}")
@@ -111,10 +108,7 @@ def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]] |
 def load_weights(path: Path) -> dict[str, torch.Tensor]:
     """Return the tensors of a user's safetensors file; nothing is unpickled.
 
-    Raises
-    ------
-    RequestError
-        If there is no such file, or it has another format.
+    Raises RequestError if there is no such file, or it has another format.
     """
     if not path.is_file():
         raise RequestError(f"weights: there is no file {path}")
@@ -128,12 +122,9 @@ def load_weights(path: Path) -> dict[str, torch.Tensor]:
 
 
 def load_weights_into(model: nn.Module, path: Path) -> None:
-    """Load the weights of a safetensors file into a model; all names and shapes must match.
+    """Load the weights of a safetensors file into a model.
 
-    Raises
-    ------
-    RequestError
-        As :func:`load_weights`, or if the weights belong to another model.
+    Raises as :func:`load_weights`, and if a name or shape does not match.
     """
     weights, state = load_weights(path), model.state_dict()
     for name in [*weights, *state]:

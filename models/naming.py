@@ -40,10 +40,7 @@ _KINDS = {
 def validate_name(text: str, longest: int = LONGEST_NAME) -> str:
     """Return a valid name of a person or thing, of at most ``longest`` characters, in NFC.
 
-    Raises
-    ------
-    RequestError
-        If the name is not valid; the message says why and what is allowed.
+    Raises RequestError if it is not valid; the message says why and what is allowed.
     """
     name = to_nfc(text)
     problem = (

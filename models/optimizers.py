@@ -102,13 +102,10 @@ def optimizer_state(optimizer: torch.optim.Optimizer | None) -> dict[str, torch.
 def validate_state(
     config: Optimizing, parameters: Iterable[torch.Tensor], state: Mapping[str, torch.Tensor]
 ) -> None:
-    """Check that an optimiser of these parameters could have this state.
+    """Raise ValueError if no optimiser of these parameters could have this state.
 
-    Raises
-    ------
-    ValueError
-        If a tensor is missing, superfluous, of another shape or type, or negative although it is
-        a mean of squares.
+    That is, if a tensor is missing, superfluous, of another shape or type, or negative although it
+    is a mean of squares.
     """
     templates = [torch.nn.Parameter(torch.zeros_like(parameter)) for parameter in parameters]
     optimizer = build(config, templates)

@@ -18,10 +18,7 @@ from pudica.models.errors import RequestError, unknown_name_error
 def build(name: str, task: ImageTask) -> nn.Module:
     """Build a torchvision classifier, such as ``torchvision:vgg16``, with fresh weights.
 
-    Raises
-    ------
-    RequestError
-        If torchvision has no such classifier, or the images are grey.
+    Raises RequestError if torchvision has none of that name, or the images are grey.
     """
     if task.channels != 3:
         raise RequestError(f"model '{name}' takes colour images: set data.channels to 3")
@@ -34,12 +31,8 @@ def build(name: str, task: ImageTask) -> nn.Module:
 def load_weights(name: str) -> dict[str, torch.Tensor]:
     """Return the weights that torchvision publishes for one of its models.
 
-    They are downloaded once, into ``TORCH_HOME``; only tensors are unpickled.
-
-    Raises
-    ------
-    RequestError
-        If the model is not torchvision's, or its weights can't be downloaded.
+    They are downloaded once, into ``TORCH_HOME``; only tensors are unpickled. Raises RequestError
+    if the model is not torchvision's, or its weights can't be downloaded.
     """
     if not name.startswith(TORCHVISION):
         raise RequestError(

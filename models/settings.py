@@ -28,19 +28,9 @@ BOUNDS = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}
 def validate_settings(
     schema: type[Settings], values: Mapping[str, Any], owner: str, excluded: Collection[str] = ()
 ) -> Settings:
-    """Return keyword arguments as settings.
+    """Return keyword arguments of ``owner`` as settings; only an experiment has the excluded ones.
 
-    Parameters
-    ----------
-    owner : str
-        Whose arguments they are, for messages.
-    excluded : collection of str
-        Settings of the schema that only an experiment has.
-
-    Raises
-    ------
-    RequestError
-        Names argument, value and what is allowed.
+    Raises RequestError, which names argument, value and what is allowed.
     """
     allowed = [name for name in schema.model_fields if name not in excluded]
     for name in values:
@@ -58,17 +48,9 @@ def validate_settings(
 def explain_errors(
     error: ValidationError, schema: type[BaseModel], file: str = "", overrides: Iterable[str] = ()
 ) -> list[str]:
-    """Return one line per mistake.
+    """Return one line per mistake, with the file that the values come from.
 
-    Parameters
-    ----------
-    error : ValidationError
-        Raised when validating something as ``schema``.
-    schema : type of BaseModel
-    file : str
-        The file that the values come from.
-    overrides : iterable of str
-        Dotted keys that were given by ``--set`` instead.
+    ``overrides`` are dotted keys that were given by ``--set`` instead.
     """
     mistakes = _group_by_key(error, schema)
     return [
@@ -113,7 +95,7 @@ def _describe_mistake(item: Any, location: Location, schema: type[BaseModel]) ->
     kind, key = item["type"], ".".join(map(str, location))
     owner = ".".join(map(str, location[:-1]))
     if kind == "extra_forbidden":
-        section = _find_section(schema, location[:-1])
+        section, _ = _find_place(schema, location[:-1])
         known = list_yaml_keys(section) if section else []
         return owner, str(unknown_name_error("key", str(location[-1]), known))
     if kind == "missing":
@@ -131,7 +113,7 @@ def _format_value(value: Any) -> str:
 
 
 def _describe_problem(item: Any, location: Location, schema: type[BaseModel]) -> str:
-    kind, field = item["type"], _find_field(schema, location)
+    kind, (section, field) = item["type"], _find_place(schema, location)
     if kind == "literal_error":
         return f"must be {item['ctx']['expected']}"
     if kind == "string_pattern_mismatch":
@@ -140,7 +122,6 @@ def _describe_problem(item: Any, location: Location, schema: type[BaseModel]) ->
     if kind in ("too_short", "string_too_short"):
         return "must not be empty"
     if kind in ("model_type", "dict_type", "model_attributes_type"):
-        section = _find_section(schema, location)
         allowed = f" with keys of: {', '.join(list_yaml_keys(section))}" if section else ""
         return f"must be a section{allowed}"
     # The whole range of a field, for example "above 0 and at most 10".
@@ -164,26 +145,19 @@ def list_yaml_keys(section: type[BaseModel]) -> list[str]:
     return [field.alias or name for name, field in section.model_fields.items()]
 
 
-def _find_field(schema: type[BaseModel], location: Location) -> FieldInfo | None:
-    names = [part for part in location if isinstance(part, str)]
-    section = _find_section(schema, tuple(names[:-1]))
-    # An item of a list, or of a mapping with free keys, is not a field.
-    return _find_field_by_key(section, names[-1]) if names and names[-1] == location[-1] else None
-
-
-def _find_section(schema: type[BaseModel], location: Location) -> type[BaseModel] | None:
-    """Return the schema of the section at a location."""
+def _find_place(
+    schema: type[BaseModel], location: Location
+) -> tuple[type[BaseModel] | None, FieldInfo | None]:
+    """Return the schema of the section at a location, and the field there, where there is one."""
     section: type[BaseModel] | None = schema
+    field = None
     for part in location:
+        field = None  # an item of a list, or of a mapping with free keys, is not a field
         if isinstance(part, str):
-            field = _find_field_by_key(section, part)
+            fields = section.model_fields if section else {}
+            field = next((f for name, f in fields.items() if part in (name, f.alias)), None)
             section = _find_model(field.annotation) if field else None
-    return section
-
-
-def _find_field_by_key(section: type[BaseModel] | None, key: str) -> FieldInfo | None:
-    fields = section.model_fields if section else {}
-    return next((f for name, f in fields.items() if key in (name, f.alias)), None)
+    return section, field
 
 
 def _find_model(annotation: Any) -> type[BaseModel] | None:
@@ -196,10 +170,7 @@ def _find_model(annotation: Any) -> type[BaseModel] | None:
 def find_misplaced_booleans(given: Any, accepted: Any, key: str = "") -> Iterable[str]:
     """Yield the keys where true or false was given for a number: pydantic takes them as 1 and 0.
 
-    Parameters
-    ----------
-    given, accepted : nested dicts and lists
-        The values before and after validation.
+    ``given`` and ``accepted`` are the values before and after validation.
     """
     if isinstance(given, bool) and not isinstance(accepted, bool):
         yield key

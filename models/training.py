@@ -37,9 +37,7 @@ class Images(Protocol):
         """A black pixel in the units of :meth:`batch`, or the closest value: (C, 1, 1)."""
         ...
 
-    def __len__(self) -> int:
-        """Return the number of images."""
-        ...
+    def __len__(self) -> int: ...
 
     def batch(
         self, positions: np.ndarray, change: Callable[[torch.Tensor], torch.Tensor] | None = None
@@ -120,10 +118,8 @@ class Training:
     ----------
     model : Module
         Trained in place.
-    config : TrainingConfig
     seed : int
         Seeds the batch order, augmentation and random layers such as dropout.
-    compute : Compute
     own_noise : NoiseGenerator or None
         A cheating participant's own generator, trained together with the model so that the
         model gets used to noise (the "cheating" case of the authors' code).
@@ -183,13 +179,7 @@ class Training:
         self.accuracies.append(share)
 
     def train_epoch(self, train: Images) -> None:
-        """Train one epoch.
-
-        Raises
-        ------
-        RequestError
-            If the loss is no longer a finite number.
-        """
+        """Train one epoch; raise RequestError if the loss is no longer a finite number."""
         if self._has_schedule:
             set_learning_rate(self.optimizer, self.config.learning_rate_at(self.epoch))
         self.model.train()
@@ -222,7 +212,7 @@ class Training:
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
         if self.noise:
-            gradients = [p.grad for p in (self.noise.generator.mu, self.noise.generator.rho)]
+            gradients = [p.grad for p in self.noise.generator.parameters()]
             task = torch.stack([g.clone() for g in gradients if g is not None])
             self.noise.step(CHEAT_WEIGHT * task)
         self.model.train()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -23,21 +24,14 @@ def keep_modes(model: nn.Module) -> Iterator[None]:
 
 
 def compute_logits(
-    model: nn.Module, images: torch.Tensor, what: str, classes: int | None = None
+    model: Callable[[torch.Tensor], Any],
+    images: torch.Tensor,
+    what: str,
+    classes: int | None = None,
 ) -> torch.Tensor:
     """Return the logits (B, classes) of a model that may fail, or return something else.
 
-    Parameters
-    ----------
-    what : str
-        The model's name in messages.
-    classes : int or None
-        How many classes it must tell apart.
-
-    Raises
-    ------
-    RequestError
-        Says what it returns instead.
+    Raises RequestError, in which ``what`` names the model, also for another number of classes.
     """
     shape = format_shape(images.shape)
     try:
@@ -59,17 +53,9 @@ def compute_logits(
 
 
 def count_classes(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> int:
-    """Return how many classes a model tells apart, on some images.
+    """Return how many classes a model tells apart, on images (B, C, H, W) as it is to see them.
 
-    Parameters
-    ----------
-    x, y : Tensor
-        Images (B, C, H, W) as the model is to see them, and their labels.
-
-    Raises
-    ------
-    RequestError
-        The model fails, its output is no logits, or a label is none of its classes.
+    Raises RequestError if it fails, its output is no logits, or a label is none of its classes.
     """
     with keep_modes(model), torch.no_grad():
         classes = compute_logits(model.eval(), x, "model:").shape[1]

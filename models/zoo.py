@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib import import_module
 from typing import NamedTuple
 
@@ -32,49 +33,33 @@ def build(
 ) -> nn.Module:
     """Build a classifier with freshly drawn weights, in training mode.
 
+    It maps floats (batch, channels, image_size, image_size) to logits (batch, num_classes).
+
     Parameters
     ----------
     name : str
         A name from :func:`names` in any usual spelling, ``custom:package.module:callable``,
         ``torchvision:name``, or the path of an exported program that ends in ``.pt2`` (which
         brings its own weights and is frozen; see :func:`pudica.models.custom.is_frozen`).
-    num_classes : int
-        At least 2.
-    channels : int
-        1 for grey images, 3 for colour.
-    image_size : int
-        The images' side in pixels, at most 224.
+    num_classes, channels, image_size : int
+        At least 2; 1 (grey) or 3 (colour); at most 224 pixels.
     seed : int
         Determines the weights. The global generators are left as they were.
 
-    Returns
-    -------
-    torch.nn.Module
-        Maps floats (batch, channels, image_size, image_size) to logits (batch, num_classes).
-
-    Raises
-    ------
-    RequestError
-        If the name is unknown or the architecture does not fit these images.
+    Raises RequestError if the name is unknown or the architecture does not fit these images.
     """
     task = ImageTask(num_classes, channels, image_size)
     _validate_task(name, task)
     with temporary_seed(seed):
-        if custom.is_custom(name):
-            return custom.build(name, task)
-        # Channels-last is faster on the CPU for most models, in training too: docs/performance.md.
-        # A custom model keeps its own layout, since its code may depend on it.
-        return _find_architecture(name).make(task).to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+        model = _find_architecture(name).make(task)
+    if custom.is_custom(name):
+        return model  # in its own layout, since its code may depend on it
+    # Channels-last is faster on the CPU for most models, in training too: docs/performance.md.
+    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
 
 def check_available(name: str) -> None:
-    """Check that a name denotes a model, whatever the task.
-
-    Raises
-    ------
-    RequestError
-        If the name is unknown, or the model can't be found or imported.
-    """
+    """Raise RequestError if a name denotes no model that can be found, whatever the task."""
     if custom.is_custom(name):
         custom.check_available(name)
     else:
@@ -82,18 +67,11 @@ def check_available(name: str) -> None:
 
 
 def freeze(name: str, model: nn.Module) -> nn.Module:
-    """Return a trained model in evaluation mode, with gradients for its input only.
+    """Return the named model, trained, in evaluation mode with gradients for its input only.
 
     In the zoo's models batch norm is folded into the preceding layer where possible, which gives
-    the same function up to rounding in less time. A custom model is not changed, since its code
-    may do things that a trace would not show.
-
-    Parameters
-    ----------
-    name : str
-        The name that the model was built from.
-    model : Module
-        Put into evaluation mode, without gradients; the returned model may be a copy.
+    the same function up to rounding in less time; then a copy is returned. A custom model is only
+    put into that mode, since its code may do things that a trace would not show.
     """
     from torch.fx.experimental.optimization import fuse  # slow to import
 
@@ -107,14 +85,9 @@ def names() -> list[str]:
 
 
 def canonical_name(name: str) -> str:
-    """Return the zoo's own spelling: ``"VGG16"`` gives ``"vgg-16"``.
+    """Return the zoo's own spelling: ``"VGG16"`` gives ``"vgg-16"``; custom names as they are.
 
-    Custom names are returned unchanged.
-
-    Raises
-    ------
-    RequestError
-        If there is no such model.
+    Raises RequestError if there is no such model.
     """
     if custom.is_custom(name):
         return name
@@ -126,19 +99,19 @@ def canonical_name(name: str) -> str:
 
 def display_name(name: str) -> str:
     """Return the published spelling: ``"resnet-20"`` gives ``"ResNet-20"``."""
-    return custom.display_name(name) if custom.is_custom(name) else _find_architecture(name).display
+    return _find_architecture(name).display
 
 
 def minimum_side(name: str) -> int:
     """Return the smallest image side that the model accepts; 1 if only building can tell."""
-    return 1 if custom.is_custom(name) else _find_architecture(name).minimum_side
+    return _find_architecture(name).minimum_side
 
 
 def describe(name: str) -> str:
     """Return one line: spelling, origin, parameters for 10 classes of 3x32x32, smallest side."""
-    if custom.is_custom(name):
-        return custom.describe(name)
     entry = _find_architecture(name)
+    if custom.is_custom(name):
+        return f"{entry.display}: {entry.summary}"
     with torch.device("meta"):
         model = entry.make(ImageTask(num_classes=10, channels=3, image_size=32))
     count = sum(parameter.numel() for parameter in model.parameters())
@@ -147,6 +120,9 @@ def describe(name: str) -> str:
 
 
 def _find_architecture(name: str) -> Architecture:
+    if custom.is_custom(name):
+        display, summary = custom.display_name(name), custom.describe_origin(name)
+        return Architecture(display, summary, 1, partial(custom.build, name))
     return _ZOO[canonical_name(name)]
 
 

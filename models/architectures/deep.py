@@ -23,8 +23,6 @@ from pudica.models.architectures.layers import (
     stack_stages,
 )
 
-# --------------------------------------------------------------------------------- VGG
-
 _VGG_COLUMNS = {11: "A", 13: "B", 16: "D", 19: "E"}
 """The columns of Table 1 in Simonyan and Zisserman 2015, by depth."""
 
@@ -49,8 +47,6 @@ def _vgg(task: ImageTask, configuration: list[str | int]) -> nn.Module:
     width = [item for item in configuration if isinstance(item, int)][-1]
     return initialise_he(nn.Sequential(features, pooled_classifier(width, task.num_classes)))
 
-
-# --------------------------------------------------------------------- residual networks
 
 _WIDTHS = (16, 32, 64)
 _LARGEST_WITH_SMALL_STEM = 64
@@ -177,8 +173,6 @@ def _bottleneck(channels: int, width: int, stride: int) -> Bottleneck:
     return Bottleneck(channels, planes, stride, downsample=shortcut, groups=8, base_width=64)
 
 
-# -------------------------------------------------------------------------- DenseNet-BC
-
 _DENSENETS: dict[int, tuple[int, int, tuple[int, ...]]] = {
     121: (32, 64, (6, 12, 24, 16)),
     161: (48, 96, (6, 12, 36, 24)),
@@ -206,9 +200,6 @@ def _densenet(task: ImageTask, growth: int, stem: int, blocks: tuple[int, ...]) 
     nn.init.kaiming_normal_(features.conv0.weight)
     features.pool0 = nn.Identity()
     return model
-
-
-# ---------------------------------------------------------------------------- GoogLeNet
 
 
 def googlenet(task: ImageTask) -> nn.Module:
