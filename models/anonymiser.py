@@ -10,13 +10,7 @@ WIDTH = 32
 
 
 class Anonymiser(nn.Module):
-    """A U-Net that adds a learned change to images of the same shape.
-
-    Parameters
-    ----------
-    channels : int
-        Channels of the images.
-    """
+    """A U-Net that adds a learned change to images of the same shape."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()

@@ -12,20 +12,11 @@ LOGITS = 2
 """Logits per attribute: no, then yes."""
 
 
-def split_by_attribute(logits: torch.Tensor, answers: int = LOGITS) -> torch.Tensor:
-    """Return logits (B, A·K) as (B, A, K), K the number of answers."""
-    return logits.reshape(len(logits), -1, answers)
-
-
 def compute_balancing_weights(attributes: torch.Tensor, answers: int = LOGITS) -> torch.Tensor:
-    """Return weights (A, K) that give all answers to each attribute the same total weight.
+    """Return weights (A, K) that give all K answers to each attribute the same total weight.
 
-    Parameters
-    ----------
-    attributes : int64 tensor of shape (N, A)
-        Attributes of the training images. An answer that never occurs gets the weight 0.
-    answers : int
-        K.
+    ``attributes`` are those of the training images, int64 of shape (N, A). An answer that never
+    occurs gets the weight 0.
     """
     later = [(attributes == answer).double().mean(0) for answer in range(1, answers)]
     first = 1 - torch.stack(later).sum(0)
@@ -36,14 +27,9 @@ def compute_balancing_weights(attributes: torch.Tensor, answers: int = LOGITS) -
 def attribute_loss(
     logits: torch.Tensor, attributes: torch.Tensor, weights: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Return the mean cross entropy over images and attributes.
+    """Return the mean cross entropy of logits (B, A·K) and attributes, int64 (B, A).
 
-    Parameters
-    ----------
-    logits : Tensor of shape (B, A·K)
-    attributes : int64 tensor of shape (B, A)
-    weights : Tensor of shape (A, K) or None
-        Weight of each answer, from :func:`compute_balancing_weights`.
+    ``weights``, (A, K), are those of the answers, from :func:`compute_balancing_weights`.
     """
     answers = logits.reshape(*attributes.shape, -1)
     each = cross_entropy(answers.flatten(0, 1), attributes.flatten(), reduction="none")
@@ -54,8 +40,8 @@ def attribute_loss(
 
 
 def predict_answers(logits: torch.Tensor, answers: int = LOGITS) -> torch.Tensor:
-    """Return the predicted answers, 0 to K - 1: int64 of shape (B, A)."""
-    return split_by_attribute(logits, answers).argmax(2)
+    """Return the predicted answers, 0 to K - 1, of logits (B, A·K): int64 of shape (B, A)."""
+    return logits.reshape(len(logits), -1, answers).argmax(2)
 
 
 def count_confusions(

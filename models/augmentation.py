@@ -35,9 +35,8 @@ def crop_flip(x: torch.Tensor, black: torch.Tensor, generator: torch.Generator) 
     flipped = torch.rand(batch, 1, generator=generator) < 0.5
     columns = torch.where(flipped, columns.flip(1), columns)
     images = torch.arange(batch)[:, None, None]
-    return padded.permute(0, 2, 3, 1)[images, rows[:, :, None], columns[:, None, :]].permute(
-        0, 3, 1, 2
-    )
+    shifted = padded.permute(0, 2, 3, 1)[images, rows[:, :, None], columns[:, None, :]]
+    return shifted.permute(0, 3, 1, 2)
 
 
 def distort_handwriting(
@@ -49,12 +48,10 @@ def distort_handwriting(
     """
     strokes = x - black
     full = strokes.amax((1, 2, 3), keepdim=True).clamp(min=torch.finfo(x.dtype).tiny)
-    bent = grid_sample(
-        strokes / full, _build_sampling_grid(x.shape, generator), align_corners=False
-    )
-    threshold, softness = (
-        _draw_uniform(len(x), *span, generator) for span in (THRESHOLD, SOFTNESS)
-    )
+    grid = _build_sampling_grid(x.shape, generator)
+    bent = grid_sample(strokes / full, grid, align_corners=False)
+    threshold = _draw_uniform(len(x), *THRESHOLD, generator)
+    softness = _draw_uniform(len(x), *SOFTNESS, generator)
     # The threshold on a blurred stroke's grey sets the pen's width; black must stay black.
     inked = torch.sigmoid((bent - threshold) / softness) - torch.sigmoid(-threshold / softness)
     peak = inked.amax((1, 2, 3), keepdim=True).clamp(min=0.1)

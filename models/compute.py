@@ -39,13 +39,7 @@ class ComputeConfig(BaseModel):
 
 
 class Compute:
-    """A device and its options, built from a :class:`ComputeConfig`.
-
-    Raises
-    ------
-    RequestError
-        If ``cuda`` is requested and PyTorch sees no GPU.
-    """
+    """A device and its options; RequestError if ``cuda`` is requested and there is no GPU."""
 
     def __init__(self, config: ComputeConfig) -> None:
         present = torch.cuda.is_available()
@@ -92,13 +86,7 @@ class Compute:
         return model.to(self.device, memory_format=self._layout)  # type: ignore[call-overload,no-any-return]
 
     def forward(self, model: nn.Module, x: torch.Tensor) -> torch.Tensor:
-        """Return ``model(x)`` as float32, computed under autocast if that is enabled.
-
-        Parameters
-        ----------
-        model : Module
-            A whole model, or a part of one.
-        """
+        """Return a model's, or a part's, ``model(x)`` as float32, under autocast if enabled."""
         if self.on_gpu and self.config.bfloat16:
             with torch.autocast("cuda", dtype=torch.bfloat16):
                 return model(x).float()  # type: ignore[no-any-return]

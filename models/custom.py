@@ -20,11 +20,29 @@ from torch import nn
 from pudica.models.architectures import TORCHVISION, ImageTask
 from pudica.models.errors import RequestError
 from pudica.models.files import make_absolute, settings_folder
-from pudica.models.frozen import FrozenProgram
+from pudica.models.trial import compute_logits
 
 PREFIX = "custom:"
 SUFFIX = ".pt2"
 SOURCE = ".py"
+
+
+class FrozenProgram(nn.Module):
+    """An exported program: its mode is fixed, and it has no weights to train."""
+
+    def __init__(self, program: nn.Module) -> None:
+        super().__init__()
+        self.program = program.requires_grad_(False)
+        self.training = False
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Map (batch, channels, side, side) to logits (batch, num_classes)."""
+        logits: torch.Tensor = self.program(images)
+        return logits
+
+    def train(self, mode: bool = True) -> FrozenProgram:  # noqa: ARG002
+        """Do nothing: the mode was fixed at export."""
+        return self
 
 
 def is_custom(name: str) -> bool:
@@ -33,11 +51,7 @@ def is_custom(name: str) -> bool:
 
 
 def is_frozen(model: nn.Module) -> bool:
-    """Tell whether a model can only be used, not trained.
-
-    An exported program has no training mode and no weights to update, but gradients with respect
-    to its input are available.
-    """
+    """Tell whether a model can't be trained: an exported program has gradients for its input."""
     return isinstance(model, FrozenProgram)
 
 
@@ -50,14 +64,9 @@ def build(name: str, task: ImageTask) -> nn.Module:
         ``custom:FILE.py:callable``, ``custom:package.module:callable``, ``torchvision:name``, or
         a path that ends in ``.pt2``. The first two run code from that file or module, so they
         must come from whoever runs the process.
-    task : ImageTask
-        The images and classes that the model must fit.
 
-    Raises
-    ------
-    RequestError
-        If the model cannot be found, imported, called or loaded, or does not map this task's
-        images to its logits.
+    Raises RequestError if the model cannot be found, imported, called or loaded, or does not map
+    this task's images to its logits.
     """
     if name.endswith(SUFFIX):
         # Imported late: it takes two seconds, which every worker would pay.
@@ -70,7 +79,14 @@ def build(name: str, task: ImageTask) -> nn.Module:
         model = published.build(name, task)
     else:
         model = _call_factory(name, _import_factory(name), task)
-    _check_output(name, model, task)
+
+    def run_copy(images: torch.Tensor) -> Any:
+        # So the model's modes and statistics stay as its author left them.
+        return copy.deepcopy(model).eval()(images)
+
+    images = torch.zeros(2, task.channels, task.image_size, task.image_size)
+    with torch.no_grad():
+        compute_logits(run_copy, images, f"model '{name}'", task.num_classes)
     return model
 
 
@@ -89,28 +105,20 @@ def check_available(name: str) -> None:
 
 def display_name(name: str) -> str:
     """Return the import path or torchvision's name; for a file, its stem."""
-    if name.startswith(TORCHVISION):
-        return name.partition(":")[2]
-    if name.startswith(PREFIX):
-        source, attribute = _split_name(name)
-        if _is_file(source):
-            return f"{Path(source).stem}:{attribute}"
-        return name.partition(":")[2]
-    return Path(name).stem
+    if name.endswith(SUFFIX):
+        return Path(name).stem
+    source, attribute = _split_name(name)
+    if name.startswith(PREFIX) and source.endswith(SOURCE):
+        return f"{Path(source).stem}:{attribute}"
+    return name.partition(":")[2]
 
 
 def resolve_model_path(name: str, folder: Path = Path()) -> str:
-    """Make the file path in a model's name absolute, if there is one.
-
-    Parameters
-    ----------
-    folder : Path
-        The folder that a relative path starts from.
-    """
+    """Make the file path in a model's name absolute, starting from ``folder``, if there is one."""
     if name.endswith(SUFFIX):
         return str(make_absolute(Path(name), folder))
-    if name.startswith(PREFIX) and _is_file(_split_name(name)[0]):
-        source, attribute = _split_name(name)
+    source, attribute = _split_name(name)
+    if name.startswith(PREFIX) and source.endswith(SOURCE):
         return f"{PREFIX}{make_absolute(Path(source), folder)}:{attribute}"
     return name
 
@@ -121,22 +129,17 @@ ModelName = Annotated[
 """A model's name in settings. A relative path starts from where the settings are read."""
 
 
-def describe(name: str) -> str:
-    """Return one line on where the model comes from."""
-    origins = {PREFIX: "the participant's own model", TORCHVISION: "of torchvision"}
-    matches = (origin for prefix, origin in origins.items() if name.startswith(prefix))
-    origin = next(matches, "exported program, frozen")
-    return f"{display_name(name)}: {origin}"
+def describe_origin(name: str) -> str:
+    """Return in a few words where the model comes from."""
+    if name.endswith(SUFFIX):
+        return "exported program, frozen"
+    return "of torchvision" if name.startswith(TORCHVISION) else "the participant's own model"
 
 
 def _split_name(name: str) -> tuple[str, str]:
     """Return the module or file of a ``custom:`` name, and the callable's name."""
     source, _, attribute = name.removeprefix(PREFIX).rpartition(":")
     return source, attribute
-
-
-def _is_file(source: str) -> bool:
-    return source.endswith(SOURCE)
 
 
 def _import_factory(name: str) -> Callable[..., Any]:
@@ -146,7 +149,8 @@ def _import_factory(name: str) -> Callable[..., Any]:
             f"model '{name}' must be written custom:FILE.py:callable or "
             "custom:package.module:callable"
         )
-    module = _load_file(name, Path(source)) if _is_file(source) else _import_module(name, source)
+    is_file = source.endswith(SOURCE)
+    module = _load_file(name, Path(source)) if is_file else _import_module(name, source)
     factory: Callable[..., Any] | None = getattr(module, attribute, None)
     if not callable(factory):
         problem = "is not callable" if hasattr(module, attribute) else "does not exist"
@@ -205,26 +209,3 @@ def _call_factory(name: str, factory: Callable[..., Any], task: ImageTask) -> nn
             f"model '{name}' must return a torch.nn.Module, got {type(model).__name__}"
         )
     return model
-
-
-def _check_output(name: str, model: nn.Module, task: ImageTask) -> None:
-    images = torch.zeros(2, task.channels, task.image_size, task.image_size)
-    try:
-        with torch.no_grad():
-            # On a copy, so the model's modes and statistics stay as its author left them.
-            logits = copy.deepcopy(model).eval()(images)
-    except Exception as error:
-        raise RequestError(
-            f"model '{name}' fails on images of {_format_shape(images)}: {error}"
-        ) from error
-    expected = (2, task.num_classes)
-    if not isinstance(logits, torch.Tensor) or logits.shape != expected:
-        got = _format_shape(logits) if isinstance(logits, torch.Tensor) else type(logits).__name__
-        raise RequestError(
-            f"model '{name}' must map images of {_format_shape(images)} to logits of "
-            f"{'x'.join(map(str, expected))}, got {got}"
-        )
-
-
-def _format_shape(tensor: torch.Tensor) -> str:
-    return "x".join(map(str, tensor.shape))

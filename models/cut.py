@@ -10,8 +10,7 @@ import copy
 import math
 import operator
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import fx, nn
@@ -19,56 +18,31 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
 from pudica.models.errors import RequestError, unknown_name_error
+from pudica.models.trial import keep_modes
 
 INPUT, OUTPUT = "input", "output"
 
 
-@dataclass(frozen=True)
-class CutCost:
-    """What an edge device pays when the model is cut after one layer.
-
-    Attributes
-    ----------
-    name, layer : str
-        The layer's name and type.
-    shape : tuple of int
-        Shape of one example's activation at the cut.
-    bytes : int
-        Bytes of one example's activation, as float32.
-    parameters : int
-        Parameters of the front.
-    share : float
-        The front's share of the model's parameters.
-    flops : int
-        Operations of the front's forward pass on one example; a multiply-add counts as two.
-    memory : int
-        Bytes of activations that the front keeps for its backward pass on one batch, including
-        the activation at the cut.
-    """
+class CutCost(NamedTuple):
+    """What an edge device pays when the model is cut after one layer."""
 
     name: str
-    layer: str
-    shape: tuple[int, ...]
-    bytes: int
-    parameters: int
-    share: float
-    flops: int
-    memory: int
+    layer: str  # its type
+    shape: tuple[int, ...]  # of one example's activation at the cut
+    bytes: int  # of that activation, as float32
+    parameters: int  # of the front
+    share: float  # of the model's parameters
+    flops: int  # of the front's forward pass on one example; a multiply-add counts as two
+    memory: int  # bytes kept for the backward pass on one batch, with the activation at the cut
 
 
 class Cutter:
     """A traced model and the places where it can be cut.
 
-    Parameters
-    ----------
-    model : Module
-        Maps images (B, C, H, W) to logits. The parts that :meth:`cut` returns share its layers.
+    It maps images (B, C, H, W) to logits. The parts that :meth:`cut` returns share its layers.
 
-    Raises
-    ------
-    RequestError
-        If the model cannot be traced, takes more than one input, or behaves differently in
-        training and evaluation outside its layers, which a trace would hard-code.
+    Raises RequestError if the model cannot be traced, takes more than one input, or behaves
+    differently in training and evaluation outside its layers, which a trace would hard-code.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -85,39 +59,23 @@ class Cutter:
     def cut(self, name: str) -> tuple[nn.Module, nn.Module]:
         """Return the front and the back: ``back(front(x))`` is ``model(x)``.
 
-        Their parameters keep the names they have in the model.
+        Their parameters keep the names they have in the model. The cut comes after the named layer,
+        or a block's last step; ``"input"`` cuts before the first, so the front does nothing.
 
-        Parameters
-        ----------
-        name : str
-            A layer or a block; the cut comes after it (after a block's last step).
-            ``"input"`` cuts before the first layer, so the front does nothing.
-
-        Raises
-        ------
-        RequestError
-            If there is no such layer, or more than one value would cross; the message lists the
-            possible cuts.
+        Raises RequestError if there is no such layer, or more than one value would cross; the
+        message lists the possible cuts.
         """
         if name == INPUT and name not in self._cuts:
             return nn.Identity(), self.model
         node = self._node(name)
-        return self._front(node), self._back(node)
+        return self._part(None, node), self._part(node, None)
 
     def cut_stages(self, first: str, last: str) -> tuple[nn.Module, nn.Module, nn.Module]:
         """Return pre, main and post: ``post(main(pre(x)))`` is ``model(x)``.
 
-        Parameters
-        ----------
-        first, last : str
-            The layers after which ``pre`` and ``main`` end, as in :meth:`cut`. With ``"input"``
-            as ``first``, ``pre`` does nothing; with ``"output"`` as ``last``, ``post`` does
-            nothing.
-
-        Raises
-        ------
-        RequestError
-            As :meth:`cut`, or if the first is not before the last.
+        ``pre`` and ``main`` end after the first and the last layer, as in :meth:`cut`. With
+        ``"input"`` as ``first``, ``pre`` does nothing; with ``"output"`` as ``last``, ``post``.
+        Raises as :meth:`cut`, and if the first is not before the last.
         """
         start = None if first == INPUT else self._node(first)
         if last == OUTPUT:
@@ -128,43 +86,25 @@ class Cutter:
                 f"the stages do not meet: '{first}' must come before '{last}'; in their order: "
                 f"{', '.join(self._cuts)}"
             )
-        pre = nn.Identity() if start is None else self._front(start)
-        return pre, self._middle(start, end), self._back(end)
+        pre = nn.Identity() if start is None else self._part(None, start)
+        return pre, self._part(start, end), self._part(end, None)
 
     def index_of(self, name: str) -> int:
-        """Return how many cuts of :attr:`names` come before this one.
-
-        Parameters
-        ----------
-        name : str
-            A cut as in :meth:`cut_stages`, including ``"input"`` and ``"output"``.
-
-        Raises
-        ------
-        RequestError
-            As :meth:`cut`.
-        """
+        """Return how many cuts of :attr:`names` come before this one, named as for the stages."""
         if name in (INPUT, OUTPUT) and name not in self._cuts:
             return 0 if name == INPUT else len(self._cuts)
         return [*self._cuts.values()].index(self._node(name))
 
     def compute_costs(self, shape: tuple[int, int, int], batch: int = 64) -> list[CutCost]:
-        """Return the cost of each cut, from shapes alone: nothing is computed.
+        """Return the cost of each cut for images (C, H, W), from shapes alone.
 
-        Parameters
-        ----------
-        shape : tuple of int
-            Channels, height and width of an image.
-        batch : int
-            Examples in a batch, at least 2; used for ``memory``.
+        ``memory`` is that of a batch of ``batch`` examples, at least 2.
         """
         ghost = copy.deepcopy(self.model).to("meta")  # which tracks shapes only
         # Keyed by the nodes' names, since a GraphModule owns a copy of its graph.
         wanted = {node.name: (name, self._layer(node)) for name, node in self._cuts.items()}
         meter = _CostMeter(fx.GraphModule(ghost, self._graph), wanted)
         return meter.measure(torch.empty(batch, *shape, device="meta"))
-
-    # ---------------------------------------------------------------------- internals
 
     def _find_cuts(self) -> dict[str, fx.Node]:
         """Return the nodes whose value alone crosses to the rest of the model, by name."""
@@ -180,7 +120,11 @@ class Cutter:
             weight = max([weight, *(last_read[tensor] for tensor in read[i])])
             # Everything before is used up here, and part of the model is still to come.
             alone = others <= i and node.op != "placeholder" and value < len(self._nodes) - 1
-            if alone and weight <= i and not _is_unpacked(node):
+            is_unpacked = any(
+                user.target is operator.getitem and isinstance(user.args[1], int)
+                for user in node.users
+            )
+            if alone and weight <= i and not is_unpacked:
                 cuts.pop(self._name(node), None)
                 cuts[self._name(node)] = node
         return cuts
@@ -200,9 +144,7 @@ class Cutter:
     def _node(self, name: str) -> fx.Node:
         if name in self._cuts:
             return self._cuts[name]
-        inside: list[fx.Node] = [
-            node for node in self._nodes if name in node.meta.get("nn_module_stack", {})
-        ]
+        inside = [node for node in self._nodes if name in node.meta.get("nn_module_stack", {})]
         if not inside:
             raise unknown_name_error("cut", name, [INPUT, *self._cuts])
         if inside[-1] not in self._cuts.values():
@@ -213,50 +155,31 @@ class Cutter:
             )
         return inside[-1]
 
-    def _front(self, end: fx.Node) -> nn.Module:
+    def _part(self, start: fx.Node | None, end: fx.Node | None) -> nn.Module:
+        """Return the part after ``start`` up to and including ``end``; None: from or to the end."""
         graph = fx.Graph()
         copies: dict[fx.Node, fx.Node] = {}
-        for node in self._drop_unused_weights(self._nodes[: self._nodes.index(end) + 1], end):
-            copies[node] = graph.node_copy(node, copies.__getitem__)
-        graph.output(copies[end])
-        return _build_module(self.model, graph)
-
-    def _middle(self, start: fx.Node | None, end: fx.Node) -> nn.Module:
-        if start is None:
-            return self._front(end)
-        graph = fx.Graph()
-        copies = self._add_input(graph, start)
-        first, last = self._nodes.index(start), self._nodes.index(end)
-        inside = [
-            node
-            for place, node in enumerate(self._nodes[: last + 1])
-            if place > first or node.op == "get_attr"
-        ]
-        for node in self._drop_unused_weights(inside, end):
-            copies[node] = graph.node_copy(node, copies.__getitem__)
-        graph.output(copies[end])
-        return _build_module(self.model, graph)
-
-    def _back(self, start: fx.Node) -> nn.Module:
-        graph = fx.Graph()
-        copies = self._add_input(graph, start)
-        position = self._nodes.index(start)
-        late = [n for i, n in enumerate(self._nodes) if i > position or n.op == "get_attr"]
-        for node in self._drop_unused_weights(late, start):
-            copies[node] = graph.node_copy(node, copies.__getitem__)
-        return _build_module(self.model, graph)
-
-    @staticmethod
-    def _add_input(graph: fx.Graph, start: fx.Node) -> dict[fx.Node, fx.Node]:
-        """Begin a graph with an input that stands in for a node's value."""
-        # The input is a leaf that requires a gradient, so no layer may change it in place.
-        return {start: graph.call_method("clone", (graph.placeholder("smashed"),))}
-
-    @staticmethod
-    def _drop_unused_weights(nodes: list[fx.Node], end: fx.Node) -> list[fx.Node]:
-        """Leave out weights that only the other side reads."""
-        within = set(nodes)
-        return [n for n in nodes if n.op != "get_attr" or n is end or within & set(n.users)]
+        first, last = 0, len(self._nodes)
+        if start is not None:
+            # The input is a leaf that requires a gradient, so no layer may change it in place.
+            copies[start] = graph.call_method("clone", (graph.placeholder("smashed"),))
+            first = self._nodes.index(start) + 1
+        if end is not None:
+            last = self._nodes.index(end) + 1
+        weights = [node for node in self._nodes[:first] if node.op == "get_attr"]
+        inside = weights + self._nodes[first:last]
+        for node in inside:
+            # A weight that only another part reads is left out.
+            if node.op != "get_attr" or node is end or not node.users.keys().isdisjoint(inside):
+                copies[node] = graph.node_copy(node, copies.__getitem__)
+        if end is not None:
+            graph.output(copies[end])
+        graph.lint()
+        part, shared = fx.GraphModule(self.model, graph), set(self.model.modules())
+        for layer in part.modules():
+            if layer not in shared:  # a block that the trace created
+                layer.training = self.model.training
+        return part
 
 
 def cutting_cost(
@@ -268,15 +191,9 @@ def cutting_cost(
 ) -> float:
     """Return the cost of a cut: the objective in section VI of paper 004.
 
-    ``w₁·ε + w₂·Σ Q − w₃·(1 − α/(e^ε + β))``. The last term models the accuracy; the authors
-    fitted α = 2 and β = −1.
-
-    Parameters
-    ----------
-    epsilon : float
-        ε of one activation as the paper claims it, not what holds for a record.
-    share : float
-        The front's share of the model's parameters, for Σ Q.
+    ``w₁·ε + w₂·Σ Q − w₃·(1 − α/(e^ε + β))``, with ε of one activation as the paper claims it, not
+    what holds for a record, and Σ Q the front's share of the parameters. The last term models the
+    accuracy; the authors fitted α = 2 and β = −1.
     """
     privacy, resources, accuracy = weights
     return (
@@ -285,14 +202,9 @@ def cutting_cost(
 
 
 def count_flops(module: nn.Module, shape: tuple[int, ...]) -> int:
-    """Return the operations of a forward pass on one example, without computing it.
+    """Return the operations of a forward pass on one example of this shape, without computing it.
 
     A multiply-add counts as two; only convolutions and matrix products are counted.
-
-    Parameters
-    ----------
-    shape : tuple of int
-        Shape of one example.
     """
     ghost = copy.deepcopy(module).to("meta").eval()
     with FlopCounterMode(display=False) as counter:
@@ -303,12 +215,7 @@ def count_flops(module: nn.Module, shape: tuple[int, ...]) -> int:
 class _CostMeter(fx.Interpreter):
     """Runs a graph on the meta device and adds up the costs until each cut.
 
-    Parameters
-    ----------
-    module : GraphModule
-        On the meta device.
-    wanted : dict of str to (str, str)
-        The cut's name and its layer's type, keyed by the node's name.
+    ``wanted`` holds the cut's name and its layer's type, keyed by the node's name.
     """
 
     def __init__(self, module: fx.GraphModule, wanted: dict[str, tuple[str, str]]) -> None:
@@ -372,13 +279,6 @@ def _tensors_read(model: nn.Module, node: fx.Node) -> dict[int, int]:
     return {id(t): t.numel() if isinstance(t, nn.Parameter) else 0 for t in tensors}
 
 
-def _is_unpacked(node: fx.Node) -> bool:
-    """Tell whether a node's value is unpacked into several tensors."""
-    return any(
-        user.target is operator.getitem and isinstance(user.args[1], int) for user in node.users
-    )
-
-
 def _trace_model(model: nn.Module) -> fx.Graph:
     graph, other = (
         _trace_in_mode(model, training) for training in (model.training, not model.training)
@@ -395,23 +295,11 @@ def _trace_model(model: nn.Module) -> fx.Graph:
 
 
 def _trace_in_mode(model: nn.Module, training: bool) -> fx.Graph:
-    before = {layer: layer.training for layer in model.modules()}
     try:
-        return fx.Tracer().trace(model.train(training))
+        with keep_modes(model):
+            return fx.Tracer().trace(model.train(training))
     except Exception as error:
         raise RequestError(
             "the model can't be cut: its forward pass depends on more than its layers "
             f"({type(error).__name__}: {error})"
         ) from error
-    finally:
-        for layer, mode in before.items():
-            layer.training = mode
-
-
-def _build_module(model: nn.Module, graph: fx.Graph) -> nn.Module:
-    graph.lint()
-    part, shared = fx.GraphModule(model, graph), set(model.modules())
-    for layer in part.modules():
-        if layer not in shared:  # a block that the trace created
-            layer.training = model.training
-    return part

@@ -20,17 +20,7 @@ class RequestError(ValueError):
 
 
 def unknown_name_error(kind: str, name: str, allowed: Iterable[str]) -> RequestError:
-    """Return the error for a name that is not in a registry, with the closest match.
-
-    Parameters
-    ----------
-    kind : str
-        What the name should denote, for example ``"model"``.
-    name : str
-        The unknown name.
-    allowed : iterable of str
-        All valid names.
-    """
+    """Return the error for a name of a ``kind``, say a model, that is none of the allowed ones."""
     choices = sorted(allowed)
     lower = {choice.lower(): choice for choice in choices}
     close = get_close_matches(name.lower(), lower, n=1, cutoff=0.5)

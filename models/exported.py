@@ -29,8 +29,9 @@ from torch.export.graph_signature import InputKind
 from torch.export.pt2_archive import PT2ArchiveReader
 
 from pudica.models.architectures import ImageTask
+from pudica.models.custom import FrozenProgram
 from pudica.models.errors import RequestError
-from pudica.models.frozen import FrozenProgram
+from pudica.models.trial import compute_logits, format_shape
 
 _PROGRAM = "models/model.json"
 _SAMPLE_INPUTS = "data/sample_inputs/model.pt"
@@ -70,24 +71,21 @@ _NOTES = ("nodes", "metadata")
 def load_program(path: Path, task: ImageTask) -> FrozenProgram:
     """Load an exported program and check that it fits the task.
 
-    Parameters
-    ----------
-    path : Path
-        The file.
-    task : ImageTask
-        The images and classes that the program must fit.
-
-    Raises
-    ------
-    RequestError
-        If the file is missing or unsafe, was exported in training mode or with a fixed batch
-        size, or takes other images or classes.
+    Raises RequestError if the file is missing or unsafe, was exported in training mode or with a
+    fixed batch size, takes other images or classes, or is not differentiable.
     """
     program = _read_program(path)
     _check_mode(path, program)
     _check_input(path, program, task)
     model = FrozenProgram(program.module())
-    _check_output(path, model, task)
+    images = torch.zeros(2, task.channels, task.image_size, task.image_size, requires_grad=True)
+    with torch.enable_grad():
+        logits = compute_logits(model, images, f"exported program '{path}'", task.num_classes)
+    if not logits.requires_grad:
+        raise RequestError(
+            f"exported program '{path}' returns logits that do not depend on its images in a "
+            "differentiable way, this experiment needs gradients with respect to them"
+        )
     return model
 
 
@@ -117,7 +115,10 @@ def _inspect_archive(content: bytes) -> None:
         if member not in (_PROGRAM, _SAMPLE_INPUTS, *_PAYLOADS) and not _MEMBER.fullmatch(member):
             raise RequestError(f"it holds '{member}', which is neither a tensor nor a graph")
     for payload in _PAYLOADS:
-        _inspect_payload(json.loads(archive.read_string(payload)))
+        for name, entry in json.loads(archive.read_string(payload))["config"].items():
+            plain = re.fullmatch(r"(?:weight|tensor)_\d+", entry["path_name"])
+            if entry["use_pickle"] is not False or not plain:
+                raise RequestError(f"'{name}' is a pickled object, not a tensor")
     for key, text in _iterate_strings(json.loads(archive.read_string(_PROGRAM))):
         if not _RULES.get(key, _NAME).fullmatch(text):
             raise RequestError(f"its graph holds {text[:80]!r} as {key or 'a name'}")
@@ -125,13 +126,6 @@ def _inspect_archive(content: bytes) -> None:
         torch.load(io.BytesIO(archive.read_bytes(_SAMPLE_INPUTS)), weights_only=True)
     except Exception as error:
         raise RequestError("its sample inputs are more than tensors") from error
-
-
-def _inspect_payload(payload: dict[str, Any]) -> None:
-    for name, entry in payload["config"].items():
-        plain = re.fullmatch(r"(?:weight|tensor)_\d+", entry["path_name"])
-        if entry["use_pickle"] is not False or not plain:
-            raise RequestError(f"'{name}' is a pickled object, not a tensor")
 
 
 def _iterate_strings(node: Any, key: str = "") -> Iterator[tuple[str, str]]:
@@ -154,19 +148,22 @@ def _check_mode(path: Path, program: ExportedProgram) -> None:
         if node.op != "call_function" or schema is None:
             continue
         arguments = dict(zip((each.name for each in schema.arguments), node.args, strict=False))
-        if _has_training_flag(arguments | node.kwargs):
+        arguments |= node.kwargs
+        if arguments.get("train") is True or arguments.get("training") is True:
             raise RequestError(
                 f"exported program '{path}' was exported in training mode "
                 f"({node.target}): call model.eval() before torch.export.export"
             )
 
 
-def _has_training_flag(arguments: dict[str, Any]) -> bool:
-    return arguments.get("train") is True or arguments.get("training") is True
-
-
 def _check_input(path: Path, program: ExportedProgram, task: ImageTask) -> None:
-    shapes = list(_input_shapes(program))
+    specs = program.graph_signature.input_specs
+    inputs = {spec.arg.name for spec in specs if spec.kind is InputKind.USER_INPUT}
+    shapes = [
+        tuple(getattr(node.meta.get("val"), "shape", ()))
+        for node in program.graph.nodes
+        if node.op == "placeholder" and node.name in inputs
+    ]
     needed = (task.channels, task.image_size, task.image_size)
     if len(shapes) != 1 or len(shapes[0]) != 4:
         raise RequestError(
@@ -182,43 +179,6 @@ def _check_input(path: Path, program: ExportedProgram, task: ImageTask) -> None:
         )
     if any(isinstance(has, int) and has != want for has, want in zip(image, needed, strict=True)):
         raise RequestError(
-            f"exported program '{path}' takes images of {_format_shape(image)}, this experiment "
-            f"needs {_format_shape(needed)} (channels x height x width)"
+            f"exported program '{path}' takes images of {format_shape(image)}, this experiment "
+            f"needs {format_shape(needed)} (channels x height x width)"
         )
-
-
-def _input_shapes(program: ExportedProgram) -> Iterator[tuple[int | torch.SymInt, ...]]:
-    inputs = {
-        spec.arg.name
-        for spec in program.graph_signature.input_specs
-        if spec.kind is InputKind.USER_INPUT
-    }
-    for node in program.graph.nodes:
-        if node.op == "placeholder" and node.name in inputs:
-            yield tuple(getattr(node.meta.get("val"), "shape", ()))
-
-
-def _check_output(path: Path, model: FrozenProgram, task: ImageTask) -> None:
-    images = torch.zeros(2, task.channels, task.image_size, task.image_size, requires_grad=True)
-    try:
-        with torch.enable_grad():
-            logits = model(images)
-    except Exception as error:
-        raise RequestError(
-            f"exported program '{path}' fails on images of {_format_shape(images.shape)}: {error}"
-        ) from error
-    if not isinstance(logits, torch.Tensor) or logits.shape != (2, task.num_classes):
-        got = _format_shape(logits.shape[1:]) if isinstance(logits, torch.Tensor) else type(logits)
-        raise RequestError(
-            f"exported program '{path}' returns {got} values an image, this experiment needs "
-            f"{task.num_classes}, one logit a class"
-        )
-    if not logits.requires_grad:
-        raise RequestError(
-            f"exported program '{path}' returns logits that do not depend on its images in a "
-            "differentiable way, this experiment needs gradients with respect to them"
-        )
-
-
-def _format_shape(sizes: Any) -> str:
-    return "x".join(str(size) if isinstance(size, int) else "any" for size in sizes)

@@ -6,6 +6,7 @@ import errno
 import fcntl
 import json
 import os
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -56,12 +57,10 @@ def file_unless(*words: str) -> AfterValidator:
 def write_atomically(path: Path, data: bytes, mode: int = 0o644, durable: bool = False) -> None:
     """Write a file so that readers see the old or the new content, even if the process is killed.
 
-    Parameters
-    ----------
-    durable : bool
-        Return only once the file is on disk, so that it survives a power cut.
+    If ``durable``, return only once the file is on disk, so that it survives a power cut.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    # A thread's number is unique among those of all processes.
+    temporary = path.with_name(f".{path.name}.{threading.get_native_id()}")
     temporary.unlink(missing_ok=True)  # left by a process that was killed
     # Never reuse an existing file or link: it would keep its own mode, or lead elsewhere.
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
@@ -74,18 +73,13 @@ def write_atomically(path: Path, data: bytes, mode: int = 0o644, durable: bool =
                 os.fsync(file.fileno())
         temporary.replace(path)
         if durable:
-            _sync_folder(path.parent)
+            folder = os.open(path.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Wait until a folder's entries are on disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def try_lock(file: IO[str]) -> bool:
@@ -102,9 +96,12 @@ def try_lock(file: IO[str]) -> bool:
 
 @contextmanager
 def file_lock(path: Path) -> Iterator[None]:
-    """Hold a file's lock; create the file if needed, and wait while another process holds it."""
+    """Hold a file's lock; create the file if needed, and wait while another holds it.
+
+    Unlike :func:`try_lock`, it also keeps the threads of one process apart.
+    """
     with path.open("a") as file:
-        fcntl.lockf(file, fcntl.LOCK_EX)
+        fcntl.flock(file, fcntl.LOCK_EX)  # released when the file closes, or its process dies
         yield
 
 
@@ -131,17 +128,14 @@ def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]] |
     if not path.exists():
         return None
     with safe_open(path, framework="pt") as file:
-        keys = list(file.keys())
-        return {key: file.get_tensor(key) for key in keys}, json.loads(file.metadata()["note"])
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        return tensors, json.loads(file.metadata()["note"])
 
 
 def load_weights(path: Path) -> dict[str, torch.Tensor]:
     """Return the tensors of a user's safetensors file; nothing is unpickled.
 
-    Raises
-    ------
-    RequestError
-        If there is no such file, or it has another format.
+    Raises RequestError if there is no such file, or it has another format.
     """
     if not path.is_file():
         raise RequestError(f"weights: there is no file {path}")
@@ -155,12 +149,9 @@ def load_weights(path: Path) -> dict[str, torch.Tensor]:
 
 
 def load_weights_into(model: nn.Module, path: Path) -> None:
-    """Load the weights of a safetensors file into a model; all names and shapes must match.
+    """Load the weights of a safetensors file into a model.
 
-    Raises
-    ------
-    RequestError
-        As :func:`load_weights`, or if the weights belong to another model.
+    Raises as :func:`load_weights`, and if a name or shape does not match.
     """
     weights, state = load_weights(path), model.state_dict()
     for name in [*weights, *state]:

@@ -43,13 +43,7 @@ class NoiseGenerator(nn.Module):
         return (1 + torch.tanh(self.rho)) / 2 * self.bound
 
     def forward(self, x: torch.Tensor, e: torch.Tensor) -> torch.Tensor:
-        """Return the noisy images ``x + μ + σ·e``.
-
-        Parameters
-        ----------
-        x : Tensor of shape (B, C, H, W)
-        e : Tensor of shape (B, C, H, W), or (1, C, H, W) for one noise map per batch
-        """
+        """Return the noisy images ``x + μ + σ·e``; e is (1, C, H, W) for one noise a batch."""
         return x + (self.mu + self.sigma() * e)
 
     def penalty(self) -> torch.Tensor:
@@ -68,28 +62,17 @@ class NoiseGenerator(nn.Module):
         e: torch.Tensor,
         compute: Compute,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the gradient of one model's cross-entropy on noisy images.
+        """Return the gradient of one model's cross-entropy on noisy images, and that loss.
 
-        The second term of Eq. (2) for a single f, averaged over the batch.
-
-        Returns
-        -------
-        gradient : Tensor of shape (2, C, H, W)
-            With respect to μ and ρ.
-        loss : Tensor, scalar
+        The second term of Eq. (2) for a single f, averaged over the batch; with respect to μ and
+        ρ, (2, C, H, W).
         """
         loss = cross_entropy(compute.forward(model, self(x, e)), y)
         return torch.stack(torch.autograd.grad(loss, (self.mu, self.rho))), loss.detach()
 
 
 class GeneratorTraining:
-    """A generator and its Adam optimiser; the state of both can be sent between nodes.
-
-    Parameters
-    ----------
-    generator : NoiseGenerator
-    learning_rate : float
-    """
+    """A generator and its Adam optimiser; the state of both can be sent between nodes."""
 
     def __init__(self, generator: NoiseGenerator, learning_rate: float) -> None:
         self.generator = generator
@@ -98,29 +81,22 @@ class GeneratorTraining:
     def step(self, task_gradient: torch.Tensor) -> None:
         """Take one Adam step on Eq. (2).
 
-        Parameters
-        ----------
-        task_gradient : Tensor of shape (2, C, H, W)
-            Gradient of the second term, already weighted by λ.
+        ``task_gradient``, (2, C, H, W), is that of the second term, already weighted by λ.
         """
         self.optimizer.zero_grad()
         self.generator.penalty().backward()  # type: ignore[no-untyped-call]
-        for parameter, gradient in zip(self._parameters(), task_gradient, strict=True):
+        for parameter, gradient in zip(self.generator.parameters(), task_gradient, strict=True):
             parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
         self.optimizer.step()
 
     def pack(self) -> tuple[np.ndarray, int]:
-        """Return everything that the next step depends on.
+        """Return everything that the next step depends on, and the number of steps taken.
 
-        Returns
-        -------
-        values : float32 array of shape (6, C, H, W)
-            μ, ρ, Adam's first moments of both, its second moments of both.
-        steps : int
-            Steps taken.
+        That is a float32 array of shape (6, C, H, W): μ, ρ, Adam's first moments of both, its
+        second moments of both.
         """
-        parameters = [p.detach() for p in self._parameters()]
-        states = [self.optimizer.state.get(p, {}) for p in self._parameters()]
+        parameters = [p.detach() for p in self.generator.parameters()]
+        states = [self.optimizer.state.get(p, {}) for p in self.generator.parameters()]
         moments = [
             state.get(key, torch.zeros_like(p))
             for key in ("exp_avg", "exp_avg_sq")
@@ -136,13 +112,10 @@ class GeneratorTraining:
         """Rebuild a training from what :meth:`pack` returned."""
         training = cls(NoiseGenerator(values[:2], bound), learning_rate)
         if steps:
-            for i, parameter in enumerate(training._parameters()):
+            for i, parameter in enumerate(training.generator.parameters()):
                 training.optimizer.state[parameter] = {
                     "step": torch.tensor(float(steps)),
                     "exp_avg": values[2 + i].clone(),
                     "exp_avg_sq": values[4 + i].clone(),
                 }
         return training
-
-    def _parameters(self) -> tuple[nn.Parameter, nn.Parameter]:
-        return self.generator.mu, self.generator.rho

@@ -7,7 +7,7 @@ here is harmless in all of them, and two names that look the same are the same.
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Annotated
 
 from pydantic import AfterValidator
@@ -38,17 +38,9 @@ _KINDS = {
 
 
 def validate_name(text: str, longest: int = LONGEST_NAME) -> str:
-    """Return a valid name of a person or thing, in NFC.
+    """Return a valid name of a person or thing, of at most ``longest`` characters, in NFC.
 
-    Parameters
-    ----------
-    longest : int
-        The maximum number of characters.
-
-    Raises
-    ------
-    RequestError
-        If the name is not valid; the message says why and what is allowed.
+    Raises RequestError if it is not valid; the message says why and what is allowed.
     """
     name = to_nfc(text)
     problem = (
@@ -77,12 +69,8 @@ def validate_case_name(text: str) -> str:
 def validate_label(text: str) -> str:
     """Return a valid name of a class, an attribute or a column of a data set, in NFC.
 
-    It may begin with a sign: ``-1`` and ``@home`` are valid classes.
-
-    Raises
-    ------
-    RequestError
-        As :func:`validate_name`.
+    It may begin with a sign: ``-1`` and ``@home`` are valid classes. Raises as
+    :func:`validate_name`.
     """
     label = to_nfc(text)
     if problem := _find_readability_problem(label, LONGEST_LABEL):
@@ -95,10 +83,7 @@ def validate_label(text: str) -> str:
 def validate_labels(texts: Sequence[str]) -> list[str]:
     """Return the valid, distinct names of the classes 0, 1, 2 and so on.
 
-    Raises
-    ------
-    RequestError
-        As :func:`validate_name`, or if two names are equal; the message says which.
+    Raises as :func:`validate_label`, and if two names are equal; the message says which.
     """
     places: dict[str, int] = {}
     for place, text in enumerate(texts):
@@ -124,11 +109,8 @@ def validate_run_name(text: str) -> str:
 def validate_text(text: str) -> str:
     """Return a printable multi-line text in NFC; raises as :func:`validate_name`."""
     nfc = to_nfc(text)
-    hidden = next(_select_characters(nfc, (is_hidden(c) and c not in "\n\t" for c in nfc)), None)
-    if hidden is not None:
-        raise RequestError(
-            f"{quote(text)} has {_describe_character(*hidden)}; allowed: printable characters"
-        )
+    if problem := _find_hidden_character(nfc, allowed="\n\t"):
+        raise RequestError(f"{quote(text)} {problem}; allowed: printable characters")
     return nfc
 
 
@@ -171,13 +153,15 @@ def _find_readability_problem(name: str, longest: int) -> str:
         return "has only spaces" if name else "is empty"
     if len(name) > longest:
         return f"has {len(name)} characters"
-    hidden = next(_select_characters(name, map(is_hidden, name)), None)
-    return f"has {_describe_character(*hidden)}" if hidden else ""
+    return _find_hidden_character(name)
 
 
-def _describe_character(place: int, character: str) -> str:
-    kind = _KINDS.get(unicodedata.category(character), "an invisible character")
-    return f"{kind}, U+{ord(character):04X}, at position {place}"
+def _find_hidden_character(text: str, allowed: str = "") -> str:
+    for place, character in enumerate(text, 1):
+        if is_hidden(character) and character not in allowed:
+            kind = _KINDS.get(unicodedata.category(character), "an invisible character")
+            return f"has {kind}, U+{ord(character):04X}, at position {place}"
+    return ""
 
 
 def _find_space_problem(name: str) -> str:
@@ -199,13 +183,8 @@ def _find_formula_problem(name: str) -> str:
 def _find_mark_problem(name: str, marks: str) -> str:
     if not (name[0].isalnum() or name[0] == "_"):
         return f"begins with '{name[0]}'"
-    # Combining marks are parts of letters in many scripts.
-    others = (unicodedata.category(c)[0] not in "LMN" and c not in marks for c in name)
-    other = next(_select_characters(name, others), None)
-    return f"has '{other[1]}' at position {other[0]}" if other else ""
-
-
-def _select_characters(name: str, chosen: Iterable[bool]) -> Iterator[tuple[int, str]]:
-    """Return the chosen characters with their positions, counted from 1."""
-    pairs = zip(enumerate(name, 1), chosen, strict=True)
-    return ((place, character) for (place, character), is_chosen in pairs if is_chosen)
+    for place, character in enumerate(name, 1):
+        # Combining marks are parts of letters in many scripts.
+        if unicodedata.category(character)[0] not in "LMN" and character not in marks:
+            return f"has '{character}' at position {place}"
+    return ""

@@ -27,8 +27,6 @@ class OptimizerConfig(BaseModel):
 
     Attributes
     ----------
-    name : str
-    learning_rate, weight_decay : float
     momentum : float
         Only for ``sgd`` and ``rmsprop``.
     step_size, gamma : int or None, float
@@ -58,7 +56,8 @@ class OptimizerConfig(BaseModel):
         return self.learning_rate * self.gamma**decays
 
 
-Optimizing = OptimizerConfig | Callable[[Iterable[torch.nn.Parameter]], torch.optim.Optimizer]
+OptimizerFactory = Callable[[Iterable[torch.nn.Parameter]], torch.optim.Optimizer]
+Optimizing = OptimizerConfig | OptimizerFactory
 """An optimiser by its settings, or anything that makes one of parameters."""
 
 
@@ -103,13 +102,10 @@ def optimizer_state(optimizer: torch.optim.Optimizer | None) -> dict[str, torch.
 def validate_state(
     config: Optimizing, parameters: Iterable[torch.Tensor], state: Mapping[str, torch.Tensor]
 ) -> None:
-    """Check that an optimiser of these parameters could have this state.
+    """Raise ValueError if no optimiser of these parameters could have this state.
 
-    Raises
-    ------
-    ValueError
-        If a tensor is missing, superfluous, of another shape or type, or negative although it is
-        a mean of squares.
+    That is, if a tensor is missing, superfluous, of another shape or type, or negative although it
+    is a mean of squares.
     """
     templates = [torch.nn.Parameter(torch.zeros_like(parameter)) for parameter in parameters]
     optimizer = build(config, templates)

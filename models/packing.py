@@ -22,16 +22,13 @@ def pack(tensors: Sequence[torch.Tensor]) -> np.ndarray:
     """Concatenate the tensors' values into one float32 vector of shape (n,)."""
     if not tensors:
         return np.zeros(0, np.float32)
-    flat = [tensor.detach().reshape(-1).float().cpu() for tensor in tensors]
-    return torch.cat(flat).numpy()
+    return torch.cat([t.detach().reshape(-1).float().cpu() for t in tensors]).numpy()
 
 
 def model_arrays(model: nn.Module) -> dict[str, np.ndarray]:
     """Return a model as two vectors: ``weights``, and ``buffers`` such as running statistics."""
-    return {
-        "weights": pack(list(model.parameters())),
-        "buffers": pack(list(model.buffers())),
-    }
+    weights, buffers = list(model.parameters()), list(model.buffers())
+    return {"weights": pack(weights), "buffers": pack(buffers)}
 
 
 def load_model_arrays(model: nn.Module, arrays: Mapping[str, torch.Tensor]) -> None:
@@ -62,13 +59,7 @@ def all_finite(tensor: torch.Tensor) -> bool:
 
 
 def validate_tensor(name: str, values: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
-    """Return a received tensor as float32 if it has the expected shape and finite values.
-
-    Raises
-    ------
-    ValueError
-        If it has another shape, or holds NaN or infinity.
-    """
+    """Return a received tensor as float32; raise ValueError for another shape, NaN or infinity."""
     if tuple(values.shape) != shape:
         raise ValueError(f"{name} of shape {tuple(values.shape)}, {shape} was asked for")
     if not all_finite(values):
@@ -77,33 +68,27 @@ def validate_tensor(name: str, values: torch.Tensor, shape: tuple[int, ...]) -> 
 
 
 def validate_statistics(values: torch.Tensor, named: Iterable[tuple[str, torch.Tensor]]) -> None:
-    """Check that packed values of named tensors hold no negative variance and no negative count.
+    """Raise ValueError if packed values of named tensors hold a negative variance or count.
 
-    Raises
-    ------
-    ValueError
-        If they do, or if the number of values does not match the tensors.
+    Or if the number of values does not match the tensors.
     """
     named = list(named)
-    sizes = [tensor.numel() for _, tensor in named]
-    if tuple(values.shape) != (sum(sizes),):
-        raise ValueError(f"must hold {sum(sizes)} values, has the shape {tuple(values.shape)}")
-    for (name, _), part in zip(named, values.split(sizes), strict=True):
+    parts = _split(values, [tensor for _, tensor in named])
+    for (name, _), part in zip(named, parts, strict=True):
         if name.endswith(NEVER_NEGATIVE) and (part < 0).any():
             raise ValueError(f"'{name}' is negative")
 
 
 def unpack(values: torch.Tensor, tensors: Sequence[torch.Tensor]) -> None:
-    """Copy packed values back into tensors of the same shapes.
+    """Copy packed values back into tensors; raise ValueError if their number does not match."""
+    parts = _split(values, tensors)
+    with torch.no_grad():
+        for tensor, part in zip(tensors, parts, strict=True):
+            tensor.copy_(part.reshape(tensor.shape))
 
-    Raises
-    ------
-    ValueError
-        If the number of values does not match the tensors.
-    """
+
+def _split(values: torch.Tensor, tensors: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
     sizes = [tensor.numel() for tensor in tensors]
     if tuple(values.shape) != (sum(sizes),):
         raise ValueError(f"must hold {sum(sizes)} values, has the shape {tuple(values.shape)}")
-    with torch.no_grad():
-        for tensor, part in zip(tensors, values.split(sizes), strict=True):
-            tensor.copy_(part.reshape(tensor.shape))
+    return values.split(sizes)

@@ -30,16 +30,12 @@ def is_hidden(character: str) -> bool:
 
 
 def escape_hidden(text: str, keep: str = "") -> str:
-    r"""Return a text with hidden characters escaped as in Python: ``\x1b``, ``\u202e``.
-
-    Parameters
-    ----------
-    keep : str
-        Characters to leave as they are.
-    """
+    r"""Return a text with hidden characters, except those to ``keep``, escaped: ``\x1b``."""
     if text.isprintable() and not _BLANK.search(text):
         return text
-    return "".join(c if c in keep or not is_hidden(c) else _escape(c) for c in text)
+    return "".join(
+        c if c in keep or not is_hidden(c) else c.encode("unicode_escape").decode() for c in text
+    )
 
 
 def quote(text: str) -> str:
@@ -50,7 +46,3 @@ def quote(text: str) -> str:
 def remove_colours(text: str) -> str:
     """Return a program's output without its colour codes."""
     return _COLOURS.sub("", text)
-
-
-def _escape(character: str) -> str:
-    return character.encode("unicode_escape").decode()

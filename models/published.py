@@ -16,36 +16,23 @@ from pudica.models.errors import RequestError, unknown_name_error
 
 
 def build(name: str, task: ImageTask) -> nn.Module:
-    """Build a torchvision classifier with freshly drawn weights.
+    """Build a torchvision classifier, such as ``torchvision:vgg16``, with fresh weights.
 
-    Parameters
-    ----------
-    name : str
-        ``torchvision:vgg16``.
-    task : ImageTask
-        A task with colour images.
-
-    Raises
-    ------
-    RequestError
-        If torchvision has no such classifier, or the images are grey.
+    Raises RequestError if torchvision has none of that name, or the images are grey.
     """
     if task.channels != 3:
         raise RequestError(f"model '{name}' takes colour images: set data.channels to 3")
-    make = torchvision.models.get_model
-    model: nn.Module = make(torchvision_name(name), weights=None, num_classes=task.num_classes)
+    model: nn.Module = torchvision.models.get_model(
+        torchvision_name(name), weights=None, num_classes=task.num_classes
+    )
     return model
 
 
 def load_weights(name: str) -> dict[str, torch.Tensor]:
     """Return the weights that torchvision publishes for one of its models.
 
-    They are downloaded once, into ``TORCH_HOME``; only tensors are unpickled.
-
-    Raises
-    ------
-    RequestError
-        If the model is not torchvision's, or its weights can't be downloaded.
+    They are downloaded once, into ``TORCH_HOME``; only tensors are unpickled. Raises RequestError
+    if the model is not torchvision's, or its weights can't be downloaded.
     """
     if not name.startswith(TORCHVISION):
         raise RequestError(
@@ -67,10 +54,8 @@ def load_weights(name: str) -> dict[str, torch.Tensor]:
 
 def torchvision_name(name: str) -> str:
     """Return torchvision's own name of a classifier; raise RequestError if there is none."""
-    wanted, names = (
-        name.removeprefix(TORCHVISION),
-        torchvision.models.list_models(torchvision.models),
-    )
+    wanted = name.removeprefix(TORCHVISION)
+    names = torchvision.models.list_models(torchvision.models)
     if wanted not in names:
         raise unknown_name_error("model of torchvision", wanted, names)
     return wanted

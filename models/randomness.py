@@ -19,23 +19,12 @@ from torch import fx, nn
 
 
 def derive(seed: int, *purpose: str | int) -> int:
-    """Return the 63-bit seed of one purpose.
+    """Return the 63-bit seed of one purpose, for example ``("noise", epoch, step)``.
 
-    Parameters
-    ----------
-    seed : int
-        The seed to derive from; not negative.
-    *purpose : str or int
-        What the stream is for, for example ``("noise", epoch, step)``.
-
-    Notes
-    -----
-    ``SeedSequence`` makes streams independent, not secret: whoever can guess ``seed`` can
-    derive every stream. A secret must be drawn from the system's randomness instead.
+    ``SeedSequence`` makes streams independent, not secret: whoever can guess ``seed``, which is not
+    negative, can derive every stream. A secret must be drawn from the system's randomness instead.
     """
-    words = np.frombuffer(
-        hashlib.blake2b(_format_purpose(purpose).encode(), digest_size=16).digest(), np.uint32
-    )
+    words = np.frombuffer(_digest(_format_purpose(purpose)), np.uint32)
     sequence = np.random.SeedSequence([seed, *words.tolist()])
     return int(sequence.generate_state(1, np.uint64)[0] >> np.uint64(1))
 
@@ -57,20 +46,10 @@ def secret_normal(secret: int, shape: tuple[int, ...], *purpose: str | int) -> t
     """Return float32 draws of N(0, 1) that can be repeated only with the whole secret.
 
     PyTorch's CPU generator uses 32 bits of its seed, few enough to try them all. Here a 128-bit
-    key seeds a counter-based generator.
-
-    Parameters
-    ----------
-    secret : int
-        Not negative; of any size.
-    shape : tuple of int
-    *purpose : str or int
-        As in :func:`derive`.
+    key seeds a counter-based generator. The secret is not negative, and of any size.
     """
-    digest = hashlib.blake2b(
-        f"{secret}|{_format_purpose(purpose)}".encode(), digest_size=16
-    ).digest()
-    generator = np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little")))
+    key = int.from_bytes(_digest(f"{secret}|{_format_purpose(purpose)}"), "little")
+    generator = np.random.Generator(np.random.Philox(key=key))
     return torch.from_numpy(generator.standard_normal(shape, dtype=np.float32))
 
 
@@ -110,14 +89,8 @@ class SystemGenerator:
 class SecretGenerator(SystemGenerator):
     """Draws that can be repeated only with a secret key, however many of them are known.
 
-    The bytes are ChaCha20's key stream under a separate key for each purpose.
-
-    Parameters
-    ----------
-    key : bytes
-        32 random bytes.
-    purpose : bytes
-        The same key and purpose give the same draws.
+    The bytes are ChaCha20's key stream under a separate key for each purpose, derived from ``key``,
+    32 random bytes.
     """
 
     def __init__(self, key: bytes, purpose: bytes) -> None:
@@ -135,13 +108,13 @@ RANDOM_LAYERS = (nn.modules.dropout._DropoutNd, nn.RReLU, nn.RNNBase, nn.Multihe
 def has_random_layers(model: nn.Module) -> bool:
     """Tell whether a model has layers that draw random numbers while they train."""
     known = ("torch.nn.", "torch.fx.", "pudica.models.architectures.", "pudica.clients.shields.")
-    layers = list(model.modules())
-    graphs = [layer.graph for layer in layers if isinstance(layer, fx.GraphModule)]
-    return (
-        any(isinstance(layer, RANDOM_LAYERS) for layer in layers)
-        or any(not type(layer).__module__.startswith(known) for layer in layers)
-        or any("dropout" in str(node.target) for graph in graphs for node in graph.nodes)
-    )
+    for layer in model.modules():
+        if isinstance(layer, RANDOM_LAYERS) or not type(layer).__module__.startswith(known):
+            return True
+        steps = layer.graph.nodes if isinstance(layer, fx.GraphModule) else ()
+        if any("dropout" in str(step.target) for step in steps):
+            return True
+    return False
 
 
 Randomness = np.random.Generator | SystemGenerator
@@ -163,14 +136,15 @@ def temporary_seed(seed: int) -> Iterator[None]:
 def seed_random_layers(
     drawing: bool, seed: int, *purpose: str | int
 ) -> AbstractContextManager[None]:
-    """Seed a model's random layers for one purpose of a run, if it has any.
+    """Seed a model's random layers for one purpose of a run, if it is ``drawing`` at all.
 
-    Parameters
-    ----------
-    drawing : bool
-        As of :func:`has_random_layers`; without random layers, seeding would only cost time.
+    See :func:`has_random_layers`; without random layers, seeding would only cost time.
     """
     return temporary_seed(derive(seed, "layers", *purpose)) if drawing else nullcontext()
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.blake2b(text.encode(), digest_size=16).digest()
 
 
 def _format_purpose(purpose: tuple[str | int, ...]) -> str:

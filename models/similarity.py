@@ -8,16 +8,9 @@ WINDOW = 11
 
 
 def psnr(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """Return the peak signal-to-noise ratio of each pair of images in dB, at most 120.
+    """Return the peak signal-to-noise ratio of each pair of images in dB, at most 120: (N,).
 
-    Parameters
-    ----------
-    a, b : Tensor of shape (N, C, H, W)
-        Values in [0, 1].
-
-    Returns
-    -------
-    Tensor of shape (N,)
+    The images, (N, C, H, W), have values in [0, 1].
     """
     error = (a - b).square().flatten(1).mean(1).clamp_min(1e-12)
     return -10 * torch.log10(error)

@@ -16,7 +16,7 @@ from pudica.models.augmentation import AUGMENTATIONS
 from pudica.models.compute import Compute
 from pudica.models.errors import RequestError
 from pudica.models.generator import GeneratorTraining, NoiseGenerator
-from pudica.models.optimizers import set_learning_rate
+from pudica.models.optimizers import OptimizerFactory, set_learning_rate
 from pudica.models.packing import select_prefix
 from pudica.models.randomness import (
     has_random_layers,
@@ -24,8 +24,6 @@ from pudica.models.randomness import (
     seed_random_layers,
     torch_generator,
 )
-
-OptimizerFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 
 CHEAT_WEIGHT = 5.0
 CHEAT_LEARNING_RATE = 0.01
@@ -39,9 +37,7 @@ class Images(Protocol):
         """A black pixel in the units of :meth:`batch`, or the closest value: (C, 1, 1)."""
         ...
 
-    def __len__(self) -> int:
-        """Return the number of images."""
-        ...
+    def __len__(self) -> int: ...
 
     def batch(
         self, positions: np.ndarray, change: Callable[[torch.Tensor], torch.Tensor] | None = None
@@ -55,16 +51,12 @@ class TrainingConfig(BaseModel):
 
     Attributes
     ----------
-    epochs : int
-        The maximum number of epochs.
     patience : int or None
         Stop early after this many epochs without a better validation accuracy.
     schedule : {"step", "cosine"}
         How the learning rate falls. ``step`` multiplies it by ``gamma`` every ``step_size``
         epochs. ``cosine`` follows half a cosine wave down to 0 after the last epoch (SGDR without
         a restart, Loshchilov and Hutter 2017, Eq. (5)).
-    step_size, gamma : int, float
-        Settings of the ``step`` schedule.
     augment : {"none", "crop-flip", "handwriting"}
         ``crop-flip``: random crop with 4 pixels of black padding, and horizontal flip.
         ``handwriting``: strokes slanted, stretched, bent, and made thinner or thicker.
@@ -126,10 +118,8 @@ class Training:
     ----------
     model : Module
         Trained in place.
-    config : TrainingConfig
     seed : int
         Seeds the batch order, augmentation and random layers such as dropout.
-    compute : Compute
     own_noise : NoiseGenerator or None
         A cheating participant's own generator, trained together with the model so that the
         model gets used to noise (the "cheating" case of the authors' code).
@@ -183,16 +173,13 @@ class Training:
     def run_epoch(self, train: Images, validation: Images) -> None:
         """Train one epoch, validate, and keep the best weights."""
         self.train_epoch(train)
-        self._keep_best(accuracy(self.model, validation, self.compute))
+        share = accuracy(self.model, validation, self.compute)
+        if not self.accuracies or share > max(self.accuracies):
+            self.best = {key: value.clone() for key, value in self.model.state_dict().items()}
+        self.accuracies.append(share)
 
     def train_epoch(self, train: Images) -> None:
-        """Train one epoch.
-
-        Raises
-        ------
-        RequestError
-            If the loss is no longer a finite number.
-        """
+        """Train one epoch; raise RequestError if the loss is no longer a finite number."""
         if self._has_schedule:
             set_learning_rate(self.optimizer, self.config.learning_rate_at(self.epoch))
         self.model.train()
@@ -225,7 +212,9 @@ class Training:
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
         if self.noise:
-            self._noise_step(self.noise)
+            gradients = [p.grad for p in self.noise.generator.parameters()]
+            task = torch.stack([g.clone() for g in gradients if g is not None])
+            self.noise.step(CHEAT_WEIGHT * task)
         self.model.train()
         return float(loss.detach())
 
@@ -238,17 +227,6 @@ class Training:
             return train.batch(positions, lambda plain: augment(plain, black, randomness))
         x, y = train.batch(positions)
         return (augment(x, train.black, randomness) if augment else x), y
-
-    @staticmethod
-    def _noise_step(noise: GeneratorTraining) -> None:
-        gradients = [p.grad for p in (noise.generator.mu, noise.generator.rho)]
-        task = torch.stack([g.clone() for g in gradients if g is not None])
-        noise.step(CHEAT_WEIGHT * task)
-
-    def _keep_best(self, validation_accuracy: float) -> None:
-        if not self.accuracies or validation_accuracy > max(self.accuracies):
-            self.best = {key: value.clone() for key, value in self.model.state_dict().items()}
-        self.accuracies.append(validation_accuracy)
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Return all tensors that the next epoch depends on, and the best weights."""

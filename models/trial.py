@@ -2,40 +2,68 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
 import torch
 from torch import nn
 
 from pudica.models.errors import RequestError
 
 
-def count_classes(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> int:
-    """Return how many classes a model tells apart, on some images.
-
-    Parameters
-    ----------
-    x, y : Tensor
-        Images (B, C, H, W) as the model is to see them, and their labels.
-
-    Raises
-    ------
-    RequestError
-        The model fails, its output is no logits, or a label is none of its classes.
-    """
-    was_training = model.training
+@contextmanager
+def keep_modes(model: nn.Module) -> Iterator[None]:
+    """Give each layer back its training or evaluation mode at the end."""
+    before = {layer: layer.training for layer in model.modules()}
     try:
-        with torch.no_grad():
-            logits = model.eval()(x)
-    except Exception as error:
-        raise RequestError(f"model: fails on images of shape {tuple(x.shape)}: {error}") from error
+        yield
     finally:
-        model.train(was_training)
-    if not isinstance(logits, torch.Tensor) or logits.ndim != 2 or len(logits) != len(x):
-        got = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+        for layer, mode in before.items():
+            layer.training = mode
+
+
+def compute_logits(
+    model: Callable[[torch.Tensor], Any],
+    images: torch.Tensor,
+    what: str,
+    classes: int | None = None,
+) -> torch.Tensor:
+    """Return the logits (B, classes) of a model that may fail, or return something else.
+
+    Raises RequestError, in which ``what`` names the model, also for another number of classes.
+    """
+    shape = format_shape(images.shape)
+    try:
+        logits = model(images)
+    except Exception as error:
+        raise RequestError(f"{what} fails on images of {shape}: {error}") from error
+    fits = False
+    got = type(logits).__name__
+    if isinstance(logits, torch.Tensor):
+        fits = logits.ndim == 2 and len(logits) == len(images)
+        fits = fits and classes in (None, logits.shape[1])
+        got = format_shape(logits.shape)
+    if not fits:
         raise RequestError(
-            f"model: must map images {tuple(x.shape)} to logits ({len(x)}, classes), got {got}"
+            f"{what} must map images of {shape} to logits of {len(images)}x{classes or 'classes'}, "
+            f"got {got}"
         )
-    if logits.shape[1] <= int(y.max()):
-        raise RequestError(
-            f"model: tells {logits.shape[1]} classes apart, but a label is {int(y.max())}"
-        )
-    return int(logits.shape[1])
+    return logits
+
+
+def count_classes(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> int:
+    """Return how many classes a model tells apart, on images (B, C, H, W) as it is to see them.
+
+    Raises RequestError if it fails, its output is no logits, or a label is none of its classes.
+    """
+    with keep_modes(model), torch.no_grad():
+        classes = compute_logits(model.eval(), x, "model:").shape[1]
+    if classes <= int(y.max()):
+        raise RequestError(f"model: tells {classes} classes apart, but a label is {int(y.max())}")
+    return classes
+
+
+def format_shape(sizes: Sequence[int | torch.SymInt]) -> str:
+    """Return a shape as ``2x3x32x32``; a dynamic size is ``any``."""
+    return "x".join(str(size) if isinstance(size, int) else "any" for size in sizes)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from functools import partial
 from importlib import import_module
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -18,21 +19,8 @@ LARGEST_SIDE = 224
 CHANNELS = (1, 3)
 
 
-@dataclass(frozen=True)
-class Architecture:
-    """One entry of the registry.
-
-    Attributes
-    ----------
-    display : str
-        The published spelling of the name.
-    summary : str
-        What it is and where it comes from, in a few words.
-    minimum_side : int
-        The smallest image side that it accepts.
-    make : callable
-        Builds the model for an :class:`ImageTask`.
-    """
+class Architecture(NamedTuple):
+    """One entry of the registry: published spelling, summary, smallest image side, constructor."""
 
     display: str
     summary: str
@@ -45,49 +33,33 @@ def build(
 ) -> nn.Module:
     """Build a classifier with freshly drawn weights, in training mode.
 
+    It maps floats (batch, channels, image_size, image_size) to logits (batch, num_classes).
+
     Parameters
     ----------
     name : str
         A name from :func:`names` in any usual spelling, ``custom:package.module:callable``,
         ``torchvision:name``, or the path of an exported program that ends in ``.pt2`` (which
         brings its own weights and is frozen; see :func:`pudica.models.custom.is_frozen`).
-    num_classes : int
-        Number of classes, at least 2.
-    channels : int
-        1 for grey images, 3 for colour.
-    image_size : int
-        The images' side in pixels, at most 224.
+    num_classes, channels, image_size : int
+        At least 2; 1 (grey) or 3 (colour); at most 224 pixels.
     seed : int
         Determines the weights. The global generators are left as they were.
 
-    Returns
-    -------
-    torch.nn.Module
-        Maps floats (batch, channels, image_size, image_size) to logits (batch, num_classes).
-
-    Raises
-    ------
-    RequestError
-        If the name is unknown or the architecture does not fit these images.
+    Raises RequestError if the name is unknown or the architecture does not fit these images.
     """
     task = ImageTask(num_classes, channels, image_size)
     _validate_task(name, task)
     with temporary_seed(seed):
-        if custom.is_custom(name):
-            return custom.build(name, task)
-        # Channels-last is faster on the CPU for most models, in training too: docs/performance.md.
-        # A custom model keeps its own layout, since its code may depend on it.
-        return _find_architecture(name).make(task).to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+        model = _find_architecture(name).make(task)
+    if custom.is_custom(name):
+        return model  # in its own layout, since its code may depend on it
+    # Channels-last is faster on the CPU for most models, in training too: docs/performance.md.
+    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
 
 def check_available(name: str) -> None:
-    """Check that a name denotes a model, whatever the task.
-
-    Raises
-    ------
-    RequestError
-        If the name is unknown, or the model can't be found or imported.
-    """
+    """Raise RequestError if a name denotes no model that can be found, whatever the task."""
     if custom.is_custom(name):
         custom.check_available(name)
     else:
@@ -95,18 +67,11 @@ def check_available(name: str) -> None:
 
 
 def freeze(name: str, model: nn.Module) -> nn.Module:
-    """Return a trained model in evaluation mode, with gradients for its input only.
+    """Return the named model, trained, in evaluation mode with gradients for its input only.
 
     In the zoo's models batch norm is folded into the preceding layer where possible, which gives
-    the same function up to rounding in less time. A custom model is not changed, since its code
-    may do things that a trace would not show.
-
-    Parameters
-    ----------
-    name : str
-        The name that the model was built from.
-    model : Module
-        Put into evaluation mode, without gradients; the returned model may be a copy.
+    the same function up to rounding in less time; then a copy is returned. A custom model is only
+    put into that mode, since its code may do things that a trace would not show.
     """
     from torch.fx.experimental.optimization import fuse  # slow to import
 
@@ -120,14 +85,9 @@ def names() -> list[str]:
 
 
 def canonical_name(name: str) -> str:
-    """Return the zoo's own spelling: ``"VGG16"`` gives ``"vgg-16"``.
+    """Return the zoo's own spelling: ``"VGG16"`` gives ``"vgg-16"``; custom names as they are.
 
-    Custom names are returned unchanged.
-
-    Raises
-    ------
-    RequestError
-        If there is no such model.
+    Raises RequestError if there is no such model.
     """
     if custom.is_custom(name):
         return name
@@ -139,19 +99,19 @@ def canonical_name(name: str) -> str:
 
 def display_name(name: str) -> str:
     """Return the published spelling: ``"resnet-20"`` gives ``"ResNet-20"``."""
-    return custom.display_name(name) if custom.is_custom(name) else _find_architecture(name).display
+    return _find_architecture(name).display
 
 
 def minimum_side(name: str) -> int:
     """Return the smallest image side that the model accepts; 1 if only building can tell."""
-    return 1 if custom.is_custom(name) else _find_architecture(name).minimum_side
+    return _find_architecture(name).minimum_side
 
 
 def describe(name: str) -> str:
     """Return one line: spelling, origin, parameters for 10 classes of 3x32x32, smallest side."""
-    if custom.is_custom(name):
-        return custom.describe(name)
     entry = _find_architecture(name)
+    if custom.is_custom(name):
+        return f"{entry.display}: {entry.summary}"
     with torch.device("meta"):
         model = entry.make(ImageTask(num_classes=10, channels=3, image_size=32))
     count = sum(parameter.numel() for parameter in model.parameters())
@@ -160,6 +120,9 @@ def describe(name: str) -> str:
 
 
 def _find_architecture(name: str) -> Architecture:
+    if custom.is_custom(name):
+        display, summary = custom.display_name(name), custom.describe_origin(name)
+        return Architecture(display, summary, 1, partial(custom.build, name))
     return _ZOO[canonical_name(name)]
 
 
@@ -168,7 +131,7 @@ def _squash_spelling(name: str) -> str:
 
 
 def _validate_task(name: str, task: ImageTask) -> None:
-    smallest = minimum_side(name)
+    smallest, side = minimum_side(name), task.image_size
     if task.num_classes < 2:
         raise RequestError(
             f"model '{name}' needs at least 2 classes, got {task.num_classes}: "
@@ -179,41 +142,48 @@ def _validate_task(name: str, task: ImageTask) -> None:
             f"model '{name}' takes images of 1 or 3 channels, got {task.channels}: "
             "set channels to 1 (grey) or 3 (colour)"
         )
-    if task.image_size > LARGEST_SIDE:
+    if side > LARGEST_SIDE:
         raise RequestError(
-            f"model '{name}' takes images of at most {_format_square(LARGEST_SIDE)} pixels, got "
-            f"{_format_square(task.image_size)}: set data.image_size to {LARGEST_SIDE} or less"
+            f"model '{name}' takes images of at most {LARGEST_SIDE}x{LARGEST_SIDE} pixels, got "
+            f"{side}x{side}: set data.image_size to {LARGEST_SIDE} or less"
         )
-    if task.image_size < smallest:
+    if side < smallest:
+        fitting = ", ".join(other for other, entry in _ZOO.items() if entry.minimum_side <= side)
         raise RequestError(
-            f"model '{name}' needs images of at least {_format_square(smallest)} pixels, got "
-            f"{_format_square(task.image_size)}: set data.image_size to {smallest} or more"
-            + _suggest_alternatives(task.image_size)
+            f"model '{name}' needs images of at least {smallest}x{smallest} pixels, got "
+            f"{side}x{side}: set data.image_size to {smallest} or more"
+            + (f", or choose one of: {fitting}" if fitting else "")
         )
 
 
-def _suggest_alternatives(side: int) -> str:
-    fitting = [name for name, entry in _ZOO.items() if entry.minimum_side <= side]
-    return f", or choose one of: {', '.join(fitting)}" if fitting else ""
+def _entry(
+    display: str, summary: str, minimum_side: int, constructor: str, **settings: int
+) -> Architecture:
+    """Return an entry that imports its constructor, ``file.function``, when a model is built.
 
-
-def _format_square(side: int) -> str:
-    return f"{side}x{side}"
-
-
-def _lazy(family: str, constructor: str, **settings: int) -> Callable[[ImageTask], nn.Module]:
-    """Return a constructor that imports its family only when a model is built.
-
-    Some families need torchvision, which takes as long to import as PyTorch; a deployed node
-    would wait for it at each message.
+    Some need torchvision, which takes as long to import as PyTorch; a deployed node would wait
+    for it at each message.
     """
 
     def make(task: ImageTask) -> nn.Module:
-        module = import_module(f"pudica.models.architectures.{family}")
-        model: nn.Module = getattr(module, constructor)(task, **settings)
+        file, _, function = constructor.partition(".")
+        module = import_module(f"pudica.models.architectures.{file}")
+        model: nn.Module = getattr(module, function)(task, **settings)
         return model
 
-    return make
+    return Architecture(display, summary, minimum_side, make)
+
+
+def _by_depth(
+    display: str, summary: str, minimum_side: int, constructor: str, depths: Sequence[int]
+) -> dict[str, Architecture]:
+    """Return the entries of a family; ``display`` ends where the depth follows."""
+    return {
+        f"{display.lower().removesuffix('-')}-{depth}": _entry(
+            f"{display}{depth}", summary, minimum_side, constructor, depth=depth
+        )
+        for depth in depths
+    }
 
 
 _RESNET = "residual network, He et al. 2016, §4.2"
@@ -221,89 +191,36 @@ _PRERESNET = "residual network with pre-activation, He et al. 2016"
 _SE_RESNET = "residual network with squeeze and excitation, Hu et al. 2018"
 _VGG = "batch norm and one linear layer, Simonyan and Zisserman 2015"
 _DENSENET = "densely connected, Huang et al. 2017"
+_EMBEDDING = "two convolutions to 32 features of length 1"
+_SEPARABLE = "depthwise separable, after Howard et al. 2017"
+_DEPTHS = (8, 20, 32, 44, 56, 110)
+
+_SINGLE = (
+    _entry("Softmax", "linear model on the pixels", 1, "sequential.softmax"),
+    _entry("MLP", "perceptron with two hidden layers", 1, "sequential.mlp"),
+    _entry("CNN-tiny", "two narrow convolutions", 2, "sequential.cnn_tiny"),
+    _entry("CNN-small", "two convolutions with batch norm", 4, "sequential.cnn_small"),
+    _entry("CNN-wide", "two wide convolutions", 3, "sequential.cnn_wide"),
+    _entry("CNN-five", "five convolutions with batch norm", 4, "sequential.cnn_five"),
+    _entry("CNN-IoT", "Jiang et al. 2019, Figure 2", 16, "sequential.cnn_iot"),
+    _entry("CNN-embedding", _EMBEDDING, 12, "sequential.cnn_embedding"),
+    _entry("CNN-separable", _SEPARABLE, 1, "sequential.cnn_separable"),
+    _entry("VGG-small", "six narrow convolutions in pairs", 4, "deep.vgg_small"),
+    _entry("DenseNet-small", _DENSENET, 4, "deep.densenet_small"),
+    _entry("LeNet", "LeCun et al. 1998, with ReLU", 16, "sequential.lenet"),
+    _entry("AlexNet", "Krizhevsky 2014, one linear layer", 29, "sequential.alexnet"),
+)
 
 _ZOO: dict[str, Architecture] = {
-    "softmax": Architecture("Softmax", "linear model on the pixels", 1, _lazy("small", "softmax")),
-    "mlp": Architecture("MLP", "perceptron with two hidden layers", 1, _lazy("small", "mlp")),
-    "cnn-tiny": Architecture("CNN-tiny", "two narrow convolutions", 2, _lazy("small", "cnn_tiny")),
-    "cnn-small": Architecture(
-        "CNN-small", "two convolutions with batch norm", 4, _lazy("small", "cnn_small")
-    ),
-    "cnn-wide": Architecture("CNN-wide", "two wide convolutions", 3, _lazy("small", "cnn_wide")),
-    "cnn-five": Architecture(
-        "CNN-five", "five convolutions with batch norm", 4, _lazy("small", "cnn_five")
-    ),
-    "cnn-iot": Architecture(
-        "CNN-IoT", "Jiang et al. 2019, Figure 2", 16, _lazy("small", "cnn_iot")
-    ),
-    "cnn-embedding": Architecture(
-        "CNN-embedding",
-        "two convolutions to 32 features of length 1",
-        12,
-        _lazy("small", "cnn_embedding"),
-    ),
-    "cnn-separable": Architecture(
-        "CNN-separable",
-        "depthwise separable, after Howard et al. 2017",
-        1,
-        _lazy("small", "cnn_separable"),
-    ),
-    "vgg-small": Architecture(
-        "VGG-small", "six narrow convolutions in pairs", 4, _lazy("vgg", "vgg_small")
-    ),
-    "densenet-small": Architecture(
-        "DenseNet-small", _DENSENET, 4, _lazy("densenet", "densenet_small")
-    ),
-    "lenet": Architecture("LeNet", "LeCun et al. 1998, with ReLU", 16, _lazy("lenet", "lenet")),
-    "alexnet": Architecture(
-        "AlexNet", "Krizhevsky 2014, one linear layer", 29, _lazy("alexnet", "alexnet")
-    ),
-    **{
-        f"vgg-{depth}": Architecture(f"VGG{depth}", _VGG, 32, _lazy("vgg", "vgg", depth=depth))
-        for depth in (11, 13, 16, 19)
-    },
-    **{
-        f"resnet-{depth}": Architecture(
-            f"ResNet-{depth}", _RESNET, 1, _lazy("residual", "resnet", depth=depth)
-        )
-        for depth in (8, 20, 32, 44, 56, 110)
-    },
-    "resnet-18": Architecture(
-        "ResNet-18", "He et al. 2016, Table 1", 1, _lazy("residual", "resnet_18")
-    ),
-    **{
-        f"preresnet-{depth}": Architecture(
-            f"PreResNet-{depth}",
-            _PRERESNET,
-            1,
-            _lazy("residual", "preresnet", depth=depth),
-        )
-        for depth in (8, 20, 32, 44, 56, 110)
-    },
-    **{
-        f"se-resnet-{depth}": Architecture(
-            f"SE-ResNet-{depth}",
-            _SE_RESNET,
-            1,
-            _lazy("residual", "se_resnet", depth=depth),
-        )
-        for depth in (20, 56)
-    },
-    "resnext-29": Architecture(
-        "ResNeXt-29", "8x64d, Xie et al. 2017, §5.3", 1, _lazy("resnext", "resnext_29")
-    ),
-    **{
-        f"densenet-{depth}": Architecture(
-            f"DenseNet-{depth}",
-            _DENSENET,
-            8,
-            _lazy("densenet", "densenet", depth=depth),
-        )
-        for depth in (121, 161, 169, 201)
-    },
-    "googlenet": Architecture(
-        "GoogLeNet", "Szegedy et al. 2015, Table 1", 1, _lazy("googlenet", "googlenet")
-    ),
+    **{entry.display.lower(): entry for entry in _SINGLE},
+    **_by_depth("VGG", _VGG, 32, "deep.vgg", (11, 13, 16, 19)),
+    **_by_depth("ResNet-", _RESNET, 1, "deep.resnet", _DEPTHS),
+    "resnet-18": _entry("ResNet-18", "He et al. 2016, Table 1", 1, "deep.resnet_18"),
+    **_by_depth("PreResNet-", _PRERESNET, 1, "deep.preresnet", _DEPTHS),
+    **_by_depth("SE-ResNet-", _SE_RESNET, 1, "deep.se_resnet", (20, 56)),
+    "resnext-29": _entry("ResNeXt-29", "8x64d, Xie et al. 2017, §5.3", 1, "deep.resnext_29"),
+    **_by_depth("DenseNet-", _DENSENET, 8, "deep.densenet", (121, 161, 169, 201)),
+    "googlenet": _entry("GoogLeNet", "Szegedy et al. 2015, Table 1", 1, "deep.googlenet"),
 }
 
 _SPELLINGS = {_squash_spelling(name): name for name in _ZOO}

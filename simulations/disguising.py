@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from pudica.clients.data import dataset_names
+from pudica.clients.data.cache import compute_fingerprint
+from pudica.clients.data.decoding import Channels
 from pudica.clients.data.disguised import (
     MANIFEST,
     DisguiseRequest,
@@ -16,13 +18,10 @@ from pudica.clients.data.disguised import (
     restore_dataset,
 )
 from pudica.clients.data.errors import DataError
-from pudica.clients.data.fingerprints import compute_fingerprint
 from pudica.clients.data.folders import scan_image_folder
 from pudica.clients.data.parquet import locate_parquet, scan_parquet
-from pudica.clients.data.pixels import Channels
-from pudica.clients.data.places import DataLocation, cache_root, data_root
 from pudica.clients.data.registry import find_source, lookup
-from pudica.clients.data.source import Source
+from pudica.clients.data.source import DataLocation, Source, cache_root, data_root
 from pudica.clients.shields.disguises import Key, KeyedDisguise
 from pudica.models.errors import RequestError
 from pudica.models.files import DISK_FULL
@@ -83,7 +82,7 @@ def disguise(
         manifest = _run_with_progress(
             "disguising", lambda told: disguise_dataset(request, out, told)
         )
-    left_out = [name for name in source.open().columns if name not in manifest.labels]
+    left_out = [name for name in source.open().columns.column_names if name not in manifest.labels]
     return [
         f"{manifest.train + manifest.test:,} images ({manifest.train:,} for training) in {out}",
         f"disguise     {manifest.disguise}",

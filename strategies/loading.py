@@ -12,13 +12,13 @@ from pydantic import BaseModel, ValidationError
 
 from pudica.clients.runtime.systems import systems
 from pudica.models.errors import RequestError, unknown_name_error
-from pudica.models.explain import (
+from pudica.models.printable import to_nfc
+from pudica.models.settings import (
     explain_errors,
     find_misplaced_booleans,
     find_source,
     list_yaml_keys,
 )
-from pudica.models.printable import to_nfc
 from pudica.strategies.core.experiment import Experiment
 
 # The shipped experiments are data of the package `simulations`; no code of it is used here.

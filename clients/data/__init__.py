@@ -9,10 +9,9 @@ Examples
 from pudica.clients.data.config import DataConfig
 from pudica.clients.data.errors import DataError
 from pudica.clients.data.images import ImageSet
-from pudica.clients.data.partition import PartitionConfig, partition
+from pudica.clients.data.partition import PartitionConfig, partition, partition_once
 from pudica.clients.data.registry import CatalogueEntry, catalogue, dataset_names
-from pudica.clients.data.shares import Part, partition_once, select_node_images
-from pudica.clients.data.splits import Splits, load, load_once
+from pudica.clients.data.splits import Part, Splits, load, load_once, select_node_images
 
 __all__ = [
     "CatalogueEntry",

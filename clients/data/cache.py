@@ -8,14 +8,16 @@ any time.
 
 from __future__ import annotations
 
-import fcntl
+import hashlib
 import json
+import os
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -23,152 +25,81 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from pudica.clients.data.decoding import decode
+from pudica.clients.data.decoding import Channels, decode
 from pudica.clients.data.disguised import Manifest, copy_images
 from pudica.clients.data.errors import DataError
-from pudica.clients.data.fingerprints import compute_fingerprint, compute_signature
-from pudica.clients.data.pixels import Channels
-from pudica.clients.data.places import cache_root
-from pudica.clients.data.source import Content, Source, describe_origin
+from pudica.clients.data.source import Content, Source, cache_root
+from pudica.models.files import file_lock, write_atomically
 from pudica.models.printable import to_nfc
 
+FORMAT = "1"
+"""Part of every fingerprint: increase it when decoding the same files gives different bytes."""
 
-@dataclass(frozen=True)
-class CachedDataset:
-    """One entry of the cache.
+_FIELDS = ("train", "test", "class_names", "unusable", "segments")
+# A file modified this recently may change again without a new time stamp.
+_UNSETTLED_NS = 2_000_000_000
 
-    Parameters
-    ----------
-    fingerprint : str
-        Fingerprint of the content.
-    images : ndarray of uint8, shape (N, C, H, W)
-        Memory-mapped, read only; the training rows first, then the set's own test rows. For
-        disguised images the dtype in ``disguised``.
-    train, test : int
-        Number of rows of each; ``test`` is 0 if the set has no test split of its own.
-    columns : pyarrow.Table
-        Every column that can serve as a label.
-    class_names : dict
-        Class names by column, where the data declare them.
-    unusable : dict
-        Columns that cannot serve as a label, with their types.
-    segments : list
-        As in :class:`~pudica.clients.data.source.Content`.
-    base : Path
-        The folder that holds the files.
-    disguised : Manifest or None
-        Describes images that are disguised on disk.
-    """
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CachedDataset(Content):
+    """One entry of the cache, with the names of its columns in NFC."""
 
     fingerprint: str
-    images: NDArray[np.generic]
-    train: int
-    test: int
-    columns: pa.Table
-    class_names: dict[str, list[str]]
-    unusable: dict[str, str]
-    segments: list[tuple[str, int]]
+    images: NDArray[np.generic]  # (N, C, H, W), memory-mapped; uint8 unless they are disguised
     base: Path
-    disguised: Manifest | None = None
-
-    def describe_origin(self, row: int) -> str:
-        """Describe which file a row comes from, and its row in that file."""
-        return describe_origin(self.base, self.segments, row)
 
 
 def fetch_cached(source: Source, size: int | None, channels: Channels | None) -> CachedDataset:
     """Return the decoded set; decode it first if it is not cached yet.
 
-    Raises
-    ------
-    DataError
-        If the data are broken or the cache folder is not writable.
+    Raises DataError if the data are broken or the cache folder is not writable.
     """
-    with _translate_os_errors():
-        cache = cache_root()
+    cache = cache_root()
+    try:
         cache.mkdir(mode=0o700, parents=True, exist_ok=True)
         fingerprint = compute_fingerprint(source, cache / "index")
         entry = cache / f"{fingerprint[:32]}-{size or 'own'}-{channels or 'own'}"
         if not entry.is_dir():
-            with _hold_lock(entry.with_suffix(".lock")):
+            with file_lock(entry.with_suffix(".lock")):
                 if not entry.is_dir():
                     _build_entry(source, size, channels, entry)
-    return _read_entry(entry, fingerprint, source.base)
-
-
-@contextmanager
-def _translate_os_errors() -> Iterator[None]:
-    try:
-        yield
     except OSError as error:
         raise DataError(
-            f"cannot use the cache folder {cache_root()}: {error}. "
+            f"cannot use the cache folder {cache}: {error}. "
             "Set PUDICA_CACHE to a folder that can be written"
         ) from error
-
-
-@contextmanager
-def _hold_lock(file: Path) -> Iterator[None]:
-    with file.open("a") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)  # released when the file closes, or its process dies
-        yield
+    return _read_entry(entry, fingerprint, source.base)
 
 
 def _build_entry(source: Source, size: int | None, channels: Channels | None, entry: Path) -> None:
     """Decode into a temporary folder and rename it; called with the entry's lock held."""
     for leftover in entry.parent.glob(f"{entry.name}.part-*"):
         shutil.rmtree(leftover)  # of a process that was killed: we hold the lock
-    before = compute_signature(source)
+    before = _compute_signature(source)
     folder = Path(tempfile.mkdtemp(prefix=f"{entry.name}.part-", dir=entry.parent))
     try:
         content = source.open()
-        _write_images(content, source.base, size, channels, folder / "images.npy")
-        _write_columns(content, folder)
-        if compute_signature(source) != before:
+        if content.disguised is None:
+            decode(content, source.base, size, channels, folder / "images.npy")
+        elif size is None and channels is None:
+            copy_images(source.base, content.disguised, folder / "images.npy")
+        else:
+            raise DataError(
+                f"{source.base} holds disguised images, which can't be resized, nor their channels "
+                "changed: leave data.image_size and data.channels out"
+            )
+        pq.write_table(content.columns, folder / "columns.parquet")
+        metadata = {name: getattr(content, name) for name in _FIELDS}
+        manifest = content.disguised and content.disguised.model_dump(mode="json")
+        (folder / "content.json").write_text(json.dumps({**metadata, "disguised": manifest}))
+        if _compute_signature(source) != before:
             raise DataError(f"the files in {source.base} changed while they were read: run again")
         folder.rename(entry)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
-
-
-def _write_images(
-    content: Content, base: Path, size: int | None, channels: Channels | None, file: Path
-) -> None:
-    if content.disguised is None:
-        decode(content, base, size, channels, file)
-    elif size is None and channels is None:
-        copy_images(base, content.disguised, file)
-    else:
-        raise DataError(
-            f"{base} holds disguised images, which can't be resized, nor their channels changed: "
-            "leave data.image_size and data.channels out"
-        )
-
-
-def _write_columns(content: Content, folder: Path) -> None:
-    columns = {name: pa.chunked_array(_chunks(values)) for name, values in content.columns.items()}
-    pq.write_table(pa.table(columns), folder / "columns.parquet")
-    metadata = {
-        "train": content.train,
-        "test": content.test,
-        "class_names": dict(content.class_names),
-        "unusable": dict(content.unusable),
-        "segments": list(content.segments),
-        "disguised": content.disguised,
-    }
-    (folder / "content.json").write_text(json.dumps(metadata))
-
-
-def _parse_manifest(manifest: dict[str, object], entry: Path) -> Manifest:
-    try:
-        return Manifest.model_validate(manifest)
-    except ValidationError as error:
-        raise DataError(f"the cache entry {entry} is of another version: delete it") from error
-
-
-def _chunks(values: pa.Array | pa.ChunkedArray) -> list[pa.Array]:
-    return values.chunks if isinstance(values, pa.ChunkedArray) else [values]
 
 
 def _read_entry(entry: Path, fingerprint: str, base: Path) -> CachedDataset:
@@ -180,10 +111,60 @@ def _read_entry(entry: Path, fingerprint: str, base: Path) -> CachedDataset:
         manifest = content.pop("disguised", None)
     except (OSError, ValueError, pa.ArrowException) as error:
         raise DataError(f"the cache entry {entry} is damaged: {error}. Delete it") from error
-    columns = columns.rename_columns([to_nfc(name) for name in columns.column_names])
+    try:
+        disguised = Manifest.model_validate(manifest) if manifest else None
+    except ValidationError as error:
+        raise DataError(f"the cache entry {entry} is of another version: delete it") from error
     for metadata in ("class_names", "unusable"):
         content[metadata] = {to_nfc(name): kind for name, kind in content[metadata].items()}
-    disguised = _parse_manifest(manifest, entry) if manifest else None
     return CachedDataset(
-        fingerprint, images, columns=columns, base=base, disguised=disguised, **content
+        fingerprint=fingerprint,
+        images=images,
+        columns=columns.rename_columns([to_nfc(name) for name in columns.column_names]),
+        base=base,
+        disguised=disguised,
+        **content,
     )
+
+
+def compute_fingerprint(source: Source, index: Path) -> str:
+    """Return the hash of the files' content, cached while no file changes.
+
+    The folder ``index`` caches hashes by the files' names, sizes and times. Raises DataError if a
+    file cannot be read.
+    """
+    signature, newest = _compute_signature(source)
+    note = index / signature
+    if note.is_file():
+        return note.read_text()
+    digest = hashlib.blake2b(f"{FORMAT}\0{source.kind}\n".encode(), digest_size=20)
+    for file in source.files:
+        name = file.relative_to(source.base).as_posix()
+        digest.update(f"{name}\0{_read_source_file(file, _hash_file)}\n".encode())
+    if newest < time.time_ns() - _UNSETTLED_NS:
+        index.mkdir(exist_ok=True)
+        write_atomically(note, digest.hexdigest().encode(), mode=0o600)
+    return digest.hexdigest()
+
+
+def _compute_signature(source: Source) -> tuple[str, int]:
+    """Return a hash of the files' names, sizes and times, and the latest time in ns."""
+    digest, newest = hashlib.blake2b(source.kind.encode(), digest_size=20), 0
+    for file in source.files:
+        stat = _read_source_file(file, os.stat)
+        times = stat.st_mtime_ns, stat.st_ctime_ns
+        digest.update(f"{FORMAT}\0{file.absolute()}\0{stat.st_size}\0{times}\n".encode())
+        newest = max(newest, *times)
+    return digest.hexdigest(), newest
+
+
+def _hash_file(file: Path) -> str:
+    with file.open("rb") as handle:
+        return hashlib.file_digest(handle, "blake2b").hexdigest()
+
+
+def _read_source_file(file: Path, read: Callable[[Path], T]) -> T:
+    try:
+        return read(file)
+    except OSError as error:
+        raise DataError(f"cannot read {file}: {error.strerror or error}") from error

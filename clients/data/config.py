@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from pudica.clients.data.decoding import MIN_SIDE, Channels
 from pudica.clients.data.errors import DataError
 from pudica.clients.data.partition import PartitionConfig
-from pudica.clients.data.pixels import MIN_SIDE, Channels
 from pudica.clients.data.registry import DISGUISED, lookup
 from pudica.clients.shields.disguises import format_notation, parse_notation
 from pudica.models.files import AbsolutePath
@@ -16,51 +16,22 @@ from pudica.models.naming import Label
 
 
 class DataConfig(BaseModel):
-    """The ``data`` section of an experiment.
+    """The ``data`` section of an experiment; docs/data.md describes every setting.
 
     Parameters
     ----------
-    name : str
-        One of :func:`~pudica.clients.data.names`.
-    root : Path or None
-        The folder that holds the data sets; by default ``PUDICA_DATA``, else ``./data``.
-    path : Path or None
-        The folder or file of this data set, for your own data or an unusual location.
-    download : bool
-        Whether to download a missing set through torchvision.
-    label : str or None
-        Name of the label column; by default the set's standard one.
     attributes : tuple of str
-        Binary attributes besides the label, see :mod:`pudica.clients.data.attributes`.
-    image_size : int or None
-        Side in pixels of the square that images are resized to; by default their own size if
-        they are square, 64 for ``celeba``, ``lfw`` and ``att-faces``.
-    margin : int
-        Black pixels added on each side after resizing.
-    channels : {1, 3} or None
-        Grey or RGB; by default the images' own.
-    normalize : {"none", "dataset", "training"} or None
-        Pixels in [0, 1], or normalised by mean and standard deviation per channel: the
-        published ones, or those of this training part. By default ``"training"`` where
-        images are disguised, ``"dataset"`` for CIFAR in colour, else ``"none"``.
+        Binary attributes besides the label, see :mod:`pudica.clients.data.columns`.
     split : {"own", "public", "train-test", "4:1:1", "9:1"} or None
         ``"own"`` keeps the set's test split and splits the rest 4:1 into training and
-        validation. ``"public"`` does the same without reading any test image, so the test split
-        may be missing. ``"train-test"`` keeps the test split and trains on everything else,
-        without validation. ``"4:1:1"`` pools all rows and splits them by the seed into
-        training, validation and test. ``"9:1"`` splits each class into training and test, a
-        tenth but at least one image for test, without validation. By default ``"own"`` if the
-        set has a test split, else ``"4:1:1"``.
-    limit : int or None
-        Maximum number of training rows; validation and test shrink in proportion.
-    partition : PartitionConfig or None
-        How training rows are partitioned among nodes, if the experiment does so.
-    shield : str or None
+        validation; ``"public"`` the same without reading any test image, so the test split may
+        be missing; ``"train-test"`` trains on all the rest, without validation. ``"4:1:1"`` pools
+        all rows; ``"9:1"`` splits each class into training and test, without validation. By
+        default ``"own"`` if the set has a test split, else ``"4:1:1"``.
+    shield, key : str or None, Path or None
         Disguise applied to all images before anybody sees them, in the notation of
-        :func:`pudica.clients.shields.disguises.parse_notation`.
-    key : Path or None
-        Key file of the disguise. By default a key is derived from the run's seed, which is for
-        experiments only.
+        :func:`pudica.clients.shields.disguises.parse_notation`, and its key file. By default a
+        key is derived from the run's seed, which is for experiments only.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -103,44 +74,32 @@ class DataConfig(BaseModel):
         return self.normalize == "training" or (self.normalize is None and disguised)
 
     @model_validator(mode="after")
-    def _validate_key(self) -> DataConfig:
+    def _validate_combination(self) -> Self:
         if self.key is not None and self.shield is None:
             raise DataError(
                 "key: there is no shield that it could be the key of; of dlmt.shield it is dlmt.key"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _validate_disguised(self) -> DataConfig:
         if self.name == DISGUISED and self.margin:
             raise DataError("margin: there is no black that could be added to disguised images")
-        return self
-
-    @model_validator(mode="after")
-    def _validate_path(self) -> DataConfig:
         if self.name == "digits" and self.path is not None:
             raise DataError(
                 "'digits' comes with scikit-learn and has no path; "
                 "for your own data set name to image-folder or parquet"
             )
+        if self.normalize == "dataset":
+            self._validate_statistics()
         return self
 
-    @model_validator(mode="after")
-    def _validate_statistics(self) -> DataConfig:
+    def _validate_statistics(self) -> None:
         statistics = lookup(self.name).statistics
-        if self.normalize == "dataset" and self.shield:
-            raise DataError(
-                "the published mean and standard deviation are of plain images, these are "
-                "disguised; allowed: normalize: training, none"
-            )
-        if self.normalize == "dataset" and statistics is None:
-            raise DataError(
-                f"'{self.name}' has no published mean and standard deviation; "
-                "allowed: normalize: training, none"
-            )
-        if self.normalize == "dataset" and statistics and self.channels == 1 < len(statistics.mean):
-            raise DataError(
-                f"the published mean and standard deviation of '{self.name}' are of RGB, "
-                "but channels is 1; allowed: normalize: training, none"
-            )
-        return self
+        if self.shield:
+            problem = "the published mean and standard deviation are of plain images, these are "
+            problem += "disguised"
+        elif statistics is None:
+            problem = f"'{self.name}' has no published mean and standard deviation"
+        elif self.channels == 1 < len(statistics.mean):
+            problem = f"the published mean and standard deviation of '{self.name}' are of RGB, "
+            problem += "but channels is 1"
+        else:
+            return
+        raise DataError(f"{problem}; allowed: normalize: training, none")

@@ -1,4 +1,4 @@
-"""Decoding a whole data set into one array on disk, with bounded memory."""
+"""Decoding images to uint8 pixels: one, or a whole set into one array with bounded memory."""
 
 from __future__ import annotations
 
@@ -6,25 +6,38 @@ import math
 import os
 import shutil
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
 from itertools import chain, islice
 from pathlib import Path
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from pudica.clients.data.errors import DataError
-from pudica.clients.data.pixels import Channels, Layout, infer_layout, to_pixels
 from pudica.clients.data.source import Content, RawImage, describe_origin
 
-#: Number of broken images to report before decoding stops.
+MIN_SIDE = 8
+"""Minimum side of an image in pixels."""
 MAX_REPORTED = 10
-
+"""Number of broken images to report before decoding stops."""
 HINT = "set PUDICA_CACHE, or a smaller data.image_size"
 _BLOCK = 256
 _MAX_THREADS = 16
+_GREY_MODES = {"1", "L", "LA", "La"}
 
-DecodeResult = NDArray[np.uint8] | DataError
+Channels = Literal[1, 3]
+
+
+class Layout(NamedTuple):
+    """The shape that every image of a set is converted to: a square of ``size`` pixels."""
+
+    size: int
+    channels: Channels
+    resize: bool  # whether images may be resized, and converted to grey: only if requested
+    to_grey: bool
 
 
 def decode(
@@ -37,18 +50,11 @@ def decode(
     DataError
         Lists file and row of each broken image, up to :data:`MAX_REPORTED` of them.
     """
-    total = content.train + content.test
-    stream = iter(content.images)
-    first = next(stream, None)
-    if total == 0:
-        raise DataError(f"{base} holds no images")
-    try:
-        layout = infer_layout(first, size, channels)
-    except DataError as error:
-        raise DataError(f"{describe_origin(base, content.segments, 0)}: {error}") from error
-    images = allocate(file, (total, layout.channels, layout.size, layout.size), "uint8", HINT)
+    layout, stream = open_images(content, base, size, channels)
+    shape = (content.train + content.test, layout.channels, layout.size, layout.size)
+    images = allocate(file, shape, "uint8", HINT)
     broken: list[str] = []
-    for row, result in enumerate(decode_stream(chain([first], stream), layout)):
+    for row, result in enumerate(decode_stream(stream, layout)):
         if isinstance(result, DataError):
             broken.append(f"{describe_origin(base, content.segments, row)}: {result}")
             if len(broken) == MAX_REPORTED:
@@ -63,21 +69,9 @@ def decode(
 def allocate(
     file: Path, shape: tuple[int, ...], dtype: str, hint: str, mode: int = 0o644
 ) -> np.memmap:
-    """Create a memory-mapped array on disk, after checking that it fits.
+    """Create a memory-mapped array on disk; raise DataError, with a hint, if it does not fit.
 
     Without the check a full disk would kill the process instead of raising an error.
-
-    Parameters
-    ----------
-    hint : str
-        What to do if it does not fit; part of the message.
-    mode : int
-        File mode.
-
-    Raises
-    ------
-    DataError
-        If it does not fit.
     """
     needed, free = math.prod(shape) * np.dtype(dtype).itemsize, shutil.disk_usage(file.parent).free
     if needed > free:
@@ -89,25 +83,105 @@ def allocate(
     return np.lib.format.open_memmap(file, mode="w+", dtype=dtype, shape=shape)
 
 
-def decode_stream(stream: Iterable[RawImage | None], layout: Layout) -> Iterator[DecodeResult]:
+def open_images(
+    content: Content, base: Path, size: int | None, channels: Channels | None
+) -> tuple[Layout, Iterator[RawImage | None]]:
+    """Return the images of a set, and their layout: as requested, else that of the first image.
+
+    Raises DataError if there is none, or the first is broken, or not square and no size was
+    requested.
+    """
+    stream = iter(content.images)
+    first = next(stream, None)
+    if not content.train + content.test:
+        raise DataError(f"{base} holds no images")
+    try:
+        image = _open_image(first)
+        if size is None and image.width != image.height:
+            raise DataError(
+                f"the image is {image.width}×{image.height} pixels, not square: "
+                "set data.image_size to the side that all images are resized to"
+            )
+    except DataError as error:
+        raise DataError(f"{describe_origin(base, content.segments, 0)}: {error}") from error
+    own: Channels = 1 if image.mode in _GREY_MODES else 3
+    layout = Layout(size or image.width, channels or own, size is not None, channels is not None)
+    return layout, chain([first], stream)
+
+
+def decode_stream(
+    stream: Iterable[RawImage | None], layout: Layout
+) -> Iterator[NDArray[np.uint8] | DataError]:
     """Decode a stream of images in order, a few blocks at a time, on all cores.
 
     Yields an image (C, H, W), or the error for a broken one.
     """
+
+    def decode_block(block: list[RawImage | None]) -> list[NDArray[np.uint8] | DataError]:
+        return [_decode_or_error(raw, layout) for raw in block]
+
     workers = min(_MAX_THREADS, os.cpu_count() or 1)
     iterator = iter(stream)
     with ThreadPoolExecutor(workers) as pool:
         while blocks := [block for _ in range(workers) if (block := [*islice(iterator, _BLOCK)])]:
-            yield from _decode_blocks(pool, blocks, layout)
+            yield from chain.from_iterable(pool.map(decode_block, blocks))
 
 
-def _decode_blocks(
-    pool: Executor, blocks: list[list[RawImage | None]], layout: Layout
-) -> Iterator[DecodeResult]:
-    def decode_one(raw: RawImage | None) -> DecodeResult:
-        try:
-            return to_pixels(raw, layout)
-        except DataError as error:
-            return error
+def _decode_or_error(raw: RawImage | None, layout: Layout) -> NDArray[np.uint8] | DataError:
+    try:
+        return to_pixels(raw, layout)
+    except DataError as error:
+        return error
 
-    return chain.from_iterable(pool.map(lambda block: [decode_one(raw) for raw in block], blocks))
+
+def to_pixels(raw: RawImage | None, layout: Layout) -> NDArray[np.uint8]:
+    """Decode, convert and resize one image: uint8 of shape (C, size, size).
+
+    Images are resized by PIL's bilinear filter with antialiasing; an image that is not square is
+    stretched, not cropped.
+
+    Raises DataError if the image is broken or too small, or would need a conversion that was not
+    requested.
+    """
+    image, side = _open_image(raw), (layout.size, layout.size)
+    mode = "L" if layout.channels == 1 else "RGB"
+    if mode == "L" and image.mode not in _GREY_MODES and not layout.to_grey:
+        raise DataError(
+            "a colour image in a set whose first image is grey: set data.channels to 1 or 3"
+        )
+    if image.mode != mode:
+        image = image.convert(mode)
+    if image.size != side:
+        if not layout.resize:
+            raise DataError(
+                f"the image is {image.width}×{image.height} pixels, the first one "
+                f"{layout.size}×{layout.size}: set data.image_size to resize them all"
+            )
+        image = image.resize(side, Image.Resampling.BILINEAR)
+    pixels = np.asarray(image)
+    return pixels[None] if layout.channels == 1 else pixels.transpose(2, 0, 1)
+
+
+def _open_image(raw: RawImage | None) -> Image.Image:
+    if raw is None:
+        raise DataError("no image: its bytes are null")
+    image = Image.fromarray(raw) if isinstance(raw, np.ndarray) else _decode_file(raw)
+    if image.mode[0] in "IF":
+        raise DataError(f"pixels are deeper than 8 bits (mode {image.mode}): convert to 8 bits")
+    if min(image.size) < MIN_SIDE:
+        raise DataError(
+            f"image too small: {image.width}×{image.height} pixels, "
+            f"at least {MIN_SIDE}×{MIN_SIDE} are needed"
+        )
+    return image
+
+
+def _decode_file(raw: bytes | Path) -> Image.Image:
+    try:
+        image = Image.open(BytesIO(raw if isinstance(raw, bytes) else raw.read_bytes()))
+        image.load()
+        return ImageOps.exif_transpose(image) if "exif" in image.info else image
+    except UnidentifiedImageError as error:
+        raise DataError("broken image: not a format that PIL knows") from error
+    except Exception as error:  # PIL's decoders raise many types on damaged bytes
+        raise DataError(f"broken image: {error}") from error

@@ -15,7 +15,9 @@ from pudica.clients.data.errors import DataError
 from pudica.clients.data.images import STATISTICS_CHUNK, ImageSet, Positions
 
 SAMPLED = 32
-_wrapped: WeakKeyDictionary[Any, Examples]
+_FLOATS = "float", "ToImage(), ToDtype(torch.float32, scale=True)"
+_PIXELS = "uint8", "PILToTensor()"
+_wrapped: WeakKeyDictionary[Any, Examples] = WeakKeyDictionary()
 
 
 class Examples:
@@ -27,6 +29,8 @@ class Examples:
         Yields pairs of an image, a float tensor (C, H, W), and its class.
     what : str
         What it is, for messages: ``train``, say.
+    pixels : bool
+        Images must be uint8 instead.
 
     Raises
     ------
@@ -34,9 +38,7 @@ class Examples:
         It is empty, or yields something else.
     """
 
-    wanted = "float", "ToImage(), ToDtype(torch.float32, scale=True)"
-
-    def __init__(self, dataset: Any, what: str) -> None:
+    def __init__(self, dataset: Any, what: str, pixels: bool = False) -> None:
         self.dataset = dataset
         self.what = what
         if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
@@ -46,52 +48,44 @@ class Examples:
             )
         if not len(dataset):
             raise DataError(f"{what}: holds no examples")
-        self.shape = self._check_example(dataset[0])
+        self.shape = self._check_example(dataset[0], pixels)
         self.mean: Tensor | float = 0.0
         self.std: Tensor | float = 1.0
 
-    def _check_example(self, example: Any) -> tuple[int, int, int]:
+    def _check_example(self, example: Any, pixels: bool) -> tuple[int, int, int]:
         if not isinstance(example, tuple | list) or len(example) != 2:
             raise DataError(
                 f"{self.what}: must yield pairs (image, label); its first item is "
                 f"{describe(example)}"
             )
         image, label = example
-        shape = self._check_image(image)
+        is_tensor = isinstance(image, Tensor) and image.ndim == 3
+        if not is_tensor or not (
+            image.dtype == torch.uint8 if pixels else image.is_floating_point()
+        ):
+            kind, transform = _PIXELS if pixels else _FLOATS
+            raise DataError(
+                f"{self.what}: images must be {kind} tensors (C, H, W), the first is "
+                f"{describe(image)}; torchvision.transforms.v2 makes them so: {transform}"
+            )
         if not _is_class(label):
             raise DataError(
                 f"{self.what}: labels must be whole numbers from 0 on, the first is "
                 f"{describe(label)}"
             )
-        return shape
-
-    def _check_image(self, image: Any) -> tuple[int, int, int]:
-        if not self._is_image(image):
-            raise DataError(
-                f"{self.what}: images must be {self.wanted[0]} tensors (C, H, W), the first is "
-                f"{describe(image)}; torchvision.transforms.v2 makes them so: {self.wanted[1]}"
-            )
         channels, height, width = image.shape
         return channels, height, width
-
-    def _is_image(self, image: Any) -> bool:
-        return isinstance(image, Tensor) and image.is_floating_point() and image.ndim == 3
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def batch(self, positions: Positions) -> tuple[Tensor, Tensor]:
-        """Return float images (B, C, H, W) and labels (B,) at some positions.
-
-        Raises
-        ------
-        DataError
-            Images of different shapes.
-        """
-        images, labels = self._read(positions)
+        """Return float images (B, C, H, W) and labels (B,); raise DataError if shapes differ."""
+        images, labels = self.read(positions)
         return images.float(), labels.long()
 
-    def _read(self, positions: Positions) -> tuple[Tensor, Tensor]:
+    def read(self, positions: Positions) -> tuple[Tensor, Tensor]:
+        """Return images and labels as the data set yields them, as :meth:`batch` does."""
         rows = np.arange(len(self))[positions]
         if isinstance(self.dataset, TensorDataset):
             images, labels = self.dataset[torch.from_numpy(rows)]
@@ -119,36 +113,25 @@ class Examples:
         return digest.hexdigest()
 
 
-class PixelExamples(Examples):
-    """A map-style data set of uint8 images, which is read once and kept in memory.
+def load_pixels(dataset: Any, what: str) -> ImageSet:
+    """Read all of a map-style data set of uint8 images, without normalisation.
 
     Parameters and errors as of :class:`Examples`.
     """
-
-    wanted = "uint8", "PILToTensor()"
-
-    def _is_image(self, image: Any) -> bool:
-        return isinstance(image, Tensor) and image.dtype == torch.uint8 and image.ndim == 3
-
-    def to_image_set(self, num_classes: int = 0) -> ImageSet:
-        """Return all images and labels, without normalisation."""
-        images = np.empty((len(self), *self.shape), np.uint8)
-        labels = np.empty(len(self), np.int64)
-        for start in range(0, len(self), STATISTICS_CHUNK):
-            part = slice(start, start + STATISTICS_CHUNK)
-            x, y = self._read(part)
-            if tuple(x.shape[1:]) != self.shape or x.dtype != torch.uint8:
-                raise DataError(
-                    f"{self.what}: images of different shapes: {tuple(x.shape[1:])} of {x.dtype} "
-                    f"from row {start} on, the first is {self.shape} of torch.uint8"
-                )
-            images[part], labels[part] = x.numpy(), y.numpy()
-        zeros = torch.zeros(self.shape[0], 1, 1)
-        rows = np.arange(len(self))
-        return ImageSet(images, rows, labels, zeros, torch.ones_like(zeros), num_classes)
-
-
-_wrapped = WeakKeyDictionary()
+    examples = Examples(dataset, what, pixels=True)
+    images = np.empty((len(examples), *examples.shape), np.uint8)
+    labels = np.empty(len(examples), np.int64)
+    for start in range(0, len(examples), STATISTICS_CHUNK):
+        part = slice(start, start + STATISTICS_CHUNK)
+        x, y = examples.read(part)
+        if tuple(x.shape[1:]) != examples.shape or x.dtype != torch.uint8:
+            raise DataError(
+                f"{what}: images of different shapes: {tuple(x.shape[1:])} of {x.dtype} "
+                f"from row {start} on, the first is {examples.shape} of torch.uint8"
+            )
+        images[part], labels[part] = x.numpy(), y.numpy()
+    zeros = torch.zeros(examples.shape[0], 1, 1)
+    return ImageSet(images, np.arange(len(images)), labels, zeros, torch.ones_like(zeros), 0)
 
 
 def as_examples(dataset: Any, what: str) -> Examples | ImageSet:

@@ -1,4 +1,4 @@
-"""Data sets stored as folders of image files."""
+"""Data sets stored as folders of image files: of classes, and UTKFace's."""
 
 from __future__ import annotations
 
@@ -9,17 +9,14 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from pudica.clients.data.errors import DataError
-from pudica.clients.data.naming import validate_data_label
-from pudica.clients.data.places import DataLocation, list_folder, walk_files
-from pudica.clients.data.source import Content, Source
+from pudica.clients.data.errors import DataError, validate_data_label
+from pudica.clients.data.source import Content, DataLocation, Source, list_folder, walk_files
 from pudica.models.printable import escape_hidden, to_nfc
 
-#: File extensions recognised as images.
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".pgm", ".ppm", ".tif", ".tiff", ".webp")
-
-#: Folder names recognised as splits; validation images join the training pool.
+"""File extensions recognised as images."""
 SPLITS = {"train": "train", "test": "test", "val": "train", "valid": "train", "validation": "train"}
+"""Folder names recognised as splits; validation images join the training pool."""
 
 # `[age]_[gender]_[race]_[date]`; a handful of the original files lack gender or race.
 _UTKFACE = re.compile(r"^(?P<age>\d{1,3})_(?P<gender>[01]?)_(?:(?P<race>[0-4]?)_)?\d+")
@@ -35,20 +32,21 @@ def scan_image_folder(folder: Path, column: str = "label") -> Source:
     column : str
         Name of the label column.
 
-    Raises
-    ------
-    DataError
-        If there are no class folders; if one has an invalid name, is empty or contains files
-        other than images; or if training and test have different classes.
+    Raises DataError if there are no class folders; if one has an invalid name, is empty or contains
+    files other than images; or if training and test have different classes.
     """
     parts = _find_split_folders(folder)
-    train, test = ([_images_by_class(part) for part in parts[split]] for split in ("train", "test"))
-    _check_same_classes(folder, train, test)
-    groups = [_flatten(train), _flatten(test)]
-    files = tuple(file for group in groups for file, _ in group)
-    labels = [label for group in groups for _, label in group]
-    columns = {column: pa.array(labels, pa.string())}
-    opener = partial(_build_content, folder, files, len(groups[0]), columns)
+    train, test = (_list_labelled(parts[split]) for split in ("train", "test"))
+    ours, theirs = ({to_nfc(label) for _, label in part} for part in (train, test))
+    if test and ours != theirs:
+        raise DataError(
+            f"{folder}: class folders differ between splits: train has {len(ours)}, test has "
+            f"{len(theirs)}; only in train: {sorted(ours - theirs)}, "
+            f"only in test: {sorted(theirs - ours)}"
+        )
+    files = tuple(file for file, _ in train + test)
+    columns = {column: pa.array([label for _, label in train + test], pa.string())}
+    opener = partial(_build_content, folder, files, len(train), columns)
     return Source(f"image-folder:{column}", folder, files, opener)
 
 
@@ -61,44 +59,35 @@ def locate_utkface(location: DataLocation) -> Path | None:
 
 
 def scan_utkface(folder: Path) -> Source:
-    """Return UTKFace's original folder as a source.
+    """Return UTKFace's original folder of ``[age]_[gender]_[race]_[date].jpg`` as a source.
 
-    Parameters
-    ----------
-    folder : Path
-        Folder of the images, named ``[age]_[gender]_[race]_[date].jpg``.
-
-    Raises
-    ------
-    DataError
-        If a file is not an image or its name does not follow the pattern.
+    Raises DataError if a file is not an image or its name does not follow the pattern.
     """
     files = tuple(_find_images(folder))
-    matches = [_match_name(file) for file in files]
-    columns = {
-        name: pa.array([int(match[name]) if match[name] else None for match in matches], pa.int64())
-        for name in ("age", "gender", "race")
-    }
-    return Source(
-        "utkface", folder, files, partial(_build_content, folder, files, len(files), columns)
-    )
+    matches = [_UTKFACE.match(file.name) for file in files]
+    if None in matches:
+        raise DataError(
+            f"{escape_hidden(str(files[matches.index(None)]))}: the name is not "
+            "[age]_[gender]_[race]_[date].jpg with gender 0 or 1 and race 0 to 4"
+        )
+    columns = {}
+    for name in ("age", "gender", "race"):
+        values = [match[name] for match in matches if match]
+        columns[name] = pa.array([int(value) if value else None for value in values], pa.int64())
+    opener = partial(_build_content, folder, files, len(files), columns)
+    return Source("utkface", folder, files, opener)
 
 
 def _build_content(
     folder: Path, files: Sequence[Path], train: int, columns: dict[str, pa.Array]
 ) -> Content:
-    segments = [(file.relative_to(folder).as_posix(), 1) for file in files]
-    return Content(train, len(files) - train, columns, segments, files)
-
-
-def _match_name(file: Path) -> re.Match[str]:
-    match = _UTKFACE.match(file.name)
-    if match is None:
-        raise DataError(
-            f"{escape_hidden(str(file))}: the name is not [age]_[gender]_[race]_[date].jpg "
-            "with gender 0 or 1 and race 0 to 4"
-        )
-    return match
+    return Content(
+        train=train,
+        test=len(files) - train,
+        columns=pa.table(columns),
+        segments=[(file.relative_to(folder).as_posix(), 1) for file in files],
+        images=files,
+    )
 
 
 def _find_split_folders(folder: Path) -> dict[str, list[Path]]:
@@ -118,25 +107,29 @@ def _find_split_folders(folder: Path) -> dict[str, list[Path]]:
 
 
 def _find_class_folders(folder: Path) -> list[Path]:
-    stray = [path for path in list_folder(folder) if path.suffix.lower() in EXTENSIONS]
-    if stray:
+    found = list_folder(folder)
+    if stray := [path for path in found if path.suffix.lower() in EXTENSIONS]:
         first = escape_hidden(str(stray[0]))
         raise DataError(f"{first}: an image outside a class folder; put it at CLASS/image")
-    folders = [path for path in list_folder(folder) if path.is_dir()]
+    folders = [path for path in found if path.is_dir()]
     if not folders:
         raise DataError(f"{folder} holds no class folders: images belong at {folder}/CLASS/image")
     return folders
 
 
-def _images_by_class(folder: Path) -> dict[str, list[Path]]:
-    """Return the images of each class."""
-    folders = _find_class_folders(folder)
-    for path in folders:
-        validate_data_label(path.name, f"{folder}: the class folder")
-    images = {path.name: list(_find_images(path)) for path in folders}
-    if empty := [name for name, files in images.items() if not files]:
-        raise DataError(f"empty class folder {folder / empty[0]}: add images or remove it")
-    return images
+def _list_labelled(parts: Sequence[Path]) -> list[tuple[Path, str]]:
+    """Return the images of each class folder below some folders, with their labels."""
+    labelled = []
+    for part in parts:
+        folders = _find_class_folders(part)
+        for path in folders:
+            validate_data_label(path.name, f"{part}: the class folder")
+        for path in folders:
+            files = _find_images(path)
+            if not files:
+                raise DataError(f"empty class folder {path}: add images or remove it")
+            labelled += [(file, path.name) for file in files]
+    return labelled
 
 
 def _find_images(folder: Path) -> list[Path]:
@@ -147,19 +140,3 @@ def _find_images(folder: Path) -> list[Path]:
             f"allowed: {', '.join(EXTENSIONS)}"
         )
     return files
-
-
-def _flatten(parts: list[dict[str, list[Path]]]) -> list[tuple[Path, str]]:
-    return [(file, name) for part in parts for name, files in part.items() for file in files]
-
-
-def _check_same_classes(
-    folder: Path, train: list[dict[str, list[Path]]], test: list[dict[str, list[Path]]]
-) -> None:
-    ours, theirs = ({to_nfc(name) for part in parts for name in part} for parts in (train, test))
-    if test and ours != theirs:
-        raise DataError(
-            f"{folder}: class folders differ between splits: train has {len(ours)}, test has "
-            f"{len(theirs)}; only in train: {sorted(ours - theirs)}, "
-            f"only in test: {sorted(theirs - ours)}"
-        )

@@ -28,14 +28,10 @@ class ImageSet:
     images : ndarray, shape (N, C, H, W)
         All images of the data set, usually memory-mapped; uint8, except for images that are
         disguised on disk.
-    rows : ndarray of int64, shape (n,)
-        The rows of ``images`` that belong to this part.
-    labels : ndarray of int64, shape (n,)
-        The class of each of these rows.
+    rows, labels : ndarray of int64, shape (n,)
+        The rows of ``images`` that belong to this part, and their classes.
     mean, std : float32 tensors, shape (C, 1, 1)
         Normalisation that :meth:`batch` applies to pixels in [0, 1]; zeros and ones for none.
-    num_classes : int
-        Number of classes of the whole data set.
     margin : int
         Black pixels added on each side.
     disguise : KeyedDisguise or None
@@ -67,7 +63,7 @@ class ImageSet:
     def batch(
         self, positions: Positions, augment: Callable[[Tensor], Tensor] | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Return normalised images and their labels.
+        """Return normalised images, float32 of shape (B, C, H, W), and their labels, int64 (B,).
 
         Parameters
         ----------
@@ -76,11 +72,6 @@ class ImageSet:
         augment : callable or None
             Augments plain images in [0, 1] before they are disguised; the result is rounded to
             whole pixel values.
-
-        Returns
-        -------
-        images : float32 tensor, shape (B, C, H, W)
-        labels : int64 tensor, shape (B,)
         """
         plain = self.plain_images(positions)
         if augment is not None:
@@ -90,7 +81,7 @@ class ImageSet:
                     "before that; set augment_first: false"
                 )
             plain = augment(plain.float().div_(255)).clamp(0, 1).mul_(255).round_().to(torch.uint8)
-        images = self._scale_to_unit(self._apply_disguise(plain))
+        images = self._scale_to_unit(self.disguise.protect(plain) if self.disguise else plain)
         return self.normalise(images), torch.from_numpy(self.labels[positions].copy())
 
     def normalise(self, images: Tensor) -> Tensor:
@@ -106,7 +97,8 @@ class ImageSet:
 
     def released_images(self, positions: Positions) -> Tensor:
         """Return images as they are released: disguised, unscaled, (B, C, H, W)."""
-        return self._apply_disguise(self.plain_images(positions))
+        plain = self.plain_images(positions)
+        return self.disguise.protect(plain) if self.disguise else plain
 
     def plain_images(self, positions: Positions) -> Tensor:
         """Return images as they are stored, with margin: (B, C, H, W)."""
@@ -125,9 +117,6 @@ class ImageSet:
         value = min(max(0, low), high)
         return ((value - low) / (high - low) - self.mean) / self.std
 
-    def _apply_disguise(self, plain: Tensor) -> Tensor:
-        return self.disguise.protect(plain) if self.disguise else plain
-
     def _scale_to_unit(self, released: Tensor) -> Tensor:
         if released.dtype == torch.uint8:
             return released.float().div_(255)
@@ -135,25 +124,20 @@ class ImageSet:
         low, high = self.span.low, self.span.high
         return released.double().sub_(low).div_(high - low).float()
 
-    def statistics(self) -> tuple[Tensor, Tensor]:
+    def statistics(self, over: tuple[int, ...] = (0, 2, 3)) -> tuple[Tensor, Tensor]:
         """Return mean and standard deviation of each channel of :meth:`pixels`, (C, 1, 1).
 
-        Computed in chunks, so the images need not fit into memory. A constant channel gets a
-        standard deviation of 1, so that dividing by it is safe.
+        A constant channel gets a standard deviation of 1, so that dividing by it is safe. With
+        ``over=(0,)``, those of each pixel: (C, H, W).
         """
-        mean, std = self.moments()
+        mean, std = self.moments(over)
         return mean, torch.where(std > 0, std, 1.0)
 
-    def moments(self) -> tuple[Tensor, Tensor]:
-        """Return mean and standard deviation of each channel, which may be 0: (C, 1, 1)."""
-        return self._compute_moments((0, 2, 3))
+    def moments(self, over: tuple[int, ...] = (0, 2, 3)) -> tuple[Tensor, Tensor]:
+        """Return what :meth:`statistics` does, but 0 as the deviation of what is constant.
 
-    def pixel_statistics(self) -> tuple[Tensor, Tensor]:
-        """Return mean and standard deviation of each pixel, (C, H, W); see :meth:`statistics`."""
-        mean, std = self._compute_moments((0,))
-        return mean, torch.where(std > 0, std, 1.0)
-
-    def _compute_moments(self, over: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+        Computed in chunks, so the images need not fit into memory.
+        """
         total = squares = torch.zeros((), dtype=torch.float64)
         count = 0
         for start in range(0, len(self), STATISTICS_CHUNK):

@@ -13,15 +13,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pudica.clients.data.errors import DataError
+from pudica.clients.data.errors import DataError, join_names, validate_data_labels
 from pudica.clients.data.folders import SPLITS
-from pudica.clients.data.naming import join_names, validate_data_labels
-from pudica.clients.data.places import DataLocation, list_folder
-from pudica.clients.data.source import Content, RawImage, Source
+from pudica.clients.data.source import Content, DataLocation, RawImage, Source, list_folder
 from pudica.models.printable import quote, to_nfc
 
-#: Rows per batch: bounds the memory needed for decoding.
 BATCH_ROWS = 256
+"""Rows per batch: bounds the memory needed for decoding."""
 
 _SPLIT_NAME = re.compile(rf"^({'|'.join(sorted(SPLITS, key=len, reverse=True))})(?:[-_.].*)?$")
 
@@ -43,17 +41,13 @@ def scan_parquet(path: Path) -> Source:
         One file; or a folder with ``train*.parquet`` and ``test*.parquet`` (``validation*``
         joins the training pool), or with other names, which form one pool.
 
-    Raises
-    ------
-    DataError
-        If there is no parquet file, or the splits cannot be told from the files' names.
+    Raises DataError if there is no parquet file, or the splits cannot be told from the files'
+    names.
     """
     parts = {"train": [path], "test": []} if path.is_file() else _assign_splits(path)
     base = path.parent if path.is_file() else path
     files = (*parts["train"], *parts["test"])
-    return Source(
-        "parquet", base, files, partial(_open_content, base, parts["train"], parts["test"])
-    )
+    return Source("parquet", base, files, partial(_open_content, base, files, len(parts["train"])))
 
 
 def _list_files(folder: Path) -> list[Path]:
@@ -83,36 +77,32 @@ def _assign_splits(folder: Path) -> dict[str, list[Path]]:
     return parts
 
 
-def _open_content(base: Path, train: Sequence[Path], test: Sequence[Path]) -> Content:
-    files = [*train, *test]
+def _open_content(base: Path, files: Sequence[Path], train: int) -> Content:
     schemas = [_read_schema(file) for file in files]
     image = _find_image_column(files[0], schemas[0])
-    usable, unusable = _partition_label_columns(schemas[0], image)
+    others = {column.name: column.type for column in schemas[0] if column.name != image}
+    usable = [name for name, kind in others.items() if _label_kind(kind)]
     _check_same_columns(files, schemas, image, usable)
     tables = [_read_table(file, usable) for file in files]
+    rows = [len(table) for table in tables]
+    names = [file.relative_to(base).as_posix() for file in files]
     return Content(
-        train=sum(len(table) for table in tables[: len(train)]),
-        test=sum(len(table) for table in tables[len(train) :]),
-        columns={name: _join_column(tables, name) for name in usable},
-        segments=[
-            (file.relative_to(base).as_posix(), len(table))
-            for file, table in zip(files, tables, strict=True)
-        ],
+        train=sum(rows[:train]),
+        test=sum(rows[train:]),
+        columns=pa.table({name: _join_column(tables, name) for name in usable}),
+        segments=list(zip(names, rows, strict=True)),
         images=_stream_images(files, image),
         class_names=_read_class_names(files, schemas),
-        unusable=unusable,
+        unusable={name: str(kind) for name, kind in others.items() if name not in usable},
     )
 
 
 def _join_column(tables: Sequence[pa.Table], name: str) -> pa.ChunkedArray:
     """Join one column of all files, whose string and dictionary encodings may differ."""
-    columns = [table[name] for table in tables]
-    plain = [
-        column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
-        for column in columns
-    ]
-    chunks = [chunk for column in plain for chunk in column.cast(plain[0].type).chunks]
-    return pa.chunked_array(chunks, plain[0].type)
+    kind = tables[0][name].type
+    plain = kind.value_type if pa.types.is_dictionary(kind) else kind
+    chunks = [chunk for table in tables for chunk in table[name].cast(plain).chunks]
+    return pa.chunked_array(chunks, plain)
 
 
 def _read_schema(file: Path) -> pa.Schema:
@@ -154,9 +144,8 @@ def _parse_features(schema: pa.Schema) -> dict[str, Any]:
 
 
 def _find_image_column(file: Path, schema: pa.Schema) -> str:
-    declared = {
-        name for name, kind in _parse_features(schema).items() if kind.get("_type") == "Image"
-    }
+    features = _parse_features(schema).items()
+    declared = {name for name, kind in features if kind.get("_type") == "Image"}
     found = [c.name for c in schema if c.name in declared or _is_image_type(c.type)]
     if len(found) == 1 or "image" in found:
         return "image" if "image" in found else str(found[0])
@@ -175,13 +164,6 @@ def _is_image_type(kind: pa.DataType) -> bool:
     if pa.types.is_struct(kind):
         return any(kind.field(i).name == "bytes" for i in range(kind.num_fields))
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
-
-
-def _partition_label_columns(schema: pa.Schema, image: str) -> tuple[list[str], dict[str, str]]:
-    """Return the columns that can serve as labels, and the others with their types."""
-    others = {column.name: column.type for column in schema if column.name != image}
-    usable = [name for name, kind in others.items() if _label_kind(kind)]
-    return usable, {name: str(kind) for name, kind in others.items() if name not in usable}
 
 
 def _label_kind(kind: pa.DataType) -> str | None:
@@ -213,28 +195,24 @@ def _check_same_columns(
 
 def _read_class_names(files: Sequence[Path], schemas: Sequence[pa.Schema]) -> dict[str, list[str]]:
     """Read the declared class names, which must be the same in every file."""
-    declared = [
-        _read_declared_classes(file, schema) for file, schema in zip(files, schemas, strict=True)
-    ]
-    for file, names in zip(files, declared, strict=True):
-        for column, classes in declared[0].items():
-            theirs = names.get(column, [])
-            if theirs != classes:
+    declared: list[dict[str, list[str]]] = []
+    for file, schema in zip(files, schemas, strict=True):
+        classes = {
+            name: [*map(str, kind["names"])]
+            for name, kind in _parse_features(schema).items()
+            if kind.get("_type") == "ClassLabel" and kind.get("names") is not None
+        }
+        for name, given in classes.items():
+            classes[name] = validate_data_labels(given, f"{file}, column {quote(name)}: the class")
+        declared.append(classes)
+        for column, ours in declared[0].items():
+            theirs = classes.get(column, [])
+            if theirs != ours:
                 raise DataError(
                     f"classes of '{column}' differ between splits: {files[0].name} declares "
-                    f"{len(classes)} {classes}, {file.name} {len(theirs)} {theirs}"
+                    f"{len(ours)} {ours}, {file.name} {len(theirs)} {theirs}"
                 )
     return declared[0]
-
-
-def _read_declared_classes(file: Path, schema: pa.Schema) -> dict[str, list[str]]:
-    return {
-        name: validate_data_labels(
-            [*map(str, kind["names"])], f"{file}, column {quote(name)}: the class"
-        )
-        for name, kind in _parse_features(schema).items()
-        if kind.get("_type") == "ClassLabel" and kind.get("names") is not None
-    }
 
 
 def _stream_images(files: Sequence[Path], column: str) -> Iterator[RawImage | None]:

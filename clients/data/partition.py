@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -19,34 +20,15 @@ Rows = NDArray[np.int64]
 
 
 class PartitionConfig(BaseModel):
-    """How training rows are partitioned among nodes.
-
-    Parameters
-    ----------
-    scheme : str
-        ``iid``: equal shares at random. ``dirichlet``: each class in shares drawn from a
-        Dirichlet distribution. ``pathological``: few classes for each node. ``shard``: few
-        runs of the rows sorted by class for each node. ``linear``, ``square``,
-        ``exponential``: shares at random whose sizes grow with the node's number.
-    alpha : float
-        ``dirichlet``: concentration; the smaller, the more the nodes differ.
-    min_rows_per_node : int
-        ``dirichlet``: draw again until every node has at least this many rows.
-    self_balancing : bool
-        ``dirichlet``: give no more to nodes that already hold more than the average.
-    classes_per_node : int
-        ``pathological``: number of classes of each node.
-    class_assignment : str
-        ``pathological``: which classes; flwr-datasets' ``class_assignment_mode``.
-    shards_per_node : int
-        ``shard``: number of shards of each node.
-    """
+    """How training rows are partitioned among nodes; docs/data.md describes every setting."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     scheme: Literal[
         "iid", "dirichlet", "pathological", "shard", "linear", "exponential", "square"
     ] = "iid"
+    # Of `dirichlet`: the smaller the concentration, the more the nodes differ; it draws again until
+    # each has enough rows; if it balances, it gives no more to nodes above the average.
     alpha: float = Field(0.5, gt=0, allow_inf_nan=False)
     min_rows_per_node: int = Field(1, gt=0)
     self_balancing: bool = False
@@ -60,27 +42,11 @@ class PartitionConfig(BaseModel):
 def partition(
     labels: NDArray[np.int64], num_nodes: int, config: PartitionConfig, seed: int
 ) -> list[Rows]:
-    """Partition rows among nodes.
+    """Return each node's rows, given the class of each, (n,), and the run's seed.
 
-    Parameters
-    ----------
-    labels : ndarray of int64, shape (n,)
-        The class of each row.
-    num_nodes : int
-        Number of nodes.
-    config : PartitionConfig
-    seed : int
-        The run's seed.
+    They are positions in ``labels``: disjoint, non-empty, together all of them.
 
-    Returns
-    -------
-    list of ndarray of int64
-        For each node its positions in ``labels``: disjoint, non-empty, together all of them.
-
-    Raises
-    ------
-    DataError
-        If the scheme cannot partition these rows.
+    Raises DataError if the scheme cannot partition these rows.
     """
     if not 0 < num_nodes <= len(labels):
         raise DataError(
@@ -90,8 +56,19 @@ def partition(
     # Not every partitioner shuffles, and the result must not depend on the order of the file.
     order = numpy_generator(seed, "partition", "order").permutation(len(labels))
     shares = _compute_shares(labels[order], num_nodes, config, seed)
-    _check_covered(shares, labels[order], config)
     return [order[share] for share in shares]
+
+
+def partition_once(
+    labels: NDArray[np.int64], nodes: int, scheme: PartitionConfig, seed: int
+) -> list[Rows]:
+    """Return the result of :func:`partition`, computed once per process."""
+    return _partition_cached(labels.tobytes(), nodes, scheme, seed)
+
+
+@lru_cache(maxsize=2)
+def _partition_cached(labels: bytes, nodes: int, scheme: PartitionConfig, seed: int) -> list[Rows]:
+    return partition(np.frombuffer(labels, np.int64), nodes, scheme, seed)
 
 
 def _compute_shares(labels: Rows, num_nodes: int, config: PartitionConfig, seed: int) -> list[Rows]:
@@ -102,14 +79,24 @@ def _compute_shares(labels: Rows, num_nodes: int, config: PartitionConfig, seed:
     partitioner.dataset = datasets.Dataset.from_dict(columns)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # retries, and what _check_covered reports
+            warnings.simplefilter("ignore")  # retries, and what is reported below
             parts = [partitioner.load_partition(node) for node in range(num_nodes)]
     except (ValueError, AssertionError) as error:
         raise DataError(
             f"partition '{config.scheme}' of {len(labels)} rows among {num_nodes} nodes "
             f"is impossible: {error} Use fewer nodes, more rows or another scheme"
         ) from error
-    return [np.asarray(part["row"][:], dtype=np.int64) for part in parts]
+    shares = [np.asarray(part["row"][:], dtype=np.int64) for part in parts]
+    # The pathological partitioner leaves out the rows of classes that it gives to nobody.
+    left_over = np.setdiff1d(np.arange(len(labels)), np.concatenate(shares))
+    if len(left_over):
+        classes = np.unique(labels[left_over]).tolist()
+        raise DataError(
+            f"partition '{config.scheme}' gives the classes {classes} to no node: use at least "
+            f"{len(np.unique(labels))} nodes with class_assignment: first-deterministic, "
+            "raise classes_per_node, or use scheme: shard"
+        )
+    return shares
 
 
 def _build_partitioner(
@@ -149,15 +136,3 @@ def _build_partitioner(
             return kinds.ExponentialPartitioner(num_nodes)
         case "square":
             return kinds.SquarePartitioner(num_nodes)
-
-
-def _check_covered(shares: list[Rows], labels: Rows, config: PartitionConfig) -> None:
-    """Refuse to leave rows out, as the pathological partitioner does with unassigned classes."""
-    left_over = np.setdiff1d(np.arange(len(labels)), np.concatenate(shares))
-    if len(left_over):
-        classes = np.unique(labels[left_over]).tolist()
-        raise DataError(
-            f"partition '{config.scheme}' gives the classes {classes} to no node: use at least "
-            f"{len(np.unique(labels))} nodes with class_assignment: first-deterministic, "
-            "raise classes_per_node, or use scheme: shard"
-        )

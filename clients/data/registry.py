@@ -8,11 +8,10 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from pudica.clients.data import digits, disguised, folders, parquet, torchvision_sets
+from pudica.clients.data import disguised, folders, packaged, parquet
+from pudica.clients.data.decoding import Channels
 from pudica.clients.data.errors import DataError
-from pudica.clients.data.pixels import Channels
-from pudica.clients.data.places import DataLocation, data_root
-from pudica.clients.data.source import Source
+from pudica.clients.data.source import DataLocation, Source, data_root
 from pudica.models.errors import unknown_name_error
 
 
@@ -32,73 +31,36 @@ class Statistics(NamedTuple):
 
 @dataclass(frozen=True)
 class DatasetSpec:
-    """Specification of one data set.
-
-    Parameters
-    ----------
-    name, description : str
-    hint : str
-        How to obtain it.
-    formats : tuple of DiskFormat
-        Supported formats, in the order they are tried.
-    label : str
-        Default label column.
-    image_size : int or None
-        Default side that images are resized to; None keeps their size.
-    channels : {1, 3} or None
-        Channels of the images; None takes them from the first image.
-    class_names : mapping of str to tuple of str
-        Class names by label column, where they are fixed.
-    statistics : Statistics or None
-        Published mean and standard deviation.
-    normalise_by_default : bool
-        Whether images are normalised by ``statistics`` unless the settings say otherwise.
-    download : callable or None
-        Downloads the set to a root folder.
-    """
+    """Specification of one data set."""
 
     name: str
     description: str
-    hint: str
-    formats: tuple[DiskFormat, ...]
-    label: str = "label"
-    image_size: int | None = None
-    channels: Channels | None = None
-    class_names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    hint: str  # how to obtain it
+    formats: tuple[DiskFormat, ...]  # in the order they are tried
+    label: str = "label"  # the default column
+    image_size: int | None = None  # to which images are resized by default; None keeps their size
+    channels: Channels | None = None  # None takes them from the first image
+    class_names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # by label column
     statistics: Statistics | None = None
-    normalise_by_default: bool = False
-    download: Callable[[Path], None] | None = None
+    normalise_by_default: bool = False  # by the statistics
+    download: Callable[[Path], None] | None = None  # to a root folder
 
     def locate(self, location: DataLocation) -> tuple[DiskFormat, Path] | None:
         """Return the first format that is present, and its path; None if there is none.
 
-        Raises
-        ------
-        DataError
-            If a folder cannot be read.
+        Raises DataError if a folder cannot be read.
         """
         try:
-            found = ((disk_format, disk_format.locate(location)) for disk_format in self.formats)
-            return next(
-                ((disk_format, path) for disk_format, path in found if path is not None), None
-            )
+            for disk_format in self.formats:
+                if (path := disk_format.locate(location)) is not None:
+                    return disk_format, path
         except OSError as error:
             raise DataError(f"cannot read {error.filename}: {error.strerror}") from error
+        return None
 
 
-@dataclass(frozen=True)
-class CatalogueEntry:
-    """One line of the catalogue.
-
-    Parameters
-    ----------
-    name, description : str
-        The data set.
-    present : bool
-        Whether it was found.
-    where : str
-        Its path, or how to obtain it.
-    """
+class CatalogueEntry(NamedTuple):
+    """One line of the catalogue; ``where`` is the data set's path, or how to obtain it."""
 
     name: str
     description: str
@@ -112,13 +74,7 @@ def dataset_names() -> list[str]:
 
 
 def lookup(name: str) -> DatasetSpec:
-    """Return the specification of a data set.
-
-    Raises
-    ------
-    RequestError
-        If there is no data set of that name.
-    """
+    """Return the specification of a data set; raise RequestError if there is none."""
     if name not in _ENTRIES:
         raise unknown_name_error("data set", name, _ENTRIES)
     return _ENTRIES[name]
@@ -127,22 +83,22 @@ def lookup(name: str) -> DatasetSpec:
 def catalogue(root: Path | None = None) -> list[CatalogueEntry]:
     """List every data set and whether it is present, without reading any.
 
-    Parameters
-    ----------
-    root : Path, optional
-        The folder of all data sets; the default is that of :func:`~pudica.clients.data.load`.
+    ``root`` is the folder of all data sets; by default that of
+    :func:`~pudica.clients.data.load`.
     """
     location = DataLocation(data_root(root))
-    return [_describe(spec, location) for spec in _ENTRIES.values()]
+    entries = []
+    for spec in _ENTRIES.values():
+        found = None if spec.name in _USER_PROVIDED else spec.locate(location)
+        where = str(found[1]) if found else spec.hint
+        entries.append(CatalogueEntry(spec.name, spec.description, found is not None, where))
+    return entries
 
 
 def find_source(spec: DatasetSpec, location: DataLocation, download: bool) -> Source:
     """Return a data set's source; download it first if requested and possible.
 
-    Raises
-    ------
-    DataError
-        If it is missing; the message says where it was searched and how to obtain it.
+    Raises DataError if it is missing; the message says where it was searched and how to obtain it.
     """
     found = spec.locate(location)
     if found is None and download and spec.download is not None:
@@ -156,17 +112,11 @@ def find_source(spec: DatasetSpec, location: DataLocation, download: bool) -> So
     return disk_format.scan(path)
 
 
-def _describe(spec: DatasetSpec, location: DataLocation) -> CatalogueEntry:
-    found = None if spec.name in _USER_PROVIDED else spec.locate(location)
-    where = str(found[1]) if found else spec.hint
-    return CatalogueEntry(spec.name, spec.description, found is not None, where)
-
-
 def _parquet_format(*at: str) -> DiskFormat:
     return DiskFormat(partial(parquet.locate_parquet, folders=at), parquet.scan_parquet)
 
 
-def _torchvision_format(dataset: torchvision_sets.TorchvisionSet) -> DiskFormat:
+def _torchvision_format(dataset: packaged.TorchvisionSet) -> DiskFormat:
     return DiskFormat(dataset.locate, dataset.scan)
 
 
@@ -183,6 +133,19 @@ _DOWNLOAD = (
 )
 _CIFAR = Statistics((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
 _DIGITS = tuple("0123456789")
+_CLOTHES = (
+    "T-shirt/top",
+    "Trouser",
+    "Pullover",
+    "Dress",
+    "Coat",
+    "Sandal",
+    "Shirt",
+    "Sneaker",
+    "Bag",
+    "Ankle boot",
+)
+_PHOTOS = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 _GENDER = ("male", "female")
 _RACE = ("White", "Black", "Asian", "Indian", "other")
 DISGUISED = "disguised"
@@ -195,7 +158,7 @@ _ENTRIES: dict[str, DatasetSpec] = {
             name="digits",
             description="1,797 handwritten digits, 8×8 grey, shipped with scikit-learn",
             hint="Install scikit-learn",
-            formats=(DiskFormat(digits.locate, digits.scan),),
+            formats=(DiskFormat(packaged.locate_digits, packaged.scan_digits),),
             channels=1,
             class_names={"label": _DIGITS},
         ),
@@ -203,74 +166,48 @@ _ENTRIES: dict[str, DatasetSpec] = {
             name="mnist",
             description="70,000 handwritten digits, 28×28 grey",
             hint=_DOWNLOAD.format(files="MNIST/raw/*-ubyte", folder="mnist"),
-            formats=(_torchvision_format(torchvision_sets.MNIST), _parquet_format("mnist")),
+            formats=(_torchvision_format(packaged.MNIST), _parquet_format("mnist")),
             channels=1,
             class_names={"label": _DIGITS},
             statistics=Statistics((0.1307,), (0.3081,)),
-            download=torchvision_sets.MNIST.download,
+            download=packaged.MNIST.download,
         ),
         DatasetSpec(
             name="fashion-mnist",
             description="70,000 pieces of clothing, 28×28 grey",
             hint=_DOWNLOAD.format(files="FashionMNIST/raw/*-ubyte", folder="fashion-mnist"),
             formats=(
-                _torchvision_format(torchvision_sets.FASHION_MNIST),
+                _torchvision_format(packaged.FASHION_MNIST),
                 _parquet_format("fashion-mnist"),
             ),
             channels=1,
-            class_names={
-                "label": (
-                    "T-shirt/top",
-                    "Trouser",
-                    "Pullover",
-                    "Dress",
-                    "Coat",
-                    "Sandal",
-                    "Shirt",
-                    "Sneaker",
-                    "Bag",
-                    "Ankle boot",
-                )
-            },
+            class_names={"label": _CLOTHES},
             statistics=Statistics((0.2860,), (0.3530,)),
-            download=torchvision_sets.FASHION_MNIST.download,
+            download=packaged.FASHION_MNIST.download,
         ),
         DatasetSpec(
             name="cifar10",
             description="60,000 small photographs in 10 classes, 32×32 colour",
             hint=_DOWNLOAD.format(files="cifar-10-batches-py/", folder="cifar10"),
             formats=(
-                _torchvision_format(torchvision_sets.CIFAR10),
+                _torchvision_format(packaged.CIFAR10),
                 _parquet_format("cifar10", "cifar10-jpeg"),
             ),
             channels=3,
-            class_names={
-                "label": (
-                    "airplane",
-                    "automobile",
-                    "bird",
-                    "cat",
-                    "deer",
-                    "dog",
-                    "frog",
-                    "horse",
-                    "ship",
-                    "truck",
-                )
-            },
+            class_names={"label": _PHOTOS},
             statistics=_CIFAR,
             normalise_by_default=True,
-            download=torchvision_sets.CIFAR10.download,
+            download=packaged.CIFAR10.download,
         ),
         DatasetSpec(
             name="cifar100",
             description="60,000 small photographs in 100 classes, 32×32 colour",
             hint=_DOWNLOAD.format(files="cifar-100-python/", folder="cifar100"),
-            formats=(_torchvision_format(torchvision_sets.CIFAR100), _parquet_format("cifar100")),
+            formats=(_torchvision_format(packaged.CIFAR100), _parquet_format("cifar100")),
             channels=3,
             statistics=_CIFAR,
             normalise_by_default=True,
-            download=torchvision_sets.CIFAR100.download,
+            download=packaged.CIFAR100.download,
         ),
         DatasetSpec(
             name="celeba",
@@ -278,11 +215,11 @@ _ENTRIES: dict[str, DatasetSpec] = {
             hint="Download it with `--set data.download=true` (needs the package gdown), or set "
             "PUDICA_DATA or data.root to the folder that holds celeba/img_align_celeba/ and "
             "celeba/*.txt. For research only",
-            formats=(_torchvision_format(torchvision_sets.CELEBA),),
+            formats=(_torchvision_format(packaged.CELEBA),),
             label="Male",
             image_size=64,
             channels=3,
-            download=torchvision_sets.CELEBA.download,
+            download=packaged.CELEBA.download,
         ),
         DatasetSpec(
             name="lfw",
@@ -290,7 +227,7 @@ _ENTRIES: dict[str, DatasetSpec] = {
             hint="Torchvision can no longer download it. Set PUDICA_DATA or data.root to the "
             "folder that holds lfw-py/ with lfw-funneled.tgz, its folder lfw_funneled/, "
             "people.txt and lfw-names.txt; or use name: image-folder on any copy of it",
-            formats=(_torchvision_format(torchvision_sets.LFW),),
+            formats=(_torchvision_format(packaged.LFW),),
             label="identity",
             image_size=64,
             channels=3,

@@ -1,77 +1,98 @@
-"""The interface between the readers of data formats and the cache."""
+"""Where data sets lie on this machine, and the interface between their readers and the cache."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 
-from pudica.models.printable import escape_hidden
+from pudica.clients.data.errors import DataError
+from pudica.models.printable import escape_hidden, to_nfc
 
-#: An image before decoding: encoded bytes, a file, or an array of shape (H, W) or (H, W, 3).
+if TYPE_CHECKING:
+    from pudica.clients.data.disguised.manifest import Manifest
+
 RawImage = bytes | Path | np.ndarray
+"""An image before decoding: encoded bytes, a file, or an array of shape (H, W) or (H, W, 3)."""
 
 
 @dataclass(frozen=True)
-class Content:
-    """A data set opened for reading: training rows first, then its own test split.
+class DataLocation:
+    """The folder of all data sets; and the folder or file of the wanted one itself, if given."""
 
-    Parameters
-    ----------
-    train, test : int
-        Number of rows; ``test`` is 0 if the set has no test split of its own.
-    columns : mapping of str to pyarrow array
-        Every column that can serve as a label (integers, strings, booleans), including nulls.
-    segments : sequence of (str, int)
-        The files that the rows come from, in order, with their numbers of rows.
-    images : iterable
-        The images in the order of the rows, read lazily.
-    class_names : mapping of str to list of str
-        Names of a column's classes 0, 1, 2, …, where the data declare them.
-    unusable : mapping of str to str
-        Columns that cannot serve as a label, with their types.
-    disguised : dict or None
-        For disguised images the content of ``disguise.json``; such images are read by
-        :func:`pudica.clients.data.disguised.copy_images`.
-    """
+    root: Path
+    path: Path | None = None
+
+    def candidates(self, *folders: str) -> list[Path]:
+        """Return the paths to try: ``path`` if given, else each of ``folders`` under the root."""
+        return [self.path] if self.path else [self.root / folder for folder in folders]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Content:
+    """A data set opened for reading: training rows first, then its own test split, if any."""
 
     train: int
-    test: int
-    columns: Mapping[str, pa.Array | pa.ChunkedArray]
+    test: int = 0
+    # Every column that can serve as a label (integers, strings, booleans), including nulls.
+    columns: pa.Table
+    # The files that the rows come from, in order, with their numbers of rows.
     segments: Sequence[tuple[str, int]]
-    images: Iterable[RawImage | None]
+    images: Iterable[RawImage | None]  # in the order of the rows, read lazily
+    # By column, where the data declare them: the names of its classes 0, 1, 2, …
     class_names: Mapping[str, list[str]] = field(default_factory=dict)
+    # Columns that cannot serve as a label, with their types.
     unusable: Mapping[str, str] = field(default_factory=dict)
-    disguised: dict[str, object] | None = None
+    # Of images that are disguised on disk, which `disguised.copy_images` reads.
+    disguised: Manifest | None = None
 
 
 @dataclass(frozen=True)
 class Source:
-    """A data set that has been located but not read.
+    """A data set that has been located but not read."""
 
-    Parameters
-    ----------
-    kind : str
-        The reader; part of the fingerprint, since readers may differ on the same files.
-    base : Path
-        Folder that the files' names are relative to.
-    files : tuple of Path
-        Every file that the content depends on.
-    open : callable
-        Reads labels and returns the :class:`Content`.
-    """
-
-    kind: str
-    base: Path
-    files: tuple[Path, ...]
+    kind: str  # the reader; part of the fingerprint, since readers may differ on the same files
+    base: Path  # the folder that the files' names are relative to
+    files: tuple[Path, ...]  # every file that the content depends on
     open: Callable[[], Content]
 
-    def relative_name(self, file: Path) -> str:
-        """Return a file's name relative to the base."""
-        return file.relative_to(self.base).as_posix()
+
+def data_root(root: Path | None = None) -> Path:
+    """Return ``root``, else ``PUDICA_DATA``, else ``./data``."""
+    return (root or Path(os.environ.get("PUDICA_DATA") or "data")).expanduser()
+
+
+def cache_root() -> Path:
+    """Return ``PUDICA_CACHE``, else the user's cache folder."""
+    if chosen := os.environ.get("PUDICA_CACHE"):
+        return Path(chosen).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "pudica"
+
+
+def list_folder(folder: Path) -> list[Path]:
+    """List a folder without hidden files; raise DataError if it can't be read.
+
+    Sorted by names in NFC, so the order is the same on macOS, which stores NFD.
+    """
+    try:
+        paths = [path for path in folder.iterdir() if not path.name.startswith(".")]
+        return sorted(paths, key=lambda path: (to_nfc(path.name), path.name))
+    except OSError as error:
+        raise DataError(f"cannot read the folder {folder}: {error.strerror or error}") from error
+
+
+def walk_files(folder: Path) -> Iterator[Path]:
+    """Yield every file below a folder, recursively, as :func:`list_folder` lists them."""
+    for path in list_folder(folder):
+        if path.is_dir():
+            yield from walk_files(path)
+        else:
+            yield path
 
 
 def describe_origin(base: Path, segments: Sequence[tuple[str, int]], row: int) -> str:

@@ -6,28 +6,30 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
+from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pudica.clients.data.attributes import read_attributes
 from pudica.clients.data.cache import CachedDataset, fetch_cached
+from pudica.clients.data.columns import encode_labels, read_attributes
 from pudica.clients.data.config import DataConfig
 from pudica.clients.data.errors import DataError
 from pudica.clients.data.images import ImageSet
-from pudica.clients.data.labels import encode_labels
-from pudica.clients.data.places import DataLocation, data_root
+from pudica.clients.data.partition import PartitionConfig, partition_once
 from pudica.clients.data.registry import DatasetSpec, find_source, lookup
+from pudica.clients.data.source import DataLocation, data_root
 from pudica.clients.shields.disguises import Key, KeyedDisguise, Span
 from pudica.models.errors import RequestError
 from pudica.models.randomness import numpy_generator
 
 Rows = NDArray[np.int64]
+Part = Literal["train", "validation", "test"]
 
-#: Minimum number of rows for a 4:1:1 split.
 MIN_ROWS = 6
+"""Minimum number of rows for a 4:1:1 split."""
 HASHED_AT_ONCE = 1024
 
 
@@ -37,23 +39,13 @@ class Splits:
 
     Parameters
     ----------
-    name : str
-        The data set.
-    class_names : list of str
-        By class index.
-    num_classes : int
-        Number of classes.
-    shape : (int, int, int)
-        Shape of an image: channels, height, width.
     content_hash : str
         Hexadecimal hash of the files, the image shape and the label column.
     key : str
         Fingerprint of the disguise's key; empty if images are plain.
-    train, validation, test : ImageSet
-        The parts.
     attributes : list of str
         Names of the requested binary attributes.
-    own_test : bool
+    has_own_test : bool
         Whether the test part is the set's own test split, which can be kept from others.
     """
 
@@ -85,34 +77,28 @@ class Splits:
 
 
 def load(config: DataConfig, seed: int) -> Splits:
-    """Load a data set and split it.
+    """Load a data set and split it; the same seed gives the same parts on every machine.
 
     Images are decoded on the first call and memory-mapped from then on.
 
-    Parameters
-    ----------
-    config : DataConfig
-        The data set and its settings.
-    seed : int
-        The run's seed; the same seed gives the same parts on every machine.
-
-    Raises
-    ------
-    DataError
-        If the data are missing, broken, or do not fit the request.
+    Raises DataError if the data are missing, broken, or do not fit the request.
     """
     spec = lookup(config.name)
-    location = DataLocation(
-        data_root(config.root), config.path.expanduser() if config.path else None
-    )
-    source = find_source(spec, location, config.download)
+    path = config.path.expanduser() if config.path else None
+    source = find_source(spec, DataLocation(data_root(config.root), path), config.download)
     stored = fetch_cached(
         source, config.image_size or spec.image_size, config.channels or spec.channels
     )
-    label = config.label or _default_label(spec, stored)
+    columns = stored.columns.column_names
+    only = columns[0] if spec.label not in columns and len(columns) == 1 else spec.label
+    label = config.label or only
     names = spec.class_names.get(label) or stored.class_names.get(label)
     labels, class_names = encode_labels(stored, label, names)
-    attributes, attribute_names = _load_attributes(spec, stored, config)
+    attributes: Rows = np.zeros((0, 0), np.int64)
+    attribute_names: list[str] = []
+    if config.attributes:
+        known = {**stored.class_names, **spec.class_names}
+        attributes, attribute_names = read_attributes(stored, config.attributes, known)
     own = _keeps_test_split(config, stored)
     if own and names is None:
         _check_classes_known(labels, class_names, stored)
@@ -153,15 +139,13 @@ def load(config: DataConfig, seed: int) -> Splits:
     mean, std = _published_statistics(spec, config, channels) or plain
     if config.uses_training_statistics:
         mean, std = part("train", *plain).statistics()
-    content_hash = _hash_parts(stored.fingerprint, stored.images.shape, label, *attribute_names)
-    fingerprint = key.fingerprint if key else before.key if before else ""
     return Splits(
         name=config.name,
         class_names=class_names,
         num_classes=len(class_names),
         shape=shape,
-        content_hash=content_hash,
-        key=fingerprint,
+        content_hash=_hash_parts(stored.fingerprint, stored.images.shape, label, *attribute_names),
+        key=key.fingerprint if key else before.key if before else "",
         train=part("train", mean, std),
         validation=part("validation", mean, std),
         test=part("test", mean, std),
@@ -176,19 +160,20 @@ def load_once(config: str, seed: int) -> Splits:
     return load(DataConfig.model_validate_json(config), seed)
 
 
-def _load_attributes(
-    spec: DatasetSpec, stored: CachedDataset, config: DataConfig
-) -> tuple[NDArray[np.int64], list[str]]:
-    if not config.attributes:
-        return np.zeros((0, 0), np.int64), []
-    names = {**stored.class_names, **spec.class_names}
-    return read_attributes(stored, config.attributes, names)
+def select_node_images(
+    data: Splits, part: Part, number: int, nodes: int, scheme: PartitionConfig | None, seed: int
+) -> ImageSet:
+    """Select a node's share of one part; ``number`` is the node's index.
 
-
-def _default_label(spec: DatasetSpec, stored: CachedDataset) -> str:
-    """Return the set's label column, or its only column."""
-    columns = stored.columns.column_names
-    return columns[0] if spec.label not in columns and len(columns) == 1 else spec.label
+    Training images are partitioned by the scheme (by default ``iid``), the others evenly.
+    """
+    images: ImageSet = getattr(data, part)
+    if part != "train":
+        return images.subset(np.arange(number, len(images), nodes))
+    if nodes == 1:
+        return images
+    shares = partition_once(images.labels, nodes, scheme or PartitionConfig(), seed)
+    return images.subset(shares[number])
 
 
 def _load_key(config: DataConfig, shape: tuple[int, int, int], seed: int) -> Key | None:
@@ -259,16 +244,15 @@ def _split_9_1(
     stored: CachedDataset, labels: Rows, generator: np.random.Generator
 ) -> Mapping[str, Rows]:
     pool = generator.permutation(stored.train + stored.test)
-    test = [_take_tenth(pool[labels[pool] == label], stored) for label in np.unique(labels)]
+    test = []
+    for label in np.unique(labels):
+        rows = pool[labels[pool] == label]
+        if len(rows) < 2:
+            raise DataError(f"{stored.base}: a class with a single image cannot be divided 9:1")
+        test.append(rows[: max(1, round(len(rows) / 10))])
     chosen = generator.permutation(np.concatenate(test))
     train = pool[~np.isin(pool, chosen)]
     return {"train": train, "validation": pool[:0], "test": chosen}
-
-
-def _take_tenth(rows: Rows, stored: CachedDataset) -> Rows:
-    if len(rows) < 2:
-        raise DataError(f"{stored.base}: a class with a single image cannot be divided 9:1")
-    return rows[: max(1, round(len(rows) / 10))]
 
 
 def _check_classes_known(labels: Rows, class_names: list[str], stored: CachedDataset) -> None:
@@ -286,10 +270,9 @@ def _check_classes_known(labels: Rows, class_names: list[str], stored: CachedDat
 def _apply_limit(parts: Mapping[str, Rows], limit: int | None) -> Mapping[str, Rows]:
     """Shrink all parts in proportion so that training has at most ``limit`` rows."""
     share = min(1.0, (limit or np.inf) / len(parts["train"]))
-    sizes = {name: max(min(1, len(rows)), round(len(rows) * share)) for name, rows in parts.items()}
-    return {name: _thin(rows, sizes[name]) for name, rows in parts.items()}
-
-
-def _thin(rows: Rows, count: int) -> Rows:
-    """Return ``count`` evenly spaced rows: a test split may be sorted by class."""
-    return rows[np.arange(count) * len(rows) // count]
+    limited = {}
+    for name, rows in parts.items():
+        count = max(min(1, len(rows)), round(len(rows) * share))
+        # Evenly spaced: a test split may be sorted by class.
+        limited[name] = rows[np.arange(count) * len(rows) // count]
+    return limited

@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from pudica.clients.data import ImageSet, Part
-from pudica.clients.data.examples import PixelExamples
+from pudica.clients.data.examples import load_pixels
 from pudica.clients.runtime.discretion import keep_to_itself
 from pudica.clients.runtime.role import OwnApp, Role, reply_once, run_of
 from pudica.clients.runtime.vault import AnyVault
@@ -327,9 +327,9 @@ def answer_evaluate(owner: Owner, arrays: ArrayRecord, _: int) -> dict[str, Any]
 
 def _read(train: Any, test: Any) -> dict[Part, ImageSet]:
     """Return the parts of an owner's images, which must have one shape."""
-    shares: dict[Part, ImageSet] = {"train": PixelExamples(train, "train").to_image_set()}
+    shares: dict[Part, ImageSet] = {"train": load_pixels(train, "train")}
     if test is not None:
-        shares["test"] = PixelExamples(test, "test").to_image_set()
+        shares["test"] = load_pixels(test, "test")
         first, second = map(_shape_of, shares.values())
         if first != second:
             raise RequestError(f"test: images are {second}, those of train are {first}")

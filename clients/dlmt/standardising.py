@@ -25,8 +25,8 @@ class Standardiser:
     """
 
     def __init__(self, seen: ImageSet, known: ImageSet) -> None:
-        self._seen = seen.pixel_statistics()
-        self._known = known.pixel_statistics()
+        self._seen = seen.statistics(over=(0,))
+        self._known = known.statistics(over=(0,))
 
     def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
         """Return images in [0, 1] from disguised ones, (B, C, H, W)."""

@@ -15,8 +15,8 @@ from pudica.clients.shields import Shape, Shield, ShieldConfig
 from pudica.clients.shields.front import activation_shape
 from pudica.clients.shields.mixing import MixingConfig, padded_count
 from pudica.models.errors import RequestError
-from pudica.models.explain import explain_errors
 from pudica.models.naming import CaseName, RunName
+from pudica.models.settings import explain_errors
 
 MOST = 10**9
 """Images of a request or a batch."""

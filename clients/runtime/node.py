@@ -37,9 +37,9 @@ from pudica.clients.shields.mixing import MixingConfig
 from pudica.models.compute import ComputeConfig
 from pudica.models.custom import PREFIX, SUFFIX, ModelName
 from pudica.models.errors import RequestError
-from pudica.models.explain import explain_errors
 from pudica.models.files import AbsolutePath
 from pudica.models.naming import NodeName
+from pudica.models.settings import explain_errors
 
 NODE = "node"
 """The key of Flower's node configuration that names the file."""

@@ -1,4 +1,4 @@
-"""The architectures behind :mod:`pudica.models.zoo`, one file per family.
+"""The architectures behind :mod:`pudica.models.zoo`.
 
 Every constructor takes an :class:`ImageTask` and returns a freshly initialised module that maps
 images to logits. The registry takes care of names, limits and seeds.
@@ -13,17 +13,7 @@ TORCHVISION = "torchvision:"
 
 
 class ImageTask(NamedTuple):
-    """The images and classes that a classifier must fit.
-
-    Attributes
-    ----------
-    num_classes : int
-        Number of logits.
-    channels : int
-        Channels of an image.
-    image_size : int
-        Side of an image in pixels.
-    """
+    """The images and classes that a classifier must fit."""
 
     num_classes: int
     channels: int

@@ -31,18 +31,9 @@ def conv_bn_relu(channels: int, width: int) -> nn.Sequential:
 
 
 def stack_stages(block: Block, first: int, widths: Sequence[int], blocks: int) -> nn.Sequential:
-    """Stack stages of equal length; each but the first halves the side.
+    """Stack stages of some blocks each, of which all but the first halve the side.
 
-    Parameters
-    ----------
-    block : Block
-        Makes one block.
-    first : int
-        Channels that enter the first stage.
-    widths : sequence of int
-        Channels that leave each stage.
-    blocks : int
-        Blocks in each stage.
+    ``first`` channels enter the first stage, ``widths`` are those that leave each stage.
     """
     layers: list[nn.Module] = []
     entering = first

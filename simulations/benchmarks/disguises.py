@@ -12,8 +12,8 @@ import torch
 
 from pudica.clients.data import DataConfig, load
 from pudica.clients.data.disguised import DisguiseRequest, disguise_dataset
-from pudica.clients.data.places import DataLocation, data_root
 from pudica.clients.data.registry import find_source, lookup
+from pudica.clients.data.source import DataLocation, data_root
 from pudica.clients.shields.disguises import Key, KeyedDisguise, Span
 from pudica.simulations.benchmarks.measure import Row, make_ratio_row, measure_seconds, use_threads
 

@@ -82,7 +82,7 @@ def build_environment(home: Path) -> dict[str, str]:
     absolute.
     """
     # Heavy imports, which the gate does not need.
-    from pudica.clients.data.places import cache_root, data_root
+    from pudica.clients.data.source import cache_root, data_root
 
     others = ("FLWR_", "RAY_AUTH_")
     inherited = {key: value for key, value in os.environ.items() if not key.startswith(others)}

@@ -7,9 +7,9 @@ from typing import Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo
 
-from pudica.models.explain import explain_errors
 from pudica.models.naming import describe_case_names, validate_case_name
 from pudica.models.printable import quote
+from pudica.models.settings import explain_errors
 
 # Of a run's directory, where each case has a folder of its own.
 OWN_NAMES = (

@@ -22,9 +22,9 @@ from pudica.clients.shields import ShieldConfig
 from pudica.clients.shields.mixing import MixingConfig
 from pudica.clients.shields.plain import NoShieldConfig
 from pudica.models.custom import ModelName
-from pudica.models.explain import explain_errors
 from pudica.models.files import file_unless
 from pudica.models.optimizers import OptimizerConfig
+from pudica.models.settings import explain_errors
 from pudica.models.training import TrainingConfig
 from pudica.strategies.core.cases import CasesConfig
 

@@ -224,7 +224,7 @@ def test_models_of_the_zoo_survive_an_export(name: str, tmp_path: Path) -> None:
     [
         ({"channels": 3}, "takes images of 1x8x8, this experiment needs 3x8x8"),
         ({"image_size": 32}, "takes images of 1x8x8, this experiment needs 1x32x32"),
-        ({"num_classes": 3}, "returns 10 values an image, this experiment needs 3"),
+        ({"num_classes": 3}, "to logits of 2x3, got 2x10"),
     ],
 )
 def test_program_for_another_task_is_refused(

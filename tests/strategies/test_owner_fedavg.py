@@ -318,5 +318,5 @@ def test_wrong_arguments_are_named(
 def test_a_model_that_is_no_classifier_of_these_images_is_refused() -> None:
     with pytest.raises(RequestError, match="tells 2 classes apart, but a label is 2"):
         Owner(network(2), TensorDataset(TRAIN.tensors[0][2:], TRAIN.tensors[1][2:]))
-    with pytest.raises(RequestError, match=r"must map images \(2, 1, 8, 8\) to logits"):
+    with pytest.raises(RequestError, match="must map images of 2x1x8x8 to logits"):
         Owner(nn.Identity(), TRAIN)

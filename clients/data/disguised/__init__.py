@@ -6,8 +6,14 @@ which only the key restores. Shards are written one by one and atomically, so wr
 interrupted and resumed at any time.
 """
 
-from pudica.clients.data.disguised.manifest import MANIFEST, Manifest, read_manifest
-from pudica.clients.data.disguised.reading import copy_images, locate_disguised, scan_disguised
+from pudica.clients.data.disguised.manifest import (
+    MANIFEST,
+    Manifest,
+    copy_images,
+    locate_disguised,
+    read_manifest,
+    scan_disguised,
+)
 from pudica.clients.data.disguised.restoring import restore_dataset
 from pudica.clients.data.disguised.writing import DisguiseRequest, disguise_dataset
 

@@ -19,12 +19,11 @@ from pudica.clients.data.disguised.manifest import (
     Shard,
     parquet_bytes,
     read_manifest,
+    read_shards,
+    scan_disguised,
 )
-from pudica.clients.data.disguised.reading import read_shards, scan_disguised
-from pudica.clients.data.errors import DataError
-from pudica.clients.data.naming import validate_data_label
-from pudica.clients.data.places import list_folder
-from pudica.clients.data.source import Content
+from pudica.clients.data.errors import DataError, validate_data_label
+from pudica.clients.data.source import Content, list_folder
 from pudica.clients.shields.disguises import KeyedDisguise
 from pudica.models.errors import RequestError
 from pudica.models.files import write_atomically
@@ -42,19 +41,12 @@ def restore_dataset(
     Image folders become image folders of PNG files, numbered because file names are not kept;
     parquet files become parquet files of PNG images.
 
-    Parameters
-    ----------
-    folder : Path
-        Folder of the disguised set.
-    out : Path
-        A new or empty folder, or one where restoring the same set was interrupted.
+    ``out`` is a new or empty folder, or one where restoring the same set was interrupted.
 
-    Raises
-    ------
-    DataError, RequestError
-        If the key is wrong, the disguise is lossy, or ``out`` contains something else.
+    Raises DataError, RequestError if the key is wrong, the disguise is lossy, or ``out`` contains
+    something else.
     """
-    source = scan_disguised(folder)
+    content = scan_disguised(folder).open()
     manifest = read_manifest(folder)
     disguise.require_invertible()
     if disguise.key.fingerprint != manifest.key:
@@ -62,10 +54,13 @@ def restore_dataset(
             f"{folder} was disguised with the key {manifest.key}; the key that is given is "
             f"{disguise.key.fingerprint}"
         )
-    content = source.open()
     if manifest.layout == "image-folder":
         _check_names(folder, content.columns[manifest.labels[0]].unique().to_pylist())
-    _claim_folder(out, f"{manifest.source} {manifest.key}")
+    marker, mark = out / MARKER, f"{manifest.source} {manifest.key}"
+    out.mkdir(parents=True, exist_ok=True)
+    if list_folder(out) and (not marker.exists() or marker.read_text() != mark):
+        raise DataError(f"{out} is not empty: name a new folder")
+    write_atomically(marker, mark.encode())
     write = _write_table if manifest.layout == "parquet" else _write_files
     remaining = [
         shard
@@ -78,7 +73,7 @@ def restore_dataset(
         plain = disguise.restore(torch.from_numpy(images.copy()).to(disguise.span.dtype)).numpy()
         write(out, manifest, content, shard, plain)
         on_progress(shard.first + shard.rows, total)
-    (out / MARKER).unlink()
+    marker.unlink()
     return manifest
 
 
@@ -89,14 +84,6 @@ def _check_names(folder: Path, labels: Sequence[object]) -> None:
         is_path = label in (".", "..") or Path(label).name != label
         if is_path or len(label.encode()) > LONGEST_NAME:
             raise DataError(f"{folder}: the label {quote(label)} is no name of a class folder")
-
-
-def _claim_folder(out: Path, what: str) -> None:
-    out.mkdir(parents=True, exist_ok=True)
-    note = out / MARKER
-    if list_folder(out) and (not note.exists() or note.read_text() != what):
-        raise DataError(f"{out} is not empty: name a new folder")
-    write_atomically(note, what.encode())
 
 
 def _last_file(out: Path, manifest: Manifest, content: Content, shard: Shard) -> Path:

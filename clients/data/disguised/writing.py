@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain, islice
+from collections.abc import Iterator, Sequence
+from itertools import compress, islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,22 +13,19 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
-from pudica.clients.data.decoding import decode_stream
+from pudica.clients.data.decoding import Channels, decode_stream, open_images
 from pudica.clients.data.disguised.manifest import (
     IMAGE,
     MANIFEST,
     Manifest,
     ProgressCallback,
     Shard,
+    is_complete,
     parquet_bytes,
     read_manifest,
 )
-from pudica.clients.data.disguised.reading import is_complete
-from pudica.clients.data.errors import DataError
-from pudica.clients.data.naming import join_names, validate_data_label
-from pudica.clients.data.pixels import Channels, infer_layout
-from pudica.clients.data.places import list_folder
-from pudica.clients.data.source import Content, RawImage, Source, describe_origin
+from pudica.clients.data.errors import DataError, join_names, validate_data_label
+from pudica.clients.data.source import Content, Source, describe_origin, list_folder
 from pudica.clients.shields.disguises import KeyedDisguise
 from pudica.models.files import write_atomically
 from pudica.models.printable import to_nfc
@@ -38,25 +35,13 @@ SHARD_ROWS = 8192
 
 
 class DisguiseRequest(NamedTuple):
-    """What to disguise, and how.
-
-    Attributes
-    ----------
-    source : Source
-    fingerprint : str
-        Fingerprint of the source's content.
-    disguise : KeyedDisguise
-    labels : list of str
-        Columns to keep; empty: the default one.
-    size, channels : int or None
-        Resize images and convert them; None: keep theirs.
-    """
+    """What to disguise, and how."""
 
     source: Source
-    fingerprint: str
+    fingerprint: str  # of the source's content
     disguise: KeyedDisguise
-    labels: list[str]
-    size: int | None
+    labels: list[str]  # the columns to keep; empty: the default one
+    size: int | None  # None keeps the images' own
     channels: Channels | None
 
 
@@ -65,11 +50,7 @@ def disguise_dataset(
 ) -> Manifest:
     """Write a data set disguised, or resume doing so; return its manifest.
 
-    Parameters
-    ----------
-    out : Path
-        A new or empty folder, or one where disguising the same set was interrupted.
-    on_progress : callable
+    ``out`` is a new or empty folder, or one where disguising the same set was interrupted.
 
     Raises
     ------
@@ -91,22 +72,31 @@ def disguise_dataset(
     for shard in remaining:
         encoded = _encode_shard(request, content, manifest, shard, images)
         # Not before there is a shard to write: an unreadable set leaves nothing behind.
-        write_atomically(out / MANIFEST, _serialise(manifest))
+        write_atomically(out / MANIFEST, manifest.model_dump_json(indent=1).encode())
         write_atomically(out / shard.name, encoded)
         on_progress(shard.first + shard.rows, total)
     complete = manifest.model_copy(update={"complete": True})
-    write_atomically(out / MANIFEST, _serialise(complete))
+    write_atomically(out / MANIFEST, complete.model_dump_json(indent=1).encode())
     return complete
 
 
 def _build_manifest(request: DisguiseRequest, content: Content) -> Manifest:
-    disguise = request.disguise
-    key, span = disguise.key, disguise.span
-    labels = list(dict.fromkeys(map(to_nfc, request.labels))) or _default_labels(content)
-    if missing := [name for name in labels if name not in content.columns]:
+    key, span = request.disguise.key, request.disguise.span
+    if not content.train:
+        raise DataError(f"{request.source.base} holds no images to train on")
+    columns = content.columns.column_names
+    labels = list(dict.fromkeys(map(to_nfc, request.labels)))
+    if not labels:
+        labels = ["label"] if "label" in columns else columns
+        if len(labels) != 1:
+            raise DataError(
+                "which column is the label? Only what is named is kept; name it by --label: "
+                f"{join_names(columns)}"
+            )
+    if missing := [name for name in labels if name not in columns]:
         raise DataError(
             f"there is no label column '{missing[0]}' in {request.source.base}; "
-            f"allowed: {join_names(content.columns)}"
+            f"allowed: {join_names(columns)}"
         )
     for name in labels:
         validate_data_label(name, f"{request.source.base}: the column")
@@ -129,16 +119,6 @@ def _build_manifest(request: DisguiseRequest, content: Content) -> Manifest:
     )
 
 
-def _default_labels(content: Content) -> list[str]:
-    columns = list(content.columns)
-    if "label" in columns or len(columns) == 1:
-        return ["label"] if "label" in columns else columns
-    raise DataError(
-        f"which column is the label? Only what is named is kept; name it by --label: "
-        f"{join_names(columns)}"
-    )
-
-
 def _read_begun(out: Path, manifest: Manifest) -> Manifest | None:
     """Read the manifest of an interrupted run in a folder, None if there is none."""
     out.mkdir(parents=True, exist_ok=True)
@@ -147,37 +127,26 @@ def _read_begun(out: Path, manifest: Manifest) -> Manifest | None:
     if not (out / MANIFEST).exists():
         raise DataError(f"{out} is not empty: name a new folder")
     begun = read_manifest(out)
-    if begun.model_copy(update={"complete": False}) != manifest:
-        raise DataError(
-            f"{out} holds images disguised by {begun.disguise}, "
-            f"{_describe_differences(begun, manifest)}: name a new folder"
-        )
-    return begun
-
-
-def _describe_differences(begun: Manifest, wanted: Manifest) -> str:
-    """Describe how an interrupted run differs from the requested one."""
-    if begun.key != wanted.key:
-        return f"with the key {begun.key}; the key that is given is {wanted.key}"
-    if begun.labels != wanted.labels:
-        return f"with the labels {', '.join(begun.labels)}; wanted are {', '.join(wanted.labels)}"
-    if begun.source != wanted.source:
-        return "of other images"
-    return "by another version of pudica"
+    if begun.model_copy(update={"complete": False}) == manifest:
+        return begun
+    if begun.key != manifest.key:
+        which = f"with the key {begun.key}; the key that is given is {manifest.key}"
+    elif begun.labels != manifest.labels:
+        which = f"with the labels {', '.join(begun.labels)}; wanted are "
+        which += ", ".join(manifest.labels)
+    elif begun.source != manifest.source:
+        which = "of other images"
+    else:
+        which = "by another version of pudica"
+    raise DataError(f"{out} holds images disguised by {begun.disguise}, {which}: name a new folder")
 
 
 def _decode_images(
     request: DisguiseRequest, content: Content, manifest: Manifest, shards: Sequence[Shard]
 ) -> Iterator[NDArray[np.uint8]]:
     """Yield the images (C, H, W) of some shards, in order."""
-    stream, base = iter(content.images), request.source.base
-    first = next(stream, None)
-    if first is None and not manifest.train:
-        raise DataError(f"{base} holds no images")
-    try:
-        layout = infer_layout(first, request.size, request.channels)
-    except DataError as error:
-        raise DataError(f"{describe_origin(base, content.segments, 0)}: {error}") from error
+    base = request.source.base
+    layout, stream = open_images(content, base, request.size, request.channels)
     shape = (layout.channels, layout.size, layout.size)
     if shape != manifest.shape:
         sizes = ["x".join(map(str, each)) for each in (shape, manifest.shape)]
@@ -186,22 +155,13 @@ def _decode_images(
             f"key for {sizes[0]}, or give --image-size {manifest.shape[1]} "
             f"--channels {manifest.shape[0]}"
         )
-
-    rows = chain.from_iterable(range(shard.first, shard.first + shard.rows) for shard in shards)
-    raw = _select_rows(chain([first], stream), shards)
+    rows = [row for shard in shards for row in range(shard.first, shard.first + shard.rows)]
+    wanted = set(rows)
+    raw = compress(stream, (row in wanted for row in range(rows[-1] + 1)))
     for row, image in zip(rows, decode_stream(raw, layout), strict=True):
         if isinstance(image, DataError):
             raise DataError(f"{describe_origin(base, content.segments, row)}: {image}") from image
         yield image
-
-
-def _select_rows(
-    stream: Iterable[RawImage | None], shards: Sequence[Shard]
-) -> Iterator[RawImage | None]:
-    iterator, place = iter(stream), 0
-    for shard in shards:
-        yield from islice(iterator, shard.first - place, shard.first - place + shard.rows)
-        place = shard.first + shard.rows
 
 
 def _encode_shard(
@@ -219,7 +179,3 @@ def _encode_shard(
     for name in manifest.labels:
         columns[name] = content.columns[name].slice(shard.first, shard.rows)
     return parquet_bytes(pa.table(columns), note={"pudica": {"shape": manifest.shape}})
-
-
-def _serialise(manifest: Manifest) -> bytes:
-    return manifest.model_dump_json(indent=1).encode()

@@ -97,7 +97,7 @@ def test_parts_of_parts_keep_their_attributes() -> None:
         (("age:100-200",), "no image has 'age:100-200'"),
         (("age:20-10",), "20 is more than 10"),
         (("always",), "every image has 'always'"),
-        (("gaps",), "'gaps': is null"),
+        (("gaps",), "'gaps': the value is null"),
         (("score",), "no column 'score'"),
     ],
 )

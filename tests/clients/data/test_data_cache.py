@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pudica.clients.data import DataConfig, DataError, cache, fingerprints, load
+from pudica.clients.data import DataConfig, DataError, cache, load
 from pudica.clients.data import decoding as decoding_module
 
 REPOSITORY = Path(__file__).parents[3]
@@ -71,14 +71,12 @@ def test_touched_or_moved_files_are_not_decoded_again(config, decodes, make):
 
 def test_content_is_hashed_once(config, monkeypatch):
     hashed = []
-    original = fingerprints._hash_file
-    monkeypatch.setattr(
-        fingerprints, "_hash_file", lambda file: hashed.append(file) or original(file)
-    )
+    original = cache._hash_file
+    monkeypatch.setattr(cache, "_hash_file", lambda file: hashed.append(file) or original(file))
     load(config, seed=0)
     load(config, seed=0)
     assert len(hashed) == 24, "just written files may still change within one time stamp"
-    monkeypatch.setattr(fingerprints, "_UNSETTLED_NS", 0)
+    monkeypatch.setattr(cache, "_UNSETTLED_NS", 0)
     load(config, seed=0)
     load(config, seed=0)
     assert len(hashed) == 36
@@ -107,7 +105,7 @@ def test_an_interrupted_decode_leaves_nothing(config, cache_folder, monkeypatch,
 def test_what_a_killed_process_left_is_removed(config, cache_folder, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(cache.shutil, "rmtree", lambda *_, **__: None)
-        patch.setattr(cache, "_write_columns", lambda *_: sys.exit())
+        patch.setattr(cache.pq, "write_table", lambda *_: sys.exit())
         with pytest.raises(SystemExit):
             load(config, seed=0)
     (left,) = entries(cache_folder)
@@ -189,7 +187,7 @@ def test_a_damaged_entry_is_named(config, cache_folder):
 
 
 def test_without_a_setting_the_users_cache_is_used(monkeypatch, tmp_path):
-    from pudica.clients.data.places import cache_root
+    from pudica.clients.data.source import cache_root
 
     monkeypatch.delenv("PUDICA_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))

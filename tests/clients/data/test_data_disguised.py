@@ -188,6 +188,14 @@ def test_whichever_parts_are_missing_they_are_made_again_of_their_own_images(
     assert digests(out) == before
 
 
+def test_a_set_without_images_is_refused(tmp_path: Path) -> None:
+    folder = write_parquet(tmp_path / "plain")
+    (folder / "test.parquet").unlink()
+    pq.write_table(pq.read_table(folder / "train.parquet").slice(0, 0), folder / "train.parquet")
+    with pytest.raises(DataError, match="holds no images"):
+        disguise_dataset(request(folder), tmp_path / "out", silent)
+
+
 @pytest.mark.usefixtures("small_parts")
 def test_a_full_disk_stops_it_half_way_and_it_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

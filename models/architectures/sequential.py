@@ -1,4 +1,4 @@
-"""Small networks for a CPU and images of 8x8 to 32x32, from linear to convolutional."""
+"""Networks that are one sequence of layers; nothing here needs torchvision."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def cnn_iot(task: ImageTask) -> nn.Module:
     Each dense layer is half as wide as the one before, a choice that the paper leaves open. Its
     batch norm belongs to the noise at the cut, after ``4``.
     """
-    side = ((task.image_size - 4) // 2 - 4) // 2
+    side = _side_after_two_5x5(task)
     widths = [80 * side * side, 640, 320, 160, 80]
     dense = [
         layer
@@ -148,6 +148,51 @@ def cnn_separable(task: ImageTask) -> nn.Module:
     )
 
 
+def lenet(task: ImageTask) -> nn.Module:
+    """Return LeNet-5 (LeCun et al. 1998) with ReLU and max pooling, as in kuangliu/pytorch-cifar.
+
+    The first linear layer grows with the image; at 32 pixels it has the published size.
+    """
+    side = _side_after_two_5x5(task)
+    return nn.Sequential(
+        nn.Conv2d(task.channels, 6, 5),
+        nn.ReLU(inplace=True),
+        nn.MaxPool2d(2),
+        nn.Conv2d(6, 16, 5),
+        nn.ReLU(inplace=True),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(16 * side * side, 120),
+        nn.ReLU(inplace=True),
+        nn.Linear(120, 84),
+        nn.ReLU(inplace=True),
+        nn.Linear(84, task.num_classes),
+    )
+
+
+def alexnet(task: ImageTask) -> nn.Module:
+    """Return AlexNet (Krizhevsky 2014) as in bearpaw/pytorch-classification: one linear layer.
+
+    At 32 pixels the pooling before the linear layer has no effect, since one pixel is left.
+    """
+    return nn.Sequential(
+        nn.Conv2d(task.channels, 64, 11, stride=4, padding=5),
+        nn.ReLU(inplace=True),
+        nn.MaxPool2d(2),
+        nn.Conv2d(64, 192, 5, padding=2),
+        nn.ReLU(inplace=True),
+        nn.MaxPool2d(2),
+        nn.Conv2d(192, 384, 3, padding=1),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(384, 256, 3, padding=1),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(256, 256, 3, padding=1),
+        nn.ReLU(inplace=True),
+        nn.MaxPool2d(2),
+        pooled_classifier(256, task.num_classes),
+    )
+
+
 def _separable(channels: int, width: int, stride: int) -> nn.Sequential:
     return nn.Sequential(
         nn.Conv2d(channels, channels, 3, stride, padding=1, groups=channels, bias=False),
@@ -161,3 +206,8 @@ def _separable(channels: int, width: int, stride: int) -> nn.Sequential:
 
 def _pixels(task: ImageTask) -> int:
     return task.channels * task.image_size**2
+
+
+def _side_after_two_5x5(task: ImageTask) -> int:
+    """Return the side after two unpadded 5x5 convolutions, each followed by pooling."""
+    return ((task.image_size - 4) // 2 - 4) // 2
