@@ -153,7 +153,7 @@ class Cutter:
                 "(a branch goes around it), a weight is needed on both sides, or nothing is left; "
                 f"allowed: {', '.join(self._cuts)}"
             )
-        return inside[-1]
+        return inside[-1]  # type: ignore[no-any-return]
 
     def _part(self, start: fx.Node | None, end: fx.Node | None) -> nn.Module:
         """Return the part after ``start`` up to and including ``end``; None: from or to the end."""

@@ -91,4 +91,4 @@ def _split(values: torch.Tensor, tensors: Sequence[torch.Tensor]) -> tuple[torch
     sizes = [tensor.numel() for tensor in tensors]
     if tuple(values.shape) != (sum(sizes),):
         raise ValueError(f"must hold {sum(sizes)} values, has the shape {tuple(values.shape)}")
-    return values.split(sizes)
+    return values.split(sizes)  # type: ignore[no-any-return]

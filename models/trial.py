@@ -49,7 +49,7 @@ def compute_logits(
             f"{what} must map images of {shape} to logits of {len(images)}x{classes or 'classes'}, "
             f"got {got}"
         )
-    return logits
+    return logits  # type: ignore[no-any-return]
 
 
 def count_classes(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> int:

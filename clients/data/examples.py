@@ -48,30 +48,35 @@ class Examples:
             )
         if not len(dataset):
             raise DataError(f"{what}: holds no examples")
-        self.shape = self._check_example(dataset[0], pixels)
+        self.pixels = pixels
+        self.shape = self._check_example(dataset[0])
         self.mean: Tensor | float = 0.0
         self.std: Tensor | float = 1.0
 
-    def _check_example(self, example: Any, pixels: bool) -> tuple[int, int, int]:
+    def _check_example(self, example: Any) -> tuple[int, int, int]:
         if not isinstance(example, tuple | list) or len(example) != 2:
             raise DataError(
                 f"{self.what}: must yield pairs (image, label); its first item is "
                 f"{describe(example)}"
             )
         image, label = example
-        is_tensor = isinstance(image, Tensor) and image.ndim == 3
-        if not is_tensor or not (
-            image.dtype == torch.uint8 if pixels else image.is_floating_point()
-        ):
-            kind, transform = _PIXELS if pixels else _FLOATS
-            raise DataError(
-                f"{self.what}: images must be {kind} tensors (C, H, W), the first is "
-                f"{describe(image)}; torchvision.transforms.v2 makes them so: {transform}"
-            )
+        shape = self._check_image(image)
         if not _is_class(label):
             raise DataError(
                 f"{self.what}: labels must be whole numbers from 0 on, the first is "
                 f"{describe(label)}"
+            )
+        return shape
+
+    def _check_image(self, image: Any) -> tuple[int, int, int]:
+        is_tensor = isinstance(image, Tensor) and image.ndim == 3
+        if not is_tensor or not (
+            image.dtype == torch.uint8 if self.pixels else image.is_floating_point()
+        ):
+            kind, transform = _PIXELS if self.pixels else _FLOATS
+            raise DataError(
+                f"{self.what}: images must be {kind} tensors (C, H, W), the first is "
+                f"{describe(image)}; torchvision.transforms.v2 makes them so: {transform}"
             )
         channels, height, width = image.shape
         return channels, height, width

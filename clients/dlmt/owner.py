@@ -20,13 +20,13 @@ from pudica.clients.runtime.discretion import keep_to_itself
 from pudica.clients.runtime.role import OwnApp, Role, reply_once, run_of
 from pudica.clients.runtime.vault import AnyVault
 from pudica.clients.shields.disguises import Key, KeyedDisguise
-from pudica.clients.shields.disguises.steps import ImageShape
 from pudica.models import optimizers
 from pudica.models.compute import Compute, ComputeConfig
 from pudica.models.errors import RequestError
 from pudica.models.naming import validate_node_name
+from pudica.models.optimizers import OptimizerFactory
 from pudica.models.randomness import SystemGenerator
-from pudica.models.training import OptimizerFactory, Training, TrainingConfig
+from pudica.models.training import Training, TrainingConfig
 from pudica.models.trial import count_classes
 
 if TYPE_CHECKING:
@@ -38,6 +38,8 @@ TRIED = 2
 """Images on which a model is tried."""
 EVALUATED = 250
 """Images of a batch in evaluation."""
+Normalisation = tuple[torch.Tensor, torch.Tensor]
+"""Mean and standard deviation of each channel, (C, 1, 1)."""
 
 
 class Owner(Role):
@@ -76,11 +78,6 @@ class Owner(Role):
     compute : ComputeConfig, optional
         Device, threads and precision.
 
-    Attributes
-    ----------
-    disguise : KeyedDisguise or None
-        What disguises the images.
-
     Raises
     ------
     DataError
@@ -90,13 +87,9 @@ class Owner(Role):
         argument.
     """
 
-    disguise: KeyedDisguise | None
-    training: TrainingConfig
     optimizer: OptimizerFactory | None = None
-    local_epochs: int
-    seed: int
     _shares: dict[Part, ImageSet]
-    _chosen_normalisation: tuple[torch.Tensor, torch.Tensor] | None = None
+    _chosen_normalisation: Normalisation | None = None
 
     def __init__(
         self,
@@ -120,28 +113,38 @@ class Owner(Role):
             raise RequestError(f"local_epochs: must be 1 or more, is {local_epochs!r}")
         self.local_epochs, self.seed = local_epochs, seed
         self.compute = Compute(compute or ComputeConfig())
-        self._shares = _read(train, test)
+        self._read_images(train, test)
         self._has_fresh_key = disguise is not None and not disguise.has_key
         self.disguise = self._choose_disguise(disguise)
         self._chosen_normalisation = normalisation and self._validate_normalisation(normalisation)
-        x, _ = self.plain("train").batch(slice(0, TRIED))
+        x, _ = self.plain_images("train").batch(slice(0, TRIED))
         labels = np.concatenate([images.labels for images in self._shares.values()])
         self.classes = count_classes(model, x, torch.from_numpy(labels))
+
+    def _read_images(self, train: Any, test: Any) -> None:
+        given: dict[Part, Any] = {"train": train}
+        if test is not None:
+            given["test"] = test
+        self._shares = {part: load_pixels(dataset, part) for part, dataset in given.items()}
+        shapes = {part: images.images.shape[1:] for part, images in self._shares.items()}
+        self.shape = shapes["train"]
+        for part, shape in shapes.items():
+            if shape != self.shape:
+                raise RequestError(f"{part}: images are {shape}, those of train are {self.shape}")
 
     def _choose_disguise(self, disguise: Disguise | None) -> KeyedDisguise | None:
         """Return the disguise with its key, or with a fresh one of this owner alone."""
         if disguise is None:
             return None
         if not disguise.has_key:
-            shape = _shape_of(self.plain("train"))
-            return KeyedDisguise(Key.new(disguise.notation, shape, SystemGenerator()))
-        disguise.keyed.require_shape(_shape_of(self.plain("train")))
+            return KeyedDisguise(Key.new(disguise.notation, self.shape, SystemGenerator()))
+        disguise.keyed.require_shape(self.shape)
         return disguise.keyed
 
     def _validate_normalisation(
         self, values: tuple[Sequence[float], Sequence[float]]
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        channels = _shape_of(self.plain("train"))[0]
+    ) -> Normalisation:
+        channels = self.shape[0]
         try:
             mean, std = (torch.tensor(each, dtype=torch.float32).reshape(-1) for each in values)
             fits = len(mean) == len(std) == channels and bool((std > 0).all())
@@ -155,7 +158,7 @@ class Owner(Role):
         return mean[:, None, None], std[:, None, None]
 
     def bind(self, vault: AnyVault) -> None:
-        """Take the place where to keep what must outlive a message, such as a fresh key."""
+        """Take the vault, and keep a fresh key in it, or load the one that it holds."""
         super().bind(vault)
         if not self._has_fresh_key or self.disguise is None:
             return
@@ -172,21 +175,13 @@ class Owner(Role):
         """Return what a server learns of the data when this owner joins."""
         about: dict[str, int | str] = {
             "classes": self.classes,
-            "shape": "x".join(map(str, _shape_of(self.plain("train")))),
+            "shape": "x".join(map(str, self.shape)),
             **{part: len(images) for part, images in self._shares.items()},
         }
         return about | ({"name": self.name} if self.name else {})
 
-    # ------------------------------------------------------------------------- images
-
-    def plain(self, part: Part) -> ImageSet:
-        """Return this owner's images of one part as they are.
-
-        Raises
-        ------
-        RequestError
-            It has none.
-        """
+    def plain_images(self, part: Part) -> ImageSet:
+        """Return this owner's images of one part; RequestError if it has none."""
         if part not in self._shares:
             raise RequestError(
                 f"this owner has no {part} images; Owner(..., {part}=…), or fraction_evaluate=0 in "
@@ -194,21 +189,19 @@ class Owner(Role):
             )
         return self._shares[part]
 
-    def own(self, part: Part) -> ImageSet:
+    def disguised_images(self, part: Part) -> ImageSet:
         """Return this owner's images of one part, disguised."""
-        return replace(self.plain(part), disguise=self.disguise)
+        return replace(self.plain_images(part), disguise=self.disguise)
 
     @cached_property
-    def normalisation(self) -> tuple[torch.Tensor, torch.Tensor]:
+    def normalisation(self) -> Normalisation:
         """Mean and standard deviation of each channel of disguised images, (C, 1, 1)."""
-        return self._chosen_normalisation or self.own("train").statistics()
+        return self._chosen_normalisation or self.disguised_images("train").statistics()
 
-    def normalised(self, part: Part) -> ImageSet:
+    def normalised_images(self, part: Part) -> ImageSet:
         """Return disguised images of one part as the model sees them."""
         mean, std = self.normalisation
-        return replace(self.own(part), mean=mean, std=std)
-
-    # ----------------------------------------------------------------------- training
+        return replace(self.disguised_images(part), mean=mean, std=std)
 
     def train_on(
         self, model: nn.Module, images: ImageSet, turn: int, state: dict[str, torch.Tensor]
@@ -220,7 +213,7 @@ class Owner(Role):
         turn : int
             The round, from 0.
         state : dict of str to Tensor
-            The optimiser's, of the round before; empty to begin without.
+            The optimiser's after the round before; empty for a fresh optimiser.
         """
         training = Training(model, self.training, self.seed, self.compute, optimizer=self.optimizer)
         training.epoch = turn * self.local_epochs
@@ -240,9 +233,12 @@ class Owner(Role):
         """
         own, given = self.model.state_dict(), arrays.to_torch_state_dict()
         if own.keys() != given.keys():
+            unknown, missing = (
+                ", ".join(sorted(names)) or "none"
+                for names in (given.keys() - own.keys(), own.keys() - given.keys())
+            )
             raise RequestError(
-                f"arrays: {_list(given.keys() - own.keys())} are none of this model's, and "
-                f"{_list(own.keys() - given.keys())} are missing"
+                f"arrays: {unknown} are none of this model's, and {missing} are missing"
             )
         for name, tensor in given.items():
             if tensor.shape != own[name].shape:
@@ -256,7 +252,7 @@ class Owner(Role):
     @torch.no_grad()
     def evaluate(self, model: nn.Module) -> tuple[float, float]:
         """Return loss and accuracy of a model on disguised test images."""
-        images, loss, correct = self.normalised("test"), 0.0, 0
+        images, loss, correct = self.normalised_images("test"), 0.0, 0
         model.eval()
         for start in range(0, len(images), EVALUATED):
             x, y = images.batch(slice(start, start + EVALUATED))
@@ -266,21 +262,36 @@ class Owner(Role):
             correct += int((logits.argmax(1) == y).sum())
         return loss / len(images), correct / len(images)
 
-    # ---------------------------------------------------------------- Flower's messages
-
     @classmethod
     def register(cls, app: ClientApp, own: OwnApp) -> None:
         """Let an app answer ``train`` and ``evaluate`` as Flower's own strategies send them."""
         super().register(app, own)
-        app.train()(_answering(answer_train, own))
-        app.evaluate()(_answering(answer_evaluate, own))
+        app.train()(_make_handler(_answer_train, own))
+        app.evaluate()(_make_handler(_answer_evaluate, own))
 
 
-Answer = Callable[[Owner, ArrayRecord, int], dict[str, Any]]
+Answer = tuple[dict[str, Any], ArrayRecord | None]
+"""Metrics, and a trained model."""
 
 
-def _answering(answer: Answer, own: OwnApp) -> Callable[[Message, Context], Message]:
-    """Turn ``answer(owner, arrays, round)`` into a Flower message handler."""
+def _answer_train(owner: Owner, arrays: ArrayRecord, turn: int) -> Answer:
+    images = owner.normalised_images("train")
+    training = owner.train_on(owner.load(arrays), images, turn, {})
+    loss = sum(training.losses) / len(training.losses)
+    metrics = {"num-examples": len(images), "loss": loss}
+    return metrics, ArrayRecord(training.model.state_dict())
+
+
+def _answer_evaluate(owner: Owner, arrays: ArrayRecord, _: int) -> Answer:
+    count = len(owner.plain_images("test"))
+    loss, accuracy = owner.evaluate(owner.load(arrays))
+    return {"num-examples": count, "loss": loss, "accuracy": accuracy}, None
+
+
+def _make_handler(
+    answer: Callable[[Owner, ArrayRecord, int], Answer], own: OwnApp
+) -> Callable[[Message, Context], Message]:
+    """Turn ``answer(owner, arrays, turn)`` into a Flower message handler."""
 
     def handler(message: Message, context: Context) -> Message:
         run, request = run_of(context), message.content
@@ -297,49 +308,10 @@ def _answering(answer: Answer, own: OwnApp) -> Callable[[Message, Context], Mess
             configs = request.config_records.values()
             number = next((c["server-round"] for c in configs if "server-round" in c), 1)
             with owner.compute.use_threads():
-                reply = answer(owner, arrays, max(0, int(str(number)) - 1))
-            metrics = MetricRecord(reply["metrics"])
-            trained = {key: reply["arrays"]} if "arrays" in reply else {}
-            return RecordDict({**trained, "metrics": metrics})
+                metrics, trained = answer(owner, arrays, max(0, int(str(number)) - 1))
+            model = {} if trained is None else {key: trained}
+            return RecordDict({**model, "metrics": MetricRecord(metrics)})
 
         return reply_once(message, context, run, content)
 
     return handler
-
-
-def answer_train(owner: Owner, arrays: ArrayRecord, turn: int) -> dict[str, Any]:
-    """Train the model on disguised images for a round."""
-    images = owner.normalised("train")
-    training = owner.train_on(owner.load(arrays), images, turn, {})
-    loss = sum(training.losses) / len(training.losses)
-    return {
-        "arrays": ArrayRecord(training.model.state_dict()),
-        "metrics": {"num-examples": len(images), "loss": loss},
-    }
-
-
-def answer_evaluate(owner: Owner, arrays: ArrayRecord, _: int) -> dict[str, Any]:
-    """Measure the model on disguised test images."""
-    count = len(owner.plain("test"))
-    loss, accuracy = owner.evaluate(owner.load(arrays))
-    return {"metrics": {"num-examples": count, "loss": loss, "accuracy": accuracy}}
-
-
-def _read(train: Any, test: Any) -> dict[Part, ImageSet]:
-    """Return the parts of an owner's images, which must have one shape."""
-    shares: dict[Part, ImageSet] = {"train": load_pixels(train, "train")}
-    if test is not None:
-        shares["test"] = load_pixels(test, "test")
-        first, second = map(_shape_of, shares.values())
-        if first != second:
-            raise RequestError(f"test: images are {second}, those of train are {first}")
-    return shares
-
-
-def _shape_of(images: ImageSet) -> ImageShape:
-    _, channels, height, width = images.images.shape
-    return channels, height, width
-
-
-def _list(names: set[str]) -> str:
-    return ", ".join(sorted(names)) or "none"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -10,36 +11,34 @@ import torch
 from pudica.clients.data import ImageSet
 
 
-class Standardiser:
-    """Undoes what is affine in each pixel: by its mean and deviation, with no key.
+class PixelStandardiser:
+    """Undoes what is affine in each pixel, without a key.
 
-    Disguised pixels are standardised by their own statistics, and brought to those of other
-    plain images of the same kind.
+    Disguised pixels are standardised by their own mean and deviation, and brought to those of
+    other plain images of the same kind.
 
     Parameters
     ----------
-    seen : ImageSet
-        Disguised images.
-    known : ImageSet
-        Plain ones, none of them among the disguised.
+    disguised, plain : ImageSet
+        They should have no image in common.
     """
 
-    def __init__(self, seen: ImageSet, known: ImageSet) -> None:
-        self._seen = seen.statistics(over=(0,))
-        self._known = known.statistics(over=(0,))
+    def __init__(self, disguised: ImageSet, plain: ImageSet) -> None:
+        self._disguised = disguised.statistics(over=(0,))
+        self._plain = plain.statistics(over=(0,))
 
     def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
         """Return images in [0, 1] from disguised ones, (B, C, H, W)."""
-        (mean, std), (plain_mean, plain_std) = self._seen, self._known
+        (mean, std), (plain_mean, plain_std) = self._disguised, self._plain
         return ((pixels - mean) / std * plain_std + plain_mean).clamp(0, 1)
 
 
-class Standardised:
-    """Images that were disguised, and standardised by somebody without the key."""
+@dataclass(frozen=True)
+class StandardisedImages:
+    """Disguised images that a model sees standardised."""
 
-    def __init__(self, images: ImageSet, standardiser: Standardiser) -> None:
-        self.images = images
-        self._standardiser = standardiser
+    images: ImageSet
+    standardise: PixelStandardiser
 
     @property
     def black(self) -> torch.Tensor:
@@ -55,5 +54,5 @@ class Standardised:
         """Return normalised images and their labels, as :meth:`ImageSet.batch`."""
         if change is not None:
             raise ValueError("these are not plain images that could be changed")
-        seen = self._standardiser(self.images.pixels(positions))
-        return self.images.normalise(seen), torch.from_numpy(self.images.labels[positions].copy())
+        pixels = self.standardise(self.images.pixels(positions))
+        return self.images.normalise(pixels), torch.from_numpy(self.images.labels[positions].copy())

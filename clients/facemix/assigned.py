@@ -26,7 +26,7 @@ class AssignedEdge(InferenceEdge):
     Parameters
     ----------
     vault : Vault
-        Where its stages, its key and its predictions lie.
+        Holds its stages, its key and its predictions.
     assignment : InferenceAssignment
     """
 
@@ -44,6 +44,7 @@ class AssignedEdge(InferenceEdge):
         self.mixing, self.shield = a.shield, built.shield
         self.shape, self.features = self.data.shape, built.shield.shape
         self.returned = activation_shape(built.main, self.features)
+        self.is_local = a.stages[0] == OUTPUT
         self.attributes = self.data.attributes
         self.keys, self.report, self.on_predictions = a.keys, a.report, None
         self.seed, self.place = a.seed, str(a.partition)
@@ -56,17 +57,12 @@ class AssignedEdge(InferenceEdge):
         self.bind(vault)
 
     @property
-    def alone(self) -> bool:  # type: ignore[override]
-        """Whether nothing is computed elsewhere."""
-        return self.assignment.stages[0] == OUTPUT
-
-    @property
     def fingerprint(self) -> str:
         """A hash of the assignment, as far as it decides what crosses."""
         return self.assignment.fingerprint()
 
     def describe_data(self) -> dict[str, int | str]:
-        """Return what the cloud is told of the data."""
+        """Return what the cloud learns of the data."""
         return {
             "classes": self.data.num_classes,
             "key": self.data.key,
@@ -77,7 +73,7 @@ class AssignedEdge(InferenceEdge):
         }
 
     def load_stages(self, arrays: Tensors) -> None:
-        """Take stages for now, and by what images are normalised; errors as of :meth:`adopt`."""
+        """Take stages for now, and the images' normalisation; errors as of :meth:`adopt`."""
         super().load_stages(arrays)
         if "normalisation" in arrays:
             mean, std = arrays["normalisation"].float()[:, :, None, None]
@@ -88,7 +84,7 @@ class AssignedEdge(InferenceEdge):
             }
 
     def stage_tensors(self) -> list[torch.Tensor]:
-        """Return all that features hang on besides images."""
+        """Return all that features depend on besides images."""
         images = self.shares["test"]
         return [*super().stage_tensors(), images.mean, images.std]
 

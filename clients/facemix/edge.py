@@ -1,7 +1,6 @@
 """An edge of FaceMix: private images, the first and the last layers, keys that live for a request.
 
-What the cloud computes for it is mixed (see :mod:`pudica.clients.shields.mixing`); what it
-predicts stays in its vault.
+What leaves it is mixed (see :mod:`pudica.clients.shields.mixing`); predictions stay in its vault.
 """
 
 from __future__ import annotations
@@ -14,17 +13,18 @@ from typing import Any, get_args
 
 import numpy as np
 import torch
+from flwr.app import RecordDict
 from flwr.common.logger import log
 from torch import nn
 
 from pudica.clients import protocol
 from pudica.clients.data import Part
 from pudica.clients.data.errors import DataError
-from pudica.clients.facemix.handlers import HANDLERS
-from pudica.clients.facemix.images import AttributeImages, Images, answers_at, name_attributes
+from pudica.clients.facemix.images import AttributeImages, Images, name_attributes
 from pudica.clients.facemix.stages import EdgeStages, Keys
 from pudica.clients.facemix.terms import shield_settings, stage_shape
 from pudica.clients.facemix.training import EdgeTraining
+from pudica.clients.runtime.role import Arrays, Config
 from pudica.clients.runtime.vault import MemoryVault
 from pudica.clients.shields import Shape, Shield, ShieldConfig
 from pudica.clients.shields.decoys import count_missing, make_decoys
@@ -38,31 +38,21 @@ from pudica.models.naming import validate_node_name
 from pudica.models.randomness import Randomness
 
 DECOYS_OF = 32
-"""Of so many other images decoys are made."""
+"""Decoys are made of so many other images."""
 AT_ONCE = 256
 """Images that pass the first stage together."""
-Receive = Callable[[np.ndarray, np.ndarray], None]
 
 
 @dataclass
-class UnansweredRequest:
-    """One request that waits for its answer.
-
-    Attributes
-    ----------
-    rows : ndarray of int64
-        Which of the own images it asks about.
-    places : ndarray of int64
-        Where they stand among what is protected, decoys between them.
-    secret : object
-        What the shield needs to restore the answer.
-    sent : Tensor
-        What left.
-    """
+class PendingRequest:
+    """One request that waits for its answer."""
 
     rows: np.ndarray
+    """Positions of the images that it asks about."""
     places: np.ndarray
+    """Their places among what is protected, decoys between them."""
     secret: Any = field(repr=False)
+    """What the shield needs to restore the answer."""
     sent: torch.Tensor
 
 
@@ -97,8 +87,8 @@ class InferenceEdge(EdgeStages):
     report : bool
         Whether it tells how often it was right, by attribute and answer.
     on_predictions : callable, optional
-        ``on_predictions(rows, predictions)`` is called here as soon as a request is answered: which
-        images, int64 (n,), and what they show, int64 (n,), or (n, A) of several questions.
+        ``on_predictions(rows, predictions)`` is called here as soon as a request is answered, with
+        the images' positions, int64 (n,), and answers, int64 (n,), or (n, A) of several questions.
     seed : int
         Of the order of training batches, augmentation, layers that draw, and seeded keys.
     compute : ComputeConfig, optional
@@ -109,13 +99,12 @@ class InferenceEdge(EdgeStages):
     DataError
         A data set that is empty, or yields something else.
     RequestError
-        A stage that does not take the images, or a setting that does not hold; by name.
+        A stage that does not take the images, or a setting that is not allowed; by name.
     """
 
-    handlers = HANDLERS
     returned: Shape | None = None
-    """Shape of what the cloud makes of one example, where the edge knows the cloud's stage."""
-    alone = False
+    """Shape of the cloud's output for one example, where the edge knows the cloud's stage."""
+    is_local = False
     """Whether nothing is computed elsewhere."""
 
     def __init__(
@@ -130,7 +119,7 @@ class InferenceEdge(EdgeStages):
         name: str | None = None,
         keys: Keys = "secret",
         report: bool = True,
-        on_predictions: Receive | None = None,
+        on_predictions: Callable[[np.ndarray, np.ndarray], None] | None = None,
         seed: int = 0,
         compute: ComputeConfig | None = None,
     ) -> None:
@@ -156,18 +145,18 @@ class InferenceEdge(EdgeStages):
         """Take the stages, whose weights are still to come."""
         super().hold_stages(ends)
         self._training = EdgeTraining(self)
-        self._pending: dict[int, UnansweredRequest] = {}
+        self._pending: dict[int, PendingRequest] = {}
         self._first = 0
 
     @property
     def training(self) -> EdgeTraining:
-        """Its part in split training; RuntimeError if it has none."""
+        """Its side of split training; RuntimeError if it has none."""
         if self.terms.train != "split" or "train" not in self.shares:
             raise RuntimeError("this edge trains with nobody in this run")
         return self._training
 
     def _check_shares(self) -> Shape:
-        """Return the shape of all images; training images need labels."""
+        """Return the shape of all images."""
         test, train = self.shares["test"], self.shares.get("train")
         assert isinstance(test, AttributeImages)
         if isinstance(train, AttributeImages):
@@ -182,7 +171,7 @@ class InferenceEdge(EdgeStages):
         return test.shape
 
     def describe_data(self) -> dict[str, int | str]:
-        """Return what the cloud is told of the data."""
+        """Return what the cloud learns of the data."""
         test, trains = self.shares["test"], self.terms.train == "split"
         labelled = isinstance(test, AttributeImages) and test.questions > 0
         about: dict[str, int | str] = {
@@ -190,7 +179,7 @@ class InferenceEdge(EdgeStages):
             "key": "",
             "shape": "x".join(map(str, self.shape)),
             "attributes": "\n".join(self.attributes),
-            "reports": int(self._reports and labelled),
+            "reports": int(self._is_reporting and labelled),
             "group": group_size(self.mixing),
             "lasting": int(isinstance(self.vault, MemoryVault)),
             "train": len(self.shares.get("train", ())) if trains else 0,
@@ -200,27 +189,27 @@ class InferenceEdge(EdgeStages):
         return about | ({"name": self.name} if self.name else {})
 
     def roll_back(self, turn: int) -> None:  # noqa: ARG002
-        """Forget what waits for an answer: a run that goes back asks for all of a case again."""
+        """Forget pending requests: a run that goes back asks for all of a case again."""
         self._pending.clear()
 
     @property
-    def _reports(self) -> bool:
+    def _is_reporting(self) -> bool:
         return self.report and self.terms.report
 
     # ----------------------------------------------------------------------- requests
 
     @property
     def requests(self) -> int:
-        """How many requests its test images make."""
+        """How many requests it takes to ask about all test images."""
         return -(-len(self.shares["test"]) // self.terms.request)
 
     def next_request(self) -> int | None:
         """Return the first request that has no answer yet, None if all have.
 
-        An answer stands, and no request is asked again once it is there. With the last answer the
-        secret is forgotten that keys were drawn from.
+        No request is asked again once it is answered. With the last answer the secret is deleted
+        that keys were drawn from.
         """
-        while self._first < self.requests and self.vault.load(self._answers(self._first)):
+        while self._first < self.requests and self.vault.load(self._answer_name(self._first)):
             self._first += 1
         if self._first == self.requests:
             self.vault.delete(self.secret_name)
@@ -228,18 +217,12 @@ class InferenceEdge(EdgeStages):
         return self._first
 
     def ask(self, number: int) -> np.ndarray:
-        """Return what leaves of one request: its images behind ``pre`` and the shield.
-
-        Raises
-        ------
-        ValueError
-            If there is no such request.
-        """
+        """Return what leaves: a request's images behind ``pre`` and shield; ValueError if none."""
         self.load_adopted()
         asked = self._pending[number] = self._make_request(number)
         return protocol.on_wire(asked.sent, self.terms.wire)
 
-    def _make_request(self, number: int) -> UnansweredRequest:
+    def _make_request(self, number: int) -> PendingRequest:
         images, size = self.shares["test"], self.terms.request
         if not 0 <= number < self.requests:
             raise ValueError(f"request {number} of {self.requests}")
@@ -250,7 +233,7 @@ class InferenceEdge(EdgeStages):
         with torch.no_grad():
             sent, secret = self.shield.protect(self._features(x[order]), randomness)
         places = order.argsort()[: len(own)].numpy()
-        return UnansweredRequest(own, places, secret, sent)
+        return PendingRequest(own, places, secret, sent)
 
     def _features(self, x: torch.Tensor) -> torch.Tensor:
         pre = self.ends[0].eval()
@@ -258,7 +241,7 @@ class InferenceEdge(EdgeStages):
         return torch.cat([self.compute.forward(pre, part) for part in parts])
 
     def _decoys(self, images: Images, own: np.ndarray, randomness: Randomness) -> torch.Tensor:
-        """Return what fills a request's groups, made of other own images, if there are any."""
+        """Return what fills a request's groups, made of other images if there are any."""
         lacking = count_missing(len(own), self.mixing)
         if not lacking:
             return torch.empty(0, *self.shape)
@@ -268,15 +251,14 @@ class InferenceEdge(EdgeStages):
         return make_decoys(images.batch(drawn)[0], lacking, randomness)
 
     def answer(self, number: int, outputs: torch.Tensor) -> None:
-        """Finish a request with what the cloud made of it, and keep what is predicted.
+        """Finish a request with the cloud's outputs, and keep the predictions.
 
-        The first answer to a request stands: a cloud can't try others, and count again.
+        Only the first answer to a request counts: a cloud can't try others, and count again.
 
         Raises
         ------
         ValueError
-            If the answer is none to the request that waits for one: another number or shape, NaN
-            or infinity.
+            If the answer is not to the pending request: another number or shape, NaN or infinity.
         """
         self.load_adopted()
         waiting = self.next_request()
@@ -291,57 +273,55 @@ class InferenceEdge(EdgeStages):
         with torch.no_grad():
             restored = self.shield.restore(self.compute.move_batch(outputs), asked.secret)
             logits = self.compute.forward(self.ends[1].eval(), restored).cpu()
-        found = predict_answers(self.check_logits(logits), self.asked[1])[asked.places]
+        wanted = len(logits), self.answer_shape[0] * self.answer_shape[1]
+        if tuple(logits.shape) != wanted:
+            raise ValueError(f"logits of shape {tuple(logits.shape)}, {wanted} are the model's")
+        found = predict_answers(logits, self.answer_shape[1])[asked.places]
         kept = {"rows": torch.from_numpy(asked.rows), "answers": found.to(torch.int32)}
-        self.vault.save(self._answers(number), kept, {})
-        self._tell(asked.rows, found.numpy())
+        self.vault.save(self._answer_name(number), kept, {})
+        if self.on_predictions is None:
+            return
+        found = found[:, 0] if found.shape[1] == 1 else found
+        try:
+            self.on_predictions(asked.rows, found.numpy())
+        except Exception as error:  # the cloud must not learn what goes wrong here
+            log(WARN, "on_predictions: %s: %s", type(error).__name__, error)
 
     def check_outputs(self, outputs: torch.Tensor, count: int) -> torch.Tensor:
-        """Return what the cloud made of so many rows; ValueError if it can't be that."""
+        """Return the cloud's outputs for so many rows; ValueError if they can't be."""
         shape = self.returned if self.returned is not None else tuple(outputs.shape[1:])
         return packing.validate_tensor("outputs", outputs, (count, *shape))
 
-    def check_logits(self, logits: torch.Tensor) -> torch.Tensor:
-        """Return what the last stage made of them; ValueError if those are no logits."""
-        wanted = len(logits), self.asked[0] * self.asked[1]
-        if tuple(logits.shape) != wanted:
-            raise ValueError(f"logits of shape {tuple(logits.shape)}, {wanted} are the model's")
-        return logits
-
-    def _tell(self, rows: np.ndarray, found: np.ndarray) -> None:
-        """Give predictions to whoever is to have them here; what goes wrong there stays here."""
-        if self.on_predictions is None:
-            return
-        try:
-            self.on_predictions(rows, found[:, 0] if found.shape[1] == 1 else found)
-        except Exception as error:
-            log(WARN, "on_predictions: %s: %s", type(error).__name__, error)
-
-    def answer_alone(self) -> None:
-        """Answer all requests without anybody, where everything is computed here."""
+    def answer_locally(self) -> None:
+        """Answer all requests here, where nothing is computed elsewhere."""
         self.load_adopted()
         for number in range(self.requests):
             self.answer(number, self._make_request(number).sent.cpu())
 
-    def _answers(self, number: int) -> str:
+    def _answer_name(self, number: int) -> str:
         return f"{self.terms.case}-answers-{number:06d}"
 
     # --------------------------------------------------------------------- predictions
 
+    def _load_predictions(self) -> np.ndarray:
+        """Return what the vault holds, (N, A); -1 where no answer has come."""
+        self.load_adopted()
+        found = np.full((len(self.shares["test"]), self.answer_shape[0]), -1)
+        for number in range(self.requests):
+            if kept := self.vault.load(self._answer_name(number)):
+                found[kept[0]["rows"].numpy()] = kept[0]["answers"].numpy()
+        return found
+
     def predictions(self) -> np.ndarray:
-        """Return what is predicted of the images, in their order; -1 where no answer has come.
+        """Return the predictions for all images, in their order; -1 where no answer has come.
 
         Returns
         -------
         ndarray of int64
             Of shape (N,), or (N, A) where there are several questions.
         """
-        self.load_adopted()
-        found = np.full((len(self.shares["test"]), self.asked[0]), -1)
-        for number in range(self.requests):
-            if kept := self.vault.load(self._answers(number)):
-                found[kept[0]["rows"].numpy()] = kept[0]["answers"].numpy()
-        return found[:, 0] if self.asked[0] == 1 else found
+        found = self._load_predictions()
+        return found[:, 0] if found.shape[1] == 1 else found
 
     def counts(self) -> np.ndarray:
         """Return how often which answer was given, (A, K, K): truth, then answer.
@@ -351,20 +331,46 @@ class InferenceEdge(EdgeStages):
         RuntimeError
             If this edge reports nothing, or has not all answers.
         ValueError
-            If the model does not know an answer that is a label here.
+            If a label here is none of the model's answers.
         """
-        if not self._reports or not self.attributes:
+        if not self._is_reporting or not self.attributes:
             raise RuntimeError("this edge keeps to itself how often it was right")
-        self.load_adopted()
-        attributes, answers = self.asked
-        total = torch.zeros(attributes, answers, answers, dtype=torch.int64)
-        for number in range(self.requests):
-            kept = self.vault.load(self._answers(number))
-            if kept is None:
-                raise RuntimeError(f"request {number} of {self.requests} was not answered")
-            truth = answers_at(self.shares["test"], kept[0]["rows"].numpy())
-            if int(truth.max()) >= answers:
-                raise ValueError(f"the model has {answers} answers, and there is a label beyond")
-            total += count_confusions(kept[0]["answers"].long(), truth, answers)
-        counted: np.ndarray = total.numpy()
-        return counted
+        predicted, (_, answers) = self._load_predictions(), self.answer_shape
+        missing, _ = np.nonzero(predicted < 0)
+        if len(missing):
+            number = missing[0] // self.terms.request
+            raise RuntimeError(f"request {number} of {self.requests} was not answered")
+        truth = self.shares["test"].attributes
+        if truth.max() >= answers:
+            raise ValueError(f"the model has {answers} answers, and there is a label beyond")
+        counted = count_confusions(torch.from_numpy(predicted), torch.from_numpy(truth), answers)
+        counts: np.ndarray = counted.numpy()
+        return counts
+
+    # ------------------------------------------------------------------------ messages
+
+    def answer_adopt(self, config: Config, arrays: Arrays) -> RecordDict:
+        """Take the first and the last stage."""
+        self.adopt(arrays, config.get("attributes", 0), config.get("answers", LOGITS))
+        return protocol.reply({"requests": self.requests})
+
+    def answer_infer(self, config: Config, arrays: Arrays) -> RecordDict:
+        """Finish the last request with the cloud's outputs, and send the next."""
+        if self.is_local:
+            self.answer_locally()
+            return protocol.reply({"done": 1})
+        if "outputs" in arrays:
+            self.answer(config["number"], arrays["outputs"])
+        number = self.next_request()
+        if number is None:
+            return protocol.reply({"done": 1})
+        return protocol.reply({"done": 0, "number": number}, mixtures=self.ask(number))
+
+    handlers = {
+        protocol.ADOPT: answer_adopt,
+        protocol.INFER: answer_infer,
+        protocol.COUNTS: lambda edge, *_: protocol.reply({}, counts=edge.counts()),
+        protocol.MIXTURES: lambda edge, *request: edge.training.send_mixtures(*request),
+        protocol.OUTPUTS: lambda edge, *request: edge.training.send_loss(*request),
+        protocol.ENDS: lambda edge, *request: edge.training.send_gradients(*request),
+    }

@@ -19,29 +19,14 @@ from pudica.models.errors import RequestError
 
 
 class AttributeImages(Examples):
-    """Anybody's map-style data set of images.
+    """A map-style data set of images, or of pairs of an image and its label.
 
-    Items are ``(image, label)`` or images alone. A label is a class, or a vector (A,) of answers
-    to A questions: 0 or 1 for attributes that an image has or not.
-
-    Parameters
-    ----------
-    dataset : torch.utils.data.Dataset
-    what : str
-        What it is, for messages: ``train``, say.
-
-    Attributes
-    ----------
-    questions : int
-        A; 1 where labels are classes, 0 where there are none.
-
-    Raises
-    ------
-    DataError
-        It is empty, or yields something else.
+    A label is a class, or a vector (A,) of answers to A questions: 0 or 1 for attributes that an
+    image has or not. Parameters and errors as of :class:`.Examples`.
     """
 
     questions: int
+    """A; 1 where labels are classes, 0 where there are none."""
 
     def _check_example(self, example: Any) -> tuple[int, int, int]:
         image, *label = example if isinstance(example, tuple | list) else (example,)
@@ -68,13 +53,7 @@ class AttributeImages(Examples):
         return int(answers.numel())
 
     def batch(self, positions: Positions) -> tuple[Tensor, Tensor]:
-        """Return images (B, C, H, W) and answers, int64 (B, A), at some positions.
-
-        Raises
-        ------
-        DataError
-            Images or labels of different shapes.
-        """
+        """Return images (B, C, H, W) and answers, int64 (B, A); DataError as of the base class."""
         rows = np.arange(len(self))[positions]
         if isinstance(self.dataset, TensorDataset):
             found = self.dataset[torch.from_numpy(rows)]
@@ -108,7 +87,7 @@ Images = ImageSet | AttributeImages
 
 
 def name_attributes(names: Sequence[str] | None, count: int) -> list[str]:
-    """Return what some questions are called; ``count`` 0 where there are no labels.
+    """Return the names of some questions; ``count`` is 0 where there are no labels.
 
     Raises
     ------
@@ -124,21 +103,9 @@ def name_attributes(names: Sequence[str] | None, count: int) -> list[str]:
     return list(names)
 
 
-def answers_at(images: Images, positions: Positions) -> Tensor:
-    """Return the answers of images at some positions, int64 (B, A)."""
-    if isinstance(images, ImageSet):
-        return torch.from_numpy(images.attributes[positions])
-    return images.batch(positions)[1]
-
-
 def read_batch(images: Images, positions: Positions) -> tuple[Tensor, Tensor]:
     """Return images (B, C, H, W) and their answers, int64 (B, A)."""
     x, answers = images.batch(positions)
-    return x, answers_at(images, positions) if isinstance(images, ImageSet) else answers
-
-
-def stored_images(images: Images, positions: Positions) -> Tensor:
-    """Return images as they are stored, before any normalisation of ours."""
     if isinstance(images, ImageSet):
-        return images.plain_images(positions)
-    return images.batch(positions)[0]
+        answers = torch.from_numpy(images.attributes[positions])
+    return x, answers

@@ -1,20 +1,21 @@
-"""What an edge of FaceMix was given and has agreed to, and the keys that hang on it."""
+"""The stages of an edge of FaceMix, the terms it has agreed to, and the keys that hang on both."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import nn
 
-from pudica.clients.data import Part
-from pudica.clients.facemix.crossings import Crossings
+from pudica.clients.data import ImageSet, Part
 from pudica.clients.facemix.images import Images
 from pudica.clients.facemix.terms import Terms
 from pudica.clients.runtime.role import Role
-from pudica.clients.runtime.vault import AnyVault
+from pudica.clients.runtime.vault import AnyVault, Vault
 from pudica.clients.shields import Shape, Shield, ShieldConfig, build
 from pudica.clients.shields.mixing import group_size
 from pudica.models import packing
@@ -23,6 +24,8 @@ from pudica.models.errors import RequestError
 from pudica.models.randomness import Randomness, SecretGenerator, numpy_generator
 
 ENDS, TERMS = "ends", "terms.json"
+CROSSED = ".crossed"
+"""Beside the vaults of all runs."""
 Tensors = Mapping[str, torch.Tensor]
 Keys = Literal["seeded", "secret"]
 
@@ -34,11 +37,9 @@ class EdgeStages(Role):
     ----------
     ends : ModuleList
         ``pre`` and ``post``.
-    terms : Terms
-        Set once it has joined.
-    shield : Shield
-        Around the cloud's stage; set once it has joined.
-    asked : (int, int)
+    terms, shield : Terms, Shield
+        Set once the edge has joined.
+    answer_shape : (int, int)
         How many questions the model answers, and how many answers each has.
     """
 
@@ -55,7 +56,7 @@ class EdgeStages(Role):
     def hold_stages(self, ends: nn.Module) -> None:
         """Take the stages, whose weights are still to come."""
         self.ends = self.compute.move_model(ends)  # type: ignore[assignment]
-        self.asked = 0, LOGITS
+        self.answer_shape = 0, LOGITS
         self._adopted = False
 
     def accept(self, words: Mapping[str, Any]) -> None:
@@ -64,7 +65,7 @@ class EdgeStages(Role):
         Raises
         ------
         RequestError
-            They make no sense, or requests are too small to hide an image.
+            They are invalid, or requests are too small to hide an image.
         """
         terms = Terms.read(words)
         group = group_size(self.mixing)
@@ -77,9 +78,8 @@ class EdgeStages(Role):
         self.vault.write(TERMS, terms.model_dump_json().encode())
 
     def bind(self, vault: AnyVault) -> None:
-        """Take the place where to keep what must outlive a message."""
+        """Take the vault, and the terms that it holds."""
         super().bind(vault)
-        self._crossings = Crossings(vault)
         if kept := vault.read(TERMS):
             self._agree(Terms.model_validate_json(kept))
 
@@ -102,31 +102,28 @@ class EdgeStages(Role):
         Raises
         ------
         ValueError
-            If they do not fit the model, or are no numbers.
+            If they do not fit the model, or are not finite.
         RuntimeError
             If this case was served under others, or on other terms, or another run under these:
             the same images behind other keys show which mixtures belong together.
         """
         self._adopted = False  # what is refused leaves those in the vault
-        asked = self._check_asked(attributes or len(self.attributes), answers)
+        own = len(self.attributes)
+        asked = attributes or own, answers
+        if asked[0] < 1 or answers < LOGITS or own not in (0, asked[0]):
+            raise ValueError(
+                f"a model of {asked[0]} attributes with {answers} answers each, and this edge's "
+                f"images have {own}"
+            )
         self.load_stages(arrays)
-        stages = _digest(arrays)
+        stages = _hash_stages(arrays)
         if self.hides:
             terms = f"run '{self.terms.run}', case '{self.terms.case}'|{self.fingerprint}"
-            self._crossings.claim(stages, terms, self.shares["test"])
+            _register_crossing(self.vault, stages, terms, self.shares["test"])
         self._pin(stages)
         note = {"attributes": asked[0], "answers": asked[1]}
         self.vault.save(f"{self.terms.case}-{ENDS}", dict(arrays), note)
-        self.asked, self._adopted = asked, True
-
-    def _check_asked(self, attributes: int, answers: int) -> tuple[int, int]:
-        own = len(self.attributes)
-        if attributes < 1 or answers < LOGITS or own not in (0, attributes):
-            raise ValueError(
-                f"a model of {attributes} attributes with {answers} answers each, and this edge's "
-                f"images have {own}"
-            )
-        return attributes, answers
+        self.answer_shape, self._adopted = asked, True
 
     def _pin(self, stages: str) -> None:
         if not self.vault.pin(f"{self.terms.case}-stages", f"{stages} {self.fingerprint}"):
@@ -148,32 +145,35 @@ class EdgeStages(Role):
         packing.load_model_arrays(self.ends, arrays)
 
     def stage_tensors(self) -> list[torch.Tensor]:
-        """Return all that features hang on besides images."""
+        """Return all that features depend on besides images."""
         return packing.state_tensors(self.ends)
 
     def load_adopted(self) -> None:
-        """Take the stages from the vault, in a process that has not met them."""
+        """Take the stages from the vault, in a process that does not have them yet."""
         if self._adopted:
             return
         kept = self.vault.load(f"{self.terms.case}-{ENDS}")
         if kept is None:
             raise RuntimeError("this edge has not been given its stages yet")
-        self.load_stages(kept[0])
-        self._pin(_digest(kept[0]))  # it may have been told of other terms since
-        own = len(self.attributes), LOGITS
-        self.asked = kept[1].get("attributes", own[0]), kept[1].get("answers", own[1])
+        arrays, note = kept
+        self.load_stages(arrays)
+        self._pin(_hash_stages(arrays))  # other terms may have come since
+        self.answer_shape = (
+            note.get("attributes", len(self.attributes)),
+            note.get("answers", LOGITS),
+        )
         self._adopted = True
+
+    # ---------------------------------------------------------------------------- keys
 
     @property
     def hides(self) -> bool:
         """Whether what crosses is mixed under keys that nobody else can draw."""
         return group_size(self.mixing) > 1 and self.keys == "secret"
 
-    # ---------------------------------------------------------------------------- keys
-
     @property
     def number(self) -> int:
-        """By which its draws differ from those of other edges with the same seed."""
+        """What makes its draws differ from those of other edges with the same seed."""
         return int(self.place or 0)
 
     @property
@@ -184,7 +184,7 @@ class EdgeStages(Role):
     def randomness(self, *purpose: str | int) -> Randomness:
         """Return what the key of one request or batch is drawn from.
 
-        A secret one hangs on the stages too: asked again the edge says the same, and with other
+        A secret one depends on the stages too: asked again the edge says the same, and with other
         stages it draws anew.
         """
         if self.keys == "seeded":
@@ -195,7 +195,35 @@ class EdgeStages(Role):
         return SecretGenerator(self.vault.secret(self.secret_name), digest.digest() + what)
 
 
-def _digest(arrays: Tensors) -> str:
-    """Return what tells stages from others."""
+def _hash_stages(arrays: Tensors) -> str:
     values = (arrays[name].numpy().tobytes() for name in sorted(arrays))
     return hashlib.blake2b(b"".join(values), digest_size=16).hexdigest()
+
+
+def _register_crossing(vault: AnyVault, stages: str, terms: str, images: Images) -> None:
+    """Note that images are to cross under some stages; RuntimeError if any did on other terms.
+
+    The same image behind the same first stage and other keys is what the spans of two requests
+    have in common: whoever has both finds it without a key. The record outlives a run, except of
+    a vault in memory.
+    """
+    if isinstance(vault, Vault):
+        vault = Vault(vault.root.parent.parent / CROSSED / vault.root.name)
+    kept: dict[str, list[str]] = json.loads(vault.read(stages) or b"{}")
+    own = set()
+    for row in range(len(images)):
+        # As they are stored, before any normalisation of ours.
+        at = np.array([row])
+        plain = images.plain_images(at) if isinstance(images, ImageSet) else images.batch(at)[0]
+        pixels = np.ascontiguousarray(plain.numpy()).tobytes()
+        own.add(hashlib.blake2b(pixels, digest_size=12).hexdigest())
+    for before, hashes in kept.items():
+        again = len(own.intersection(hashes)) if before != terms else 0
+        if again:
+            raise RuntimeError(
+                f"{again} of this node's images crossed under these stages before "
+                f"({before.split('|')[0]}), and under other keys they would show which "
+                "mixtures belong together: train the stages anew"
+            )
+    if terms not in kept:
+        vault.write(stages, json.dumps({**kept, terms: sorted(own)}).encode())

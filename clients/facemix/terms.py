@@ -1,10 +1,10 @@
-"""What an edge and its cloud agree on when they join, and the settings of what hides images."""
+"""What an edge and its cloud agree on when they join, and the shield's settings."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import nn
@@ -18,47 +18,27 @@ from pudica.models.errors import RequestError
 from pudica.models.naming import CaseName, RunName
 from pudica.models.settings import explain_errors
 
-MOST = 10**9
-"""Images of a request or a batch."""
-Augment = Literal["none", "crop-flip", "handwriting"]
-ClassWeights = Literal["none", "balanced"]
-Train = Literal["central", "split"]
+ImageCount = Annotated[int, Field(ge=1, le=10**9)]
 
 
 class Terms(BaseModel):
-    """How a cloud asks, as an edge has agreed to.
-
-    Attributes
-    ----------
-    run, case : str
-        What the vault keeps is kept by case.
-    request, batch_size : int
-        Images of a request, and of a training batch.
-    wire : {"float32", "float16"}
-        Of what crosses.
-    train : {"central", "split"}
-        Whether the edge takes part in training.
-    augment, class_weights : str
-        Of training on the edge.
-    report : bool
-        Whether the cloud asks how often it was right.
-    """
+    """How a cloud asks, as an edge has agreed to; settings as of :class:`.InferenceAssignment`."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
     run: RunName
     case: CaseName
-    request: int = Field(ge=1, le=MOST)
-    batch_size: int = Field(ge=1, le=MOST)
+    request: ImageCount
+    batch_size: ImageCount
     wire: Wire
-    train: Train
-    augment: Augment = "none"
-    class_weights: ClassWeights = "none"
+    train: Literal["central", "split"]
+    augment: Literal["none", "crop-flip", "handwriting"] = "none"
+    class_weights: Literal["none", "balanced"] = "none"
     report: bool
 
     @classmethod
     def read(cls, words: Mapping[str, Any]) -> Self:
-        """Return what a cloud said when a node joined; RequestError if it makes no sense."""
+        """Return the terms that a cloud sent when a node joined; RequestError if invalid."""
         try:
             return cls.model_validate(dict(words))
         except ValidationError as error:
@@ -69,19 +49,18 @@ class Terms(BaseModel):
         return padded_count(max(self.batch_size, self.request), shield)
 
     def fingerprint(self, *others: str) -> str:
-        """Return a hash of these terms, whatever the run, and of what else decides the keys."""
+        """Return a hash of these terms but the run, and of what else decides the keys."""
         parts = "\0".join([self.model_dump_json(exclude={"run"}), *others])
         return hashlib.blake2b(parts.encode(), digest_size=16).hexdigest()
 
 
 def shield_settings(mixing: Shield | ShieldConfig | Mapping[str, Any] | None) -> ShieldConfig:
-    """Return the settings of what hides images: by default mixing in groups of eight.
+    """Return the shield's settings, by default mixing in groups of eight.
 
     Parameters
     ----------
     mixing : Shield, ShieldConfig or mapping, optional
-        ``Mixing(group=8)``, or the settings alone: ``{"group": 8}``; another shield's with its
-        ``name``.
+        ``Mixing(group=8)``, or ``{"group": 8}``; for another shield with its ``name``.
 
     Raises
     ------
@@ -103,13 +82,7 @@ def shield_settings(mixing: Shield | ShieldConfig | Mapping[str, Any] | None) ->
 
 
 def stage_shape(name: str, stage: nn.Module, shape: Shape) -> Shape:
-    """Return the shape of what a stage makes of one example.
-
-    Raises
-    ------
-    RequestError
-        It does not take examples of this shape.
-    """
+    """Return the shape of a stage's output for one example; RequestError if it does not fit."""
     try:
         return activation_shape(stage, shape)
     except Exception as error:

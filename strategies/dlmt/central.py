@@ -44,9 +44,9 @@ class Collection:
         self.counts = session.begun_with
         starts = np.cumsum([0, *self.counts.values()])
         self.starts = dict(zip(self.counts, starts.tolist(), strict=False))
-        self.got = dict.fromkeys(self.counts, 0)
-        values = int(np.prod(session.image)) * session.span.storage_dtype.itemsize
-        self.each = max(1, MESSAGE_BYTES // values)
+        self.received = dict.fromkeys(self.counts, 0)
+        image_bytes = int(np.prod(session.image)) * session.span.storage_dtype.itemsize
+        self.batch = max(1, MESSAGE_BYTES // image_bytes)
         self.labels = np.zeros(starts[-1], np.int64)
         self.images = allocate(
             file_of(session),
@@ -62,37 +62,37 @@ class Collection:
         Raises
         ------
         TooFewParticipants
-            If one has not sent all: without it the images would be others than were asked for.
+            If one has not sent all: training on the others would be another experiment.
         """
-        first = {name: self._next(name) for name in self.counts if name in self.session.members}
-        stream = self.session.cohort.stream(protocol.IMAGES, first, self._read)
+        cohort, owners = self.session.cohort, self.session.members
+        first = {name: self._request_next(name) for name in self.counts if name in owners}
+        stream = cohort.stream(protocol.IMAGES, first, self._read)
         for name, received in stream:
-            if request := self._keep(name, received):
-                stream.send({name: request})
-        missing = [name for name, count in self.counts.items() if self.got[name] < count]
-        whole = len(self.counts) - len(missing)
-        self.session.cohort.require_min_replies(len(self.counts), whole, protocol.IMAGES)
+            self._store(name, received)
+            if self.received[name] < self.counts[name]:
+                stream.send({name: self._request_next(name)})
+        complete = sum(self.received[name] == count for name, count in self.counts.items())
+        cohort.require_min_replies(len(self.counts), complete, protocol.IMAGES)
         return Received(self.images, self.labels)
 
-    def _count(self, name: str) -> int:
-        """Return how many images an owner is to send next."""
-        return min(self.each, self.counts[name] - self.got[name])
+    def _count_next(self, name: str) -> int:
+        return min(self.batch, self.counts[name] - self.received[name])
 
-    def _next(self, name: str) -> RecordDict:
-        return self.session.request({"start": self.got[name], "count": self._count(name)})
+    def _request_next(self, name: str) -> RecordDict:
+        wanted = {"start": self.received[name], "count": self._count_next(name)}
+        return self.session.request(wanted)
 
-    def _keep(self, name: str, said: Received) -> RecordDict | None:
-        start = self.starts[name] + self.got[name]
-        own = slice(start, start + len(said.labels))
-        self.images[own], self.labels[own] = said.images, said.labels
-        self.got[name] += len(said.labels)
-        done, total = sum(self.got.values()), len(self.labels)
+    def _store(self, name: str, received: Received) -> None:
+        start = self.starts[name] + self.received[name]
+        rows = slice(start, start + len(received.labels))
+        self.images[rows], self.labels[rows] = received.images, received.labels
+        self.received[name] += len(received.labels)
+        done, total = sum(self.received.values()), len(self.labels)
         self.session.recorder.progress(f"images ({self.session.case})", done, total, "image")
-        return self._next(name) if self.got[name] < self.counts[name] else None
 
     def _read(self, name: str, content: RecordDict) -> Received:
         """Return what an owner sent, if it is what was asked for."""
-        count, span = self._count(name), self.session.span
+        count, span = self._count_next(name), self.session.span
         shape = (count, *self.session.image)
         images = protocol.array_of(content, "images", shape, span.storage_dtype_name)
         if span.kind != "numbers" and not span.low <= images.min() <= images.max() <= span.high:
@@ -101,7 +101,7 @@ class Collection:
 
 
 def file_of(session: Session) -> Path:
-    """Return where the images of a case lie while it trains."""
+    """Return the file that holds the images of a case while it trains."""
     return session.recorder.artefact(f"{session.case}/received.npy")
 
 
@@ -143,7 +143,6 @@ class Central(Learning):
         return {f"optimizer/{name}": value for name, value in state}
 
     def restore(self, tensors: dict[str, torch.Tensor], done: int) -> None:  # noqa: ARG002
-        """Put the optimiser's state back."""
-        optimizers.load_optimizer_state(
-            self.training.optimizer, select_prefix("optimizer/", tensors)
-        )
+        """Load the optimiser's state."""
+        state = select_prefix("optimizer/", tensors)
+        optimizers.load_optimizer_state(self.training.optimizer, state)

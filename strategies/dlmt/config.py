@@ -27,10 +27,10 @@ SHARED_KEY, OWN_KEYS = "shared", "per-owner"
 
 
 class ScheduleConfig(TrainingConfig):
-    """A training schedule whose defaults are paper 001's, where it says them, and its source's.
+    """A training schedule with the learning rate of paper 001.
 
-    The rate is from paper 001; momentum, weight decay and batch size are those of
-    kuangliu/pytorch-cifar, on which its implementation is based.
+    Momentum, weight decay and batch size are those of kuangliu/pytorch-cifar, on which its
+    implementation is based.
     """
 
     epochs: int = Field(default=200, ge=1)
@@ -42,17 +42,10 @@ class ScheduleConfig(TrainingConfig):
 
 
 class AggregationConfig(BaseModel):
-    """How the owners' models become one: Flower's strategies.
+    """How the owners' models become one: Flower's FedAvg, or FedOpt (Reddi et al. 2021).
 
-    Attributes
-    ----------
-    name : {"fedavg", "fedadagrad", "fedadam", "fedyogi"}
-        The last three are those of FedOpt (Reddi et al. 2021). Buffers, such as running
-        variances, are averaged in any case: an optimiser could make them negative.
-    learning_rate, tau : float
-        Of FedOpt, at the cloud.
-    beta_1, beta_2 : float
-        Of ``fedadam`` and ``fedyogi``.
+    Buffers, such as running variances, are averaged in any case: an optimiser could make them
+    negative. The settings are FedOpt's, at the cloud; the betas are of ``fedadam`` and ``fedyogi``.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -69,7 +62,6 @@ class DlmtConfig(CasesConfig):
 
     Attributes
     ----------
-    owners : int
     partition : PartitionConfig
         How training images are divided among owners, by default evenly at random; the others
         are divided evenly.
@@ -78,10 +70,8 @@ class DlmtConfig(CasesConfig):
     key : str
         ``shared`` by all owners, or one ``per-owner``, both from the run's seed; or a key file.
     train : {"central", "federated"}
-        ``central``: owners send disguised images, the cloud trains. ``federated``: owners
-        train on their own disguised images, the cloud averages their models.
-    model : str
-        A name of the zoo, or ``custom:module:callable``.
+        ``central``: owners send disguised images, the cloud trains. ``federated``: owners train
+        on their own disguised images, the cloud averages their models.
     training : ScheduleConfig
         ``federated``: of each owner, all rounds together.
     local_epochs : int
@@ -93,16 +83,15 @@ class DlmtConfig(CasesConfig):
     aggregate : AggregationConfig
         ``federated``.
     evaluate_every : int
-        Measure on the owners' test images, and validation images if there are any, after every
-        so many epochs or rounds.
+        Evaluate on the owners' validation and test images after every so many epochs or rounds.
     measures : bool
-        In the end also measure what Table III has, how the disguise looks, and how far attacks
+        Also measure, in the end, what Table III has, how the disguise looks, and how far attacks
         on it come. The owners measure; only numbers leave them.
     examiner : str or None
         The case whose model stands in for a human who looks at disguised images; by default
         the first without a shield.
     min_owners : int
-        With fewer answers than this the run stops, to be resumed.
+        The run stops, to be resumed, if fewer answer.
     cases : dict of str to dict
         Several settings on the same data; each names what differs from the above.
     """
@@ -127,11 +116,11 @@ class DlmtConfig(CasesConfig):
 
     @field_validator("shield")
     @classmethod
-    def _understood(cls, shield: str | None) -> str | None:
+    def _normalise_notation(cls, shield: str | None) -> str | None:
         return None if shield is None else format_notation(parse_notation(shield))
 
     @model_validator(mode="after")
-    def _fits_together(self, info: ValidationInfo) -> Self:
+    def _check_consistency(self, info: ValidationInfo) -> Self:
         if self.min_owners > self.owners_a_round:
             raise ValueError(
                 f"min_owners: {self.min_owners}, but {self.owners_a_round} of {self.owners} "
@@ -173,12 +162,12 @@ class DlmtConfig(CasesConfig):
         return done % self.evaluate_every == 0 or done == self.rounds
 
     def without_effect(self) -> set[str]:
-        """Return the settings that say something, and that no case does anything with."""
+        """Return the settings that differ from their defaults and that no case uses."""
         cases = self.each_case().values()
-        idle = set() if any(case.train == "federated" for case in cases) else set(FEDERATED_ONLY)
-        idle |= set() if any(case.shield for case in cases) else {"key"}
+        unused = set() if any(case.train == "federated" for case in cases) else set(FEDERATED_ONLY)
+        unused |= set() if any(case.shield for case in cases) else {"key"}
         fields = type(self).model_fields
-        return {name for name in idle if getattr(self, name) != fields[name].default}
+        return {name for name in unused if getattr(self, name) != fields[name].default}
 
     @property
     def key_file(self) -> Path | None:

@@ -40,33 +40,33 @@ class Average:
     """
 
     def __init__(self, config: AggregationConfig) -> None:
-        self.strategy = _strategy(config)
+        self.strategy = _build_strategy(config)
         self.plain = FedAvg()
 
     def __call__(self, number: int, now: Model, replies: Mapping[int, Trained]) -> Model:
-        """Return the next model.
+        """Return the model after a round.
 
         Parameters
         ----------
         number : int
-            Of the round, from 0.
+            The round, from 0.
         now : Model
-            That was sent.
+            The model that was sent.
         replies : mapping of int to Trained
             By node id.
         """
         if hasattr(self.strategy, "current_arrays"):
-            # What its configure_train would note of the messages it makes.
+            # FedOpt's configure_train notes them, which is not called here.
             self.strategy.current_arrays = {"weights": now["weights"]}
-        found = {}
+        model = {}
         for name, strategy in {"weights": self.strategy, "buffers": self.plain}.items():
-            messages = [_message(node, name, reply) for node, reply in replies.items()]
-            with _quiet():
+            messages = [_make_message(node, name, reply) for node, reply in replies.items()]
+            with _silence_flower():
                 arrays, _ = strategy.aggregate_train(number + 1, messages)
             if arrays is None:
                 raise RuntimeError("there is nothing to average")
-            found[name] = arrays[name].numpy().astype(np.float32)
-        return found
+            model[name] = arrays[name].numpy().astype(np.float32)
+        return model
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Return the moments of FedOpt; FedAvg has none."""
@@ -76,13 +76,13 @@ class Average:
         }
 
     def restore(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Put back what :meth:`tensors` returned."""
+        """Load what :meth:`tensors` returned."""
         for name, values in tensors.items():
             setattr(self.strategy, name, {"weights": values.numpy()})
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def _silence_flower() -> Iterator[None]:
     """Keep Flower's strategies from writing a line for every round into the progress display."""
     log = logging.getLogger("flwr")
     before = log.level
@@ -93,7 +93,7 @@ def _quiet() -> Iterator[None]:
         log.setLevel(before)
 
 
-def _strategy(config: AggregationConfig) -> FedAvg:
+def _build_strategy(config: AggregationConfig) -> FedAvg:
     if config.name == "fedavg":
         return FedAvg()
     rate, tau = config.learning_rate, config.tau
@@ -103,15 +103,11 @@ def _strategy(config: AggregationConfig) -> FedAvg:
     return kind(eta=rate, beta_1=config.beta_1, beta_2=config.beta_2, tau=tau)
 
 
-def _message(node: int, name: str, reply: Trained) -> Message:
+def _make_message(node: int, name: str, reply: Trained) -> Message:
     """Return one array of a reply as Flower's strategies take it."""
-    content = RecordDict(
-        {
-            "arrays": ArrayRecord({name: Array(reply.model[name])}),
-            "metrics": MetricRecord({"num-examples": reply.examples}),
-        }
-    )
-    return Message(content, node, "train")
+    arrays = ArrayRecord({name: Array(reply.model[name])})
+    metrics = MetricRecord({"num-examples": reply.examples})
+    return Message(RecordDict({"arrays": arrays, "metrics": metrics}), node, "train")
 
 
 class Federated(Learning):
@@ -127,7 +123,7 @@ class Federated(Learning):
     def __init__(self, session: Session) -> None:
         super().__init__(session)
         self.average = Average(self.settings.aggregate)
-        self.needed = -1
+        self.last_saved = -1
 
     def run_round(self, number: int) -> float:
         """Let some owners train, and average what they return."""
@@ -135,45 +131,43 @@ class Federated(Learning):
         cohort.reset_failures()
         now = self.trained()
         arrays = {name: Array(values) for name, values in now.items()}
-        content = session.request({"round": number, "needed": self.needed}, **arrays)
-        requests = dict.fromkeys(self._drawn(number), content)
-        replies = cohort.send_and_receive(protocol.ROUND, requests, lambda _, c: self._read(c, now))
-        session.require_min_replies(len(replies))
-        # Weighted by what each said as it joined: nobody counts for more later on.
-        trained = {
-            name: Trained(model, session.members[name].train, loss)
-            for name, (model, loss) in replies.items()
-        }
-        by_node = {cohort.nodes[name]: reply for name, reply in trained.items()}
-        following = self.average(number, now, by_node)
-        tensors = {name: torch.from_numpy(values) for name, values in following.items()}
-        load_model_arrays(self.model, tensors)
-        examples = sum(reply.examples for reply in trained.values())
-        return sum(reply.loss * reply.examples for reply in trained.values()) / examples
+        content = session.request({"round": number, "needed": self.last_saved}, **arrays)
+        requests = dict.fromkeys(self._draw_owners(number), content)
 
-    def _drawn(self, number: int) -> list[str]:
+        def read(name: str, content: RecordDict) -> Trained:
+            model = {
+                name: protocol.array_of(content, name, now[name].shape)
+                for name in ("weights", "buffers")
+            }
+            validate_statistics(torch.from_numpy(model["buffers"]), self.model.named_buffers())
+            # Weighted by what each said as it joined: nobody counts for more later on.
+            examples = session.members[name].train
+            return Trained(model, examples, protocol.number_of(content, "loss", 0))
+
+        replies = cohort.send_and_receive(protocol.ROUND, requests, read)
+        session.require_min_replies(len(replies))
+        by_node = {cohort.nodes[name]: reply for name, reply in replies.items()}
+        averaged = self.average(number, now, by_node)
+        tensors = {name: torch.from_numpy(values) for name, values in averaged.items()}
+        load_model_arrays(self.model, tensors)
+        examples = sum(reply.examples for reply in replies.values())
+        return sum(reply.loss * reply.examples for reply in replies.values()) / examples
+
+    def _draw_owners(self, number: int) -> list[str]:
         """Return the owners of a round, drawn from the run's seed, in their own order."""
         names, count = list(self.session.cohort.nodes), self.settings.owners_a_round
         order = numpy_generator(self.session.seed, "participation", number).permutation(len(names))
         return [names[place] for place in sorted(order[:count])]
 
-    def _read(self, content: RecordDict, now: Model) -> tuple[Model, float]:
-        model = {
-            name: protocol.array_of(content, name, now[name].shape)
-            for name in ("weights", "buffers")
-        }
-        validate_statistics(torch.from_numpy(model["buffers"]), self.model.named_buffers())
-        return model, protocol.number_of(content, "loss", 0)
-
     def _stand(self, done: int) -> None:
         super()._stand(done)
-        self.needed = done - 1
+        self.last_saved = done - 1
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Return what the strategy remembers."""
         return {f"strategy/{name}": value for name, value in self.average.tensors().items()}
 
     def restore(self, tensors: dict[str, torch.Tensor], done: int) -> None:
-        """Put back what the strategy remembers."""
+        """Load what the strategy remembers."""
         self.average.restore(select_prefix("strategy/", tensors))
-        self.needed = done - 1
+        self.last_saved = done - 1

@@ -3,7 +3,7 @@
 MA, VP and MM are those of Table III of paper 001, after Sharma et al. 2021. A model that is shown
 other images than it was trained on normalises them as it did those (``by-model``), or they are
 normalised by statistics of their own kind (``by-images``). Paper 001 does not say which; its
-figures are those of the first.
+figures match the first.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -27,40 +26,40 @@ from pudica.strategies.dlmt.session import Model, Session
 MEASURES = "measures"
 BREAKS = "breaks"
 EXAMINER = "examiner"
-# What owners may say of their disguise, and the most it can be; SSIM with some room for rounding.
-LIKENESS = {
+# The most that each number of an audit can be; SSIM with some room for rounding.
+LARGEST_SIMILARITY = {
     "psnr": protocol.LARGEST,
     "ssim": 1.01,
     "psnr-standardised": protocol.LARGEST,
     "ssim-standardised": 1.01,
     "search-space": protocol.LARGEST,
 }
-COMES = {"found": 1.0, "pixels": 1.0, "error": 255.0}
-FEW = re.compile(r"[1-9][0-9]{0,8}")
+LARGEST_OF_ATTACK = {"found": 1.0, "pixels": 1.0, "error": 255.0}
+IMAGES = re.compile(r"[1-9][0-9]{0,8}")
 BY_MODEL, BY_IMAGES = "by-model", "by-images"
 PIXELS = Span()
 DISGUISED, PLAIN, STANDARDISED = "disguised", "plain", "standardised"
 
 
 @dataclass(frozen=True)
-class Counted:
-    """Of how many images each owner's model gets how many right."""
+class CorrectCounts:
+    """How many images a model classifies correctly, and of how many; by owner."""
 
-    right: dict[str, int]
-    of: dict[str, int]
+    correct: dict[str, int]
+    totals: dict[str, int]
 
     @property
     def share(self) -> float | None:
         """Of all owners' images; None if there are none."""
-        total = sum(self.of.values())
-        return sum(self.right.values()) / total if total else None
+        total = sum(self.totals.values())
+        return sum(self.correct.values()) / total if total else None
 
     def log(self, session: Session, stage: str, metric: str, round_: int) -> None:
         """Log each owner's accuracy, and that over all images."""
-        if len(self.of) > 1:
-            for name, count in self.of.items():
-                if count:
-                    value = self.right[name] / count
+        if len(self.totals) > 1:
+            for name, total in self.totals.items():
+                if total:
+                    value = self.correct[name] / total
                     session.log(stage, metric, value, node=name, round=round_)
         if self.share is not None:
             session.log(stage, metric, self.share, round=round_)
@@ -68,7 +67,7 @@ class Counted:
 
 def count_right(
     session: Session, model: Model, part: str, view: str, name: str | None = None
-) -> Counted:
+) -> CorrectCounts:
     """Let all owners show a model their images.
 
     Parameters
@@ -77,86 +76,65 @@ def count_right(
         Without ``normalisation`` each owner normalises by its own plain images.
     part : {"validation", "test"}
     view : {"disguised", "plain", "standardised"}
-        As of :meth:`pudica.clients.dlmt.assigned.AssignedOwner.right`.
+        As of :meth:`pudica.clients.dlmt.assigned.AssignedOwner.count_correct`.
     name : str or None
         The model's; by default the case's.
     """
-    owners = session.members.items()
-    asked = [name for name, member in owners if getattr(member, part) and member.reports]
+    totals = {name: getattr(member, part) for name, member in session.members.items()}
+    asked = [name for name, total in totals.items() if total and session.members[name].reports]
+    if not asked:
+        return CorrectCounts({}, {})
     config = {"part": part, "view": view, "model": name or session.settings.model}
     arrays = {key: Array(values) for key, values in model.items()}
-    requests = dict.fromkeys(asked, session.request(config, **arrays)) if asked else {}
-    total = {name: getattr(member, part) for name, member in session.members.items()}
+    requests = dict.fromkeys(asked, session.request(config, **arrays))
 
     def read(name: str, content: RecordDict) -> int:
-        return protocol.count_of(content, "right", total[name])
+        return protocol.count_of(content, "right", totals[name])
 
     replies = session.cohort.send_and_receive(protocol.RIGHT, requests, read)
-    if asked:
-        session.require_min_replies(len(replies))
-    return Counted(replies, {name: total[name] for name in replies})
+    session.require_min_replies(len(replies))
+    return CorrectCounts(replies, {name: totals[name] for name in replies})
 
 
 def measure(session: Session, model: Model) -> None:
-    """Log MM, VP before and after standardising, and what the owners' audits say.
+    """Log MM, VP before and after standardising, and the owners' audits.
 
     Parameters
     ----------
     model : Model
         Trained on disguised images.
     """
-    _misusability(session, model)
-    if examiner := kept_examiner(session):
-        _visual_privacy(session, *examiner, model["normalisation"])
+    disguised = model["normalisation"]
+    of_pixels = {**model, "normalisation": convert_normalisation(disguised, session.span, PIXELS)}
+    without = {name: values for name, values in model.items() if name != "normalisation"}
+    for normalised, shown in {BY_MODEL: of_pixels, BY_IMAGES: without}.items():
+        share = count_right(session, shown, "test", PLAIN).share
+        if share is not None:
+            session.log(MEASURES, "misusability", share, normalised=normalised)
+    if kept := load_examiner(session):
+        name, examiner = kept
+        by_model = convert_normalisation(examiner["normalisation"], PIXELS, session.span)
+        views = {
+            (DISGUISED, BY_MODEL): {**examiner, "normalisation": by_model},
+            (DISGUISED, BY_IMAGES): {**examiner, "normalisation": disguised},
+            (STANDARDISED, BY_MODEL): examiner,
+        }
+        for (view, normalised), shown in views.items():
+            share = count_right(session, shown, "test", view, name).share
+            if share is not None:
+                session.log(MEASURES, "visual_privacy", 1 - share, view=view, normalised=normalised)
     _audit(session)
 
 
-def _misusability(session: Session, model: Model) -> None:
-    """Log how many plain images a model gets right that was trained on disguised ones."""
-    views = {
-        BY_MODEL: {
-            **model,
-            "normalisation": converted(model["normalisation"], session.span, PIXELS),
-        },
-        BY_IMAGES: {name: values for name, values in model.items() if name != "normalisation"},
-    }
-    for normalised, shown in views.items():
-        counted = count_right(session, shown, "test", PLAIN)
-        if counted.share is not None:
-            session.log(MEASURES, "misusability", counted.share, normalised=normalised)
-
-
-def _visual_privacy(session: Session, name: str, examiner: Model, own: np.ndarray) -> None:
-    """Log how many images an examiner gets wrong, as they are and standardised.
-
-    Parameters
-    ----------
-    name : str
-        Of the examiner's model.
-    own : ndarray of shape (2, C)
-        Statistics of the disguised images.
-    """
-    by_model = converted(examiner["normalisation"], PIXELS, session.span)
-    views = {
-        (DISGUISED, BY_MODEL): {**examiner, "normalisation": by_model},
-        (DISGUISED, BY_IMAGES): {**examiner, "normalisation": own},
-        (STANDARDISED, BY_MODEL): examiner,
-    }
-    for (view, normalised), shown in views.items():
-        share = count_right(session, shown, "test", view, name).share
-        if share is not None:
-            session.log(MEASURES, "visual_privacy", 1 - share, view=view, normalised=normalised)
-
-
-def converted(normalisation: np.ndarray, of: Span, to: Span) -> np.ndarray:
+def convert_normalisation(normalisation: np.ndarray, of: Span, to: Span) -> np.ndarray:
     """Return mean and deviation in units of another span, (2, C).
 
     Parameters
     ----------
     normalisation : ndarray of shape (2, C)
-        Where the span ``of`` is scaled to [0, 1].
+        In units where the span ``of`` is [0, 1].
     of, to : Span
-        Their values are the same: a 7 is a 7 in both.
+        Of the same values: a 7 is a 7 in both.
     """
     mean, std = normalisation.astype(np.float64)
     width, other = of.high - of.low, to.high - to.low
@@ -166,16 +144,15 @@ def converted(normalisation: np.ndarray, of: Span, to: Span) -> np.ndarray:
 
 
 def keep_examiner(session: Session, model: Model) -> None:
-    """Remember a model as the one that examines the disguised images of later cases."""
+    """Keep a model as the one that examines the disguised images of later cases."""
     session.recorder.note[EXAMINER] = session.settings.model
+    # Copies: what lies in two places of a file must not share memory.
     session.recorder.arrays |= {
-        # Of its own: what lies in two places of a file must not share memory.
-        f"{EXAMINER}/{name}": torch.from_numpy(values.copy())
-        for name, values in model.items()
+        f"{EXAMINER}/{name}": torch.from_numpy(values.copy()) for name, values in model.items()
     }
 
 
-def kept_examiner(session: Session) -> tuple[str, Model] | None:
+def load_examiner(session: Session) -> tuple[str, Model] | None:
     """Return the examiner's architecture and the model, if there is one."""
     kept = select_prefix(f"{EXAMINER}/", session.recorder.arrays)
     if not kept:
@@ -184,54 +161,41 @@ def kept_examiner(session: Session) -> tuple[str, Model] | None:
 
 
 def _audit(session: Session) -> None:
-    """Log what each owner says of its own disguise, and the mean over owners."""
+    """Log what each owner finds of its own disguise, and the mean over owners."""
     requests = dict.fromkeys(session.members, session.request({}))
-    replies = session.cohort.send_and_receive(protocol.AUDIT, requests, _findings)
+    replies = session.cohort.send_and_receive(protocol.AUDIT, requests, _read_findings)
     if len(session.members) > 1:
         for name, found in replies.items():
-            _log_audit(session, name, found)
-    said = [*replies.values()]
-    kinds = dict.fromkeys(finding for found in said for finding in found)
-    mean = {kind: _mean([found[kind] for found in said if kind in found]) for kind in kinds}
-    _log_audit(session, CLOUD, mean)
+            _log_findings(session, name, found)
+    values: dict[str, list[float]] = {}
+    for found in replies.values():
+        for finding, value in found.items():
+            values.setdefault(finding, []).append(value)
+    _log_findings(session, CLOUD, {name: sum(each) / len(each) for name, each in values.items()})
 
 
-class Finding(NamedTuple):
-    """What a number of an audit is of; of attacks with how many images."""
-
-    metric: str
-    attack: str = ""
-    images: int = 0
+def _read_findings(_: str, content: RecordDict) -> dict[str, float]:
+    names = protocol.numbers_of(content)
+    return {name: protocol.number_of(content, name, *_find_bounds(name)) for name in names}
 
 
-def _findings(_: str, content: RecordDict) -> dict[Finding, float]:
-    found = {}
-    for name in protocol.numbers_of(content):
-        finding, most = _finding(name)
-        # Likenesses may be negative, distances and shares are not.
-        found[finding] = protocol.number_of(content, name, 0 if finding.attack else -most, most)
-    return found
-
-
-def _finding(name: str) -> tuple[Finding, float]:
-    """Return what a number is of, and the most that it can be."""
+def _find_bounds(name: str) -> tuple[float, float]:
+    """Return between which values a number of an audit lies; ValueError if it is none."""
     match name.split("/"):
-        case [metric] if metric in LIKENESS:
-            return Finding(metric.replace("-", "_")), LIKENESS[metric]
-        case [attack, images, what] if (
-            attack in ATTACKS and what in COMES and FEW.fullmatch(images)
+        case [metric] if metric in LARGEST_SIMILARITY:
+            return -LARGEST_SIMILARITY[metric], LARGEST_SIMILARITY[metric]
+        case [attack, images, metric] if (
+            attack in ATTACKS and metric in LARGEST_OF_ATTACK and IMAGES.fullmatch(images)
         ):
-            return Finding(what, attack, int(images)), COMES[what]
+            return 0, LARGEST_OF_ATTACK[metric]
     raise ValueError(f"'{name}' is nothing that was to be measured")
 
 
-def _log_audit(session: Session, node: str, found: Mapping[Finding, float]) -> None:
-    for (metric, attack, images), value in found.items():
-        if attack:
-            session.log(BREAKS, metric, value, node=node, attack=attack, images=images)
-        else:
-            session.log(MEASURES, metric, value, node=node)
-
-
-def _mean(values: list[float]) -> float:
-    return sum(values) / len(values)
+def _log_findings(session: Session, node: str, found: Mapping[str, float]) -> None:
+    for name, value in found.items():
+        match name.split("/"):
+            case [attack, images, metric]:
+                count = int(images)
+                session.log(BREAKS, metric, value, node=node, attack=attack, images=count)
+            case _:
+                session.log(MEASURES, name.replace("-", "_"), value, node=node)

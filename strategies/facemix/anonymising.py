@@ -1,8 +1,7 @@
 """A comparator of paper 003: an anonymiser on the edge, trained against an adversary.
 
 After Ren, Lee and Ryoo 2018: the anonymiser changes images little, so that the classifier still
-sees their attributes, and an adversary who learns all the time no longer sees whose they are. Who
-that is ``data.label`` says.
+sees their attributes, while an adversary who keeps learning no longer sees their ``data.label``.
 """
 
 from __future__ import annotations
@@ -24,18 +23,13 @@ from pudica.strategies.facemix.training import CentralTrainer, Trainer
 
 
 class AnonymisedFaceMix(FaceMix):
-    """FaceMix whose first stage is an anonymiser, and whose owner trains it against an adversary.
-
-    Attributes
-    ----------
-    adversary : Module
-        Who tries to tell the classes of anonymised images apart.
-    """
+    """FaceMix whose first stage is an anonymiser, trained by the owner against an adversary."""
 
     adversary: nn.Module
+    """Tries to tell the classes of anonymised images apart."""
 
     def make_trainer(self) -> Trainer:
-        """Return what trains anonymiser and classifier, and the adversary beside them."""
+        """Return what trains anonymiser, classifier and adversary."""
         return AnonymisingTrainer(self)
 
 
@@ -52,35 +46,35 @@ class AnonymisingTrainer(CentralTrainer):
         self.labels = torch.from_numpy(self.images.labels)
         self.adversary = strategy.compute.move_model(strategy.adversary).train()
         training = strategy.settings.training
-        built = optimizers.build(training.optimizer, self.adversary.parameters())
-        assert built is not None
-        self.adversarys = built
-        self.right = 0
+        optimizer = optimizers.build(training.optimizer, self.adversary.parameters())
+        assert optimizer is not None
+        self.optimizer = optimizer
+        self.correct = 0
 
-    def take(self, replies: Iterable[Message]) -> None:
+    def handle_replies(self, replies: Iterable[Message]) -> None:
         """Train on all images once, and log how often the adversary was right."""
-        strategy = self.strategy
-        rate = strategy.settings.training.rate(strategy.round)
-        optimizers.set_learning_rate(self.adversarys, rate)
-        self.right = 0
-        super().take(replies)
-        share = self.right / len(self.images)
+        strategy, training = self.strategy, self.strategy.settings.training
+        rate = training.scale_rate(training.optimizer.learning_rate, strategy.round)
+        optimizers.set_learning_rate(self.optimizer, rate)
+        self.correct = 0
+        super().handle_replies(replies)
+        share = self.correct / len(self.images)
         strategy.log(strategy.stage, "adversary_accuracy", share, round=strategy.round + 1)
 
     def loss(self, x: torch.Tensor, attributes: torch.Tensor, rows: np.ndarray) -> torch.Tensor:
-        """Return what the attributes are missed by, and what is given away and changed.
+        """Return the loss of the attributes, of what is given away, and of what is changed.
 
-        The adversary makes a step first. What is to be least is the cross entropy of its guesses
-        to a uniform guess, which is bounded, in place of its success.
+        The adversary makes a step first. What is given away is the cross entropy between a uniform
+        guess and the adversary's, which is bounded, unlike minus its own loss.
         """
         compute, settings, model = self.strategy.compute, self.settings, self.strategy.model
         labels = self.labels[rows].to(compute.device)
         redrawn = compute.forward(model.pre, x)
-        self.adversarys.zero_grad()
+        self.optimizer.zero_grad()
         guesses = compute.forward(self.adversary, redrawn.detach())
-        self.right += int((guesses.argmax(1) == labels).sum())
+        self.correct += int((guesses.argmax(1) == labels).sum())
         cross_entropy(guesses, labels).backward()  # type: ignore[no-untyped-call]
-        self.adversarys.step()
+        self.optimizer.step()
         logits = compute.forward(model.main, redrawn)
         given_away = -log_softmax(compute.forward(self.adversary, redrawn), 1).mean()
         return (
@@ -92,11 +86,11 @@ class AnonymisingTrainer(CentralTrainer):
     def tensors(self) -> dict[str, torch.Tensor]:
         """Return the adversary and its optimiser."""
         kept = {f"adversary/{key}": value for key, value in self.adversary.state_dict().items()}
-        state = optimizers.optimizer_state(self.adversarys)
+        state = optimizers.optimizer_state(self.optimizer)
         return kept | {f"adversarys/{key}": value for key, value in state.items()}
 
     def load(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Go back to the adversary of a checkpoint."""
+        """Load the adversary and its optimiser from a checkpoint."""
         self.adversary.load_state_dict(select_prefix("adversary/", tensors))
         state = select_prefix("adversarys/", tensors)
-        optimizers.load_optimizer_state(self.adversarys, state)
+        optimizers.load_optimizer_state(self.optimizer, state)

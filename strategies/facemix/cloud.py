@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord, RecordDict
-from flwr.serverapp import Grid
 from torch import nn
 
 from pudica.clients import protocol
@@ -23,6 +22,7 @@ from pudica.models.attributes import LOGITS
 from pudica.models.compute import Compute
 from pudica.models.errors import RequestError
 from pudica.models.packing import model_arrays, select_prefix
+from pudica.strategies.core.cohort import Cohort
 from pudica.strategies.core.members import Member
 from pudica.strategies.core.session import CLOUD
 from pudica.strategies.core.strategy import RecordedStrategy
@@ -31,30 +31,19 @@ from pudica.strategies.facemix.edges import EdgeMember, check_attributes, check_
 
 
 class StagedStrategy(RecordedStrategy):
-    """What holds a model in three stages, and knows the edges that run the first and the last.
-
-    Attributes
-    ----------
-    settings : FacemixConfig
-    compute : Compute
-    attributes : list of str
-        What the questions are called that the model answers.
-    answers : int
-        How many answers each has.
-    images, validation : ImageSet, AttributeImages or None
-        The owner's own.
-    fresh : bool
-        Whether each message may reach a new process of its edge.
-    """
+    """What holds a model in three stages, and knows the edges that run the first and the last."""
 
     system = "facemix"
     settings: FacemixConfig
     compute: Compute
     attributes: list[str]
+    """What the questions are called that the model answers."""
     answers = LOGITS
+    """How many answers each question has."""
     images: Images | None = None
     validation: Images | None = None
     fresh = True
+    """Whether each message may reach a new process of its edge."""
     _stages: Sequence[nn.Module] = ()
     _model: StagedModel | None = None
     _config: Mapping[str, Any] = {}
@@ -63,17 +52,17 @@ class StagedStrategy(RecordedStrategy):
 
     @property
     def model(self) -> StagedModel:
-        """All three stages, with the mixing around the middle one; there once nodes have joined."""
+        """All three stages, with the shield around the middle one; set once nodes have joined."""
         if self._model is None:
             raise RuntimeError("the model does not know the images' shape yet: call start, or join")
         return self._model
 
     def adopt_model(self, model: StagedModel) -> None:
-        """Take a model that is put together already."""
+        """Take a model with its shield."""
         self._model = self.compute.move_model(model)  # type: ignore[assignment]
 
     def _build_model(self, image: Shape) -> None:
-        """Put the stages together for images of a shape; RequestError if they do not fit."""
+        """Build the model of the stages for images of a shape; RequestError if they do not fit."""
         pre, main, post = self._stages
         sent = stage_shape("pre", pre, image)
         logits = stage_shape("post", post, stage_shape("main", main, sent))
@@ -104,12 +93,12 @@ class StagedStrategy(RecordedStrategy):
         return {key: value for key, value in state.items() if not key.startswith("shield.")}
 
     def replace_arrays(self, arrays: ArrayRecord) -> None:
-        """Go on with other stages, and the optimiser's state that there is."""
+        """Go on with other stages; the optimiser's state stays."""
         wanted = self.stage_state()
         if arrays.keys() != wanted.keys():
-            strange = sorted(set(arrays) ^ set(wanted))
+            different = sorted(set(arrays) ^ set(wanted))
             raise RequestError(
-                f"arrays: {', '.join(strange[:9])} is missing or unknown; wanted are the three "
+                f"arrays: {', '.join(different[:9])} is missing or unknown; wanted are the three "
                 "stages' state_dict, as pre.*, main.*, post.*"
             )
         given = {key: torch.from_numpy(np.array(arrays[key].numpy())) for key in arrays}
@@ -126,7 +115,7 @@ class StagedStrategy(RecordedStrategy):
         return {f"model/{key}": value for key, value in self.model.state_dict().items()}
 
     def load_model(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Take the stages of :meth:`model_tensors`."""
+        """Load the stages of :meth:`model_tensors`."""
         self.model.load_state_dict(select_prefix("model/", tensors))
 
     # ---------------------------------------------------------------------- who is there
@@ -138,7 +127,7 @@ class StagedStrategy(RecordedStrategy):
 
     @property
     def shape(self) -> Shape:
-        """Of an image: channels, height and width."""
+        """Channels, height and width of an image."""
         return next(iter(self._members.values())).shape
 
     def join_request(self) -> dict[str, Any]:
@@ -163,33 +152,23 @@ class StagedStrategy(RecordedStrategy):
         check_groups(member, self.settings)
         return member
 
-    def join(self, grid: Grid, timeout: float = 3600) -> None:
-        """Let edges join, unless they have, and put the model together for their images."""
-        if self._has_joined(grid):
-            return
-        super().join(grid, timeout)
-        try:
-            self._agree_with_edges()
-        except BaseException as error:
-            self.recorder.close("failed", f"{type(error).__name__}: {error}")
-            self._cohort = None
-            raise
-
-    def _agree_with_edges(self) -> None:
-        members = {n: m for n, m in self._members.items() if isinstance(m, EdgeMember)}
-        told = Counter(member.attributes for member in members.values() if member.attributes)
+    def agree(self, cohort: Cohort, joined: dict[str, Member]) -> None:
+        """Leave out edges whose images or attributes do not fit; build the model for the others."""
+        super().agree(cohort, joined)
+        members = {n: m for n, m in joined.items() if isinstance(m, EdgeMember)}
+        names = Counter(member.attributes for member in members.values() if member.attributes)
         if not self.attributes:
-            self.attributes = told.most_common(1)[0][0].split("\n") if told else ["label"]
+            self.attributes = names.most_common(1)[0][0].split("\n") if names else ["label"]
         for name, member in members.items():
             try:
                 if member.attributes:
                     check_attributes(member.attributes, self.attributes)
             except ValueError as error:
-                self.cohort.leave_out(name, str(error))
-                del self._members[name]
-        self.cohort.require_min_replies(self.min_nodes, len(self._members), protocol.JOIN)
+                cohort.leave_out(name, str(error))
+                del joined[name]
+        cohort.require_min_replies(self.min_nodes, len(joined), protocol.JOIN)
         self.fresh = not all(member.lasting for member in members.values())
-        shape = self.shape
+        shape = next(iter(joined.values())).shape
         for what, images in (("train", self.images), ("validation", self.validation)):
             if isinstance(images, AttributeImages) and images.shape != shape:
                 raise RequestError(f"{what}: images of {images.shape}, the edges' are {shape}")
@@ -205,9 +184,9 @@ class StagedStrategy(RecordedStrategy):
     def end_arrays(self) -> dict[str, Array]:
         """Return what edges need of the model: the first and the last stage, and what normalises.
 
-        ``normalisation`` is (2, C): mean and deviation of the images of an experiment's cloud; left
-        out in split training, where each edge normalises as its data say, and with images of
-        one's own, which are as the model takes them.
+        ``normalisation`` is (2, C), mean and deviation of the cloud's images in an experiment. It
+        is left out in split training, where each edge normalises as its data say, and with a
+        user's own images, which are as the model takes them.
         """
         ends = model_arrays(self.model.edge_stages).items()
         arrays = {name: Array(values) for name, values in ends}

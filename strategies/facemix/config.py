@@ -39,18 +39,7 @@ class FacemixTraining(BaseModel):
     """How the three stages are trained; the defaults are paper 003's, where it says them.
 
     The optimiser, its weight decay and the epochs on CelebA are from the paper; learning rate,
-    its schedule and the batch are ours.
-
-    Attributes
-    ----------
-    epochs, batch_size : int
-    optimizer : OptimizerConfig
-    schedule : {"cosine", "step"}
-        Of the learning rate: half a cosine wave to 0, or as the optimiser's ``step_size`` says.
-    class_weights : {"none", "balanced"}
-        Whether no and yes of each attribute count the same, however many images have it.
-    augment : {"none", "crop-flip", "handwriting"}
-        As everywhere.
+    its schedule and the batch are ours. Settings as of :class:`.FaceMix`.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -62,11 +51,11 @@ class FacemixTraining(BaseModel):
     class_weights: Literal["none", "balanced"] = "none"
     augment: Literal["none", "crop-flip", "handwriting"] = "none"
 
-    def rate(self, epoch: int) -> float:
-        """Return the learning rate of an epoch, counted from 0."""
+    def scale_rate(self, rate: float, epoch: int) -> float:
+        """Return what becomes of a learning rate by an epoch, counted from 0."""
         if self.schedule == "cosine":
-            return self.optimizer.learning_rate * (1 + math.cos(math.pi * epoch / self.epochs)) / 2
-        return self.optimizer.learning_rate_at(epoch)
+            return rate * (1 + math.cos(math.pi * epoch / self.epochs)) / 2
+        return self.optimizer.model_copy(update={"learning_rate": rate}).learning_rate_at(epoch)
 
 
 class AnonymiserConfig(BaseModel):
@@ -77,7 +66,7 @@ class AnonymiserConfig(BaseModel):
     weight : float
         Of what the adversary knows.
     likeness : float
-        Of what is changed, the mean distance of normalised images.
+        Of the mean distance between normalised images and redrawn ones.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -89,11 +78,12 @@ class AnonymiserConfig(BaseModel):
 class FacemixConfig(CasesConfig):
     """A model in three stages, how it is trained, and how it is served.
 
+    Settings that :class:`.FaceMix` has too are explained there.
+
     Attributes
     ----------
-    edges : int
     model : str
-        A name of the zoo, or a custom one; it gets two logits for each attribute.
+        It gets two logits for each attribute.
     place : {"both", "cloud", "edge"}
         Who computes: the edge the first and the last layers and the cloud those between; the
         cloud everything, on images behind the shield; or the edge everything.
@@ -106,24 +96,13 @@ class FacemixConfig(CasesConfig):
         ``cloud``: a network on the edge redraws images before they leave, so that nobody tells
         the classes of ``data.label`` apart; trained against somebody who tries.
     keys : {"seeded", "secret"}
-        Whether the edge draws matrices and orders from the run's seed, which is for experiments,
-        or from the system's randomness.
+        What the edge draws matrices and orders from: the run's seed, which is for experiments, or
+        the system's randomness.
     train : {"central", "split"}
         ``central``: the cloud owns the model and trains it on its own images, as it will be used.
         ``split``: edges hold images and labels, the cloud its stage.
-    training : FacemixTraining
-    request : int
-        Images of a request.
-    batch : int
-        The most images that the cloud computes at once, of all edges' requests.
-    wire : {"float32", "float16"}
-        Of what crosses.
-    report : bool
-        Whether edges say how often they were right; what they predict stays in their vaults.
-    evaluate_every : int
-        Measure on validation images after every so many epochs, and at the end.
     min_edges : int
-        With fewer answers than this the run stops, to be resumed.
+        The run stops, to be resumed, if fewer answer.
     cases : dict of str to dict
         Several settings on the same data; each names what differs from the above.
     """
@@ -149,11 +128,11 @@ class FacemixConfig(CasesConfig):
 
     @field_validator("shield", mode="before")
     @classmethod
-    def _own_settings(cls, values: Any) -> Any:
+    def _parse_shield(cls, values: Any) -> Any:
         return None if values is None else shields.parse_config(values)
 
     @model_validator(mode="after")
-    def _fits_together(self, info: ValidationInfo) -> Self:
+    def _check_consistency(self, info: ValidationInfo) -> Self:
         if self.min_edges > self.edges:
             raise ValueError(f"min_edges: {self.min_edges}, but there are {self.edges} edges")
         if self.place == "edge" and self.shield is not None and self.shield.name != "none":
@@ -182,7 +161,7 @@ class FacemixConfig(CasesConfig):
 
     @property
     def around(self) -> ShieldConfig:
-        """The shield, as it is by default where none is named."""
+        """The shield; where none is named, the default."""
         if self.shield is not None:
             return self.shield
         return shields.parse_config({"name": "mixing" if self.place == "both" else "none"})
@@ -196,25 +175,16 @@ class FacemixConfig(CasesConfig):
             return OUTPUT, OUTPUT
         return (ANONYMISER if self.anonymiser else INPUT), OUTPUT
 
-    def evaluates(self, done: int) -> bool:
-        """Tell whether the model is measured after so many epochs."""
-        return done % self.evaluate_every == 0 or done == self.training.epochs
-
 
 def read_settings(settings: Mapping[str, Any], given: Mapping[str, Any]) -> FacemixConfig:
-    """Return the keyword arguments of a strategy as settings.
+    """Return the keyword arguments of a strategy as settings; RequestError names what is wrong.
 
     Parameters
     ----------
     settings : mapping
         Of the section and of its ``training``, by the same names.
     given : mapping
-        What is settled already: ``train`` and ``shield``.
-
-    Raises
-    ------
-    RequestError
-        Names argument, value and what is allowed.
+        ``train`` and ``shield``, which are no arguments.
     """
     learning = FacemixTraining.model_fields
     serving = set(FacemixConfig.model_fields) - EXPERIMENT_ONLY - {"training", *given}

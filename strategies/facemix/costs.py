@@ -19,7 +19,7 @@ COSTS = "costs"
 def log_costs(strategy: StagedStrategy) -> None:
     """Log parameters and multiplications of the edge, its share of all, and bytes each way."""
     settings, model = strategy.settings, strategy.model
-    found = stage_costs(
+    costs = stage_costs(
         model.pre,
         model.main,
         model.post,
@@ -29,7 +29,7 @@ def log_costs(strategy: StagedStrategy) -> None:
         filled=padded_count(settings.request, settings.around) / settings.request,
         each=WIRE_BYTES[settings.wire] if settings.place != "edge" else 0,
     )
-    for metric, value in found.items():
+    for metric, value in costs.items():
         strategy.log(COSTS, metric, value, round=0)
 
 
@@ -45,6 +45,9 @@ def stage_costs(
 ) -> dict[str, float]:
     """Return what an image costs in three stages.
 
+    ``edge_parameters``; ``edge_macs`` and ``macs``: multiplications (each with an addition) of
+    convolutions, matrix products and mixing, on the edge and in all; ``bytes_up``, ``bytes_down``.
+
     Parameters
     ----------
     image : tuple of int
@@ -55,13 +58,6 @@ def stage_costs(
         Images that cross for one, decoys included.
     each : int
         Bytes of a number that crosses.
-
-    Returns
-    -------
-    dict
-        ``edge_parameters``; ``edge_macs`` and ``macs``: multiplications (each with an addition)
-        of convolutions, matrix products and mixing, on the edge and in all; ``bytes_up`` and
-        ``bytes_down``.
     """
     sent = activation_shape(pre, image)
     returned = activation_shape(main, sent)

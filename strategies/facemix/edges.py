@@ -16,21 +16,14 @@ MOST_GROUP = 1024
 
 @dataclass(frozen=True)
 class EdgeMember(Member):
-    """What an edge of somebody's own app says of itself.
-
-    Attributes
-    ----------
-    attributes : str
-        What its questions are called, a line each; empty where it has no labels.
-    group : int
-        Images that it mixes with each other.
-    lasting : bool
-        Whether its process remembers what it was asked before.
-    """
+    """What an edge of somebody's own app says of itself."""
 
     attributes: str = ""
+    """What its questions are called, a line each; empty where it has no labels."""
     group: int = 1
+    """Images that it mixes with each other."""
     lasting: bool = False
+    """Whether its process remembers what it was asked before."""
 
     @classmethod
     def read(cls, words: Words) -> Self:
@@ -43,35 +36,24 @@ class EdgeMember(Member):
         )
 
 
-def check_attributes(told: str, ours: list[str]) -> None:
-    """See that an edge has the model's attributes: logits have no names, only places.
+def check_attributes(theirs: str, ours: list[str]) -> None:
+    """Raise ValueError if an edge has other attributes than the model: logits have no names.
 
     Parameters
     ----------
-    told : str
+    theirs : str
         Their names, a line each.
-
-    Raises
-    ------
-    ValueError
-        It has others.
     """
-    if told == "\n".join(ours):
+    if theirs == "\n".join(ours):
         return
-    theirs = told.split("\n", len(ours))
-    for place, (name, own) in enumerate(zip_longest(theirs, ours, fillvalue="none"), 1):
+    names = theirs.split("\n", len(ours))
+    for place, (name, own) in enumerate(zip_longest(names, ours, fillvalue="none"), 1):
         if name != own:
             raise ValueError(f"its attribute {place} is {name[:99]}, the model's is {own}")
 
 
 def check_groups(member: Member, settings: FacemixConfig) -> None:
-    """See that what an edge sends are whole groups, where nothing is to fill them.
-
-    Raises
-    ------
-    ValueError
-        They are not.
-    """
+    """Raise ValueError if an edge sends incomplete groups, and nothing may fill them."""
     sizes = {member.test % settings.request}
     if settings.train == "split":
         sizes |= set(protocol.batch_sizes(member.train, settings.training.batch_size))

@@ -1,8 +1,7 @@
-"""Inference: edges ask, the cloud computes what several of them asked together, edges answer.
+"""Inference: edges ask, and the cloud answers several of them from one batch.
 
 A request's answer and the next request share a message. Requests wait a moment for those of other
-edges, until they fill a batch; their rows stand in one and do not meet: in evaluation mode each row
-of a batch is computed by itself.
+edges, until they fill a batch. Rows of a batch do not influence each other in evaluation mode.
 """
 
 from __future__ import annotations
@@ -32,13 +31,13 @@ WAIT_SECONDS = 0.5
 
 @dataclass
 class ServingResult:
-    """What serving all requests of all edges came to.
+    """The measurements of serving all requests of all edges.
 
     Attributes
     ----------
     rows : list of dict
-        Measurements: rows and batches that were computed, seconds, and, of edges that report,
-        accuracy and balanced accuracy by attribute and in the mean.
+        Rows and batches that were computed, seconds, and, of edges that report, accuracy and
+        balanced accuracy by attribute and in the mean.
     counts : dict of str to int64 ndarray
         By edge that reports, how often which answer was given, (A, K, K): truth, then answer.
     """
@@ -52,19 +51,19 @@ class ServingResult:
 
 
 class EdgeRequest(NamedTuple):
-    """What an edge asks: the request's number, and its mixtures; none if it is done."""
+    """An edge's request: its number and its mixtures, of which there are none once it is done."""
 
     number: int
     rows: torch.Tensor
 
 
 class Serving:
-    """All test requests of all edges of one case.
+    """All requests of all edges of one case.
 
     Parameters
     ----------
     strategy : FaceMix
-        With a model that is trained, and edges that have joined.
+        With a trained model, and edges that have joined.
     """
 
     def __init__(self, strategy: FaceMix) -> None:
@@ -79,49 +78,43 @@ class Serving:
         self.seconds = 0.0
 
     def run(self) -> dict[str, np.ndarray]:
-        """Give edges their stages, answer all requests, and ask what edges say of it.
-
-        Returns
-        -------
-        dict of str to ndarray
-            As of :class:`ServingResult`.
-        """
+        """Give edges their stages, answer all requests, and return edges' counts."""
         began = time.perf_counter()
-        self._hand_over()
+        self._send_stages()
         first = dict.fromkeys(self.totals, self.strategy.request({}))
         stream = self.strategy.cohort.stream_batched(protocol.INFER, first, self._read)
         for requests in stream:
-            stream.send(self._answers(requests, stream.outstanding))
+            stream.send(self._answer(requests, stream.outstanding))
         finished = [name for name, total in self.totals.items() if self.numbers[name] == total]
-        self._require(len(finished))
+        self._require_min_edges(len(finished))
         self.seconds = time.perf_counter() - began
-        self._log()
-        return self._count(finished) if self.settings.report else {}
+        served = {"rows": self.rows, "batches": self.batches, "seconds": self.seconds}
+        for metric, value in served.items():
+            self.strategy.log(SERVING, metric, value, round=0)
+        return self._ask_counts(finished) if self.settings.report else {}
 
-    def _hand_over(self) -> None:
+    def _send_stages(self) -> None:
         strategy = self.strategy
         asked = {"attributes": len(strategy.attributes), "answers": strategy.answers}
-        content = strategy.request(asked, **strategy.end_arrays())
-        names = list(strategy.cohort.nodes)
-        self.totals = strategy.cohort.send_and_receive(
-            protocol.ADOPT, dict.fromkeys(names, content), self._total
+        requests = dict.fromkeys(
+            strategy.cohort.nodes, strategy.request(asked, **strategy.end_arrays())
         )
-        self._require(len(self.totals))
+        replies = strategy.cohort.send_and_receive(protocol.ADOPT, requests, self._read_total)
+        self.totals = replies
+        self._require_min_edges(len(replies))
 
-    def _require(self, answered: int) -> None:
-        """Raise TooFewParticipants if fewer edges answered than are needed."""
+    def _require_min_edges(self, replied: int) -> None:
         what = f"facemix ({self.strategy.case})"
-        self.strategy.cohort.require_min_replies(self.strategy.min_nodes, answered, what)
+        self.strategy.cohort.require_min_replies(self.strategy.min_nodes, replied, what)
 
-    def _total(self, name: str, content: RecordDict) -> int:
-        """Return how many requests the test images make that an edge said it has."""
+    def _read_total(self, name: str, content: RecordDict) -> int:
+        """Return an edge's number of requests, which follows from its number of test images."""
         total = -(-self.strategy.edges[name].test // self.settings.request)
         if protocol.count_of(content, "requests", total) != total:
             raise ValueError(f"its images make {total} requests")
         return total
 
     def _read(self, name: str, content: RecordDict) -> EdgeRequest:
-        """Return an edge's mixtures, of which request; none once it has no more to ask."""
         shield, size = self.strategy.model.shield, self.settings.request
         if protocol.count_of(content, "done", 1):
             return EdgeRequest(-1, torch.empty(0, *shield.shape))
@@ -130,13 +123,12 @@ class Serving:
             raise ValueError(f"asks request {number} after {self.numbers[name]}")
         images = min(size, self.strategy.edges[name].test - number * size)
         rows = padded_count(images, shield.config)
-        return EdgeRequest(
-            number,
-            protocol.from_wire(content, "mixtures", (rows, *shield.shape), self.settings.wire),
-        )
+        shape = (rows, *shield.shape)
+        mixtures = protocol.from_wire(content, "mixtures", shape, self.settings.wire)
+        return EdgeRequest(number, mixtures)
 
-    def _answers(self, asked: Mapping[str, EdgeRequest], expected: int) -> dict[str, RecordDict]:
-        """Compute what has arrived, once it is time to, and return each edge's answer."""
+    def _answer(self, asked: Mapping[str, EdgeRequest], expected: int) -> dict[str, RecordDict]:
+        """Take requests; return edges' answers once it is time to compute them."""
         for name, request in asked.items():
             if not len(request.rows):
                 self.numbers[name] = self.totals[name]
@@ -144,20 +136,17 @@ class Serving:
             if not self.waiting:
                 self.since = time.monotonic()
             self.waiting[name] = request
-        answers = self._answer_waiting() if self._is_time(expected) else {}
+        rows = sum(len(request.rows) for request in self.waiting.values())
+        late = time.monotonic() - self.since >= WAIT_SECONDS
+        is_due = rows and (not expected or late or rows >= self.settings.batch)
+        answers = self._answer_waiting() if is_due else {}
         if asked or answers:
             done, total = sum(self.numbers.values()), sum(self.totals.values())
             what = f"serving ({self.strategy.case})"
             self.strategy.recorder.progress(what, done, total, "request")
         return answers
 
-    def _is_time(self, expected: int) -> bool:
-        rows = sum(len(request.rows) for request in self.waiting.values())
-        late = time.monotonic() - self.since >= WAIT_SECONDS
-        return bool(rows) and (not expected or late or rows >= self.settings.batch)
-
     def _answer_waiting(self) -> dict[str, RecordDict]:
-        """Compute all that waits, and return each edge's answer."""
         waiting, self.waiting = self.waiting, {}
         outputs = self._compute([request.rows for request in waiting.values()])
         answers: dict[str, RecordDict] = {}
@@ -169,20 +158,15 @@ class Serving:
 
     @torch.no_grad()
     def _compute(self, asked: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
-        """Return what the cloud's stage makes of each edge's rows, in batches of all of them."""
+        """Return the cloud's outputs for each edge's rows, computed in batches of all of them."""
         compute, rows = self.strategy.compute, concatenate(asked)
         parts = rows.split(self.settings.batch)
         self.rows, self.batches = self.rows + len(rows), self.batches + len(parts)
         outputs = [compute.forward(self.main, compute.move_batch(part)).cpu() for part in parts]
         return list(concatenate(outputs).split([len(own) for own in asked]))
 
-    def _log(self) -> None:
-        served = {"rows": self.rows, "batches": self.batches, "seconds": self.seconds}
-        for metric, value in served.items():
-            self.strategy.log(SERVING, metric, value, round=0)
-
-    def _count(self, names: list[str]) -> dict[str, np.ndarray]:
-        """Log what edges say of how often they were right; those that say nothing are left out."""
+    def _ask_counts(self, names: list[str]) -> dict[str, np.ndarray]:
+        """Return how often edges were right, and log their rates; some edges do not report."""
         strategy = self.strategy
         shape = (len(strategy.attributes), strategy.answers, strategy.answers)
 

@@ -20,18 +20,19 @@ from pudica.clients.facemix.images import AttributeImages, name_attributes
 from pudica.clients.facemix.terms import shield_settings
 from pudica.clients.shields import Shield, ShieldConfig
 from pudica.clients.shields.stages import StagedModel
+from pudica.models import optimizers
 from pudica.models.compute import Compute, ComputeConfig
 from pudica.models.errors import RequestError
+from pudica.models.optimizers import OptimizerFactory
 from pudica.models.packing import select_prefix
 from pudica.strategies.core.result import RecordedResult
 from pudica.strategies.facemix.cloud import StagedStrategy
 from pudica.strategies.facemix.config import EXPERIMENT_ONLY, FacemixConfig, read_settings
 from pudica.strategies.facemix.costs import COSTS, log_costs
-from pudica.strategies.facemix.optimisation import Optimisation, OptimizerFactory
 from pudica.strategies.facemix.serving import SERVING, Serving, ServingResult
-from pudica.strategies.facemix.together import SplitTrainer
 from pudica.strategies.facemix.training import (
     CentralTrainer,
+    SplitTrainer,
     Trainer,
     count_on_validation,
     log_rates,
@@ -62,7 +63,7 @@ class FaceMix(StagedStrategy):
         together (split training): each batch takes three exchanges, and a step is that of central
         training on all edges' batches.
     attributes : list of str, optional
-        What the questions are called; by default what edges say as they join.
+        Names of the questions; by default what edges say as they join.
     batch_size : int
         Images of a training batch, on each edge.
     optimizer : OptimizerConfig, mapping or callable
@@ -72,8 +73,8 @@ class FaceMix(StagedStrategy):
         Of the learning rate: half a cosine wave to 0 over all rounds, or as the optimiser's
         ``step_size`` says; a factory's rate then stays as it is.
     epochs : int, optional
-        Over so many rounds the cosine goes; by default as many as :meth:`start` is to make.
-        Flower's own ``Strategy.start`` needs it.
+        Length of the cosine; by default as many rounds as :meth:`start` makes. Flower's own
+        ``Strategy.start`` needs it.
     class_weights : {"none", "balanced"}
         Whether all answers to a question count the same, however many images have it.
     augment : {"none", "crop-flip", "handwriting"}
@@ -98,7 +99,7 @@ class FaceMix(StagedStrategy):
     RequestError
         A setting that is unknown or out of range, by name.
     DataError
-        Images that are none, or have no labels.
+        Data sets without images or labels.
 
     Examples
     --------
@@ -106,6 +107,11 @@ class FaceMix(StagedStrategy):
     >>> result = strategy.start(grid, num_rounds=20)
     >>> strategy.serve(grid, result.arrays).frame()
     """
+
+    total = count = 0.0
+    _factory: OptimizerFactory | None = None
+    _optimizer: torch.optim.Optimizer | None = None
+    _trainer: Trainer | None = None
 
     def __init__(
         self,
@@ -125,14 +131,12 @@ class FaceMix(StagedStrategy):
         **settings: Any,
     ) -> None:
         super().__init__(min_nodes=min_nodes, seed=seed, record=record, patience=patience)
-        own = _own_images(train, "train")
-        self.images, self.validation = own, _own_images(validation, "validation")
+        own = _read_images(train, "train")
+        self.images, self.validation = own, _read_images(validation, "validation")
         self.attributes = name_attributes(attributes, own.questions if own else 0)
-        self._factory: OptimizerFactory | None = None
         if callable(settings.get("optimizer")):
             self._factory = settings.pop("optimizer")
-        self._given_epochs: int | None = settings.get("epochs")
-        self._epochs_known = self._given_epochs is not None
+        self._has_own_epochs = self._has_epochs = settings.get("epochs") is not None
         how = "split" if train is None else "central"
         given = {"train": how, "shield": shield_settings(mixing)}
         self._configure(read_settings(settings, given), Compute(compute or ComputeConfig()))
@@ -149,18 +153,12 @@ class FaceMix(StagedStrategy):
         compute: Compute,
         images: tuple[ImageSet, ImageSet],
     ) -> Self:
-        """Return the strategy of one case of an experiment.
-
-        Parameters
-        ----------
-        images : (ImageSet, ImageSet)
-            The owner's, to train and to validate with.
-        """
+        """Return the strategy of one case; ``images`` are the owner's, of train and validation."""
         stages = model.pre, model.main, model.post
         strategy = cls(*stages, min_nodes=settings.min_edges, seed=seed)
         strategy._stages = stages
         strategy._configure(settings, compute)
-        strategy._given_epochs, strategy._epochs_known = settings.training.epochs, True
+        strategy._has_own_epochs = strategy._has_epochs = True
         if settings.train == "central":
             strategy.images, strategy.validation = images
         strategy.attributes = attributes
@@ -170,26 +168,11 @@ class FaceMix(StagedStrategy):
     def _configure(self, settings: FacemixConfig, compute: Compute) -> None:
         self.settings, self.compute = settings, compute
         self.unit = "exchange" if settings.train == "split" else "epoch"
-        self.total = self.count = 0.0
-        self._steps: Optimisation | None = None
-        self._trainer: Trainer | None = None
 
-    # --------------------------------------------------------------- settings and optimiser
-
-    @property
-    def optimizer(self) -> torch.optim.Optimizer:
-        """The optimiser of all three stages."""
-        return self._optimisation.optimizer
-
-    @property
-    def _optimisation(self) -> Optimisation:
-        if self._steps is None:
-            raise RuntimeError("the training has not begun: it has no arrays yet")
-        return self._steps
-
-    def _begin_optimisation(self) -> None:
-        parameters = self.model.parameters()
-        self._steps = Optimisation(self.settings.training, parameters, self._factory)
+    def adopt_model(self, model: StagedModel) -> None:
+        """Take a model with its shield; steps are made anew for it and for the edges there are."""
+        super().adopt_model(model)
+        self._trainer = None
 
     @property
     def trainer(self) -> Trainer:
@@ -202,11 +185,32 @@ class FaceMix(StagedStrategy):
         """Return what makes steps: the owner alone, or edges and cloud together."""
         return CentralTrainer(self) if self.settings.train == "central" else SplitTrainer(self)
 
-    def settings_to_record(self) -> dict[str, Any]:
-        """Return the settings as the ``facemix`` section of an experiment has them.
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """The optimiser of all three stages."""
+        if self._optimizer is None:
+            raise RuntimeError("the training has not begun: it has no arrays yet")
+        return self._optimizer
 
-        Stages of one's own have no name there, but a size.
-        """
+    def _make_optimizer(self) -> None:
+        chosen = self._factory or self.settings.training.optimizer
+        built = optimizers.build(chosen, self.model.parameters())
+        if not isinstance(built, torch.optim.Optimizer):
+            count = sum(p.requires_grad for p in self.model.parameters())
+            raise RequestError(
+                "optimizer: must be a torch.optim.Optimizer over what is to be trained; there are "
+                f"{count} parameters, and the optimizer is a {type(built).__name__}"
+            )
+        self._optimizer = built
+        self._first_rates = [group["lr"] for group in built.param_groups]
+
+    def _set_learning_rate(self) -> None:
+        training = self.settings.training
+        for group, rate in zip(self.optimizer.param_groups, self._first_rates, strict=True):
+            group["lr"] = training.scale_rate(rate, self.round)
+
+    def settings_to_record(self) -> dict[str, Any]:
+        """Return the settings as in the ``facemix`` section; stages have a size, not a name."""
         chosen = self.settings.model_dump(mode="json", exclude=set(EXPERIMENT_ONLY))
         del chosen["training"]["epochs"]  # the number of rounds: see _check_epochs
         if self._factory is not None:
@@ -221,33 +225,33 @@ class FaceMix(StagedStrategy):
     def load_arrays(self, arrays: ArrayRecord) -> None:
         """Begin with these stages, and with a fresh optimiser."""
         self.replace_arrays(arrays)
-        self._begin_optimisation()
+        self._make_optimizer()
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Return stages and optimiser."""
-        kept = self.model_tensors()
-        kept |= {f"optimizer/{key}": value for key, value in self._optimisation.state().items()}
-        return kept | self.trainer.tensors()
+        state = optimizers.optimizer_state(self.optimizer).items()
+        optimizer = {f"optimizer/{key}": value for key, value in state}
+        return self.model_tensors() | optimizer | self.trainer.tensors()
 
     def note(self) -> dict[str, Any]:
-        """Return the sum of losses of the round so far."""
+        """Return the sum of the round's losses so far."""
         return {"total": self.total, "count": self.count}
 
     def load_state(self, tensors: Mapping[str, torch.Tensor], note: Mapping[str, Any]) -> None:
         """Go back to a checkpoint."""
         self.load_model(tensors)
-        self._begin_optimisation()
-        self._optimisation.load_state(select_prefix("optimizer/", tensors))
+        self._make_optimizer()
+        optimizers.load_optimizer_state(self.optimizer, select_prefix("optimizer/", tensors))
         self.trainer.load(tensors)
         self.total, self.count = note["total"], note["count"]
 
     def save_checkpoint(self) -> None:
-        """Write down from where a run goes on: between batches, of which no half is kept."""
+        """Save a checkpoint, but not in the middle of a batch."""
         if not self.done or self.done % self.trainer.per_batch == 0:
             super().save_checkpoint()
 
     def add_loss(self, loss: float, images: int) -> None:
-        """Note the mean loss of so many images of the round."""
+        """Count in the mean loss of some images of the round."""
         self.total, self.count = self.total + loss * images, self.count + images
 
     # ------------------------------------------------------------------------- the loop
@@ -263,11 +267,10 @@ class FaceMix(StagedStrategy):
         evaluate_fn: Callable[[int, ArrayRecord], MetricRecord | None] | None = None,
     ) -> RecordedResult:
         """Train for so many epochs; as of :meth:`.RecordedStrategy.start`."""
-        if self._given_epochs is None and num_rounds:
-            epochs = {"epochs": num_rounds}
-            training = self.settings.training.model_copy(update=epochs)
+        if not self._has_own_epochs and num_rounds:
+            training = self.settings.training.model_copy(update={"epochs": num_rounds})
             self.settings = self.settings.model_copy(update={"training": training})
-            self._epochs_known = True
+            self._has_epochs = True
         return super().start(
             grid, initial_arrays, num_rounds, timeout, train_config, evaluate_config, evaluate_fn
         )
@@ -282,13 +285,7 @@ class FaceMix(StagedStrategy):
         self.total = self.count = 0.0
 
     def end_round(self) -> MetricRecord:
-        """Log the mean loss of an epoch.
-
-        Raises
-        ------
-        RequestError
-            It is no number any more.
-        """
+        """Log the mean loss of an epoch; RequestError if it is not finite."""
         loss, done = self.total / self.count, self.round + 1
         if not math.isfinite(loss):
             raise RequestError(
@@ -308,16 +305,16 @@ class FaceMix(StagedStrategy):
         """Return the requests of the next exchange: mixtures, losses, or gradients of the ends."""
         self.prepare(grid, arrays)
         self._check_epochs()
-        self._optimisation.set_rate(self.round)
+        self._set_learning_rate()
         self._config = dict(config)
         return self.cohort.messages(*self.trainer.requests())
 
     def _check_epochs(self) -> None:
-        """See that the learning rate falls over as many rounds as when the record was begun."""
+        """Check that the learning rate falls over as many rounds as when the record was begun."""
         training = self.settings.training
         if training.schedule != "cosine":
             return
-        if not self._epochs_known:
+        if not self._has_epochs:
             raise RequestError(
                 "FaceMix: epochs: Flower's own start does not say how many rounds there are; give "
                 "FaceMix(..., epochs=…), over which the learning rate falls, or schedule='step'"
@@ -335,12 +332,12 @@ class FaceMix(StagedStrategy):
         replies: Iterable[Message],
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Take the replies; the arrays change at the end of an epoch."""
-        self.trainer.take(replies)
+        self.trainer.handle_replies(replies)
         metrics = self.step_done()
         return (None if metrics is None else self.new_arrays()), metrics
 
     def is_evaluation_due(self, last: bool) -> bool:
-        """Tell whether the owner measures after this epoch."""
+        """Tell whether the owner evaluates after this epoch."""
         return self.round > 0 and (last or self.round % self.settings.evaluate_every == 0)
 
     def configure_evaluate(
@@ -358,7 +355,7 @@ class FaceMix(StagedStrategy):
         server_round: int,  # noqa: ARG002
         replies: Iterable[Message],  # noqa: ARG002
     ) -> MetricRecord | None:
-        """Measure on the owner's validation images, with the shield and without."""
+        """Evaluate on the owner's validation images, with the shield and without."""
         if self.done or self.validation is None or not len(self.validation):
             return None
         rates = MetricRecord()
@@ -372,15 +369,15 @@ class FaceMix(StagedStrategy):
     def serve(
         self, grid: Grid, arrays: ArrayRecord | None = None, *, timeout: float = 3600
     ) -> ServingResult:
-        """Answer all requests of all edges, computing together what several of them ask.
+        """Answer all requests of all edges, several of them from one batch.
 
         Edges are given the first and the last stage. Each asks at its own pace; an answer and the
-        next request share a message. What they predict stays with them.
+        next request share a message. Predictions stay with them.
 
         Parameters
         ----------
         arrays : ArrayRecord, optional
-            The stages; by default as they are trained by now, or else as they were given.
+            The stages; by default as trained so far, or else as they were given.
         timeout : float
             Seconds for an edge to reply, and for edges to be there.
 
@@ -394,12 +391,12 @@ class FaceMix(StagedStrategy):
         with self._recorded(grid, timeout):
             if arrays is not None:
                 self.replace_arrays(arrays)
-            elif self._steps is None:
+            elif self._optimizer is None:
                 self._resume()
             return self._serve_once()
 
     def _serve_once(self) -> ServingResult:
-        """Serve, unless the record says that these stages have been served."""
+        """Serve, unless these stages have been served already, by the record."""
         task, recorder = f"{SERVING}/{self.case}", self.recorder
         stages = hashlib.blake2b(digest_size=16)
         for value in self.stage_state().values():
@@ -417,8 +414,7 @@ class FaceMix(StagedStrategy):
         return ServingResult(recorder.rows[before:], counts)
 
 
-def _own_images(dataset: Any, what: str) -> AttributeImages | None:
-    """Return the owner's images, if there are any; DataError if they have no labels."""
+def _read_images(dataset: Any, what: str) -> AttributeImages | None:
     if dataset is None:
         return None
     images = AttributeImages(dataset, what)

@@ -34,7 +34,7 @@ from pudica.strategies.app import app as server_app
 from pudica.strategies.dlmt.config import AggregationConfig
 from pudica.strategies.dlmt.experiment import DlmtExperiment
 from pudica.strategies.dlmt.federated import Average, Trained
-from pudica.strategies.dlmt.measures import converted
+from pudica.strategies.dlmt.measures import convert_normalisation
 from pudica.strategies.loading import load_experiment
 
 TINY = [
@@ -92,7 +92,7 @@ def test_the_cloud_trains_on_every_owners_disguised_images_once(tmp_path: Path) 
             arrays = protocol.arrays_of(message.content)
             received.setdefault(message.metadata.src_node_id, []).append(arrays["images"])
     for owner, images in zip(owners_of(grid, tmp_path), received.values(), strict=True):
-        plain = owner.plain("train").plain_images(slice(None))
+        plain = owner.plain_images("train").plain_images(slice(None))
         assert owner.key is not None
         shown = KeyedDisguise(owner.key).protect(plain)
         np.testing.assert_array_equal(np.concatenate(images), shown.numpy())
@@ -104,7 +104,9 @@ def test_the_cloud_trains_on_every_owners_disguised_images_once(tmp_path: Path) 
 def test_images_are_normalised_by_the_statistics_of_all_owners(tmp_path: Path) -> None:
     grid = run(tiny(*FEDERATED, "dlmt.shield=MMT(9)"), tmp_path / "run")
     sent = protocol.arrays_of(asked(grid, protocol.ROUND)[0].content)["normalisation"]
-    everything = [owner.own("train").pixels(slice(None)) for owner in owners_of(grid, tmp_path)]
+    everything = [
+        owner.disguised_images("train").pixels(slice(None)) for owner in owners_of(grid, tmp_path)
+    ]
     pixels = torch.cat(everything).double()
     wanted = [pixels.mean(), pixels.std(correction=0)]
     np.testing.assert_allclose(sent[:, 0], wanted, rtol=1e-5)
@@ -213,7 +215,7 @@ def test_augmentation_before_the_disguise_is_of_plain_pixels(tmp_path: Path) -> 
     assert not same(model_of(tmp_path / "true"), model_of(tmp_path / "false"))
     grid = run(tiny(*settings), tmp_path / "again")
     (owner,) = owners_of(grid, tmp_path)
-    images = owner.own("train")
+    images = owner.disguised_images("train")
     shifted, _ = images.batch(np.arange(4), lambda x: x.roll(1, 3))
     assert owner.key is not None
     wanted = KeyedDisguise(owner.key).protect(images.plain_images(np.arange(4)).roll(1, 3))
@@ -231,7 +233,10 @@ def test_vp_and_mm_are_those_worked_out_from_the_models_files(tmp_path: Path, sh
     cases = f'dlmt.cases={{plain: {{}}, hidden: {{shield: "{shield}"}}}}'
     grid = run(tiny(*settings, cases), tmp_path / "run")
     (owner,) = owners_of(grid, tmp_path)
-    plain, labels = owner.plain("test").plain_images(slice(None)), owner.plain("test").labels
+    plain, labels = (
+        owner.plain_images("test").plain_images(slice(None)),
+        owner.plain_images("test").labels,
+    )
     assert owner.key is not None
     disguised = KeyedDisguise(owner.key).protect(plain)
     hidden, examiner = (
@@ -251,7 +256,7 @@ def test_vp_and_mm_are_those_worked_out_from_the_models_files(tmp_path: Path, sh
         for row in measured(tmp_path / "run", stage="measures", case="hidden")
         if "normalised" in row
     }
-    own = owner.plain("train").plain_images(slice(None)).double()
+    own = owner.plain_images("train").plain_images(slice(None)).double()
     as_plain = {
         "values": (0, 255),
         "mean": [own.mean() / 255],
@@ -273,7 +278,9 @@ def test_a_normalisation_is_the_same_in_units_of_another_span() -> None:
     disguised = Span(1, 511, "integers")
     normalisation = np.float32([[99 / 510], [50 / 510]])
     np.testing.assert_allclose(
-        converted(normalisation, disguised, Span()), [[100 / 255], [50 / 255]], rtol=1e-6
+        convert_normalisation(normalisation, disguised, Span()),
+        [[100 / 255], [50 / 255]],
+        rtol=1e-6,
     )
 
 
@@ -488,16 +495,17 @@ def test_nobody_counts_for_more_than_it_joined_with(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run(tiny(*FEDERATED), tmp_path / "honest")
-    train = AssignedOwner.train
 
     def boasting(owner: AssignedOwner, *arguments: Any) -> Any:
-        numbers, arrays = train(owner, *arguments)
-        return {**numbers, "num-examples": 1e12}, arrays
+        content = owner.train_round(*arguments)
+        content["metrics"]["num-examples"] = 1e12
+        return content
 
-    monkeypatch.setattr(AssignedOwner, "train", boasting)
+    monkeypatch.setitem(AssignedOwner.handlers, protocol.ROUND, boasting)
     run(tiny(*FEDERATED), tmp_path / "boasting")
     assert same(model_of(tmp_path / "honest"), model_of(tmp_path / "boasting"))
-    monkeypatch.setattr(AssignedOwner, "right", lambda *_: {"right": 10**6})
+    lie = protocol.reply({"right": 10**6})
+    monkeypatch.setitem(AssignedOwner.handlers, protocol.RIGHT, lambda *_: lie)
     with pytest.raises(
         RuntimeError, match=r"evaluate\.right: 'right' must be a whole number 0 to .*, is 1000000"
     ):
@@ -620,9 +628,9 @@ def test_an_owner_shows_models_no_more_than_it_was_told(
 ) -> None:
     (owner,) = owners_of(run(tiny("dlmt.shield=MAT(9)"), tmp_path / "run"), tmp_path)
     with pytest.raises(RuntimeError, match=why):
-        owner.right(part, view, model, {})
+        owner.count_correct({"part": part, "view": view, "model": model}, {})
     with pytest.raises(RuntimeError, match="not told to measure"):
-        owner.audit()
+        owner.audit({}, {})
 
 
 @pytest.mark.parametrize(

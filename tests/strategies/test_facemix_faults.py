@@ -249,15 +249,16 @@ def test_an_edge_learns_nothing_from_what_fits_no_batch(
     grid = run(tiny(*SPLIT), tmp_path / "run")
     (edge, _) = edges_of(grid, tmp_path / "again")
     stages = arrays_in(first_of(grid, protocol.MIXTURES))
-    edge.training.mixtures(0, 0, stages)
+    batch = {"epoch": 0, "number": 0, "share": 0.5}
+    edge.training.send_mixtures(batch, stages)
     arrays = arrays_in(first_of(grid, kind))
     if kind == protocol.ENDS:
-        edge.training.loss(0, 0, 0.5, arrays_in(first_of(grid, protocol.OUTPUTS)))
-    answer = edge.training.loss if kind == protocol.OUTPUTS else edge.training.gradients
+        edge.training.send_loss(batch, arrays_in(first_of(grid, protocol.OUTPUTS)))
+    answer = edge.training.send_loss if kind == protocol.OUTPUTS else edge.training.send_gradients
     with pytest.raises(ValueError, match=f"{array} (of shape|with NaN)"):
-        answer(0, 0, 0.5, {**arrays, array: change(arrays[array])})
+        answer(batch, {**arrays, array: change(arrays[array])})
     with pytest.raises(ValueError, match="with NaN or infinity"):
-        edge.training.mixtures(0, 0, {**stages, "weights": stages["weights"] * np.nan})
+        edge.training.send_mixtures(batch, {**stages, "weights": stages["weights"] * np.nan})
 
 
 def test_an_edge_whose_groups_nothing_fills_takes_no_part(tmp_path: Path) -> None:

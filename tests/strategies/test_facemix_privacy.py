@@ -225,9 +225,9 @@ def test_the_first_answer_stands_and_the_secret_goes_with_the_last(tmp_path: Pat
         sent = torch.from_numpy(edge.ask(number))
         assert edge.vault.read("main-mixing.key") is not None
         edge.answer(number, torch.zeros(len(sent), *edge.returned))
-        before = edge.vault.load(edge._answers(number))
+        before = edge.vault.load(edge._answer_name(number))
         edge.answer(number, torch.ones(len(sent), *edge.returned))
-        after = edge.vault.load(edge._answers(number))
+        after = edge.vault.load(edge._answer_name(number))
         assert before is not None
         assert after is not None
         assert torch.equal(before[0]["answers"], after[0]["answers"])

@@ -230,6 +230,15 @@ def test_split_training_with_one_edge_is_central_training() -> None:
     assert same(split.arrays, central.arrays)
 
 
+def test_training_goes_on_with_the_edges_of_another_grid() -> None:
+    strategy, _ = train(rounds=1)
+    other = grid(lambda place: {"name": ("cleo", "dan")[place], "train": examples(70, place)})
+    result = strategy.start(other, num_rounds=2)
+    assert list(result.train_metrics_clientapp) == [1, 2]
+    batches = [m for m in other.sent if m.metadata.message_type == protocol.MIXTURES]
+    assert len(batches) == 2 * 5  # 70 images in batches of 16, on each edge
+
+
 def forget_processes(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
     """Let every message find a fresh process: nothing but the vault on the disk is remembered."""
     monkeypatch.setenv("HOME", str(home))

@@ -124,7 +124,7 @@ def test_replies_hold_the_model_and_metrics_and_nothing_else() -> None:
 
 def test_training_is_what_it_would_be_on_images_disguised_beforehand() -> None:
     owner = Owner(network(), share(0), disguise=SHARED, local_epochs=2)
-    images = owner.normalised("train")
+    images = owner.normalised_images("train")
     keyed = SHARED.keyed
     values = keyed.protect(share(0).tensors[0]).double()
     values = (values - keyed.span.low) / (keyed.span.high - keyed.span.low)
@@ -148,7 +148,7 @@ def test_an_own_optimizer_and_normalisation_are_used() -> None:
         return optimizer
 
     owner = Owner(network(), TRAIN, disguise=SHARED, optimizer=adam, normalisation=([0.25], [0.5]))
-    training = owner.train_on(network(), owner.normalised("train"), 3, {})
+    training = owner.train_on(network(), owner.normalised_images("train"), 3, {})
     assert isinstance(training.optimizer, torch.optim.Adam)
     assert set(rates) == {0.003}
     assert owner.normalisation[0].flatten().tolist() == [0.25]
@@ -156,7 +156,7 @@ def test_an_own_optimizer_and_normalisation_are_used() -> None:
 
 def test_the_round_decides_where_in_the_schedule_it_is() -> None:
     owner = Owner(network(), TRAIN, training=TrainingConfig(schedule="cosine", epochs=4))
-    images = owner.normalised("train")
+    images = owner.normalised_images("train")
     trained = [owner.train_on(network(), images, turn, {}) for turn in range(3)]
     rates = [training.optimizer.param_groups[0]["lr"] for training in trained]
     assert rates[0] == 0.01
