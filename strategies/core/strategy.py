@@ -53,6 +53,8 @@ class RecordedStrategy(Strategy):
     stage = "training"
     title = "training"
     unit = "exchange"
+    saves_every_round = True
+    """Whether to take a checkpoint after every round, however short."""
 
     def __init__(
         self,
@@ -182,7 +184,8 @@ class RecordedStrategy(Strategy):
                     break
                 arrays = self.run_round(arrays, configs[0], timeout, num_rounds)
                 self._evaluate(arrays, num_rounds, configs[1], timeout, evaluate_fn)
-                self.save_checkpoint()
+                if self.saves_every_round or self.is_checkpoint_due():
+                    self.save_checkpoint()
                 self._show_round(num_rounds)
             self.end_training()
             self.result.arrays = arrays

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from flwr.app import RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.serverapp import Grid
 
 from pudica.clients import protocol
 from pudica.clients.data import ImageSet
@@ -131,18 +133,36 @@ class Central(Learning):
         seed = session.seed_of(0)
         self.training = Training(self.model, self.settings.training, seed, session.compute)
 
-    def run_round(self, number: int) -> float:
-        """Train one epoch."""
-        self.training.epoch = number
-        self.training.train_epoch(self.images)
-        return self.training.losses[-1]
+    def configure_train(
+        self,
+        server_round: int,  # noqa: ARG002
+        arrays: ArrayRecord,
+        config: ConfigRecord,  # noqa: ARG002
+        grid: Grid,
+    ) -> Iterable[Message]:
+        """Ask nobody: the images are here."""
+        self.prepare(grid, arrays)
+        return []
 
-    def tensors(self) -> dict[str, torch.Tensor]:
+    def aggregate_train(
+        self,
+        server_round: int,
+        replies: Iterable[Message],  # noqa: ARG002
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Train one epoch."""
+        self.training.epoch = server_round - 1
+        self.training.train_epoch(self.images)
+        self.loss = self.training.losses[-1]
+        metrics = self.step_done()
+        return self.new_arrays(), metrics
+
+    def state(self) -> dict[str, torch.Tensor]:
         """Return the optimiser's state."""
         state = optimizers.optimizer_state(self.training.optimizer).items()
         return {f"optimizer/{name}": value for name, value in state}
 
-    def restore(self, tensors: dict[str, torch.Tensor], done: int) -> None:  # noqa: ARG002
+    def restore(self, tensors: Mapping[str, torch.Tensor], done: int) -> None:  # noqa: ARG002
         """Load the optimiser's state."""
-        state = select_prefix("optimizer/", tensors)
-        optimizers.load_optimizer_state(self.training.optimizer, state)
+        optimizers.load_optimizer_state(
+            self.training.optimizer, select_prefix("optimizer/", tensors)
+        )

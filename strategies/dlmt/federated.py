@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAdagrad, FedAdam, FedAvg, FedYogi
 
 from pudica.clients import protocol
@@ -125,14 +126,29 @@ class Federated(Learning):
         self.average = Average(self.settings.aggregate)
         self.last_saved = -1
 
-    def run_round(self, number: int) -> float:
-        """Let some owners train, and average what they return."""
-        session, cohort = self.session, self.session.cohort
-        cohort.reset_failures()
+    def begin_round(self) -> None:
+        """Give owners that were given up one more chance."""
+        self.cohort.reset_failures()
+
+    def configure_train(
+        self,
+        server_round: int,
+        arrays: ArrayRecord,
+        config: ConfigRecord,  # noqa: ARG002
+        grid: Grid,
+    ) -> Iterable[Message]:
+        """Ask some owners to train."""
+        self.prepare(grid, arrays)
+        words = {"round": server_round - 1, "needed": self.last_saved}
+        content = self.session.request(words, **dict(arrays))
+        requests = dict.fromkeys(self._draw_owners(server_round - 1), content)
+        return self.cohort.messages(protocol.ROUND, requests)
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Average what the owners return."""
         now = self.trained()
-        arrays = {name: Array(values) for name, values in now.items()}
-        content = session.request({"round": number, "needed": self.last_saved}, **arrays)
-        requests = dict.fromkeys(self._draw_owners(number), content)
 
         def read(name: str, content: RecordDict) -> Trained:
             model = {
@@ -141,33 +157,36 @@ class Federated(Learning):
             }
             validate_statistics(torch.from_numpy(model["buffers"]), self.model.named_buffers())
             # Weighted by what each said as it joined: nobody counts for more later on.
-            examples = session.members[name].train
+            examples = self.session.members[name].train
             return Trained(model, examples, protocol.number_of(content, "loss", 0))
 
-        replies = cohort.send_and_receive(protocol.ROUND, requests, read)
-        session.require_min_replies(len(replies))
-        by_node = {cohort.nodes[name]: reply for name, reply in replies.items()}
-        averaged = self.average(number, now, by_node)
+        trained = self.read(replies, protocol.ROUND, read)
+        self.session.require_min_replies(len(trained))
+        by_node = {self.cohort.nodes[name]: reply for name, reply in trained.items()}
+        averaged = self.average(server_round - 1, now, by_node)
         tensors = {name: torch.from_numpy(values) for name, values in averaged.items()}
         load_model_arrays(self.model, tensors)
-        examples = sum(reply.examples for reply in replies.values())
-        return sum(reply.loss * reply.examples for reply in replies.values()) / examples
+        examples = sum(reply.examples for reply in trained.values())
+        self.loss = sum(reply.loss * reply.examples for reply in trained.values()) / examples
+        metrics = self.step_done()
+        return self.new_arrays(), metrics
 
     def _draw_owners(self, number: int) -> list[str]:
         """Return the owners of a round, drawn from the run's seed, in their own order."""
-        names, count = list(self.session.cohort.nodes), self.settings.owners_a_round
+        names, count = list(self.cohort.nodes), self.settings.owners_a_round
         order = numpy_generator(self.session.seed, "participation", number).permutation(len(names))
         return [names[place] for place in sorted(order[:count])]
 
-    def _stand(self, done: int) -> None:
-        super()._stand(done)
-        self.last_saved = done - 1
+    def save_checkpoint(self) -> None:
+        """As of the base; owners need nothing from before it any more."""
+        super().save_checkpoint()
+        self.last_saved = self.round - 1
 
-    def tensors(self) -> dict[str, torch.Tensor]:
+    def state(self) -> dict[str, torch.Tensor]:
         """Return what the strategy remembers."""
         return {f"strategy/{name}": value for name, value in self.average.tensors().items()}
 
-    def restore(self, tensors: dict[str, torch.Tensor], done: int) -> None:
+    def restore(self, tensors: Mapping[str, torch.Tensor], done: int) -> None:
         """Load what the strategy remembers."""
         self.average.restore(select_prefix("strategy/", tensors))
         self.last_saved = done - 1

@@ -2,36 +2,41 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from typing import Any, ClassVar
+from abc import abstractmethod
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.serverapp import Grid
 from torch import nn
 
 from pudica import models
 from pudica.models.packing import load_model_arrays, model_arrays, select_prefix
 from pudica.models.randomness import derive
+from pudica.strategies.core.strategy import RecordedStrategy
 from pudica.strategies.dlmt.measures import DISGUISED, count_right
 from pudica.strategies.dlmt.session import Model, Session
 
-TRAINING = "training"
+TRAINING = RecordedStrategy.stage
 
 
-class Learning(ABC):
-    """The training of one case, which can stop after any round and go on.
+class Learning(RecordedStrategy):
+    """The training of one case; each round leads to another model.
 
     Parameters
     ----------
     session : Session
     """
 
-    unit: ClassVar[str]
+    system = "dlmt"
+    saves_every_round = False
 
     def __init__(self, session: Session) -> None:
+        super().__init__(min_nodes=session.minimum, seed=session.seed)
         self.session = session
         self.settings = session.settings
-        self.recorder = session.recorder
-        self.task = session.task(TRAINING)
+        self.loss = float("nan")
         channels, side, _ = session.image
         self.model: nn.Module = models.build(
             self.settings.model,
@@ -40,68 +45,104 @@ class Learning(ABC):
             image_size=side,
             seed=derive(session.experiment.seed, "weights"),
         )
+        self.attach(session.cohort, session.members, session.case)
 
     def train(self) -> None:
         """Train to the end, from wherever a run that was stopped had got to."""
-        done = self._restore()
-        rounds = self.settings.rounds
-        while done < rounds:
-            loss = self.run_round(done)
-            done += 1
-            self.session.log(TRAINING, "loss", loss, round=done)
-            if self.settings.evaluates(done):
-                self._measure(done)
-            self.session.note_dropouts(TRAINING, done)
-            self.recorder.progress(f"training ({self.session.case})", done, rounds, self.unit)
-            if self.recorder.is_checkpoint_due():
-                self._stand(done)
-        self.recorder.arrays |= self._named(self._model_tensors())
+        self.start(self.cohort.grid, num_rounds=self.settings.rounds, timeout=float("inf"))
+        arrays = {f"{self.task}/{key}": value for key, value in self._model_tensors().items()}
+        self.recorder.arrays |= arrays
         self.recorder.finish(self.task)
 
-    @abstractmethod
-    def run_round(self, number: int) -> float:
-        """Train for one epoch or round, counted from 0; return the mean loss."""
-
-    @abstractmethod
-    def tensors(self) -> dict[str, torch.Tensor]:
-        """Return what the next round depends on besides the model."""
-
-    @abstractmethod
-    def restore(self, tensors: dict[str, torch.Tensor], done: int) -> None:
-        """Go on from what :meth:`tensors` returned, after so many rounds."""
+    def recall(self) -> None:
+        """Load the model of a training that is finished."""
+        self._load_model(select_prefix(f"{self.task}/", self.recorder.arrays))
 
     def trained(self) -> Model:
         """Return the model as it travels, with what images are normalised by."""
         return {**model_arrays(self.model), "normalisation": self.session.normalisation}
 
-    def recall(self) -> None:
-        """Take the model of training that is finished."""
-        load_model_arrays(self.model, select_prefix(f"{self.task}/model/", self.recorder.arrays))
+    def settings_to_record(self) -> dict[str, Any]:
+        """Return the settings of the case."""
+        return self.settings.model_dump(mode="json", by_alias=True)
 
-    def _measure(self, done: int) -> None:
-        model = self.trained()
-        for part in ("validation", "test"):
-            counted = count_right(self.session, model, part, DISGUISED)
-            counted.log(self.session, part, "accuracy", done)
+    def initial_arrays(self) -> ArrayRecord:
+        """Return the untrained model."""
+        return self.arrays()
 
-    # --------------------------------------------------------------------- checkpoints
+    def arrays(self) -> ArrayRecord:
+        """Return the model as it travels."""
+        return ArrayRecord({name: Array(values) for name, values in self.trained().items()})
+
+    def load_arrays(self, arrays: ArrayRecord) -> None:
+        """Load weights and buffers into the model."""
+        tensors = {name: torch.from_numpy(array.numpy()) for name, array in arrays.items()}
+        load_model_arrays(self.model, tensors)
+
+    def replace_arrays(self, arrays: ArrayRecord) -> None:
+        """Go on with another model."""
+        self.load_arrays(arrays)
+
+    def count_exchanges(self) -> int:
+        """Return one: so many exchanges make a round."""
+        return 1
+
+    def begin_round(self) -> None:
+        """Keep count of dropouts: they are logged as a round ends, those before it too."""
+
+    def end_round(self) -> MetricRecord:
+        """Log the loss, accuracies on disguised images if they are due, and dropouts."""
+        done = self.round + 1
+        self.session.log(TRAINING, "loss", self.loss, round=done)
+        if self.settings.evaluates(done):
+            for part in ("validation", "test"):
+                counted = count_right(self.session, self.trained(), part, DISGUISED)
+                counted.log(self.session, part, "accuracy", done)
+        self.session.note_dropouts(TRAINING, done)
+        return MetricRecord({"loss": self.loss})
+
+    def is_evaluation_due(self, last: bool) -> bool:  # noqa: ARG002
+        """Return False: models are measured as a round ends."""
+        return False
+
+    def configure_evaluate(
+        self,
+        server_round: int,  # noqa: ARG002
+        arrays: ArrayRecord,  # noqa: ARG002
+        config: ConfigRecord,  # noqa: ARG002
+        grid: Grid,  # noqa: ARG002
+    ) -> Iterable[Message]:
+        """Ask nobody."""
+        return []
+
+    def aggregate_evaluate(
+        self,
+        server_round: int,  # noqa: ARG002
+        replies: Iterable[Message],  # noqa: ARG002
+    ) -> MetricRecord | None:
+        """Return nothing: nobody was asked."""
+        return None
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Return the model, and what else the next round depends on."""
+        return self._model_tensors() | self.state()
+
+    def load_state(self, tensors: Mapping[str, torch.Tensor], note: Mapping[str, Any]) -> None:
+        """Put back what :meth:`tensors` returned."""
+        self._load_model(tensors)
+        self.restore(tensors, note["round"])
+
+    @abstractmethod
+    def state(self) -> dict[str, torch.Tensor]:
+        """Return what the next round depends on besides the model."""
+
+    @abstractmethod
+    def restore(self, tensors: Mapping[str, torch.Tensor], done: int) -> None:
+        """Put back what :meth:`state` returned, after so many rounds."""
 
     def _model_tensors(self) -> dict[str, torch.Tensor]:
         arrays = model_arrays(self.model)
         return {f"model/{name}": torch.from_numpy(values) for name, values in arrays.items()}
 
-    def _named(self, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        return {f"{self.task}/{name}": value for name, value in tensors.items()}
-
-    def _stand(self, done: int) -> None:
-        self.recorder.save_checkpoint(
-            self.task, self._named(self._model_tensors() | self.tensors()), done=done
-        )
-
-    def _restore(self) -> int:
-        position: dict[str, Any] = self.recorder.position(self.task)
-        if not position:
-            return 0
-        self.recall()
-        self.restore(select_prefix(f"{self.task}/", self.recorder.arrays), int(position["done"]))
-        return int(position["done"])
+    def _load_model(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        load_model_arrays(self.model, select_prefix("model/", tensors))

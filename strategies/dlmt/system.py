@@ -81,7 +81,7 @@ class Case:
         task = self.session.task(TRAINING)
         if self.recorder.is_finished(task):
             return self.settings.rounds - 1
-        return int(self.recorder.position(task).get("done", 0)) - 1
+        return int(self.recorder.position(task).get("round", 0)) - 1
 
     def _trained(self) -> Learning:
         """Return what has trained, now or before a kill."""
