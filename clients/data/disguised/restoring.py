@@ -25,7 +25,7 @@ from pudica.clients.data.errors import DataError
 from pudica.clients.data.naming import validate_data_label
 from pudica.clients.data.places import list_folder
 from pudica.clients.data.source import Content
-from pudica.clients.shields.disguises import KeyedDisguise
+from pudica.clients.shields.disguises import KeyedDisguise, require_invertible
 from pudica.models.errors import RequestError
 from pudica.models.files import write_atomically
 from pudica.models.printable import quote
@@ -56,7 +56,7 @@ def restore_dataset(
     """
     source = scan_disguised(folder)
     manifest = read_manifest(folder)
-    disguise.require_invertible()
+    require_invertible(disguise.key.steps)
     if disguise.key.fingerprint != manifest.key:
         raise RequestError(
             f"{folder} was disguised with the key {manifest.key}; the key that is given is "
