@@ -201,7 +201,14 @@ def calibrate(
     if not 0 < epsilon < math.inf:
         raise RequestError(f"epsilon: a budget must be a finite number above 0, got {epsilon:g}")
     if hasattr(config, "delta"):
-        return config.model_copy(update=_gaussian_budget(epsilon, delta, count))
+        # √count times the σ that a single release would need. Any point on that σ's (ε, δ) curve
+        # would do. At δ/count there is always an ε above 0; at δ there may be none.
+        try:
+            sigma = discrete_sigma(epsilon * (1 - TOLERANCE), delta, count)
+        except ValueError as error:
+            raise RequestError(str(error)) from error
+        single_epsilon = discrete_epsilon(sigma, delta / count)
+        return config.model_copy(update={"epsilon": single_epsilon, "delta": delta / count})
 
     def total_epsilon(single: float) -> float:
         shield = build(config.model_copy(update={"epsilon": single}), shape, batch)
@@ -216,19 +223,6 @@ def calibrate(
         middle = (low + high) / 2
         low, high = (middle, high) if total_epsilon(middle) <= epsilon else (low, middle)
     return config.model_copy(update={"epsilon": low})
-
-
-def _gaussian_budget(epsilon: float, delta: float, count: int) -> dict[str, float]:
-    """Return ε and δ of a release with √count times the σ that a single one would need.
-
-    Any point on that σ's (ε, δ) curve would do. At δ/count there is always an ε above 0; at δ
-    there may be none.
-    """
-    try:
-        sigma = discrete_sigma(epsilon * (1 - TOLERANCE), delta, count)
-    except ValueError as error:
-        raise RequestError(str(error)) from error
-    return {"epsilon": discrete_epsilon(sigma, delta / count), "delta": delta / count}
 
 
 def _validate_budget(delta: float, counts: Iterable[int]) -> None:

@@ -29,14 +29,9 @@ SENSITIVITY = 1 / math.sqrt(2)
 
 
 class BatchNormLaplaceConfig(ShieldConfig):
-    """Settings of :class:`BatchNormLaplace`.
+    """Settings of :class:`BatchNormLaplace`: ε of one element (None: no noise).
 
-    Attributes
-    ----------
-    epsilon : float or None
-        ε of one element, as the paper counts. None: no noise.
-    sensitivity : {"analysis", "experiments"}
-        2√(N−1), which the paper proves, or √(N−1), which its experiments used.
+    The sensitivity is 2√(N−1) as the paper's analysis proves, or √(N−1) as in its experiments.
     """
 
     name: Literal["batch-norm-laplace"] = "batch-norm-laplace"
@@ -164,14 +159,10 @@ class PixelLaplace(Mechanism):
 
 
 class NormGaussianConfig(ShieldConfig):
-    """Settings of :class:`NormGaussian`.
+    """Settings of :class:`NormGaussian`: (ε, δ) of one element (None: no noise).
 
-    Attributes
-    ----------
-    epsilon, delta : float or None, float
-        Of one element, as the paper counts. ε None: no noise.
-    calibration : {"classical", "analytic"}
-        σ = √(2 ln(1.25/δ))/ε as in the paper, proven for ε < 1; or the smallest σ that holds.
+    σ is √(2 ln(1.25/δ))/ε as in the paper, proven for ε < 1, or analytically the smallest that
+    holds.
     """
 
     name: Literal["norm-gaussian"] = "norm-gaussian"

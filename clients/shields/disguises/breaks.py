@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import product
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -143,7 +143,7 @@ def run_attacks(
     Raises
     ------
     RequestError
-        If the disguise is not such a composition.
+        If the disguise is no composition of MAT, MMT and Rise.
     """
     true_m, true_b = affine_coefficients(disguise)
     disguised = disguise.protect(torch.from_numpy(plain)).long().numpy()
@@ -163,8 +163,7 @@ def run_attacks(
         for n in for_factors
         if n in factors
     ]
-    guesses: tuple[Guess, ...] = ("minimum", "mid-range")
-    for guess, n in product(guesses, filter(factors.__contains__, for_offsets)):
+    for guess, n in product(get_args(Guess), filter(factors.__contains__, for_offsets)):
         b = guess_offsets(disguised[:n], factors[n], guess)
         results.append(score(guess, n, factors[n], b))
     m = recover_factors(disguised)
@@ -183,23 +182,10 @@ def search_space(
 ) -> float:
     """Return log10 of the number of images that one disguised image could come from.
 
-    Eqs. (6) and (7) for MAT, (8) and (9) for MMT; times ``rise`` for Rise+MMT. It proves nothing:
-    :func:`run_attacks` does not search.
-
-    Parameters
-    ----------
-    disguised : int64 ndarray of shape (C, H, W)
-    of : {"MAT", "MMT"}
-    rise : int
-        The largest possible RISE_V; 0 if there is no Rise.
-    as_printed : bool
-        Eq. (8) has A' where the text counts divisors of A'. By default divisors are counted; True
-        follows the printed equation.
-
-    Raises
-    ------
-    RequestError
-        For another transformation.
+    Eqs. (6) and (7) for MAT, (8) and (9) for MMT; times ``rise``, the largest possible RISE_V, for
+    Rise+MMT. Eq. (8) has A' where the text counts divisors of A': by default divisors are counted,
+    and ``as_printed`` follows the equation. The number proves nothing: :func:`run_attacks` does
+    not search. RequestError for another transformation.
     """
     values = disguised.ravel()
     if of not in ("MAT", "MMT"):
