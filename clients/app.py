@@ -27,8 +27,8 @@ app = ClientApp()
 _nodes: dict[Path, Any] = {}
 
 
-def _made(vault: Vault, assignment: Assignment, context: Context) -> Any:
-    """Return who an assignment makes of this node, on the images that it had from the first."""
+def _make_node(vault: Vault, assignment: Assignment, context: Context) -> Any:
+    """Return the role that an assignment gives this node, on the images it had from the first."""
     try:
         node = systems()[assignment.system].part("role")(vault, assignment)
     except DataError as error:
@@ -49,14 +49,16 @@ def _made(vault: Vault, assignment: Assignment, context: Context) -> Any:
 
 
 def _node(config: Mapping[str, protocol.Scalar], context: Context) -> Any:
-    """Return who a request is for, from memory or, in a fresh process, from its vault."""
+    """Return the node of a request, from memory or, in a fresh process, from its vault."""
     place = vault_path(context, str(config["run"]))
-    if place not in _nodes or not _is_current(_nodes[place], config):
+    node = _nodes.get(place)
+    # Of another case, if another process has joined for this one.
+    if node is None or getattr(node.assignment, "case", None) != config.get("case"):
         vault = vault_of(context, str(config["run"]))
         kept = vault.read("assignment.json")
         if kept is None:
             raise RuntimeError("this node has not joined the run, or its vault was emptied")
-        _nodes[place] = _made(vault, _agreed(parse_assignment(kept), context), context)
+        _nodes[place] = _make_node(vault, _agree_to(parse_assignment(kept), context), context)
     return _nodes[place]
 
 
@@ -74,19 +76,14 @@ def _account(role: Any, context: Context) -> None:
         Odometer(role.vault, anchor_of(role.vault.lasting)).note(release)
 
 
-def _agreed(assignment: Assignment, context: Context) -> Assignment:
-    """Return what a node does of what it is asked for: a deployed one has terms of its own."""
+def _agree_to(assignment: Assignment, context: Context) -> Assignment:
+    """Return what the node does of what it is asked for: a deployed one has terms of its own."""
     node = NodeConfig.of(context)
-    return node.agreed(assignment) if node else assignment
-
-
-def _is_current(node: Any, config: Mapping[str, protocol.Scalar]) -> bool:
-    """Tell whether a node is of a request's case; another process may have joined for it."""
-    return getattr(node.assignment, "case", None) == config.get("case")
+    return node.agree_to(assignment) if node else assignment
 
 
 def _find(roles: Sequence[type]) -> Find:
-    """Return what finds the node of a request, which must have one of these roles."""
+    """Return a function that finds a request's node, which must have one of these roles."""
 
     def find(config: Mapping[str, Any], context: Context) -> Any:
         node = _node(config, context)
@@ -99,33 +96,29 @@ def _find(roles: Sequence[type]) -> Find:
 
 
 def _answer_as_role(kind: str) -> Handler:
-    """Return a handler that answers as the node's own role does."""
     return lambda role, config, arrays: role.handlers[kind](role, config, arrays)
-
-
-def _roles_of(system: System) -> tuple[Any, ...]:
-    """Return the roles of a system; none if a package's can't be loaded."""
-    try:
-        return tuple(system.part("roles"))
-    except Exception as error:
-        if system in OURS:
-            raise
-        log(WARN, "system '%s' is left out: %s: %s", system.name, type(error).__name__, error)
-        return ()
 
 
 def register_roles(app: ClientApp, known: Iterable[System]) -> None:
     """Let an app answer what nodes of some systems answer, each kind as the node's role does.
 
-    A role derived from another's answers the same kinds.
+    A role derived from another's answers the same kinds. A package's system whose roles can't be
+    loaded is left out.
     """
     by_kind: dict[str, list[type]] = {}
     for system in known:
-        for role in _roles_of(system):
+        try:
+            roles = tuple(system.part("roles"))
+        except Exception as error:
+            if system in OURS:
+                raise
+            log(WARN, "system '%s' is left out: %s: %s", system.name, type(error).__name__, error)
+            continue
+        for role in roles:
             for kind in role.handlers:
                 by_kind.setdefault(kind, []).append(role)
-    for kind, roles in by_kind.items():
-        add_handlers(app, {kind: _answer_as_role(kind)}, _find(roles))
+    for kind, able in by_kind.items():
+        add_handlers(app, {kind: _answer_as_role(kind)}, _find(able))
 
 
 app.query("hello")(hello)
@@ -135,11 +128,11 @@ app.query("hello")(hello)
 def join(message: Message, context: Context) -> Message:
     """Keep the assignment in the vault and describe the data as seen from here."""
     words = protocol.words_of(message.content)
-    assignment = _agreed(parse_assignment(str(words["assignment"])), context)
+    assignment = _agree_to(parse_assignment(str(words["assignment"])), context)
 
     def content() -> RecordDict:
         vault = vault_of(context, assignment.run)
-        role = _made(vault, assignment, context)
+        role = _make_node(vault, assignment, context)
         _account(role, context)
         # Only now: who was refused must not have changed what was agreed.
         vault.write("assignment.json", assignment.model_dump_json().encode())

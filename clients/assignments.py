@@ -5,16 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    SerializeAsAny,
-    field_validator,
-    model_validator,
-)
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny, model_validator
 
 from pudica import models
 from pudica.clients import shields
@@ -32,6 +25,7 @@ from pudica.models.training import TrainingConfig
 Attack = Literal["nan", "huge", "sign-flip", "wrong-shape", "wrong-key", "empty"]
 Fronts = Literal["average", "handoff", "private", "frozen"]
 Wire = Literal["float32", "float16"]
+AnyShield = Annotated[SerializeAsAny[ShieldConfig], BeforeValidator(shields.parse_config)]
 MOST_RELEASES = 10_000
 """Of an image in one case: that many can be added up in no time."""
 USUAL_DELTA = 1e-5
@@ -40,7 +34,11 @@ OWN = "own"
 """The model of a participant that brings one the organiser does not know."""
 
 
-class Assignment(BaseModel):
+class _Settings(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Assignment(_Settings):
     """What every node is told.
 
     Attributes
@@ -54,8 +52,6 @@ class Assignment(BaseModel):
     whole : bool
         Whether the images are this node's own, of which nobody else has a share.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     if TYPE_CHECKING:
         # Each kind names its own, behind these fields: fingerprints hang on their order.
@@ -89,7 +85,7 @@ class Assignment(BaseModel):
         return {"run", "compute"}
 
 
-class ParticipantConfig(BaseModel):
+class ParticipantConfig(_Settings):
     """One participant of a competition.
 
     Attributes
@@ -104,8 +100,6 @@ class ParticipantConfig(BaseModel):
     training : TrainingConfig or None
         In place of the experiment's own schedule.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     model: ModelName
     weights: AbsolutePath | None = None
@@ -149,38 +143,21 @@ class ParticipantAssignment(Assignment):
         return super()._immaterial() | {"private_key"} | others
 
 
-class Report(BaseModel):
-    """How often a device counts right answers on one part of its images, and behind which noise.
-
-    Attributes
-    ----------
-    count : int
-        Answers.
-    epsilon : float or None
-        Of each, under a shield with a guarantee.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class Report(_Settings):
+    """How often a device counts right answers on one part of its images, with which ε for each."""
 
     count: int = Field(ge=0, le=MOST_RELEASES)
     epsilon: float | None = Field(default=None, gt=0, allow_inf_nan=False)
 
 
-class Budget(BaseModel):
-    """What all releases of an image may add up to.
-
-    Attributes
-    ----------
-    epsilon, delta : float
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class Budget(_Settings):
+    """What all releases of an image may add up to."""
 
     epsilon: float = Field(gt=0, allow_inf_nan=False)
     delta: float = Field(gt=0, lt=1)
 
 
-class NodeLimits(BaseModel):
+class NodeLimits(_Settings):
     """What a deployed device allows, whatever it is asked for: by its own settings.
 
     Attributes
@@ -194,8 +171,6 @@ class NodeLimits(BaseModel):
         The digest of the only front that it takes.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
     epsilon: float | None
     delta: float | None
     activations: int
@@ -203,43 +178,27 @@ class NodeLimits(BaseModel):
 
 
 class EdgeAssignment(Assignment):
-    """A device of split learning.
+    """A device of split learning; settings as in ``split`` of an experiment, and these.
 
     Attributes
     ----------
-    case : str
-        Of the experiment; what the vault keeps is kept by case.
-    model, cut : str
-        The whole model, and the layer after which the device's front ends.
-    fronts : {"average", "handoff", "private", "frozen"}
-        How the devices' fronts are kept equal, or not.
-    shield : ShieldConfig
-        Between front and wire.
     noise : {"seeded", "secret"}
-        ``seeded``: from ``seed``, to be repeated. ``secret``: from a key that the device
-        draws from the system's randomness and keeps in its vault.
+        From ``seed``, to be repeated; or from a key that the device draws from the system's
+        randomness and keeps in its vault.
     seed : int
         Of the order of batches, dropout and seeded noise.
     batch_size : int
         The most examples that are protected together.
-    wire : {"float32", "float16"}
-        Of smashed data and gradients in messages.
-    optimizer : OptimizerConfig
-        Of a front that learns on the device.
     releases : int
         How often each training example's activation is to be released.
     test_features : bool
         Whether test activations are to be sent, to be classified by the cloud.
-    reports : dict of str to Report
-        By part: how often right answers are counted.
-    report : bool
-        Whether the device says how often it was right.
+    reports, report : dict of str to Report, bool
+        By part, how often right answers are counted; whether the device says so.
     budget : Budget or None
         What the releases of this case may add up to.
     limits : NodeLimits or None
         Of the device itself; an organiser's do not count.
-    plain_to_cloud : bool
-        Whether it may send test activations without noise, to compare.
     """
 
     system: Literal["split"] = "split"
@@ -247,7 +206,7 @@ class EdgeAssignment(Assignment):
     model: str
     cut: str
     fronts: Fronts
-    shield: SerializeAsAny[ShieldConfig]
+    shield: AnyShield
     noise: Literal["seeded", "secret"]
     seed: int
     batch_size: int = Field(ge=1, le=MOST_RELEASES)
@@ -263,11 +222,7 @@ class EdgeAssignment(Assignment):
 
     @property
     def guaranteed(self) -> bool:
-        """Whether something is promised to each of the device's images.
-
-        That is so if nothing leaves but behind a mechanism for records, under secret noise, of
-        a front that does not learn from them.
-        """
+        """Whether something is promised to each of the device's images."""
         return is_guaranteed(self.shield, self.fronts, self.noise)
 
     def _immaterial(self) -> set[str]:
@@ -275,24 +230,12 @@ class EdgeAssignment(Assignment):
         limits = {"releases", "test_features", "reports", "report", "budget", "limits"}
         return super()._immaterial() | limits
 
-    @field_validator("shield", mode="before")
-    @classmethod
-    def _own_settings(cls, values: Any) -> Any:
-        return shields.parse_config(values)
 
-
-class SplitTerms(BaseModel):
+class SplitTerms(_Settings):
     """What a strategy tells the edges of somebody's own app, whose model and data it does not know.
 
-    Attributes
-    ----------
-    fronts, batch_size, wire, seed
-        As of :class:`EdgeAssignment`.
-    optimizer : OptimizerConfig or None
-        Of a front that learns on the device; None: the device says.
+    Settings as of :class:`EdgeAssignment`; without an optimizer, the device says.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     fronts: Fronts
     batch_size: int = Field(ge=1, le=MOST_RELEASES)
@@ -309,9 +252,8 @@ def hash_name(run: str, name: str) -> str:
 def is_guaranteed(shield: ShieldConfig, fronts: Fronts, noise: str) -> bool:
     """Tell whether a device of split learning promises something to each of its images.
 
-    Parameters
-    ----------
-    noise : {"seeded", "secret"}
+    That is so if nothing leaves but behind a mechanism for records, under secret noise, of a front
+    that does not learn from them.
     """
     noisy = getattr(shield, "epsilon", None) is not None
     protects = shield.name in shields.RECORD_LEVEL and noisy
@@ -319,30 +261,13 @@ def is_guaranteed(shield: ShieldConfig, fronts: Fronts, noise: str) -> bool:
 
 
 class OwnerAssignment(Assignment):
-    """An owner of images in DLMT.
+    """An owner of images in DLMT; settings as in ``dlmt`` of an experiment, and these.
 
     Attributes
     ----------
-    case : str
-        Of the experiment.
-    shield : str or None
-        How images are disguised, in the notation of :mod:`pudica.clients.shields.disguises`.
     key : str
         ``shared``: from ``data_seed``; ``per-owner``: from that and the partition; else the
         name of a file.
-    train : {"central", "federated"}
-        Whether the cloud trains on disguised images, or the owner does.
-    model : str
-    training : TrainingConfig
-    local_epochs : int
-        In a round.
-    keep_momentum : bool
-        From round to round; otherwise each begins without.
-    measures : bool
-        Whether models may be shown its plain images, and what others make of disguised ones, to
-        count what they get right.
-    examiner : str or None
-        The model, besides its own, that may be.
     seed : int
         Of the order of batches and of augmentation.
     report : bool
@@ -369,38 +294,27 @@ class OwnerAssignment(Assignment):
 
 
 class InferenceAssignment(Assignment):
-    """An edge of FaceMix.
+    """An edge of FaceMix; settings as in ``facemix`` of an experiment, and these.
 
     Attributes
     ----------
-    case : str
-        Of the experiment; what the vault keeps is kept by case.
-    model : str
     stages : (str, str)
         The layers after which ``pre`` and ``main`` end.
-    shield : ShieldConfig
-        Around ``main``.
     keys : {"seeded", "secret"}
-        ``seeded``: from ``seed``, to be repeated. ``secret``: from a key in the vault.
-    train : {"central", "split"}
-        Whether the edge takes part in training.
+        As ``noise`` of :class:`EdgeAssignment`.
     seed : int
         Of the order of batches, augmentation and seeded keys.
     batch_size, request : int
         Images of a training batch, and of a request.
-    augment : str
     class_weights : {"none", "balanced"}
-        Of no and yes of each attribute, in training; by the edge's own images.
-    wire : {"float32", "float16"}
-    report : bool
-        Whether the edge says how often it was right.
+        By the edge's own images.
     """
 
     system: Literal["facemix"] = "facemix"
     case: CaseName
     model: str
     stages: tuple[str, str]
-    shield: SerializeAsAny[ShieldConfig]
+    shield: AnyShield
     keys: Literal["seeded", "secret"]
     train: Literal["central", "split"]
     seed: int
@@ -416,23 +330,9 @@ class InferenceAssignment(Assignment):
         """The most examples that are protected together, decoys among them."""
         return padded_count(max(self.batch_size, self.request), self.shield)
 
-    @field_validator("shield", mode="before")
-    @classmethod
-    def _own_settings(cls, values: Any) -> Any:
-        return shields.parse_config(values)
-
-
-AnyAssignment = ParticipantAssignment | EdgeAssignment | OwnerAssignment | InferenceAssignment
-
 
 def parse_assignment(text: str | bytes) -> Any:
-    """Return the assignment that a message or a vault holds as JSON.
-
-    Raises
-    ------
-    RuntimeError
-        It is of a system that is not installed here.
-    """
+    """Return an assignment from JSON; RuntimeError if its system is not installed here."""
     name = json.loads(text).get("system")
     if name not in systems():
         raise RuntimeError(

@@ -3,58 +3,6 @@
 Every message holds at most an ``arrays`` record and a ``config`` (request) or ``metrics``
 (reply) record. No message of any kind carries a label of a test set.
 
-====================  ==============================================================
-kind                  request → reply
-====================  ==============================================================
-``query.hello``       → which partition this node is, and the code it runs
-``query.join``        assignment → shape, classes, sizes and fingerprint of the data;
-                      of FaceMix also what its attributes are called
-====================  ==============================================================
-
-THEMIS. No message carries a model weight.
-
-====================  ==============================================================
-``train.local``       epoch → loss and validation accuracy after that epoch
-``train.gradient``    μ, ρ → gradient of the model's loss on the noisy batches
-``train.visit``       μ, ρ, Adam's moments → the same after local steps
-``evaluate.noisy``    μ, ρ → accuracy on the noisy public validation set
-``evaluate.density``  → mean and variance of the density the model implies, Eq. (1)
-``evaluate.predict``  images → predicted classes
-====================  ==============================================================
-
-Split learning. The front is in no message unless the fronts are kept equal by averaging them
-or handing one on, or it is the public one that all start from.
-
-=====================  =============================================================
-``train.smash``        gradient at the cut of the last batches → smashed data, labels
-``train.front``        gradient at the cut → gradient of the front
-``query.front``        gradient at the cut → the front, to be handed on
-``evaluate.whole``     back → how many the whole model gets right here, with noise under a
-                       guarantee
-``evaluate.features``  → features of some test images; predicted classes of all → how many right
-=====================  =============================================================
-
-DLMT. Images are in messages only where the cloud trains, and disguised as their owner says.
-
-=====================  =============================================================
-``query.statistics``   → mean and deviation of each channel of the disguised images
-``query.images``       which → disguised images, labels
-``train.round``        model → the same after local epochs
-``evaluate.right``     model → how many it gets right here
-``query.audit``        → how much the disguise shows, and how far attacks on it come
-=====================  =============================================================
-
-FaceMix. Labels are in no message; where edges answer themselves, predictions are in none.
-
-=====================  =============================================================
-``query.adopt``        first and last stage, normalisation →
-``query.infer``        what the cloud made of a request → the next request's mixtures
-``evaluate.counts``    → how often which answer was right, if the edge says so
-``train.mixtures``     first and last stage → a training batch's mixtures
-``train.outputs``      what the cloud made of them → loss, and gradient on it
-``train.ends``         gradient on the mixtures → gradients of first and last stage
-=====================  =============================================================
-
 A deployed node answers anything with ``busy`` while another process of it is at work. Messages
 carry the exchange's name as their group, by which one that comes twice is known again. Other
 groups, such as a round's number, say nothing of the kind.
@@ -76,33 +24,40 @@ from flwr.common.constant import SType
 
 from pudica.clients.shields.grid import IntegerGrid
 
-HELLO = "query.hello"
-JOIN = "query.join"
-LOCAL = "train.local"
-GRADIENT = "train.gradient"
-VISIT = "train.visit"
-NOISY = "evaluate.noisy"
-DENSITY = "evaluate.density"
-PREDICT = "evaluate.predict"
+# Each kind of message: request → reply.
+HELLO = "query.hello"  # → which partition this node is, and the code it runs
+JOIN = "query.join"  # assignment → shape, classes, sizes and fingerprint of the data, and the like
 
-SMASH = "train.smash"
-FRONT_GRADIENT = "train.front"
-FRONT = "query.front"
-WHOLE = "evaluate.whole"
-FEATURES = "evaluate.features"
+# THEMIS. No message carries a model weight.
+LOCAL = "train.local"  # epoch → loss and validation accuracy after that epoch
+GRADIENT = "train.gradient"  # μ, ρ → gradient of the model's loss on the noisy batches
+VISIT = "train.visit"  # μ, ρ, Adam's moments → the same after local steps
+NOISY = "evaluate.noisy"  # μ, ρ → accuracy on the noisy public validation set
+DENSITY = "evaluate.density"  # → mean and variance of the density the model implies, Eq. (1)
+PREDICT = "evaluate.predict"  # images → predicted classes
 
-STATISTICS = "query.statistics"
-IMAGES = "query.images"
-ROUND = "train.round"
-RIGHT = "evaluate.right"
-AUDIT = "query.audit"
+# Split learning. The front is in no message unless the fronts are kept equal by averaging them
+# or handing one on, or it is the public one that all start from.
+SMASH = "train.smash"  # gradient at the cut of the last batches → smashed data, labels
+FRONT_GRADIENT = "train.front"  # gradient at the cut → gradient of the front
+FRONT = "query.front"  # gradient at the cut → the front, to be handed on
+WHOLE = "evaluate.whole"  # back → how many the whole model gets right (noisy under a guarantee)
+FEATURES = "evaluate.features"  # → features of some test images; all predictions → how many right
 
-ADOPT = "query.adopt"
-INFER = "query.infer"
-COUNTS = "evaluate.counts"
-MIXTURES = "train.mixtures"
-OUTPUTS = "train.outputs"
-ENDS = "train.ends"
+# DLMT. Images are in messages only where the cloud trains, and disguised as their owner says.
+STATISTICS = "query.statistics"  # → mean and deviation of each channel of the disguised images
+IMAGES = "query.images"  # which → disguised images, labels
+ROUND = "train.round"  # model → the same after local epochs
+RIGHT = "evaluate.right"  # model → how many it gets right here
+AUDIT = "query.audit"  # → how much the disguise shows, and how far attacks on it come
+
+# FaceMix. Labels are in no message; where edges answer themselves, predictions are in none.
+ADOPT = "query.adopt"  # first and last stage, normalisation →
+INFER = "query.infer"  # what the cloud made of a request → the next request's mixtures
+COUNTS = "evaluate.counts"  # → how often which answer was right, if the edge says so
+MIXTURES = "train.mixtures"  # first and last stage → a training batch's mixtures
+OUTPUTS = "train.outputs"  # what the cloud made of them → loss, and gradient on it
+ENDS = "train.ends"  # gradient on the mixtures → gradients of first and last stage
 
 BUSY = "busy"
 
@@ -158,10 +113,8 @@ def generator_arrays(values: np.ndarray) -> ArrayRecord:
 def generator_reply(values: np.ndarray, metrics: Mapping[str, int | float]) -> RecordDict:
     """Return the content of a reply about a noise generator.
 
-    Parameters
-    ----------
-    values : float32 ndarray of shape (2, C, H, W) or (6, C, H, W)
-        μ and ρ, or their gradients; then Adam's moments, which are no array of the strategy.
+    ``values``, float32 of shape (2 or 6, C, H, W), are μ and ρ, or their gradients; then Adam's
+    moments, which are no array of the strategy.
     """
     content = _content("metrics", MetricRecord(dict(metrics)), {})
     content["arrays"] = generator_arrays(values[:2])
@@ -176,18 +129,7 @@ def pack_moments(values: np.ndarray) -> bytes:
 
 
 def unpack_moments(data: object, shape: tuple[int, ...]) -> np.ndarray:
-    """Return Adam's moments of μ and ρ, float32 of shape (4, C, H, W).
-
-    Parameters
-    ----------
-    shape : tuple of int
-        Of an image.
-
-    Raises
-    ------
-    ValueError
-        If the bytes are others.
-    """
+    """Return Adam's moments of μ and ρ, float32 (4, C, H, W) for images of a shape; ValueError."""
     wanted = (2 * len(GENERATOR), *shape)
     if not isinstance(data, bytes) or len(data) != 4 * math.prod(wanted):
         raise ValueError(f"moments that are no {wanted} of float32")
@@ -219,26 +161,14 @@ def words_of(content: RecordDict) -> dict[str, Scalar]:
 
 
 def numbers_of(content: RecordDict) -> dict[str, float]:
-    """Return the measurements in a reply.
-
-    Raises
-    ------
-    ValueError
-        If one of them is not a finite number.
-    """
+    """Return the measurements in a reply; ValueError if one of them is not a finite number."""
     return {name: number_of(content, name) for name in _metrics(content)}
 
 
 def number_of(
     content: RecordDict, name: str, least: float = -LARGEST, most: float = LARGEST
 ) -> float:
-    """Return one measurement in a reply.
-
-    Raises
-    ------
-    KeyError, ValueError
-        If it is missing, or is no number within these bounds.
-    """
+    """Return one measurement in a reply; KeyError or ValueError unless it is within the bounds."""
     value = _metrics(content)[name]
     # Whole numbers of any size can be compared with floats, but not converted into them.
     if type(value) not in (int, float) or not least <= value <= most:
@@ -254,13 +184,7 @@ def count_of(content: RecordDict, name: str, most: int) -> int:
 
 
 def whole(values: Mapping[str, Any], name: str, least: int, most: int) -> int:
-    """Return one of some values that came, which must be a whole number.
-
-    Raises
-    ------
-    KeyError, ValueError
-        If it is missing, or is no whole number within these bounds.
-    """
+    """Return one of some values that came, a whole number within bounds; KeyError or ValueError."""
     value = values[name]
     if type(value) is not int or not least <= value <= most:
         raise ValueError(f"'{name}' must be a whole number {least} to {most}, is {value!r}")
@@ -280,12 +204,9 @@ def _metrics(content: RecordDict) -> Mapping[str, Any]:
 
 
 def arrays_of(content: RecordDict) -> dict[str, np.ndarray]:
-    """Return all arrays of a message, decoded; nothing in them is ever unpickled.
+    """Return all arrays of a message; nothing in them is ever unpickled.
 
-    Raises
-    ------
-    ValueError
-        An array that does not hold what it says it holds.
+    ValueError if one does not hold what it says it holds.
     """
     encoded = _encoded(content)
     if sum(len(array.data) for array in encoded.values()) > LARGEST_REPLY:
@@ -298,11 +219,8 @@ def array_of(
 ) -> np.ndarray:
     """Return one array of a message.
 
-    Raises
-    ------
-    KeyError, ValueError
-        If it is missing, of another shape or type than was asked for, or holds values that are
-        not finite, or absurd.
+    KeyError or ValueError if it is missing, of another shape or type than was asked for, or holds
+    values that are not finite, or absurd.
     """
     values = _decoded(_encoded(content)[name])
     if values.shape != shape or values.dtype != dtype:
@@ -372,16 +290,10 @@ def _is_header(header: bytes, dtype: np.dtype, shape: tuple[int, ...]) -> bool:
 def labels_of(
     content: RecordDict, name: str, count: int, classes: int, dtype: str = "int64"
 ) -> np.ndarray:
-    """Return labels that came, if they are so many, and of the classes that there are.
-
-    Raises
-    ------
-    KeyError, ValueError
-        If they are not.
-    """
+    """Return labels that came; KeyError or ValueError unless so many, of the classes there are."""
     labels = array_of(content, name, (count,), dtype)
     if count and not 0 <= labels.min() <= labels.max() < classes:
-        raise ValueError(f"a label outside 0 to {classes - 1}: a class that the cloud has not")
+        raise ValueError(f"a label outside 0 to {classes - 1}: a class that the cloud doesn't have")
     return labels
 
 
@@ -398,15 +310,10 @@ def batch_sizes(examples: int, size: int) -> list[int]:
 
 
 def on_wire(tensor: torch.Tensor, kind: str, grid: IntegerGrid | None = None) -> np.ndarray:
-    """Return a tensor as it travels.
+    """Return a tensor as it travels: as integers if its values are whole steps of a grid.
 
-    Parameters
-    ----------
-    kind : {"float32", "float16"}
-        What is too large for float16 is cut off: rounding is no use of the data, so it costs
-        no privacy.
-    grid : Grid, optional
-        Of which the values are whole steps: the integers travel.
+    What is too large for a ``kind`` of float16 is cut off: rounding is no use of the data, so it
+    costs no privacy.
     """
     if grid:
         return grid.to_integers(tensor)
@@ -420,7 +327,7 @@ def on_wire(tensor: torch.Tensor, kind: str, grid: IntegerGrid | None = None) ->
 def payload_bytes(content: RecordDict) -> int:
     """Return the size of a message's content: arrays as serialised, scalars, and their keys.
 
-    Flower's own ``count_bytes`` raises on an empty string, so it is not used.
+    Flower's own ``count_bytes`` raises on an empty string.
     """
     array_records: list[ArrayRecord] = list(content.array_records.values())
     arrays = (item for record in array_records for item in record.items())
@@ -435,8 +342,7 @@ def payload_bytes(content: RecordDict) -> int:
 def code_fingerprint() -> str:
     """Return the hash of the code that a node runs: the packages models and clients.
 
-    The organiser compares it with its own before anything else: a node runs the Pudica that is
-    installed there, which may be another version.
+    The organiser compares it with its own: a node may have another version installed.
     """
     digest = hashlib.blake2b(digest_size=16)
     root = Path(__file__).parent.parent

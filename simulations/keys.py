@@ -11,7 +11,7 @@ import torch
 from pudica.analysis.breaks import draw_breaks
 from pudica.analysis.drawing import plot_style, save
 from pudica.clients.data import DataConfig, load
-from pudica.clients.shields.disguises import Key, KeyedDisguise
+from pudica.clients.shields.disguises import Key, KeyedDisguise, describe_loss
 from pudica.clients.shields.disguises.breaks import run_attacks, standardise
 from pudica.models.errors import RequestError
 from pudica.models.randomness import SystemGenerator, derive
@@ -60,7 +60,7 @@ def describe_key(key: Key) -> list[str]:
 
 def describe_inverse(disguise: KeyedDisguise) -> str:
     """Describe how the disguise can be undone, if at all."""
-    lost = disguise.loss_description
+    lost = describe_loss(disguise.key.steps)
     return f"none: {lost}" if lost else "with this key"
 
 

@@ -16,8 +16,7 @@ from torch.nn.functional import cross_entropy
 
 from pudica.clients.data import ImageSet, Part
 from pudica.clients.data.examples import load_pixels
-from pudica.clients.runtime.discretion import keep_to_itself
-from pudica.clients.runtime.role import OwnApp, Role, reply_once, run_of
+from pudica.clients.runtime.role import OwnApp, Role, keep_to_itself, reply_once, run_of
 from pudica.clients.runtime.vault import AnyVault
 from pudica.clients.shields.disguises import Key, KeyedDisguise
 from pudica.models import optimizers
@@ -30,7 +29,7 @@ from pudica.models.training import Training, TrainingConfig
 from pudica.models.trial import count_classes
 
 if TYPE_CHECKING:
-    from pudica.clients.shields.disguises import Disguise
+    from pudica.clients.shields import Disguise
 
 CONSTANT_RATE = TrainingConfig(gamma=1.0)
 KEY = "disguise-key"

@@ -34,22 +34,10 @@ def exchange_of(message: Message) -> str:
     return f"{message.metadata.message_type}/{group}" if group.startswith(EXCHANGE) else ""
 
 
-def answered_once(vault: AnyVault, exchange: str, answer: Callable[[], RecordDict]) -> RecordDict:
-    """Return a node's answer: the one that it gave already, if it gave one.
+def answer_once(vault: AnyVault, exchange: str, answer: Callable[[], RecordDict]) -> RecordDict:
+    """Return a node's answer to an exchange: the one that its vault keeps, or a new one.
 
-    Parameters
-    ----------
-    vault : AnyVault
-        Of the node. What it answered last is kept there.
-    exchange : str
-        By which a request is known again.
-    answer : callable
-        Does what is asked for.
-
-    Returns
-    -------
-    RecordDict
-        Or :func:`pudica.clients.protocol.busy`, if another process of this node is at work.
+    It is :func:`.protocol.busy` if another process of this node is at work.
     """
     with vault.alone() as alone:
         if not alone:

@@ -13,18 +13,11 @@ class Memory:
 
     It is the grid's, and gone with it: what another one's nodes kept is nobody's here, though runs
     and nodes may have the same names.
-
-    Attributes
-    ----------
-    vaults : dict
-        By run and node id.
-    roles : dict
-        By app, run and node id.
     """
 
     def __init__(self) -> None:
-        self.vaults: dict[tuple[str, int], Any] = {}
-        self.roles: dict[tuple[Any, str, int], Any] = {}
+        self.vaults: dict[tuple[str, int], Any] = {}  # by run and node id
+        self.roles: dict[tuple[Any, str, int], Any] = {}  # by app, run and node id
 
 
 _current: ContextVar[Memory | None] = ContextVar("memory", default=None)

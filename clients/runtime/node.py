@@ -8,14 +8,7 @@ from typing import Annotated, Any, Literal, Self
 
 import yaml
 from flwr.app import Context
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from pudica.clients import shields
 from pudica.clients.assignments import (
@@ -43,10 +36,8 @@ from pudica.models.settings import explain_errors
 
 NODE = "node"
 """The key of Flower's node configuration that names the file."""
-
 LEAST_GROUPS = 8
 """Of a request: shuffled among fewer, mixtures are easier to take apart."""
-
 USUAL_RELEASES = 100
 """Of an image's activations, behind noise that promises nothing."""
 
@@ -54,16 +45,13 @@ Server = Annotated[str, Field(pattern=r"^[^\s:/]+:\d+$", description="HOST:PORT"
 
 
 class OwnData(BaseModel):
-    """Where this node's images are.
+    """Where this node's images are; settings as in an experiment's ``data``.
 
     Attributes
     ----------
     name : str or None
         A data set's name: its own images, of which it holds nobody else's share. Left out: the
         organiser's set, of which the node takes its share where a system divides it.
-    root, path, label, split
-        As in an experiment's ``data``.
-    attributes : tuple of str
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -75,14 +63,8 @@ class OwnData(BaseModel):
     split: Literal["own", "public", "train-test", "4:1:1", "9:1"] | None = None
     attributes: tuple[str, ...] = ()
 
-    def applied(self, config: DataConfig) -> DataConfig:
-        """Return the organiser's settings with this node's own in their place.
-
-        Raises
-        ------
-        RequestError
-            If they do not go together.
-        """
+    def apply_to(self, config: DataConfig) -> DataConfig:
+        """Return the organiser's settings with this node's own in them, or raise RequestError."""
         own = {key: value for key, value in self.model_dump().items() if value}
         # Nobody else says which files are read here, nor which column of one's own data counts.
         foreign = {"root", "path", "key", "download"}
@@ -97,11 +79,7 @@ class OwnData(BaseModel):
 class NodeBudget(BaseModel):
     """What all releases of an image may add up to, in all runs together.
 
-    Attributes
-    ----------
-    epsilon : float
-    delta : float or None
-        None: 1e-5, or one in as many as the node has images if that is less.
+    δ None: 1e-5, or one in as many as the node has images if that is less.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -111,64 +89,11 @@ class NodeBudget(BaseModel):
 
 
 class NodeConfig(BaseModel):
-    """A node of a deployment.
-
-    Attributes
-    ----------
-    name : str
-        By which the organiser registered it.
-    server : str
-        ``HOST:PORT`` of the organiser.
-    certificate : Path
-        Of the authority by which the organiser's server shows who it is.
-    private_key : Path
-        By which this node shows who it is.
-    vault : Path
-        What the node keeps to itself.
-    systems : tuple of str
-        In what it takes part; anything else is refused.
-    data : OwnData
-    model : str or None
-        THEMIS: its own, a name of the zoo, ``custom:FILE.py:callable`` or a ``.pt2`` file.
-    weights : Path or None
-        THEMIS: safetensors of a model that is trained already.
-    key : Path or None
-        DLMT: by which its images are disguised, and in no other way.
-    train : {"central", "federated"} or None
-        DLMT: the only way in which it takes part.
-    measures : bool
-        DLMT, with a key: whether it says what others' models make of its plain images.
-    shield : dict or None
-        Split learning: settings that the shield at the cut must have. Noise is secret then, and
-        nothing is sent without it.
-    fronts : tuple of str or None
-        Split learning, with a shield: how fronts may be kept; ``average`` and ``handoff`` send
-        gradients and weights in the clear, and no front that learns leaves a guarantee. Left
-        out: ``frozen``, and ``private`` where the shield has no guarantee.
-    cut : str or None
-        Split learning: the only layer after which the model may be cut.
-    releases : int or None
-        Split learning, with a shield: how often an image's activations may leave, in all runs
-        together. Left out: once where the shield has a guarantee, else 100 times.
-    budget : NodeBudget or None
-        Split learning, with a shield that has a guarantee: what all releases of an image may add
-        up to, in all runs together. Left out: what ``releases`` of this shield do.
-    front : str or None
-        Split learning: the digest of the only front that the device takes.
-    mixing : int or None
-        FaceMix: the least group; keys are secret then, and the edge does not train.
-    report : {"none", "noisy", "exact"} or None
-        Split learning, DLMT, FaceMix: how it says how often models were right on its validation
-        and test images. Left out: ``noisy`` behind a shield with a guarantee, and paid for;
-        ``exact`` where the organiser is trusted with all else, otherwise ``none``.
-    trust_organiser : bool
-        Whether the organiser alone may say how images are protected, where the above does not.
-    device : {"auto", "cpu", "cuda"} or None
-    threads : int or None
-    """
+    """A node of a deployment; docs/deployment.md says what each setting does."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    # Who it is, and whom it trusts.
     name: NodeName
     server: Server
     certificate: AbsolutePath
@@ -176,22 +101,34 @@ class NodeConfig(BaseModel):
     vault: AbsolutePath
     systems: tuple[str, ...] = Field(min_length=1)
     data: OwnData = OwnData()
+    trust_organiser: bool = False
+    device: Literal["auto", "cpu", "cuda"] | None = None
+    threads: int | None = Field(default=None, ge=1, le=1024)
+
+    # THEMIS: its own model, and weights that are trained already.
     model: ModelName | None = None
     weights: AbsolutePath | None = None
+
+    # DLMT: the only disguise and the only training in which it takes part, and whether it says
+    # what others' models make of its plain images.
     key: AbsolutePath | None = None
     train: Literal["central", "federated"] | None = None
     measures: bool = False
+
+    # Split learning: settings that the shield must have, with secret noise; behind it, what may
+    # happen to the front, and how much may leave in all runs together.
     shield: dict[str, Any] | None = None
     fronts: tuple[Fronts, ...] | None = Field(default=None, min_length=1)
     cut: str | None = None
     releases: int | None = Field(default=None, ge=1)
     budget: NodeBudget | None = None
     front: str | None = Field(default=None, pattern=r"^[0-9a-f]{32}$", description="32 hex digits")
+
+    # FaceMix: the least group; keys are secret then, and the edge does not train.
     mixing: int | None = Field(default=None, ge=2)
+
+    # Split learning, DLMT, FaceMix: how it counts right answers on validation and test images.
     report: Literal["none", "noisy", "exact"] | None = None
-    trust_organiser: bool = False
-    device: Literal["auto", "cpu", "cuda"] | None = None
-    threads: int | None = Field(default=None, ge=1, le=1024)
 
     @field_validator("systems")
     @classmethod
@@ -206,7 +143,7 @@ class NodeConfig(BaseModel):
     def _known(cls, settings: dict[str, Any] | None) -> dict[str, Any] | None:
         if settings is None:
             return None
-        shields.validate_settings(settings)
+        shields.validate_names(settings)
         schema, kind = shields.SHIELDS[settings["name"]]
         if issubclass(kind, Mechanism) and settings.get("epsilon") is None:
             raise ValueError(
@@ -223,39 +160,37 @@ class NodeConfig(BaseModel):
             for name in ("fronts", "cut", "releases", "budget", "front"):
                 if getattr(self, name) is not None:
                     raise ValueError(f"{name}: needs a shield, behind which it holds")
-        if not self.guarantees:
-            self._check_no_guarantee()
-        elif self.report == "exact":
+        if self.guarantees and self.report == "exact":
             raise ValueError(
                 "report: 'exact' counts are no part of what this shield promises; allowed: noisy, "
                 "none"
             )
-        return self
-
-    def _check_no_guarantee(self) -> None:
-        if self.budget:
+        if self.budget and not self.guarantees:
             raise ValueError(
                 "budget: needs a shield that has a guarantee to spend; allowed: "
                 + ", ".join(shields.RECORD_LEVEL)
             )
-        if self.report == "noisy":
+        if self.report == "noisy" and not self.guarantees:
             raise ValueError(
                 "report: 'noisy' needs a shield that has a guarantee; allowed: none, exact"
             )
+        return self
 
     @property
     def guarantees(self) -> bool:
         """Whether this node's images are promised something in split learning."""
-        name = self.shield["name"] if self.shield else ""
-        return name in shields.RECORD_LEVEL and self.allowed_fronts == ("frozen",)
+        return self._is_record_level and self.allowed_fronts == ("frozen",)
+
+    @property
+    def _is_record_level(self) -> bool:
+        return self.shield is not None and self.shield["name"] in shields.RECORD_LEVEL
 
     @property
     def allowed_fronts(self) -> tuple[Fronts, ...]:
         """How fronts may be kept: as it says, else only in ways that spoil no guarantee."""
         if self.fronts is not None:
             return self.fronts
-        record = self.shield is not None and self.shield["name"] in shields.RECORD_LEVEL
-        return ("frozen",) if record else ("frozen", "private")
+        return ("frozen",) if self._is_record_level else ("frozen", "private")
 
     @property
     def reports(self) -> Literal["none", "noisy", "exact"]:
@@ -292,13 +227,7 @@ class NodeConfig(BaseModel):
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """Return the settings of a file; paths in it are relative to its folder.
-
-        Raises
-        ------
-        RequestError
-            It is not there, or something in it is not allowed.
-        """
+        """Return a file's settings, paths relative to its folder, or raise RequestError."""
         try:
             values = yaml.safe_load(path.read_text(encoding="utf-8"))
             return cls.model_validate(values, context={"folder": path.parent})
@@ -315,7 +244,7 @@ class NodeConfig(BaseModel):
         place = context.node_config.get(NODE)
         return cls.read(Path(str(place))) if place else None
 
-    def agreed(self, assignment: Assignment) -> Assignment:
+    def agree_to(self, assignment: Assignment) -> Assignment:
         """Return what the organiser asks for, with this node's own choices in it.
 
         Raises
@@ -333,17 +262,21 @@ class NodeConfig(BaseModel):
                 "without end; take part in it with other images, in a folder of its own"
             )
         changes: dict[str, Any] = {
-            "data": self.data.applied(assignment.data),
-            "compute": self.computes(assignment.compute),
+            "data": self.data.apply_to(assignment.data),
+            "compute": self.configure_compute(assignment.compute),
             "whole": self.data.name is not None,
-            **self._own(assignment),
         }
+        match assignment:
+            case ParticipantAssignment():
+                changes |= self._as_participant(assignment)
+            case OwnerAssignment():
+                changes |= self._as_owner(assignment)
+            case EdgeAssignment():
+                changes |= self._as_edge(assignment)
+            case InferenceAssignment():
+                changes |= self._as_inference_edge(assignment)
         agreed = type(assignment).model_validate({**assignment.model_dump(), **changes})
-        self._check_models(agreed)
-        return agreed
-
-    def _check_models(self, agreed: Assignment) -> None:
-        """See that no code or file is loaded that only the organiser names."""
+        # No code or file is loaded that only the organiser names.
         theirs = [name for name in agreed.list_models() if name != self.model]
         foreign = any(name.startswith(PREFIX) or name.endswith(SUFFIX) for name in theirs)
         if foreign and not self.trust_organiser:
@@ -351,23 +284,12 @@ class NodeConfig(BaseModel):
                 "the organiser names a model that is code or a file of this node; it loads none "
                 "but its own, model: … in node.yaml"
             )
+        return agreed
 
-    def computes(self, compute: ComputeConfig) -> ComputeConfig:
-        """Return how it computes."""
+    def configure_compute(self, compute: ComputeConfig) -> ComputeConfig:
+        """Return how it computes: as it says itself, else as it is asked to."""
         own = {"device": self.device, "threads": self.threads}
         return compute.model_copy(update={k: v for k, v in own.items() if v is not None})
-
-    def _own(self, assignment: Assignment) -> dict[str, Any]:
-        if isinstance(assignment, ParticipantAssignment):
-            return self._as_participant(assignment)
-        if isinstance(assignment, OwnerAssignment):
-            return self._as_owner(assignment)
-        if isinstance(assignment, EdgeAssignment):
-            self._check_shield(assignment)
-            return self._limits(assignment)
-        if isinstance(assignment, InferenceAssignment):
-            return self._as_inference_edge(assignment)
-        return {}
 
     def _as_participant(self, assignment: ParticipantAssignment) -> dict[str, Any]:
         model = self.model or assignment.participant.model
@@ -386,7 +308,7 @@ class NodeConfig(BaseModel):
             )
         reports = {"report": self.reports != "none"}
         if self.key is None:
-            self._trusting("key")
+            self._require_trust("key")
             return reports
         try:
             key = Key.load(self.key)
@@ -403,15 +325,33 @@ class NodeConfig(BaseModel):
             )
         return {"key": str(self.key), **reports}
 
-    def _check_shield(self, assignment: EdgeAssignment) -> None:
+    def _as_edge(self, assignment: EdgeAssignment) -> dict[str, Any]:
+        report = {"report": self.reports != "none"}
         if self.shield is None:
-            self._trusting("shield")
-            return
+            self._require_trust("shield")
+            return {**report, "limits": None}
+        self._check_shield(self.shield, assignment)
+        epsilon, delta = self.total
+        # The device's own limits; its organiser's word for them does not count.
+        limits = NodeLimits(
+            epsilon=epsilon, delta=delta, activations=self.activations, front=self.front
+        )
+        reports = assignment.reports if self.reports != "none" else {}
+        return {**report, "limits": limits, "reports": reports}
+
+    def _check_shield(self, own: Mapping[str, Any], assignment: EdgeAssignment) -> None:
         theirs = assignment.shield.model_dump()
+
+        def is_stricter(name: str) -> bool:
+            if theirs["name"] != own["name"] or name not in ("epsilon", "delta"):
+                return False
+            value = theirs.get(name)
+            return value is not None and value <= own[name]
+
         wanted: dict[str, tuple[Any, list[Any]]] = {
             name: (theirs.get(name), [value])
-            for name, value in self.shield.items()
-            if not self._is_less(name, theirs)
+            for name, value in own.items()
+            if not is_stricter(name)
         }
         wanted["noise"] = (assignment.noise, ["secret"])
         wanted["plain_to_cloud"] = (assignment.plain_to_cloud, [False])
@@ -421,32 +361,13 @@ class NodeConfig(BaseModel):
         for name, (value, allowed) in wanted.items():
             if value not in allowed:
                 raise RuntimeError(
-                    f"this device sends nothing but behind {self.shield}; the organiser wants "
+                    f"this device sends nothing but behind {own}; the organiser wants "
                     f"{name}: {value}, allowed: {', '.join(map(str, allowed))}"
                 )
 
-    def _is_less(self, name: str, theirs: Mapping[str, Any]) -> bool:
-        """Tell whether a shield that is asked for gives away less than it may."""
-        assert self.shield
-        own, value = self.shield[name], theirs.get(name)
-        same = theirs["name"] == self.shield["name"]
-        return same and name in ("epsilon", "delta") and value is not None and value <= own
-
-    def _limits(self, assignment: EdgeAssignment) -> dict[str, Any]:
-        """Return what this device allows; its organiser's word for it does not count."""
-        report = {"report": self.reports != "none"}
-        if self.shield is None:
-            return {**report, "limits": None}
-        epsilon, delta = self.total
-        limits = NodeLimits(
-            epsilon=epsilon, delta=delta, activations=self.activations, front=self.front
-        )
-        reports = assignment.reports if self.reports != "none" else {}
-        return {**report, "limits": limits, "reports": reports}
-
     def _as_inference_edge(self, assignment: InferenceAssignment) -> dict[str, Any]:
         if self.mixing is None:
-            self._trusting("mixing")
+            self._require_trust("mixing")
         else:
             shield, least = assignment.shield, LEAST_GROUPS * self.mixing
             hides = (
@@ -462,7 +383,7 @@ class NodeConfig(BaseModel):
                 )
         return {"report": assignment.report and self.reports != "none"}
 
-    def _trusting(self, setting: str) -> None:
+    def _require_trust(self, setting: str) -> None:
         if not self.trust_organiser:
             raise RuntimeError(
                 f"this node's owner has not said how its images are protected: set {setting} in "

@@ -17,8 +17,8 @@ import json
 import math
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -43,7 +43,7 @@ class BudgetExhausted(RuntimeError):
     """Something was to be released that this node's limits do not allow."""
 
 
-class WentBack(RuntimeError):
+class RecordRolledBack(RuntimeError):
     """The record of what was released is older than something else that this node remembers."""
 
 
@@ -61,10 +61,8 @@ class Release:
         Of which images.
     division : str
         Tells how the node's images were divided into parts.
-    noise : {"gaussian", "laplace"} or None
-        None: it has no guarantee.
-    ratio : float
-        Sensitivity over the noise's scale, as of :class:`pudica.clients.shields.accounting.Cost`.
+    noise, ratio : {"gaussian", "laplace"} or None, float
+        As of :class:`pudica.clients.shields.accounting.Cost`. None: it has no guarantee.
     """
 
     run: str
@@ -78,16 +76,7 @@ class Release:
 
 @dataclass(frozen=True)
 class Entry:
-    """A release that was paid for.
-
-    Attributes
-    ----------
-    release : Release
-    group : str
-        Within which each image is released by it once at most.
-    at : str
-        When.
-    """
+    """A release that was paid for: once at most for each image of the group, at this time."""
 
     release: Release
     group: str
@@ -112,20 +101,9 @@ class Limits(NamedTuple):
     activations: int | None = None
     case: tuple[str, str] | None = None
 
-    @property
-    def within(self) -> str:
-        """Return where these limits hold, in words."""
-        return "in this case" if self.case else "in all runs together"
-
 
 class Planned(NamedTuple):
-    """A kind of release, and how often one case of one run may make it.
-
-    Attributes
-    ----------
-    release : Release
-    most : int
-    """
+    """A kind of release, and how often one case of one run may make it."""
 
     release: Release
     most: int
@@ -147,16 +125,8 @@ class Odometer:
         self._record = Vault(vault.lasting)
         self._anchor = anchor
 
-    # ----------------------------------------------------------------------- reading
-
     def entries(self) -> list[Entry]:
-        """Return everything that was paid for, in order.
-
-        Raises
-        ------
-        WentBack
-            If there was more once.
-        """
+        """Return all that was paid for, in order; RecordRolledBack if there was more once."""
         return self._read()[0]
 
     def _read(self) -> tuple[list[Entry], int]:
@@ -164,35 +134,22 @@ class Odometer:
         kept = json.loads(self._record.read(RECORD) or b'{"entries": [], "left": 0}')
         entries = [Entry(Release(**each.pop("release")), **each) for each in kept["entries"]]
         done = len(entries) + kept["left"]
-        if done < (known := self._known()):
-            raise WentBack(
+        anchored = self._anchor.read_bytes() if self._anchor and self._anchor.exists() else b"0"
+        known = max(int(self._run.read(KNOWN) or b"0"), int(anchored))
+        if done < known:
+            raise RecordRolledBack(
                 f"this node has noted {known} steps of releases, and its record in "
                 f"{self._record.root} knows of {done}: it was put back to an earlier state. Give "
                 "it back as it was; nothing is released before"
             )
         return entries, kept["left"]
 
-    def _known(self) -> int:
-        """Return how many steps the run's vault and the anchor remember."""
-        anchored = self._anchor.read_bytes() if self._anchor and self._anchor.exists() else b"0"
-        return max(int(self._run.read(KNOWN) or b"0"), int(anchored))
-
-    # ----------------------------------------------------------------------- checking
-
     def check(self, planned: Sequence[Planned], limits: Sequence[Limits]) -> None:
-        """See that what a case of a run may release fits beside all that was released.
-
-        Raises
-        ------
-        BudgetExhausted
-            If it does not; nothing is paid for.
-        """
+        """Raise BudgetExhausted unless what is planned fits beside all that was released."""
         times = count(self.entries())
         for release, most in planned:
             times[release] = max(times[release], most)
         _check(times, limits)
-
-    # ---------------------------------------------------------------------- releasing
 
     def reserve(
         self,
@@ -205,7 +162,6 @@ class Odometer:
 
         Parameters
         ----------
-        planned : Planned
         group : str
             In which an image is in one place at most.
         wanted : mapping of str to str or None
@@ -217,20 +173,20 @@ class Odometer:
         BudgetExhausted
             If it is more than this case or this node may release; nothing is paid for.
         """
-        with self._alone():
+        with self._lock():
             (entries, settled), left = self._read(), self._left(group)
             new = [p for p, what in wanted.items() if not _has_left(left, p, what)]
             needed = max((_turns(left, place) + 1 for place in new), default=0)
-            own = sum(_is_of(entry, planned.release, group) for entry in entries)
+            own = sum((e.group, e.release) == (group, planned.release) for e in entries)
             if needed > own:
                 more = [Entry(planned.release, group, timestamp())] * (needed - own)
-                self._check_case(entries, more, planned)
+                _check_case(entries, more, planned)
                 _check(count([*entries, *more]), limits)
                 self._write([*entries, *more], settled)
 
     def settle(self, group: str, leaving: Mapping[str, str]) -> None:
         """Note what is about to leave, by place; once it is kept, and before it leaves."""
-        with self._alone():
+        with self._lock():
             left = self._left(group)
             new = {p: what for p, what in leaving.items() if not _has_left(left, p, what)}
             for place, what in new.items():
@@ -244,25 +200,13 @@ class Odometer:
 
     def note(self, release: Release) -> None:
         """Write down a release that nothing limits, once."""
-        with self._alone():
+        with self._lock():
             entries, settled = self._read()
             if release not in (entry.release for entry in entries):
                 self._write([*entries, Entry(release, "", timestamp())], settled)
 
-    @staticmethod
-    def _check_case(entries: list[Entry], new: list[Entry], planned: Planned) -> None:
-        done = sum(entry.release == planned.release for entry in entries)
-        if done + len(new) > planned.most:
-            release = planned.release
-            raise BudgetExhausted(
-                f"the budget is exhausted: {release.what} of the {release.part} images may leave "
-                f"{_times(planned.most)} in this case, and have left {_times(done)}"
-            )
-
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
-        with file_lock(self._record.root / ".lock"):
-            yield
+    def _lock(self) -> AbstractContextManager[None]:
+        return file_lock(self._record.root / ".lock")
 
     def _left(self, group: str) -> list[dict[str, str]]:
         """Return for each entry of a group which places have left under it, and as what."""
@@ -279,13 +223,7 @@ class Odometer:
 
 
 def anchor_of(vaults: Path) -> Path:
-    """Return the file by which a node notices that its whole folder was put back.
-
-    Parameters
-    ----------
-    vaults : Path
-        ``vault`` of its ``node.yaml``.
-    """
+    """Return the file by which a node, whose ``vault`` this is, notices that it was put back."""
     state = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state")
     name = hashlib.blake2b(str(vaults.absolute()).encode(), digest_size=16).hexdigest()
     return state / "pudica" / "odometers" / name
@@ -300,17 +238,8 @@ def spent(times: Mapping[Release, int], delta: float) -> float:
     """Return the ε that releases add up to, for the image that they tell most of.
 
     An image is in one part only, while images are divided in one way. Where they were divided in
-    several, it may have been in any: then all adds up.
-
-    Parameters
-    ----------
-    times : mapping of Release to int
-        As of :func:`count`.
-
-    Returns
-    -------
-    float
-        Infinite if something was released without a guarantee.
+    several, it may have been in any: then all adds up. Infinite if something was released without
+    a guarantee.
     """
     worst = 0.0
     for own in _by_image(times):
@@ -325,10 +254,9 @@ def spent(times: Mapping[Release, int], delta: float) -> float:
 @lru_cache(maxsize=256)
 def _composed(costs: frozenset[tuple[tuple[Any, float], int]], delta: float) -> float:
     # Imported late: it takes seconds, which only those pay who have limits.
-    from pudica.clients.shields.accounting import Cost
-    from pudica.clients.shields.accounting import compose_costs as spent_by
+    from pudica.clients.shields.accounting import Cost, compose_costs
 
-    return spent_by([(Cost(*cost), number) for cost, number in costs if number], delta)[0]
+    return compose_costs([(Cost(*cost), number) for cost, number in costs if number], delta)[0]
 
 
 def activations(times: Mapping[Release, int]) -> int:
@@ -351,33 +279,31 @@ def _by_image(times: Mapping[Release, int]) -> list[dict[Release, int]]:
 def _check(times: Mapping[Release, int], limits: Sequence[Limits]) -> None:
     for limit in limits:
         own = {r: n for r, n in times.items() if limit.case in (None, (r.run, r.case))}
-        _check_activations(own, limit)
-        _check_epsilon(own, limit)
+        within = "in this case" if limit.case else "in all runs together"
+        most = limit.activations
+        if most is not None and (number := activations(own)) > most:
+            raise BudgetExhausted(
+                f"the budget is exhausted: an image's activations may leave {_times(most)}, "
+                f"{within}, and would have left {_times(number)}"
+            )
+        if limit.epsilon is None:
+            continue
+        epsilon = spent(own, limit.delta)
+        # Negated, so that what is no number is not within any limit.
+        if not epsilon <= limit.epsilon * (1 + ROUNDING):
+            raise BudgetExhausted(
+                f"the budget is exhausted: it is ε = {limit.epsilon:.4g} (δ = {limit.delta:.4g}) "
+                f"for one image, {within}, and would be ε = {epsilon:.4g} with this release"
+            )
 
 
-def _check_activations(times: Mapping[Release, int], limits: Limits) -> None:
-    most = limits.activations
-    if most is not None and (number := activations(times)) > most:
+def _check_case(entries: list[Entry], new: list[Entry], planned: Planned) -> None:
+    done, release = sum(entry.release == planned.release for entry in entries), planned.release
+    if done + len(new) > planned.most:
         raise BudgetExhausted(
-            f"the budget is exhausted: an image's activations may leave {_times(most)}, "
-            f"{limits.within}, and would have left {_times(number)}"
+            f"the budget is exhausted: {release.what} of the {release.part} images may leave "
+            f"{_times(planned.most)} in this case, and have left {_times(done)}"
         )
-
-
-def _check_epsilon(times: Mapping[Release, int], limits: Limits) -> None:
-    if limits.epsilon is None:
-        return
-    epsilon = spent(times, limits.delta)
-    # So that what is no number is not within any limit.
-    if not epsilon <= limits.epsilon * (1 + ROUNDING):
-        raise BudgetExhausted(
-            f"the budget is exhausted: it is ε = {limits.epsilon:.4g} (δ = {limits.delta:.4g}) for "
-            f"one image, {limits.within}, and would be ε = {epsilon:.4g} with this release"
-        )
-
-
-def _is_of(entry: Entry, release: Release, group: str) -> bool:
-    return entry.group == group and entry.release == release
 
 
 def _has_left(left: list[dict[str, str]], place: str, what: str | None) -> bool:

@@ -19,10 +19,6 @@ class Releases:
 
     Parameters
     ----------
-    vault : Vault
-        Of the run.
-    odometer : Odometer
-    limits : sequence of Limits
     keeps : bool
         Noise is drawn anew for each release: what left is kept, to be sent again. If not, the
         same is computed from the same.
@@ -37,7 +33,7 @@ class Releases:
         self._keeps = keeps
 
     def check(self, planned: Sequence[Planned]) -> None:
-        """See that all that is planned fits; see :meth:`Odometer.check`."""
+        """See that all that is planned fits, as :meth:`Odometer.check`."""
         self._odometer.check(planned, self._limits)
 
     def release(
@@ -54,8 +50,6 @@ class Releases:
 
         Parameters
         ----------
-        planned : Planned
-            The kind of release.
         group : str
             In which each image is in one place at most.
         functions : mapping of str to str
@@ -76,7 +70,11 @@ class Releases:
         for place, array in found.items():
             if array is None:
                 found[place] = drawn = draw(place)
-                self._keep(group, functions[place], drawn)
+                if self._keeps:
+                    file = io.BytesIO()
+                    np.save(file, drawn, allow_pickle=False)
+                    name = _file(group, functions[place])
+                    self._vault.write(name, file.getvalue(), durable=True)
         if self._keeps:
             leaving = self._named(functions, found)
             self._odometer.settle(group, {place: name for place, name in leaving.items() if name})
@@ -86,10 +84,6 @@ class Releases:
         """Return what is to leave, if it was drawn before."""
         kept = self._vault.read(_file(group, function)) if self._keeps else None
         return None if kept is None else np.load(io.BytesIO(kept), allow_pickle=False)
-
-    def _keep(self, group: str, function: str, drawn: np.ndarray) -> None:
-        if self._keeps:
-            self._vault.write(_file(group, function), _as_bytes(drawn), durable=True)
 
     def _named(
         self, functions: Mapping[str, str], found: Mapping[str, np.ndarray | None]
@@ -111,12 +105,6 @@ def function_of(*parts: Any) -> str:
     """Return the digest of what a release is computed from: texts, numbers, bytes."""
     texts = [part.hex() if isinstance(part, bytes) else part for part in parts]
     return hashlib.blake2b(json.dumps(texts).encode(), digest_size=16).hexdigest()
-
-
-def _as_bytes(array: np.ndarray) -> bytes:
-    file = io.BytesIO()
-    np.save(file, array, allow_pickle=False)
-    return file.getvalue()
 
 
 def _file(group: str, function: str) -> str:

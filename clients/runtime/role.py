@@ -3,24 +3,32 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from logging import WARN
 from typing import Any, ClassVar, Self
 
 import torch
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
+from flwr.common.logger import log
 
 from pudica.clients import protocol
-from pudica.clients.runtime.discretion import keep_to_itself
-from pudica.clients.runtime.idempotency import answered_once, exchange_of
+from pudica.clients.data.errors import DataError
+from pudica.clients.runtime.idempotency import answer_once, exchange_of
 from pudica.clients.runtime.lifetime import Memory, current_memory
 from pudica.clients.runtime.vault import AnyVault, is_deployed, own_vault
 from pudica.models.compute import Compute
+from pudica.models.files import DISK_FULL
 
 Config = dict[str, Any]
 Arrays = dict[str, torch.Tensor]
 Handler = Callable[[Any, Config, Arrays], RecordDict]
 Find = Callable[[Mapping[str, Any], Context], "Role"]
+
+UNUSABLE_DATA = "this node's data or files can't be used; its own log says why"
+PRIVATE = (DataError, OSError)
+"""Errors that may quote labels, or name files."""
 
 
 class Role(ABC):
@@ -50,13 +58,7 @@ class Role(ABC):
         """Go back to a turn of a run that was stopped; -1: to the beginning."""
 
     def accept(self, words: Mapping[str, Any]) -> None:  # noqa: B027
-        """Take what the server says when this node of somebody's own app joins.
-
-        Raises
-        ------
-        RequestError
-            It asks for what this node does not do.
-        """
+        """Take what the server says at a join; RequestError if this node does not do that."""
 
     def bind(self, vault: AnyVault) -> None:
         """Take the place where to keep what must outlive a message."""
@@ -85,13 +87,7 @@ class Role(ABC):
 
 
 class OwnApp:
-    """The nodes of somebody's own app that this process has met.
-
-    Parameters
-    ----------
-    kind : type of Role
-    factory : callable
-    """
+    """The nodes of somebody's own app that this process has met."""
 
     def __init__(self, kind: type[Role], factory: Callable[[Context], Role]) -> None:
         self.kind = kind
@@ -156,21 +152,19 @@ def hello(message: Message, context: Context) -> Message:
 
 
 def add_handlers(app: ClientApp, handlers: Mapping[str, Handler], find: Find) -> None:
-    """Let an app answer the kinds of messages that a role knows.
+    """Let an app answer the kinds of messages, such as ``train.gradient``, that a role knows.
 
     Parameters
     ----------
-    handlers : mapping of str to callable
-        By message type, such as ``train.gradient``.
     find : callable
         Returns the role that a message is for, given its config and context.
     """
     for kind, handler in handlers.items():
         category, _, action = kind.partition(".")
-        getattr(app, category)(action)(_answering(handler, find))
+        getattr(app, category)(action)(_wrap_handler(handler, find))
 
 
-def _answering(handler: Handler, find: Find) -> Callable[[Message, Context], Message]:
+def _wrap_handler(handler: Handler, find: Find) -> Callable[[Message, Context], Message]:
     """Turn ``handler(role, config, arrays)`` into a Flower message handler."""
 
     def answer(message: Message, context: Context) -> Message:
@@ -182,7 +176,12 @@ def _answering(handler: Handler, find: Find) -> Callable[[Message, Context], Mes
             role = find(config, context)
             arrays = protocol.arrays_of(message.content)
             tensors = {key: torch.from_numpy(array) for key, array in arrays.items()}
-            return _compute(role, handler, config, tensors)
+            with role.compute.use_threads():
+                try:
+                    return handler(role, config, tensors)
+                except torch.OutOfMemoryError as error:
+                    torch.cuda.empty_cache()
+                    raise RuntimeError(f"out of GPU memory: {error}") from error
 
         return reply_once(message, context, str(config["run"]), content)
 
@@ -190,9 +189,9 @@ def _answering(handler: Handler, find: Find) -> Callable[[Message, Context], Mes
 
 
 def run_of(context: Context) -> str:
-    """Return the name of a run whose messages do not say one of Pudica's.
+    """Return the name of a run of somebody else's strategy, whose messages do not say one.
 
-    A ``run`` in them is somebody else's setting: of any form, and the same from run to run.
+    A ``run`` in them is another setting: of any form, and the same from run to run.
     """
     return f"flower-{context.run_id}"
 
@@ -206,15 +205,25 @@ def reply_once(
         return Message(content(), reply_to=message)
     vault = own_vault(context, run)
     if exchange:
-        return Message(answered_once(vault, exchange, content), reply_to=message)
+        return Message(answer_once(vault, exchange, content), reply_to=message)
     with vault.alone() as alone:  # of a deployed node, two processes may be at work at once
         return Message(content() if alone else protocol.busy(), reply_to=message)
 
 
-def _compute(role: Role, handler: Handler, config: Config, tensors: Arrays) -> RecordDict:
-    with role.compute.use_threads():
-        try:
-            return handler(role, config, tensors)
-        except torch.OutOfMemoryError as error:
-            torch.cuda.empty_cache()
-            raise RuntimeError(f"out of GPU memory: {error}") from error
+@contextmanager
+def keep_to_itself(kinds: tuple[type[Exception], ...] = PRIVATE) -> Iterator[None]:
+    """Log errors on the node, and raise RuntimeErrors that say nothing of its files and images.
+
+    On Pudica's own engines, and where a disk is full, errors are raised as they are.
+    """
+    try:
+        yield
+    except kinds as error:
+        # That a disk is full, and no more.
+        is_harmless = (
+            isinstance(error, OSError) and error.errno in DISK_FULL and error.filename is None
+        )
+        if current_memory() is not None or is_harmless:
+            raise
+        log(WARN, "%s: %s", type(error).__name__, error)
+        raise RuntimeError(UNUSABLE_DATA) from error

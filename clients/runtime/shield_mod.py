@@ -39,11 +39,6 @@ class ShieldMod:
         Name of the array that comes back, if the shield has an inverse, such as ``Mixing``. A
         message without it passes.
 
-    Raises
-    ------
-    RequestError
-        The arguments are of another kind.
-
     Notes
     -----
     The secret that undoes a shield lies in the node's own vault until the next message: in memory
@@ -83,7 +78,6 @@ class ShieldMod:
         return reply_once(message, context, run, content)
 
     def _restore(self, message: Message, vault: AnyVault | None) -> Message:
-        """Return the message with the array that came back restored, if there is one."""
         found = _find(message.content, self.restored)
         if vault is None or found is None:
             return message
@@ -102,7 +96,6 @@ class ShieldMod:
         return Message(content=content, metadata=message.metadata)  # type: ignore[call-overload,no-any-return]
 
     def _protect(self, content: RecordDict, vault: AnyVault | None) -> RecordDict:
-        """Return a reply's content with the array protected."""
         found = _find(content, self.array)
         if found is None:
             if others := [name for record in content.array_records.values() for name in record]:

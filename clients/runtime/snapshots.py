@@ -14,12 +14,7 @@ from pudica.clients.runtime.vault import AnyVault
 class Snapshots:
     """The snapshots of one case.
 
-    Parameters
-    ----------
-    vault : AnyVault
-    case : str
-    of : str
-        The fingerprint of the settings: another run of the same name may have left some.
+    ``of`` is the fingerprint of its settings: another run of the same name may have left some.
     """
 
     def __init__(self, vault: AnyVault, case: str, of: str) -> None:
@@ -29,7 +24,7 @@ class Snapshots:
         self._pattern = re.compile(re.escape(self._stem) + r"(\d+)")
 
     def newest(self) -> int:
-        """Return the turn of the newest snapshot, -1 if there is none."""
+        """Return the newest turn, -1 if there is none."""
         return max(self._turns(), default=-1)
 
     def keep(
@@ -47,7 +42,7 @@ class Snapshots:
         self.vault.save(self._name(turn), tensors, {"of": self.of, **note})
         older = [kept for kept in self._turns() if kept <= needed]
         for kept in older[:-1]:
-            self._drop(kept)
+            self.vault.drop(self._name(kept))
 
     def load(self, turn: int) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
         """Return tensors and note of a turn, or None if it is not of these settings."""
@@ -58,7 +53,7 @@ class Snapshots:
         """Drop what is newer than a turn: a run goes back to it."""
         for kept in self._turns():
             if kept > turn:
-                self._drop(kept)
+                self.vault.drop(self._name(kept))
 
     def _name(self, turn: int) -> str:
         return f"{self._stem}{turn:09d}"
@@ -66,6 +61,3 @@ class Snapshots:
     def _turns(self) -> list[int]:
         found = map(self._pattern.fullmatch, self.vault.saved())
         return sorted(int(match[1]) for match in found if match)
-
-    def _drop(self, turn: int) -> None:
-        self.vault.drop(self._name(turn))

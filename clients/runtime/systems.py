@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from importlib import import_module
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import entry_points
 from logging import WARN
+from pkgutil import resolve_name
 from typing import Any
 
 from flwr.common.logger import log
@@ -62,13 +62,7 @@ class System:
     def part(self, name: str) -> Any:
         """Return one of its parts, imported if need be."""
         value = getattr(self, name)
-        return resolve(value) if isinstance(value, str) and ":" in value else value
-
-
-def resolve(reference: str) -> Any:
-    """Return what ``package.module:attribute`` refers to."""
-    module, _, attribute = reference.partition(":")
-    return getattr(import_module(module), attribute)
+        return resolve_name(value) if isinstance(value, str) and ":" in value else value
 
 
 OURS = (
@@ -124,22 +118,17 @@ def systems() -> Mapping[str, System]:
     """
     known = {system.name: system for system in OURS}
     for point in entry_points(group=GROUP):
-        if system := _load(point, known):
-            known[system.name] = system
+        try:
+            system = point.load()
+        except Exception as error:
+            reason = f"can't be loaded: {type(error).__name__}: {error}"
+        else:
+            if isinstance(system, System) and system.name not in known:
+                known[system.name] = system
+                continue
+            taken = isinstance(system, System)
+            reason = f"there is a system '{system.name}'" if taken else "is no System"
+        package = point.dist.name if point.dist else "an unknown package"
+        text = "entry point %s = %s of %s: %s; left out"
+        log(WARN, text, point.name, point.value, package, reason)
     return known
-
-
-def _load(point: EntryPoint, known: Mapping[str, System]) -> System | None:
-    """Return the system of an entry point; None if it is none that can be used."""
-    try:
-        system = point.load()
-    except Exception as error:
-        reason = f"can't be loaded: {type(error).__name__}: {error}"
-    else:
-        if isinstance(system, System) and system.name not in known:
-            return system
-        taken = isinstance(system, System)
-        reason = f"there is a system '{system.name}'" if taken else "is no System"
-    package = point.dist.name if point.dist else "an unknown package"
-    log(WARN, "entry point %s = %s of %s: %s; left out", point.name, point.value, package, reason)
-    return None

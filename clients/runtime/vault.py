@@ -12,7 +12,7 @@ import os
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from pudica.models.files import (
 
 LASTING = ".lasting"
 """Beside the vaults of runs, whose names do not begin with a dot."""
+TENSORS = ".safetensors"
 
 
 class AnyVault(ABC):
@@ -43,7 +44,7 @@ class AnyVault(ABC):
 
     @abstractmethod
     def write(self, name: str, data: bytes, durable: bool = False) -> None:
-        """Put ``data`` under ``name``."""
+        """Put ``data`` under ``name``; durably, if it has to outlive a power cut."""
 
     @abstractmethod
     def read(self, name: str) -> bytes | None:
@@ -54,6 +55,10 @@ class AnyVault(ABC):
         """Remove what lies under ``name``."""
 
     @abstractmethod
+    def names(self) -> list[str]:
+        """Return the names under which something lies."""
+
+    @abstractmethod
     def save(self, name: str, tensors: dict[str, torch.Tensor], note: Mapping[str, Any]) -> None:
         """Put tensors and a JSON note under ``name``."""
 
@@ -61,13 +66,13 @@ class AnyVault(ABC):
     def load(self, name: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
         """Return tensors and note, or None if there are none."""
 
-    @abstractmethod
     def drop(self, name: str) -> None:
         """Remove the tensors and the note under ``name``."""
+        self.delete(name + TENSORS)
 
-    @abstractmethod
     def saved(self) -> list[str]:
         """Return the names under which there are tensors."""
+        return [name.removesuffix(TENSORS) for name in self.names() if name.endswith(TENSORS)]
 
     def pin(self, name: str, value: str) -> bool:
         """Keep a value the first time; return whether it still is what was kept then."""
@@ -116,21 +121,12 @@ class Vault(AnyVault):
 
     @contextmanager
     def alone(self) -> Iterator[bool]:
-        """Keep other processes of this node out; tell whether there are none.
-
-        The lock is the process's, and gone with it.
-        """
+        """Keep other processes out, as long as this one lives; tell whether there are none."""
         with (self.root / ".lock").open("a") as file:
             yield try_lock(file)
 
     def write(self, name: str, data: bytes, durable: bool = False) -> None:
-        """Put ``data`` under ``name``; durably, if it has to outlive a power cut.
-
-        Raises
-        ------
-        OSError
-            If there is no room for it. What was there before is there still.
-        """
+        """Put ``data`` under ``name``; OSError if there is no room, and the old data stay."""
         try:
             self._write(name, data, durable)
         except OSError as error:
@@ -153,13 +149,7 @@ class Vault(AnyVault):
         self._put_seals(name, [new])
 
     def read(self, name: str) -> bytes | None:
-        """Return what lies under ``name``, or None.
-
-        Raises
-        ------
-        RuntimeError
-            It is not what was put there.
-        """
+        """Return what lies under ``name``, or None; RuntimeError if it isn't what was put there."""
         path = self.root / name
         if not path.exists():
             return None
@@ -187,36 +177,30 @@ class Vault(AnyVault):
         path = self._seal(name)
         return list(json.loads(path.read_bytes())) if path.exists() else []
 
+    def names(self) -> list[str]:
+        """Return the names under which something lies."""
+        return [path.name for path in self.root.iterdir() if not path.name.startswith(".")]
+
     def save(self, name: str, tensors: dict[str, torch.Tensor], note: Mapping[str, Any]) -> None:
         """Put tensors and a JSON note under ``name``."""
-        self.write(f"{name}.safetensors", serialise_tensors(tensors, note))
+        self.write(name + TENSORS, serialise_tensors(tensors, note))
 
     def load(self, name: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
         """Return tensors and note, or None if there are none; see :meth:`read`."""
-        if self.read(f"{name}.safetensors") is None:
+        if self.read(name + TENSORS) is None:
             return None
-        return load_tensors(self.root / f"{name}.safetensors")
-
-    def drop(self, name: str) -> None:
-        """Remove the tensors and the note under ``name``."""
-        self.delete(f"{name}.safetensors")
-
-    def saved(self) -> list[str]:
-        """Return the names under which there are tensors."""
-        return [path.stem for path in self.root.glob("*.safetensors")]
+        return load_tensors(self.root / (name + TENSORS))
 
 
 class MemoryVault(AnyVault):
     """A vault in memory: of a node that lives as long as its run does."""
 
     def __init__(self) -> None:
-        self._kept: dict[str, bytes] = {}
-        self._tensors: dict[str, tuple[dict[str, torch.Tensor], dict[str, Any]]] = {}
+        self._kept: dict[str, Any] = {}
 
-    @contextmanager
-    def alone(self) -> Iterator[bool]:
+    def alone(self) -> AbstractContextManager[bool]:
         """Tell that there is no other process of this node."""
-        yield True
+        return nullcontext(True)
 
     def write(self, name: str, data: bytes, durable: bool = False) -> None:  # noqa: ARG002
         """Put ``data`` under ``name``."""
@@ -230,26 +214,21 @@ class MemoryVault(AnyVault):
         """Remove what lies under ``name``."""
         self._kept.pop(name, None)
 
+    def names(self) -> list[str]:
+        """Return the names under which something lies."""
+        return list(self._kept)
+
     def save(self, name: str, tensors: dict[str, torch.Tensor], note: Mapping[str, Any]) -> None:
-        """Put tensors and a JSON note under ``name``."""
+        """Put copies of tensors and a note under ``name``."""
         copies = {key: value.detach().clone() for key, value in tensors.items()}
-        self._tensors[name] = copies, dict(note)
+        self._kept[name + TENSORS] = copies, dict(note)
 
     def load(self, name: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
-        """Return tensors and note, or None if there are none."""
-        if name not in self._tensors:
+        """Return copies, which may be changed in place, or None."""
+        if name + TENSORS not in self._kept:
             return None
-        tensors, note = self._tensors[name]
-        # Copies: whoever goes on with them changes them in place.
+        tensors, note = self._kept[name + TENSORS]
         return {key: value.clone() for key, value in tensors.items()}, dict(note)
-
-    def drop(self, name: str) -> None:
-        """Remove the tensors and the note under ``name``."""
-        self._tensors.pop(name, None)
-
-    def saved(self) -> list[str]:
-        """Return the names under which there are tensors."""
-        return list(self._tensors)
 
 
 UNIQUE = re.compile(r".+-[0-9a-f]{8}")
@@ -265,24 +244,17 @@ def _digest(data: bytes) -> str:
 
 
 def check_run(run: str) -> str:
-    """Return the name of a run, which is that of a folder.
-
-    Raises
-    ------
-    ValueError
-        If it is none, and might lead elsewhere.
-    """
+    """Return a run's name, which is a folder's; ValueError if it might lead elsewhere."""
     if Path(run).name != run or not run or run.startswith("."):
         raise ValueError(f"'{run}' is no name of a run")
     return run
 
 
 def vault_path(context: Context, run: str) -> Path:
-    """Return where the vault of the node that a message reached is.
+    """Return the place of the vault of a message's node: a directory per run and node.
 
-    Its place is ``vault`` of a deployed node's ``node.yaml``, in a simulation ``vault`` of the
-    run's configuration, else ``~/.local/share/pudica/vault``; in there one directory per run and
-    node.
+    It is in ``vault`` of a deployed node's ``node.yaml``, or of a simulation's run configuration,
+    else in ``~/.local/share/pudica/vault``.
     """
     check_run(run)
     if node := NodeConfig.of(context):
@@ -315,13 +287,7 @@ def vault_of(context: Context, run: str) -> Vault:
 
 
 def deployed_lasting(vaults: Path) -> Path:
-    """Return where a deployed node keeps what outlives its runs.
-
-    Parameters
-    ----------
-    vaults : Path
-        ``vault`` of its ``node.yaml``.
-    """
+    """Return where a deployed node, whose ``vault`` this is, keeps what outlives its runs."""
     return vaults / LASTING / "node"
 
 

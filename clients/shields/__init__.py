@@ -20,13 +20,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pudica.clients.shields.base import Guarantee, Mechanism, Shape, Shield, ShieldConfig
-from pudica.clients.shields.clipping import ClipGaussian, ClipLaplace
-from pudica.clients.shields.counts import Counts
-from pudica.clients.shields.gaussian import NormGaussian
-from pudica.clients.shields.laplace import BatchNormLaplace, PixelLaplace
+from pudica.clients.shields.element_level import BatchNormLaplace, NormGaussian, PixelLaplace
+from pudica.clients.shields.integers import ClipGaussian, ClipLaplace, Counts
 from pudica.clients.shields.mixing import Mixing
-from pudica.clients.shields.obfuscation import AdditiveNoise, LowResolution
-from pudica.clients.shields.plain import NoShield
+from pudica.clients.shields.obfuscation import AdditiveNoise, LowResolution, NoShield
 from pudica.models.errors import RequestError, unknown_name_error
 
 if TYPE_CHECKING:
@@ -92,13 +89,7 @@ RECORD_LEVEL = ("clip-gaussian", "clip-laplace")
 
 
 def parse_config(values: Any) -> ShieldConfig:
-    """Parse the settings of a shield from a mapping that has its ``name``.
-
-    Raises
-    ------
-    ValueError
-        If there is no such shield, or a setting is wrong (a pydantic ValidationError).
-    """
+    """Parse the settings of a shield from a mapping that has its ``name``; else ValueError."""
     if isinstance(values, ShieldConfig):
         return values
     if not isinstance(values, Mapping) or not isinstance(values.get("name"), str):
@@ -109,14 +100,8 @@ def parse_config(values: Any) -> ShieldConfig:
     return SHIELDS[name][0].model_validate(dict(values))
 
 
-def validate_settings(values: Mapping[str, Any]) -> None:
-    """Check that a shield has these settings; some may be missing.
-
-    Raises
-    ------
-    ValueError
-        If there is no such shield or setting.
-    """
+def validate_names(values: Mapping[str, Any]) -> None:
+    """Raise ValueError unless there is such a shield with such settings; some may be missing."""
     name = values.get("name")
     if name not in SHIELDS:
         raise unknown_name_error("shield", str(name), SHIELDS)
@@ -134,19 +119,9 @@ def protect_without_noise(shield: Shield, tensor: torch.Tensor) -> torch.Tensor:
 
 
 def build(config: ShieldConfig, shape: Shape, batch: int) -> Shield:
-    """Build a shield from its settings.
+    """Build a shield for examples of a shape, ``batch`` of them at most protected together.
 
-    Parameters
-    ----------
-    shape : tuple of int
-        Shape of one example that the shield receives.
-    batch : int
-        The maximum number of examples protected together.
-
-    Raises
-    ------
-    RequestError
-        If the shield does not fit this shape or batch.
+    RequestError if the shield does not fit this shape or batch.
     """
     kind = SHIELDS[config.name][1]
     try:

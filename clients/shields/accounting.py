@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from scipy.optimize import brentq
@@ -40,14 +40,9 @@ TOLERANCE = 1e-6
 
 
 class Cost(NamedTuple):
-    """The privacy cost of one release for a record.
+    """The privacy cost of one release for a record; ``kind`` is None if there is no guarantee.
 
-    Attributes
-    ----------
-    kind : {"gaussian", "laplace"} or None
-        The noise; None if there is no guarantee.
-    ratio : float
-        Sensitivity over the noise's scale; for Laplace noise this is ε.
+    ``ratio`` is the sensitivity over the noise's scale; for Laplace noise this is ε.
     """
 
     kind: NoiseKind | None
@@ -56,7 +51,7 @@ class Cost(NamedTuple):
     @classmethod
     def of(cls, mechanism: Mechanism) -> Cost:
         """Return the cost of one release by a mechanism."""
-        if _missing_guarantee(mechanism):
+        if mechanism.guarantee().epsilon is None:
             return cls(None)
         ratio = (mechanism.sensitivity or 0.0) / mechanism.scale
         if not 0 < ratio < math.inf:
@@ -65,8 +60,6 @@ class Cost(NamedTuple):
 
 
 TOO_MANY = "so many releases on a grid that their discrete noise is not accounted for any more"
-PureReleases = tuple[float, int]
-"""The ε of an ε-differentially private release, and the number of such releases."""
 
 
 class ReleaseTotals(NamedTuple):
@@ -75,32 +68,36 @@ class ReleaseTotals(NamedTuple):
     Attributes
     ----------
     ratio : float
-        Sensitivity over σ of the one Gaussian release that reveals as much as all of them; 0 if
-        there are none.
-    pure : list of PureReleases
-        The releases with Laplace noise.
-    gaussians : int
-        The number of Gaussian releases.
+        Sensitivity over σ of the one Gaussian release that reveals as much as all ``gaussians``
+        of them; 0 if there are none.
+    pure : list of (float, int)
+        ε and number of the releases with Laplace noise.
     """
 
     ratio: float
-    pure: list[PureReleases]
+    pure: list[tuple[float, int]]
     gaussians: int = 1
 
+    @classmethod
+    def of(cls, costs: Iterable[tuple[Cost, int]]) -> ReleaseTotals:
+        """Return the totals of releases with these costs and counts."""
+        squares, gaussians, pure = 0.0, 0, Counter[float]()
+        for cost, count in costs:
+            if cost.kind == "gaussian":
+                squares += count * cost.ratio**2
+                gaussians += count
+            else:
+                pure[cost.ratio] += count
+        return cls(math.sqrt(squares), list(pure.items()), gaussians)
 
-def compose_repeated(mechanism: Mechanism, count: int, delta: float) -> Guarantee:
-    """Return the guarantee of a record released ``count`` times; see :func:`compose_releases`.
+    @property
+    def pure_epsilon(self) -> float:
+        """The sum of the ε of all Laplace releases."""
+        return sum(epsilon * count for epsilon, count in self.pure)
 
-    Parameters
-    ----------
-    mechanism : Mechanism
-        In the mode in which it releases: running statistics of batch norm bound nothing.
-    count : int
-        Releases of one record.
-    delta : float
-        Between 0 and 1.
-    """
-    return compose_releases([(mechanism, count)], delta)
+    def gaussian_epsilon(self, delta: float) -> float:
+        """Return the ε of the Gaussian releases."""
+        return discrete_epsilon(1 / self.ratio, delta, self.gaussians) if self.ratio else 0.0
 
 
 def compose_releases(releases: Sequence[tuple[Mechanism, int]], delta: float) -> Guarantee:
@@ -116,22 +113,23 @@ def compose_releases(releases: Sequence[tuple[Mechanism, int]], delta: float) ->
     Parameters
     ----------
     releases : sequence of (Mechanism, int)
+        In the mode in which they release: running statistics of batch norm bound nothing.
     delta : float
         The δ of all releases together, whatever their own.
 
     Returns
     -------
     Guarantee
-        ``epsilon`` is None if that of any release is; the reasons are then theirs. δ is 0
-        if it does not lower ε.
+        Of one record. ``epsilon`` is None if that of any release is; the reasons are then theirs.
+        δ is 0 if it does not lower ε.
 
     Raises
     ------
     RequestError
         For a count below 1, or a δ that is not between 0 and 1.
     """
-    unprotected = [g for mechanism, _ in releases if (g := _missing_guarantee(mechanism))]
-    if unprotected:
+    guarantees = [mechanism.guarantee() for mechanism, _ in releases]
+    if unprotected := [each for each in guarantees if each.epsilon is None]:
         _validate_budget(delta, (count for _, count in releases))
         return Guarantee("record", None, reasons=_unique_reasons(g.reasons for g in unprotected))
     reasons = _unique_reasons(mechanism.assumptions() for mechanism, _ in releases)
@@ -146,17 +144,14 @@ def compose_releases(releases: Sequence[tuple[Mechanism, int]], delta: float) ->
 def compose_costs(costs: Iterable[tuple[Cost, int]], delta: float) -> tuple[float, float]:
     """Return (ε, δ) of releases with these costs and counts; see :func:`compose_releases`.
 
-    Returns
-    -------
-    (float, float)
-        ε is infinite if a release has no guarantee. δ is 0 if it does not lower ε.
+    ε is infinite if a release has no guarantee. δ is 0 if it does not lower ε.
     """
     costs = list(costs)
     _validate_budget(delta, (count for _, count in costs))
     if any(cost.kind is None for cost, _ in costs):
         return math.inf, delta
-    parts = _sum_releases(costs)
-    added = _add_epsilons(parts, delta)
+    parts = ReleaseTotals.of(costs)
+    added = parts.gaussian_epsilon(delta) + parts.pure_epsilon
     tight = _compose_by_pld(parts, delta)
     if tight < added * (1 - GAIN):
         return tight, delta
@@ -164,15 +159,13 @@ def compose_costs(costs: Iterable[tuple[Cost, int]], delta: float) -> tuple[floa
 
 
 def compose_rdp(releases: Sequence[tuple[Mechanism, int]], delta: float) -> float | None:
-    """Return the ε of :func:`compose_releases` by Rényi DP, a looser second opinion.
-
-    None if there is no finite ε.
-    """
+    """Return the ε by Rényi DP, a looser second opinion; None if there is no finite one."""
     _validate_budget(delta, (count for _, count in releases))
-    if any(_missing_guarantee(mechanism) for mechanism, _ in releases):
+    costs = [(Cost.of(mechanism), count) for mechanism, count in releases]
+    if any(cost.kind is None for cost, _ in costs):
         return None
-    parts = _sum_releases([(Cost.of(mechanism), count) for mechanism, count in releases])
-    apart = _compose_by_rdp(ReleaseTotals(parts.ratio, []), delta) + _pure_epsilon(parts.pure)
+    parts = ReleaseTotals.of(costs)
+    apart = _compose_by_rdp(ReleaseTotals(parts.ratio, []), delta) + parts.pure_epsilon
     return min(_compose_by_rdp(parts, delta), apart)
 
 
@@ -187,18 +180,12 @@ def calibrate(
         Settings of clip-gaussian or clip-laplace; their ε and δ are ignored.
     epsilon, delta : float
         The budget of all releases of a record together.
-    count : int
-        Releases of one record.
-    shape : tuple of int
-        Shape of one example.
-    batch : int
-        The maximum number of examples protected together.
 
     Returns
     -------
     ShieldConfig
-        With the ε (and δ, if it has one) of a single release. Its :func:`compose_repeated` is
-        never above the budget, and less than a thousandth below.
+        With the ε (and δ, if it has one) of a single release. All together are never above the
+        budget, and less than a thousandth below.
 
     Raises
     ------
@@ -214,42 +201,28 @@ def calibrate(
     if not 0 < epsilon < math.inf:
         raise RequestError(f"epsilon: a budget must be a finite number above 0, got {epsilon:g}")
     if hasattr(config, "delta"):
-        return config.model_copy(update=_gaussian_budget(epsilon, delta, count))
+        # √count times the σ that a single release would need. Any point on that σ's (ε, δ) curve
+        # would do. At δ/count there is always an ε above 0; at δ there may be none.
+        try:
+            sigma = discrete_sigma(epsilon * (1 - TOLERANCE), delta, count)
+        except ValueError as error:
+            raise RequestError(str(error)) from error
+        single_epsilon = discrete_epsilon(sigma, delta / count)
+        return config.model_copy(update={"epsilon": single_epsilon, "delta": delta / count})
 
     def total_epsilon(single: float) -> float:
         shield = build(config.model_copy(update={"epsilon": single}), shape, batch)
         assert isinstance(shield, Mechanism)
-        return compose_repeated(shield, count, delta).epsilon or 0.0
+        return compose_releases([(shield, count)], delta).epsilon or 0.0
 
-    single = _find_largest_epsilon(total_epsilon, epsilon, count)
-    return config.model_copy(update={"epsilon": single})
-
-
-def _gaussian_budget(epsilon: float, delta: float, count: int) -> dict[str, float]:
-    """Return ε and δ of a release with √count times the σ that a single one would need.
-
-    Any point on that σ's (ε, δ) curve would do. At δ/count there is always an ε above 0; at δ
-    there may be none.
-    """
-    try:
-        sigma = discrete_sigma(epsilon * (1 - TOLERANCE), delta, count)
-    except ValueError as error:
-        raise RequestError(str(error)) from error
-    return {"epsilon": discrete_epsilon(sigma, delta / count), "delta": delta / count}
-
-
-def _find_largest_epsilon(
-    total_epsilon: Callable[[float], float], budget: float, count: int
-) -> float:
-    """Return the largest ε of a release for which all of them keep within the budget."""
-    low = budget / count * (1 - TOLERANCE)
+    low = epsilon / count * (1 - TOLERANCE)
     high = 2 * low
-    while total_epsilon(high) <= budget:
+    while total_epsilon(high) <= epsilon:
         low, high = high, 2 * high
     while high - low > TOLERANCE * low:
         middle = (low + high) / 2
-        low, high = (middle, high) if total_epsilon(middle) <= budget else (low, middle)
-    return low
+        low, high = (middle, high) if total_epsilon(middle) <= epsilon else (low, middle)
+    return config.model_copy(update={"epsilon": low})
 
 
 def _validate_budget(delta: float, counts: Iterable[int]) -> None:
@@ -257,36 +230,6 @@ def _validate_budget(delta: float, counts: Iterable[int]) -> None:
         raise RequestError(f"delta: must be between 0 and 1, got {delta:g}")
     if any(count < 1 for count in counts):
         raise RequestError("count: a record must be released at least once to be accounted for")
-
-
-def _missing_guarantee(mechanism: Mechanism) -> Guarantee | None:
-    """Return the guarantee of a mechanism without a finite ε; None if its ε is finite."""
-    guarantee = mechanism.guarantee()
-    return guarantee if guarantee.epsilon is None else None
-
-
-def _sum_releases(costs: Iterable[tuple[Cost, int]]) -> ReleaseTotals:
-    squares, gaussians, pure = 0.0, 0, Counter[float]()
-    for cost, count in costs:
-        if cost.kind == "gaussian":
-            squares += count * cost.ratio**2
-            gaussians += count
-        else:
-            pure[cost.ratio] += count
-    return ReleaseTotals(math.sqrt(squares), list(pure.items()), gaussians)
-
-
-def _add_epsilons(parts: ReleaseTotals, delta: float) -> float:
-    """Return the sum of all ε, with δ spent on the Gaussian releases alone."""
-    return _gaussian_epsilon(parts, delta) + _pure_epsilon(parts.pure)
-
-
-def _gaussian_epsilon(parts: ReleaseTotals, delta: float) -> float:
-    return discrete_epsilon(1 / parts.ratio, delta, parts.gaussians) if parts.ratio else 0.0
-
-
-def _pure_epsilon(pure: Iterable[PureReleases]) -> float:
-    return sum(epsilon * count for epsilon, count in pure)
 
 
 def _compose_by_rdp(parts: ReleaseTotals, delta: float) -> float:
@@ -306,14 +249,14 @@ def _compose_by_rdp(parts: ReleaseTotals, delta: float) -> float:
 
 def _compose_by_pld(parts: ReleaseTotals, delta: float) -> float:
     """Return ε by composing privacy loss distributions; infinity where that gains nothing."""
-    epsilons = [_gaussian_epsilon(parts, delta), *(epsilon for epsilon, _ in parts.pure)]
+    epsilons = [parts.gaussian_epsilon(delta), *(epsilon for epsilon, _ in parts.pure)]
     is_single = not parts.ratio and sum(count for _, count in parts.pure) == 1
     if not parts.pure or is_single or max(epsilons) > LARGEST:
         return math.inf
     total, *others = _build_loss_distributions(parts)
     for other in others:
         total = total.compose(other)
-    most = _add_epsilons(parts, delta)
+    most = parts.gaussian_epsilon(delta) + parts.pure_epsilon
     extra = slack(parts.gaussians, most, delta) if parts.ratio else 0.0
     return _find_smallest_epsilon(total, delta_within_slack(delta, extra) - ROUNDING, most) + extra
 
@@ -369,7 +312,7 @@ def _choose_loss_interval(parts: ReleaseTotals) -> float:
     if not parts.ratio and all(epsilon == largest for epsilon, _ in parts.pure):
         return largest
     # Losses of Gaussian noise are truncated ten standard deviations from their mean.
-    finest = (20 * parts.ratio + 2 * _pure_epsilon(parts.pure)) / POINTS
+    finest = (20 * parts.ratio + 2 * parts.pure_epsilon) / POINTS
     return largest / (largest // finest) if largest > finest else finest
 
 

@@ -35,10 +35,7 @@ def analytic_epsilon(sigma: float, delta: float) -> float:
 def discrete_sigma(epsilon: float, delta: float, count: int = 1) -> float:
     """Return the smallest σ for which ``count`` discrete releases of sensitivity 1 keep (ε, δ).
 
-    Raises
-    ------
-    ValueError
-        If ε is too small to cover the difference between discrete and continuous noise.
+    ValueError if ε is too small to cover the difference between discrete and continuous noise.
     """
     extra = slack(count, epsilon, delta)
     if extra > min(epsilon / 2, MAX_SLACK):
@@ -47,14 +44,9 @@ def discrete_sigma(epsilon: float, delta: float, count: int = 1) -> float:
 
 
 def discrete_epsilon(sigma: float, delta: float, count: int = 1) -> float:
-    """Return the ε of discrete Gaussian releases that reveal as much as one with this σ.
+    """Return the ε of ``count`` discrete releases of sensitivity 1 that reveal as much as this σ.
 
-    Parameters
-    ----------
-    sigma : float
-        For a sensitivity of 1.
-    count : int
-        The number of releases.
+    Infinite if they are too many.
     """
     extra = slack(count, analytic_epsilon(sigma, delta), delta)
     if extra > MAX_SLACK:

@@ -28,6 +28,9 @@ ASSUMPTIONS = ("the front is public or frozen: a trained one reveals its data in
 """Assumptions of every guarantee for a record."""
 FLOATING_POINT_NOISE = "floating-point noise identifies its record by its last bits"
 """Why a mechanism that releases floats has no guarantee."""
+NOT_FINITE = "holds NaN or infinity"
+REMOVES = "an obfuscation: what it removes can't be recovered, what it leaves everybody can see"
+"""Why something lossy has no guarantee."""
 
 
 class ShieldConfig(BaseModel):
@@ -45,14 +48,12 @@ class Guarantee:
     Attributes
     ----------
     unit : {"element", "record"}
-        What neighbours differ in: one entry of one activation, or a whole example.
+        What neighbours differ in: one entry of one activation, or a whole example. They have the
+        same size; one of them has the unit replaced (``relation``).
     epsilon : float or None
         None if there is no finite ε.
-    delta : float
     reasons : tuple of str
         Assumptions of the guarantee, or why there is none.
-    relation : str
-        Neighbours have the same size; one of them has the unit replaced.
     """
 
     unit: Literal["element", "record"]
@@ -62,14 +63,12 @@ class Guarantee:
     relation: str = "replace-one"
 
     def __str__(self) -> str:
-        """Return for example ``"ε = 5 (δ = 1e-05) for one element"``."""
         if self.epsilon is None:
             return f"no finite ε for one {self.unit}"
         delta = f" (δ = {self.delta:.4g})" if self.delta else ""
         return f"ε = {self.epsilon:.4g}{delta} for one {self.unit}"
 
 
-NOT_FINITE = "holds NaN or infinity"
 NO_NOISE = Guarantee("record", None, reasons=("no noise",))
 """The guarantee of a shield without noise."""
 
@@ -87,12 +86,12 @@ class Shield(nn.Module, ABC):
 
     Attributes
     ----------
-    config : ShieldConfig
-        All settings.
     has_inverse : bool
         Whether :meth:`restore` needs a secret that :meth:`protect` returned.
     batch_matters : bool
         Whether the protection depends on the batch size. Otherwise one that was learnt grows.
+    reasons : tuple of str
+        Why there is no guarantee, where there is none.
 
     Raises
     ------
@@ -104,6 +103,7 @@ class Shield(nn.Module, ABC):
     """Validates the settings."""
     has_inverse: ClassVar[bool] = False
     batch_matters: ClassVar[bool] = False
+    reasons: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, **settings: Any) -> None:
         super().__init__()
@@ -114,30 +114,21 @@ class Shield(nn.Module, ABC):
         self._is_learnt = False
 
     def __init_subclass__(cls, **keywords: Any) -> None:
-        """Give a class the signature that its schema describes."""
         super().__init_subclass__(**keywords)
         if "schema" in cls.__dict__:
             cls.__signature__ = _describe_signature(cls.schema)  # type: ignore[attr-defined]
 
-    # ------------------------------------------------------------- what it is bound to
-
     def bind(self, shape: Shape, batch_size: int) -> Self:
-        """Set the shape of one example and the most examples protected together; return self.
-
-        Raises
-        ------
-        RequestError
-            The shield does not fit them.
-        """
+        """Set the shape of one example and the most protected together, or raise RequestError."""
         if not all(type(each) is int and each > 0 for each in (*shape, batch_size)):
-            raise RequestError(
-                f"{type(self).__name__}: shape and batch size must be whole numbers from 1 on, are "
+            raise self._error(
+                "shape and batch size must be whole numbers from 1 on, are "
                 f"{tuple(shape)} and {batch_size}"
             )
         try:
             self._prepare(tuple(shape), batch_size)
         except ValueError as error:
-            raise RequestError(f"{type(self).__name__}: {error}") from error
+            raise self._error(error) from error
         self._shape, self._batch_size, self._is_learnt = tuple(shape), batch_size, False
         return self
 
@@ -151,17 +142,10 @@ class Shield(nn.Module, ABC):
 
     @property
     def shape(self) -> Shape:
-        """Shape of one example.
-
-        Raises
-        ------
-        RequestError
-            It is neither bound nor learnt yet.
-        """
+        """Shape of one example; RequestError if it is neither bound nor learnt yet."""
         if self._shape is None:
-            raise RequestError(
-                f"{type(self).__name__}: its shape is not known yet: protect a tensor, or "
-                "bind(shape, batch_size)"
+            raise self._error(
+                "its shape is not known yet: protect a tensor, or bind(shape, batch_size)"
             )
         return self._shape
 
@@ -171,32 +155,29 @@ class Shield(nn.Module, ABC):
         assert self.shape is not None
         return self._batch_size
 
+    def _error(self, problem: object) -> RequestError:
+        return RequestError(f"{type(self).__name__}: {problem}")
+
     def _learn(self, tensor: torch.Tensor) -> None:
         """Bind to the first tensor; let a batch size that was learnt grow where it may."""
         if not isinstance(tensor, torch.Tensor) or tensor.ndim < 2:
-            raise RequestError(
-                f"{type(self).__name__}: protects a batch of examples, a tensor (B, …), got "
-                f"{tuple(tensor.shape) if hasattr(tensor, 'shape') else type(tensor).__name__}"
-            )
+            got = tuple(tensor.shape) if hasattr(tensor, "shape") else type(tensor).__name__
+            raise self._error(f"protects a batch of examples, a tensor (B, …), got {got}")
         if self._shape is None and len(tensor):
             self.bind(tuple(tensor.shape[1:]), len(tensor)).to(tensor.device)
             self._is_learnt = True
         elif self._is_learnt and not self.batch_matters:
             self._batch_size = max(self._batch_size, len(tensor))
 
-    # ---------------------------------------------------------------- what it is used for
-
     def protect(
         self, tensor: torch.Tensor, randomness: Randomness | None = None
     ) -> tuple[torch.Tensor, Any]:
-        """Return the protected tensor, and the secret that :meth:`restore` needs.
+        """Return the protected tensor, (B, …), and the secret that :meth:`restore` needs.
 
         Gradients flow through the protected tensor to ``tensor``.
 
         Parameters
         ----------
-        tensor : Tensor of shape (B, …)
-            Examples of the shape that the shield is bound to.
         randomness : Generator or SystemGenerator, optional
             Seeded for an experiment. By default the system's, as people's data need.
 
@@ -211,8 +192,9 @@ class Shield(nn.Module, ABC):
         return self._protect(tensor, SystemGenerator() if randomness is None else randomness)
 
     @abstractmethod
-    def _protect(self, tensor: torch.Tensor, randomness: Randomness) -> tuple[torch.Tensor, Any]:
-        """Protect a tensor; see :meth:`protect`."""
+    def _protect(
+        self, tensor: torch.Tensor, randomness: Randomness
+    ) -> tuple[torch.Tensor, Any]: ...
 
     def forward(self, tensor: torch.Tensor) -> torch.Tensor:
         """Return the protected tensor alone; the secret to undo it, if there is one, is lost."""
@@ -234,9 +216,9 @@ class Shield(nn.Module, ABC):
         """Return the guarantee that the shield's paper claims; by default, the one that holds."""
         return self.guarantee()
 
-    @abstractmethod
     def guarantee(self) -> Guarantee:
-        """Return the guarantee that holds for a whole example in one release."""
+        """Return the guarantee for a whole example in one release; by default, that it has none."""
+        return Guarantee("record", None, reasons=self.reasons)
 
     @property
     def grid(self) -> IntegerGrid | None:
@@ -258,9 +240,9 @@ class Shield(nn.Module, ABC):
         if not len(tensor):
             raise ValueError("there is no example to protect")
         if tuple(tensor.shape[1:]) != self.shape or len(tensor) > self.batch_size:
-            raise RequestError(
-                f"{type(self).__name__}: got {len(tensor)} examples of {tuple(tensor.shape[1:])}, "
-                f"it is bound to at most {self.batch_size} of {self.shape}"
+            raise self._error(
+                f"got {len(tensor)} examples of {tuple(tensor.shape[1:])}, it is bound to at most "
+                f"{self.batch_size} of {self.shape}"
             )
         return tensor.float()
 
@@ -279,13 +261,7 @@ class Mechanism(Shield):
 
     @abstractmethod
     def scale_for(self, epsilon: float) -> float:
-        """Return the noise's scale: b of Laplace noise, the standard deviation of Gaussian noise.
-
-        Parameters
-        ----------
-        epsilon : float
-            As in the settings.
-        """
+        """Return the scale of noise for an ε of the settings: b, or the standard deviation."""
 
     @property
     @abstractmethod
@@ -303,12 +279,17 @@ class Mechanism(Shield):
         """Return what the noise is added to: the bounded function, rounded to the grid if any."""
         return self.bounded(tensor)
 
-    @abstractmethod
     def neighbours(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return two batches that differ in one example, as far apart as we know how."""
+        """Return two batches that differ in one example, as far apart as we know how.
+
+        Here black images or activations, and the same with the first of them white.
+        """
+        black = torch.zeros(self.batch_size, *self.shape)
+        white = black.clone()
+        white[0] = 1
+        return black, white
 
     def _protect(self, tensor: torch.Tensor, randomness: Randomness) -> tuple[torch.Tensor, None]:
-        """Return the bounded function with noise; see :meth:`Shield.protect`."""
         bounded = self.bounded(self.validate_input(tensor))
         if self.is_noiseless:
             return bounded, None
@@ -334,10 +315,7 @@ class Mechanism(Shield):
         return self.guarantee()
 
     def guarantee(self) -> Guarantee:
-        """Return that nothing holds for a record with floating-point noise, and what would hold.
-
-        Mechanisms on a grid override this.
-        """
+        """Return that nothing holds for a record with floating-point noise, and what would hold."""
         if self.is_noiseless:
             return NO_NOISE
         ideal = self.guarantee_in_real_numbers()
@@ -348,10 +326,7 @@ class Mechanism(Shield):
         )
 
     def guarantee_in_real_numbers(self) -> Guarantee:
-        """Return the guarantee of a whole example in one release with exact real numbers.
-
-        It follows from the sensitivity and the noise's scale.
-        """
+        """Return the guarantee that sensitivity and scale would give with exact real numbers."""
         distance, delta = self.sensitivity, getattr(self.config, "delta", 0.0)
         if distance is None:
             return Guarantee("record", None, reasons=self.assumptions())
@@ -362,29 +337,17 @@ class Mechanism(Shield):
 
 
 def _describe_signature(schema: type[ShieldConfig]) -> Signature:
-    """Return the keyword arguments that a schema stands for."""
-    return Signature(
-        [
-            Parameter(
-                name,
-                Parameter.KEYWORD_ONLY,
-                default=Parameter.empty if field.is_required() else field.default,
-                annotation=field.annotation,
-            )
-            for name, field in schema.model_fields.items()
-            if name != "name"
-        ]
-    )
+    parameters = []
+    for name, field in schema.model_fields.items():
+        if name != "name":
+            default = Parameter.empty if field.is_required() else field.default
+            kind, annotation = Parameter.KEYWORD_ONLY, field.annotation
+            parameters.append(Parameter(name, kind, default=default, annotation=annotation))
+    return Signature(parameters)
 
 
 def draw_noise(kind: NoiseKind, shape: Shape, scale: float, randomness: Randomness) -> torch.Tensor:
-    """Draw float32 noise of mean 0.
-
-    Parameters
-    ----------
-    scale : float
-        b of Laplace noise, with variance 2b²; the standard deviation of Gaussian noise.
-    """
+    """Draw float32 noise of mean 0 and scale b, with variance 2b², or of a standard deviation."""
     if kind == "gaussian":
         values = randomness.standard_normal(shape, dtype=np.float32)
     else:

@@ -20,13 +20,7 @@ layers, where a combination of images is also a combination of features."""
 
 
 def count_missing(count: int, config: ShieldConfig) -> int:
-    """Return how many decoys fill the last group of ``count`` images.
-
-    Raises
-    ------
-    ValueError
-        If the last group is incomplete and may not be filled.
-    """
+    """Return how many decoys fill the last group of ``count`` images; ValueError if none may."""
     lacking = padded_count(count, config) - count
     if lacking and isinstance(config, MixingConfig) and not config.pad:
         raise ValueError(
@@ -37,19 +31,7 @@ def count_missing(count: int, config: ShieldConfig) -> int:
 
 
 def make_decoys(images: torch.Tensor, count: int, randomness: Randomness) -> torch.Tensor:
-    """Return random combinations of mirrored images, each with its own noise.
-
-    Parameters
-    ----------
-    images : Tensor of shape (n, C, H, W)
-        The images to combine.
-    count : int
-        The number of decoys.
-
-    Returns
-    -------
-    Tensor of shape (count, C, H, W)
-    """
+    """Return ``count`` random combinations of mirrored images (n, C, H, W), each with own noise."""
     drawn = randomness.standard_normal((count, len(images)), dtype=np.float32)
     coefficients = torch.from_numpy(drawn / np.linalg.norm(drawn, axis=1, keepdims=True))
     combined = torch.tensordot(coefficients.to(images.device), images.flip(3), 1)
@@ -59,13 +41,7 @@ def make_decoys(images: torch.Tensor, count: int, randomness: Randomness) -> tor
 
 
 def fill_groups(images: torch.Tensor, config: ShieldConfig, randomness: Randomness) -> torch.Tensor:
-    """Return the images in complete groups, with decoys made from them appended.
-
-    Raises
-    ------
-    ValueError
-        As :func:`count_missing`.
-    """
+    """Return images in complete groups, decoys appended; ValueError as :func:`count_missing`."""
     lacking = count_missing(len(images), config)
     if not lacking:
         return images

@@ -46,20 +46,10 @@ A table has about 13 entries per unit of σ, and 133 per unit of b.
 
 
 class ExactSampler:
-    """Draws exact samples of one distribution.
+    """Draws exact samples of one distribution, from ``word`` random bits to begin with.
 
-    Parameters
-    ----------
-    kind : {"laplace", "gaussian"}
-    scale : float
-        b or σ, in units of the integers; taken as an exact number.
-    word : int
-        Random bits to begin with, at most 63.
-
-    Raises
-    ------
-    ValueError
-        For a scale that is not above 0, or for which the table would be too large.
+    The scale, b or σ in units of the integers, is taken as an exact number; ValueError unless it
+    is above 0 and its table not too large.
     """
 
     def __init__(self, kind: NoiseKind, scale: float, word: int = WORD) -> None:

@@ -11,13 +11,7 @@ from pudica.clients.shields.base import Shape, Shield
 
 
 class Front(nn.Module):
-    """Layers and a shield; the state of both identifies a front.
-
-    Parameters
-    ----------
-    layers : Module
-    shield : Shield
-    """
+    """Layers and a shield; the state of both identifies a front."""
 
     def __init__(self, layers: nn.Module, shield: Shield) -> None:
         super().__init__()

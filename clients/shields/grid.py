@@ -37,11 +37,9 @@ class IntegerGrid:
     Attributes
     ----------
     step : float
-        The grid's step, in the units of the released values.
-    levels : int
-        The maximum norm of an example, in steps.
-    scale : float
-        The noise's σ or b, in steps.
+        In the units of the released values.
+    levels, scale : int, float
+        The maximum norm of an example, and the noise's σ or b; in steps.
     dtype : {"int16", "int32"}
         The type in which the integers are sent.
     """
@@ -55,17 +53,8 @@ class IntegerGrid:
     def of(cls, kind: NoiseKind, norm: float, unit: float) -> IntegerGrid:
         """Return the finest grid on which the noise fits 16 bits, or a finer one if necessary.
 
-        Parameters
-        ----------
-        norm : float
-            The maximum norm of an example; the sensitivity is twice that.
-        unit : float
-            σ or b for a sensitivity of 1.
-
-        Raises
-        ------
-        ValueError
-            If there is so little noise that the grid would need too many steps.
+        ``norm`` is the maximum norm of an example, half the sensitivity; ``unit`` is σ or b for a
+        sensitivity of 1. ValueError if with so little noise the grid would need too many steps.
         """
         least = MIN_LEVELS
         if kind == "gaussian":
@@ -94,15 +83,14 @@ class IntegerGrid:
 
 
 def round_rows(rows: torch.Tensor, order: int, most: int) -> torch.Tensor:
-    """Round rows to whole numbers whose norm is at most ``most``, exactly.
+    """Round rows to whole numbers whose L1 or L2 norm is at most ``most``, exactly.
 
     Each row is rounded independently of the others.
 
     Parameters
     ----------
-    rows : Tensor of shape (B, F), float64
+    rows : float64 tensor of shape (B, F)
     order : {1, 2}
-        Order of the norm.
     """
     rows = torch.nan_to_num(rows).clamp(-most, most)
     return _round_keeping_sum(rows, most) if order == 1 else _shrink_to_fit(rows, 2, most)
@@ -145,8 +133,7 @@ def _shrink_to_fit(rows: torch.Tensor, order: int, most: int) -> torch.Tensor:
 
 def _compute_size(rows: torch.Tensor, order: int) -> torch.Tensor:
     """Return each row's sum of absolute values (order 1) or of squares (order 2)."""
-    size: torch.Tensor = rows.abs().sum(1) if order == 1 else rows.square().sum(1)
-    return size
+    return rows.abs().pow(order).sum(1)
 
 
 def slack(count: int, epsilon: float, delta: float) -> float:
@@ -183,11 +170,5 @@ def slack(count: int, epsilon: float, delta: float) -> float:
 
 
 def delta_within_slack(delta: float, extra: float) -> float:
-    """Return the δ of continuous noise for which the discrete noise keeps ``delta``.
-
-    Parameters
-    ----------
-    extra : float
-        From :func:`slack`.
-    """
+    """Return the δ of continuous noise for which discrete noise with this slack keeps ``delta``."""
     return delta * math.exp(-extra) * (1 - SHARE)

@@ -23,17 +23,9 @@ SEPARABLE = (
 
 
 class MixingConfig(ShieldConfig):
-    """How examples are mixed.
+    """How examples are mixed: S_G of them with each other, and the mixtures of all groups shuffled.
 
-    Attributes
-    ----------
-    group : int
-        Examples mixed with each other, S_G. 1: no mixing.
-    shuffle : bool
-        Whether the mixtures of all groups are shuffled.
-    pad : bool
-        Whether an incomplete last group is filled with decoys
-        (:mod:`pudica.clients.shields.decoys`); otherwise it is an error.
+    An incomplete last group is filled with decoys (:mod:`.decoys`) if ``pad``, else an error.
     """
 
     name: Literal["mixing"] = "mixing"
@@ -55,18 +47,10 @@ def padded_count(count: int, config: ShieldConfig) -> int:
 
 @dataclass(frozen=True)
 class MixingKey:
-    """The key that undoes one request's mixing; it is used once and never leaves the edge.
+    """The key that undoes one request's mixing; it is used once and never leaves the edge."""
 
-    Attributes
-    ----------
-    matrices : Tensor of shape (groups, S_G, S_G)
-        Orthogonal matrices.
-    order : int64 tensor of shape (groups · S_G,)
-        Which mixture is at each position.
-    """
-
-    matrices: torch.Tensor = field(repr=False)
-    order: torch.Tensor = field(repr=False)
+    matrices: torch.Tensor = field(repr=False)  # (groups, S_G, S_G), orthogonal
+    order: torch.Tensor = field(repr=False)  # which mixture is at each position, int64
 
 
 class Mixing(Shield):
@@ -85,21 +69,17 @@ class Mixing(Shield):
     def _protect(
         self, tensor: torch.Tensor, randomness: Randomness
     ) -> tuple[torch.Tensor, MixingKey]:
-        """Return mixtures (groups · S_G, *shape) and the key; see :meth:`Shield.protect`.
-
-        Raises
-        ------
-        ValueError
-            Also if the last group is incomplete; see :mod:`pudica.clients.shields.decoys`.
-        """
+        """Return mixtures (groups · S_G, *shape) and the key; ValueError without whole groups."""
         rows, size = self.validate_shape(tensor), self.config.group
         if len(rows) % size:
             raise ValueError(f"{len(rows)} examples are not whole groups of {size}")
-        matrices = self._matrices(len(rows) // size, randomness)
-        order = (
-            draw_permutations((len(rows),), randomness) if self.config.shuffle else range(len(rows))
-        )
-        key = MixingKey(matrices.to(tensor.device), torch.as_tensor(order, device=tensor.device))
+        groups, order = len(rows) // size, torch.arange(len(rows))
+        matrices = torch.ones(groups, 1, 1)
+        if size > 1:
+            matrices = draw_orthogonal((groups, size, size), randomness)
+        if self.config.shuffle:
+            order = draw_permutations((len(rows),), randomness)
+        key = MixingKey(matrices.to(tensor.device), order.to(tensor.device))
         with torch.autocast(tensor.device.type, enabled=False):
             mixed, total = _mix(rows, key)
         # A mixture is finite only if its examples are; the sum tells without another pass.
@@ -108,13 +88,7 @@ class Mixing(Shield):
         return mixed, key
 
     def restore(self, tensor: torch.Tensor, secret: MixingKey) -> torch.Tensor:
-        """Return the output of each example, (B, …), from the outputs of the mixtures.
-
-        Raises
-        ------
-        ValueError
-            If the number of rows is not the number sent.
-        """
+        """Return the output of each example from those of all mixtures; else ValueError."""
         groups, size, _ = secret.matrices.shape
         if len(tensor) != groups * size:
             raise ValueError(f"{len(tensor)} rows came back of {groups * size} that were sent")
@@ -133,12 +107,6 @@ class Mixing(Shield):
         """Return that there is no guarantee, and why."""
         alone = ("an obfuscation: groups of one are not mixed, only shuffled",)
         return Guarantee("record", None, reasons=alone if self.config.group == 1 else SEPARABLE)
-
-    def _matrices(self, groups: int, randomness: Randomness) -> torch.Tensor:
-        size = self.config.group
-        if size == 1:
-            return torch.ones(groups, 1, 1)
-        return draw_orthogonal((groups, size, size), randomness)
 
 
 def _mix(rows: torch.Tensor, key: MixingKey) -> tuple[torch.Tensor, torch.Tensor]:

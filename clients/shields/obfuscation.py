@@ -1,4 +1,4 @@
-"""Additive noise and low resolution: the obfuscations that paper 003 compares with."""
+"""Shields without a guarantee: none at all, additive noise, low resolution (paper 003's rivals)."""
 
 from __future__ import annotations
 
@@ -8,18 +8,32 @@ import torch
 from pydantic import Field
 from torch.nn.functional import adaptive_avg_pool2d, interpolate
 
-from pudica.clients.shields.base import Guarantee, Shape, Shield, ShieldConfig, draw_noise
+from pudica.clients.shields.base import REMOVES, Shape, Shield, ShieldConfig, draw_noise
 from pudica.models.randomness import Randomness
 
 
-class AdditiveNoiseConfig(ShieldConfig):
-    """Settings of :class:`AdditiveNoise`.
+class NoShieldConfig(ShieldConfig):
+    """Nothing to set."""
 
-    Attributes
-    ----------
-    variance : float
-        In the units of the input, for example of normalised images.
-    """
+    name: Literal["none"] = "none"
+
+
+class NoShield(Shield):
+    """Passes everything through unchanged: the baseline for all others."""
+
+    schema = NoShieldConfig
+    reasons = ("no noise",)
+
+    def _protect(
+        self,
+        tensor: torch.Tensor,
+        randomness: Randomness,  # noqa: ARG002
+    ) -> tuple[torch.Tensor, None]:
+        return self.validate_input(tensor), None
+
+
+class AdditiveNoiseConfig(ShieldConfig):
+    """Settings of :class:`AdditiveNoise`: the noise's variance, in the units of the input."""
 
     name: Literal["noise"] = "noise"
     variance: float = Field(default=4.0, ge=0)
@@ -30,27 +44,16 @@ class AdditiveNoise(Shield):
 
     schema = AdditiveNoiseConfig
     config: AdditiveNoiseConfig
+    reasons = ("an obfuscation: what noise is added to has no bound",)
 
     def _protect(self, tensor: torch.Tensor, randomness: Randomness) -> tuple[torch.Tensor, None]:
-        """Return the tensor with noise; see :meth:`Shield.protect`."""
         tensor = self.validate_input(tensor)
         noise = draw_noise("gaussian", tuple(tensor.shape), self.config.variance**0.5, randomness)
         return tensor + noise.to(tensor.device), None
 
-    def guarantee(self) -> Guarantee:
-        """Return that there is none, and why."""
-        why = "an obfuscation: what noise is added to has no bound"
-        return Guarantee("record", None, reasons=(why,))
-
 
 class LowResolutionConfig(ShieldConfig):
-    """Settings of :class:`LowResolution`.
-
-    Attributes
-    ----------
-    side : int
-        Side of the reduced image in pixels.
-    """
+    """Settings of :class:`LowResolution`: the side of the reduced image, in pixels."""
 
     name: Literal["low-resolution"] = "low-resolution"
     side: int = Field(default=16, ge=1)
@@ -61,6 +64,7 @@ class LowResolution(Shield):
 
     schema = LowResolutionConfig
     config: LowResolutionConfig
+    reasons = (REMOVES,)
 
     def _prepare(self, shape: Shape, batch_size: int) -> None:  # noqa: ARG002
         side = self.config.side
@@ -74,11 +78,5 @@ class LowResolution(Shield):
         tensor: torch.Tensor,
         randomness: Randomness,  # noqa: ARG002
     ) -> tuple[torch.Tensor, None]:
-        """Return the tensor with fewer details; see :meth:`Shield.protect`."""
         left = adaptive_avg_pool2d(self.validate_input(tensor), self.config.side)
         return interpolate(left, size=self.shape[1:], mode="bilinear", align_corners=False), None
-
-    def guarantee(self) -> Guarantee:
-        """Return that there is none, and why."""
-        why = "an obfuscation: what it removes can't be recovered, what it leaves everybody can see"
-        return Guarantee("record", None, reasons=(why,))

@@ -22,13 +22,7 @@ ANONYMISER = "anonymiser"
 
 
 class StagedModel(nn.Module):
-    """Eq. (2) of paper 003: the edge's ``pre`` and ``post``, and the cloud's ``main``.
-
-    Parameters
-    ----------
-    pre, main, post : Module
-    shield : Shield
-        Around ``main``.
+    """Eq. (2) of paper 003: the edge's ``pre`` and ``post``, and the cloud's shielded ``main``.
 
     Attributes
     ----------
@@ -70,8 +64,6 @@ def build_staged(
 
     Parameters
     ----------
-    model : str
-        A name from the zoo, or a custom one.
     attributes : int
         Number of binary attributes to predict.
     image : tuple of int
@@ -80,7 +72,6 @@ def build_staged(
         The layers after which ``pre`` and ``main`` end, as in :meth:`Cutter.cut_stages`. With
         ``("output", "output")`` the whole model is ``pre``; with ``("anonymiser", "output")``
         an anonymiser is ``pre`` and the model is ``main``.
-    shield : ShieldConfig
     batch : int
         The maximum number of examples protected together.
 
@@ -104,7 +95,5 @@ def build_staged(
     return StagedModel(pre, main, post, build(shield, shape, batch))
 
 
-@lru_cache(maxsize=2)
-def build_staged_cached(*arguments: object) -> StagedModel:
-    """Build a staged model once per process; its nodes share it, as weights come with messages."""
-    return build_staged(*arguments)  # type: ignore[arg-type]
+build_staged_cached = lru_cache(maxsize=2)(build_staged)
+"""Builds a staged model once per process; its nodes share it, as weights come with messages."""

@@ -17,7 +17,7 @@ from pudica.clients.runtime.odometer import ACTIVATIONS, COUNTS, Limits, Odomete
 from pudica.clients.runtime.releasing import Releases, function_of
 from pudica.clients.runtime.vault import Vault
 from pudica.clients.shields import Mechanism, Shield
-from pudica.clients.shields.counts import CountsConfig
+from pudica.clients.shields.integers import CountsConfig
 from pudica.models.randomness import SystemGenerator
 
 Draw = Callable[[str], np.ndarray]

@@ -171,7 +171,7 @@ def _check_vault(config: NodeConfig) -> str:
 
 
 def _check_device(config: NodeConfig) -> str:
-    compute = Compute(config.computes(ComputeConfig()))
+    compute = Compute(config.configure_compute(ComputeConfig()))
     memory = psutil.virtual_memory().available / 2**30
     return f"{compute.device.type}, {compute.config.threads} thread(s), {memory:.1f} GiB free"
 
@@ -179,7 +179,7 @@ def _check_device(config: NodeConfig) -> str:
 def _load_own_data(config: NodeConfig) -> Splits | None:
     if config.data.name is None:
         return None
-    return load(config.data.applied(DataConfig(name=config.data.name)), 0)
+    return load(config.data.apply_to(DataConfig(name=config.data.name)), 0)
 
 
 def _check_data(config: NodeConfig) -> str:
@@ -224,7 +224,7 @@ def _check_model(config: NodeConfig) -> str:
     model = models.build(config.model, num_classes=classes, channels=channels, image_size=side)
     if config.weights:
         load_weights_into(model, config.weights)
-    compute = Compute(config.computes(ComputeConfig()))
+    compute = Compute(config.configure_compute(ComputeConfig()))
     model = compute.move_model(model).eval()
     images = compute.move_batch(torch.rand(SAMPLE, channels, side, side))
     before, began = psutil.Process().memory_info().rss, time.perf_counter()

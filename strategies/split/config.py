@@ -20,7 +20,7 @@ from pudica.clients.assignments import Fronts, Wire
 from pudica.clients.data import DataConfig
 from pudica.clients.shields import ShieldConfig
 from pudica.clients.shields.mixing import MixingConfig
-from pudica.clients.shields.plain import NoShieldConfig
+from pudica.clients.shields.obfuscation import NoShieldConfig
 from pudica.models.custom import ModelName
 from pudica.models.files import file_unless
 from pudica.models.optimizers import OptimizerConfig

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from pudica.clients.assignments import Report
-from pudica.clients.shields.counts import CountsConfig
 from pudica.clients.shields.front import Front
+from pudica.clients.shields.integers import CountsConfig
 from pudica.strategies.core.releases import Release, in_the_clear, of_nodes
 from pudica.strategies.split.fronts import Fronts
 from pudica.strategies.split.reporting import reports

@@ -10,8 +10,8 @@ from scipy import stats
 
 from pudica.analysis.audit import _clopper_pearson_lower, _clopper_pearson_upper, audit
 from pudica.clients.shields import SHIELDS, Guarantee, Mechanism, Shape, build
-from pudica.clients.shields.clipping import ClipLaplace
 from pudica.clients.shields.grid import IntegerGrid
+from pudica.clients.shields.integers import ClipLaplace
 from pudica.models.randomness import Randomness
 
 # Of these the guarantee for a record is small enough to be refuted; a pixel's would be one in

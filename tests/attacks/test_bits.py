@@ -17,7 +17,7 @@ from scipy import stats
 
 from pudica.clients.shields import SHIELDS, build
 from pudica.clients.shields.base import draw_noise
-from pudica.clients.shields.clipping import Clipped
+from pudica.clients.shields.integers import Clipped
 from pudica.models.randomness import SecretGenerator
 
 CANDIDATES, FEATURES, EPSILON = 600, 32, 3.0

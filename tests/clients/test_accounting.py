@@ -11,18 +11,17 @@ from scipy import stats
 from scipy.optimize import brentq
 
 from pudica.analysis.audit import audit
-from pudica.clients.shields import SHIELDS, Mechanism, ShieldConfig, build
+from pudica.clients.shields import SHIELDS, Guarantee, Mechanism, ShieldConfig, build
 from pudica.clients.shields.accounting import (
     Cost,
     calibrate,
     compose_costs,
     compose_rdp,
     compose_releases,
-    compose_repeated,
 )
 from pudica.clients.shields.base import FLOATING_POINT_NOISE
-from pudica.clients.shields.clipping import ClipGaussian
 from pudica.clients.shields.grid import delta_within_slack, slack
+from pudica.clients.shields.integers import ClipGaussian
 from pudica.models.errors import RequestError
 from pudica.models.randomness import Randomness
 
@@ -37,6 +36,10 @@ def mechanism(name: str, shape: tuple[int, ...] = (16,), batch: int = 8, **setti
     made = build(config(name, **settings), shape, batch)
     assert isinstance(made, Mechanism)
     return made
+
+
+def compose_repeated(made: Mechanism, count: int, delta: float) -> Guarantee:
+    return compose_releases([(made, count)], delta)
 
 
 def gaussian_delta(ratio: float, epsilon: float) -> float:

@@ -16,7 +16,8 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from pudica.clients.shields.disguises import Disguise, Key, KeyedDisguise
+from pudica.clients.shields import Disguise
+from pudica.clients.shields.disguises import Key, KeyedDisguise
 from pudica.models.errors import RequestError
 
 SHAPE = (3, 8, 8)

@@ -20,7 +20,7 @@ from pudica.clients.shields.disguises import (
     format_notation,
     parse_notation,
 )
-from pudica.clients.shields.disguises.noise import NOISE_KEY
+from pudica.clients.shields.disguises.baselines import NOISE_KEY
 from pudica.models.errors import RequestError
 from pudica.models.randomness import Randomness, SystemGenerator, numpy_generator
 
@@ -194,6 +194,7 @@ def test_a_disguise_is_of_each_image_alone(notation: str) -> None:
     together = disguise.protect(originals)
     for place in (6, 0, 3):
         assert torch.equal(disguise.protect(originals[place : place + 1])[0], together[place])
+    assert disguise.protect(originals[:0]).shape == (0, 3, 8, 8)
 
 
 def test_more_images_than_are_worked_on_together(monkeypatch: pytest.MonkeyPatch) -> None:

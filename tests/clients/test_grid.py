@@ -14,7 +14,6 @@ from scipy import special, stats
 
 from pudica.clients.shields import SHIELDS, build, grid
 from pudica.clients.shields.analytic import analytic_epsilon, discrete_epsilon, discrete_sigma
-from pudica.clients.shields.clipping import Clipped
 from pudica.clients.shields.discrete import LARGEST_SCALE, NoiseKind, get_exact_sampler
 from pudica.clients.shields.grid import (
     LARGEST_INTEGER,
@@ -28,6 +27,7 @@ from pudica.clients.shields.grid import (
     round_rows,
     slack,
 )
+from pudica.clients.shields.integers import Clipped
 from pudica.models.randomness import numpy_generator
 
 CLIPPED = ("clip-gaussian", "clip-laplace")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from pudica.clients import protocol
-from pudica.clients.runtime.idempotency import answered_once
+from pudica.clients.runtime.idempotency import answer_once
 from pudica.clients.runtime.vault import Vault
 
 HOLDS = (
@@ -33,14 +33,14 @@ class Counter:
 
 def test_a_request_that_comes_again_gets_the_same_answer(tmp_path: Path) -> None:
     vault, counter = Vault(tmp_path / "a" / "b" / "c"), Counter()
-    first = answered_once(vault, "one", counter)
-    again = answered_once(Vault(vault.root), "one", counter)
+    first = answer_once(vault, "one", counter)
+    again = answer_once(Vault(vault.root), "one", counter)
     assert counter.times == 1
     assert protocol.numbers_of(first) == protocol.numbers_of(again) == {"times": 1}
     half = protocol.arrays_of(again)["half"]
     assert half.dtype == np.float16
     assert half.tolist() == [0.5] * 3
-    assert protocol.numbers_of(answered_once(vault, "two", counter)) == {"times": 2}
+    assert protocol.numbers_of(answer_once(vault, "two", counter)) == {"times": 2}
     assert (vault.root / "reply").stat().st_mode & 0o077 == 0
 
 
@@ -51,8 +51,8 @@ def test_what_failed_is_tried_again(tmp_path: Path) -> None:
         raise RuntimeError("no memory")
 
     with pytest.raises(RuntimeError, match="no memory"):
-        answered_once(vault, "one", fails)
-    assert protocol.numbers_of(answered_once(vault, "one", counter)) == {"times": 1}
+        answer_once(vault, "one", fails)
+    assert protocol.numbers_of(answer_once(vault, "one", counter)) == {"times": 1}
 
 
 def test_while_another_process_is_at_work_a_node_is_busy(tmp_path: Path) -> None:
@@ -66,20 +66,20 @@ def test_while_another_process_is_at_work_a_node_is_busy(tmp_path: Path) -> None
     try:
         assert other.stdout is not None
         assert other.stdout.readline() == "True\n"
-        assert protocol.is_busy(answered_once(vault, "one", counter))
+        assert protocol.is_busy(answer_once(vault, "one", counter))
         assert counter.times == 0
     finally:
         other.kill()
         other.communicate()
     # A lock is gone with its process, however it ended.
-    assert protocol.numbers_of(answered_once(vault, "one", counter)) == {"times": 1}
+    assert protocol.numbers_of(answer_once(vault, "one", counter)) == {"times": 1}
 
 
 def test_a_repetition_that_was_overtaken_does_nothing(tmp_path: Path) -> None:
     vault, counter = Vault(tmp_path / "a" / "b" / "c"), Counter()
-    answered_once(vault, "one", counter)
-    second = answered_once(vault, "two", counter)
-    assert protocol.is_busy(answered_once(vault, "one", counter))
+    answer_once(vault, "one", counter)
+    second = answer_once(vault, "two", counter)
+    assert protocol.is_busy(answer_once(vault, "one", counter))
     assert counter.times == 2
-    again = answered_once(vault, "two", counter)
+    again = answer_once(vault, "two", counter)
     assert protocol.numbers_of(again) == protocol.numbers_of(second)

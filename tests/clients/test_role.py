@@ -12,8 +12,7 @@ from ray import cloudpickle
 
 from pudica.clients import protocol
 from pudica.clients.data import DataError
-from pudica.clients.runtime.discretion import UNUSABLE_DATA
-from pudica.clients.runtime.role import OwnApp, Role
+from pudica.clients.runtime.role import UNUSABLE_DATA, OwnApp, Role
 from pudica.models.compute import Compute, ComputeConfig
 from pudica.models.errors import RequestError
 from pudica.simulations.engines.inprocess import InProcessGrid
@@ -97,7 +96,7 @@ def test_what_is_wrong_with_a_nodes_data_stays_on_it(
         raise error
 
     logged: list[Any] = []
-    monkeypatch.setattr("pudica.clients.runtime.discretion.log", lambda *args: logged.append(args))
+    monkeypatch.setattr("pudica.clients.runtime.role.log", lambda *args: logged.append(args))
     if where == "handler":
         monkeypatch.setattr(Counter, "accept", fail)
         monkeypatch.setitem(Counter.handlers, "query.count", fail)

@@ -15,10 +15,9 @@ from torch import nn
 
 from pudica.clients.shields import SHIELDS, Mechanism, Shield, build
 from pudica.clients.shields.base import FLOATING_POINT_NOISE, draw_noise
-from pudica.clients.shields.clipping import Clipped
-from pudica.clients.shields.gaussian import SENSITIVITY, NormGaussian
+from pudica.clients.shields.element_level import SENSITIVITY, NormGaussian
 from pudica.clients.shields.grid import delta_within_slack, slack
-from pudica.clients.shields.integers import IntegerMechanism
+from pudica.clients.shields.integers import Clipped, IntegerMechanism
 from pudica.models.errors import RequestError
 from pudica.models.randomness import Randomness, SystemGenerator, numpy_generator
 

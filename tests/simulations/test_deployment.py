@@ -289,12 +289,12 @@ def node(tmp_path: Path, **settings: Any) -> NodeConfig:
 
 
 def test_an_own_model_wins_and_one_must_be_named(tmp_path: Path) -> None:
-    agreed = node(tmp_path, model="mlp", device="cpu", threads=2).agreed(participant("softmax"))
+    agreed = node(tmp_path, model="mlp", device="cpu", threads=2).agree_to(participant("softmax"))
     assert isinstance(agreed, ParticipantAssignment)
     assert agreed.participant.model == "mlp"
     assert agreed.compute.threads == 2
     with pytest.raises(RuntimeError, match="between own models: name one"):
-        node(tmp_path).agreed(participant())
+        node(tmp_path).agree_to(participant())
 
 
 def test_the_organiser_says_neither_which_files_are_read_nor_which_column_counts(
@@ -302,33 +302,33 @@ def test_the_organiser_says_neither_which_files_are_read_nor_which_column_counts
 ) -> None:
     theirs = DataConfig(name="parquet", path=Path("/home/ann"), label="income", download=True)
     asked = participant("mlp").model_copy(update={"data": theirs})
-    open_ = node(tmp_path).agreed(asked).data
+    open_ = node(tmp_path).agree_to(asked).data
     assert (open_.path, open_.download, open_.label) == (None, False, "income")
     own = {"name": "parquet", "path": "mine"}
-    assert node(tmp_path, data=own).agreed(asked).data.label is None
+    assert node(tmp_path, data=own).agree_to(asked).data.label is None
     brought = ParticipantConfig(model="mlp", name="ann", weights=Path("/theirs"))
     asked = asked.model_copy(update={"participant": brought})
-    assert node(tmp_path).agreed(asked).participant.weights is None  # type: ignore[union-attr]
+    assert node(tmp_path).agree_to(asked).participant.weights is None  # type: ignore[union-attr]
 
 
 def test_own_images_are_wholly_ones_own(tmp_path: Path) -> None:
     own = node(tmp_path, data={"name": "image-folder", "path": "mine"}, model="mlp")
-    agreed = own.agreed(participant())
+    agreed = own.agree_to(participant())
     assert (agreed.whole, agreed.data.path) == (True, tmp_path / "mine")
-    elsewhere = node(tmp_path, data={"root": "mine"}, model="mlp").agreed(participant())
+    elsewhere = node(tmp_path, data={"root": "mine"}, model="mlp").agree_to(participant())
     assert (elsewhere.whole, elsewhere.data.root) == (False, tmp_path / "mine")
 
 
 def test_a_device_sends_nothing_but_behind_the_shield_it_names(tmp_path: Path) -> None:
     laplace = {"name": "batch-norm-laplace", "epsilon": 5.0, "sensitivity": "experiments"}
     own = node(tmp_path, systems=["split"], shield={"name": laplace["name"], "epsilon": 5.0})
-    assert own.agreed(edge(laplace))
+    assert own.agree_to(edge(laplace))
     for weaker in ({**laplace, "epsilon": 50.0}, {"name": "none"}):
         with pytest.raises(RuntimeError, match="sends nothing but behind"):
-            own.agreed(edge(weaker))
+            own.agree_to(edge(weaker))
     for key, value in {"noise": "seeded", "plain_to_cloud": True, "fronts": "average"}.items():
         with pytest.raises(RuntimeError, match=f"wants {key.removesuffix('s')}"):
-            own.agreed(edge(laplace, **{key: value}))
+            own.agree_to(edge(laplace, **{key: value}))
     more = node(
         tmp_path,
         systems=["split"],
@@ -338,16 +338,16 @@ def test_a_device_sends_nothing_but_behind_the_shield_it_names(tmp_path: Path) -
         fronts=["average"],
     )
     theirs = NodeLimits(epsilon=99, delta=0.5, activations=99, front=None)
-    limited = more.agreed(edge(laplace, fronts="average", releases=9, limits=theirs))
+    limited = more.agree_to(edge(laplace, fronts="average", releases=9, limits=theirs))
     wanted = NodeLimits(epsilon=None, delta=None, activations=3, front=None)
     assert limited.limits == wanted  # type: ignore[union-attr]
     with pytest.raises(RuntimeError, match="wants cut: 0"):
-        more.agreed(edge(laplace, fronts="average", cut="0"))
+        more.agree_to(edge(laplace, fronts="average", cut="0"))
     with pytest.raises(RuntimeError, match="set shield in node"):
-        node(tmp_path, systems=["split"]).agreed(edge(laplace))
-    assert node(tmp_path, systems=["split"], trust_organiser=True).agreed(edge({"name": "none"}))
+        node(tmp_path, systems=["split"]).agree_to(edge(laplace))
+    assert node(tmp_path, systems=["split"], trust_organiser=True).agree_to(edge({"name": "none"}))
     with pytest.raises(RuntimeError, match="takes part in themis, not in split"):
-        node(tmp_path).agreed(edge({"name": "none"}))
+        node(tmp_path).agree_to(edge({"name": "none"}))
 
 
 @pytest.mark.parametrize(

@@ -279,10 +279,10 @@ def test_a_deployed_edge_insists_on_mixing(
     own = {"systems": ["facemix"], "mixing": 8, "report": "none"}
     node = NodeConfig.read(node_file(tmp_path / "node.yaml", **own))
     if allowed:
-        assert node.agreed(assignment).report is False  # type: ignore[union-attr]
+        assert node.agree_to(assignment).report is False  # type: ignore[union-attr]
     else:
         with pytest.raises(RuntimeError, match="mixtures of at least 8 under secret keys"):
-            node.agreed(assignment)
+            node.agree_to(assignment)
 
 
 def test_edges_with_fewer_batches_end_an_epoch_earlier(tmp_path: Path) -> None:

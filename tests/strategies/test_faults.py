@@ -14,7 +14,7 @@ from flwr.common.constant import ErrorCode
 import pudica.clients.app
 import pudica.clients.runtime.vault
 from pudica.clients import protocol
-from pudica.clients.runtime.idempotency import answered_once
+from pudica.clients.runtime.idempotency import answer_once
 from pudica.clients.runtime.vault import Vault
 from pudica.models.files import write_atomically
 
@@ -83,10 +83,10 @@ def test_a_node_whose_disk_is_full_says_so_and_goes_on_once_there_is_room(
 
     monkeypatch.setattr(pudica.clients.runtime.vault, "write_atomically", write)
     with pytest.raises(OSError, match="no room on this node's disk for 'model' in its vault"):
-        answered_once(vault, "one", trained)
+        answer_once(vault, "one", trained)
     assert vault.read("model") == b"as it was"
     full.clear()
-    assert protocol.numbers_of(answered_once(vault, "one", trained)) == {"loss": 0.5}
+    assert protocol.numbers_of(answer_once(vault, "one", trained)) == {"loss": 0.5}
     assert vault.read("model") == b"trained"
 
 

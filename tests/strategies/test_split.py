@@ -861,7 +861,7 @@ def bad_reply(change: str) -> object:
         ("shape", "smashed of shape (15, 8, 4, 4) and type float32, (16, 8, 4, 4)"),
         ("type", "smashed of shape (16, 8, 4, 4) and type float64"),
         ("nan", "smashed with NaN, infinity"),
-        ("class", "a label outside 0 to 9: a class that the cloud has not"),
+        ("class", "a label outside 0 to 9: a class that the cloud doesn't have"),
         ("labels", "labels of shape (15,)"),
     ],
 )

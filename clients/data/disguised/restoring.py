@@ -24,7 +24,7 @@ from pudica.clients.data.disguised.manifest import (
 )
 from pudica.clients.data.errors import DataError, validate_data_label
 from pudica.clients.data.source import Content, list_folder
-from pudica.clients.shields.disguises import KeyedDisguise
+from pudica.clients.shields.disguises import KeyedDisguise, require_invertible
 from pudica.models.errors import RequestError
 from pudica.models.files import write_atomically
 from pudica.models.printable import quote
@@ -48,7 +48,7 @@ def restore_dataset(
     """
     content = scan_disguised(folder).open()
     manifest = read_manifest(folder)
-    disguise.require_invertible()
+    require_invertible(disguise.key.steps)
     if disguise.key.fingerprint != manifest.key:
         raise RequestError(
             f"{folder} was disguised with the key {manifest.key}; the key that is given is "

@@ -7,10 +7,11 @@ one disguised image could come from, Eqs. (6) to (9), but several disguised imag
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import product
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -37,13 +38,7 @@ def is_affine(steps: Iterable[Step]) -> bool:
 
 
 def affine_coefficients(disguise: KeyedDisguise) -> tuple[IntArray, IntArray]:
-    """Return the m and b that the attacks look for, each (C, H, W).
-
-    Raises
-    ------
-    RequestError
-        If the disguise is not a composition of MAT, MMT and Rise.
-    """
+    """Return the m and b that the attacks look for, each (C, H, W); RequestError without them."""
     if not is_affine(disguise.key.steps):
         raise RequestError(
             f"{disguise.key.notation} is not a composition of MAT, MMT and Rise, which these "
@@ -55,14 +50,10 @@ def affine_coefficients(disguise: KeyedDisguise) -> tuple[IntArray, IntArray]:
 
 
 def standardise(images: NDArray[np.generic]) -> FloatArray:
-    """Subtract each pixel's mean over all images and divide by its standard deviation.
+    """Subtract each pixel's mean over images (N, C, H, W) and divide by its standard deviation.
 
     Disguised images give the same result as the plain ones, since m and b cancel. Pixels that are
     the same in all images become 0.
-
-    Parameters
-    ----------
-    images : ndarray of integers, shape (N, C, H, W)
     """
     # Differences first, in whole numbers: offsets may be too large for a float.
     values = (images.astype(np.int64) - images[:1].astype(np.int64)).astype(np.float64)
@@ -73,30 +64,20 @@ def standardise(images: NDArray[np.generic]) -> FloatArray:
 
 
 def recover_factors(disguised: IntArray) -> IntArray:
-    """Return m as the greatest common divisor of differences between images, (C, H, W).
+    """Return m, (C, H, W), as the greatest common divisor of differences of images (N, C, H, W).
 
     It is correct where the differences of the plain pixels have no common divisor, and 0 where a
-    pixel is the same in all images.
-
-    Parameters
-    ----------
-    disguised : int64 ndarray of shape (N, C, H, W)
-        At least two images.
+    pixel is the same in all images. It takes at least two images.
     """
     m: IntArray = np.gcd.reduce(np.abs(disguised[1:] - disguised[0]), axis=0)
     return m
 
 
 def guess_offsets(disguised: IntArray, m: IntArray, guess: Guess) -> IntArray:
-    """Return b, guessed from the disguised pixels; (C, H, W).
+    """Return b, (C, H, W), guessed from the disguised pixels.
 
-    Parameters
-    ----------
-    disguised : int64 ndarray of shape (N, C, H, W)
-    m : int64 ndarray of shape (C, H, W)
-    guess : {"minimum", "mid-range"}
-        Assume that the darkest pixel was 0, or that darkest and brightest are symmetric about
-        127.5.
+    ``minimum`` assumes that the darkest pixel was 0, ``mid-range`` that darkest and brightest are
+    symmetric about 127.5.
     """
     low: IntArray = disguised.min(0)
     if guess == "minimum":
@@ -108,21 +89,12 @@ def guess_offsets(disguised: IntArray, m: IntArray, guess: Guess) -> IntArray:
     return b
 
 
-def recover_offsets(plain: IntArray, disguised: IntArray, m: IntArray) -> IntArray:
-    """Return b from one image that is known both plain and disguised; each (C, H, W)."""
-    b: IntArray = disguised - m * plain
-    return b
-
-
 def invert_affine(
     disguised: IntArray, m: IntArray, b: IntArray, constant: NDArray[np.integer] | int = 0
 ) -> NDArray[np.uint8]:
     """Return the plain images, if m and b are right: uint8 of shape (N, C, H, W).
 
-    Parameters
-    ----------
-    constant : int or ndarray of shape (C, H, W)
-        The value where m is 0, that is, where a pixel is the same in all images.
+    ``constant`` is the value where m is 0, that is, where a pixel is the same in all images.
     """
     values = np.where(m > 0, (disguised - b) / np.where(m > 0, m, 1), constant)
     return np.clip(np.rint(values), 0, 255).astype(np.uint8)
@@ -134,7 +106,6 @@ class AttackResult:
 
     Attributes
     ----------
-    attack : str
     images : int
         Number of disguised images that it sees.
     found : float
@@ -149,8 +120,8 @@ class AttackResult:
     attack: str
     images: int
     found: float
-    pixels: float
-    error: float
+    pixels: float = math.nan
+    error: float = math.nan
 
 
 def run_attacks(
@@ -163,8 +134,6 @@ def run_attacks(
 
     Parameters
     ----------
-    disguise : KeyedDisguise
-        A composition of MAT, MMT and Rise.
     plain : uint8 ndarray of shape (N, C, H, W)
         The attacks see only their disguised form, except for the first one in the last attack.
     for_factors, for_offsets : tuple of int
@@ -174,42 +143,32 @@ def run_attacks(
     Raises
     ------
     RequestError
-        If the disguise is not such a composition.
+        If the disguise is no composition of MAT, MMT and Rise.
     """
     true_m, true_b = affine_coefficients(disguise)
     disguised = disguise.protect(torch.from_numpy(plain)).long().numpy()
+
+    def score(
+        attack: str, seen: int, m: IntArray, b: IntArray, constant: NDArray[np.integer] | int = 0
+    ) -> AttackResult:
+        is_correct = (m == true_m) & (b == true_b)
+        error = np.abs(invert_affine(disguised, m, b, constant).astype(np.int64) - plain)
+        exact, mean = float((error == 0).mean()), float(error.mean())
+        return AttackResult(attack, seen, _share_correct(is_correct, plain[:seen]), exact, mean)
+
     counts = {*for_factors, *for_offsets}
-    seen = {n: recover_factors(disguised[:n]) for n in counts if n <= len(plain)}
-    found = [
-        AttackResult(COMMON_DIVISOR, n, _share_correct(seen[n] == true_m, plain[:n]), *_NOTHING)
+    factors = {n: recover_factors(disguised[:n]) for n in counts if n <= len(plain)}
+    results = [
+        AttackResult(COMMON_DIVISOR, n, _share_correct(factors[n] == true_m, plain[:n]))
         for n in for_factors
-        if n in seen
+        if n in factors
     ]
-    guesses: tuple[Guess, ...] = ("minimum", "mid-range")
-    for guess, n in product(guesses, filter(seen.__contains__, for_offsets)):
-        m, b = seen[n], guess_offsets(disguised[:n], seen[n], guess)
-        right = (m == true_m) & (b == true_b)
-        found.append(_score_attack(guess, plain, n, right, invert_affine(disguised, m, b)))
+    for guess, n in product(get_args(Guess), filter(factors.__contains__, for_offsets)):
+        b = guess_offsets(disguised[:n], factors[n], guess)
+        results.append(score(guess, n, factors[n], b))
     m = recover_factors(disguised)
-    b = recover_offsets(plain[0].astype(np.int64), disguised[0], m)
-    right, shown = (m == true_m) & (b == true_b), invert_affine(disguised, m, b, constant=plain[0])
-    found.append(_score_attack(KNOWN_PAIR, plain, len(plain), right, shown))
-    return found
-
-
-_NOTHING = (float("nan"), float("nan"))
-
-
-def _score_attack(
-    attack: str,
-    plain: NDArray[np.uint8],
-    seen: int,
-    right: NDArray[np.bool_],
-    shown: NDArray[np.uint8],
-) -> AttackResult:
-    error = np.abs(shown.astype(np.int64) - plain)
-    exact, mean = float((error == 0).mean()), float(error.mean())
-    return AttackResult(attack, seen, _share_correct(right, plain[:seen]), exact, mean)
+    b = disguised[0] - m * plain[0]
+    return [*results, score(KNOWN_PAIR, len(plain), m, b, constant=plain[0])]
 
 
 def _share_correct(right: NDArray[np.bool_], seen: NDArray[np.uint8]) -> float:
@@ -223,23 +182,10 @@ def search_space(
 ) -> float:
     """Return log10 of the number of images that one disguised image could come from.
 
-    Eqs. (6) and (7) for MAT, (8) and (9) for MMT; times ``rise`` for Rise+MMT. It proves nothing:
-    :func:`run_attacks` does not search.
-
-    Parameters
-    ----------
-    disguised : int64 ndarray of shape (C, H, W)
-    of : {"MAT", "MMT"}
-    rise : int
-        The largest possible RISE_V; 0 if there is no Rise.
-    as_printed : bool
-        Eq. (8) has A' where the text counts divisors of A'. By default divisors are counted; True
-        follows the printed equation.
-
-    Raises
-    ------
-    RequestError
-        For another transformation.
+    Eqs. (6) and (7) for MAT, (8) and (9) for MMT; times ``rise``, the largest possible RISE_V, for
+    Rise+MMT. Eq. (8) has A' where the text counts divisors of A': by default divisors are counted,
+    and ``as_printed`` follows the equation. The number proves nothing: :func:`run_attacks` does
+    not search. RequestError for another transformation.
     """
     values = disguised.ravel()
     if of not in ("MAT", "MMT"):
@@ -254,12 +200,7 @@ def search_space(
 
 
 def mean_search_space(disguise: KeyedDisguise, plain: NDArray[np.uint8]) -> float:
-    """Return the mean of :func:`search_space` over images; NaN if the paper has no formula.
-
-    Parameters
-    ----------
-    plain : uint8 ndarray of shape (N, C, H, W)
-    """
+    """Return the mean of :func:`search_space` over images; NaN if the paper has no formula."""
     of: Literal["MAT", "MMT"]
     match disguise.key.steps:
         case (Addition(),):
@@ -267,7 +208,7 @@ def mean_search_space(disguise: KeyedDisguise, plain: NDArray[np.uint8]) -> floa
         case (Multiplication(),):
             of, rise = "MMT", 0
         case (Rise() as first, Multiplication()):
-            of, rise = "MMT", int(first.rise_v)
+            of, rise = "MMT", first.rise_v
         case _:
             return float("nan")
     disguised = disguise.protect(torch.from_numpy(plain[:SEARCHED])).long().numpy()

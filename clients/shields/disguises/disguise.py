@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Sequence
 
 import torch
 
-from pudica.clients.shields.base import Guarantee
+from pudica.clients.shields.base import REMOVES, Guarantee
 from pudica.clients.shields.disguises.key import Key
-from pudica.clients.shields.disguises.notation import compute_spans
+from pudica.clients.shields.disguises.notation import compute_spans, format_notation
 from pudica.clients.shields.disguises.steps import Span, Step, Tensors, WrongKeyError
 from pudica.models.errors import RequestError
 
@@ -19,37 +20,20 @@ UNDONE = (
     "an obfuscation: the same for every image under a key, so who sees enough images, or some "
     "of them plain, can undo it"
 )
-LOSES = "an obfuscation: what it removes can't be recovered, what it leaves everybody can see"
 
 
 class KeyedDisguise:
-    """Disguises integer images exactly, step by step.
-
-    Parameters
-    ----------
-    key : Key
-
-    Attributes
-    ----------
-    span : Span
-        The range of disguised values.
-    """
+    """Disguises integer images exactly, step by step, under a key."""
 
     def __init__(self, key: Key) -> None:
         self.key = key
-        steps = key.steps
-        self._spans = compute_spans(steps)
-        self._steps = [(step, self._cast_key(step, key.of(n))) for n, step in enumerate(steps)]
+        self._spans = compute_spans(key.steps)
+        self._steps = [(step, self._cast_key(step, key.of(n))) for n, step in enumerate(key.steps)]
 
     @property
     def span(self) -> Span:
         """The range and type of disguised values."""
         return self._spans[-1]
-
-    @property
-    def lossy_steps(self) -> list[str]:
-        """The steps that can't be undone, in the notation."""
-        return list_lossy_steps([step for step, _ in self._steps])
 
     def _cast_key(self, step: Step, key: Tensors) -> Tensors:
         """Return a step's part of the key, with R in the type of the values it is applied to."""
@@ -60,31 +44,15 @@ class KeyedDisguise:
     def protect(self, images: torch.Tensor) -> torch.Tensor:
         """Return disguised images; nothing is rounded, and the input is not changed.
 
-        Parameters
-        ----------
-        images : uint8 tensor of shape (B, C, H, W)
-
-        Returns
-        -------
-        Tensor of shape (B, C, H, W)
-            uint8, int32, int64 or float32, as given by :attr:`span`.
-
-        Raises
-        ------
-        RequestError
-            If the images have another type or shape.
+        Images are uint8, (B, C, H, W), or RequestError; the result has the type of :attr:`span`.
         """
         self._check(images, torch.uint8)
         out = torch.empty(images.shape, dtype=self.span.dtype)
-        for start in range(0, len(images), self._chunk_size):
-            part = slice(start, start + self._chunk_size)
+        size = max(1, CHUNK_VALUES // math.prod(self.key.shape))
+        for start in range(0, len(images), size):
+            part = slice(start, start + size)
             self._protect(images[part], out[part])
         return out
-
-    @property
-    def _chunk_size(self) -> int:
-        channels, height, width = self.key.shape
-        return max(1, CHUNK_VALUES // (channels * height * width))
 
     def _protect(self, images: torch.Tensor, out: torch.Tensor) -> None:
         values = images
@@ -98,31 +66,19 @@ class KeyedDisguise:
     def restore(self, disguised: torch.Tensor) -> torch.Tensor:
         """Return the original images, uint8 of shape (B, C, H, W).
 
-        Raises
-        ------
-        RequestError
-            If a step can't be undone, the type or shape is wrong, or the images were disguised
-            with another key. With ``Kiya`` a wrong key goes unnoticed: any key gives some pixels.
+        RequestError if a step can't be undone, the type or shape is wrong, or the images were
+        disguised with another key. With ``Kiya`` a wrong key goes unnoticed: any key gives some
+        pixels.
         """
-        self.require_invertible()
+        require_invertible(self.key.steps)
         self._check(disguised, self.span.dtype)
-        values = disguised.clone()
         try:
-            return self._undo_steps(values)
+            return self._undo_steps(disguised.clone())
         except WrongKeyError:
             raise RequestError(
                 f"these images were not disguised with the key {self.key.fingerprint}: undone with "
                 "it they are not pixels"
             ) from None
-
-    def require_invertible(self) -> None:
-        """Raise RequestError if a step can't be undone."""
-        require_invertible([step for step, _ in self._steps])
-
-    @property
-    def loss_description(self) -> str:
-        """Which steps can't be undone, in words; empty if all can."""
-        return describe_loss(self.lossy_steps)
 
     def _undo_steps(self, values: torch.Tensor) -> torch.Tensor:
         stages = list(zip(self._steps, self._spans[:-1], strict=True))
@@ -143,13 +99,13 @@ class KeyedDisguise:
         """Raise RequestError if the key is not for images of this shape."""
         if tuple(shape) != self.key.shape:
             raise RequestError(
-                f"images are {_format_shape(shape)}, the key {self.key.fingerprint} is for "
-                f"{_format_shape(self.key.shape)}"
+                f"images are {'x'.join(map(str, shape))}, the key {self.key.fingerprint} is for "
+                f"{'x'.join(map(str, self.key.shape))}"
             )
 
     def guarantee(self) -> Guarantee:
         """Return that there is no guarantee, and why."""
-        return obfuscation_guarantee(self.lossy_steps)
+        return explain_no_guarantee(self.key.steps)
 
 
 def require_dtype(images: torch.Tensor, dtype: torch.dtype) -> None:
@@ -163,27 +119,19 @@ def require_dtype(images: torch.Tensor, dtype: torch.dtype) -> None:
         raise RequestError(f"images must be on the CPU, are on {images.device}")
 
 
-def list_lossy_steps(steps: Iterable[Step]) -> list[str]:
-    """Return the steps that can't be undone, in the notation."""
-    return [str(step) for step in steps if not step.is_invertible]
-
-
-def require_invertible(steps: Sequence[Step]) -> None:
+def require_invertible(steps: tuple[Step, ...]) -> None:
     """Raise RequestError if a step can't be undone."""
-    if lossy := list_lossy_steps(steps):
-        raise RequestError(f"{'+'.join(map(str, steps))} can't be undone: {describe_loss(lossy)}")
+    if lost := describe_loss(steps):
+        raise RequestError(f"{format_notation(steps)} can't be undone: {lost}")
 
 
-def describe_loss(lossy: Sequence[str]) -> str:
-    """Return in words that these steps lose something; empty if there are none."""
-    keeps = "keeps" if len(lossy) == 1 else "keep"
-    return f"{' and '.join(lossy)} {keeps} less than there was" if lossy else ""
+def describe_loss(steps: tuple[Step, ...]) -> str:
+    """Return in words which steps can't be undone; empty if all can."""
+    lossy = [str(step) for step in steps if not step.is_invertible]
+    keep = "keeps" if len(lossy) == 1 else "keep"
+    return f"{' and '.join(lossy)} {keep} less than there was" if lossy else ""
 
 
-def obfuscation_guarantee(lossy: Sequence[str]) -> Guarantee:
+def explain_no_guarantee(steps: tuple[Step, ...]) -> Guarantee:
     """Return that a disguise has no guarantee, and why."""
-    return Guarantee("record", None, reasons=(LOSES if lossy else UNDONE,))
-
-
-def _format_shape(shape: Sequence[int]) -> str:
-    return "x".join(map(str, shape))
+    return Guarantee("record", None, reasons=(REMOVES if describe_loss(steps) else UNDONE,))

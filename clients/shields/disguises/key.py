@@ -28,14 +28,12 @@ MAX_VALUES = 2**24
 
 @dataclass(frozen=True)
 class Key:
-    """All secrets of a disguise, with the disguise and the image shape they are for.
+    """All secrets of a disguise, with the disguise and the image shape (C, H, W) they are for.
 
     Attributes
     ----------
     notation : str
-        From :func:`~pudica.clients.shields.disguises.notation.format_notation`.
-    shape : tuple of int
-        Channels, height and width of an image.
+        From :func:`.format_notation`.
     tensors : dict of str to Tensor
         Secrets by the step's number and their name, such as ``0/R``. They never appear in a
         message, a log or a result.
@@ -47,19 +45,9 @@ class Key:
 
     @classmethod
     def new(cls, notation: str, shape: ImageShape, randomness: Randomness) -> Key:
-        """Draw a key.
+        """Draw a key, seeded for an experiment, from the system's randomness for people's images.
 
-        Parameters
-        ----------
-        notation : str
-        shape : tuple of int
-        randomness : Generator or SystemGenerator
-            Seeded for an experiment; the system's for people's images.
-
-        Raises
-        ------
-        RequestError
-            If the notation is invalid, or does not fit images of that shape.
+        RequestError if the notation is invalid, or does not fit images of that shape.
         """
         if len(shape) != 3 or min(shape) < 1 or math.prod(shape) > MAX_VALUES:
             raise RequestError(
@@ -81,13 +69,7 @@ class Key:
 
     @classmethod
     def load_for(cls, path: Path, notation: str, shape: ImageShape) -> Key:
-        """Read a key and check that it is for this disguise and shape.
-
-        Raises
-        ------
-        RequestError
-            As :meth:`load`, or if the key is for something else.
-        """
+        """Read a key for this disguise and shape; RequestError as :meth:`load`, or if it isn't."""
         key = cls.load(path)
         if (key.notation, key.shape) != (notation, shape):
             sizes = ["x".join(map(str, each)) for each in (key.shape, shape)]
@@ -131,10 +113,7 @@ class Key:
     def save(self, path: Path | str) -> None:
         """Write the key to a new file that only its owner may read.
 
-        Raises
-        ------
-        RequestError
-            If the file already exists, or can't be created.
+        RequestError if the file already exists, or can't be created.
         """
         path = Path(path)
         note = {
@@ -159,10 +138,8 @@ class Key:
     def load(cls, path: Path | str) -> Key:
         """Read a key.
 
-        Raises
-        ------
-        RequestError
-            If the file is missing, readable by others, not readable by this user, or not a key.
+        RequestError if the file is missing, readable by others, not readable by this user, or not a
+        key.
         """
         path = Path(path)
         try:
@@ -175,8 +152,11 @@ class Key:
             path.open("rb").close()
             tensors, note = load_tensors(path) or ({}, {})
             key = cls(note["notation"], tuple(note["shape"]), tensors)
-            is_valid = note["format"] == FORMAT and _is_well_formed(key)
-            is_valid = is_valid and note["fingerprint"] == key.fingerprint
+            is_intact = (
+                note["format"] == FORMAT
+                and _is_well_formed(key)
+                and note["fingerprint"] == key.fingerprint
+            )
         except RequestError:
             raise
         except FileNotFoundError:
@@ -185,7 +165,7 @@ class Key:
             raise RequestError(f"can't read the key {path}: {error.strerror}") from error
         except (SafetensorError, KeyError, TypeError, ValueError, AttributeError) as error:
             raise RequestError(f"{path} is not a key of a disguise: {error}") from error
-        if not is_valid:
+        if not is_intact:
             raise RequestError(f"{path} is not a key of a disguise, or is damaged")
         return key
 

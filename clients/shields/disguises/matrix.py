@@ -6,9 +6,11 @@ R has the image's shape and is the same for all images. ``MAT(a)+MMT(m)`` is Eq.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
 import torch
 
 from pudica.clients.shields.disguises.steps import (
@@ -18,8 +20,7 @@ from pudica.clients.shields.disguises.steps import (
     Step,
     Tensors,
     WrongKeyError,
-    draw_integers,
-    parse_integer,
+    require_integer,
 )
 from pudica.models.randomness import Randomness
 
@@ -28,20 +29,20 @@ from pudica.models.randomness import Randomness
 class _Matrix(Step):
     """A step with a matrix R of whole numbers, uniform on 1 to ``max_v``."""
 
-    max_v: float
+    max_v: int
     takes: ClassVar[Kind] = "integers"
 
     def __post_init__(self) -> None:
-        """Check MAX_V."""
-        parse_integer(self.name, "MAX_V", self.max_v, 1)
+        require_integer(self, "MAX_V", self.max_v, 1)
 
     def draw(self, shape: ImageShape, randomness: Randomness) -> Tensors:
-        """Draw R, (C, H, W)."""
-        return {"R": draw_integers(int(self.max_v), shape, randomness)}
+        # 64 random bits modulo max_v: for 2³², uneven by one part in 2³².
+        bits = np.frombuffer(randomness.bytes(8 * math.prod(shape)), np.uint64)
+        values = (bits % np.uint64(self.max_v)).astype(np.int64).reshape(shape) + 1
+        return {"R": torch.from_numpy(values)}
 
     def is_valid_key(self, key: Tensors) -> bool:
-        """Tell whether R lies in its range."""
-        return 1 <= int(key["R"].min()) <= int(key["R"].max()) <= int(self.max_v)
+        return 1 <= int(key["R"].min()) <= int(key["R"].max()) <= self.max_v
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class Addition(_Matrix):
 
     def span(self, before: Span) -> Span:
         """Raise the lower end by 1 and the upper end by ``max_v``."""
-        return Span(before.low + 1, before.high + int(self.max_v), "integers")
+        return Span(before.low + 1, before.high + self.max_v, "integers")
 
     def apply(self, images: torch.Tensor, key: Tensors) -> torch.Tensor:
         """Add R."""
@@ -71,7 +72,7 @@ class Multiplication(_Matrix):
 
     def span(self, before: Span) -> Span:
         """Multiply the lower end by 1 and the upper end by ``max_v``."""
-        return Span(before.low, before.high * int(self.max_v), "integers")
+        return Span(before.low, before.high * self.max_v, "integers")
 
     def apply(self, images: torch.Tensor, key: Tensors) -> torch.Tensor:
         """Multiply by R."""
@@ -88,23 +89,21 @@ class Multiplication(_Matrix):
 class Rise(Step):
     """``A + RISE_V``, the same for all pixels, before a multiplication: Eq. (3)."""
 
-    rise_v: float
+    rise_v: int
     name: ClassVar[str] = "Rise"
     takes: ClassVar[Kind] = "integers"
 
     def __post_init__(self) -> None:
-        """Check RISE_V."""
-        parse_integer(self.name, "RISE_V", self.rise_v, 0)
+        require_integer(self, "RISE_V", self.rise_v, 0)
 
     def span(self, before: Span) -> Span:
         """Raise both ends by ``rise_v``."""
-        rise = int(self.rise_v)
-        return Span(before.low + rise, before.high + rise, "integers")
+        return Span(before.low + self.rise_v, before.high + self.rise_v, "integers")
 
     def apply(self, images: torch.Tensor, key: Tensors) -> torch.Tensor:  # noqa: ARG002
         """Add RISE_V."""
-        return images.add_(int(self.rise_v))
+        return images.add_(self.rise_v)
 
     def undo(self, images: torch.Tensor, key: Tensors) -> torch.Tensor:  # noqa: ARG002
         """Subtract RISE_V."""
-        return images.sub_(int(self.rise_v))
+        return images.sub_(self.rise_v)

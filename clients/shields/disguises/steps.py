@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields
 from typing import ClassVar, Literal
 
-import numpy as np
 import torch
 
 from pudica.models.errors import RequestError
@@ -70,13 +68,7 @@ class Step(ABC):
         """Return the range of the values after this step."""
 
     def draw(self, shape: ImageShape, randomness: Randomness) -> Tensors:  # noqa: ARG002
-        """Draw the step's part of a key for images of one shape; empty if it needs none.
-
-        Raises
-        ------
-        RequestError
-            If the step does not fit images of that shape.
-        """
+        """Draw the step's part of a key, if it needs one; RequestError if the shape doesn't fit."""
         return {}
 
     def is_valid_key(self, key: Tensors) -> bool:  # noqa: ARG002
@@ -90,10 +82,7 @@ class Step(ABC):
     def undo(self, images: torch.Tensor, key: Tensors) -> torch.Tensor:
         """Return the images before this step; may change its input.
 
-        Raises
-        ------
-        WrongKeyError
-            If they can't have been disguised with that key.
+        WrongKeyError if they can't have been disguised with that key.
         """
         raise NotImplementedError(f"{self.name} can't be undone")
 
@@ -103,42 +92,21 @@ class Step(ABC):
         return True
 
     def __str__(self) -> str:
-        """Return the step in the notation, without settings at their defaults."""
-        first, *others = fields(self) or (None,)
-        shown = [_format_number(getattr(self, first.name))] if first else []
-        for field in others:
+        shown = []
+        for position, field in enumerate(fields(self)):
             if (value := getattr(self, field.name)) != field.default:
-                shown.append(f"{field.name}={_format_number(value)}")
+                shown.append(f"{field.name}={value}" if position else str(value))
         return f"{self.name}({', '.join(shown)})" if shown else self.name
-
-
-def _format_number(value: float) -> str:
-    return str(int(value)) if float(value).is_integer() else str(value)
 
 
 class WrongKeyError(Exception):
     """The images were disguised with another key."""
 
 
-def parse_integer(step: str, what: str, value: float, least: int) -> int:
-    """Return a setting as int; raise RequestError if it is not an integer or out of range."""
-    if not float(value).is_integer() or not least <= value < LARGEST:
+def require_integer(step: Step, what: str, value: float, least: int) -> None:
+    """Raise RequestError if a setting is not an integer or out of range."""
+    if not isinstance(value, int) or not least <= value < LARGEST:
         raise RequestError(
-            f"{step}: {what} must be a whole number of at least {least} and below 2^53, is "
+            f"{step.name}: {what} must be a whole number of at least {least} and below 2^53, is "
             f"{value:g}"
         )
-    return int(value)
-
-
-def draw_integers(most: int, shape: tuple[int, ...], randomness: Randomness) -> torch.Tensor:
-    """Draw whole numbers, uniform on 1 to ``most``, as int64.
-
-    They are 64 random bits modulo ``most``: for ``most`` = 2³², uneven by one part in 2³².
-    """
-    bits = np.frombuffer(randomness.bytes(8 * math.prod(shape)), np.uint64)
-    return torch.from_numpy((bits % np.uint64(most)).astype(np.int64).reshape(shape) + 1)
-
-
-def is_permutation(orders: torch.Tensor) -> bool:
-    """Tell whether the last dimension holds permutations."""
-    return bool((orders.sort(-1).values == torch.arange(orders.shape[-1])).all())

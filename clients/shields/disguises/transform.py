@@ -16,17 +16,12 @@ from torchvision.transforms.v2 import functional
 from pudica.clients.shields.base import Guarantee
 from pudica.clients.shields.disguises.disguise import (
     KeyedDisguise,
-    list_lossy_steps,
-    obfuscation_guarantee,
+    explain_no_guarantee,
     require_dtype,
     require_invertible,
 )
 from pudica.clients.shields.disguises.key import Key
-from pudica.clients.shields.disguises.notation import (
-    compute_spans,
-    format_notation,
-    parse_notation,
-)
+from pudica.clients.shields.disguises.notation import compute_spans, format_notation, parse_notation
 from pudica.clients.shields.disguises.steps import ImageShape, Span
 from pudica.models.errors import RequestError
 from pudica.models.randomness import SystemGenerator
@@ -35,15 +30,9 @@ from pudica.models.randomness import SystemGenerator
 class _ImageTransform(v2.Transform):
     """A transform of images and videos; boxes, masks and labels pass through unchanged."""
 
-    _transformed_types = (
-        functional.is_pure_tensor,
-        tv_tensors.Image,
-        tv_tensors.Video,
-        PILImage,
-    )
+    _transformed_types = (functional.is_pure_tensor, tv_tensors.Image, tv_tensors.Video, PILImage)
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:  # noqa: ARG002
-        """Transform an image (C, H, W), or images (…, C, H, W)."""
         if isinstance(inpt, PILImage):
             raise RequestError(
                 f"{type(self).__name__}: takes tensors, got a PIL image; put "
@@ -60,7 +49,6 @@ class _ImageTransform(v2.Transform):
         return tv_tensors.wrap(out, like=inpt) if isinstance(inpt, tv_tensors.TVTensor) else out
 
     def _apply(self, images: torch.Tensor) -> torch.Tensor:
-        """Transform a batch (B, C, H, W)."""
         raise NotImplementedError
 
 
@@ -117,13 +105,7 @@ class Disguise(_ImageTransform):
 
     @property
     def key(self) -> Key:
-        """The key.
-
-        Raises
-        ------
-        RequestError
-            None was given, and no image has come yet.
-        """
+        """The key; RequestError if none was given and no image has come yet."""
         return self.keyed.key
 
     @property
@@ -139,10 +121,7 @@ class Disguise(_ImageTransform):
     def bind(self, shape: ImageShape) -> Disguise:
         """Draw a fresh secret key for images of one shape, unless there is a key; return self.
 
-        Raises
-        ------
-        RequestError
-            The steps do not fit images of that shape, or there is a key for another one.
+        RequestError if the steps do not fit that shape, or there is a key for another one.
         """
         if self._keyed is None:
             if get_worker_info() is not None:
@@ -157,18 +136,12 @@ class Disguise(_ImageTransform):
         return self
 
     def inverse(self) -> v2.Transform:
-        """Return the transform that undoes this one, with the key that it has by then.
-
-        Raises
-        ------
-        RequestError
-            A step can't be undone.
-        """
+        """Return the transform that undoes this one; RequestError if a step can't be undone."""
         return Restoration(self)
 
     def guarantee(self) -> Guarantee:
         """Return that there is no guarantee, and why."""
-        return obfuscation_guarantee(list_lossy_steps(parse_notation(self.notation)))
+        return explain_no_guarantee(parse_notation(self.notation))
 
     def extra_repr(self) -> str:
         """Return notation and fingerprint, never the key."""
@@ -183,17 +156,7 @@ class Disguise(_ImageTransform):
 
 
 class Restoration(_ImageTransform):
-    """Undoes a disguise: values of its span become uint8 pixels.
-
-    Parameters
-    ----------
-    disguise : Disguise
-
-    Raises
-    ------
-    RequestError
-        A step can't be undone.
-    """
+    """Undoes a disguise, by the key it has by then: values of its span become uint8 pixels."""
 
     def __init__(self, disguise: Disguise) -> None:
         super().__init__()
