@@ -19,7 +19,7 @@ from torch import nn
 
 from pudica.models.architectures import TORCHVISION, ImageTask
 from pudica.models.errors import RequestError
-from pudica.models.files import make_absolute
+from pudica.models.files import make_absolute, settings_folder
 from pudica.models.trial import compute_logits
 
 PREFIX = "custom:"
@@ -116,14 +116,16 @@ def display_name(name: str) -> str:
 def resolve_model_path(name: str, folder: Path = Path()) -> str:
     """Make the file path in a model's name absolute, starting from ``folder``, if there is one."""
     if name.endswith(SUFFIX):
-        return str(make_absolute(folder / Path(name).expanduser()))
+        return str(make_absolute(Path(name), folder))
     source, attribute = _split_name(name)
     if name.startswith(PREFIX) and source.endswith(SOURCE):
-        return f"{PREFIX}{make_absolute(folder / Path(source).expanduser())}:{attribute}"
+        return f"{PREFIX}{make_absolute(Path(source), folder)}:{attribute}"
     return name
 
 
-ModelName = Annotated[str, AfterValidator(resolve_model_path)]
+ModelName = Annotated[
+    str, AfterValidator(lambda name, info: resolve_model_path(name, settings_folder(info)))
+]
 """A model's name in settings. A relative path starts from where the settings are read."""
 
 
