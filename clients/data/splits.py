@@ -84,8 +84,8 @@ def load(config: DataConfig, seed: int) -> Splits:
     Raises DataError if the data are missing, broken, or do not fit the request.
     """
     spec = lookup(config.name)
-    path = config.path.expanduser() if config.path else None
-    source = find_source(spec, DataLocation(data_root(config.root), path), config.download)
+    location = DataLocation(data_root(config.root), config.path)
+    source = find_source(spec, location, config.download)
     stored = fetch_cached(
         source, config.image_size or spec.image_size, config.channels or spec.channels
     )
@@ -182,7 +182,7 @@ def _load_key(config: DataConfig, shape: tuple[int, int, int], seed: int) -> Key
     if config.key is None:
         return Key.from_seed(config.shield, shape, seed)
     try:
-        return Key.load_for(config.key.expanduser(), config.shield, shape)
+        return Key.load_for(config.key, config.shield, shape)
     except RequestError as error:
         raise DataError(f"data.key: {error}") from error
 
