@@ -16,7 +16,7 @@ import torch
 from flwr.app import RecordDict
 
 from pudica.clients import protocol
-from pudica.clients.themis.submissions import digest, is_signed, statement
+from pudica.clients.themis.submissions import build_statement, digest, is_signed
 from pudica.models.clock import timestamp
 from pudica.models.files import save_tensors, write_atomically
 from pudica.strategies.core.recorder import MemoryRecorder, Recorder
@@ -79,7 +79,7 @@ class Submissions:
         keys = {entry.name: entry.fingerprint for entry in self.registry.nodes()}
         if key_fingerprint(submission.public_key.encode()) != keys.get(node):
             return "its predictions are not signed by the key it was registered with"
-        text = statement(self.run, images, submission.digest, len(submission.predictions))
+        text = build_statement(self.run, images, submission.digest, len(submission.predictions))
         if not is_signed(text, submission.signature, submission.public_key):
             return "the signature under its predictions does not hold"
         return ""
