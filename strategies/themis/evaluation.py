@@ -20,7 +20,7 @@ from pudica.strategies.themis.leaderboard import (
     leaderboard,
 )
 from pudica.strategies.themis.organiser import SHARED, Organiser
-from pudica.strategies.themis.protection import Examiner, Seed, measure_hiding, noisy_chunks
+from pudica.strategies.themis.protection import Examiner, measure_hiding, noisy_chunks
 from pudica.strategies.themis.release import VARIANTS, Contestants, Release, select_variant
 from pudica.strategies.themis.submissions import Submissions
 
@@ -31,12 +31,7 @@ MOMENTS_SAMPLE = 2000
 
 
 class Evaluation:
-    """Releases, scores and results of all cases of a competition.
-
-    Parameters
-    ----------
-    organiser : Organiser
-    """
+    """Releases, scores and results of all cases of a competition."""
 
     def __init__(self, organiser: Organiser) -> None:
         self.organiser = organiser
@@ -51,6 +46,7 @@ class Evaluation:
             organiser.data.num_classes,
             self.settings.release.images_per_message,
             self.settings.min_participants,
+            organiser.secret,
             self.submissions,
         )
 
@@ -72,10 +68,6 @@ class Evaluation:
             self._measure_accuracy("trained", case, self.organiser.contestants_of(case), noise)
             self._measure_protection("trained", case, noise)
 
-    def _draw_seed(self, release: str, case: str, bound: float, draw: int) -> Seed:
-        """Return the seed of one draw of the noise, which only the organiser can know."""
-        return self.organiser.secret, release, case, repr(bound), draw
-
     # ------------------------------------------------------------------------ accuracy
 
     def _measure_accuracy(
@@ -89,10 +81,7 @@ class Evaluation:
         for draw in range(draws):
             task = f"evaluation/{case}/{release}/{bound!r}/{draw}"
             if not self.recorder.is_finished(task):
-                seed = self._draw_seed(release, case, bound, draw)
-                accuracies = self.release.measure_accuracy(
-                    contestants, noise, seed, **tags, draw=draw
-                )
+                accuracies = self.release.measure_accuracy(contestants, noise, release, case, draw)
                 for name, value in accuracies.items():
                     self.recorder.log("evaluation", "accuracy", value, node=name, draw=draw, **tags)
                 self.recorder.finish(task)
@@ -123,7 +112,7 @@ class Evaluation:
         task = f"protection/{case}/{release}/{noise.bound!r}"
         if self.recorder.is_finished(task):
             return
-        seed = self._draw_seed(release, case, noise.bound, 0)
+        seed = self.release.draw_seed(release, case, noise.bound, 0)
         sigma = noise.sigma().detach()
         values = {
             "mean_sigma": float(sigma.mean()),
@@ -184,7 +173,13 @@ class Evaluation:
         write_csv(board, self.recorder.artefact(f"{case}/leaderboard.csv"))
         for name, rank in zip(board["model"], board["rank"], strict=True):
             self.recorder.log("leaderboard", "rank", int(rank), node=name, case=case)
-        self._save_generator(case, generator)
+        np.savez_compressed(
+            self.recorder.artefact(f"{case}/generator.npz"),
+            trained=generator.pack(),
+            untrained=self.organiser.untrained(generator.bound).pack(),
+            M=generator.bound,
+            release_M=np.array(self.bounds),
+        )
         self._save_samples(case, generator)
         self.submissions.publish(len(self.test), self.settings.release.draws)
         self.recorder.finish(f"published/{case}")
@@ -234,15 +229,6 @@ class Evaluation:
         table = evaluate_rank_condition(plain, trained, densities, data, of_noise)
         write_csv(table, self.recorder.artefact(f"{case}/rank_condition.csv"))
 
-    def _save_generator(self, case: str, generator: NoiseGenerator) -> None:
-        np.savez_compressed(
-            self.recorder.artefact(f"{case}/generator.npz"),
-            trained=generator.pack(),
-            untrained=self.organiser.untrained(generator.bound).pack(),
-            M=generator.bound,
-            release_M=np.array(self.bounds),
-        )
-
     def _save_samples(self, case: str, generator: NoiseGenerator) -> None:
         """Save a few test images as released, in [0, 1] units, for Figure 3.
 
@@ -256,7 +242,7 @@ class Evaluation:
         shown: dict[str, np.ndarray] = {}
         for bound in self.bounds:
             for release, (noise, released_as) in releases.items():
-                seed = self._draw_seed(release, released_as, bound, 0)
+                seed = self.release.draw_seed(release, released_as, bound, 0)
                 x, noisy, _ = next(noisy_chunks(few, _with_bound(noise, bound), seed))
                 if self.settings.release.compare:
                     shown["plain"] = few.denormalise(x).numpy()

@@ -46,12 +46,7 @@ def join(organiser: Organiser) -> None:
 
 
 class Admission:
-    """Lets in, between stages, nodes that were not there before.
-
-    Parameters
-    ----------
-    organiser : Organiser
-    """
+    """Lets in, between stages, nodes that were not there before."""
 
     def __init__(self, organiser: Organiser) -> None:
         self.organiser = organiser

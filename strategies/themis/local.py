@@ -79,13 +79,7 @@ class EpochReport(NamedTuple):
 
 
 class LocalTraining:
-    """The training of all models of one variant, some epochs per message.
-
-    Parameters
-    ----------
-    organiser : Organiser
-    variant : {"honest", "cheating"}
-    """
+    """The training of all models of one variant, some epochs per message."""
 
     def __init__(self, organiser: Organiser, variant: str) -> None:
         self.organiser = organiser

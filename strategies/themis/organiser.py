@@ -24,13 +24,7 @@ SHARED = ""
 
 
 class Organiser:
-    """The organiser's state during a competition.
-
-    Parameters
-    ----------
-    cohort : Cohort
-    experiment : ThemisExperiment
-    """
+    """The organiser's state during a competition."""
 
     def __init__(self, cohort: Cohort, experiment: ThemisExperiment) -> None:
         self.cohort = cohort

@@ -101,17 +101,7 @@ def noisy_chunks(
 
 
 class Examiner:
-    """A network trained on plain public images.
-
-    Parameters
-    ----------
-    config : ExaminerConfig
-    data : Splits
-    seed : int
-    compute : Compute
-    recorder : Recorder
-        Keeps the trained examiner for a resumed run.
-    """
+    """A network trained on plain public images; the recorder keeps it for a resumed run."""
 
     def __init__(
         self, config: ExaminerConfig, data: Splits, seed: int, compute: Compute, recorder: Recorder

@@ -97,7 +97,7 @@ class RankingStrategy(RecordedStrategy):
             Fewer than ``min_nodes`` predict.
         """
         self.join(grid, timeout)
-        shape, M = self.shape, self.settings.M
+        shape = self.shape
         if images.ndim != 4 or tuple(images.shape[1:]) != shape or len(images) != len(labels):
             raise RequestError(
                 f"images: of shape {tuple(images.shape)} with {len(labels)} labels; the "
@@ -109,28 +109,26 @@ class RankingStrategy(RecordedStrategy):
             next(iter(self._members.values())).classes,
             images_per_message,
             self.min_nodes,
+            secrets.randbits(256) if secret else derive(self.seed, "test-noise"),
             Submissions(self.recorder, None),
         )
-        source = secrets.randbits(256) if secret else derive(self.seed, "test-noise")
         contestants = {name: (name, variant_of(self.settings, name)) for name in self.cohort.nodes}
 
         def measure(
-            noise: NoiseGenerator | None, kind: str, case: str, bound: float, draws: int
+            noise: NoiseGenerator | None, kind: str, case: str, draws: int
         ) -> dict[str, list[float]]:
             each_draw = [
-                release.measure_accuracy(
-                    contestants, noise, (source, kind, case, repr(bound), draw)
-                )
+                release.measure_accuracy(contestants, noise, kind, case, draw)
                 for draw in range(draws)
             ]
-            return {name: [draw[name] for draw in each_draw] for name in contestants}
+            return {name: [accuracies[name] for accuracies in each_draw] for name in contestants}
 
-        trained = measure(self.generator(arrays), "trained", self.case, M, draws)
+        trained = measure(self.generator(arrays), "trained", self.case, draws)
         if not compare:
             return leaderboard(trained)
-        plain = {name: each[0] for name, each in measure(None, "plain", "", 0.0, 1).items()}
-        initial = self.generator(self.untrained(shape, M, self.seed))
-        return leaderboard(trained, plain, measure(initial, "untrained", "", M, draws))
+        plain = {name: values[0] for name, values in measure(None, "plain", "", 1).items()}
+        initial = self.generator(self.untrained(shape, self.settings.M, self.seed))
+        return leaderboard(trained, plain, measure(initial, "untrained", "", draws))
 
     def protection(
         self,

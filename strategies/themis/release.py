@@ -40,12 +40,10 @@ class Release:
 
     Parameters
     ----------
-    cohort : Cohort
-    test : ImageSet or Examples
-    classes : int
-    images_per_message : int
     min_nodes : int
         So many participants must reply.
+    secret : int
+        The source of the noise, known to the organiser only.
     submissions : Submissions
         Where a deployment keeps predictions.
     """
@@ -57,6 +55,7 @@ class Release:
         classes: int,
         images_per_message: int,
         min_nodes: int,
+        secret: int,
         submissions: Submissions,
     ) -> None:
         self.cohort = cohort
@@ -64,31 +63,37 @@ class Release:
         self.classes = classes
         self.images_per_message = images_per_message
         self.min_nodes = min_nodes
+        self.secret = secret
         self.submissions = submissions
+
+    def draw_seed(self, kind: str, case: str, bound: float, draw: int) -> Seed:
+        """Return the seed of one draw of the noise."""
+        return self.secret, kind, case, repr(bound), draw
 
     def measure_accuracy(
         self,
         contestants: Contestants,
         noise: NoiseGenerator | None,
-        seed: Seed,
-        **tags: str | float,
+        kind: str,
+        case: str,
+        draw: int,
     ) -> dict[str, float]:
-        """Return the share of released test images that each contestant classifies correctly.
+        """Release the test images; return the share that each contestant classifies correctly.
 
         Parameters
         ----------
         noise : NoiseGenerator or None
             None releases the plain images.
-        seed : tuple
-            Of the noise, a secret of the organiser's.
-        **tags
-            Which release it is, for the record of submissions.
+        kind : {"plain", "untrained", "trained"}
 
         Raises
         ------
         TooFewParticipants
             Fewer than ``min_nodes`` replied.
         """
+        bound = noise.bound if noise else 0.0
+        seed = self.draw_seed(kind, case, bound, draw)
+        tags = {"case": case, "release": kind, "M": bound, "draw": draw}
         correct, answered, first = dict.fromkeys(contestants, 0), set[str](), 0
         for _, released, labels in noisy_chunks(self.test, noise, seed, self.images_per_message):
             images = released.numpy()

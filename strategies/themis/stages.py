@@ -28,12 +28,7 @@ POLL_SECONDS = 0.5
 
 
 class Stages:
-    """The stages of a competition of one case; with several cases, stages never wait.
-
-    Parameters
-    ----------
-    organiser : Organiser
-    """
+    """The stages of a competition of one case; with several cases, stages never wait."""
 
     def __init__(self, organiser: Organiser) -> None:
         self.organiser = organiser

@@ -21,20 +21,9 @@ from pudica.strategies.core.cohort import Cohort
 from pudica.strategies.core.members import Member
 from pudica.strategies.core.reliable_grid import TooFewParticipants
 from pudica.strategies.core.strategy import stack
+from pudica.strategies.themis import members, rounds
 from pudica.strategies.themis.config import ThemisConfig
-from pudica.strategies.themis.members import (
-    PublicMember,
-    agree_on_training_set,
-    report_unknown_names,
-)
 from pudica.strategies.themis.ranking import RankingStrategy
-from pudica.strategies.themis.rounds import (
-    Exchange,
-    build_request,
-    build_train_requests,
-    plan_epoch,
-    variant_of,
-)
 from pudica.strategies.themis.screening import Clip, check_reach, combine, read_update
 
 # Settings of the ``themis`` section that a strategy does not have.
@@ -121,7 +110,7 @@ class Themis(RankingStrategy):
         self.answered: set[str] = set()
         self.losses: list[float] = []
         self.is_closed: Callable[[], bool] = lambda: False
-        self._exchanges: list[Exchange] = []
+        self._exchanges: list[rounds.Exchange] = []
         self._present: list[str] = []
         self._everyone: list[str] = []
 
@@ -136,9 +125,10 @@ class Themis(RankingStrategy):
         self.settings = settings
         self.unit = "visit" if settings.update == "sequential" else "step"
         self.clip = Clip(settings.clip)
+        self._kind = protocol.GRADIENT if settings.update == "joint" else protocol.VISIT
 
     def settings_to_record(self) -> dict[str, Any]:
-        """Return the settings as the ``themis`` section of an experiment has them."""
+        """Return the settings, as in the ``themis`` section of an experiment."""
         chosen = self.settings.model_dump(mode="json", by_alias=True, exclude=set(EXPERIMENT_ONLY))
         return {**chosen, "min_participants": self.min_nodes}
 
@@ -211,7 +201,7 @@ class Themis(RankingStrategy):
         if not self._exchanges or self._exchanges[0].epoch != self.round:
             size = next(iter(self._members.values())).train
             batches = -(-size // self.settings.batch_size)
-            self._exchanges = plan_epoch(
+            self._exchanges = rounds.plan_epoch(
                 self.settings, self.seed, self.case, self.round, self._present, batches
             )
             if not self._exchanges:
@@ -224,12 +214,12 @@ class Themis(RankingStrategy):
     def agree(self, cohort: Cohort, joined: dict[str, Member]) -> None:
         """Leave out participants whose images or public training set differ from most others'."""
         super().agree(cohort, joined)
-        agree_on_training_set(cohort, joined)
-        report_unknown_names(cohort, self.settings)
+        members.agree_on_training_set(cohort, joined)
+        members.report_unknown_names(cohort, self.settings)
 
     def read_member(self, words: Mapping[str, Any]) -> Member:
         """Return what a participant says as it joins."""
-        return PublicMember.read(words)
+        return members.PublicMember.read(words)
 
     def begin_round(self) -> None:
         """Start an epoch with the participants that are present."""
@@ -256,7 +246,7 @@ class Themis(RankingStrategy):
         exchange = self._exchanges[self.done]
         # Some may have dropped out since the epoch began.
         names = [name for name in exchange.names if name in self.cohort.nodes]
-        common = {
+        common: dict[str, Any] = {
             **config,
             "run": self.recorder.name,
             "seed": derive(self.seed, "schedule", self.case),
@@ -272,14 +262,10 @@ class Themis(RankingStrategy):
             }
             everyone = self._everyone or list(self._members)
             visitors = {name: number for number, name in enumerate(everyone, 1)}
-        requests = build_train_requests(
+        requests = rounds.build_train_requests(
             self.settings, replace(exchange, names=names), common, arrays, visitors
         )
         return self.cohort.messages(self._kind, requests)
-
-    @property
-    def _kind(self) -> str:
-        return protocol.GRADIENT if self.settings.update == "joint" else protocol.VISIT
 
     def aggregate_train(
         self,
@@ -287,10 +273,8 @@ class Themis(RankingStrategy):
         replies: Iterable[Message],
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Screen, clip and combine the replies, and move the generator."""
-        if self.settings.update == "joint":
-            moved = self._take_joint_step(replies)
-        else:
-            moved = self._take_visits(replies)
+        joint = self.settings.update == "joint"
+        moved = self._take_joint_step(replies) if joint else self._take_visits(replies)
         metrics = self.step_done()
         return (self.new_arrays() if moved else None), metrics
 
@@ -314,7 +298,7 @@ class Themis(RankingStrategy):
         return bool(updates)
 
     def _read_updates(
-        self, replies: Iterable[Message], before: np.ndarray, visit: Exchange | None = None
+        self, replies: Iterable[Message], before: np.ndarray, visit: rounds.Exchange | None = None
     ) -> dict[str, np.ndarray]:
         """Return by name, screened and clipped, what replies add to ``before``."""
 
@@ -376,7 +360,9 @@ class Themis(RankingStrategy):
             "seed": derive(self.seed, "validation", self.round),
         }
         requests = {
-            name: build_request({**common, "variant": variant_of(self.settings, name)}, arrays)
+            name: rounds.build_request(
+                {**common, "variant": rounds.variant_of(self.settings, name)}, arrays
+            )
             for name in self.cohort.nodes
         }
         return self.cohort.messages(protocol.NOISY, requests)

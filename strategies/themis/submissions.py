@@ -57,14 +57,7 @@ class Submission(NamedTuple):
 
 
 class Submissions:
-    """The submissions of a competition.
-
-    Parameters
-    ----------
-    recorder : Recorder
-    registry : NodeRegistry or None
-        Of a deployment; without one, nothing is saved.
-    """
+    """The submissions of a competition; without a deployment's registry, nothing is saved."""
 
     def __init__(self, recorder: MemoryRecorder, registry: NodeRegistry | None) -> None:
         self.recorder = recorder
@@ -87,10 +80,7 @@ class Submissions:
     def find_counts(self, key: Mapping[str, str | float]) -> dict[str, int]:
         """Return how many predictions were correct in earlier submissions, by participant.
 
-        Parameters
-        ----------
-        key : mapping
-            Which release, which images of it and which variant.
+        ``key`` says which release, which images of it and which variant.
         """
         return {
             entry["participant"]: entry["right"]
