@@ -13,14 +13,7 @@ from flwr.app import Array, ArrayRecord, RecordDict
 from flwr.serverapp.strategy.fedtrimmedavg import trim_mean
 from flwr.serverapp.strategy.multikrum import select_multikrum
 
-from pudica.clients.protocol import (
-    GENERATOR,
-    MOMENTS,
-    arrays_of,
-    check_values,
-    unpack_moments,
-    words_of,
-)
+from pudica.clients import protocol
 
 # |m| ≤ ADAM_REACH·√v holds for Adam's moments of any gradients, by Cauchy and Schwarz, so no
 # honest step moves a parameter further than this many learning rates (bias correction only
@@ -42,19 +35,21 @@ def read_update(content: RecordDict, shape: tuple[int, ...]) -> np.ndarray:
     ValueError
         Says what is wrong with it.
     """
-    arrays = arrays_of(content)
-    if sorted(arrays) != sorted(GENERATOR):
-        raise ValueError(f"must send the arrays {GENERATOR}, sent {sorted(arrays) or 'none'}")
-    for name in GENERATOR:
+    arrays = protocol.arrays_of(content)
+    if sorted(arrays) != sorted(protocol.GENERATOR):
+        raise ValueError(
+            f"must send the arrays {protocol.GENERATOR}, sent {sorted(arrays) or 'none'}"
+        )
+    for name in protocol.GENERATOR:
         if arrays[name].shape != shape[1:]:
             raise ValueError(f"{name} must have shape {shape[1:]}, has {arrays[name].shape}")
         if arrays[name].dtype != np.float32:
             raise ValueError(f"{name} must be float32, is {arrays[name].dtype}")
-    values = np.stack([arrays[name] for name in GENERATOR])
-    if shape[0] > len(GENERATOR):
-        moments = unpack_moments(words_of(content)[MOMENTS], shape[1:])
+    values = np.stack([arrays[name] for name in protocol.GENERATOR])
+    if shape[0] > len(protocol.GENERATOR):
+        moments = protocol.unpack_moments(protocol.words_of(content)[protocol.MOMENTS], shape[1:])
         values = np.concatenate([values, moments])
-    check_values(values, "values")
+    protocol.check_values(values, "values")
     return values
 
 
@@ -146,5 +141,5 @@ def combine(rule: str, updates: list[np.ndarray], malicious: int) -> np.ndarray:
     if rule == "krum":
         records = [RecordDict({"arrays": ArrayRecord({"values": Array(u)})}) for u in updates]
         chosen = select_multikrum(records, malicious, 1)[0]
-        return arrays_of(chosen)["values"]
+        return protocol.arrays_of(chosen)["values"]
     return stacked.mean(axis=0)  # type: ignore[no-any-return]
