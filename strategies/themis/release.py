@@ -93,7 +93,7 @@ class Release:
         """
         bound = noise.bound if noise else 0.0
         seed = self.draw_seed(kind, case, bound, draw)
-        tags = {"case": case, "release": kind, "M": bound, "draw": draw}
+        tags: dict[str, str | float] = {"case": case, "release": kind, "M": bound, "draw": draw}
         correct, answered, first = dict.fromkeys(contestants, 0), set[str](), 0
         for _, released, labels in noisy_chunks(self.test, noise, seed, self.images_per_message):
             images = released.numpy()
