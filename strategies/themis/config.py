@@ -5,18 +5,25 @@ from __future__ import annotations
 from collections.abc import Collection
 from datetime import datetime
 from itertools import pairwise
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from pudica.clients.assignments import Attack
 from pudica.models.custom import ModelName
 from pudica.models.errors import RequestError
 from pudica.models.naming import Name
 from pudica.models.training import TrainingConfig
-from pudica.strategies.core.cases import each_case
+from pudica.strategies.core.cases import CasesConfig
 
-SHARED = {"release", "examiner", "M", "epochs_per_message", "stages"}
 STAGES = ("join", "noise", "test")
 
 When = AwareDatetime | Literal["command"] | None
@@ -107,7 +114,7 @@ class StagesConfig(BaseModel):
         return self
 
 
-class ThemisConfig(BaseModel):
+class ThemisConfig(CasesConfig):
     """The organiser's settings of a competition; those not listed here are :class:`.Themis`'s.
 
     Attributes
@@ -127,6 +134,8 @@ class ThemisConfig(BaseModel):
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+    shared_by_cases = frozenset({"release", "examiner", "M", "epochs_per_message", "stages"})
 
     M: float = Field(default=1.0, gt=0, le=1000)
     weight: float = Field(default=5.0, ge=0, le=1e6, alias="lambda")
@@ -151,10 +160,10 @@ class ThemisConfig(BaseModel):
     release: ReleaseConfig = ReleaseConfig()
     examiner: ExaminerConfig | None = ExaminerConfig()
     stages: StagesConfig = StagesConfig()
-    cases: dict[str, dict[str, Any]] = {}
 
     @model_validator(mode="after")
-    def _validate_cases(self) -> ThemisConfig:
+    def _check_cases(self, info: ValidationInfo) -> ThemisConfig:
+        self.resolve_cases(info)
         if len(self.each_case()) > 1 and self.stages != StagesConfig():
             raise ValueError("stages: a competition with stages has one case")
         is_single = self.release.draws == len(self.release_bounds) == 1 and not self.cheaters
@@ -164,10 +173,6 @@ class ThemisConfig(BaseModel):
                 "release.draws=1 and one release.M, and no cheaters"
             )
         return self
-
-    def each_case(self) -> dict[str, ThemisConfig]:
-        """Return the full settings of each case by name; without ``cases``, of ``main``."""
-        return each_case(self, SHARED)
 
     @property
     def release_bounds(self) -> list[float]:
