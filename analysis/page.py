@@ -17,7 +17,7 @@ from pudica.models.errors import RequestError
 from pudica.models.files import write_atomically
 from pudica.models.printable import escape_hidden
 from pudica.strategies.core.spreadsheets import write_csv
-from pudica.strategies.themis.orders import states
+from pudica.strategies.themis.orders import read_stages
 
 HEADINGS = {
     "rank": "rank",
@@ -72,7 +72,7 @@ def publish(run: Path, folder: Path) -> list[Path]:
     opened = open_run(run)
     if opened.info.get("system") != "themis":
         raise RequestError(f"{run}: a page is for competitions (system themis)")
-    stages = states(opened.directory)
+    stages = read_stages(opened.directory)
     if opened.info.get("status") != "done" and not any("closed" in s for s in stages.values()):
         raise RequestError(f"{run}: no stage of it is over yet, so there is nothing to publish")
     folder.mkdir(parents=True, exist_ok=True)

@@ -42,15 +42,15 @@ def close(run: Run, stage: Stage = None) -> None:
 @competition_app.command("stages")
 def stages(run: Run) -> None:
     """Show when each stage opened or opens, and closed or closes."""
-    from pudica.strategies.themis.orders import said, states
+    from pudica.strategies.themis.orders import describe_time, read_stages
 
     with exit_on_request_error():
         settings = _load_stages(run)
-        now = states(run)
+        now = read_stages(run)
     for name, stage in settings:
         stand = now.get(name, {})
-        opened = stand.get("opened") or f"opens {said(stage.opens)}"
-        closed = stand.get("closed") or f"closes {said(stage.closes)}"
+        opened = stand.get("opened") or f"opens {describe_time(stage.opens)}"
+        closed = stand.get("closed") or f"closes {describe_time(stage.closes)}"
         typer.echo(f"{name:6} {opened:32} {closed}")
 
 
@@ -92,11 +92,11 @@ def verify(
 
 
 def _send_order(run: Path, what: str, stage: str | None) -> None:
-    from pudica.strategies.themis.orders import order
+    from pudica.strategies.themis.orders import give_order
 
     with exit_on_request_error():
         _load_stages(run)
-        chosen = order(run, what, stage)  # type: ignore[arg-type]
+        chosen = give_order(run, what, stage)  # type: ignore[arg-type]
         status = json.loads((run / "run.json").read_text())["status"]
     typer.echo(f"ordered: {what} '{chosen}'")
     if status != "running":

@@ -1,9 +1,10 @@
-"""A participant as an experiment assigns it: a model of the zoo, data read by its settings."""
+"""A participant whose model and data an experiment names."""
 
 from __future__ import annotations
 
 import json
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,7 +33,7 @@ CHEAT_BOUND = 1.0
 
 
 class AssignedParticipant(Participant):
-    """A participant whose model and data an experiment names; its model is trained in the run.
+    """A participant of an experiment; it trains its model during the run.
 
     Parameters
     ----------
@@ -57,7 +58,7 @@ class AssignedParticipant(Participant):
 
     @property
     def train_set(self) -> ImageSet:  # type: ignore[override]
-        """The public training set, on which the noise generator is trained."""
+        """The public training set, for the noise generator."""
         return self.data.train
 
     @property
@@ -67,13 +68,13 @@ class AssignedParticipant(Participant):
 
     @cached_property
     def own_train(self) -> ImageSet:
-        """The training images it trains its model on: its partition, or all of them."""
+        """The training images for its own model: its partition, or all of them."""
         if self.assignment.data.partition is None:
             return self.data.train
         return self.assignment.share(self.data, "train")
 
     def describe_data(self) -> dict[str, int | str]:
-        """Return what the organiser is told of the data."""
+        """Return what the organiser learns of the data."""
         return {
             "classes": self.data.num_classes,
             "key": self.data.key,
@@ -85,28 +86,30 @@ class AssignedParticipant(Participant):
     # ------------------------------------------------------------------ local training
 
     def train_local(self, since: int, epoch: int, variant: str) -> Measured:
-        """Bring training to ``epoch`` epochs and return those measurements that came ``since``.
+        """Train up to ``epoch`` epochs, and return the measurements after the first ``since``.
 
-        Asked again for epochs that are done, it answers from the vault: a resumed run or a
-        replaced worker sees what an undisturbed one saw.
+        Epochs that are done are answered from the vault: a resumed run or a replaced worker
+        sees what an undisturbed one saw.
 
         Returns
         -------
         (dict, dict)
-            Numbers, and ``losses`` and ``accuracies``, one of each for an epoch. A model that is
-            trained already has an accuracy alone.
+            Numbers, and the ``losses`` and ``accuracies`` of each epoch. A model that was trained
+            elsewhere has one accuracy and no loss.
         """
-        model = self._new_model()
+        model = self._build_model()
         if self._is_trained(model):
-            return self._delivered(variant)
-        training = self._training(model, variant)
-        kept = self.vault.load(f"training-{variant}")
+            value = accuracy(self.model(variant), self.data.validation, self.compute)
+            arrays = {"losses": np.zeros(0), "accuracies": np.array([value])}
+            return {"best": value, "finished": 1, "num-examples": 0}, arrays
+        training = self._build_training(model, variant)
         # A vault may have been left by another run of the same name.
-        if kept and kept[1]["of"] == self.assignment.fingerprint():
-            training.restore(kept[0], kept[1]["losses"], kept[1]["accuracies"])
+        if saved := self._load(f"training-{variant}"):
+            tensors, note = saved
+            training.restore(tensors, note["losses"], note["accuracies"])
         while training.epoch < epoch and not training.finished:
             training.run_epoch(self.own_train, self.data.validation)
-            self._keep(training, variant)
+            self._save(training, variant)
         last = min(epoch, training.epoch)
         numbers: dict[str, int | float] = {
             "best": max(training.accuracies[:last]),
@@ -118,7 +121,12 @@ class AssignedParticipant(Participant):
             "accuracies": np.array(training.accuracies[since:last]),
         }
 
-    def _new_model(self) -> nn.Module:
+    def _load(self, name: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
+        """Return what this assignment has saved under a name."""
+        saved = self.vault.load(name)
+        return saved if saved and saved[1]["of"] == self.assignment.fingerprint() else None
+
+    def _build_model(self) -> nn.Module:
         channels, side, _ = self.data.shape
         model = models.build(
             self.assignment.participant.model,
@@ -134,7 +142,7 @@ class AssignedParticipant(Participant):
     def _is_trained(self, model: nn.Module) -> bool:
         return models.is_frozen(model) or self.assignment.participant.weights is not None
 
-    def _training(self, model: nn.Module, variant: str) -> Training:
+    def _build_training(self, model: nn.Module, variant: str) -> Training:
         seed = self.assignment.training_seed
         schedule = self.assignment.participant.training or self.assignment.training
         own_noise = None
@@ -143,22 +151,17 @@ class AssignedParticipant(Participant):
             own_noise = NoiseGenerator.untrained(self.data.shape, CHEAT_BOUND, randomness)
         return Training(model, schedule, derive(seed, "training"), self.compute, own_noise)
 
-    def _keep(self, training: Training, variant: str) -> None:
+    def _save(self, training: Training, variant: str) -> None:
         note = {
             "of": self.assignment.fingerprint(),
             "losses": training.losses,
             "accuracies": training.accuracies,
         }
         if training.finished:
-            # First the model: once the training is on disk as finished, nobody trains again.
+            # The model first: a training that is saved as finished is not trained again.
             self.vault.save(f"model-{variant}", training.best, note)
             self._frozen.pop(variant, None)
         self.vault.save(f"training-{variant}", training.tensors(), note)
-
-    def _delivered(self, variant: str) -> Measured:
-        right = accuracy(self.model(variant), self.data.validation, self.compute)
-        numbers: dict[str, int | float] = {"best": right, "finished": 1, "num-examples": 0}
-        return numbers, {"losses": np.zeros(0), "accuracies": np.array([right])}
 
     def model(self, variant: str) -> nn.Module:
         """Return the trained model, frozen and in evaluation mode.
@@ -169,34 +172,34 @@ class AssignedParticipant(Participant):
             If it has not been trained.
         """
         if variant not in self._frozen:
-            model = self._new_model()
+            model = self._build_model()
             if not self._is_trained(model):
-                kept = self.vault.load(f"model-{variant}")
-                if kept is None or kept[1]["of"] != self.assignment.fingerprint():
+                saved = self._load(f"model-{variant}")
+                if saved is None:
                     raise RuntimeError(
                         f"{self.assignment.participant.name} has no trained model ({variant})"
                     )
-                model.load_state_dict(kept[0])
+                model.load_state_dict(saved[0])
             if not models.is_frozen(model):
                 model = models.freeze(self.assignment.participant.model, model)
             self._frozen[variant] = self.compute.move_model(model)
         return self._frozen[variant]
 
     def sign(self, images: torch.Tensor, predictions: np.ndarray) -> dict[str, str]:
-        """Return a signature under predictions that leave, and note them; empty in a simulation."""
+        """Sign predictions and note them in the vault; in a simulation, do nothing."""
         key = self.assignment.private_key
         if key is None:
             return {}
-        given, said = submissions.digest(images.numpy()), submissions.digest(predictions)
-        text = submissions.statement(self.assignment.run, given, said, len(predictions))
-        before = json.loads(self.vault.read(SUBMITTED) or b"[]")
+        digests = submissions.digest(images.numpy()), submissions.digest(predictions)
+        text = submissions.build_statement(self.assignment.run, *digests, len(predictions))
+        earlier = json.loads(self.vault.read(SUBMITTED) or b"[]")
         note = {**json.loads(text), "at": timestamp()}
-        self.vault.write(SUBMITTED, json.dumps([*before, note], indent=2).encode())
-        return submissions.signed(key, text)
+        self.vault.write(SUBMITTED, json.dumps([*earlier, note], indent=2).encode())
+        return submissions.sign_with_file(key, text)
 
 
 def answer_local(participant: AssignedParticipant, config: Config, _: Arrays) -> RecordDict:
-    """Train the private model on."""
+    """Continue the training of the private model."""
     numbers, arrays = participant.train_local(config["since"], config["epoch"], config["variant"])
     return protocol.reply(numbers, **arrays)
 

@@ -1,4 +1,4 @@
-"""A participant of THEMIS: private model, public data, answers to the organiser."""
+"""A participant of THEMIS: private model, public data, replies to the organiser."""
 
 from __future__ import annotations
 
@@ -24,13 +24,20 @@ from pudica.models.randomness import derive, numpy_generator, torch_generator
 from pudica.models.training import Training, TrainingConfig, predict
 from pudica.models.trial import count_classes
 
-Update = tuple[np.ndarray, dict[str, int | float]]
+Images = ImageSet | Examples
+Metrics = dict[str, int | float]
+Update = tuple[np.ndarray, Metrics]
 NoisyBatch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 TrainFunction = Callable[[nn.Module, Any], None]
 
 HONEST, CHEATING = "honest", "cheating"
 TRIED = 2
 """Images on which a model is tried when it joins."""
+EVALUATION_BATCH = 500
+"""Noisy validation images that share a seed; another number is other noise."""
+
+_last_batches: WeakKeyDictionary[Images, tuple[tuple[int | str, ...], NoisyBatch]]
+_last_batches = WeakKeyDictionary()
 
 
 @lru_cache(maxsize=2)
@@ -39,48 +46,36 @@ def epoch_order(size: int, seed: int, epoch: int) -> np.ndarray:
     return numpy_generator(seed, "order", epoch).permutation(size)
 
 
-class NoisyBatches:
-    """The generator's training batches: images, labels and the noise ``e`` on them.
+def draw_noisy_batch(images: Images, config: Config, step: int) -> NoisyBatch:
+    """Return a training batch of the generator, by a request's config, and the noise on it.
 
-    Participants of one process share the last batch: in ``joint`` mode all of them get the
+    The participants of one process share the last batch: in ``joint`` mode all of them get the
     same one, so it is drawn once.
+
+    Returns
+    -------
+    x, y, e : Tensor
+        Of shapes (B, C, H, W), (B,), and (B, C, H, W), or (1, C, H, W) for noise ``per-batch``.
     """
-
-    def __init__(self, images: Images) -> None:
-        self.images = images
-        self._last: tuple[tuple[int | str, ...], NoisyBatch] | None = None
-
-    def get(
-        self, seed: int, epoch: int, step: int, size: int, noise: str, visitor: int
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return x (B, C, H, W), y (B,) and e, (B, C, H, W) or (1, C, H, W) ``per-batch``."""
-        key, last = (seed, epoch, step, size, noise, visitor), self._last
-        if last is not None and last[0] == key:
-            return last[1]
-        order = epoch_order(len(self.images), seed, epoch)
-        x, y = self.images.batch(order[step * size : (step + 1) * size])
-        shape = x.shape if noise == "per-image" else (1, *x.shape[1:])
-        e = torch.randn(shape, generator=torch_generator(seed, "noise", epoch, step, visitor))
-        self._last = key, (x, y, e)  # in one step: other threads may ask for other batches
-        return x, y, e
-
-
-Images = ImageSet | Examples
-_shared: WeakKeyDictionary[Images, NoisyBatches] = WeakKeyDictionary()
-
-
-def share_batches(images: Images) -> NoisyBatches:
-    """Return the batches over a training set, the same for all participants of this process."""
-    if images not in _shared:
-        _shared[images] = NoisyBatches(images)
-    return _shared[images]
+    seed, epoch, size = config["seed"], config["epoch"], config["batch"]
+    noise, visitor = config["noise"], config["visitor"]
+    key = seed, epoch, step, size, noise, visitor
+    last = _last_batches.get(images)
+    if last is not None and last[0] == key:
+        return last[1]
+    order = epoch_order(len(images), seed, epoch)
+    x, y = images.batch(order[step * size : (step + 1) * size])
+    shape = x.shape if noise == "per-image" else (1, *x.shape[1:])
+    e = torch.randn(shape, generator=torch_generator(seed, "noise", epoch, step, visitor))
+    _last_batches[images] = key, (x, y, e)  # at once: other threads may ask for other batches
+    return x, y, e
 
 
 class Participant(Role):
-    """One participant's side of every exchange; answers a :class:`.Themis` strategy.
+    """A participant of a competition, the client of a :class:`.Themis` strategy.
 
-    Model and labels stay here: what leaves are gradients with respect to the noise, accuracies, and
-    predictions of images that the organiser releases.
+    Model and labels stay here: what leaves are gradients with respect to the noise, losses,
+    accuracies, and predictions of images that the organiser releases.
 
     Parameters
     ----------
@@ -93,10 +88,10 @@ class Participant(Role):
     name : str, optional
         On the leaderboard; by default the node's partition.
     training : TrainingConfig or callable, optional
-        Train the model before it is used the first time: by our schedule, or by
-        ``training(model, train)``. What is trained is kept for the run.
+        Train the model before its first use, once in a run: by our schedule, or by
+        ``training(model, train)``.
     cheating : Module, optional
-        What is used where the strategy lists this participant among its ``cheaters``.
+        Used if the strategy lists this participant among its ``cheaters``.
     seed : int
         Of the training.
     compute : ComputeConfig, optional
@@ -159,17 +154,16 @@ class Participant(Role):
                 raise RuntimeError(
                     f"this participant has no {variant} model; Participant(..., {variant}=…)"
                 )
-            model = self._trained(self._models[variant], variant)
+            model = self._load_or_train(self._models[variant], variant)
             self._frozen[variant] = self.compute.move_model(model.requires_grad_(False).eval())
         return self._frozen[variant]
 
-    def _trained(self, model: nn.Module, variant: str) -> nn.Module:
-        """Return the model, trained if it is to be; once in a run."""
+    def _load_or_train(self, model: nn.Module, variant: str) -> nn.Module:
         if self.training is None:
             return model
-        kept, of = self.vault.load(f"model-{variant}"), self._describe_training(model)
-        if kept and kept[1]["of"] == of:
-            model.load_state_dict(kept[0])
+        saved, fingerprint = self.vault.load(f"model-{variant}"), self._fingerprint_training(model)
+        if saved and saved[1]["of"] == fingerprint:
+            model.load_state_dict(saved[0])
             return model
         if isinstance(self.training, TrainingConfig):
             seed = derive(self.seed, "training")
@@ -180,11 +174,11 @@ class Participant(Role):
         else:
             dataset = self.train_set
             self.training(model, dataset.dataset if isinstance(dataset, Examples) else dataset)
-        self.vault.save(f"model-{variant}", dict(model.state_dict()), {"of": of})
+        self.vault.save(f"model-{variant}", dict(model.state_dict()), {"of": fingerprint})
         return model
 
-    def _describe_training(self, model: nn.Module) -> str:
-        """Return a fingerprint of the untrained model and of how it is to be trained."""
+    def _fingerprint_training(self, model: nn.Module) -> str:
+        """Return a hash of the untrained model and of how to train it."""
         how = getattr(self.training, "__qualname__", repr(self.training))
         digest = hashlib.blake2b(f"{model}\n{how}\n{self.seed}".encode(), digest_size=16)
         for tensor in model.state_dict().values():
@@ -193,35 +187,19 @@ class Participant(Role):
 
     # ------------------------------------------------------------- the noise generator
 
-    def gradient(
-        self, generator: torch.Tensor, bound: float, variant: str, schedule: Schedule
-    ) -> Update:
-        """Return the gradient of this model's loss on the noisy batches of one request.
-
-        Parameters
-        ----------
-        generator : Tensor of shape (2, C, H, W)
-            μ and ρ.
-        """
-        noise = NoiseGenerator(generator.to(self.compute.device), bound)
-        model, loss, count = self.model(variant), 0.0, 0
+    def gradient(self, config: Config, arrays: Arrays) -> Update:
+        """Return the gradient of this model's loss on the noisy batches of one request."""
+        generator = torch.stack([arrays[name] for name in protocol.GENERATOR])
+        noise = NoiseGenerator(generator.to(self.compute.device), config["bound"])
+        model, loss, count = self.model(config["variant"]), 0.0, 0
         total = torch.zeros_like(generator, device=self.compute.device)
-        for x, y, e in self._batches(schedule):
+        for x, y, e in self._batches(config):
             part, part_loss = noise.task_gradient(model, x, y, e, self.compute)
             total, loss = total + part * len(y), loss + float(part_loss) * len(y)
             count += len(y)
         return (total / count).cpu().numpy(), {"loss": loss / count, "num-examples": count}
 
-    def visit(
-        self,
-        state: torch.Tensor,
-        steps: int,
-        bound: float,
-        learning_rate: float,
-        weight: float,
-        variant: str,
-        schedule: Schedule,
-    ) -> Update:
+    def visit(self, config: Config, state: torch.Tensor) -> Update:
         """Return the generator's state after Adam steps on this model's own loss.
 
         ``−log mean σ² + λ·CE``: the per-model step of the authors' code.
@@ -230,53 +208,48 @@ class Participant(Role):
         ----------
         state : Tensor of shape (6, C, H, W)
             As of :meth:`pudica.models.generator.GeneratorTraining.pack`.
-        weight : float
-            λ.
         """
         training = GeneratorTraining.unpack(
-            state.to(self.compute.device), steps, bound, learning_rate
+            state.to(self.compute.device), config["steps"], config["bound"], config["learning-rate"]
         )
-        model, loss, count = self.model(variant), 0.0, 0
-        for x, y, e in self._batches(schedule):
+        model, loss, count = self.model(config["variant"]), 0.0, 0
+        for x, y, e in self._batches(config):
             gradient, part_loss = training.generator.task_gradient(model, x, y, e, self.compute)
-            training.step(weight * gradient)
+            training.step(config["weight"] * gradient)
             loss, count = loss + float(part_loss) * len(y), count + len(y)
         values, steps = training.pack()
         return values, {"loss": loss / count, "num-examples": count, "steps": steps}
 
-    def _batches(
-        self, schedule: Schedule
-    ) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-        batches = share_batches(self.train_set)
-        for step in schedule.steps:
-            x, y, e = batches.get(step=step, **schedule.common)
+    def _batches(self, config: Config) -> Iterator[NoisyBatch]:
+        for step in range(config["step"], config["step"] + config["count"]):
+            x, y, e = draw_noisy_batch(self.train_set, config, step)
             yield self.compute.move_batch(x), y.to(self.compute.device), self.compute.move_batch(e)
 
     # -------------------------------------------------------------------- measurements
 
     def noisy_accuracy(
         self, generator: torch.Tensor, bound: float, seed: int, variant: str
-    ) -> dict[str, int | float]:
+    ) -> Metrics:
         """Return the accuracy on the noisy public validation set (Figure 4)."""
         noise = NoiseGenerator(generator, bound)
-        right, images = 0, self.validation_set
-        for start in range(0, len(images), 500):
-            x, y = images.batch(np.arange(start, min(start + 500, len(images))))
+        correct, images = 0, self.validation_set
+        for start in range(0, len(images), EVALUATION_BATCH):
+            x, y = images.batch(np.arange(start, min(start + EVALUATION_BATCH, len(images))))
             e = torch.randn(x.shape, generator=torch_generator(seed, "validation", start))
             with torch.no_grad():
                 noisy = noise(x, e)
-            right += int((self.predict(noisy, variant) == y.numpy()).sum())
-        return {"accuracy": right / len(images), "num-examples": len(images)}
+            correct += int((self.predict(noisy, variant) == y.numpy()).sum())
+        return {"accuracy": correct / len(images), "num-examples": len(images)}
 
     def predict(self, images: torch.Tensor, variant: str) -> np.ndarray:
         """Return the predicted class of each image (N, C, H, W) as int64 (N,)."""
         return predict(self.model(variant), images, self.compute)
 
     def sign(self, images: torch.Tensor, predictions: np.ndarray) -> dict[str, str]:  # noqa: ARG002
-        """Return a signature under predictions that leave; here there is none."""
+        """Return the signature to send with predictions; here there is none."""
         return {}
 
-    def density(self, seed: int, variant: str, sample: int = 512) -> dict[str, int | float]:
+    def density(self, seed: int, variant: str, sample: int = 512) -> Metrics:
         """Return mean and variance of the Gaussian that best fits what the model implies.
 
         Eq. (1) speaks of a distribution N(μ_m, σ_m²) that a model has in mind, without saying
@@ -293,74 +266,19 @@ class Participant(Role):
         flat = x.detach().double().flatten()
         spread = (flat - flat.mean()).square().sum()
         slope = float(((flat - flat.mean()) * score).sum() / spread) if spread > 0 else 0.0
-        # A model that implies no slope at all, or images that are all of one grey: nothing fits.
+        # Nothing fits a model without any slope, or images of a single grey.
         slope = slope if abs(slope) > 1e-12 else 1e-12
         mean = float(flat.mean() - score.mean() / slope)
         return {"mean": mean, "variance": -1 / slope, "num-examples": len(chosen)}
 
 
-class Schedule:
-    """Which batches a request is about.
-
-    Parameters
-    ----------
-    config : mapping
-        Of the request: ``seed``, ``epoch``, ``batch`` (size), ``noise``, ``visitor``, and
-        ``step`` and ``count``, the first batch and the number of them.
-    """
-
-    def __init__(self, config: dict[str, int | str]) -> None:
-        self.common: dict = {
-            "seed": int(config["seed"]),
-            "epoch": int(config["epoch"]),
-            "size": int(config["batch"]),
-            "noise": str(config["noise"]),
-            "visitor": int(config["visitor"]),
-        }
-        self.steps = range(int(config["step"]), int(config["step"]) + int(config["count"]))
-
-
-def attack_reply(
-    name: str, values: np.ndarray, reference: np.ndarray, metrics: dict[str, int | float]
-) -> RecordDict:
-    """Return what a hostile participant sends in place of the honest ``values``.
-
-    Parameters
-    ----------
-    name : str
-        An attack of ``pudica.clients.assignments.Attack``.
-    values : ndarray
-        The honest gradient, or the honest state after a visit.
-    reference : ndarray
-        What the attack is measured from: zeros for a gradient, the state before a visit.
-    """
-    if name == "empty":
-        return protocol.reply(metrics)
-    if name == "wrong-key":
-        return protocol.reply(metrics, surprise=values)
-    if name == "wrong-shape":
-        short = {
-            key: each.reshape(-1)[:-1]
-            for key, each in zip(protocol.GENERATOR, values[:2], strict=True)
-        }
-        return protocol.reply(metrics, **short)
-    attacks: dict[str, Callable[[], np.ndarray]] = {
-        "nan": lambda: np.full_like(values, np.nan),
-        "huge": lambda: reference + np.float32(1e6) * np.ones_like(values),
-        "sign-flip": lambda: reference - np.float32(1000) * (values - reference),
-    }
-    return protocol.generator_reply(attacks[name](), metrics)
-
-
-# ------------------------------------------------------------------------ answers to messages
+# ------------------------------------------------------------------------ message handlers
 
 
 def answer_gradient(participant: Participant, config: Config, arrays: Arrays) -> RecordDict:
     """Return the gradient on the noise generator."""
-    generator = torch.stack([arrays[name] for name in protocol.GENERATOR])
-    schedule = Schedule(config)
-    values, metrics = participant.gradient(generator, config["bound"], config["variant"], schedule)
-    return _possibly_attack(config, values, np.zeros_like(values), metrics)
+    values, metrics = participant.gradient(config, arrays)
+    return build_reply(config.get("attack"), values, np.zeros_like(values), metrics)
 
 
 def answer_visit(participant: Participant, config: Config, arrays: Arrays) -> RecordDict:
@@ -368,33 +286,50 @@ def answer_visit(participant: Participant, config: Config, arrays: Arrays) -> Re
     generator = np.stack([arrays[name].numpy() for name in protocol.GENERATOR])
     moments = protocol.unpack_moments(config[protocol.MOMENTS], generator.shape[1:])
     state = np.concatenate([generator, moments])
-    values, metrics = participant.visit(
-        torch.from_numpy(state),
-        config["steps"],
-        config["bound"],
-        config["learning-rate"],
-        config["weight"],
-        config["variant"],
-        Schedule(config),
-    )
-    return _possibly_attack(config, values, state, metrics)
+    values, metrics = participant.visit(config, torch.from_numpy(state))
+    return build_reply(config.get("attack"), values, state, metrics)
 
 
-def _possibly_attack(
-    config: Config, values: np.ndarray, reference: np.ndarray, metrics: dict[str, int | float]
+def build_reply(
+    attack: str | None, values: np.ndarray, reference: np.ndarray, metrics: Metrics
 ) -> RecordDict:
-    """Reply honestly, unless the experiment makes this participant hostile."""
-    attack = config.get("attack")
-    if attack:
-        return attack_reply(attack, values, reference, metrics)
+    """Return an honest reply, unless the experiment makes this participant hostile.
+
+    Parameters
+    ----------
+    attack : str or None
+        Of ``pudica.clients.assignments.Attack``.
+    values : ndarray
+        The honest gradient, or the honest state after a visit.
+    reference : ndarray
+        What the attack is measured from: zeros for a gradient, the state before a visit.
+    """
+    match attack:
+        case None:
+            pass
+        case "empty":
+            return protocol.reply(metrics)
+        case "wrong-key":
+            return protocol.reply(metrics, surprise=values)
+        case "wrong-shape":
+            mu, rho = (each.reshape(-1)[:-1] for each in values[:2])
+            return protocol.reply(metrics, mu=mu, rho=rho)
+        case "nan":
+            values = np.full_like(values, np.nan)
+        case "huge":
+            values = reference + np.float32(1e6)
+        case "sign-flip":
+            values = reference - np.float32(1000) * (values - reference)
+        case _:
+            raise ValueError(f"there is no attack '{attack}'")
     return protocol.generator_reply(values, metrics)
 
 
 def answer_noisy(participant: Participant, config: Config, arrays: Arrays) -> RecordDict:
     """Measure the model on the noisy public validation set."""
     generator = torch.stack([arrays[name] for name in protocol.GENERATOR])
-    place = config["bound"], config["seed"], config["variant"]
-    return protocol.reply(participant.noisy_accuracy(generator, *place))
+    settings = config["bound"], config["seed"], config["variant"]
+    return protocol.reply(participant.noisy_accuracy(generator, *settings))
 
 
 def answer_density(participant: Participant, config: Config, _: Arrays) -> RecordDict:

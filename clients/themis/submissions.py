@@ -1,4 +1,4 @@
-"""Predictions as they are submitted: what they are of, and who says so.
+"""Signed submissions.
 
 A participant signs the hashes of the images that it was given and of the classes that it
 predicted. So the organiser can't change a submission later, and the participant can't deny it.
@@ -32,35 +32,21 @@ def digest(values: np.ndarray) -> str:
     return hashlib.sha256(head.encode() + plain.tobytes()).hexdigest()
 
 
-def statement(run: str, images: str, predictions: str, count: int) -> str:
-    """Return what is signed: a line of JSON.
-
-    Parameters
-    ----------
-    images, predictions : str
-        The digests of the images that were released, and of the classes (int64).
-    count : int
-        How many they are.
-    """
-    said = {"run": run, "images": images, "predictions": predictions, "count": count}
-    return json.dumps(said, sort_keys=True)
+def build_statement(run: str, images: str, predictions: str, count: int) -> str:
+    """Return what is signed, a line of JSON: digests of images and classes (int64), their count."""
+    content = {"run": run, "images": images, "predictions": predictions, "count": count}
+    return json.dumps(content, sort_keys=True)
 
 
-def signed(private_key: Path, text: str) -> dict[str, str]:
-    """Return the signature of a text, and the public key to check it by.
-
-    Parameters
-    ----------
-    private_key : Path
-        Of a node (OpenSSH).
-    """
+def sign_with_file(private_key: Path, text: str) -> dict[str, str]:
+    """Sign a text with a node's private key in a file (OpenSSH); as :func:`sign_text`."""
     key = load_ssh_private_key(private_key.read_bytes(), None)
     assert isinstance(key, EllipticCurvePrivateKey)
-    return signed_by(key, text)
+    return sign_text(key, text)
 
 
-def signed_by(key: EllipticCurvePrivateKey, text: str) -> dict[str, str]:
-    """Return the signature of a text, and the public key to check it by, PEM."""
+def sign_text(key: EllipticCurvePrivateKey, text: str) -> dict[str, str]:
+    """Return the ``signature`` of a text, and the ``public_key`` (PEM) to verify it with."""
     public = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
     signature = sign_message(key, text.encode())
     return {"signature": b64encode(signature).decode(), "public_key": public.decode()}
@@ -69,7 +55,7 @@ def signed_by(key: EllipticCurvePrivateKey, text: str) -> dict[str, str]:
 def is_signed(text: str, signature: str, public_key: str) -> bool:
     """Tell whether a text was signed by the owner of a key."""
     try:
-        key, said = bytes_to_public_key(public_key.encode()), b64decode(signature, validate=True)
-        return verify_signature(key, text.encode(), said)
+        key, raw = bytes_to_public_key(public_key.encode()), b64decode(signature, validate=True)
+        return verify_signature(key, text.encode(), raw)
     except (ValueError, TypeError, AttributeError):
         return False

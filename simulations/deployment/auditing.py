@@ -12,7 +12,7 @@ from pudica.analysis.themis import participant_name
 from pudica.clients.runtime.node import NodeConfig
 from pudica.clients.runtime.vault import check_run
 from pudica.clients.themis.assigned import SUBMITTED
-from pudica.clients.themis.submissions import digest, is_signed, signed, statement
+from pudica.clients.themis.submissions import build_statement, digest, is_signed, sign_with_file
 from pudica.models.errors import RequestError
 from pudica.models.files import load_tensors, write_atomically
 from pudica.simulations.deployment import authority
@@ -117,7 +117,7 @@ def _check_participant_signatures(run: str, entries: list[Entry]) -> str:
     keys: dict[str, str] = {}
     for entry in entries:
         name = entry["participant"]
-        text = statement(run, entry["images"], entry["predictions"], entry["count"])
+        text = build_statement(run, entry["images"], entry["predictions"], entry["count"])
         key = key_fingerprint(entry["public_key"].encode())
         if not is_signed(text, entry["signature"], entry["public_key"]):
             raise RequestError(f"a submission of '{name}' is not signed by its key")
@@ -181,7 +181,7 @@ def _check_own_submissions(settings: Path, run: str, entries: list[Entry]) -> st
     if not file.is_file():
         raise RequestError(f"'{config.name}' has submitted nothing in {run}: there is no {file}")
     in_vault = {(e["images"], e["predictions"]) for e in json.loads(file.read_bytes())}
-    key = signed(config.private_key, "")["public_key"]
+    key = sign_with_file(config.private_key, "")["public_key"]
     signed_entries = [entry for entry in entries if entry["public_key"] == key]
     in_manifest = {(e["images"], e["predictions"]) for e in signed_entries}
     if in_manifest - in_vault:

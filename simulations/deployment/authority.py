@@ -31,7 +31,7 @@ from flwr.common.constant import TIMESTAMP_HEADER
 from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER, FLEET_HTTP_SIGNATURE_HEADER
 from flwr.supercore.primitives.asymmetric import sign_message, verify_signature
 
-from pudica.clients.themis.submissions import signed_by
+from pudica.clients.themis.submissions import sign_text
 from pudica.models.errors import RequestError
 from pudica.models.files import is_accessible_by_others, write_atomically
 from pudica.simulations.programs.calling import LOOPBACK
@@ -157,7 +157,7 @@ def build_signed_headers(key: Path) -> dict[str, str]:
     if not isinstance(private, EllipticCurvePrivateKey):
         raise RequestError(f"{key} is of another kind than `pudica deploy node` makes")
     stamp = datetime.now(UTC).isoformat()
-    signed = signed_by(private, stamp)
+    signed = sign_text(private, stamp)
     return {
         FLEET_HTTP_PUBLIC_KEY_HEADER: b64encode(signed["public_key"].encode()).decode(),
         TIMESTAMP_HEADER: stamp,

@@ -13,9 +13,8 @@ from pudica.strategies.themis.config import ThemisConfig
 from pudica.strategies.themis.evaluation import Evaluation
 from pudica.strategies.themis.experiment import ThemisExperiment
 from pudica.strategies.themis.joining import join
-from pudica.strategies.themis.local import need_models, train_models
+from pudica.strategies.themis.local import require_models, train_models
 from pudica.strategies.themis.organiser import Organiser
-from pudica.strategies.themis.publication import Publication
 from pudica.strategies.themis.stages import Stages
 
 
@@ -26,32 +25,32 @@ def compete(cohort: Cohort, experiment: ThemisExperiment) -> None:
     with stages.during("join"):
         with recorder.timed("join"):
             if stages.closes_later("join") and not stages.is_closed("join"):
-                stages.keep_the_door("join")
+                stages.admit_until("join")
             else:
                 join(organiser)
         with recorder.timed("local training"), stages.accepting("join"):
             train_models(organiser)
-    need_models(organiser)
+    require_models(organiser)
     with recorder.timed("evaluation"):
-        evaluation.shared()
+        evaluation.measure_shared()
     for case, settings in experiment.themis.each_case().items():
         with stages.during("noise"), recorder.timed(f"noise generator/{case}"):
-            over = partial(stages.is_closed, "noise")
-            generator = train_generator(organiser, case, settings, over)
+            is_closed = partial(stages.is_closed, "noise")
+            generator = train_generator(organiser, case, settings, is_closed)
         with stages.during("test"), recorder.timed(f"evaluation/{case}"):
             with stages.accepting("test"):
-                evaluation.case(case, generator)
-            Publication(organiser, evaluation, case, generator).publish()
+                evaluation.measure_case(case, generator)
+            evaluation.publish(case, generator)
 
 
 def train_generator(
-    organiser: Organiser, case: str, settings: ThemisConfig, over: Callable[[], bool]
+    organiser: Organiser, case: str, settings: ThemisConfig, is_closed: Callable[[], bool]
 ) -> NoiseGenerator:
-    """Train one case's generator, or return it if that was done before a kill."""
+    """Train one case's generator; return the finished one if the run is resumed."""
     task, recorder = f"generator/{case}", organiser.recorder
     if not recorder.is_finished(task):
         strategy = organiser.strategy(case, settings)
-        strategy.over = over
+        strategy.is_closed = is_closed
         strategy.start(organiser.cohort.grid, num_rounds=settings.epochs)
         recorder.arrays[task] = torch.from_numpy(strategy.generator().pack())
         recorder.forget(task)

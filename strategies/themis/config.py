@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from datetime import datetime
+from itertools import pairwise
 from typing import Annotated, Literal
 
 from pydantic import (
@@ -28,22 +30,13 @@ When = AwareDatetime | Literal["command"] | None
 
 
 class ReleaseConfig(BaseModel):
-    """How the organiser releases the noisy test set.
+    """How the organiser releases the noisy test set; see also :meth:`.Themis.leaderboard`.
 
     Attributes
     ----------
     M : list of float
-        Upper bounds of σ at release; the first makes the official leaderboard. Left out: the
+        Upper bounds of σ at release; the first makes the official leaderboard. By default the
         bound of the training. (The authors' code releases at a third of it.)
-    draws : int
-        Noisy accuracies are measured on this many independent draws: ranks can hang on one.
-    secret : bool
-        Draw the noise from the system's randomness. A seeded draw is reproducible, and
-        whoever guesses the run's seed can subtract it: for simulations only.
-    compare : bool
-        Also release the plain test set and the untrained noise, to compare with. Never in a
-        real competition: it gives the test set away.
-    images_per_message : int
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
@@ -56,7 +49,7 @@ class ReleaseConfig(BaseModel):
 
     @field_validator("M")
     @classmethod
-    def _positive(cls, bounds: list[float] | None) -> list[float] | None:
+    def _validate_bounds(cls, bounds: list[float] | None) -> list[float] | None:
         if bounds and not all(0 < bound <= 1000 for bound in bounds):
             raise ValueError("every M must be above 0 and at most 1000")
         if bounds and len(set(bounds)) < len(bounds):
@@ -78,10 +71,8 @@ class StageConfig(BaseModel):
 
     Attributes
     ----------
-    opens : datetime with time zone, "command" or None
-        None: as soon as the stage before is closed.
-    closes : datetime with time zone, "command" or None
-        None: as soon as everybody is through.
+    opens, closes : datetime with time zone, "command" or None
+        None: opens when the previous stage closes, closes when everybody has finished.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -96,11 +87,11 @@ class StagesConfig(BaseModel):
     Attributes
     ----------
     join : StageConfig
-        Participants come, and train their models.
+        Participants join and train their models.
     noise : StageConfig
-        The noise generator is trained. Closing it takes what is trained by then.
+        The noise generator is trained; closing the stage ends the training early.
     test : StageConfig
-        The noisy test set is released. Predictions are accepted until it closes.
+        The noisy test set is released; predictions are accepted until the stage closes.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -110,73 +101,41 @@ class StagesConfig(BaseModel):
     test: StageConfig = StageConfig()
 
     @model_validator(mode="after")
-    def _in_order(self) -> StagesConfig:
-        latest: tuple[str, datetime] | None = None
-        for name in STAGES:
-            for what in ("opens", "closes"):
-                when = getattr(getattr(self, name), what)
-                if not isinstance(when, datetime):
-                    continue
-                if latest and when < latest[1]:
-                    raise ValueError(f"{name}.{what} is before {latest[0]}, which comes first")
-                latest = f"{name}.{what}", when
+    def _validate_order(self) -> StagesConfig:
+        times = {
+            f"{name}.{event}": when
+            for name in STAGES
+            for event, when in getattr(self, name)
+            if isinstance(when, datetime)
+        }
+        for (earlier, start), (later, end) in pairwise(times.items()):
+            if end < start:
+                raise ValueError(f"{later} is before {earlier}, which comes first")
         return self
 
 
 class ThemisConfig(CasesConfig):
-    """A competition, as far as its organiser decides.
+    """The organiser's settings of a competition; those not listed here are :class:`.Themis`'s.
 
     Attributes
     ----------
-    M : float
-        Upper bound of σ while the generator trains, in the units of the model's input.
     weight : float
-        λ of Eq. (2), ``lambda`` in YAML, for a single model; ``joint`` uses λ/F with F models.
-    learning_rate, batch_size, epochs : float, int, int
-        Of the generator: Adam.
-    update : {"joint", "sequential", "averaged"}
-        ``joint``: all get the same noisy batch, one step on the sum (Eq. 2 as written).
-        ``sequential``: the generator visits one participant after the other (the authors'
-        code). ``averaged``: each takes local steps, the organiser averages.
-    steps_per_visit : int
-        Batches per message. ``sequential``, ``averaged``: local steps. ``joint``: batches
-        whose gradients are averaged into one step.
+        ``lambda`` in YAML.
+    epochs : int
+        Of the generator.
     epochs_per_message : int
         The most epochs that a participant trains its own model before it answers.
-    noise : {"per-image", "per-batch"}
-        One noise map for a whole batch is what the authors' code draws; averaging a batch
-        removes it.
-    aggregate : {"mean", "median", "trimmed-mean", "krum"}
-        How replies become one.
-    clip : float or None
-        A reply whose norm is more than this many times the median norm is scaled down to it.
-        1.5 still holds against one of five that sends −1000 times its gradient, 3 does not;
-        ``null`` leaves Eq. (2) exactly as it is, and the door open.
-    malicious : int
-        How many hostile participants ``krum`` and ``trimmed-mean`` are to stand.
     min_participants : int
-        With fewer answers than this the run stops, to be resumed.
-    validate_every : int
-        Measure on the noisy validation set after every so many epochs (Figure 4).
-    order : {"listed", "alphabetical", "reverse", "random"} or list of str
-        In which order participants update the generator; ``random`` anew in each epoch.
-    dropouts : int
-        So many participants, chosen at random, miss each epoch (Case 2 of Table 2).
-    bystanders : list of str
-        Ranked without having trained the generator (generalisation).
-    late : dict of str to int
-        First epoch of a participant that joins late.
-    cheaters : list of str
-        Train their model together with a noise generator of their own.
-    hostile : dict of str to str
-        Attack on the generator's training.
+        With fewer replies than this the run stops, to be resumed.
     stages : StagesConfig
-        When they open and close; for a competition of one case.
+        For a competition of one case.
     cases : dict of str to dict
         Several settings on the same trained models; each names what differs from the above.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+    shared_by_cases = frozenset({"release", "examiner", "M", "epochs_per_message", "stages"})
 
     M: float = Field(default=1.0, gt=0, le=1000)
     weight: float = Field(default=5.0, ge=0, le=1e6, alias="lambda")
@@ -203,12 +162,12 @@ class ThemisConfig(CasesConfig):
     stages: StagesConfig = StagesConfig()
 
     @model_validator(mode="after")
-    def _cases_hold(self, info: ValidationInfo) -> ThemisConfig:
+    def _check_cases(self, info: ValidationInfo) -> ThemisConfig:
         self.resolve_cases(info)
         if len(self.each_case()) > 1 and self.stages != StagesConfig():
             raise ValueError("stages: a competition with stages has one case")
-        once = self.release.draws == len(self.release_bounds) == 1 and not self.cheaters
-        if self.stages.test.closes is not None and not once:
+        is_single = self.release.draws == len(self.release_bounds) == 1 and not self.cheaters
+        if self.stages.test.closes is not None and not is_single:
             raise ValueError(
                 "stages: a test that closes has one release, for which all wait: set "
                 "release.draws=1 and one release.M, and no cheaters"
@@ -220,8 +179,19 @@ class ThemisConfig(CasesConfig):
         """M at release, the official one first."""
         return self.release.M or [self.M]
 
+    def list_names(self) -> dict[str, Collection[str]]:
+        """Return the names of participants in each setting that holds some."""
+        order = self.order if isinstance(self.order, list) else []
+        return {
+            "bystanders": self.bystanders,
+            "late": self.late,
+            "cheaters": self.cheaters,
+            "hostile": self.hostile,
+            "order": order,
+        }
+
     def check(self, names: list[str]) -> None:
-        """Check the settings against the participants' names.
+        """Check the settings of all cases against the participants' names.
 
         Raises
         ------
@@ -229,37 +199,28 @@ class ThemisConfig(CasesConfig):
             A name that is not a participant's, or more absent participants than there are.
         """
         for case, settings in self.each_case().items():
-            settings._check_names(case, names)
-            trainers = [name for name in names if name not in settings.bystanders]
-            if settings.dropouts >= len(trainers):
-                raise RequestError(
-                    f"themis.dropouts (case '{case}'): {settings.dropouts} dropouts per epoch, but "
-                    f"only {len(trainers)} participants train the generator; "
-                    f"allowed: 0 to {len(trainers) - 1}"
-                )
-            if settings.min_participants > len(trainers) - settings.dropouts:
-                raise RequestError(
-                    f"themis.min_participants (case '{case}'): {settings.min_participants}, but "
-                    f"at most {len(trainers) - settings.dropouts} participants can answer"
-                )
+            if problem := settings._find_problem(names):
+                key, reason = problem
+                raise RequestError(f"themis.{key} (case '{case}'): {reason}")
 
-    def _check_names(self, case: str, names: list[str]) -> None:
-        listed = self.order if isinstance(self.order, list) else []
-        for key, used in {
-            "bystanders": self.bystanders,
-            "late": self.late,
-            "cheaters": self.cheaters,
-            "hostile": self.hostile,
-            "order": listed,
-        }.items():
+    def _find_problem(self, names: list[str]) -> tuple[str, str] | None:
+        """Return a key that does not fit the participants, and why."""
+        everyone = ", ".join(names)
+        for key, used in self.list_names().items():
             for name in used:
                 if name not in names:
-                    raise RequestError(
-                        f"themis.{key} (case '{case}'): no participant is called '{name}'; "
-                        f"allowed: {', '.join(names)}"
-                    )
-        if listed and sorted(listed) != sorted(names):
-            raise RequestError(
-                f"themis.order (case '{case}'): must name every participant exactly once: "
-                f"{', '.join(names)}"
+                    return key, f"no participant is called '{name}'; allowed: {everyone}"
+        if isinstance(self.order, list) and self.order and sorted(self.order) != sorted(names):
+            return "order", f"must name every participant exactly once: {everyone}"
+        trainers = sum(name not in self.bystanders for name in names)
+        if self.dropouts >= trainers:
+            return "dropouts", (
+                f"{self.dropouts} dropouts per epoch, but only {trainers} participants train the "
+                f"generator; allowed: 0 to {trainers - 1}"
             )
+        if self.min_participants > trainers - self.dropouts:
+            return "min_participants", (
+                f"{self.min_participants}, but at most {trainers - self.dropouts} participants "
+                "can answer"
+            )
+        return None

@@ -1,4 +1,4 @@
-"""The first exchanges: who is there, does everyone run the same code on the same data."""
+"""The first exchanges: which nodes are there, do all run the same code on the same data."""
 
 from __future__ import annotations
 
@@ -12,11 +12,16 @@ from pudica.strategies.core.cohort import Cohort
 from pudica.strategies.core.joining import base_assignments, gather, greeted, introduce, names_of
 from pudica.strategies.themis.organiser import Organiser
 
-REFUSED_SECONDS, DOOR_SECONDS = 60.0, 60.0
+LOOK_SECONDS = 5.0
+"""Between two looks for newcomers."""
+REPLY_SECONDS = 60.0
+"""For a newcomer to reply."""
+RETRY_SECONDS = 60.0
+"""Until a node that did not get in is asked again, each time twice as long."""
 
 
 def join(organiser: Organiser) -> None:
-    """Wait for the nodes, give each its participant, leave out who has other code or data.
+    """Wait for the nodes, give each its participant, leave out those with other code or data.
 
     Raises
     ------
@@ -25,7 +30,7 @@ def join(organiser: Organiser) -> None:
     """
     cohort, minimum = organiser.cohort, organiser.settings.min_participants
     recorder = organiser.recorder
-    # Newcomers come in by the door between stages; those who did are back after a resume.
+    # Newcomers are let in between stages; those who were are back after a resume.
     names = [
         name
         for name in organiser.experiment.names()
@@ -40,58 +45,58 @@ def join(organiser: Organiser) -> None:
     cohort.require_min_replies(minimum, len(cohort.nodes), protocol.JOIN)
 
 
-def admit(organiser: Organiser) -> list[str]:
-    """Let in who is there by now, and was not before; return their names.
+class Admission:
+    """Lets in, between stages, nodes that were not there before."""
 
-    Whoever does not get in is looked at again later and later: the door is not to be blocked.
-    """
-    cohort, now = organiser.cohort, time.monotonic()
-    known = set(cohort.nodes.values())
-    known |= {node for node, (until, _) in organiser.refused.items() if now < until}
-    there = names_of(
-        cohort, (node for node in sorted(cohort.grid.get_node_ids()) if node not in known)
-    )
-    if not there:
-        return []
-    for node in there.values():
-        _, pause = organiser.refused.get(node, (0.0, REFUSED_SECONDS))
-        organiser.refused[node] = now + pause, 2 * pause
-    organiser.meet_newcomers()
-    names = organiser.experiment.names()
-    door = cohort.beside({}, timeout=DOOR_SECONDS)
-    door.nodes = greeted(door, names, there)
-    _introduce(organiser, door)
-    for name in door.nodes:
-        organiser.recorder.event(f"{name} joins")
-        organiser.refused.pop(door.nodes[name], None)
-    nodes = {**cohort.nodes, **door.nodes}
-    cohort.nodes = {name: nodes[name] for name in names if name in nodes}
-    return list(door.nodes)
+    def __init__(self, organiser: Organiser) -> None:
+        self.organiser = organiser
+        self._next_look = float("-inf")
+        # By node id: when to ask a node that was refused again, and how long to wait after that.
+        self._retries: dict[int, tuple[float, float]] = {}
+
+    def admit(self) -> list[str]:
+        """Let in who is there by now, looking every few seconds; return the newcomers' names.
+
+        Refused nodes are asked again ever more rarely, so that they do not hold up the others.
+        """
+        organiser, cohort, now = self.organiser, self.organiser.cohort, time.monotonic()
+        if now < self._next_look:
+            return []
+        self._next_look = now + LOOK_SECONDS
+        known = set(cohort.nodes.values())
+        known |= {node for node, (retry, _) in self._retries.items() if now < retry}
+        unknown = [node for node in sorted(cohort.grid.get_node_ids()) if node not in known]
+        candidates = names_of(cohort, unknown)
+        if not candidates:
+            return []
+        for node in unknown:
+            _, pause = self._retries.get(node, (0.0, RETRY_SECONDS))
+            self._retries[node] = now + pause, 2 * pause
+        organiser.add_newcomers()
+        names = organiser.experiment.names()
+        newcomers = cohort.beside({}, timeout=REPLY_SECONDS)
+        newcomers.nodes = greeted(newcomers, names, candidates)
+        _introduce(organiser, newcomers)
+        for name, node in newcomers.nodes.items():
+            organiser.recorder.event(f"{name} joins")
+            self._retries.pop(node, None)
+        nodes = {**cohort.nodes, **newcomers.nodes}
+        cohort.nodes = {name: nodes[name] for name in names if name in nodes}
+        return list(newcomers.nodes)
 
 
 def _introduce(organiser: Organiser, cohort: Cohort) -> None:
-    """Give nodes their participants; leave out those who hold other data."""
-
-    def read(words: Mapping[str, protocol.Scalar]) -> bool:
-        if problem := _other_data(organiser, words):
-            raise ValueError(problem)
-        return True
-
-    for name in introduce(cohort, _assignments(organiser), read):
-        organiser.recorder.check_key(name, organiser.data.key)
-
-
-def _assignments(organiser: Organiser) -> dict[str, ParticipantAssignment]:
+    """Give nodes their participants; leave out those that hold other data."""
     experiment = organiser.experiment
-    # Where the test set can be kept from participants, they look at no image of it.
-    kept_back = {"split": "public"} if organiser.data.has_own_test else {}
-    shown = experiment.data.model_copy(update=kept_back)
+    # If the test set can be kept from participants, they do not read any image of it.
+    split = {"split": "public"} if organiser.data.has_own_test else {}
+    data = experiment.data.model_copy(update=split)
     common = base_assignments(
-        experiment.model_copy(update={"data": shown}),
+        experiment.model_copy(update={"data": data}),
         organiser.run,
-        deployed=organiser.cohort.registry is not None,
+        deployed=cohort.registry is not None,
     )
-    return {
+    assignments = {
         participant.name: ParticipantAssignment(
             **common[participant.name],
             participant=participant,
@@ -101,22 +106,28 @@ def _assignments(organiser: Organiser) -> dict[str, ParticipantAssignment]:
         for participant in experiment.participants
     }
 
+    def read(words: Mapping[str, protocol.Scalar]) -> bool:
+        _check_data(organiser, words)
+        return True
 
-def _other_data(organiser: Organiser, words: Mapping[str, protocol.Scalar]) -> str:
-    """Return in which way a participant's data are others than the organiser's, if they are."""
+    for name in introduce(cohort, assignments, read):
+        organiser.recorder.check_key(name, organiser.data.key)
+
+
+def _check_data(organiser: Organiser, words: Mapping[str, protocol.Scalar]) -> None:
+    """Raise ValueError if a participant's data differ from the organiser's."""
     own = organiser.data
     key, fingerprint, classes, shape = (
         str(words.get(name, "")) for name in ("key", "fingerprint", "classes", "shape")
     )
     if key != own.key:
-        return (
+        raise ValueError(
             f"it disguises its images with the key {key or '(none)'}, the organiser "
             f"with {own.key or '(none)'}; give both the same"
         )
     if fingerprint != own.fingerprint:
-        return (
+        raise ValueError(
             f"it holds other data than the organiser: {classes} classes of shape "
             f"{shape} against {own.num_classes} of shape "
             f"{'x'.join(map(str, own.shape))}; give both the same data set"
         )
-    return ""

@@ -1,10 +1,10 @@
-"""Participants of somebody's own app: whether they hold the same public training set."""
+"""Participants of user-written apps, which must hold the same public training set."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, Self
 
 from pudica.clients import protocol
@@ -16,13 +16,7 @@ from pudica.strategies.themis.config import ThemisConfig
 
 @dataclass(frozen=True)
 class PublicMember(Member):
-    """What a participant says of the public data.
-
-    Attributes
-    ----------
-    content : str
-        A fingerprint of some training images and labels.
-    """
+    """What a participant says of its data; ``content``: a fingerprint of the training set."""
 
     content: str = ""
 
@@ -32,15 +26,14 @@ class PublicMember(Member):
         common = Member.read(words)
         if not common.train:
             raise ValueError("holds no training images")
-        values = {field.name: getattr(common, field.name) for field in fields(Member)}
-        return cls(**values, content=protocol.text(words, "content"))
+        return cls(**vars(common), content=protocol.text(words, "content"))
 
 
 def agree_on_training_set(cohort: Cohort, joined: dict[str, Member]) -> None:
     """Leave out participants whose public training set is another than most have."""
-    held = {name: (member.train, getattr(member, "content", "")) for name, member in joined.items()}
-    wanted, _ = Counter(held.values()).most_common(1)[0]
-    for name, own in held.items():
+    sets = {name: (member.train, getattr(member, "content", "")) for name, member in joined.items()}
+    wanted, _ = Counter(sets.values()).most_common(1)[0]
+    for name, own in sets.items():
         if own != wanted:
             cohort.leave_out(
                 name,
@@ -51,16 +44,8 @@ def agree_on_training_set(cohort: Cohort, joined: dict[str, Member]) -> None:
 
 
 def report_unknown_names(cohort: Cohort, settings: ThemisConfig) -> None:
-    """Say which names in the settings are nobody's who has joined."""
-    order = settings.order if isinstance(settings.order, list) else []
-    named = {
-        "bystanders": settings.bystanders,
-        "cheaters": settings.cheaters,
-        "hostile": settings.hostile,
-        "late": settings.late,
-        "order": order,
-    }
-    for key, names in named.items():
+    """Log names in the settings that no participant has."""
+    for key, names in settings.list_names().items():
         for name in names:
             if name not in cohort.nodes:
                 problem = unknown_name_error("participant", name, cohort.nodes)

@@ -1,8 +1,7 @@
-"""How the stages of a competition stand, and what its organiser orders, as files of its run.
+"""The state of a competition's stages, and its organiser's orders, as files of its run.
 
-``stages.json`` says how it stands; the run alone writes it. What the organiser's commands order
-lies beside it in ``orders.json``, so it does not matter which process runs the competition, or
-whether one does at the moment.
+Only the run writes ``stages.json``. Orders lie beside it in ``orders.json``, so it does not
+matter which process runs the competition, or whether one does at the moment.
 """
 
 from __future__ import annotations
@@ -18,62 +17,59 @@ from pudica.models.files import write_atomically
 from pudica.strategies.themis.config import STAGES
 
 STATE, ORDERS = "stages.json", "orders.json"
-What = Literal["open", "close"]
+Action = Literal["open", "close"]
 Times = dict[str, dict[str, str]]
 
 
-def states(directory: Path) -> Times:
-    """Return when each stage of a run was ``opened`` and ``closed``, as far as it was."""
+def read_stages(directory: Path) -> Times:
+    """Return when each stage of a run was ``opened`` and ``closed``, if it was."""
     return read_times(directory / STATE)
 
 
-def order(directory: Path, what: What, stage: str | None) -> str:
-    """Tell a run to open or to close a stage; return which.
+def give_order(directory: Path, action: Action, stage: str | None) -> str:
+    """Order a run to open or to close a stage; return which.
 
     Parameters
     ----------
     directory : Path
         Of the run.
     stage : str or None
-        None: the next one to be opened, or the one that is open.
+        None: the next one to open, or the one that is open.
 
     Raises
     ------
     RequestError
         There is none, or it is open or closed already.
     """
-    stand = states(directory)
     if stage is not None and stage not in STAGES:
         raise unknown_name_error("stage", stage, STAGES)
-    opened = [name for name in STAGES if "opened" in stand.get(name, {})]
-    closed = [name for name in STAGES if "closed" in stand.get(name, {})]
-    if what == "open":
-        allowed = [name for name in STAGES if name not in opened]
-    else:
-        allowed = [name for name in opened if name not in closed]
+    times = read_stages(directory)
+    status = {name: _describe_status(times.get(name, {})) for name in STAGES}
+    wanted = "not open yet" if action == "open" else "open"
+    allowed = [name for name in STAGES if status[name] == wanted]
     chosen = stage or next(iter(allowed), None)
     if chosen not in allowed:
-        told = ", ".join(f"{name} is {_stand(stand.get(name, {}))}" for name in STAGES)
-        raise RequestError(f"{directory}: nothing to {what}: {told}")
+        now = ", ".join(f"{name} is {status[name]}" for name in STAGES)
+        raise RequestError(f"{directory}: nothing to {action}: {now}")
     orders = read_times(directory / ORDERS)
-    orders.setdefault(chosen, {})[what] = timestamp()
+    orders.setdefault(chosen, {})[action] = timestamp()
     write_atomically(directory / ORDERS, json.dumps(orders, indent=2).encode())
     return chosen
 
 
-def said(when: datetime | str | None) -> str:
-    """Return in words when a stage opens or closes."""
+def describe_time(when: datetime | str | None) -> str:
+    """Return when a stage opens or closes, in words."""
     if isinstance(when, datetime):
         return f"at {when.isoformat(timespec='minutes')}"
     return "on command" if when else "by itself"
 
 
-def _stand(stage: dict[str, str]) -> str:
+def _describe_status(stage: dict[str, str]) -> str:
     if "closed" in stage:
         return "closed"
     return "open" if "opened" in stage else "not open yet"
 
 
 def read_times(path: Path) -> Times:
-    """Return times by stage, as a file has them; none if there is no file."""
+    """Return the times by stage in a file; none if there is no file."""
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}

@@ -1,4 +1,4 @@
-"""What the organiser of a competition knows: participants, test set, secret, models by name."""
+"""The organiser's state in a competition: participants, test set, secret, models by name."""
 
 from __future__ import annotations
 
@@ -19,77 +19,63 @@ from pudica.strategies.themis.experiment import ThemisExperiment
 from pudica.strategies.themis.release import Contestants
 from pudica.strategies.themis.strategy import Themis
 
-# What does not differ between the cases is measured once, under no case's name.
+# The case of measurements that are the same in all cases.
 SHARED = ""
 
 
 class Organiser:
-    """The organiser's state during a competition.
-
-    Parameters
-    ----------
-    cohort : Cohort
-    experiment : ThemisExperiment
-    """
+    """The organiser's state during a competition."""
 
     def __init__(self, cohort: Cohort, experiment: ThemisExperiment) -> None:
-        recorder = cohort.run_recorder
         self.cohort = cohort
         self.experiment = experiment
         self.settings = experiment.themis
-        self.recorder = recorder
-        self.run = recorder.name
+        self.recorder = cohort.run_recorder
+        self.run = self.recorder.name
         self.compute = Compute(experiment.client)
         self.data = experiment.load_data()
         experiment.check_models(self.data)
-        self.refused: dict[int, tuple[float, float]] = {}
-        self.meet_newcomers()
-        self.secret = self._secret()
-
-    def _secret(self) -> int:
-        """Return the seed of the test set's noise, kept in the organiser's checkpoint."""
+        self.add_newcomers()
+        # Seeds the test set's noise. In the checkpoint, so that a resumed run still has it.
         note = self.recorder.note
         if "secret" not in note:
             drawn = self.settings.release.secret
             note["secret"] = (
-                secrets.randbits(256) if drawn else derive(self.experiment.seed, "test-noise")
+                secrets.randbits(256) if drawn else derive(experiment.seed, "test-noise")
             )
-        return int(note["secret"])
+        self.secret = int(note["secret"])
 
-    def meet_newcomers(self) -> None:
-        """Let those compete, too, who were registered after a competition in stages had begun."""
+    def add_newcomers(self) -> None:
+        """Add participants that were registered after a competition in stages had started."""
         if self.settings.stages == StagesConfig() or self.experiment.data.partition:
             return
-        begun, playing = self.recorder.note["started"], self.experiment.names()
-        fresh = [
-            entry.name
+        started, known = self.recorder.note["started"], self.experiment.names()
+        newcomers = [
+            ParticipantConfig(model=OWN, name=entry.name)
             for entry in self.cohort.registered
-            if entry.since >= begun and entry.name not in playing
+            if entry.since >= started and entry.name not in known
         ]
-        everyone = [
-            *self.experiment.participants,
-            *(ParticipantConfig(model=OWN, name=name) for name in fresh),
-        ]
+        everyone = [*self.experiment.participants, *newcomers]
         self.experiment = self.experiment.model_copy(update={"participants": everyone})
         self.recorder.run["nodes"] = self.experiment.names()
 
     def request(self, variant: str, **config: protocol.Scalar) -> RecordDict:
-        """Return a request without arrays to participants with a model of this variant."""
+        """Return a request without arrays, to models of this variant."""
         return protocol.request({"run": self.run, "variant": variant, **config})
 
     def contestants(self) -> Contestants:
         """Return every model that is trained for any case."""
-        # Who has submitted something counts, even where it is not there after a resume.
+        # Whoever has submitted something competes, even if absent after a resume.
         submitted = {entry["participant"] for entry in self.recorder.note.get("submissions", [])}
-        playing = submitted | set(self.cohort.nodes)
-        names = [name for name in self.experiment.names() if name in playing]
+        competing = submitted | set(self.cohort.nodes)
+        names = [name for name in self.experiment.names() if name in competing]
         cheaters = {n for case in self.settings.each_case().values() for n in case.cheaters}
         honest = {name: (name, "honest") for name in names}
         cheating = {f"{n} (cheating)": (n, "cheating") for n in names if n in cheaters}
         return honest | cheating
 
     def contestants_of(self, case: str) -> Contestants:
-        """Return the models that compete in one case: a cheater's cheating one."""
+        """Return the models that compete in one case: of cheaters the cheating ones."""
         cheaters = self.settings.each_case()[case].cheaters
         return {
             name: (node, variant)
@@ -98,7 +84,7 @@ class Organiser:
         }
 
     def strategy(self, case: str, settings: ThemisConfig) -> Themis:
-        """Return what trains the noise generator of one case."""
+        """Return the strategy that trains the noise generator of one case."""
         data = self.data
         member = Member(
             data.shape,
@@ -115,6 +101,6 @@ class Organiser:
         return strategy
 
     def untrained(self, bound: float) -> NoiseGenerator:
-        """Return the generator before its training, the same in all cases."""
+        """Return the untrained generator, the same in all cases."""
         randomness = torch_generator(self.experiment.seed, "generator")
         return NoiseGenerator.untrained(self.data.shape, bound, randomness)

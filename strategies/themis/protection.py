@@ -2,9 +2,8 @@
 
 The examiner stands in for a human who labels the images by hand: a network trained on plain
 images that sees the noisy ones after the best denoising the public can do. Participants know
-μ and σ, so the denoiser knows them too: it subtracts μ, then smooths, weighting each pixel
-with how much it can be trusted. How much it smooths is chosen on the public validation set,
-never on the test set.
+μ and σ, so the denoiser subtracts μ, then smooths, weighting each pixel by how much it can be
+trusted. How much it smooths is chosen on the public validation set, never on the test set.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from torch.nn.functional import conv2d, pad
 from pudica import models
 from pudica.clients.data import ImageSet, Splits
 from pudica.clients.data.examples import Examples
-from pudica.models.compute import Compute
+from pudica.models.compute import Compute, ComputeConfig
 from pudica.models.files import load_tensors, save_tensors
 from pudica.models.generator import NoiseGenerator
 from pudica.models.randomness import derive, secret_normal
@@ -38,14 +37,14 @@ CHUNK = 500
 
 @dataclass(frozen=True)
 class Denoiser:
-    """Subtracts μ, then smooths with a Gaussian window; or leaves images as they are.
+    """Subtracts μ, then smooths with a Gaussian window.
 
     Attributes
     ----------
     width : float
         Standard deviation of the window in pixels; 0 does not smooth.
     weighted : bool
-        Trust each pixel by the inverse of its variance σ² (plus a floor) instead of equally.
+        Weight each pixel by the inverse of its variance σ² (plus a floor) instead of equally.
     subtract : bool
         Whether μ is subtracted.
     """
@@ -81,35 +80,28 @@ DENOISERS = [Denoiser(subtract=False), Denoiser()] + [
 
 
 def noisy_chunks(
-    images: ImageSet | Examples, noise: NoiseGenerator, seed: Seed, size: int = CHUNK
+    images: ImageSet | Examples, noise: NoiseGenerator | None, seed: Seed, size: int = CHUNK
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
     """Yield plain images, their noisy versions and labels, ``size`` at a time.
 
-    The noise of an image depends on ``seed`` and its position only, not on ``size``.
+    The noise of an image depends on ``seed`` and its position only, not on ``size``. Without
+    ``noise`` the noisy versions are the plain images.
     """
+    secret, *purpose = seed
     for start in range(0, len(images), size):
         positions = np.arange(start, min(start + size, len(images)))
         x, y = images.batch(positions)
-        secret, *purpose = seed
+        if noise is None:
+            yield x, x, y
+            continue
         draws = [secret_normal(secret, x.shape[1:], *purpose, int(i)) for i in positions]  # type: ignore[arg-type]
-        e = torch.stack(draws)
         with torch.no_grad():
-            noisy = noise(x, e)
+            noisy = noise(x, torch.stack(draws))
         yield x, noisy, y
 
 
 class Examiner:
-    """A network trained on plain public images.
-
-    Parameters
-    ----------
-    config : ExaminerConfig
-    data : Splits
-    seed : int
-    compute : Compute
-    recorder : Recorder
-        Keeps the trained examiner, so that a resumed run has it.
-    """
+    """A network trained on plain public images; the recorder keeps it for a resumed run."""
 
     def __init__(
         self, config: ExaminerConfig, data: Splits, seed: int, compute: Compute, recorder: Recorder
@@ -117,9 +109,9 @@ class Examiner:
         self.data = data
         self.seed = seed
         self.compute = compute
-        self.model = self._trained(config, recorder)
+        self.model = self._load_or_train(config, recorder)
 
-    def _trained(self, config: ExaminerConfig, recorder: Recorder) -> nn.Module:
+    def _load_or_train(self, config: ExaminerConfig, recorder: Recorder) -> nn.Module:
         model = models.build(
             config.model,
             num_classes=self.data.num_classes,
@@ -128,34 +120,31 @@ class Examiner:
             seed=derive(self.seed, "examiner", "weights"),
         )
         path = recorder.artefact("examiner.safetensors")
-        kept = load_tensors(path)
-        if kept is None:
+        if saved := load_tensors(path):
+            weights, _ = saved
+        else:
             training = Training(model, config.training, derive(self.seed, "examiner"), self.compute)
             while not training.finished:
                 training.run_epoch(self.data.train, self.data.validation)
                 recorder.progress("examiner", training.epoch, config.training.epochs, "epoch")
             recorder.progress("examiner", config.training.epochs, config.training.epochs, "epoch")
-            save_tensors(path, training.best, {"accuracies": training.accuracies})
-            kept = training.best, {}
-        model.load_state_dict(kept[0])
+            weights = training.best
+            save_tensors(path, weights, {"accuracies": training.accuracies})
+        model.load_state_dict(weights)
         return self.compute.move_model(model).eval()
 
     def accuracy(
         self, images: ImageSet, noise: NoiseGenerator, seed: Seed, denoiser: Denoiser | None
     ) -> float:
-        """Return the accuracy on noisy images, denoised or as they are."""
-        right = 0
+        """Return the accuracy on noisy images, denoised if there is a denoiser."""
+        correct = 0
         for _, noisy, y in noisy_chunks(images, noise, seed):
             seen = denoiser(noisy, noise) if denoiser else noisy
-            right += int((predict(self.model, seen, self.compute) == y.numpy()).sum())
-        return right / len(images)
+            correct += int((predict(self.model, seen, self.compute) == y.numpy()).sum())
+        return correct / len(images)
 
-    def plain_accuracy(self, images: ImageSet) -> float:
-        """Return the accuracy on plain images."""
-        return models.accuracy(self.model, images, self.compute)
-
-    def best_denoiser(self, noise: NoiseGenerator) -> Denoiser:
-        """Return the denoiser with which it sees most on the noisy validation set."""
+    def select_denoiser(self, noise: NoiseGenerator) -> Denoiser:
+        """Return the denoiser with which it is most accurate on the noisy validation set."""
         images = self.data.validation
         sample = images.subset(np.arange(min(len(images), 2000)))
         seed = (derive(self.seed, "examiner"), "denoiser")
@@ -167,12 +156,7 @@ def measure_hiding(
 ) -> dict[str, float]:
     """Return how close released images are to the plain ones.
 
-    Images are compared in [0, 1] units, not clipped.
-
-    Parameters
-    ----------
-    denoiser : Denoiser or None
-        Compare after this denoising.
+    Images are compared in [0, 1] units, not clipped, after the denoiser if there is one.
 
     Returns
     -------
@@ -186,3 +170,24 @@ def measure_hiding(
         signal += float(psnr(released, plain).sum())
         structure += float(ssim(released, plain).sum())
     return {"psnr": signal / len(images), "ssim": structure / len(images)}
+
+
+def measure_protection(
+    noise: NoiseGenerator, test: Examples, seed: int, examiner: nn.Module | None
+) -> dict[str, float]:
+    """Return how well noise hides images; see :meth:`.Themis.protection`."""
+    _, labels = test.batch(np.arange(len(test)))
+    measured = {
+        "mean_sigma": float(noise.sigma().detach().mean()),
+        **measure_hiding(test, noise, (seed, "draw"), None),
+        "chance": float(torch.bincount(labels).max() / len(labels)),
+    }
+    if examiner is None:
+        return measured
+    compute = Compute(ComputeConfig())
+    frozen = compute.move_model(examiner.eval())
+    chunks = list(noisy_chunks(test, noise, (seed, "draw")))
+    for metric, which in (("examiner_accuracy", 1), ("examiner_accuracy_plain", 0)):
+        predicted = np.concatenate([predict(frozen, chunk[which], compute) for chunk in chunks])
+        measured[metric] = float((torch.from_numpy(predicted) == labels).float().mean())
+    return measured

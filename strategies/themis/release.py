@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from flwr.app import Array, RecordDict
 
 from pudica.clients import protocol
@@ -24,29 +22,17 @@ VARIANTS = ("honest", "cheating")
 Contestants = dict[str, tuple[str, str]]
 
 
-def of_variant(contestants: Contestants, variant: str) -> dict[str, str]:
+def select_variant(contestants: Contestants, variant: str) -> dict[str, str]:
     """Return the leaderboard names of one variant's contestants, by node."""
     return {node: name for name, (node, v) in contestants.items() if v == variant}
 
 
 class PredictBatch(NamedTuple):
-    """Some released images, as one message has them.
-
-    Attributes
-    ----------
-    images : Array
-    labels : ndarray of shape (N,)
-        The organiser's alone.
-    digest : str
-        Of the images, where participants sign what they predict.
-    of : dict
-        Which release they are of, and which images are the first.
-    """
+    """Released images of one message; labels stay here, participants sign the digest."""
 
     images: Array
     labels: np.ndarray
     digest: str
-    of: dict[str, str | float]
 
 
 class Release:
@@ -54,12 +40,12 @@ class Release:
 
     Parameters
     ----------
-    cohort : Cohort
-    test : ImageSet or Examples
-    classes : int
-    images_per_message : int
+    min_nodes : int
+        So many participants must reply.
+    secret : int
+        The source of the noise, known to the organiser only.
     submissions : Submissions
-        Where predictions are kept, in a deployment.
+        Where a deployment keeps predictions.
     """
 
     def __init__(
@@ -68,79 +54,83 @@ class Release:
         test: ImageSet | Examples,
         classes: int,
         images_per_message: int,
+        min_nodes: int,
+        secret: int,
         submissions: Submissions,
     ) -> None:
         self.cohort = cohort
         self.test = test
         self.classes = classes
         self.images_per_message = images_per_message
+        self.min_nodes = min_nodes
+        self.secret = secret
         self.submissions = submissions
 
-    def count_correct(
+    def draw_seed(self, kind: str, case: str, bound: float, draw: int) -> Seed:
+        """Return the seed of one draw of the noise."""
+        return self.secret, kind, case, repr(bound), draw
+
+    def measure_accuracy(
         self,
         contestants: Contestants,
         noise: NoiseGenerator | None,
-        seed: Seed,
-        minimum: int,
-        **of: str | float,
-    ) -> dict[str, int]:
-        """Return how many released test images each contestant classifies correctly.
+        kind: str,
+        case: str,
+        draw: int,
+    ) -> dict[str, float]:
+        """Release the test images; return the share that each contestant classifies correctly.
 
         Parameters
         ----------
         noise : NoiseGenerator or None
-            None releases the images as they are.
-        seed : tuple
-            Of the noise, a secret of the organiser's.
-        minimum : int
-            So many participants must reply.
-        **of
-            Which release it is, for the record of submissions.
+            None releases the plain images.
+        kind : {"plain", "untrained", "trained"}
+
+        Raises
+        ------
+        TooFewParticipants
+            Fewer than ``min_nodes`` replied.
         """
-        correct, answered = dict.fromkeys(contestants, 0), set[str]()
-        for batch in self._batches(noise, seed, of):
+        bound = noise.bound if noise else 0.0
+        seed = self.draw_seed(kind, case, bound, draw)
+        tags: dict[str, str | float] = {"case": case, "release": kind, "M": bound, "draw": draw}
+        correct, answered, first = dict.fromkeys(contestants, 0), set[str](), 0
+        for _, released, labels in noisy_chunks(self.test, noise, seed, self.images_per_message):
+            images = released.numpy()
+            signed = digest(images) if self.submissions.registry else ""
+            batch = PredictBatch(Array(images), labels.numpy(), signed)
             for variant in VARIANTS:
-                names = of_variant(contestants, variant)
-                counts = self._predict(batch, variant, list(names))
+                names = select_variant(contestants, variant)
+                key = {**tags, "first": first, "variant": variant}
+                counts = self._count_correct(batch, list(names), key)
                 for node, count in counts.items():
                     correct[names[node]] += count
                 answered.update(counts)
-        self.cohort.require_min_replies(minimum, len(answered), protocol.PREDICT)
-        return correct
+            first += len(labels)
+        self.cohort.require_min_replies(self.min_nodes, len(answered), protocol.PREDICT)
+        return {name: count / len(self.test) for name, count in correct.items()}
 
-    def _predict(self, batch: PredictBatch, variant: str, nodes: list[str]) -> dict[str, int]:
-        """Return how many of some released images each node's model gets right.
+    def _count_correct(
+        self, batch: PredictBatch, nodes: list[str], key: dict[str, str | float]
+    ) -> dict[str, int]:
+        """Return how many images of a batch each node's model gets right.
 
-        Who has answered already, before the run was stopped, is not asked again.
+        Nodes that answered before the run was stopped are not asked again.
         """
-        of = {**batch.of, "variant": variant}
-        before = self.submissions.kept(of)
-        counts = {node: before[node] for node in nodes if node in before}
+        known = self.submissions.find_counts(key)
+        counts = {node: known[node] for node in nodes if node in known}
 
         def read(node: str, content: RecordDict) -> Submission:
             submission = Submission.read(content, len(batch.labels), self.classes)
-            if problem := self.submissions.problem(node, batch.digest, submission):
+            if problem := self.submissions.find_problem(node, batch.digest, submission):
                 raise ValueError(problem)
             return submission
 
-        config = {"run": self.cohort.recorder.name, "variant": variant}
+        config = {"run": self.cohort.recorder.name, "variant": key["variant"]}
         request = protocol.request(config, images=batch.images)
         left = [node for node in nodes if node not in counts and node in self.cohort.nodes]
         requests = dict.fromkeys(left, request)
         for node, submission in self.cohort.stream(protocol.PREDICT, requests, read):
             counts[node] = int((submission.predictions == batch.labels).sum())
-            self.submissions.keep(node, batch.digest, submission, counts[node], of)
+            self.submissions.save(node, batch.digest, submission, counts[node], key)
         return counts
-
-    def _batches(
-        self, noise: NoiseGenerator | None, seed: Seed, of: Mapping[str, str | float]
-    ) -> Iterator[PredictBatch]:
-        shape = self.test.batch(np.arange(1))[0].shape[1:]
-        none, first = NoiseGenerator(torch.zeros(2, *shape), 0.0), 0
-        for x, noisy, labels in noisy_chunks(
-            self.test, noise or none, seed, self.images_per_message
-        ):
-            images = (noisy if noise else x).numpy()
-            seen = digest(images) if self.submissions.registry else ""
-            yield PredictBatch(Array(images), labels.numpy(), seen, {**of, "first": first})
-            first += len(labels)

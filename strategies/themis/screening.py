@@ -1,8 +1,7 @@
-"""What the organiser accepts of participants, and how replies become one.
+"""Defences against hostile replies: screening, clipping, robust aggregation.
 
-Measured in simulation: one gradient of 1e6 stalls Adam almost for
-good, and one in ten participants that sends −1000 times its gradient reverses the descent.
-So replies are screened, their norm is bounded, and they can be combined by a robust rule.
+Measured in simulation: one gradient of 1e6 stalls Adam almost for good, and one in ten
+participants that sends −1000 times its gradient reverses the descent.
 """
 
 from __future__ import annotations
@@ -14,14 +13,7 @@ from flwr.app import Array, ArrayRecord, RecordDict
 from flwr.serverapp.strategy.fedtrimmedavg import trim_mean
 from flwr.serverapp.strategy.multikrum import select_multikrum
 
-from pudica.clients.protocol import (
-    GENERATOR,
-    MOMENTS,
-    arrays_of,
-    check_values,
-    unpack_moments,
-    words_of,
-)
+from pudica.clients import protocol
 
 # |m| ≤ ADAM_REACH·√v holds for Adam's moments of any gradients, by Cauchy and Schwarz, so no
 # honest step moves a parameter further than this many learning rates (bias correction only
@@ -31,7 +23,7 @@ MEMORY = 32
 
 
 def read_update(content: RecordDict, shape: tuple[int, ...]) -> np.ndarray:
-    """Return what a reply holds of the generator, stacked.
+    """Return the generator's arrays in a reply, stacked.
 
     Parameters
     ----------
@@ -43,24 +35,26 @@ def read_update(content: RecordDict, shape: tuple[int, ...]) -> np.ndarray:
     ValueError
         Says what is wrong with it.
     """
-    arrays = arrays_of(content)
-    if sorted(arrays) != sorted(GENERATOR):
-        raise ValueError(f"must send the arrays {GENERATOR}, sent {sorted(arrays) or 'none'}")
-    for name in GENERATOR:
+    arrays = protocol.arrays_of(content)
+    if sorted(arrays) != sorted(protocol.GENERATOR):
+        raise ValueError(
+            f"must send the arrays {protocol.GENERATOR}, sent {sorted(arrays) or 'none'}"
+        )
+    for name in protocol.GENERATOR:
         if arrays[name].shape != shape[1:]:
             raise ValueError(f"{name} must have shape {shape[1:]}, has {arrays[name].shape}")
         if arrays[name].dtype != np.float32:
             raise ValueError(f"{name} must be float32, is {arrays[name].dtype}")
-    values = np.stack([arrays[name] for name in GENERATOR])
-    if shape[0] > len(GENERATOR):
-        moments = unpack_moments(words_of(content)[MOMENTS], shape[1:])
+    values = np.stack([arrays[name] for name in protocol.GENERATOR])
+    if shape[0] > len(protocol.GENERATOR):
+        moments = protocol.unpack_moments(protocol.words_of(content)[protocol.MOMENTS], shape[1:])
         values = np.concatenate([values, moments])
-    check_values(values, "values")
+    protocol.check_values(values, "values")
     return values
 
 
 def check_reach(values: np.ndarray, before: np.ndarray, learning_rate: float, steps: int) -> None:
-    """Check that so many Adam steps can lead from one generator state to another.
+    """Check that ``steps`` Adam steps can lead from one generator state to another.
 
     Parameters
     ----------
@@ -70,7 +64,7 @@ def check_reach(values: np.ndarray, before: np.ndarray, learning_rate: float, st
     Raises
     ------
     ValueError
-        If they can't.
+        They can't.
     """
     reach = 1.01 * ADAM_REACH * learning_rate * steps + 1e-6
     moved = float(np.abs(values[:2] - before[:2]).max())
@@ -85,16 +79,15 @@ def check_reach(values: np.ndarray, before: np.ndarray, learning_rate: float, st
 
 
 class Clip:
-    """Scales updates down whose norm is far above the usual.
+    """Scales down updates whose norm is far above the usual one.
 
-    The usual norm is the lower median over this round's participants and the last ones
-    before, so that neither a single huge reply nor half of the replies can move it.
+    The usual norm is the lower median of the norms of this round and of the last ``MEMORY`` before,
+    so that neither a single huge reply nor half of the replies can move it.
 
     Parameters
     ----------
     factor : float or None
-        How many times the usual norm is allowed (its square for second moments); None
-        switches it off.
+        How many times the usual norm is allowed (its square for second moments); None: any.
     history : list of list of float
         Norms seen before, one list per part of an update.
     """
@@ -104,7 +97,7 @@ class Clip:
         self.history = [deque(norms, maxlen=MEMORY) for norms in history or []]
 
     def __call__(self, updates: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], list[str]]:
-        """Return the clipped updates, and the names of those that were clipped.
+        """Return the updates, and the names of those that were clipped.
 
         Parameters
         ----------
@@ -131,16 +124,12 @@ class Clip:
 
 
 def combine(rule: str, updates: list[np.ndarray], malicious: int) -> np.ndarray:
-    """Return one update for many.
+    """Aggregate updates of one shape, in node order; at most ``malicious`` are hostile.
 
     Parameters
     ----------
     rule : {"mean", "median", "trimmed-mean", "krum"}
         The last two are Flower's.
-    updates : list of ndarray, all of one shape
-        In node order.
-    malicious : int
-        How many of them may be hostile, at most.
     """
     stacked = np.stack(updates)
     if rule == "median":
@@ -152,5 +141,5 @@ def combine(rule: str, updates: list[np.ndarray], malicious: int) -> np.ndarray:
     if rule == "krum":
         records = [RecordDict({"arrays": ArrayRecord({"values": Array(u)})}) for u in updates]
         chosen = select_multikrum(records, malicious, 1)[0]
-        return arrays_of(chosen)["values"]
+        return protocol.arrays_of(chosen)["values"]
     return stacked.mean(axis=0)  # type: ignore[no-any-return]

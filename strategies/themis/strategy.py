@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,30 +21,22 @@ from pudica.strategies.core.cohort import Cohort
 from pudica.strategies.core.members import Member
 from pudica.strategies.core.reliable_grid import TooFewParticipants
 from pudica.strategies.core.strategy import stack
+from pudica.strategies.themis import members, rounds
 from pudica.strategies.themis.config import ThemisConfig
-from pudica.strategies.themis.members import (
-    PublicMember,
-    agree_on_training_set,
-    report_unknown_names,
-)
 from pudica.strategies.themis.ranking import RankingStrategy
-from pudica.strategies.themis.requests import Requests, build_request, variant_of
 from pudica.strategies.themis.screening import Clip, check_reach, combine, read_update
-from pudica.strategies.themis.turns import Turn, Turns
 
-GENERATOR = protocol.GENERATOR
-# Of the ``themis`` section: what organises a whole experiment, and not a strategy.
+# Settings of the ``themis`` section that a strategy does not have.
 EXPERIMENT_ONLY = frozenset(
     {"cases", "stages", "examiner", "release", "epochs", "epochs_per_message", "min_participants"}
 )
-Shape = tuple[int, int, int]
 
 
 class Themis(RankingStrategy):
     """Train a noise generator that hides images but keeps the ranking of models (THEMIS).
 
-    A round is an epoch of the public training set. Its exchanges, and what they compute, hang on
-    ``update``. The arrays are ``mu`` and ``rho``, each of an image's shape.
+    A round is an epoch of the public training set; ``update`` decides what its exchanges are. The
+    arrays are ``mu`` and ``rho``, each of an image's shape.
 
     Parameters
     ----------
@@ -58,22 +51,33 @@ class Themis(RankingStrategy):
         ``sequential``: the generator visits one participant after the other (the authors' code).
         ``averaged``: each takes local steps, the organiser averages.
     steps_per_visit : int
-        Batches per message.
+        Batches per message: local steps, or with ``joint`` the batches whose gradients are averaged
+        into one step.
     noise : {"per-image", "per-batch"}
+        The authors' code draws one noise map per batch; averaging the batch removes it.
     order : {"listed", "alphabetical", "reverse", "random"} or list of str
-        In which order participants update the generator.
+        In which order participants update the generator; ``random`` anew in each round.
     dropouts : int
         So many participants, chosen at random, miss each round (Case 2 of Table 2).
-    bystanders, cheaters : list of str
-        Who is ranked without having trained; who trained a model with noise of its own.
+    bystanders : list of str
+        Ranked without having trained the generator (generalisation).
+    cheaters : list of str
+        Train their model together with a noise generator of their own.
     late : dict of str to int
         First round, from 0, of a participant that joins late.
     hostile : dict of str to str
-        Attack of a participant on the training, to try defences.
-    aggregate, clip, malicious
-        How replies become one, and how far they are trusted; see docs/themis.md.
+        Attack of a participant on the training, to test defences.
+    aggregate : {"mean", "median", "trimmed-mean", "krum"}
+        How replies are combined.
+    malicious : int
+        How many hostile participants ``krum`` and ``trimmed-mean`` assume.
+    clip : float or None
+        A reply whose norm is more than this many times the median norm is scaled down to it.
+        1.5 still holds against one of five that sends −1000 times its gradient, 3 does not;
+        None leaves Eq. (2) exactly as it is, undefended.
     validate_every : int
-        Participants measure themselves on noisy validation images after every so many rounds.
+        Participants measure their accuracy on noisy validation images after every so many rounds
+        (Figure 4).
     min_nodes, seed, record, patience
         As of :class:`.RecordedStrategy`.
 
@@ -105,9 +109,9 @@ class Themis(RankingStrategy):
         self.clipped = 0
         self.answered: set[str] = set()
         self.losses: list[float] = []
-        self.over: Callable[[], bool] = lambda: False
-        self._turns: list[Turn] = []
-        self._playing: list[str] = []
+        self.is_closed: Callable[[], bool] = lambda: False
+        self._exchanges: list[rounds.Exchange] = []
+        self._present: list[str] = []
         self._everyone: list[str] = []
 
     @classmethod
@@ -121,9 +125,10 @@ class Themis(RankingStrategy):
         self.settings = settings
         self.unit = "visit" if settings.update == "sequential" else "step"
         self.clip = Clip(settings.clip)
+        self._kind = protocol.GRADIENT if settings.update == "joint" else protocol.VISIT
 
     def settings_to_record(self) -> dict[str, Any]:
-        """Return the settings as the ``themis`` section of an experiment has them."""
+        """Return the settings, as in the ``themis`` section of an experiment."""
         chosen = self.settings.model_dump(mode="json", by_alias=True, exclude=set(EXPERIMENT_ONLY))
         return {**chosen, "min_participants": self.min_nodes}
 
@@ -131,15 +136,9 @@ class Themis(RankingStrategy):
         """Return the untrained generator for the participants' images."""
         return self.untrained(self.shape, self.settings.M, self.seed)
 
-    @property
-    def batches(self) -> int:
-        """How many batches make an epoch of the public training set."""
-        size = next(iter(self._members.values())).train
-        return -(-size // self.settings.batch_size)
-
     def load_arrays(self, arrays: ArrayRecord) -> None:
-        """Begin with these arrays, and with a fresh optimiser."""
-        values = stack(arrays, GENERATOR)
+        """Start with these arrays and a new optimiser."""
+        values = stack(arrays, protocol.GENERATOR)
         if tuple(values.shape[1:]) != self.shape:
             raise RequestError(
                 f"initial_arrays: mu and rho of shape {tuple(values.shape[1:])}, the participants' "
@@ -149,20 +148,21 @@ class Themis(RankingStrategy):
         self.training = GeneratorTraining(generator, self.settings.learning_rate)
 
     def replace_arrays(self, arrays: ArrayRecord) -> None:
-        """Go on with another μ and ρ, and the moments that there are."""
+        """Continue with another μ and ρ; Adam's moments stay."""
         values, steps = self._training().pack()
-        self._adopt(np.concatenate([stack(arrays, GENERATOR).numpy(), values[2:]]), steps)
+        generator = stack(arrays, protocol.GENERATOR).numpy()
+        self._set_state(np.concatenate([generator, values[2:]]), steps)
 
     def log_start(self) -> None:
         """Log σ before any training."""
         self._log_sigma()
 
     def arrays(self) -> ArrayRecord:
-        """Return μ and ρ as they are now."""
+        """Return the current μ and ρ."""
         return protocol.generator_arrays(self._training().generator.pack())
 
     def generator(self, arrays: ArrayRecord | None = None) -> NoiseGenerator:
-        """Return the noise generator of some arrays, by default as it is trained by now."""
+        """Return the noise generator of some arrays, by default the current one."""
         return self._training().generator if arrays is None else super().generator(arrays)
 
     def _training(self) -> GeneratorTraining:
@@ -175,60 +175,63 @@ class Themis(RankingStrategy):
         return {"values": torch.from_numpy(self._training().pack()[0])}
 
     def note(self) -> dict[str, Any]:
-        """Return what else the next exchange depends on."""
+        """Return what else the next exchange depends on, as JSON."""
         return {
             "steps": self._training().pack()[1],
             "clip": [list(norms) for norms in self.clip.history],
             "clipped": self.clipped,
             "answered": sorted(self.answered),
             "losses": self.losses,
-            # Of the epoch as it was begun: who is not there after a restart is left out of it.
-            "playing": self._playing,
+            # As the epoch began: whoever is missing after a restart is left out of it.
+            "playing": self._present,
             "everyone": self._everyone,
         }
 
     def load_state(self, tensors: Mapping[str, torch.Tensor], note: Mapping[str, Any]) -> None:
-        """Go back to a checkpoint."""
-        self._adopt(tensors["values"].numpy(), note["steps"])
+        """Restore a checkpoint."""
+        self._set_state(tensors["values"].numpy(), note["steps"])
         self.clip = Clip(self.settings.clip, note["clip"])
         self.clipped, self.answered = note["clipped"], set(note["answered"])
         self.losses = list(note["losses"])
-        self._playing, known = list(note["playing"]), list(note["everyone"])
+        self._present, known = list(note["playing"]), list(note["everyone"])
         self._everyone = known + [name for name in self._members if name not in known]
 
     def count_exchanges(self) -> int:
         """Return how many exchanges the current epoch takes."""
-        if not self._turns or self._turns[0].epoch != self.round:
-            turns = Turns(self.settings, self.seed, self.case)
-            self._turns = list(turns.plan(self.round, self._playing, self.batches))
-            if not self._turns:
+        if not self._exchanges or self._exchanges[0].epoch != self.round:
+            size = next(iter(self._members.values())).train
+            batches = -(-size // self.settings.batch_size)
+            self._exchanges = rounds.plan_epoch(
+                self.settings, self.seed, self.case, self.round, self._present, batches
+            )
+            if not self._exchanges:
                 raise TooFewParticipants(
                     f"{self.task}: nobody trains the noise in epoch {self.round}: see order, late "
                     "and bystanders"
                 )
-        return len(self._turns)
+        return len(self._exchanges)
 
     def agree(self, cohort: Cohort, joined: dict[str, Member]) -> None:
-        """Leave out participants whose images, or public training set, are not those of most."""
+        """Leave out participants whose images or public training set differ from most others'."""
         super().agree(cohort, joined)
-        agree_on_training_set(cohort, joined)
-        report_unknown_names(cohort, self.settings)
+        members.agree_on_training_set(cohort, joined)
+        members.report_unknown_names(cohort, self.settings)
 
     def read_member(self, words: Mapping[str, Any]) -> Member:
         """Return what a participant says as it joins."""
-        return PublicMember.read(words)
+        return members.PublicMember.read(words)
 
     def begin_round(self) -> None:
-        """Forget what happened in the epoch before."""
+        """Start an epoch with the participants that are present."""
         super().begin_round()
-        self._playing, self._turns = list(self.cohort.nodes), []
+        self._present, self._exchanges = list(self.cohort.nodes), []
         self.clipped = 0
         self.answered.clear()
         self.losses.clear()
 
     def is_over(self) -> bool:
         """Tell whether the stage was closed."""
-        return self.over()
+        return self.is_closed()
 
     def configure_train(
         self,
@@ -240,58 +243,64 @@ class Themis(RankingStrategy):
         """Return the requests of the next exchange: gradients, or visits."""
         self.prepare(grid, arrays)
         self.count_exchanges()
-        turn = self._turns[self.done].among(self.cohort.nodes)
-        requests = Requests(self.settings, self.recorder.name, self.seed, self.case)
-        content = dict(config)
-        if self.settings.update == "joint":
-            return self.cohort.messages(self._kind, requests.gradients(turn, content, arrays))
-        state = self._training().pack()
-        everyone = self._everyone or list(self._members)
-        visits = requests.visits(turn, content, arrays, state, everyone)
-        return self.cohort.messages(self._kind, visits)
-
-    @property
-    def _kind(self) -> str:
-        return protocol.GRADIENT if self.settings.update == "joint" else protocol.VISIT
-
-    def variant_of(self, name: str) -> str:
-        """Return which of a participant's models is asked: a cheater's is its cheating one."""
-        return variant_of(self.settings, name)
+        exchange = self._exchanges[self.done]
+        # Some may have dropped out since the epoch began.
+        names = [name for name in exchange.names if name in self.cohort.nodes]
+        common: dict[str, Any] = {
+            **config,
+            "run": self.recorder.name,
+            "seed": derive(self.seed, "schedule", self.case),
+        }
+        visitors: dict[str, int] = {}
+        if self.settings.update != "joint":
+            values, steps = self._training().pack()
+            common |= {
+                "steps": steps,
+                "learning-rate": self.settings.learning_rate,
+                "weight": self.settings.weight,
+                protocol.MOMENTS: protocol.pack_moments(values),
+            }
+            everyone = self._everyone or list(self._members)
+            visitors = {name: number for number, name in enumerate(everyone, 1)}
+        requests = rounds.build_train_requests(
+            self.settings, replace(exchange, names=names), common, arrays, visitors
+        )
+        return self.cohort.messages(self._kind, requests)
 
     def aggregate_train(
         self,
         server_round: int,  # noqa: ARG002
         replies: Iterable[Message],
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Screen, clip, combine, and move the generator."""
+        """Screen, clip and combine the replies, and move the generator."""
         joint = self.settings.update == "joint"
-        moved = self._joint_step(replies) if joint else self._adopt_visits(replies)
+        moved = self._take_joint_step(replies) if joint else self._take_visits(replies)
         metrics = self.step_done()
         return (self.new_arrays() if moved else None), metrics
 
-    def _joint_step(self, replies: Iterable[Message]) -> bool:
+    def _take_joint_step(self, replies: Iterable[Message]) -> bool:
         """Take one step on Eq. (2) with everyone's gradients on the same noisy batches."""
-        gradients = self._updates(replies, np.zeros((2, *self.shape), np.float32))
+        gradients = self._read_updates(replies, np.zeros((2, *self.shape), np.float32))
         self.cohort.require_min_replies(self.min_nodes, len(gradients), self.task)
         task_gradient = torch.from_numpy(self._combine(gradients))
         self._training().step(self.settings.weight * task_gradient)
         return True
 
-    def _adopt_visits(self, replies: Iterable[Message]) -> bool:
-        """Move the generator to where its visit, or the mean of several, has brought it."""
-        turn = self._turns[self.done]
+    def _take_visits(self, replies: Iterable[Message]) -> bool:
+        """Move the generator to the result of a visit, or the mean of several."""
+        visit = self._exchanges[self.done]
         before, steps = self._training().pack()
-        updates = self._updates(replies, before, turn)
+        updates = self._read_updates(replies, before, visit)
         if self.settings.update == "averaged":
             self.cohort.require_min_replies(self.min_nodes, len(updates), self.task)
         if updates:
-            self._adopt(before + self._combine(updates), steps + turn.count)
+            self._set_state(before + self._combine(updates), steps + visit.count)
         return bool(updates)
 
-    def _updates(
-        self, replies: Iterable[Message], before: np.ndarray, visit: Turn | None = None
+    def _read_updates(
+        self, replies: Iterable[Message], before: np.ndarray, visit: rounds.Exchange | None = None
     ) -> dict[str, np.ndarray]:
-        """Return what each participant adds to ``before``, as far as it passes the screening."""
+        """Return by name, screened and clipped, what replies add to ``before``."""
 
         def read(_: str, content: RecordDict) -> tuple[np.ndarray, float]:
             values = read_update(content, before.shape)
@@ -309,13 +318,13 @@ class Themis(RankingStrategy):
     def _combine(self, updates: dict[str, np.ndarray]) -> np.ndarray:
         return combine(self.settings.aggregate, list(updates.values()), self.settings.malicious)
 
-    def _adopt(self, values: np.ndarray, steps: int) -> None:
+    def _set_state(self, values: np.ndarray, steps: int) -> None:
         self.training = GeneratorTraining.unpack(
             torch.from_numpy(values), steps, self.settings.M, self.settings.learning_rate
         )
 
     def end_round(self) -> MetricRecord:
-        """Log σ, clipped replies and dropouts of an epoch."""
+        """Log an epoch's σ, clipped replies and dropouts."""
         self.cohort.require_min_replies(self.min_nodes, len(self.answered), self.task)
         tags: dict[str, Any] = {"round": self.round + 1}
         sigma = self._log_sigma(**tags)
@@ -331,7 +340,7 @@ class Themis(RankingStrategy):
         return sigma
 
     def is_evaluation_due(self, last: bool) -> bool:
-        """Tell whether participants measure themselves after this epoch."""
+        """Tell whether participants measure their accuracy after this epoch."""
         return last or self.round % self.settings.validate_every == 0
 
     def configure_evaluate(
@@ -351,7 +360,9 @@ class Themis(RankingStrategy):
             "seed": derive(self.seed, "validation", self.round),
         }
         requests = {
-            name: build_request({**common, "variant": self.variant_of(name)}, arrays)
+            name: rounds.build_request(
+                {**common, "variant": rounds.variant_of(self.settings, name)}, arrays
+            )
             for name in self.cohort.nodes
         }
         return self.cohort.messages(protocol.NOISY, requests)
@@ -362,13 +373,11 @@ class Themis(RankingStrategy):
         replies: Iterable[Message],
     ) -> MetricRecord | None:
         """Log each participant's accuracy; return the mean."""
-        accuracies = self.read(replies, protocol.NOISY, _read_accuracy)
+        accuracies = self.read(
+            replies, protocol.NOISY, lambda _, reply: protocol.number_of(reply, "accuracy", 0, 1)
+        )
         for name, value in accuracies.items():
             self.log(self.stage, "validation_accuracy", value, node=name)
         if not accuracies:
             return None
         return MetricRecord({"accuracy": float(np.mean(list(accuracies.values())))})
-
-
-def _read_accuracy(_: str, content: RecordDict) -> float:
-    return protocol.number_of(content, "accuracy", 0, 1)

@@ -1,8 +1,7 @@
 """What participants submitted, so that a leaderboard can be audited later.
 
-Kept where participants are real (:mod:`pudica.strategies.core.registry`): in ``manifest.json`` the
-hashes, and who signed them; in ``submissions.safetensors``, for the organiser alone, the
-predictions.
+A deployment keeps hashes and signatures in ``manifest.json``, and the predictions, for the
+organiser alone, in ``submissions.safetensors``.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ import torch
 from flwr.app import RecordDict
 
 from pudica.clients import protocol
-from pudica.clients.themis.submissions import digest, is_signed, statement
+from pudica.clients.themis.submissions import build_statement, digest, is_signed
 from pudica.models.clock import timestamp
 from pudica.models.files import save_tensors, write_atomically
 from pudica.strategies.core.recorder import MemoryRecorder, Recorder
@@ -28,14 +27,9 @@ FORMAT = "pudica-manifest-1"
 
 
 class Submission(NamedTuple):
-    """A participant's predictions for some released images.
+    """A participant's predicted classes, (N,), for some released images.
 
-    Attributes
-    ----------
-    predictions : ndarray of shape (N,)
-        Classes.
-    signature, public_key : str
-        Of :func:`pudica.clients.themis.submissions.signed`; empty in a simulation.
+    Signature and public key are empty in a simulation.
     """
 
     predictions: np.ndarray
@@ -63,14 +57,7 @@ class Submission(NamedTuple):
 
 
 class Submissions:
-    """The submissions of a competition.
-
-    Parameters
-    ----------
-    recorder : Recorder
-    registry : NodeRegistry or None
-        Of a deployment. Without, nothing is kept.
-    """
+    """The submissions of a competition; without a deployment's registry, nothing is saved."""
 
     def __init__(self, recorder: MemoryRecorder, registry: NodeRegistry | None) -> None:
         self.recorder = recorder
@@ -78,52 +65,49 @@ class Submissions:
         self.registry = registry
         self.entries: list[dict[str, Any]] = recorder.note.setdefault("submissions", [])
 
-    def problem(self, node: str, images: str, submission: Submission) -> str:
-        """Return why a submission can't be taken for that node's, if so."""
+    def find_problem(self, node: str, images: str, submission: Submission) -> str:
+        """Return why a submission can't be that node's; empty if it can."""
         if self.registry is None:
             return ""
         keys = {entry.name: entry.fingerprint for entry in self.registry.nodes()}
-        text = statement(self.run, images, submission.digest, len(submission.predictions))
         if key_fingerprint(submission.public_key.encode()) != keys.get(node):
             return "its predictions are not signed by the key it was registered with"
+        text = build_statement(self.run, images, submission.digest, len(submission.predictions))
         if not is_signed(text, submission.signature, submission.public_key):
             return "the signature under its predictions does not hold"
         return ""
 
-    def kept(self, of: Mapping[str, str | float]) -> dict[str, int]:
-        """Return how many were right of the submissions that there are, by participant.
+    def find_counts(self, key: Mapping[str, str | float]) -> dict[str, int]:
+        """Return how many predictions were correct in earlier submissions, by participant.
 
-        Parameters
-        ----------
-        of : mapping
-            Which release, and which images of it.
+        ``key`` says which release, which images of it and which variant.
         """
         return {
             entry["participant"]: entry["right"]
             for entry in self.entries
-            if all(entry[key] == value for key, value in of.items())
+            if all(entry[name] == value for name, value in key.items())
         }
 
-    def keep(
+    def save(
         self,
         node: str,
         images: str,
         submission: Submission,
-        right: int,
-        of: Mapping[str, str | float],
+        correct: int,
+        key: Mapping[str, str | float],
     ) -> None:
-        """Keep a submission, so that nothing that happens can lose it; ``of``: as of kept."""
+        """Save a submission in a checkpoint; ``key``: as of find_counts."""
         if self.registry is None:
             return
-        key = f"submissions/{len(self.entries)}"
-        self.recorder.arrays[key] = torch.from_numpy(submission.predictions)
+        number = len(self.entries)
+        self.recorder.arrays[f"submissions/{number}"] = torch.from_numpy(submission.predictions)
         entry = {
             "participant": node,
-            **of,
+            **key,
             "images": images,
             "predictions": submission.digest,
             "count": len(submission.predictions),
-            "right": right,
+            "right": correct,
             "received": timestamp(),
             "signature": submission.signature,
             "public_key": submission.public_key,
@@ -132,13 +116,7 @@ class Submissions:
         self.recorder.checkpoint()
 
     def publish(self, images: int, draws: int) -> None:
-        """Write manifest and predictions.
-
-        Parameters
-        ----------
-        images, draws : int
-            The size of the test set, and how often it was released.
-        """
+        """Write manifest and predictions of a test set of ``images`` images."""
         if self.registry is None:
             return
         recorder = self.recorder
@@ -159,8 +137,8 @@ class Submissions:
         }
         text = json.dumps(manifest, indent=2, sort_keys=True) + "\n"
         write_atomically(recorder.artefact(MANIFEST), text.encode())
-        kept = {k: v for k, v in recorder.arrays.items() if k.startswith("submissions/")}
-        save_tensors(recorder.artefact(PREDICTIONS), kept, {"run": self.run})
+        arrays = {k: v for k, v in recorder.arrays.items() if k.startswith("submissions/")}
+        save_tensors(recorder.artefact(PREDICTIONS), arrays, {"run": self.run})
 
 
 def sha256(data: bytes) -> str:

@@ -42,6 +42,7 @@ SETTINGS = [
     ("themis.update=jiont", "themis.update = 'jiont': must be 'joint', 'sequential' or 'averaged'"),
     ("themis.order=rand", "themis.order = 'rand': must be 'listed', 'alphabetical', 'reverse' or"),
     ("themis.bystanders=[Nobody]", "themis.bystanders (case 'main'): no participant is called"),
+    ("themis.cases={a: {M: 2}}", "case 'a': M is shared by all cases"),
     (
         "system=themsi",
         "unknown system 'themsi'. Did you mean 'themis'? Allowed: dlmt, facemix, split",

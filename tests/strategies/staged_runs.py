@@ -20,7 +20,7 @@ from pudica.simulations.engines.local import build_run_config, build_server_cont
 from pudica.strategies.app import run
 from pudica.strategies.core.recorder import Recorder
 from pudica.strategies.core.registry import NodeRegistry
-from pudica.strategies.themis.orders import states
+from pudica.strategies.themis.orders import read_stages
 
 SECONDS = 60.0
 
@@ -106,7 +106,7 @@ class Running:
 
     def stands(self, stage: str, what: str) -> bool:
         """Tell whether a stage was opened, or closed."""
-        return what in states(self.directory).get(stage, {})
+        return what in read_stages(self.directory).get(stage, {})
 
     def ended(self) -> Path:
         """Wait for the end; return the run's directory."""

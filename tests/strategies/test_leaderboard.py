@@ -7,8 +7,13 @@ import math
 import numpy as np
 import pytest
 
-from pudica.strategies.themis.leaderboard import agreement, leaderboard, ranks
-from pudica.strategies.themis.rank_condition import divergence, rank_condition
+from pudica.strategies.themis.leaderboard import (
+    agreement,
+    evaluate_rank_condition,
+    gaussian_divergence,
+    leaderboard,
+    ranks,
+)
 
 
 def test_ties_share_the_better_rank() -> None:
@@ -56,15 +61,15 @@ def test_divergence_equals_its_integral() -> None:
 
     p = np.exp(log_density(*data))
     numeric = np.trapezoid(p * (log_density(*data) - log_density(*model)), x)
-    assert divergence(data, model) == pytest.approx(numeric, rel=1e-6)
-    assert divergence(data, data) == pytest.approx(0)
-    assert math.isnan(divergence(data, (0.0, -1.0)))
+    assert gaussian_divergence(data, model) == pytest.approx(numeric, rel=1e-6)
+    assert gaussian_divergence(data, data) == pytest.approx(0)
+    assert math.isnan(gaussian_divergence(data, (0.0, -1.0)))
     for absurd in ((1e200, 1.0), (0.0, 5e-324), (float("nan"), 1.0)):
-        assert not divergence(data, absurd) < 1e6  # infinite or nothing, and no exception
+        assert not gaussian_divergence(data, absurd) < 1e6  # infinite or nothing, and no exception
 
 
 def test_rank_condition_has_a_row_per_pair_with_the_better_one_first() -> None:
-    table = rank_condition(
+    table = evaluate_rank_condition(
         plain={"a": 0.8, "b": 0.9, "c": 0.7},
         trained={"a": [0.6, 0.7], "b": [0.65, 0.65], "c": [0.5, 0.5]},
         densities={"a": (0.1, 1.0), "b": (0.2, 1.2), "c": (0.0, -1.0)},
@@ -78,5 +83,7 @@ def test_rank_condition_has_a_row_per_pair_with_the_better_one_first() -> None:
     assert pair["lower_bound"] == pytest.approx(0.2)
     assert pair["distance"] == pytest.approx(0.2)
     assert math.isnan(table.loc[("a", "c"), "kl_keeps"])
-    before = divergence((0.3, 0.5), (0.1, 1.0)) - divergence((0.3, 0.5), (0.2, 1.2))
+    before = gaussian_divergence((0.3, 0.5), (0.1, 1.0)) - gaussian_divergence(
+        (0.3, 0.5), (0.2, 1.2)
+    )
     assert pair["kl_gap_plain"] == pytest.approx(before)

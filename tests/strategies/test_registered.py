@@ -18,7 +18,7 @@ from pudica.models.files import write_atomically
 from pudica.simulations.deployment import authority
 from pudica.simulations.deployment.serverapp import ORGANISER_DIR
 from pudica.strategies.core.registry import REGISTRY, RegisteredNode
-from pudica.strategies.themis.orders import order
+from pudica.strategies.themis.orders import give_order
 
 WAITS = "themis.stages.noise.opens=command"
 REAL = ("themis.release.compare=false", "themis.release.draws=1")
@@ -29,8 +29,8 @@ TWO = "participants=[{model: softmax}, {model: mlp}]"
 def organiser(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An organiser's folder, with an empty registry."""
     monkeypatch.setenv(ORGANISER_DIR, str(tmp_path))
-    monkeypatch.setattr("pudica.strategies.themis.stages.LOOK_SECONDS", 0.02)
-    monkeypatch.setattr("pudica.strategies.themis.stages.DOOR_SECONDS", 0.05)
+    monkeypatch.setattr("pudica.strategies.themis.stages.POLL_SECONDS", 0.02)
+    monkeypatch.setattr("pudica.strategies.themis.joining.LOOK_SECONDS", 0.05)
     monkeypatch.setattr("pudica.strategies.core.joining.JOIN_SECONDS", 0.2)
     (tmp_path / REGISTRY).write_text("[]")
     return tmp_path
@@ -90,7 +90,7 @@ def test_a_newcomer_takes_part_and_a_resumed_run_keeps_everybodys_models(
     running.grid.break_off()
     with pytest.raises(ConnectionError):
         running.ended()
-    order(running.directory, "open", None)
+    give_order(running.directory, "open", None)
     directory = competing(WAITS).ended()
     board = pd.read_csv(directory / "main" / "leaderboard.csv")
     assert set(board["model"]) == {"Softmax", "MLP", "Newcomer"}
@@ -123,7 +123,7 @@ def test_what_was_submitted_before_a_kill_counts(
     running.grid.break_off()
     with pytest.raises(ConnectionError):
         running.ended()
-    order(running.directory, "close", None)
+    give_order(running.directory, "close", None)
     directory = competing(closes, away=frozenset({0})).ended()
     board = pd.read_csv(directory / "main" / "leaderboard.csv").set_index("model")
     assert board["trained_accuracy"]["Softmax"] > 0

@@ -14,13 +14,13 @@ from staged_runs import Running, trained
 
 from pudica.clients import protocol
 from pudica.models.errors import RequestError
-from pudica.strategies.themis.orders import order, states
+from pudica.strategies.themis.orders import give_order, read_stages
 
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pudica.strategies.themis.stages.LOOK_SECONDS", 0.02)
-    monkeypatch.setattr("pudica.strategies.themis.stages.DOOR_SECONDS", 0.05)
+    monkeypatch.setattr("pudica.strategies.themis.stages.POLL_SECONDS", 0.02)
+    monkeypatch.setattr("pudica.strategies.themis.joining.LOOK_SECONDS", 0.05)
 
 
 def board(directory: Path) -> pd.DataFrame:
@@ -44,18 +44,18 @@ def test_stages_wait_for_their_orders_and_change_nothing_else(tmp_path: Path) ->
     )
     staged.until(lambda: staged.stands("join", "closed"))
     with pytest.raises(RequestError, match="nothing to close: join is closed, noise is not open"):
-        order(staged.directory, "close", None)
+        give_order(staged.directory, "close", None)
     with pytest.raises(RequestError, match="nothing to open: join is closed"):
-        order(staged.directory, "open", "join")
+        give_order(staged.directory, "open", "join")
     time.sleep(0.2)
     assert not staged.stands("noise", "opened")
-    assert order(staged.directory, "open", None) == "noise"
+    assert give_order(staged.directory, "open", None) == "noise"
     staged.until(lambda: staged.stands("noise", "closed"))
     time.sleep(0.2)
     assert not (staged.directory / "main").exists()
-    assert order(staged.directory, "open", None) == "test"
+    assert give_order(staged.directory, "open", None) == "test"
     assert rows_of(staged.ended()) == rows_of(plain)
-    assert {name: list(s) for name, s in states(staged.directory).items()} == {
+    assert {name: list(s) for name, s in read_stages(staged.directory).items()} == {
         name: ["opened", "closed"] for name in ("join", "noise", "test")
     }
 
@@ -64,7 +64,7 @@ def test_stages_open_at_their_times(tmp_path: Path) -> None:
     opens = datetime.now(UTC) + timedelta(seconds=3)
     running = Running(tmp_path / "run", f"themis.stages.noise.opens={opens.isoformat()}")
     running.ended()
-    opened = datetime.fromisoformat(states(running.directory)["noise"]["opened"])
+    opened = datetime.fromisoformat(read_stages(running.directory)["noise"]["opened"])
     assert timedelta(seconds=-1) <= opened - opens < timedelta(seconds=10)
     assert "waiting for the stage 'noise', which opens at 20" in events(running.directory)
 
@@ -73,7 +73,7 @@ def test_noise_that_is_closed_is_as_far_as_it_came(tmp_path: Path) -> None:
     running = Running(tmp_path / "run", "themis.epochs=100000", "themis.validate_every=100000")
     running.until(lambda: running.stands("noise", "opened"))
     running.until(lambda: noise_steps(running.directory) > 10)
-    assert order(running.directory, "close", None) == "noise"
+    assert give_order(running.directory, "close", None) == "noise"
     directory = running.ended()
     assert "stage 'noise' closed: as the organiser said" in events(directory)
     assert len(board(directory)) == 3
@@ -94,7 +94,7 @@ def test_predictions_are_accepted_until_the_test_closes(tmp_path: Path) -> None:
     running.until(lambda: running.stands("test", "opened"))
     time.sleep(0.5)
     assert not running.stands("test", "closed")
-    assert order(running.directory, "close", None) == "test"
+    assert give_order(running.directory, "close", None) == "test"
     found = board(running.ended())
     assert "mlp: no answer before the stage was closed" in events(running.directory).lower()
     accuracies = found.set_index("model")["trained_accuracy"]
@@ -115,7 +115,7 @@ def test_who_comes_between_stages_takes_part(
     late = tiny().names()[2]
     running.until(lambda: f"{late} joins" in events(running.directory))
     running.until(lambda: late in trained(running.directory))
-    order(running.directory, "open", None)
+    give_order(running.directory, "open", None)
     directory = running.ended()
     wanted = board(together).set_index("model")["trained_accuracy"]
     assert board(directory).set_index("model")["trained_accuracy"].to_dict() == wanted.to_dict()
@@ -130,7 +130,7 @@ def test_a_run_that_was_stopped_waits_on(tmp_path: Path) -> None:
     with pytest.raises(ConnectionError):
         running.ended()
     # What is ordered meanwhile holds once it goes on.
-    order(running.directory, "open", None)
+    give_order(running.directory, "open", None)
     assert rows_of(Running(running.directory, stages).ended()) == rows_of(plain)
 
 
