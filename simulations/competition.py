@@ -111,13 +111,7 @@ def _load_stages(run: Path):  # type: ignore[no-untyped-def]  # a pydantic model
 
 
 class DraftPublisher:
-    """A context that updates the page in a competition's folder after each stage.
-
-    Parameters
-    ----------
-    directory : Path
-        Directory of the run.
-    """
+    """A context that updates the page in a competition's run directory after each stage."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory

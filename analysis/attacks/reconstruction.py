@@ -16,7 +16,6 @@ from torch.nn.functional import binary_cross_entropy_with_logits, conv2d, interp
 
 from pudica.analysis.attacks.unmixing import UnmixingResult
 from pudica.analysis.attacks.view import Observation, View, split_evenly
-from pudica.clients.data import ImageSet
 from pudica.models.randomness import derive, temporary_seed
 from pudica.models.similarity import psnr, ssim
 
@@ -209,13 +208,14 @@ def _train_networks(
         torch.optim.Adam(network.parameters(), LEARNING_RATE, BETAS)
         for network in (generator, critic)
     )
-    images = view.known
     for epoch in range(epochs):
-        for seen in view.observations(images, seed, "pix2pix", epoch):
+        for seen in view.observations(view.known, seed, "pix2pix", epoch):
             for start in range(0, len(seen.rows), BATCH):
                 part = slice(start, start + BATCH)
                 x = seen.rows[part]
-                true = _group_images(images, seen.groups[part]).to(x.device)
+                # The images of each row's group, (B, S, C, H, W) in [0, 1].
+                groups = [view.known.pixels(group) for group in seen.groups[part]]
+                true = torch.stack(groups).to(x.device)
                 drawn = generator(x)
                 _step(
                     critic_optimizer,
@@ -235,11 +235,6 @@ def _step(optimizer: torch.optim.Optimizer, loss: torch.Tensor) -> None:
     optimizer.zero_grad()
     loss.backward(inputs=own)  # type: ignore[no-untyped-call]  # not the opponent's
     optimizer.step()
-
-
-def _group_images(images: ImageSet, groups: np.ndarray) -> torch.Tensor:
-    """Return the images of each row's group, (B, S, C, H, W) in [0, 1]."""
-    return torch.stack([images.pixels(group) for group in groups])
 
 
 def _draw_matched(view: View, generator: Generator, seen: Observation, row: int) -> torch.Tensor:

@@ -91,8 +91,7 @@ def score_mixtures(view: View, requests: int, seed: int) -> UnmixingResult:
 
 def score_plain(view: View, images: np.ndarray) -> dict[str, float]:
     """Return the model's balanced accuracy per attribute on test images without the shield."""
-    parts = split_evenly(images, view.request)
-    test = view.data.test
+    parts, test = split_evenly(images, view.request), view.data.test
     return view.score_attributes((view.logits(view.features(test, part)), part) for part in parts)
 
 

@@ -31,7 +31,6 @@ class NodeOptions:
 
     Attributes
     ----------
-    run_id : int
     seed : int or None
         Seeds the global random generators anew for every message, so that a node's answer does
         not depend on where it is computed. None: they are left alone.
@@ -55,17 +54,10 @@ class SimulatedNodes:
 
     Parameters
     ----------
-    app : ClientApp
     partitions : int
         Number of nodes in the whole simulation.
     config : mapping
         The run configuration.
-    options : NodeOptions
-
-    Attributes
-    ----------
-    contexts : dict of int to Context
-        Of the nodes met so far, by node id.
     """
 
     def __init__(
@@ -80,7 +72,7 @@ class SimulatedNodes:
         self._partitions = partitions
         self._config = config
         self._options = options or NodeOptions()
-        self.contexts: dict[int, Context] = {}
+        self.contexts: dict[int, Context] = {}  # of the nodes met so far, by node id
 
     def add(self, node: int, partition: int) -> Context:
         """Return the context of a node, which is made the first time."""

@@ -15,18 +15,9 @@ Answer = tuple[Message, RecordDict | None]
 
 
 class Worker:
-    """Ray actor that runs the ClientApp for the nodes assigned to it.
+    """Ray actor that runs the pickled ClientApp for the nodes assigned to it.
 
-    Parameters
-    ----------
-    app : bytes
-        The ClientApp, pickled by the process that starts this actor.
-    partitions : int
-    config : mapping
-        The run configuration.
-    options : NodeOptions
-    search_path : sequence of str
-        Where to look for modules first.
+    It looks for modules in the search path first.
     """
 
     def __init__(
@@ -48,10 +39,7 @@ class Worker:
     def answer(self, *requests: tuple[Message, int]) -> list[Answer] | Answer:
         """Return each node's reply, and its state if that has changed.
 
-        Parameters
-        ----------
-        *requests : (Message, int)
-            A message, and the partition of the node that it is addressed to.
+        A request is a message, and the partition of the node that it is addressed to.
         """
         replies = [self._answer(message, partition) for message, partition in requests]
         return replies if len(replies) > 1 else replies[0]
