@@ -16,7 +16,7 @@ from pathlib import Path
 from types import FrameType
 
 from pudica.models.errors import RequestError, unknown_name_error
-from pudica.simulations.progress import Watcher
+from pudica.simulations.progress import watch
 from pudica.strategies.app import new_directory
 from pudica.strategies.core.experiment import Experiment
 from pudica.strategies.core.recorder import lock
@@ -126,7 +126,7 @@ def execute(experiment: Experiment, directory: Path, engine: str, quiet: bool) -
     run = import_module(f"pudica.simulations.engines.{engine}").run
     is_new = not (directory / "experiment.yaml").exists()
     try:
-        with handle_signals(), Watcher(directory, quiet):
+        with handle_signals(), watch(directory, quiet):
             run(experiment, directory)
     except RequestError:
         if is_new and not (directory / "checkpoint.safetensors").exists():
