@@ -108,13 +108,7 @@ def new_figure(width: float, height: float, title: str) -> Figure:
 
 
 def draw_image_rows(rows: Mapping[str, np.ndarray], title: str) -> Figure:
-    """Draw images side by side, a labelled row per kind.
-
-    Parameters
-    ----------
-    rows : mapping of str to ndarray of shape (N, C, H, W)
-        In [0, 1], the same number in each row.
-    """
+    """Draw as many images (N, C, H, W) in [0, 1] per kind side by side, a labelled row each."""
     count, _, height, width = next(iter(rows.values())).shape
     across = IMAGE_INCHES * count * width / height
     figure = new_figure(max(across + 1.7, 5.5), (IMAGE_INCHES + 0.12) * len(rows) + 0.5, title)
@@ -223,14 +217,9 @@ def draw_curves(
 
 
 def draw_ranks(table: pd.DataFrame, looks: Mapping[str, Any], title: str) -> Figure:
-    """Draw each row's path through the columns, its rank in each in a dot.
+    """Draw each row's path through the columns, its rank in each in a dot, unless missing.
 
-    Parameters
-    ----------
-    table : DataFrame of int
-        Ranks; missing where a row has none.
-    looks : mapping of str to dict
-        By row, as returned by :func:`assign_styles`.
+    ``looks`` are by row, as returned by :func:`assign_styles`.
     """
     figure = new_figure(2.6 + 1.2 * table.shape[1], 1.2 + 0.34 * len(table), title)
     axes = figure.subplots()
@@ -298,12 +287,7 @@ def label_lines(
 ) -> None:
     """Label lines at the right edge of the axes, each as close to its end as possible.
 
-    Parameters
-    ----------
-    ends : mapping of str to float
-        Where each line ends, in data units.
-    looks : mapping of str to dict
-        As returned by :func:`assign_styles`.
+    ``ends`` are in data units, ``looks`` as returned by :func:`assign_styles`.
     """
     figure.draw_without_rendering()
     names = sorted(ends, key=lambda name: ends[name])

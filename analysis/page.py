@@ -57,8 +57,6 @@ def publish(run: Path, folder: Path) -> list[Path]:
 
     Parameters
     ----------
-    run : Path
-        Run directory of a competition.
     folder : Path
         Created if missing. Files that another run published there are replaced.
 

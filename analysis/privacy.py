@@ -69,12 +69,7 @@ def releases(run: str | Path) -> list[Release]:
 
 
 def privacy(run: str | Path, delta: float = DELTA) -> pd.DataFrame:
-    """Return a table of all releases, a row per kind.
-
-    Parameters
-    ----------
-    delta : float
-        δ of all releases of a record together.
+    """Return a table of all releases, a row per kind; ``delta`` is of all of a record together.
 
     Returns
     -------

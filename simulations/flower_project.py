@@ -30,8 +30,6 @@ class FlowerProject:
 
     Attributes
     ----------
-    folder : Path
-        Absolute.
     server, client : str
         Where its apps are, ``MODULE:ATTRIBUTE``.
     config : dict
@@ -47,11 +45,8 @@ class FlowerProject:
 def read_project(folder: Path, overrides: Sequence[str] = ()) -> FlowerProject:
     """Return the Flower app in a folder.
 
-    Parameters
-    ----------
-    folder : Path
-    overrides : sequence of str
-        As of ``flwr run --run-config``: ``KEY=VALUE`` pairs with spaces between, or a TOML file.
+    Overrides are as of ``flwr run --run-config``: ``KEY=VALUE`` pairs with spaces between, or a
+    TOML file.
 
     Raises
     ------

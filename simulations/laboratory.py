@@ -17,13 +17,7 @@ from pudica.simulations import runner
 
 @dataclass(frozen=True)
 class Run:
-    """A run that is done.
-
-    Attributes
-    ----------
-    directory : Path
-        With everything that was written: ``metrics.jsonl``, ``run.json``, models, ...
-    """
+    """A run that is done, with all its files in a directory."""
 
     directory: Path
 

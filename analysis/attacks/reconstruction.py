@@ -72,14 +72,9 @@ def train_generator(view: View, epochs: int, seed: int) -> Generator:
 
 @torch.no_grad()
 def reconstruct(view: View, generator: Generator, images: int, seed: int) -> Reconstruction:
-    """Reconstruct images of the test part with a generator.
+    """Reconstruct at most ``images`` of the test part with a generator trained for this view.
 
-    Parameters
-    ----------
-    generator : Generator
-        Trained by :func:`train_generator` with the same view.
-    images : int
-        Maximum number of images; each group is drawn as a whole, from one of its rows.
+    Each group is drawn as a whole, from one of its rows.
     """
     groups: list[np.ndarray] = []
     drawn: list[torch.Tensor] = []
@@ -99,13 +94,7 @@ def reconstruct(view: View, generator: Generator, images: int, seed: int) -> Rec
 def reconstruct_unmixed(
     view: View, generator: Generator, unmixed: UnmixingResult
 ) -> Reconstruction:
-    """Draw images from unmixed feature maps.
-
-    Parameters
-    ----------
-    generator : Generator
-        Trained on feature maps in the clear.
-    """
+    """Draw images from unmixed feature maps with a generator trained on maps in the clear."""
     found = unmixed.found.split(BATCH)
     parts = [generator(view.compute.move_batch(part))[:, 0].cpu() for part in found]
     true = view.data.test.pixels(unmixed.images)

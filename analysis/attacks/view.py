@@ -57,7 +57,7 @@ class View:
     model : StagedModel
         The trained model on that device; the cloud knows its weights.
     data : Splits
-        The run's data, normalised like the model's owner does.
+        Normalised like the model's owner does.
     request : int
         Number of images that cross together.
     known : ImageSet
@@ -138,12 +138,7 @@ class View:
     ) -> Iterator[Observation]:
         """Yield what the cloud sees of images in random order, one request at a time.
 
-        Incomplete groups are dropped.
-
-        Parameters
-        ----------
-        seed : int
-            Seeds order, keys and noise; ``purpose`` distinguishes its uses.
+        Incomplete groups are dropped. ``purpose`` distinguishes uses of the seed.
         """
         randomness = numpy_generator(seed, "attack", *purpose)
         order = randomness.permutation(len(images))

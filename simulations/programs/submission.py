@@ -46,10 +46,8 @@ class FlowerRun:
         Starts one of Flower's commands: ``start(log, *arguments, output=path or None)``.
     check : callable
         Raises if the SuperLink is gone.
-    app : Path
-        Folder of the bundle.
-    directory : Path
-        Directory of the run. Flower's log is written there as ``flower.log``.
+    app, directory : Path
+        Of the bundle, and of the run. Flower's log is written to the latter as ``flower.log``.
     """
 
     def __init__(self, start: Start, check: Callable[[], None], app: Path, directory: Path) -> None:
