@@ -25,11 +25,11 @@ from pudica.simulations.engines.local import (
 )
 from pudica.simulations.engines.nodes import (
     NodeOptions,
+    Worker,
     build_error_reply,
     build_expiry_reply,
     is_expired,
 )
-from pudica.simulations.engines.worker import Worker
 from pudica.strategies.core.experiment import Experiment
 
 ATTEMPTS = 3
