@@ -68,10 +68,7 @@ HALF = 4
 def dlmt_accuracy(runs: RunPaths) -> pd.DataFrame:
     """Return each case's accuracy on disguised test images: Table II of paper 001.
 
-    Parameters
-    ----------
-    runs : str, Path, or a sequence of these
-        As of :func:`pudica.analysis.load`.
+    Runs are named, and errors raised, as by :func:`pudica.analysis.load`.
 
     Returns
     -------
@@ -80,11 +77,6 @@ def dlmt_accuracy(runs: RunPaths) -> pd.DataFrame:
         cent: ``accuracy`` of the last epoch; ``best`` of all epochs, selected on the test images
         and so optimistic; ``published``, and the ``difference`` of ``accuracy`` from it, if the
         cloud trains and the paper has the disguise.
-
-    Raises
-    ------
-    RequestError
-        As of :func:`pudica.analysis.load`.
     """
     rows = [row for run in open_runs_of("dlmt", runs) for row in _accuracy_rows(run)]
     frame = build_table(rows, LABELS, ("accuracy", "best", "published"))

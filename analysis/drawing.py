@@ -60,10 +60,7 @@ SIDES = ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (-1, 1), (1, -1), (-1, -1))
 def plot(run: str | Path) -> list[Path]:
     """Draw all figures of a run for which there are measurements.
 
-    Parameters
-    ----------
-    run : str or Path
-        A run directory; the run may be in progress.
+    The run may be in progress. It is named, and errors raised, as by :func:`pudica.analysis.load`.
 
     Returns
     -------
@@ -75,11 +72,6 @@ def plot(run: str | Path) -> list[Path]:
         paper 004) and ``trade-off.png`` (Figures 3 and 4 of paper 002). Of DLMT:
         ``training.png``, ``measures.png`` (Table III) and ``seen.png``. Of FaceMix:
         ``training.png``, ``trade-off.png`` (Figure 4 of paper 003) and ``attributes.png``.
-
-    Raises
-    ------
-    RequestError
-        As of :func:`pudica.analysis.load`.
     """
     opened = open_run(run)
     folder = opened.directory / "plots"

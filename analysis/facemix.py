@@ -42,10 +42,7 @@ BLOCKS = {"maxpool": 1, "layer1.0": 2, "layer1.1": 3}
 def facemix_accuracy(runs: RunPaths) -> pd.DataFrame:
     """Return each case's costs, accuracy and success of attacks: Tables 2 and 3.
 
-    Parameters
-    ----------
-    runs : str, Path, or a sequence of these
-        As of :func:`pudica.analysis.load`.
+    Runs are named, and errors raised, as by :func:`pudica.analysis.load`.
 
     Returns
     -------

@@ -34,10 +34,7 @@ MAX_ROWS = 8
 def split_accuracy(runs: RunPaths) -> pd.DataFrame:
     """Return each case's test accuracy, with and without noise.
 
-    Parameters
-    ----------
-    runs : str, Path, or a sequence of these
-        As of :func:`pudica.analysis.load`.
+    Runs are named, and errors raised, as by :func:`pudica.analysis.load`.
 
     Returns
     -------
@@ -48,11 +45,6 @@ def split_accuracy(runs: RunPaths) -> pd.DataFrame:
         ``claimed`` by the shield's paper for one release, and ``holds``, the guarantee for a
         training record over all releases, as strings; ``published``, if the paper has this
         setting, and the ``difference`` of ``plain_edge`` from it.
-
-    Raises
-    ------
-    RequestError
-        As of :func:`pudica.analysis.load`.
     """
     rows = [row for run in open_runs_of("split", runs) for row in _accuracy_rows(run)]
     columns = ["run", "experiment", "case", *SETTINGS, *TESTS, "claimed", "holds", "published"]

@@ -21,21 +21,13 @@ def tables(runs: RunPaths) -> dict[str, pd.DataFrame]:
     A single run shows its leaderboards in full. Several runs are shown side by side: a column per
     run and figure.
 
-    Parameters
-    ----------
-    runs : str, Path, or a sequence of these
-        As of :func:`pudica.analysis.load`.
+    Runs are named, and errors raised, as by :func:`pudica.analysis.load`.
 
     Returns
     -------
     dict of str to DataFrame
         Accuracies in per cent, sizes in bytes, durations in seconds. Columns that would be
         empty are left out, and missing cells are None or NaN.
-
-    Raises
-    ------
-    RequestError
-        As of :func:`pudica.analysis.load`.
     """
     opened = open_runs(runs)
     found = {}
