@@ -255,7 +255,7 @@ def _draw_measures(run: Run) -> Figure | None:
     figure = new_figure(7.5, 1.6 + 0.3 * len(table), f"What disguises cost and hide — {run.name}")
     axes = figure.subplots()
     places = np.arange(len(table))[::-1]
-    hollow = {"clip_on": False, "markerfacecolor": "none", "markeredgewidth": 1.6}
+    hollow: dict[str, Any] = {"clip_on": False, "markerfacecolor": "none", "markeredgewidth": 1.6}
     for column, (label, marker, colour) in MARKS.items():
         axes.plot(table[column], places, marker, color=colour, label=label, **hollow)
     plain = select(dlmt_accuracy([run]), shield="")["accuracy"].tolist()

@@ -222,13 +222,13 @@ def draw_ranks(table: pd.DataFrame, looks: Mapping[str, Any], title: str) -> Fig
         path = [(x, y) for x, y in enumerate(places.loc[name]) if not math.isnan(y)]
         axes.plot(*zip(*path, strict=True), color=colour, linestyle=looks[name]["linestyle"])
         axes.plot(*zip(*path, strict=True), "o", color=colour, markersize=13)
-        inside = {"color": "white", "fontsize": 8, "fontweight": "bold"}
+        inside: dict[str, Any] = {"color": "white", "fontsize": 8, "fontweight": "bold"}
         for x, y in path:
             rank = str(table.loc[name].iloc[x])
             axes.text(x, y, rank, ha="center", va="center_baseline", **inside)
         for end, side in ((path[0], -1), (path[-1], 1)):
-            label = {"textcoords": "offset points", "ha": HORIZONTAL[side], "va": "center"}
-            axes.annotate(name, end, (11 * side, 0), **label)
+            align: dict[str, Any] = {"ha": HORIZONTAL[side], "va": "center"}
+            axes.annotate(name, end, (11 * side, 0), textcoords="offset points", **align)
     columns = [fill(str(name).replace("_", " "), 14) for name in table]
     axes.set_xticks(range(len(columns)), columns)
     axes.set_ylim(len(table) + 0.6, 0.4)
@@ -262,7 +262,7 @@ def draw_against_diagonal(
     axes.set_xlim(*_add_margin(across.min(), across.max(), 0.14))
     top = max(across.max(), (up + error).max())
     axes.set_ylim(*_add_margin((up - error).min(), top, 0.08))
-    dashed = {"color": "#999999", "linewidth": 1, "linestyle": (0, (5, 3))}
+    dashed: dict[str, Any] = {"color": "#999999", "linewidth": 1, "linestyle": (0, (5, 3))}
     axes.axline((0, 0), slope=1, label="no loss", **dashed)
     axes.legend(loc="upper left", frameon=False, fontsize=8)
     points = dict(zip(across.index, zip(across, up, strict=True), strict=True))

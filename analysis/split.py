@@ -145,7 +145,7 @@ def _cost_rows(run: Run) -> Iterator[dict[str, Any]]:
         wide = select(rows, case=case).pivot_table(
             index="node", columns="metric", values="value", sort=False
         )
-        timings = {}
+        timings: Any = {}
         path = run.directory / case / "costs.csv"
         if path.is_file():
             timed = read_csv(path, "node").set_index("node")[["forward_ms", "backward_ms"]]

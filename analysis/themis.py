@@ -185,9 +185,9 @@ def build_leaderboard(run: Run, case: str, M: float | None = None) -> pd.DataFra
     # Contestants absent at a release made no predictions for it.
     plain, untrained = (f.reindex(columns=[*trained], fill_value=0.0) for f in (plain, untrained))
     return leaderboard(
-        trained.to_dict("list"),
+        trained.to_dict("list"),  # type: ignore[arg-type]
         None if plain.empty else plain.iloc[0].to_dict(),
-        None if untrained.empty else untrained.to_dict("list"),
+        None if untrained.empty else untrained.to_dict("list"),  # type: ignore[arg-type]
     )
 
 
