@@ -8,16 +8,16 @@ Examples
 """
 
 from pudica.analysis.dlmt import dlmt_accuracy, dlmt_breaks, dlmt_measures
+from pudica.analysis.drawing import plot
 from pudica.analysis.facemix import (
     facemix_accuracy,
     facemix_attacks,
     facemix_attributes,
     facemix_reconstructions,
+    facemix_trade_off,
     facemix_transmission,
 )
-from pudica.analysis.facemix_figures import facemix_trade_off
 from pudica.analysis.page import publish
-from pudica.analysis.plots import plot
 from pudica.analysis.runs import describe, find, load
 from pudica.analysis.split import split_accuracy, split_costs
 from pudica.analysis.summary import tables

@@ -28,7 +28,6 @@ class Audit:
         and at most, if it was not. Both hold together with the confidence.
     ceiling : float
         The largest lower bound on ε that this many outputs can show.
-    confidence : float
     samples : int
         Outputs drawn for each neighbour.
     claimed, guarantee : Guarantee
@@ -86,39 +85,25 @@ def audit(
     if mechanism.is_noiseless:
         raise ValueError("the mechanism adds no noise, there is nothing to audit")
     mechanism = copy.deepcopy(mechanism)  # it may count its batches
-    attacker = Attacker(mechanism)
+    attacker = _Attacker(mechanism)
     one, other = (
         attacker.log_ratios(batch, samples, numpy_generator(seed, "audit", number))
         for number, batch in enumerate(mechanism.neighbours())
     )
     guarantee, half, error = mechanism.guarantee(), samples // 2, 1 - confidence
     threshold, mirrored = _choose_threshold(one[:half], other[:half], guarantee.delta)
-    true_rate, false_rate = _bound_rates(one[half:], other[half:], threshold, mirrored, error)
+    rates = _bound_rates(one[half:], other[half:], threshold, mirrored, error)
     trials = samples - half
-    return Audit(
-        true_rate,
-        false_rate,
-        _epsilon_bound(
-            _clopper_pearson_lower(trials, trials, error / 2),
-            _clopper_pearson_upper(0, trials, error / 2),
-            0.0,
-        ),
-        confidence,
-        samples,
-        mechanism.claimed(),
-        guarantee,
-    )
+    best = _clopper_pearson_lower(trials, trials, error / 2)
+    ceiling = _epsilon_bound(best, _clopper_pearson_upper(0, trials, error / 2), 0.0)
+    return Audit(*rates, ceiling, confidence, samples, mechanism.claimed(), guarantee)
 
 
-class Attacker:
+class _Attacker:
     """Knows both neighbours and the mechanism, and computes likelihood ratios of outputs.
 
     It uses the coordinates that differ most, up to :data:`COORDINATES` of them. A subset reveals
     no more than all coordinates, so bounds remain lower bounds.
-
-    Parameters
-    ----------
-    mechanism : Mechanism
     """
 
     def __init__(self, mechanism: Mechanism) -> None:
@@ -165,10 +150,8 @@ def _bound_rates(
     """
     if mirrored:
         one, other, threshold = -other, -one, -threshold
-    right, wrong = int(np.sum(one > threshold)), int(np.sum(other > threshold))
-    return _clopper_pearson_lower(right, len(one), error / 2), _clopper_pearson_upper(
-        wrong, len(other), error / 2
-    )
+    lower = _clopper_pearson_lower(int(np.sum(one > threshold)), len(one), error / 2)
+    return lower, _clopper_pearson_upper(int(np.sum(other > threshold)), len(other), error / 2)
 
 
 def _epsilon_bound(true_rate: float, false_rate: float, delta: float) -> float:

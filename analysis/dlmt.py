@@ -1,31 +1,50 @@
-"""Tables of DLMT runs, beside the published ones."""
+"""Tables and figures of DLMT runs, the tables beside the published ones."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from functools import cache
-from importlib.resources import files
 from typing import Any
 
+import numpy as np
 import pandas as pd
+import torch
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
-from pudica.analysis.layout import drop_run_names
-from pudica.analysis.runs import Run, RunPaths, open_runs_of
-from pudica.clients.shields.disguises.breaks import COMMON_DIVISOR, KNOWN_PAIR
+from pudica.analysis.drawing import COLOURS, draw_curves, draw_image_rows, new_figure, stretch
+from pudica.analysis.runs import Run, RunPaths, find_value, open_runs_of, select
+from pudica.analysis.summary import build_table, load_paper_table
+from pudica.clients.shields.disguises import KeyedDisguise
+from pudica.clients.shields.disguises.breaks import (
+    COMMON_DIVISOR,
+    KNOWN_PAIR,
+    guess_offsets,
+    invert_affine,
+    recover_factors,
+)
+from pudica.models.files import load_tensors
 from pudica.strategies.core.session import CLOUD
 from pudica.strategies.dlmt.config import DlmtConfig
 from pudica.strategies.dlmt.measures import BY_IMAGES, BY_MODEL, DISGUISED, STANDARDISED
 
-TAGS = ("view", "normalised", "attack", "images")
-SETTINGS = ["run", "experiment", "case", "shield", "key", "train"]
-RATES = ("MA", "VP", "VP_by_images", "VP_standardised", "VP_plain", "MM", "MM_by_images")
+LABELS = ("run", "experiment", "case", "shield", "key", "train")
+RATES = {
+    "VP": {"metric": "visual_privacy", "normalised": BY_MODEL, "view": DISGUISED},
+    "VP_by_images": {"metric": "visual_privacy", "normalised": BY_IMAGES, "view": DISGUISED},
+    "VP_standardised": {"metric": "visual_privacy", "normalised": BY_MODEL, "view": STANDARDISED},
+    "MM": {"metric": "misusability", "normalised": BY_MODEL},
+    "MM_by_images": {"metric": "misusability", "normalised": BY_IMAGES},
+}
+"""The columns of rates, and the tags of their measurements."""
+PUBLISHED = ("MA", "VP", "MM")
 LIKENESS = ("psnr", "ssim", "psnr_standardised", "ssim_standardised")
 ATTACKS = {
     "m": (COMMON_DIVISOR, (5, 10, 20)),
     "b_minimum": ("minimum", (20, 50, 100, 200, 400)),
     "b_mid_range": ("mid-range", (20, 50, 100, 200, 400)),
 }
+SHOWN_BREAKS = ("m_5", "m_20", "b_minimum_20", "b_minimum_400", "b_mid_range_400", "known_pair")
 # Paper 001's names of its baselines. Its single block for the whole image leaves nothing to
 # permute, so the size of permuted blocks is ours.
 IMAGE_SIDES = {"mnist": 28, "cifar10": 32}
@@ -35,15 +54,21 @@ BASELINES = {
     "Sharma({side}, permute=4)": "Sharma(N=0,permutation,block=whole image)",
     "Sharma({side}, noise=50, permute=4)": "Sharma(N=50,permutation,block=whole image)",
 }
+MARKS = {
+    "MA": ("MA: accuracy on disguised images", "o", COLOURS[0]),
+    "VP": ("VP: an examiner's errors", "s", COLOURS[2]),
+    "VP_standardised": ("VP after z-scores, no key", "x", COLOURS[1]),
+    "MM": ("MM: accuracy on plain images", "^", COLOURS[3]),
+}
+"""Label, marker and colour of each measure in the figure."""
+HALF = 4
+"""Number of images to show as received, and as recovered."""
 
 
 def dlmt_accuracy(runs: RunPaths) -> pd.DataFrame:
     """Return each case's accuracy on disguised test images: Table II of paper 001.
 
-    Parameters
-    ----------
-    runs : str, Path, or a sequence of these
-        As of :func:`pudica.analysis.load`.
+    Runs are named, and errors raised, as by :func:`pudica.analysis.load`.
 
     Returns
     -------
@@ -52,16 +77,9 @@ def dlmt_accuracy(runs: RunPaths) -> pd.DataFrame:
         cent: ``accuracy`` of the last epoch; ``best`` of all epochs, selected on the test images
         and so optimistic; ``published``, and the ``difference`` of ``accuracy`` from it, if the
         cloud trains and the paper has the disguise.
-
-    Raises
-    ------
-    RequestError
-        As of :func:`pudica.analysis.load`.
     """
     rows = [row for run in open_runs_of("dlmt", runs) for row in _accuracy_rows(run)]
-    numbers = ["accuracy", "best", "published"]
-    frame = pd.DataFrame(rows, columns=[*SETTINGS, *numbers])
-    frame = frame.astype(dict.fromkeys(numbers, "float64"))
+    frame = build_table(rows, LABELS, ("accuracy", "best", "published"))
     return frame.assign(difference=frame["accuracy"] - frame["published"])
 
 
@@ -80,10 +98,8 @@ def dlmt_measures(runs: RunPaths) -> pd.DataFrame:
         z-scores.
     """
     rows = [row for run in open_runs_of("dlmt", runs) for row in _measure_rows(run)]
-    published = [f"{name}_published" for name in ("MA", "VP", "MM")]
-    numbers = [*RATES, *published, *LIKENESS]
-    frame = pd.DataFrame(rows, columns=[*SETTINGS, *numbers])
-    return frame.astype(dict.fromkeys(numbers, "float64"))
+    rates = ("MA", "VP", "VP_by_images", "VP_standardised", "VP_plain", "MM", "MM_by_images")
+    return build_table(rows, LABELS, [*rates, *(f"{n}_published" for n in PUBLISHED), *LIKENESS])
 
 
 def dlmt_breaks(runs: RunPaths) -> pd.DataFrame:
@@ -99,28 +115,33 @@ def dlmt_breaks(runs: RunPaths) -> pd.DataFrame:
     """
     rows = [row for run in open_runs_of("dlmt", runs) for row in _break_rows(run)]
     found = [f"{name}_{n}" for name, (_, counts) in ATTACKS.items() for n in counts]
-    numbers = ["search_space", *found, "known_pair"]
-    frame = pd.DataFrame(rows, columns=[*SETTINGS, *numbers])
-    return frame.astype(dict.fromkeys(numbers, "float64"))
+    return build_table(rows, LABELS, ["search_space", *found, "known_pair"])
 
 
-def case_settings(run: Run) -> dict[str, DlmtConfig]:
-    """Return the settings of each case of a run.
+def tables(runs: Sequence[Run]) -> dict[str, pd.DataFrame]:
+    """Return the tables that ``pudica show`` prints, by title."""
+    accuracy = dlmt_accuracy(runs)
+    if accuracy["published"].isna().all():
+        accuracy = accuracy.drop(columns="difference")
+    breaks = dlmt_breaks(runs)[["run", "case", "search_space", *SHOWN_BREAKS]]
+    # A case is mostly called after its disguise.
+    disguise = ["shield", "key", "train"]
+    return {
+        "Accuracy on disguised test images": accuracy.drop(columns=disguise),
+        "What disguises cost and hide": dlmt_measures(runs).drop(columns=disguise),
+        "How much of the key attacks find (%), by how many images they see": breaks.rename(
+            columns={"search_space": "log10 search_space"}
+        ),
+    }
 
-    Raises
-    ------
-    RequestError
-        If another version of Pudica, with other settings, wrote the run.
-    """
+
+def _case_settings(run: Run) -> dict[str, DlmtConfig]:
     return run.section("dlmt", DlmtConfig).each_case()
 
 
 def _iterate_cases(run: Run) -> Iterator[tuple[dict[str, Any], pd.DataFrame, DlmtConfig]]:
     """Yield each case's labels, its measurements over all owners, and its settings."""
-    rows = run.frame[run.frame["node"] == CLOUD]
-    # Tags without any measurement are missing columns.
-    rows = rows.reindex(columns=[*rows.columns, *(tag for tag in TAGS if tag not in rows)])
-    for case, settings in case_settings(run).items():
+    for case, settings in _case_settings(run).items():
         labels = {
             "run": run.name,
             "experiment": run.info.get("experiment", ""),
@@ -129,20 +150,19 @@ def _iterate_cases(run: Run) -> Iterator[tuple[dict[str, Any], pd.DataFrame, Dlm
             "key": settings.key if settings.shield else "",
             "train": settings.train,
         }
-        yield labels, rows[rows["case"] == case], settings
+        yield labels, select(run.frame, node=CLOUD, case=case), settings
 
 
 def _accuracy_rows(run: Run) -> Iterator[dict[str, Any]]:
     for labels, rows, settings in _iterate_cases(run):
-        tests = rows[(rows["stage"] == "test") & (rows["metric"] == "accuracy")]
+        tests = select(rows, stage="test", metric="accuracy")
         if tests.empty:  # the run may be in progress
             continue
         values = 100 * tests.sort_values("round")["value"]
-        published = _published_value(run, settings, "accuracy")
         yield labels | {
             "accuracy": float(values.iloc[-1]),
             "best": float(values.max()),
-            "published": published,
+            "published": _find_published(run, settings, "accuracy"),
         }
 
 
@@ -150,119 +170,152 @@ def _measure_rows(run: Run) -> Iterator[dict[str, Any]]:
     accuracy = {row["case"]: row["accuracy"] for row in _accuracy_rows(run)}
     examiner = accuracy.get(run.section("dlmt", DlmtConfig).examining() or "")
     for labels, every, settings in _iterate_cases(run):
-        rows = every[every["stage"] == "measures"]
+        rows = select(every, stage="measures")
         if rows.empty:
             continue
-        yield labels | {
+        yield {
+            **labels,
             "MA": accuracy.get(labels["case"]),
-            "VP": _rate(rows, "visual_privacy", BY_MODEL, DISGUISED),
-            "VP_by_images": _rate(rows, "visual_privacy", BY_IMAGES, DISGUISED),
-            "VP_standardised": _rate(rows, "visual_privacy", BY_MODEL, STANDARDISED),
             "VP_plain": None if examiner is None else 100 - examiner,
-            "MM": _rate(rows, "misusability", BY_MODEL),
-            "MM_by_images": _rate(rows, "misusability", BY_IMAGES),
-            **{
-                f"{name}_published": _published_value(run, settings, name)
-                for name in ("MA", "VP", "MM")
-            },
-            **{name: _value(rows[rows["metric"] == name]) for name in LIKENESS},
+            **{name: find_value(rows, 100, **tags) for name, tags in RATES.items()},
+            **{f"{name}_published": _find_published(run, settings, name) for name in PUBLISHED},
+            **{name: find_value(rows, metric=name) for name in LIKENESS},
         }
 
 
 def _break_rows(run: Run) -> Iterator[dict[str, Any]]:
     for labels, every, _ in _iterate_cases(run):
-        rows = every[(every["stage"] == "breaks") & (every["metric"] == "found")]
+        rows = select(every, stage="breaks", metric="found")
         if rows.empty:
             continue
-        found = {
-            f"{name}_{count}": _percent(
-                rows[(rows["attack"] == attack) & (rows["images"] == count)]
-            )
-            for name, (attack, counts) in ATTACKS.items()
-            for count in counts
-        }
-        yield labels | {
-            "search_space": _value(every[every["metric"] == "search_space"]),
-            **found,
-            "known_pair": _percent(rows[rows["attack"] == KNOWN_PAIR]),
+        yield {
+            **labels,
+            "search_space": find_value(every, metric="search_space"),
+            **{
+                f"{name}_{count}": find_value(rows, 100, attack=attack, images=count)
+                for name, (attack, counts) in ATTACKS.items()
+                for count in counts
+            },
+            "known_pair": find_value(rows, 100, attack=KNOWN_PAIR),
         }
 
 
-def _rate(rows: pd.DataFrame, metric: str, normalised: str, view: str = "") -> float | None:
-    """Return a rate of Table III in per cent."""
-    chosen = (rows["metric"] == metric) & (rows["normalised"] == normalised)
-    if view:
-        chosen &= rows["view"] == view
-    return _percent(rows[chosen])
-
-
-def _value(rows: pd.DataFrame) -> float | None:
-    return float(rows["value"].iloc[-1]) if len(rows) else None
-
-
-def _percent(rows: pd.DataFrame) -> float | None:
-    return 100 * float(rows["value"].iloc[-1]) if len(rows) else None
-
-
-@cache
-def _load_paper_table(table: str, key: str) -> pd.DataFrame:
-    with (files("pudica.analysis") / "paper" / f"dlmt_{table}.csv").open() as file:
-        return pd.read_csv(file).set_index(key)
-
-
-def _published_value(run: Run, settings: DlmtConfig, what: str) -> float | None:
+def _find_published(run: Run, settings: DlmtConfig, what: str) -> float | None:
     """Return the published value of a case: ``accuracy`` (Table II) or ``MA, VP, MM`` (III)."""
     data = run.settings["data"]["name"]
     if data not in IMAGE_SIDES or settings.train != "central" or settings.owners > 1:
         return None
-    table = (
-        _load_paper_table("table2", "transform")
-        if what == "accuracy"
-        else _load_paper_table("table3", "mechanism")
-    )
-    name = _paper_name(settings.shield, IMAGE_SIDES[data])
-    if name not in table.index:
-        if what != "accuracy":
-            return None
-        table, what = _load_paper_table("table3", "mechanism"), "ma"
-    if name not in table.index:
-        return None
-    value = float(table[f"{data}_{what.lower()}"][name])
-    return None if math.isnan(value) else value
+    baselines = {n.format(side=IMAGE_SIDES[data]): paper for n, paper in BASELINES.items()}
+    name = baselines.get(settings.shield, settings.shield) if settings.shield else "original"
+    # An accuracy that is not in Table II may be in Table III, as MA.
+    places = [("dlmt_table2", "transform", "accuracy")] if what == "accuracy" else []
+    places += [("dlmt_table3", "mechanism", "ma" if what == "accuracy" else what.lower())]
+    for file, key, column in places:
+        table = load_paper_table(file).set_index(key)
+        if name in table.index:
+            value = float(table[f"{data}_{column}"][name])
+            return None if math.isnan(value) else value
+    return None
 
 
-def _paper_name(shield: str | None, side: int) -> str:
-    """Return the paper's name of a disguise."""
-    baselines = {ours.format(side=side): theirs for ours, theirs in BASELINES.items()}
-    return baselines.get(shield, shield) if shield else "original"
+# ---------------------------------------------------------------------------- figures
 
 
-SEARCH = "search_space"
-SHOWN_BREAKS = ("m_5", "m_20", "b_minimum_20", "b_minimum_400", "b_mid_range_400", "known_pair")
-DISGUISE = ("shield", "key", "train")
+def figures(run: Run) -> Iterator[tuple[str, Figure | None]]:
+    """Yield name and figure for everything that was measured."""
+    yield "training", _draw_training(run)
+    yield "measures", _draw_measures(run)
+    yield "seen", _draw_received(run)
 
 
-def tables(runs: Sequence[Run]) -> dict[str, pd.DataFrame]:
-    """Return the tables that ``pudica show`` prints, by title."""
-    found = {
-        "Accuracy on disguised test images": dlmt_accuracy(runs),
-        "What disguises cost and hide": dlmt_measures(runs),
-        "How much of the key attacks find (%), by how many images they see": _select_breaks(
-            dlmt_breaks(runs)
-        ),
+def _draw_training(run: Run) -> Figure | None:
+    """Draw training loss and accuracy on disguised test images, a line per case."""
+    panels = {
+        "mean training loss": run.curves("training", "loss"),
+        "accuracy on disguised\ntest images (%)": 100 * run.curves("test", "accuracy"),
     }
-    if found["Accuracy on disguised test images"]["published"].isna().all():
-        found["Accuracy on disguised test images"] = found[
-            "Accuracy on disguised test images"
-        ].drop(columns="difference")
-    # A case is mostly called after its disguise.
-    return drop_run_names(
-        {t: f.drop(columns=[*DISGUISE], errors="ignore") for t, f in found.items()}, runs
-    )
+    cases = _case_settings(run)
+    for label, table in panels.items():
+        # A round may have several epochs, and cases may differ in that.
+        curves = {}
+        for case, settings in cases.items():
+            each = settings.local_epochs if settings.train == "federated" else 1
+            if case in table:
+                curves[case] = table[case].set_axis(table.index * each).dropna()
+        panels[label] = pd.DataFrame(curves)
+    title = f"Training on disguised images — {run.name}"
+    return draw_curves(panels, list(cases), "epochs (of each owner)", title)
 
 
-def _select_breaks(breaks: pd.DataFrame) -> pd.DataFrame:
-    """Return what fits on a screen: each attack with the most images it is tried with."""
-    return breaks[["run", "case", SEARCH, *SHOWN_BREAKS]].rename(
-        columns={SEARCH: f"log10 {SEARCH}"}
-    )
+def _draw_measures(run: Run) -> Figure | None:
+    """Draw what each disguise costs and hides: MA, VP, VP after z-scores, MM."""
+    table = dlmt_measures([run])
+    if table.empty:
+        return None
+    figure = new_figure(7.5, 1.6 + 0.3 * len(table), f"What disguises cost and hide — {run.name}")
+    axes = figure.subplots()
+    places = np.arange(len(table))[::-1]
+    hollow: dict[str, Any] = {"clip_on": False, "markerfacecolor": "none", "markeredgewidth": 1.6}
+    for column, (label, marker, colour) in MARKS.items():
+        axes.plot(table[column], places, marker, color=colour, label=label, **hollow)
+    plain = select(dlmt_accuracy([run]), shield="")["accuracy"].tolist()
+    if plain:
+        axes.axvline(plain[0], color="#999999", linestyle=(0, (5, 3)), label="MA, plain")
+    axes.set_yticks(places, table["case"])
+    axes.set_xlim(0, 100)
+    axes.set_ylim(-0.6, len(table) - 0.4)
+    axes.set_xlabel("per cent")
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, frameon=False, fontsize=8)
+    return figure
+
+
+def _draw_received(run: Run) -> Figure | None:
+    """Draw what the cloud receives, and what it recovers without a key, a row per case."""
+    loaded = ((case, _load_received(run, case)) for case in _case_settings(run))
+    rows = {case: images for case, images in loaded if images is not None}
+    if not rows:
+        return None
+    if all(len(images) == HALF for images in rows.values()):
+        return draw_image_rows(rows, f"What the cloud receives — {run.name}")
+    halves = "Left: what the cloud receives. Right: what it makes of that without a key"
+    title = f"{halves} — {run.name}"
+    if any(len(images) == HALF for images in rows.values()):
+        note = "Rows without a right half: no matrix transformation, so nothing that is undone so."
+        title = f"{title}\n{note}"
+    for case, images in rows.items():
+        if len(images) == HALF:
+            rows[case] = np.concatenate([images, np.ones_like(images)])
+    return draw_image_rows(rows, title)
+
+
+def _load_received(run: Run, case: str) -> np.ndarray | None:
+    """Return the images received, and recovered if any were, (N, C, H, W) in [0, 1]."""
+    kept = load_tensors(run.directory / case / "seen.safetensors")
+    if kept is None:
+        return None
+    shown = stretch(kept[0]["received"].numpy()[:HALF], 1e-9)
+    undone = kept[0]["undone"].numpy()[:HALF] / 255 if "undone" in kept[0] else shown[:0]
+    return np.concatenate([shown, undone])
+
+
+def draw_breaks(disguise: KeyedDisguise, plain: NDArray[np.uint8], shown: int = 8) -> Figure:
+    """Draw images plain, disguised, and as recovered from disguised ones alone.
+
+    Parameters
+    ----------
+    disguise : KeyedDisguise
+        A composition of MAT, MMT and Rise.
+    plain : uint8 ndarray of shape (N, C, H, W)
+        All of them are known to the attacker in disguise.
+    shown : int
+        Number of images to draw.
+    """
+    disguised = disguise.protect(torch.from_numpy(plain)).long().numpy()
+    first = disguised[:shown]
+    rows = {"plain": plain[:shown] / 255, "disguised": stretch(first, 1)}
+    for n in (20, 100, len(plain)):
+        if n <= len(plain):
+            m = recover_factors(disguised[:n])
+            images = invert_affine(first, m, guess_offsets(disguised[:n], m, "mid-range"))
+            rows[f"undone, {n:,} seen"] = images / 255
+    return draw_image_rows(rows, f"{disguise.key.notation} without its key")

@@ -1,11 +1,13 @@
-"""Common style of all figures, and labels that do not overlap."""
+"""The figures of a run, and what each system draws its own with."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import product
 from pathlib import Path
+from textwrap import fill
 from typing import Any, Literal
 
 import matplotlib as mpl
@@ -18,9 +20,11 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.text import Annotation, Text
 from matplotlib.ticker import MaxNLocator
+from matplotlib.transforms import Bbox, BboxBase
 from scipy.optimize import isotonic_regression
 
-Box = tuple[float, ...]
+from pudica.analysis.runs import open_run
+from pudica.clients.runtime.systems import systems
 
 DPI = 130
 IMAGE_INCHES = 0.95
@@ -47,9 +51,35 @@ RC_PARAMS: dict[str, Any] = {
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#444444")
 DASHES = ("-", (0, (4, 1.5)), (0, (1, 1.2)))
 MARKERS = "osD^vP"
+CHANNELS = {1: ("",), 3: ("red", "green", "blue")}
 HORIZONTAL: dict[int, Literal["left", "center", "right"]] = {1: "left", 0: "center", -1: "right"}
 VERTICAL: dict[int, Literal["bottom", "center", "top"]] = {1: "bottom", 0: "center", -1: "top"}
 SIDES = ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (-1, 1), (1, -1), (-1, -1))
+
+
+def plot(run: str | Path) -> list[Path]:
+    """Draw all figures of a run for which there are measurements.
+
+    The run may be in progress. It is named, and errors raised, as by :func:`pudica.analysis.load`.
+
+    Returns
+    -------
+    list of Path
+        ``RUN/plots/*.png``. For each case of a THEMIS competition: ``CASE-images.png``
+        (Figure 3 of the paper), ``CASE-accuracy.png`` (Figure 4),
+        ``CASE-plain-against-noisy.png`` (Figure 5) and ``CASE-sigma-mu.png``; for several
+        cases together ``ranks.png``. Of split learning: ``training.png`` (Figures 5 to 7 of
+        paper 004) and ``trade-off.png`` (Figures 3 and 4 of paper 002). Of DLMT:
+        ``training.png``, ``measures.png`` (Table III) and ``seen.png``. Of FaceMix:
+        ``training.png``, ``trade-off.png`` (Figure 4 of paper 003) and ``attributes.png``.
+    """
+    opened = open_run(run)
+    folder = opened.directory / "plots"
+    system = systems().get(opened.info.get("system", ""))
+    draw = system.part("figures") if system else None
+    with plot_style():
+        found = draw(opened) if draw else ()
+        return [save(f, folder / f"{name}.png") for name, f in found if f is not None]
 
 
 @contextmanager
@@ -70,21 +100,14 @@ def new_figure(width: float, height: float, title: str) -> Figure:
 
 
 def draw_image_rows(rows: Mapping[str, np.ndarray], title: str) -> Figure:
-    """Draw images side by side, a labelled row per kind.
-
-    Parameters
-    ----------
-    rows : mapping of str to ndarray of shape (N, C, H, W)
-        In [0, 1], the same number in each row.
-    """
+    """Draw as many images (N, C, H, W) in [0, 1] per kind side by side, a labelled row each."""
     count, _, height, width = next(iter(rows.values())).shape
     across = IMAGE_INCHES * count * width / height
     figure = new_figure(max(across + 1.7, 5.5), (IMAGE_INCHES + 0.12) * len(rows) + 0.5, title)
     column = figure.subplots(len(rows), 1, squeeze=False)[:, 0]
     for axes, (label, images) in zip(column, rows.items(), strict=True):
-        axes.imshow(
-            _concatenate_images(images), interpolation="nearest", cmap="gray", vmin=0, vmax=1
-        )
+        wide = _concatenate_images(images)
+        axes.imshow(wide, interpolation="nearest", cmap="gray", vmin=0, vmax=1)
         axes.set_anchor("W")
         axes.set_axis_off()
         place = (-0.02 * 8 / count, 0.5)
@@ -101,6 +124,33 @@ def _concatenate_images(images: np.ndarray) -> np.ndarray:
         start = i * (width + gap)
         wide[:, start : start + width] = image.transpose(1, 2, 0)
     return wide[..., 0] if channels == 1 else wide
+
+
+def draw_heat_maps(
+    figure: Figure,
+    row: Sequence[Axes],
+    maps: Mapping[str, np.ndarray],
+    label: str,
+    colours: str,
+    span: tuple[float, float],
+) -> None:
+    """Draw the channels of maps (C, H, W) side by side, on one scale with a colour bar."""
+    channels = max(map(len, maps.values()))
+    names = CHANNELS.get(channels, tuple(map(str, range(channels))))
+    cells = [(kind, i) for kind in maps for i in range(channels)]
+    for axes, (kind, i) in zip(row, cells, strict=True):
+        values = maps[kind][i]
+        shown = axes.imshow(values, cmap=colours, vmin=span[0], vmax=span[1])
+        axes.set_axis_off()
+        axes.set_title(f"{kind} {names[i]}\nmean {format_number(values.mean())}", fontsize=8.5)
+    figure.colorbar(shown, ax=list(row), label=label, pad=0.02)
+
+
+def stretch(images: np.ndarray, least: float) -> np.ndarray:
+    """Map each image's values (N, C, H, W) to [0, 1]; a span below ``least`` counts as that."""
+    low, high = (end(images, axis=(1, 2, 3), keepdims=True) for end in (np.min, np.max))
+    stretched: np.ndarray = (images - low) / np.maximum(high - low, least)
+    return stretched
 
 
 def save(figure: Figure, path: Path) -> Path:
@@ -158,17 +208,78 @@ def draw_curves(
     return figure
 
 
+def draw_ranks(table: pd.DataFrame, looks: Mapping[str, Any], title: str) -> Figure:
+    """Draw each row's path through the columns, its rank in each in a dot, unless missing.
+
+    ``looks`` are by row, as returned by :func:`assign_styles`.
+    """
+    figure = new_figure(2.6 + 1.2 * table.shape[1], 1.2 + 0.34 * len(table), title)
+    axes = figure.subplots()
+    # Equal ranks are drawn below each other, both with the better number.
+    places = table.astype(float).rank(method="first")
+    for name in table.index[places.notna().any(axis="columns")]:
+        colour = looks[name]["color"]
+        path = [(x, y) for x, y in enumerate(places.loc[name]) if not math.isnan(y)]
+        axes.plot(*zip(*path, strict=True), color=colour, linestyle=looks[name]["linestyle"])
+        axes.plot(*zip(*path, strict=True), "o", color=colour, markersize=13)
+        inside: dict[str, Any] = {"color": "white", "fontsize": 8, "fontweight": "bold"}
+        for x, y in path:
+            rank = str(table.loc[name].iloc[x])
+            axes.text(x, y, rank, ha="center", va="center_baseline", **inside)
+        for end, side in ((path[0], -1), (path[-1], 1)):
+            align: dict[str, Any] = {"ha": HORIZONTAL[side], "va": "center"}
+            axes.annotate(name, end, (11 * side, 0), textcoords="offset points", **align)
+    columns = [fill(str(name).replace("_", " "), 14) for name in table]
+    axes.set_xticks(range(len(columns)), columns)
+    axes.set_ylim(len(table) + 0.6, 0.4)
+    axes.set_yticks([])
+    axes.spines[:].set_visible(False)
+    axes.grid(False)
+    axes.tick_params(length=0)
+    return figure
+
+
+def draw_against_diagonal(
+    figure: Figure,
+    axes: Axes,
+    across: pd.Series,
+    up: pd.Series,
+    error: pd.Series,
+    looks: Mapping[str, Any],
+) -> None:
+    """Draw a labelled point with an error bar per row, and the diagonal of equal values."""
+    for name, look in looks.items():
+        axes.errorbar(
+            across[name],
+            up[name],
+            yerr=error[name],
+            fmt=look["marker"],
+            color=look["color"],
+            capsize=2.5,
+            elinewidth=1,
+        )
+    # All points with their error bars are shown, and the upper end of the diagonal.
+    axes.set_xlim(*_add_margin(across.min(), across.max(), 0.14))
+    top = max(across.max(), (up + error).max())
+    axes.set_ylim(*_add_margin((up - error).min(), top, 0.08))
+    dashed: dict[str, Any] = {"color": "#999999", "linewidth": 1, "linestyle": (0, (5, 3))}
+    axes.axline((0, 0), slope=1, label="no loss", **dashed)
+    axes.legend(loc="upper left", frameon=False, fontsize=8)
+    points = dict(zip(across.index, zip(across, up, strict=True), strict=True))
+    label_points(figure, axes, points, {name: look["color"] for name, look in looks.items()})
+
+
+def _add_margin(low: float, high: float, share: float) -> tuple[float, float]:
+    margin = max(share * (high - low), 1.0)
+    return low - margin, high + margin
+
+
 def label_lines(
     figure: Figure, axes: Axes, ends: Mapping[str, float], looks: Mapping[str, Any]
 ) -> None:
     """Label lines at the right edge of the axes, each as close to its end as possible.
 
-    Parameters
-    ----------
-    ends : mapping of str to float
-        Where each line ends, in data units.
-    looks : mapping of str to dict
-        As returned by :func:`assign_styles`.
+    ``ends`` are in data units, ``looks`` as returned by :func:`assign_styles`.
     """
     figure.draw_without_rendering()
     names = sorted(ends, key=lambda name: ends[name])
@@ -208,6 +319,12 @@ def spread_out(values: Sequence[float], gap: float, low: float, high: float) -> 
     return np.asarray(np.clip(nearest, low, max(low, high - steps[-1])) + steps)
 
 
+def darken(colour: str) -> str:
+    """Return a colour at two thirds of its brightness."""
+    red, green, blue = to_rgb(colour)
+    return to_hex((0.65 * red, 0.65 * green, 0.65 * blue))
+
+
 def label_points(
     figure: Figure,
     axes: Axes,
@@ -217,8 +334,8 @@ def label_points(
     """Label points next to them, without overlapping other labels or points."""
     figure.draw_without_rendering()
     dots = [axes.transData.transform(point) for point in points.values()]
-    taken: list[Box] = [(x - 6, y - 6, x + 6, y + 6) for x, y in dots]
-    inside = axes.get_window_extent().extents
+    taken: list[BboxBase] = [Bbox.from_extents(x - 6, y - 6, x + 6, y + 6) for x, y in dots]
+    inside = axes.get_window_extent()
     for name, point in points.items():
         # Excluded from the layout, which would otherwise move the axes under the labels.
         label = axes.annotate(
@@ -227,17 +344,11 @@ def label_points(
             (0, 0),
             textcoords="offset points",
             fontsize=8,
-            color=darken(colours[name]),
+            color=darken(colours[name]),  # enough for text
             arrowprops={"arrowstyle": "-", "color": colours[name], "linewidth": 0.7, "shrinkA": 0},
         )
         label.set_in_layout(False)
         taken.append(_position_label(label, taken, inside))
-
-
-def darken(colour: str) -> str:
-    """Darken a colour enough for text on white."""
-    red, green, blue = to_rgb(colour)
-    return to_hex((0.65 * red, 0.65 * green, 0.65 * blue))
 
 
 def format_number(value: float) -> str:
@@ -245,7 +356,7 @@ def format_number(value: float) -> str:
     return f"{value:.2f}".replace("-", "−")
 
 
-def _position_label(label: Annotation, taken: Sequence[Box], inside: Box) -> Box:
+def _position_label(label: Annotation, taken: Sequence[BboxBase], inside: BboxBase) -> BboxBase:
     """Move a label to the first free position around its point; return its box."""
     for distance, (right, up) in product((7, 13, 20, 28, 38), SIDES):
         label.set_position((right * distance, up * distance))
@@ -253,15 +364,8 @@ def _position_label(label: Annotation, taken: Sequence[Box], inside: Box) -> Box
         label.set_verticalalignment(VERTICAL[up])
         # Updates the text's position; this extent includes the line, which may cross others.
         label.get_window_extent()
-        box = tuple(Text.get_window_extent(label).extents)
-        if _contains(box, inside) and not any(_overlap(box, other) for other in taken):
+        box = Text.get_window_extent(label)
+        is_inside = inside.contains(*box.min) and inside.contains(*box.max)
+        if is_inside and not any(box.fully_overlaps(other) for other in taken):
             break
     return box
-
-
-def _contains(a: Box, b: Box) -> bool:
-    return a[0] >= b[0] and a[1] >= b[1] and a[2] <= b[2] and a[3] <= b[3]
-
-
-def _overlap(a: Box, b: Box) -> bool:
-    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]

@@ -1,27 +1,40 @@
-"""Tables of FaceMix runs, beside the published ones."""
+"""Tables and figures of FaceMix runs, the tables beside the published ones."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import cache
-from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from matplotlib.figure import Figure
 
-from pudica.analysis.layout import drop_run_names
-from pudica.analysis.runs import Run, RunPaths, open_runs_of
+from pudica.analysis.drawing import COLOURS, draw_curves, label_points, new_figure, plot_style, save
+from pudica.analysis.runs import Run, RunPaths, find_value, open_runs_of, select
+from pudica.analysis.summary import build_table, load_paper_table
 from pudica.clients.shields import ShieldConfig
 from pudica.clients.shields.mixing import MixingConfig, group_size
 from pudica.clients.shields.obfuscation import AdditiveNoiseConfig, LowResolutionConfig
+from pudica.models.errors import RequestError
 from pudica.strategies.core.session import CLOUD
 from pudica.strategies.facemix.config import FacemixConfig
 
-SETTINGS = ["run", "experiment", "case", "place", "shield", "pre"]
+LABELS = ("run", "experiment", "case", "place", "shield", "pre")
 RATES = ("accuracy", "balanced_accuracy")
-COSTS = ("edge_parameters", "edge_macs", "macs", "bytes_up", "bytes_down")
+COSTS = ("edge_parameters", "edge_macs", "macs")
 ATTACKS = ("attributes", "identity", "separation", "reconstruction")
-TABLES = {"celeba": "table2"}
+SUCCESSES = {
+    "success": "success",
+    "in_the_clear": "success_in_the_clear",
+    "known_groups": "success_known_groups",
+    "of_the_mixtures": "success_of_the_mixtures",
+    "chance": "chance",
+}
+SIMILARITIES = (
+    *("psnr", "ssim", "mse", "psnr_of_the_mean", "psnr_in_the_clear", "psnr_known_groups"),
+    *("correlation", "correlation_known_groups", "correlation_of_the_mixtures"),
+)
+PAPER_TABLES = {"celeba": "facemix_table2"}
 BLOCKS = {"maxpool": 1, "layer1.0": 2, "layer1.1": 3}
 """Number of ResNet-18 blocks computed by the edge, by its last layer."""
 
@@ -29,10 +42,7 @@ BLOCKS = {"maxpool": 1, "layer1.0": 2, "layer1.1": 3}
 def facemix_accuracy(runs: RunPaths) -> pd.DataFrame:
     """Return each case's costs, accuracy and success of attacks: Tables 2 and 3.
 
-    Parameters
-    ----------
-    runs : str, Path, or a sequence of these
-        As of :func:`pudica.analysis.load`.
+    Runs are named, and errors raised, as by :func:`pudica.analysis.load`.
 
     Returns
     -------
@@ -50,8 +60,7 @@ def facemix_accuracy(runs: RunPaths) -> pd.DataFrame:
     rows = [row for run in open_runs_of("facemix", runs) for row in _accuracy_rows(run)]
     numbers = ["edge_parameters", "edge_mmacs", "edge_share", *RATES, "published"]
     numbers += [*(f"attack_{name}" for name in ATTACKS), "reconstruction_mse"]
-    frame = pd.DataFrame(rows, columns=[*SETTINGS, *numbers])
-    return frame.astype({**dict.fromkeys(numbers, "float64"), "edge_parameters": "int64"})
+    return build_table(rows, LABELS, numbers).astype({"edge_parameters": "int64"})
 
 
 def facemix_transmission(
@@ -73,11 +82,29 @@ def facemix_transmission(
         its share of decoys; ``milliseconds`` both ways; whether the cloud gets ``input`` and
         ``output`` in the clear, behind a shield, or not at all.
     """
-    rows = [
-        row
-        for run in open_runs_of("facemix", runs)
-        for row in _transmission_rows(run, up, down, delay)
-    ]
+    rows = []
+    for run in open_runs_of("facemix", runs):
+        for labels, measured, settings in _iterate_cases(run):
+            costs = select(measured, stage="costs")
+            if costs.empty:
+                continue
+            sent = find_value(costs, metric="bytes_up") or 0
+            returned = find_value(costs, metric="bytes_down") or 0
+            seconds = 8 * sent / (up * 1e6) + 8 * returned / (down * 1e6) + 2 * delay / 1e3
+            row = {
+                "run": run.name,
+                "case": labels["case"],
+                "bytes_up": round(sent),
+                "bytes_down": round(returned),
+            }
+            if settings.place == "edge":
+                rows.append({**row, "milliseconds": 0.0, "input": "none", "output": "none"})
+                continue
+            hidden = "in the clear" if _is_unprotected(settings) else "behind the shield"
+            hidden = "anonymised" if settings.anonymiser else hidden
+            mixed = settings.place == "both" or group_size(settings.around) > 1
+            output = hidden if mixed else "in the clear"
+            rows.append({**row, "milliseconds": 1e3 * seconds, "input": hidden, "output": output})
     columns = ["run", "case", "bytes_up", "bytes_down", "milliseconds", "input", "output"]
     return pd.DataFrame(rows, columns=columns)
 
@@ -93,11 +120,12 @@ def facemix_attributes(runs: RunPaths) -> pd.DataFrame:
     """
     rows = []
     for run in open_runs_of("facemix", runs):
-        for case, labels, measured in _iterate_cases(run):
-            tests = measured[(measured["stage"] == "test") & measured["attribute"].notna()]
+        for labels, measured, _ in _iterate_cases(run):
+            tests = select(measured, stage="test").dropna(subset="attribute")
             for attribute, own in tests.groupby("attribute", sort=False):
-                rates = {rate: _percent(own, rate) for rate in RATES}
-                rows.append({"run": labels["run"], "case": case, "attribute": attribute, **rates})
+                rates = {rate: find_value(own, 100, metric=rate) for rate in RATES}
+                row = {"run": run.name, "case": labels["case"], "attribute": attribute}
+                rows.append(row | rates)
     return pd.DataFrame(rows, columns=["run", "case", "attribute", *RATES])
 
 
@@ -115,21 +143,9 @@ def facemix_attacks(runs: RunPaths) -> pd.DataFrame:
         shuffling; ``of_the_mixtures``, on the mixtures as they are; ``chance``, of blind
         guessing.
     """
-    names = {
-        "success": "success",
-        "in_the_clear": "success_in_the_clear",
-        "known_groups": "success_known_groups",
-        "of_the_mixtures": "success_of_the_mixtures",
-        "chance": "chance",
-    }
-    rows = [
-        {**of, **{column: _percent(own, metric) for column, metric in names.items()}}
-        for run in open_runs_of("facemix", runs)
-        for of, own in _attack_measurements(run, ATTACKS)
-    ]
-    frame = pd.DataFrame(rows, columns=["run", "case", "attack", *names])
+    table = _build_attack_table(runs, ATTACKS, SUCCESSES, 100)
     # Older versions did not measure the success of reconstructions.
-    return frame.astype(dict.fromkeys(names, "float64")).dropna(subset=["success"])
+    return table.dropna(subset=["success"])
 
 
 def facemix_reconstructions(runs: RunPaths) -> pd.DataFrame:
@@ -144,44 +160,45 @@ def facemix_reconstructions(runs: RunPaths) -> pd.DataFrame:
         ``psnr_known_groups``, and ``correlation``, the mean absolute correlation of a true
         feature map with its best match, also with ``_known_groups``, and ``_of_the_mixtures``.
     """
-    names = [
-        *("psnr", "ssim", "mse", "psnr_of_the_mean", "psnr_in_the_clear", "psnr_known_groups"),
-        *("correlation", "correlation_known_groups", "correlation_of_the_mixtures"),
-    ]
-    rows = [
-        {**of, **{name: _value(own, name) for name in names}}
-        for run in open_runs_of("facemix", runs)
-        for of, own in _attack_measurements(run, ATTACKS[2:])
-    ]
-    frame = pd.DataFrame(rows, columns=["run", "case", "attack", *names])
-    return frame.astype(dict.fromkeys(names, "float64"))
+    return _build_attack_table(runs, ATTACKS[2:], {name: name for name in SIMILARITIES}, 1)
 
 
-def _attack_measurements(
-    run: Run, attacks: Sequence[str]
-) -> Iterator[tuple[dict[str, str], pd.DataFrame]]:
-    """Yield the labels and measurements of each case and attack that was run."""
-    for case, labels, measured in _iterate_cases(run):
-        for attack in attacks:
-            tried = measured["stage"] == f"attack {attack}"
-            own = measured[tried & measured["attribute"].isna()]
-            if not own.empty:
-                yield {"run": labels["run"], "case": case, "attack": attack}, own
+def tables(runs: Sequence[Run]) -> dict[str, pd.DataFrame]:
+    """Return the tables that ``pudica show`` prints, by title."""
+    accuracy = facemix_accuracy(runs)
+    # A case is mostly called after these, and attacks have a table of their own.
+    left_out = ["place", "shield", "pre", *(f"attack_{name}" for name in ATTACKS)]
+    return {
+        "Accuracy on test images, and what the edge pays": accuracy.drop(columns=left_out),
+        "What crosses for one image, over 15 and 30 Mbit/s": facemix_transmission(runs),
+        "How often attackers are right, mean over classes (%)": facemix_attacks(runs),
+        "Images that attacks rebuilt": facemix_reconstructions(runs),
+    }
 
 
 def case_settings(run: Run) -> dict[str, FacemixConfig]:
-    """Return the settings of each case of a run.
-
-    Raises
-    ------
-    RequestError
-        If another version of Pudica, with other settings, wrote the run.
-    """
+    """Return the settings of each case of a run; RequestError as of :meth:`Run.section`."""
     return run.section("facemix", FacemixConfig).each_case()
 
 
-def describe_shield(shield: ShieldConfig) -> str:
-    """Describe a shield's settings briefly, for a table."""
+def _iterate_cases(run: Run) -> Iterator[tuple[dict[str, Any], pd.DataFrame, FacemixConfig]]:
+    """Yield each case's labels, its measurements over all edges, and its settings."""
+    rows = select(run.frame, node=CLOUD)
+    if "attribute" not in rows:
+        rows = rows.assign(attribute=None)
+    for case, settings in case_settings(run).items():
+        labels = {
+            "run": run.name,
+            "experiment": run.info.get("experiment", ""),
+            "case": case,
+            "place": settings.place,
+            "shield": "anonymiser" if settings.anonymiser else _describe_shield(settings.around),
+            "pre": settings.pre if settings.place == "both" else "",
+        }
+        yield labels, select(rows, case=case), settings
+
+
+def _describe_shield(shield: ShieldConfig) -> str:
     match shield:
         case MixingConfig(group=group):
             return f"mixing of {group}"
@@ -192,95 +209,58 @@ def describe_shield(shield: ShieldConfig) -> str:
     return shield.name
 
 
-def _iterate_cases(run: Run) -> Iterator[tuple[str, dict[str, Any], pd.DataFrame]]:
-    """Yield each case's name, its labels, and its measurements over all edges."""
-    rows = run.frame[run.frame["node"] == CLOUD]
-    rows = rows.reindex(columns=[*rows.columns, *({"attribute", "shield"} - {*rows.columns})])
-    for case, settings in case_settings(run).items():
-        labels = {
-            "run": run.name,
-            "experiment": run.info.get("experiment", ""),
-            "case": case,
-            "place": settings.place,
-            "shield": "anonymiser" if settings.anonymiser else describe_shield(settings.around),
-            "pre": settings.pre if settings.place == "both" else "",
-        }
-        yield case, labels, rows[rows["case"] == case]
-
-
-def _accuracy_rows(run: Run) -> Iterator[dict[str, Any]]:
-    for case, labels, measured in _iterate_cases(run):
-        means = measured[measured["attribute"].isna()]
-        tests = means[means["stage"] == "test"]
-        if tests.empty:  # the run may be in progress
-            continue
-        costs = {name: _value(means[means["stage"] == "costs"], name) or 0 for name in COSTS}
-        yield labels | {
-            "edge_parameters": costs["edge_parameters"],
-            "edge_mmacs": costs["edge_macs"] / 1e6,
-            "edge_share": 100 * costs["edge_macs"] / costs["macs"] if costs["macs"] else None,
-            **{rate: _percent(tests, rate) for rate in RATES},
-            "published": _published_value(run, case_settings(run)[case]),
-            **{
-                f"attack_{name}": _percent(means[means["stage"] == f"attack {name}"], "success")
-                for name in ATTACKS
-            },
-            "reconstruction_mse": _value(means[means["stage"] == "attack reconstruction"], "mse"),
-        }
-
-
-def _transmission_rows(run: Run, up: float, down: float, delay: float) -> Iterator[dict[str, Any]]:
-    for case, labels, measured in _iterate_cases(run):
-        costs = measured[measured["stage"] == "costs"]
-        if costs.empty:
-            continue
-        settings = case_settings(run)[case]
-        sent, returned = (_value(costs, f"bytes_{way}") or 0 for way in ("up", "down"))
-        seconds = 8 * sent / (up * 1e6) + 8 * returned / (down * 1e6) + 2 * delay / 1e3
-        alone = settings.place == "edge"
-        hidden = "in the clear" if _is_unprotected(settings) else "behind the shield"
-        hidden = "anonymised" if settings.anonymiser else hidden
-        mixed = settings.place == "both" or group_size(settings.around) > 1
-        back = hidden if mixed else "in the clear"
-        yield {
-            "run": labels["run"],
-            "case": case,
-            "bytes_up": round(sent),
-            "bytes_down": round(returned),
-            "milliseconds": 0.0 if alone else 1e3 * seconds,
-            "input": "none" if alone else hidden,
-            "output": "none" if alone else back,
-        }
-
-
 def _is_unprotected(settings: FacemixConfig) -> bool:
     own = settings.around
     return own.name == "none" or (isinstance(own, MixingConfig) and own.group == 1)
 
 
-def _value(rows: pd.DataFrame, metric: str) -> float | None:
-    own = rows[rows["metric"] == metric]["value"]
-    return float(own.iloc[-1]) if len(own) else None
+def _accuracy_rows(run: Run) -> Iterator[dict[str, Any]]:
+    for labels, measured, settings in _iterate_cases(run):
+        means = measured[measured["attribute"].isna()]
+        tests = select(means, stage="test")
+        if tests.empty:  # the run may be in progress
+            continue
+        costs = {name: find_value(means, stage="costs", metric=name) or 0 for name in COSTS}
+        rebuilt = find_value(means, stage="attack reconstruction", metric="mse")
+        yield {
+            **labels,
+            "edge_parameters": costs["edge_parameters"],
+            "edge_mmacs": costs["edge_macs"] / 1e6,
+            "edge_share": 100 * costs["edge_macs"] / costs["macs"] if costs["macs"] else None,
+            **{rate: find_value(tests, 100, metric=rate) for rate in RATES},
+            "published": _find_published(run, settings),
+            **{
+                f"attack_{name}": find_value(means, 100, stage=f"attack {name}", metric="success")
+                for name in ATTACKS
+            },
+            "reconstruction_mse": rebuilt,
+        }
 
 
-def _percent(rows: pd.DataFrame, metric: str) -> float | None:
-    value = _value(rows, metric)
-    return None if value is None else 100 * value
+def _build_attack_table(
+    runs: RunPaths, attacks: Sequence[str], metrics: dict[str, str], scale: float
+) -> pd.DataFrame:
+    """Return a row for each case and attack that was run; ``metrics`` by column."""
+    rows = []
+    for run in open_runs_of("facemix", runs):
+        for labels, measured, _ in _iterate_cases(run):
+            for attack in attacks:
+                own = select(measured[measured["attribute"].isna()], stage=f"attack {attack}")
+                found = {name: find_value(own, scale, metric=m) for name, m in metrics.items()}
+                if not own.empty:
+                    row = {"run": run.name, "case": labels["case"], "attack": attack}
+                    rows.append(row | found)
+    return build_table(rows, ("run", "case", "attack"), [*metrics])
 
 
-@cache
-def _load_paper_table(table: str) -> pd.DataFrame:
-    with (files("pudica.analysis") / "paper" / f"facemix_{table}.csv").open() as file:
-        return pd.read_csv(file).set_index("method")
-
-
-def _published_value(run: Run, settings: FacemixConfig) -> float | None:
+def _find_published(run: Run, settings: FacemixConfig) -> float | None:
     """Return the published test accuracy of a case, if any."""
     # A run of somebody's own app says nothing of its data.
-    name, data = _paper_name(settings), run.settings.get("data", {}).get("name")
-    if data not in TABLES or name not in _load_paper_table(TABLES[data]).index:
+    file = PAPER_TABLES.get(run.settings.get("data", {}).get("name"))
+    if file is None:
         return None
-    return float(_load_paper_table(TABLES[data])["test_accuracy"][name])
+    published, name = load_paper_table(file).set_index("method"), _paper_name(settings)
+    return float(published["test_accuracy"][name]) if name in published.index else None
 
 
 def _paper_name(settings: FacemixConfig) -> str:
@@ -297,19 +277,111 @@ def _paper_name(settings: FacemixConfig) -> str:
     return "all on cloud" if settings.place == "cloud" and settings.around.name == "none" else ""
 
 
-def tables(runs: Sequence[Run]) -> dict[str, pd.DataFrame]:
-    """Return the tables that ``pudica show`` prints, by title."""
-    found = {
-        "Accuracy on test images, and what the edge pays": _without_attacks(runs),
-        "What crosses for one image, over 15 and 30 Mbit/s": facemix_transmission(runs),
-        "How often attackers are right, mean over classes (%)": facemix_attacks(runs),
-        "Images that attacks rebuilt": facemix_reconstructions(runs),
+# ---------------------------------------------------------------------------- figures
+
+
+def figures(run: Run) -> Iterator[tuple[str, Figure | None]]:
+    """Yield name and figure for everything that was measured."""
+    yield "training", _draw_training(run)
+    yield "trade-off", _draw_trade_off([run])
+    yield "attributes", _draw_attributes(run)
+
+
+def _draw_training(run: Run) -> Figure | None:
+    """Draw training loss and validation accuracy behind the shield, a line per case."""
+    rows = select(run.frame, stage="validation", metric="accuracy", shield="on")
+    if "attribute" in rows:
+        rows = rows[rows["attribute"].isna()]
+    wide = rows.pivot_table(index="round", columns="case", values="value", sort=False)
+    panels = {
+        "mean training loss": run.curves("training", "loss"),
+        "accuracy on validation\nimages (%)": 100 * wide.sort_index(),
     }
-    return drop_run_names(found, runs)
+    title = f"Training behind the shield — {run.name}"
+    return draw_curves(panels, list(case_settings(run)), "epochs", title)
 
 
-def _without_attacks(runs: Sequence[Run]) -> pd.DataFrame:
-    """Leave out what a case is called after, and the attacks, which have a table of their own."""
+def facemix_trade_off(runs: RunPaths, path: str | Path) -> Path:
+    """Draw the cases of several runs together: Figure 4 of paper 003.
+
+    Parameters
+    ----------
+    runs : str, Path, or a sequence of these
+        As of :func:`pudica.analysis.load`. Cases of the same name share a colour.
+    path : str or Path
+        Path of the PNG.
+
+    Raises
+    ------
+    RequestError
+        As of :func:`pudica.analysis.load`; or if there are fewer than two cases.
+    """
+    with plot_style():
+        figure = _draw_trade_off(open_runs_of("facemix", runs))
+        if figure is None:
+            raise RequestError("a trade-off is drawn of two cases at least")
+        return save(figure, Path(path))
+
+
+def _draw_trade_off(runs: Sequence[Run]) -> Figure | None:
+    """Draw accuracy against the edge's computation and the success of attacks: Figure 4."""
     table = facemix_accuracy(runs)
-    attacks = [name for name in table if str(name).startswith("attack_")]
-    return table.drop(columns=["place", "shield", "pre", *attacks])
+    cases = table["case"].unique().tolist()
+    if len(cases) < 2:
+        return None
+    # A case that occurs in several runs is labelled with its run.
+    often = table.groupby("case")["run"].transform("size") > 1
+    table["label"] = table["case"].where(~often, table["case"] + " (" + table["run"] + ")")
+    paint = {case: COLOURS[i % len(COLOURS)] for i, case in enumerate(cases)}
+    colours = dict(zip(table["label"], table["case"].map(paint), strict=True))
+    panels = {"edge_share": "share of the multiplications on the edge (%)"}
+    for name in (f"attack_{attack}" for attack in ATTACKS):
+        if len({*table["case"][table[name].notna()]}) > 1:
+            panels[name] = f"{name.replace('_', ' ')}: balanced success (%)"
+    names = [run.name for run in runs] if len(runs) == 1 else table["experiment"].unique()
+    title = f"Accuracy, effort and attacks — {', '.join(names)}"
+    figure = new_figure(7.5, 0.6 + 2.9 * len(panels), title)
+    column = figure.subplots(len(panels), 1, squeeze=False)[:, 0]
+    points = {}
+    for axes, (name, what) in zip(column, panels.items(), strict=True):
+        there = table.dropna(subset=name)
+        places = zip(there[name].tolist(), there["accuracy"].tolist(), strict=True)
+        points[name] = dict(zip(there["label"], places, strict=True))
+        for label, place in points[name].items():
+            axes.plot(*place, "o", color=colours[label], clip_on=False)
+        axes.set_xlabel(what)
+        axes.set_ylabel("test accuracy (%)")
+        axes.margins(0.12)
+        # The full range, so that small differences look small.
+        if name == "edge_share":
+            most = max([*there[name], 1.0])
+            axes.set_xlim(-0.05 * most, 1.15 * most)
+        else:
+            axes.set_xlim(min(45.0, there[name].min() - 3), 108.0)
+    for axes, name in zip(column, panels, strict=True):
+        label_points(figure, axes, points[name], colours)
+    return figure
+
+
+def _draw_attributes(run: Run) -> Figure | None:
+    """Draw the success of inferring each attribute, behind the shield and in the clear."""
+    measured = select(run.frame, stage="attack attributes")
+    if "attribute" not in measured or measured["attribute"].isna().all():
+        return None
+    measured = measured.dropna(subset="attribute")
+    names = measured["attribute"].unique().tolist()
+    figure = new_figure(7.5, 1.4 + 0.3 * len(names), f"Attributes that attackers tell — {run.name}")
+    axes = figure.subplots()
+    for i, (case, rows) in enumerate(measured.groupby("case", sort=False)):
+        own = rows.pivot_table(index="attribute", columns="metric", values="value")
+        colour = COLOURS[i % len(COLOURS)]
+        places = [names.index(name) for name in own.index]
+        axes.plot(100 * own["success"], places, "o", color=colour, label=case)
+        clear = 100 * own["success_in_the_clear"]
+        axes.plot(clear, places, "o", color=colour, markerfacecolor="none", alpha=0.6)
+    axes.axvline(50, color="#999999", linewidth=1)
+    axes.set_yticks(range(len(names)), names)
+    axes.invert_yaxis()
+    axes.set_xlabel("balanced success (%); hollow: without the shield; 50: a guess")
+    axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
+    return figure

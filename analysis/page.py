@@ -10,9 +10,13 @@ from typing import Any
 import pandas as pd
 
 from pudica.analysis.drawing import plot_style, save
-from pudica.analysis.runs import Run, open_run
-from pudica.analysis.themis import build_leaderboard, competition_settings, themis_protection
-from pudica.analysis.themis_figures import draw_images
+from pudica.analysis.runs import Run, open_run, select
+from pudica.analysis.themis import (
+    build_leaderboard,
+    competition_settings,
+    draw_images,
+    themis_protection,
+)
 from pudica.models.errors import RequestError
 from pudica.models.files import write_atomically
 from pudica.models.printable import escape_hidden
@@ -53,8 +57,6 @@ def publish(run: Path, folder: Path) -> list[Path]:
 
     Parameters
     ----------
-    run : Path
-        Run directory of a competition.
     folder : Path
         Created if missing. Files that another run published there are replaced.
 
@@ -76,91 +78,68 @@ def publish(run: Path, folder: Path) -> list[Path]:
     if opened.info.get("status") != "done" and not any("closed" in s for s in stages.values()):
         raise RequestError(f"{run}: no stage of it is over yet, so there is nothing to publish")
     folder.mkdir(parents=True, exist_ok=True)
-    quality = themis_protection([opened])
     written, parts = [], []
     for case, settings in competition_settings(opened).each_case().items():
         ranked = build_leaderboard(opened, case, settings.release_bounds[0])
-        if ranked is None:
-            continue
-        if settings.release.draws == 1:
-            ranked = ranked.drop(columns="trained_std")
-        ranked["dropouts"] = [_count_dropouts(opened, case, name) for name in ranked["model"]]
-        suffix = "" if case == "main" else f"-{case}"
-        table = folder / f"leaderboard{suffix}.csv"
-        write_csv(ranked, table)
-        written.append(table)
-        picture = _draw_picture(opened, case, folder / f"images{suffix}.png")
-        written += [picture] if picture else []
-        own = quality[(quality["case"] == case) & (quality["release"] == "trained")]
-        parts.append(_render_case(case, ranked, own, table, picture))
-        parts.append(_render_absent(opened, set(ranked["model"])))
-    parts.append(_render_participants(opened))
+        if ranked is not None:
+            if settings.release.draws == 1:
+                ranked = ranked.drop(columns="trained_std")
+            files, part = _publish_case(opened, case, ranked, folder)
+            written += files
+            parts.append(part)
+    reported = select(opened.frame, stage="local", metric="validation_accuracy")
+    shares = zip(reported["node"], reported["value"], strict=True)
+    facts = _render_facts({name: f"{100 * value:.2f} %" for name, value in shares})
+    parts.append(f"<h3>Accuracy on public images, as participants say</h3>{facts}")
     if stages:
-        parts.append(_render_stages(stages))
+        spans = {
+            name: " to ".join(filter(None, [stage.get("opened"), stage.get("closed", "…")]))
+            for name, stage in stages.items()
+        }
+        parts.append(f"<h3>Stages</h3>{_render_facts(spans)}")
     page = folder / "index.html"
     write_atomically(page, _render_page(opened, parts).encode())
     return [page, *written]
 
 
+def _publish_case(
+    run: Run, case: str, ranked: pd.DataFrame, folder: Path
+) -> tuple[list[Path], str]:
+    """Write a case's leaderboard and picture; return the files, and its part of the page."""
+    dropouts = select(run.frame, metric="dropouts", case=case)
+    ranked["dropouts"] = [
+        int(select(dropouts, node=name)["value"].sum()) for name in ranked["model"]
+    ]
+    suffix = "" if case == "main" else f"-{case}"
+    written = [folder / f"leaderboard{suffix}.csv"]
+    write_csv(ranked, written[0])
+    heading = "" if case == "main" else f"<h2>{_escape(case)}</h2>"
+    quality = select(themis_protection([run]), case=case, release="trained")
+    facts = {} if quality.empty else quality.iloc[0].to_dict()
+    parts = [
+        heading,
+        _render_leaderboard(ranked),
+        f'<p><a href="{_escape(written[0].name)}">as a table (CSV)</a></p>',
+        "<h3>What the noise hides</h3>",
+        _render_facts(
+            {PROTECTION[key]: facts[key] for key in PROTECTION if pd.notna(facts.get(key))}
+        ),
+    ]
+    if not competition_settings(run).release.compare:
+        with plot_style():
+            if figure := draw_images(run, case):
+                written.append(save(figure, folder / f"images{suffix}.png"))
+                source = f'src="{_escape(written[1].name)}" alt="noisy test images"'
+                parts.append(f"<h3>What participants saw</h3><img {source}>")
+    if absent := [str(name) for name in run.info["nodes"] if name not in set(ranked["model"])]:
+        names = _escape(", ".join(absent))
+        parts.append(f"<p>Not ranked, since they left or never came: {names}.</p>")
+    return written, "\n".join(parts)
+
+
 def _escape(text: str) -> str:
     """Escape markup and hidden characters."""
     return html.escape(escape_hidden(text))
-
-
-def _render_participants(run: Run) -> str:
-    """Render the participants and the accuracies they report on public images."""
-    rows = run.frame
-    own = rows[(rows["stage"] == "local") & (rows["metric"] == "validation_accuracy")]
-    values = {str(row["node"]): f"{100 * row['value']:.2f} %" for _, row in own.iterrows()}
-    return f"<h3>Accuracy on public images, as participants say</h3>{_render_facts(values)}"
-
-
-def _render_absent(run: Run, ranked: set[str]) -> str:
-    """Render the nodes of the experiment that are not ranked."""
-    names = [str(name) for name in run.info["nodes"] if name not in ranked]
-    if not names:
-        return ""
-    return f"<p>Not ranked, since they left or never came: {_escape(', '.join(names))}.</p>"
-
-
-def _render_stages(stages: Mapping[str, Mapping[str, str]]) -> str:
-    values = {
-        name: " to ".join(filter(None, [stage.get("opened"), stage.get("closed", "…")]))
-        for name, stage in stages.items()
-    }
-    return f"<h3>Stages</h3>{_render_facts(values)}"
-
-
-def _count_dropouts(run: Run, case: str, name: str) -> int:
-    rows = run.frame
-    own = rows[(rows["metric"] == "dropouts") & (rows["node"] == name) & (rows["case"] == case)]
-    return int(own["value"].sum())
-
-
-def _draw_picture(run: Run, case: str, path: Path) -> Path | None:
-    if competition_settings(run).release.compare:
-        return None
-    with plot_style():
-        figure = draw_images(run, case)
-        return save(figure, path) if figure else None
-
-
-def _render_case(
-    case: str, ranked: pd.DataFrame, quality: pd.DataFrame, table: Path, picture: Path | None
-) -> str:
-    heading = "" if case == "main" else f"<h2>{_escape(case)}</h2>"
-    facts = {} if quality.empty else quality.iloc[0].to_dict()
-    shown = (
-        f'<h3>What participants saw</h3><img src="{_escape(picture.name)}" alt="noisy test images">'
-        if picture
-        else ""
-    )
-    return f"""{heading}
-{_render_leaderboard(ranked)}
-<p><a href="{_escape(table.name)}">as a table (CSV)</a></p>
-<h3>What the noise hides</h3>
-{_render_facts({PROTECTION[key]: facts[key] for key in PROTECTION if pd.notna(facts.get(key))})}
-{shown}"""
 
 
 def _render_leaderboard(ranked: pd.DataFrame) -> str:
@@ -188,19 +167,16 @@ def _render_cell(value: Any) -> str:
     return f"{value:.2f}" if isinstance(value, float) and not value.is_integer() else f"{value:g}"
 
 
-def _describe_release(run: Run) -> str:
-    if remarks := run.info.get("remarks"):
-        return f"This is {_escape('; '.join(remarks))}."
-    if competition_settings(run).release.compare:
-        return "A rehearsal: they are given the plain images too, to compare with."
-    return "They are not given the images without it."
-
-
 def _render_page(run: Run, parts: list[str]) -> str:
     title = _escape(str(run.info["experiment"]))
     description = _escape(str(run.settings.get("description", "")).replace("\n", " "))
     ended = run.info.get("ended")
-    stand = f"Ended {_escape(str(ended))}." if ended else "Not over yet."
+    status = f"Ended {_escape(str(ended))}." if ended else "Not over yet."
+    release = "They are not given the images without it."
+    if remarks := run.info.get("remarks"):
+        release = f"This is {_escape('; '.join(remarks))}."
+    elif competition_settings(run).release.compare:
+        release = "A rehearsal: they are given the plain images too, to compare with."
     return f"""<!doctype html>
 <html lang="en">
 <head>
@@ -215,8 +191,8 @@ def _render_page(run: Run, parts: list[str]) -> str:
 <h1>{title}</h1>
 <p>{description}</p>
 {"".join(parts)}
-<footer>{stand} Participants predict classes of test images under noise that is trained together
-with their models (THEMIS). {_describe_release(run)}</footer>
+<footer>{status} Participants predict classes of test images under noise that is trained together
+with their models (THEMIS). {release}</footer>
 </body>
 </html>
 """

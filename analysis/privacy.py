@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 from pydantic import TypeAdapter, ValidationError
 
-from pudica.analysis.runs import Run, open_run
+from pudica.analysis.runs import open_run
 from pudica.clients.shields import Guarantee, Mechanism
 from pudica.clients.shields.accounting import compose_rdp, compose_releases
 from pudica.clients.shields.base import NO_NOISE
@@ -49,23 +49,26 @@ def releases(run: str | Path) -> list[Release]:
     opened = open_run(run)
     path = opened.directory / FILE
     if not path.is_file():
-        raise RequestError(f"{run}: {_explain_missing(opened)}")
+        reason = f"keeps no ledger of what was released, it lacks {FILE}"
+        if opened.info.get("system") == "themis":
+            reason = "a THEMIS competition promises no differential privacy, and keeps no ledger"
+        raise RequestError(f"{run}: {reason}")
     try:
         entries = TypeAdapter(list[Release]).validate_json(path.read_bytes())
     except ValidationError as error:
         raise RequestError(f"{path}: can't be read: {_first_error(error)}") from error
     for number, entry in enumerate(entries):
-        _check_shield(entry, f"{path}: can't be read: entry {number}")
+        try:
+            _ = entry.protection
+        except ValueError as error:
+            invalid = isinstance(error, ValidationError)
+            problem = f"shield: {_first_error(error)}" if invalid else str(error)
+            raise RequestError(f"{path}: can't be read: entry {number}: {problem}") from error
     return [entry for entry in entries if entry.count]
 
 
 def privacy(run: str | Path, delta: float = DELTA) -> pd.DataFrame:
-    """Return a table of all releases, a row per kind.
-
-    Parameters
-    ----------
-    delta : float
-        δ of all releases of a record together.
+    """Return a table of all releases, a row per kind; ``delta`` is of all of a record together.
 
     Returns
     -------
@@ -92,17 +95,7 @@ def verdict(run: str | Path, delta: float = DELTA) -> dict[str, Guarantee]:
 
     A record belongs to one node, so nodes do not compose: the worst one counts. Data declared
     public are not counted but listed among the reasons. Cases of a run release the same records:
-    see :func:`verdict_of_all`.
-
-    Parameters
-    ----------
-    delta : float
-        δ of all releases of a record together.
-
-    Raises
-    ------
-    RequestError
-        As :func:`privacy`.
+    see :func:`verdict_of_all`. Arguments and errors as of :func:`privacy`.
     """
     cases = _group_by(releases(run), "case")
     return {case: _verdict(entries, delta) for case, entries in cases.items()}
@@ -139,26 +132,11 @@ def claims(run: str | Path) -> dict[str, Guarantee]:
     return {case: claim for case, claim in found.items() if claim.epsilon is not None}
 
 
-def _explain_missing(run: Run) -> str:
-    if run.info.get("system") == "themis":
-        return "a THEMIS competition promises no differential privacy, and keeps no ledger"
-    return f"keeps no ledger of what was released, it lacks {FILE}"
-
-
 def _first_error(error: ValidationError) -> str:
     """Return the first validation error and its location."""
     mistake = error.errors()[0]
     places = (f"entry {part}" if isinstance(part, int) else part for part in mistake["loc"])
     return ": ".join([*places, mistake["msg"]])
-
-
-def _check_shield(entry: Release, where: str) -> None:
-    try:
-        _ = entry.protection
-    except ValidationError as error:
-        raise RequestError(f"{where}: shield: {_first_error(error)}") from error
-    except ValueError as error:
-        raise RequestError(f"{where}: {error}") from error
 
 
 def _group_by(entries: Iterable[Release], key: str) -> dict[str, list[Release]]:
@@ -176,6 +154,12 @@ def _table_row(group: list[Release], delta: float) -> dict[str, Any]:
     """Return the row of :func:`privacy` for all nodes' releases of one kind."""
     one, nodes = group[0], _group_by(group, "node")
     count = max(sum(entry.count for entry in own) for own in nodes.values())
+    composed: dict[str, float | None] = {}
+    if one.held.epsilon is not None and not one.trained_front:
+        assert isinstance(one.protection, Mechanism)
+        parts = [(one.protection, count)]
+        composed["composed_epsilon"] = compose_releases(parts, delta).epsilon
+        composed["composed_rdp"] = compose_rdp(parts, delta)
     return {
         "case": one.case,
         "what": one.what,
@@ -187,19 +171,8 @@ def _table_row(group: list[Release], delta: float) -> dict[str, Any]:
         "claimed": str(one.claimed) if one.claimed and one.claimed.epsilon else "nothing",
         "record_epsilon": one.held.epsilon,
         "record_delta": None if one.held.epsilon is None else one.held.delta,
-        **_compose(one, count, delta),
+        **composed,
         "reasons": _collect_reasons(one),
-    }
-
-
-def _compose(release: Release, count: int, delta: float) -> dict[str, float | None]:
-    if release.trained_front or release.held.epsilon is None:
-        return {"composed_epsilon": None, "composed_rdp": None}
-    assert isinstance(release.protection, Mechanism)
-    parts = [(release.protection, count)]
-    return {
-        "composed_epsilon": compose_releases(parts, delta).epsilon,
-        "composed_rdp": compose_rdp(parts, delta),
     }
 
 
@@ -212,7 +185,7 @@ def _collect_reasons(release: Release) -> tuple[str, ...]:
     found += [TRAINED] if release.trained_front else []
     found += [SEEDED] if release.randomness == "seeded" else []
     found += [f"sampling: {release.sampling}"] if release.sampling else []
-    return _unique(found)
+    return tuple(dict.fromkeys(found))
 
 
 # -------------------------------------------------------------------------- a verdict
@@ -227,13 +200,13 @@ def _verdict(entries: list[Release], delta: float, records: Sequence[str] = COUN
         flaws += [TRAINED, STEERED] if entry.trained_front else []
     flaws += [f"{entry.what} {STATISTICS}" for entry in private if _uses_statistics(entry)]
     if flaws:
-        return Guarantee("record", None, reasons=_unique(flaws))
+        return Guarantee("record", None, reasons=tuple(dict.fromkeys(flaws)))
     worst = _worst_guarantee(own, delta)
     public = [f"{e.what} are public" for e in entries if e.public and e.records in records]
     if any(entry.randomness == "seeded" for entry in own):
         otherwise = f"with secret noise: {worst}"
         return Guarantee("record", None, reasons=(SEEDED, otherwise, *worst.reasons))
-    return dataclasses.replace(worst, reasons=_unique([*worst.reasons, *public]))
+    return dataclasses.replace(worst, reasons=tuple(dict.fromkeys([*worst.reasons, *public])))
 
 
 def _uses_statistics(release: Release) -> bool:
@@ -259,20 +232,16 @@ def _worst_guarantee(own: list[Release], delta: float) -> Guarantee:
     """Return the guarantee for a record of the node that releases most."""
     if not own:
         return Guarantee("record", 0.0, reasons=("no private tensor of a training record leaves",))
-    nodes = [_node_guarantee(each, delta) for each in _group_by(own, "node").values()]
+    nodes = []
+    for entries in _group_by(own, "node").values():
+        parts = [(e.protection, e.count) for e in entries if isinstance(e.protection, Mechanism)]
+        counts = [
+            f"{e.what}: a record is released {_count_in_words(e.count)} at most" for e in entries
+        ]
+        total = compose_releases(parts, delta)
+        nodes.append(dataclasses.replace(total, reasons=(*counts, *total.reasons)))
     return max(nodes, key=lambda guarantee: guarantee.epsilon or 0.0)
-
-
-def _node_guarantee(own: list[Release], delta: float) -> Guarantee:
-    parts = [(e.protection, e.count) for e in own if isinstance(e.protection, Mechanism)]
-    counts = [f"{e.what}: a record is released {_count_in_words(e.count)} at most" for e in own]
-    total = compose_releases(parts, delta)
-    return dataclasses.replace(total, reasons=(*counts, *total.reasons))
 
 
 def _count_in_words(count: int) -> str:
     return "once" if count == 1 else f"{count} times"
-
-
-def _unique(reasons: Iterable[str]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(reasons))

@@ -23,22 +23,15 @@ from pudica.clients.data.registry import DISGUISED
 from pudica.models.errors import RequestError
 
 FILES = ("run.json", "experiment.yaml", "metrics.jsonl")
-TEXTS = ("run", "system", "experiment", "case", "stage", "node", "metric", "release")
-NUMBERS = {"round": "int64", "value": "float64", "M": "float64", "draw": "float64"}
-COLUMNS = (
-    "run",
-    "system",
-    "experiment",
-    "case",
-    "stage",
-    "round",
-    "node",
-    "metric",
-    "value",
-    "release",
-    "M",
-    "draw",
-)
+COLUMNS = {
+    **dict.fromkeys(("run", "system", "experiment", "case", "stage"), "str"),
+    "round": "int64",
+    **dict.fromkeys(("node", "metric"), "str"),
+    "value": "float64",
+    "release": "str",
+    **dict.fromkeys(("M", "draw"), "float64"),
+}
+"""The columns of every frame, and their types."""
 REQUIRED = {"stage", "round", "node", "metric", "value"}
 STAGES = (
     *("local", "generator", "density", "evaluation", "protection", "leaderboard"),
@@ -49,7 +42,6 @@ STAGES = (
 SERVERS = ("organiser", "cloud")
 ATTACKS = "*/attack-*.jsonl"
 """Measurements of ``pudica attack``, by case."""
-
 
 Section = TypeVar("Section", bound=BaseModel)
 
@@ -85,16 +77,16 @@ class Run:
         """Measurements of the run and of attacks on it; columns as in :func:`load`."""
         files = [self.directory / "metrics.jsonl", *sorted(self.directory.glob(ATTACKS))]
         rows = sorted((row for file in files for row in _read_rows(file)), key=self._sort_key)
+        texts = (name for name, kind in COLUMNS.items() if kind == "str")
         own = {
-            **dict.fromkeys(TEXTS, ""),
+            **dict.fromkeys(texts, ""),
             "run": self.name,
             "system": self.info.get("system", ""),
             "experiment": self.info.get("experiment", ""),
         }
         frame = pd.DataFrame([{**own, **row} for row in rows])
         further = sorted(set(frame.columns) - set(COLUMNS))
-        frame = frame.reindex(columns=[*COLUMNS, *further])
-        return frame.astype({**dict.fromkeys(TEXTS, "str"), **NUMBERS})
+        return frame.reindex(columns=[*COLUMNS, *further]).astype(COLUMNS)
 
     @property
     def disguise(self) -> str:
@@ -106,9 +98,8 @@ class Run:
 
     def curves(self, stage: str, metric: str, release: str = "") -> pd.DataFrame:
         """Return the server's measurements over all nodes: a row per round, a column per case."""
-        rows = self.frame
-        rows = rows[(rows["stage"] == stage) & (rows["metric"] == metric)]
-        rows = rows[rows["node"].isin(SERVERS) & (rows["release"] == release)]
+        rows = select(self.frame, stage=stage, metric=metric, release=release)
+        rows = rows[rows["node"].isin(SERVERS)]
         wide = rows.pivot_table(index="round", columns="case", values="value", sort=False)
         return wide.sort_index()
 
@@ -130,9 +121,7 @@ class Run:
             ) from error
 
     def _sort_key(self, row: dict[str, Any]) -> tuple[Any, ...]:
-        """Return the sort key of a row."""
         cases = list(self.settings.get(self.info.get("system", ""), {}).get("cases") or {})
-        node = str(row["node"])
         return (
             _position(STAGES, str(row["stage"])),
             _position(["", *cases], str(row.get("case", ""))),
@@ -140,7 +129,7 @@ class Run:
             row.get("M", -1),
             row.get("draw", -1),
             row["round"],
-            _position([*SERVERS, *self.nodes], node),
+            _position([*SERVERS, *self.nodes], str(row["node"])),
             str(row["metric"]),
             # Rows may still differ in tags unknown here.
             json.dumps(row, sort_keys=True),
@@ -188,12 +177,21 @@ def describe(run: str | Path) -> dict[str, Any]:
         As :func:`load`; or if there is more than one run.
     """
     opened = open_run(run)
-    return {
-        **opened.info,
-        "run": opened.name,
-        "directory": opened.directory,
-        "settings": opened.settings,
-    }
+    own = {"run": opened.name, "directory": opened.directory, "settings": opened.settings}
+    return opened.info | own
+
+
+def select(rows: pd.DataFrame, **tags: Any) -> pd.DataFrame:
+    """Return the measurements with these tags; none if they have no such tag at all."""
+    for name, tag in tags.items():
+        rows = rows[rows[name] == tag] if name in rows else rows[:0]
+    return rows
+
+
+def find_value(rows: pd.DataFrame, scale: float = 1.0, **tags: Any) -> float | None:
+    """Return the last of the measurements with these tags, times ``scale``; None without any."""
+    found = select(rows, **tags)["value"]
+    return scale * float(found.iloc[-1]) if len(found) else None
 
 
 def find(runs: str | Path | Sequence[str | Path]) -> list[Path]:
@@ -206,17 +204,21 @@ def find(runs: str | Path | Sequence[str | Path]) -> list[Path]:
 
 
 def open_runs(runs: RunPaths) -> list[Run]:
-    """Open the matching runs under distinct names.
-
-    Runs that are already open are returned unchanged.
-    """
+    """Open the matching runs under distinct names; runs that are open are returned unchanged."""
     places = [runs] if isinstance(runs, str | Path) else list(runs)
     opened = [place for place in places if isinstance(place, Run)]
     if opened:
         return opened
     directories = find([place for place in places if not isinstance(place, Run)])
-    names = _distinct_names(directories)
-    return [_open_directory(path, name) for path, name in zip(directories, names, strict=True)]
+    return [
+        Run(
+            name,
+            path,
+            _read_mapping(path / "run.json", json.loads),
+            _read_mapping(path / "experiment.yaml", yaml.safe_load),
+        )
+        for path, name in zip(directories, _distinct_names(directories), strict=True)
+    ]
 
 
 def open_runs_of(system: str, runs: RunPaths) -> list[Run]:
@@ -231,12 +233,6 @@ def open_run(run: str | Path) -> Run:
         names = ", ".join(one.name for one in found)
         raise RequestError(f"{run}: holds {len(found)} runs, name one of them: {names}")
     return found[0]
-
-
-def _open_directory(directory: Path, name: str) -> Run:
-    info = _read_mapping(directory / "run.json", json.loads)
-    settings = _read_mapping(directory / "experiment.yaml", yaml.safe_load)
-    return Run(name, directory, info, settings)
 
 
 def _read_mapping(path: Path, parse: Any) -> dict[str, Any]:
@@ -255,23 +251,17 @@ def _read_mapping(path: Path, parse: Any) -> dict[str, Any]:
 def _resolve(place: str | Path) -> list[Path]:
     path = Path(place)
     if path.is_dir():
-        return _find_in_directory(path)
+        if found := _find_below(path):
+            return found
+        lacking = [name for name in FILES if not (path / name).is_file()]
+        raise RequestError(f"{path} is no run, and holds none: it lacks {', '.join(lacking)}")
     if path.exists():
         raise RequestError(f"{path} is a file; name the run's directory")
-    if has_magic(str(place)):
-        matches = [Path(match) for match in sorted(glob(str(place), recursive=True))]
-        found = [run for match in matches if match.is_dir() for run in _find_below(match)]
-        if found:
-            return found
-    raise RequestError(f"nothing found at {path}")
-
-
-def _find_in_directory(path: Path) -> list[Path]:
-    found = _find_below(path)
-    if found:
-        return found
-    lacking = [name for name in FILES if not (path / name).is_file()]
-    raise RequestError(f"{path} is no run, and holds none: it lacks {', '.join(lacking)}")
+    matches = map(Path, sorted(glob(str(place), recursive=True))) if has_magic(str(place)) else ()
+    found = [run for match in matches if match.is_dir() for run in _find_below(match)]
+    if not found:
+        raise RequestError(f"nothing found at {path}")
+    return found
 
 
 def _find_below(path: Path) -> list[Path]:
@@ -315,12 +305,9 @@ def _read_rows(path: Path) -> Iterator[dict[str, Any]]:
         elif number == len(lines):
             warnings.warn(f"{path}: the last line is cut off and left out", stacklevel=2)
         else:
-            raise RequestError(f"{path}, line {number}: not a measurement: {_shorten(line)}")
-
-
-def _shorten(line: bytes) -> str:
-    text = line.decode(errors="replace")
-    return text if len(text) <= 60 else f"{text[:60]}…"
+            text = line.decode(errors="replace")
+            shown = text if len(text) <= 60 else f"{text[:60]}…"
+            raise RequestError(f"{path}, line {number}: not a measurement: {shown}")
 
 
 def _position(order: Sequence[str], item: str) -> tuple[int, str]:

@@ -1,17 +1,18 @@
-"""Tables of split learning runs, beside the published ones."""
+"""Tables and figures of split learning runs, the tables beside the published ones."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from functools import cache
-from importlib.resources import files
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 
-from pudica.analysis.layout import drop_run_names
+from pudica.analysis.drawing import COLOURS, draw_curves, label_points, new_figure
 from pudica.analysis.privacy import claims, verdict
-from pudica.analysis.runs import Run, RunPaths, open_runs_of
+from pudica.analysis.runs import Run, RunPaths, find_value, open_runs_of, select
+from pudica.analysis.summary import load_paper_table
 from pudica.strategies.core.session import CLOUD
 from pudica.strategies.core.spreadsheets import read_csv
 from pudica.strategies.split.config import SplitConfig
@@ -24,15 +25,16 @@ TESTS = {
     "noisy_cloud": ("noisy", "cloud"),
 }
 COSTS = ("bytes_up", "formula_up", "bytes_down", "formula_down")
+SETTINGS = ("shield", "epsilon", "batch_size", "front", "cut")
+PUBLISHED = {"batch-norm-laplace": "activation noise", "pixel-laplace": "raw pixel noise"}
+"""The paper's name of a setting, by the shield."""
+MAX_ROWS = 8
 
 
 def split_accuracy(runs: RunPaths) -> pd.DataFrame:
     """Return each case's test accuracy, with and without noise.
 
-    Parameters
-    ----------
-    runs : str, Path, or a sequence of these
-        As of :func:`pudica.analysis.load`.
+    Runs are named, and errors raised, as by :func:`pudica.analysis.load`.
 
     Returns
     -------
@@ -43,15 +45,10 @@ def split_accuracy(runs: RunPaths) -> pd.DataFrame:
         ``claimed`` by the shield's paper for one release, and ``holds``, the guarantee for a
         training record over all releases, as strings; ``published``, if the paper has this
         setting, and the ``difference`` of ``plain_edge`` from it.
-
-    Raises
-    ------
-    RequestError
-        As of :func:`pudica.analysis.load`.
     """
     rows = [row for run in open_runs_of("split", runs) for row in _accuracy_rows(run)]
-    columns = ["run", "experiment", "case", "shield", "epsilon", "batch_size", "front", "cut"]
-    frame = pd.DataFrame(rows, columns=[*columns, *TESTS, "claimed", "holds", "published"])
+    columns = ["run", "experiment", "case", *SETTINGS, *TESTS, "claimed", "holds", "published"]
+    frame = pd.DataFrame(rows, columns=columns)
     frame = frame.astype(dict.fromkeys(("epsilon", *TESTS, "published"), "float64"))
     return frame.assign(difference=frame["plain_edge"] - frame["published"])
 
@@ -72,31 +69,31 @@ def split_costs(runs: RunPaths) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns)
 
 
-def case_settings(run: Run) -> dict[str, SplitConfig]:
-    """Return the settings of each case of a run.
+def tables(runs: Sequence[Run]) -> dict[str, pd.DataFrame]:
+    """Return the tables that ``pudica show`` prints, by title."""
+    accuracy = split_accuracy(runs).drop(columns=[*SETTINGS])
+    if accuracy["published"].isna().all():
+        accuracy = accuracy.drop(columns=["published", "difference"])
+    costs = split_costs(runs)
+    if len(costs) > MAX_ROWS:
+        devices = costs.groupby(["run", "case"], sort=False)
+        costs = devices.mean(numeric_only=True)
+        costs.insert(0, "devices", devices.size())
+        costs = costs.reset_index()
+    return {"Test accuracy": accuracy, "What a device pays, per epoch and per batch": costs}
 
-    Raises
-    ------
-    RequestError
-        If another version of Pudica, with other settings, wrote the run.
-    """
+
+def _case_settings(run: Run) -> dict[str, SplitConfig]:
     return run.section("split", SplitConfig).each_case()
 
 
-def configured_epsilon(settings: SplitConfig) -> float | None:
-    """Return the ε in a shield's settings; None without noise."""
-    budget = settings.budget
-    return budget.epsilon if budget else getattr(settings.shield, "epsilon", None)
-
-
 def _accuracy_rows(run: Run) -> Iterator[dict[str, Any]]:
-    rows = run.frame
-    rows = rows[(rows["stage"] == "test") & (rows["node"] == CLOUD)]
+    rows = select(run.frame, stage="test", node=CLOUD)
     if rows.empty:  # the run may be in progress, without a ledger
         return
     claimed, verdicts = claims(run.directory), verdict(run.directory)
-    for case, settings in case_settings(run).items():
-        own = rows[rows["case"] == case]
+    for case, settings in _case_settings(run).items():
+        own = select(rows, case=case)
         if own.empty:
             continue
         yield {
@@ -104,92 +101,106 @@ def _accuracy_rows(run: Run) -> Iterator[dict[str, Any]]:
             "experiment": run.info.get("experiment", ""),
             "case": case,
             "shield": settings.shield.name,
-            "epsilon": configured_epsilon(settings),
+            "epsilon": _configured_epsilon(settings),
             "batch_size": settings.batch_size,
             "front": settings.front,
             "cut": settings.cut,
-            **{name: _accuracy(own, *which) for name, which in TESTS.items()},
+            **{
+                name: find_value(own, 100, release=release, classified=place)
+                for name, (release, place) in TESTS.items()
+            },
             "claimed": str(claimed.get(case, "nothing")),
             "holds": str(verdicts[case]),
-            "published": _published_value(run, settings),
+            "published": _find_published(run, settings),
         }
 
 
-def _accuracy(rows: pd.DataFrame, release: str, classified: str) -> float | None:
-    found = rows[(rows["release"] == release) & (rows["classified"] == classified)]["value"]
-    return 100 * float(found.iloc[-1]) if len(found) else None
+def _configured_epsilon(settings: SplitConfig) -> float | None:
+    """Return the ε in a shield's settings; None without noise."""
+    budget = settings.budget
+    return budget.epsilon if budget else getattr(settings.shield, "epsilon", None)
 
 
-@cache
-def _load_paper_table() -> pd.DataFrame:
-    with (files("pudica.analysis") / "paper" / "split_laplace_mnist.csv").open() as file:
-        return pd.read_csv(file)
-
-
-def _published_value(run: Run, settings: SplitConfig) -> float | None:
+def _find_published(run: Run, settings: SplitConfig) -> float | None:
     """Return paper 002's accuracy for a setting; it was measured with S = √(N−1)."""
-    kind = PUBLISHED.get(settings.shield.name)
+    name = PUBLISHED.get(settings.shield.name)
+    epsilon = _configured_epsilon(settings)
     as_measured = getattr(settings.shield, "sensitivity", "experiments") == "experiments"
-    epsilon = configured_epsilon(settings)
-    if run.settings["data"]["name"] != "mnist" or kind is None:
+    if run.settings["data"]["name"] != "mnist" or name is None:
         return None
+    if epsilon is not None and not as_measured:
+        return None
+    table = select(load_paper_table("split_laplace_mnist"), batch_size=settings.batch_size)
     if epsilon is None:
-        kind = "centralised without noise"
-    elif not as_measured:
-        return None
-    table = _load_paper_table()
-    same = (table["setting"] == kind) & (table["batch_size"] == settings.batch_size)
-    same &= table["epsilon"].isna() if epsilon is None else table["epsilon"] == epsilon
-    return float(table[same]["test_accuracy"].iloc[0]) if same.any() else None
-
-
-PUBLISHED: Mapping[str, str] = {
-    "batch-norm-laplace": "activation noise",
-    "pixel-laplace": "raw pixel noise",
-}
+        name, same = "centralised without noise", table["epsilon"].isna()
+    else:
+        same = table["epsilon"] == epsilon
+    found = select(table[same], setting=name)["test_accuracy"]
+    return float(found.iloc[0]) if len(found) else None
 
 
 def _cost_rows(run: Run) -> Iterator[dict[str, Any]]:
-    rows = run.frame
-    rows = rows[rows["stage"] == "costs"]
+    rows = select(run.frame, stage="costs")
     for case in rows["case"].unique():
-        wide = rows[rows["case"] == case].pivot_table(
+        wide = select(rows, case=case).pivot_table(
             index="node", columns="metric", values="value", sort=False
         )
-        seconds = _seconds_by_node(run, case)
+        timings: Any = {}
+        path = run.directory / case / "costs.csv"
+        if path.is_file():
+            timed = read_csv(path, "node").set_index("node")[["forward_ms", "backward_ms"]]
+            timings = timed.astype(float).to_dict("index")
         for node in [name for name in run.nodes if name in wide.index]:
-            found = {key: float(wide.loc[node, key]) for key in COSTS}
-            yield {"run": run.name, "case": case, "node": node, **found, **seconds.get(node, {})}
+            costs = {key: float(wide[key][node]) for key in COSTS}
+            yield {"run": run.name, "case": case, "node": node, **costs, **timings.get(node, {})}
 
 
-def _seconds_by_node(run: Run, case: str) -> dict[str, dict[str, float]]:
-    path = run.directory / case / "costs.csv"
-    if not path.is_file():
-        return {}
-    table = read_csv(path, "node").set_index("node")[["forward_ms", "backward_ms"]]
-    rows = table.to_dict("index").items()
-    return {str(node): {str(k): float(v) for k, v in row.items()} for node, row in rows}
+# ---------------------------------------------------------------------------- figures
 
 
-MAX_ROWS = 8
-SETTINGS = ("shield", "epsilon", "batch_size", "front", "cut")
+def figures(run: Run) -> Iterator[tuple[str, Figure | None]]:
+    """Yield name and figure for everything that was measured."""
+    yield "training", _draw_training(run)
+    yield "trade-off", _draw_trade_off(run)
 
 
-def tables(runs: Sequence[Run]) -> dict[str, pd.DataFrame]:
-    """Return the tables that ``pudica show`` prints, by title."""
-    found = {"Test accuracy": split_accuracy(runs).drop(columns=[*SETTINGS])}
-    if found["Test accuracy"]["published"].isna().all():
-        found["Test accuracy"] = found["Test accuracy"].drop(columns=["published", "difference"])
-    costs = split_costs(runs)
-    found["What a device pays, per epoch and per batch"] = (
-        costs if len(costs) <= MAX_ROWS else _average_devices(costs)
-    )
-    return drop_run_names(found, runs)
+def _draw_training(run: Run) -> Figure | None:
+    """Draw loss and validation accuracy over epochs, a line per case (Figures 5 to 7)."""
+    plain, noisy = (100 * run.curves("validation", "accuracy", r) for r in ("plain", "noisy"))
+    panels = {
+        "mean training loss": run.curves("training", "loss"),
+        "validation accuracy (%)\nwithout noise": plain,
+    }
+    if not noisy.equals(plain):
+        panels["validation accuracy (%)\nwith noise"] = noisy
+    title = f"Training across the cut — {run.name}"
+    return draw_curves(panels, list(_case_settings(run)), "epochs", title)
 
 
-def _average_devices(costs: pd.DataFrame) -> pd.DataFrame:
-    """Average over a case's devices, if there are too many for a table."""
-    groups = costs.groupby(["run", "case"], sort=False)
-    mean = groups.mean(numeric_only=True)
-    mean.insert(0, "devices", groups.size())
-    return mean.reset_index()
+def _draw_trade_off(run: Run) -> Figure | None:
+    """Draw test accuracy over ε, without noise and with (Figure 3 of paper 002)."""
+    table = split_accuracy([run])
+    there = table.dropna(subset=["epsilon"])
+    if there["epsilon"].nunique() < 2:
+        return None
+    figure = new_figure(7.0, 4.6, f"Test accuracy and noise — {run.name}")
+    axes = figure.subplots()
+    labels = {"plain_edge": "tested without noise", "noisy_edge": "tested with noise"}
+    for (column, label), colour in zip(labels.items(), COLOURS, strict=False):
+        own = there.dropna(subset=[column])
+        axes.plot(own["epsilon"], own[column], "o", color=colour, label=label)
+    silent = table[table["epsilon"].isna()]["plain_edge"]
+    if len(silent):
+        axes.axhline(silent.max(), color="#999999", linestyle=(0, (5, 3)), label="trained plain")
+    axes.set_xscale("log")
+    axes.set_xticks(sorted(there["epsilon"].unique()))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xlabel("ε as set: what the shield's paper claims, not what holds for a record")
+    axes.set_ylabel("accuracy on test images (%)")
+    axes.legend(loc="lower right", frameon=False, fontsize=8)
+    measured = there.dropna(subset=["plain_edge"])
+    places = zip(measured["epsilon"], measured["plain_edge"], strict=True)
+    points = dict(zip(measured["case"], places, strict=True))
+    label_points(figure, axes, points, dict.fromkeys(points, "#444444"))
+    return figure

@@ -1,12 +1,14 @@
-"""Overview tables of runs."""
+"""Tables of runs: all that there are, and what each system builds its own with."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
+from functools import cache
+from importlib.resources import files
+from typing import Any
 
 import pandas as pd
 
-from pudica.analysis.layout import join_side_by_side, make_printable
 from pudica.analysis.runs import Run, RunPaths, open_runs, open_runs_of
 from pudica.clients.runtime.systems import systems
 
@@ -19,36 +21,40 @@ def tables(runs: RunPaths) -> dict[str, pd.DataFrame]:
     A single run shows its leaderboards in full. Several runs are shown side by side: a column per
     run and figure.
 
-    Parameters
-    ----------
-    runs : str, Path, or a sequence of these
-        As of :func:`pudica.analysis.load`.
+    Runs are named, and errors raised, as by :func:`pudica.analysis.load`.
 
     Returns
     -------
     dict of str to DataFrame
         Accuracies in per cent, sizes in bytes, durations in seconds. Columns that would be
         empty are left out, and missing cells are None or NaN.
-
-    Raises
-    ------
-    RequestError
-        As of :func:`pudica.analysis.load`.
     """
     opened = open_runs(runs)
-    shown = [
-        system.part("tables")(own)
-        for name, system in sorted(systems().items())
-        if (own := open_runs_of(name, opened)) and system.tables
-    ]
-    found = {
-        **{title: frame for each in shown for title, frame in each.items()},
-        "Images that were disguised beforehand": pd.DataFrame(_list_disguises(opened)),
-        "Runs": pd.DataFrame([_overview(run) for run in opened]),
-        "Exchanges": _join_runs(opened, _exchanges, "exchange"),
-        "Durations": _join_runs(opened, _seconds, "stage"),
+    found = {}
+    for name, system in sorted(systems().items()):
+        if (own := open_runs_of(name, opened)) and system.tables:
+            for title, frame in system.part("tables")(own).items():
+                # In a single run's tables its name would be the same in every row.
+                one = frame.drop(columns=["run", "experiment"], errors="ignore")
+                found[title] = frame if len(own) > 1 else one
+    disguised = [{"run": run.name, "disguise": run.disguise} for run in opened if run.disguise]
+    exchanges = {
+        run.name: pd.DataFrame(
+            [{"exchange": kind, **total} for kind, total in run.info.get("exchanges", {}).items()]
+        )
+        for run in opened
     }
-    return {title: make_printable(frame) for title, frame in found.items() if not frame.empty}
+    seconds = {
+        run.name: pd.DataFrame(run.info.get("seconds", {}).items(), columns=["stage", "seconds"])
+        for run in opened
+    }
+    found |= {
+        "Images that were disguised beforehand": pd.DataFrame(disguised),
+        "Runs": pd.DataFrame([_overview(run) for run in opened]),
+        "Exchanges": join_side_by_side(exchanges, "exchange"),
+        "Durations": join_side_by_side(seconds, "stage"),
+    }
+    return {title: _make_printable(frame) for title, frame in found.items() if not frame.empty}
 
 
 def _overview(run: Run) -> dict[str, object]:
@@ -63,20 +69,60 @@ def _overview(run: Run) -> dict[str, object]:
     }
 
 
-def _list_disguises(runs: Sequence[Run]) -> list[dict[str, object]]:
-    """List how images were disguised; tables then call disguised images plain."""
-    return [{"run": run.name, "disguise": run.disguise} for run in runs if run.disguise]
+def _make_printable(frame: pd.DataFrame) -> pd.DataFrame:
+    """Leave out empty columns, and turn missing whole numbers into None."""
+    frame = frame.dropna(axis="columns", how="all")
+    for name in frame.select_dtypes("Int64"):
+        if frame[name].isna().any():
+            frame[name] = frame[name].astype(object).where(frame[name].notna(), None)
+    return frame
 
 
-def _exchanges(run: Run) -> pd.DataFrame:
-    totals = run.info.get("exchanges", {})
-    return pd.DataFrame([{"exchange": kind, **total} for kind, total in totals.items()])
+def join_side_by_side(
+    frames: Mapping[str, pd.DataFrame | None], key: str, shown: Sequence[str] = ()
+) -> pd.DataFrame:
+    """Return frames by run as one; of several runs, with a column per figure and run.
+
+    Parameters
+    ----------
+    frames : mapping of str to DataFrame or None
+        By run; None or empty: nothing of it.
+    key : str
+        The column whose values name the rows.
+    shown : sequence of str
+        The figures to show of several runs, by default all.
+    """
+    there = {run: frame for run, frame in frames.items() if frame is not None and not frame.empty}
+    if not there:
+        return pd.DataFrame()
+    if len(frames) == 1:
+        return next(iter(there.values()))
+    keyed = {}
+    for run, frame in there.items():
+        own = frame.set_index(key)
+        # Whole numbers stay whole where a run lacks a row that another has.
+        keyed[run] = own.astype(dict.fromkeys(own.select_dtypes("int64"), "Int64"))
+    rows = list(dict.fromkeys(row for frame in keyed.values() for row in frame.index))
+    figures = shown or dict.fromkeys(str(name) for frame in keyed.values() for name in frame)
+    wide = {
+        f"{figure} ({run})": frame[figure]
+        for figure in figures
+        for run, frame in keyed.items()
+        if figure in frame
+    }
+    return pd.DataFrame(wide, index=rows).rename_axis(index=key).reset_index()
 
 
-def _seconds(run: Run) -> pd.DataFrame:
-    return pd.DataFrame(run.info.get("seconds", {}).items(), columns=["stage", "seconds"])
+def build_table(
+    rows: Sequence[Mapping[str, Any]], labels: Sequence[str], numbers: Sequence[str]
+) -> pd.DataFrame:
+    """Return rows as a frame of these columns, in which missing numbers are NaN."""
+    frame = pd.DataFrame(rows, columns=[*labels, *numbers])
+    return frame.astype(dict.fromkeys(numbers, "float64"))
 
 
-def _join_runs(runs: Sequence[Run], table: Callable[[Run], pd.DataFrame], key: str) -> pd.DataFrame:
-    there = {run.name: frame for run in runs if not (frame := table(run)).empty}
-    return join_side_by_side(there, key, len(runs) > 1)
+@cache
+def load_paper_table(name: str) -> pd.DataFrame:
+    """Load a published table from the folder ``paper``; accuracies in per cent."""
+    with (files("pudica.analysis") / "paper" / f"{name}.csv").open(encoding="utf-8") as file:
+        return pd.read_csv(file)

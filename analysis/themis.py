@@ -1,31 +1,40 @@
-"""Tables of THEMIS runs, beside the published ones."""
+"""Tables and figures of THEMIS runs, the tables beside the published ones."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import cache
-from importlib.resources import files
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import product
 from typing import Any
 
+import numpy as np
 import pandas as pd
+import torch
+from matplotlib.figure import Figure
 
 from pudica import models
-from pudica.analysis.layout import drop_run_names, join_side_by_side
-from pudica.analysis.runs import Run, RunPaths, open_runs_of
+from pudica.analysis.drawing import (
+    assign_styles,
+    draw_against_diagonal,
+    draw_heat_maps,
+    draw_image_rows,
+    draw_ranks,
+    format_number,
+    label_lines,
+    new_figure,
+)
+from pudica.analysis.runs import Run, RunPaths, open_runs_of, select
+from pudica.analysis.summary import join_side_by_side, load_paper_table
 from pudica.clients.data.registry import lookup
 from pudica.models.errors import RequestError
 from pudica.strategies.themis.config import ThemisConfig
 from pudica.strategies.themis.leaderboard import agreement, leaderboard, ranks
 
-FIGURES = (
-    "plain_accuracy",
-    "plain_rank",
-    "untrained_accuracy",
-    "untrained_delta_rank",
-    "trained_accuracy",
-    "trained_delta_rank",
+MEASURED = (
+    *("plain_accuracy", "plain_rank", "untrained_accuracy", "untrained_delta_rank"),
+    *("trained_accuracy", "trained_delta_rank"),
 )
-SPREADS = ("untrained_std", "trained_std")
+"""The columns of Table 1 that are measured."""
 RANKS = {
     "original_rank": "original_rank",
     "case0": "case0_alphabetical",
@@ -33,25 +42,14 @@ RANKS = {
     "case2": "case2_two_dropouts_per_epoch",
 }
 PROTECTION = (
-    "mean_sigma",
-    "mean_sigma_pixels",
-    "psnr",
-    "ssim",
-    "psnr_denoised",
-    "ssim_denoised",
-    "examiner_accuracy",
-    "examiner_accuracy_as_released",
-    "examiner_accuracy_plain",
+    *("mean_sigma", "mean_sigma_pixels", "psnr", "ssim", "psnr_denoised", "ssim_denoised"),
+    *("examiner_accuracy", "examiner_accuracy_as_released", "examiner_accuracy_plain"),
 )
-AGREEMENT = ("kendall_tau", "spearman_rho")
-# The case of measurements shared by all cases.
-SHARED = ""
+RELEASES = ("untrained", "trained")
+SHARED = ""  # the case of measurements shared by all cases
 CHEATING = " (cheating)"
 # Matched to the paper's rows, besides the task; participants may have any name.
 ARCHITECTURE = "architecture"
-
-
-# ------------------------------------------------------------------------- the tables
 
 
 def themis_table1(runs: RunPaths, case: str | None = None, M: float | None = None) -> pd.DataFrame:
@@ -69,10 +67,9 @@ def themis_table1(runs: RunPaths, case: str | None = None, M: float | None = Non
     Returns
     -------
     DataFrame
-        The columns of the published table (accuracies in per cent, means over draws; a
-        positive change of rank is a rise), then the standard deviations over draws, then
-        ``…_published`` and ``…_difference`` (ours minus published) for each figure, then
-        ``run, experiment, case, M``. Values that were not measured or published are missing.
+        The columns of the published table (accuracies in per cent, means over draws; a positive
+        change of rank is a rise), standard deviations over draws, ``…_published`` and
+        ``…_difference`` (ours minus published) for each figure, ``run, experiment, case, M``.
 
     Raises
     ------
@@ -80,9 +77,8 @@ def themis_table1(runs: RunPaths, case: str | None = None, M: float | None = Non
         As of :func:`pudica.analysis.load`; or no run has this case or M.
     """
     parts = [_build_table1(run, case, M) for run in _open_themis_runs(runs, case, M)]
-    last = ["run", "experiment", "case", "M"]
-    table = _stack(parts, ["task", "model", *FIGURES, *SPREADS, ARCHITECTURE, *last])
-    return _move_to_end(_add_published(table, _load_paper_table("themis_table1"), FIGURES), last)
+    paper, last = load_paper_table("themis_table1"), ("run", "experiment", "case", "M")
+    return _compare(parts, paper, MEASURED, ("untrained_std", "trained_std"), last)
 
 
 def themis_table1_spread(
@@ -96,54 +92,37 @@ def themis_table1_spread(
     -------
     DataFrame
         The columns of the published table (means over runs), ``runs`` (their number), each figure
-        with ``_min`` and ``_max``, with ``_published`` and ``_difference``, then
-        ``experiment, case, M``.
+        with ``_min``, ``_max``, ``_published``, ``_difference``, then ``experiment, case, M``.
     """
-    table = themis_table1(runs, case, M)
     keys = ["experiment", "task", "model", "case", "M"]
-    groups = table.groupby(keys, sort=False, dropna=False)
-    spread = groups[list(FIGURES)].mean().astype(float)
+    groups = themis_table1(runs, case, M).groupby(keys, sort=False, dropna=False)
+    spread = groups[list(MEASURED)].mean().astype(float)
     spread["runs"] = groups.size()
-    for figure in FIGURES:
-        spread[f"{figure}_min"] = groups[figure].min()
-        spread[f"{figure}_max"] = groups[figure].max()
-    for figure in FIGURES:
-        spread[f"{figure}_published"] = groups[f"{figure}_published"].first()
-        spread[f"{figure}_difference"] = groups[f"{figure}_difference"].mean().astype(float)
+    for name in MEASURED:
+        spread[f"{name}_min"] = groups[name].min()
+        spread[f"{name}_max"] = groups[name].max()
+    for name in MEASURED:
+        spread[f"{name}_published"] = groups[f"{name}_published"].first()
+        spread[f"{name}_difference"] = groups[f"{name}_difference"].mean().astype(float)
     return _move_to_end(spread.reset_index(), ["experiment", "case", "M"])
 
 
 def themis_table2(runs: RunPaths, M: float | None = None) -> pd.DataFrame:
     """Return Table 2 of THEMIS: each participant's rank in each case.
 
-    If a participant cheats in a case, its rank there is its cheating model's.
-
-    Parameters
-    ----------
-    runs : str, Path, or a sequence of these
-        As of :func:`pudica.analysis.load`. The published columns come from the cases ``case0``,
-        ``case1`` and ``case2``; a case of another name gives a column of its name.
-    M : float, optional
-        Upper bound of σ at release; by default each run's official (first) one.
+    If a participant cheats in a case, its rank there is its cheating model's. Arguments and errors
+    as of :func:`themis_table1`.
 
     Returns
     -------
     DataFrame
-        The columns of the published table, further cases, ``…_published`` and
-        ``…_difference`` (ours minus published) for the published columns, then
-        ``run, experiment``.
-
-    Raises
-    ------
-    RequestError
-        As of :func:`pudica.analysis.load`; or no run has this M.
+        The columns of the published table, from the cases ``case0, case1, case2``; a column per
+        further case; ``…_published`` and ``…_difference`` as there; ``run, experiment``.
     """
     parts = [_build_table2(run, M) for run in _open_themis_runs(runs, None, M)]
-    last = ["run", "experiment"]
-    table = _stack(parts, ["task", "model", *RANKS.values(), ARCHITECTURE, *last])
-    paper = _load_paper_table("themis_table2").assign(task="cifar10")
-    beside = _add_published(table, paper, tuple(RANKS.values()))
-    return _move_to_end(beside.drop(columns="task"), last)
+    paper = load_paper_table("themis_table2").assign(task="cifar10")
+    table = _compare(parts, paper, tuple(RANKS.values()), (), ("run", "experiment"))
+    return table.drop(columns="task")
 
 
 def themis_protection(runs: RunPaths) -> pd.DataFrame:
@@ -159,66 +138,32 @@ def themis_protection(runs: RunPaths) -> pd.DataFrame:
         plain and mean noisy accuracies of the case's participants. The untrained noise is the
         same in all cases; its rank agreement is not where participants differ.
     """
-    columns = ["run", "case", "M", "release", *PROTECTION, *AGREEMENT]
     rows = [row for run in _open_themis_runs(runs) for row in _protection_rows(run)]
+    columns = ["run", "case", "M", "release", *PROTECTION, "kendall_tau", "spearman_rho"]
     return pd.DataFrame(rows, columns=columns)
 
 
-# ---------------------------------------------------------------------- parts of a run
+def tables(runs: Sequence[Run]) -> dict[str, pd.DataFrame]:
+    """Return the tables that ``pudica show`` prints, by title."""
+    cases = dict.fromkeys(case for run in runs for case in competition_settings(run).each_case())
+    found = {}
+    for case in cases:
+        title = "Leaderboard" if len(cases) == 1 else f"Leaderboard, {case}"
+        boards = {run.name: build_leaderboard(run, case) for run in runs}
+        shown = ("rank", "plain_accuracy", "trained_accuracy")
+        found[title] = join_side_by_side(boards, "model", shown)
+    if len(cases) > 1:
+        found["Ranks in each case"] = themis_table2(runs)
+    found["Protection"] = themis_protection(runs)
+    table1 = themis_table1(runs)
+    if table1["trained_accuracy_published"].notna().any():
+        found["Beside the paper"] = table1.drop(columns=table1.filter(like="_std"))
+    return found
 
 
 def competition_settings(run: Run) -> ThemisConfig:
-    """Return a run's ``themis`` section.
-
-    Raises
-    ------
-    RequestError
-        If another version of Pudica, with other settings, wrote the run.
-    """
+    """Return a run's ``themis`` section; RequestError as of :meth:`Run.section`."""
     return run.section("themis", ThemisConfig)
-
-
-def accuracies_per_draw(run: Run, release: str, case: str, M: float) -> pd.DataFrame:
-    """Return accuracies in [0, 1]: a row per complete draw, a column per contestant."""
-    rows = run.frame
-    rows = rows[
-        (rows["stage"] == "evaluation")
-        & (rows["metric"] == "accuracy")
-        & (rows["release"] == release)
-        & (rows["case"] == case)
-        & (rows["M"] == M)
-    ]
-    wide = rows.pivot_table(index="draw", columns="node", values="value")
-    return wide[list(rows["node"].unique())].dropna()
-
-
-def build_leaderboard(run: Run, case: str, M: float) -> pd.DataFrame | None:
-    """Build a case's leaderboard at one M; None if there are no measurements yet.
-
-    Columns as of :func:`pudica.strategies.themis.leaderboard.leaderboard`.
-    """
-    trained = accuracies_per_draw(run, "trained", case, M)
-    if trained.empty:
-        return None
-    names = list(trained)
-    plain = accuracies_per_draw(run, "plain", SHARED, 0.0)
-    untrained = accuracies_per_draw(run, "untrained", SHARED, M)
-    return leaderboard(
-        _lists_by_name(trained),
-        None if plain.empty else to_mapping(plain.reindex(columns=names, fill_value=0.0).iloc[0]),
-        None
-        if untrained.empty
-        else _lists_by_name(untrained.reindex(columns=names, fill_value=0.0)),
-    )
-
-
-def to_mapping(values: pd.Series) -> dict[str, float]:
-    """Return a series as a dictionary."""
-    return {str(name): float(value) for name, value in values.items()}
-
-
-def _lists_by_name(accuracies: pd.DataFrame) -> dict[str, list[float]]:
-    return {str(name): accuracies[name].tolist() for name in accuracies}
 
 
 def participant_name(name: str) -> str:
@@ -226,39 +171,62 @@ def participant_name(name: str) -> str:
     return name.removesuffix(CHEATING)
 
 
+def _by_name(values: pd.Series) -> dict[str, float]:
+    return {str(name): value for name, value in values.items()}
+
+
+def build_leaderboard(run: Run, case: str, M: float | None = None) -> pd.DataFrame | None:
+    """Build a case's leaderboard at one M, by default the official one; None if not measured yet.
+
+    Columns as of :func:`pudica.strategies.themis.leaderboard.leaderboard`.
+    """
+    M = M or competition_settings(run).release_bounds[0]
+    trained = _accuracies_per_draw(run, "trained", case, M)
+    if trained.empty:
+        return None
+    plain = _accuracies_per_draw(run, "plain", SHARED, 0.0)
+    untrained = _accuracies_per_draw(run, "untrained", SHARED, M)
+    # Contestants absent at a release made no predictions for it.
+    plain, untrained = (f.reindex(columns=[*trained], fill_value=0.0) for f in (plain, untrained))
+    return leaderboard(
+        trained.to_dict("list"),  # type: ignore[arg-type]
+        None if plain.empty else _by_name(plain.iloc[0]),
+        None if untrained.empty else untrained.to_dict("list"),  # type: ignore[arg-type]
+    )
+
+
+def _accuracies_per_draw(run: Run, release: str, case: str, M: float) -> pd.DataFrame:
+    """Return accuracies in [0, 1]: a row per complete draw, a column per contestant."""
+    rows = select(run.frame, stage="evaluation", metric="accuracy", release=release, case=case, M=M)
+    wide = rows.pivot_table(index="draw", columns="node", values="value")
+    return wide[list(rows["node"].unique())].dropna()
+
+
 def _open_themis_runs(runs: RunPaths, case: str | None = None, M: float | None = None) -> list[Run]:
     """Open the matching THEMIS runs that have the requested case and M."""
     found = open_runs_of("themis", runs)
     if not found:
         raise RequestError("none of these runs is a THEMIS competition")
-    found = _select_runs(
-        found, "case", case, lambda run: list(competition_settings(run).each_case())
-    )
-    return _select_runs(
-        found, "M at release", M, lambda run: competition_settings(run).release_bounds
-    )
-
-
-def _select_runs(
-    runs: list[Run], what: str, wanted: Any, offered: Callable[[Run], Sequence[Any]]
-) -> list[Run]:
-    having = [run for run in runs if wanted is None or wanted in offered(run)]
-    if not having:
-        there = dict.fromkeys(str(item) for run in runs for item in offered(run))
-        raise RequestError(f"no run has the {what} '{wanted}'; there are: {', '.join(there)}")
-    return having
+    settings = {run.name: competition_settings(run) for run in found}
+    cases: dict[str, Any] = {name: list(own.each_case()) for name, own in settings.items()}
+    bounds: dict[str, Any] = {name: own.release_bounds for name, own in settings.items()}
+    for what, wanted, offered in (("case", case, cases), ("M at release", M, bounds)):
+        having = [run for run in found if wanted is None or wanted in offered[run.name]]
+        if not having:
+            there = dict.fromkeys(str(item) for run in found for item in offered[run.name])
+            raise RequestError(f"no run has the {what} '{wanted}'; there are: {', '.join(there)}")
+        found = having
+    return found
 
 
 def _build_table1(run: Run, case: str | None, M: float | None) -> pd.DataFrame | None:
     settings = competition_settings(run)
-    case = case or next(iter(settings.each_case()))
-    M = M or settings.release_bounds[0]
+    case, M = case or next(iter(settings.each_case())), M or settings.release_bounds[0]
     ranked = build_leaderboard(run, case, M)
     if ranked is None:
         return None
-    place = [run.nodes.index(participant_name(name)) for name in ranked["model"]]
-    table = ranked.assign(place=place).sort_values("place", ignore_index=True)
-    table = table.drop(columns=["place", "rank"])
+    place = ranked["model"].map(lambda name: run.nodes.index(participant_name(name)))
+    table = ranked.drop(columns="rank").iloc[place.argsort()].reset_index(drop=True)
     return table.assign(**_labels(run, table["model"]), case=case, M=M)
 
 
@@ -266,75 +234,50 @@ def _build_table2(run: Run, M: float | None) -> pd.DataFrame | None:
     settings = competition_settings(run)
     M = M or settings.release_bounds[0]
     cases = {
-        case: accuracies_per_draw(run, "trained", case, M).mean() for case in settings.each_case()
+        case: _accuracies_per_draw(run, "trained", case, M).mean() for case in settings.each_case()
     }
     if all(accuracies.empty for accuracies in cases.values()):
         return None
-    plain = accuracies_per_draw(run, "plain", SHARED, 0.0).mean()
+    plain = _accuracies_per_draw(run, "plain", SHARED, 0.0).mean()
     honest = plain[[name for name in run.nodes if name in plain]]
     table = pd.DataFrame({"model": run.nodes})
     for case, accuracies in {"original_rank": honest, **cases}.items():
-        ranked = {
-            participant_name(name): rank for name, rank in ranks(to_mapping(accuracies)).items()
-        }
+        ranked = {participant_name(n): rank for n, rank in ranks(_by_name(accuracies)).items()}
         table[RANKS.get(case, case)] = table["model"].map(ranked).astype("Int64")
     return table.assign(**_labels(run, table["model"]))
 
 
 def _protection_rows(run: Run) -> Iterator[dict[str, Any]]:
     settings = competition_settings(run)
-    for case in settings.each_case():
-        for M in settings.release_bounds:
-            for release in ("untrained", "trained"):
-                owner = SHARED if release == "untrained" else case
-                values = {
-                    **_protection_values(run, release, owner, M),
-                    **_agreement(run, release, owner, case, M),
-                }
-                if values:
-                    yield {"run": run.name, "case": case, "M": M, "release": release, **values}
-
-
-def _protection_values(run: Run, release: str, case: str, M: float) -> dict[str, float]:
-    rows = run.frame
-    rows = rows[
-        (rows["stage"] == "protection")
-        & (rows["release"] == release)
-        & (rows["case"] == case)
-        & (rows["M"] == M)
-    ]
-    values = dict(zip(rows["metric"], rows["value"], strict=True))
-    return {
-        name: value * (100 if name.startswith("examiner_accuracy") else 1)
-        for name, value in values.items()
-        if name in PROTECTION
-    }
-
-
-def _agreement(run: Run, release: str, owner: str, case: str, M: float) -> dict[str, float]:
-    contestants = accuracies_per_draw(run, "trained", case, M).columns
-    plain = accuracies_per_draw(run, "plain", SHARED, 0.0).mean()
-    noisy = accuracies_per_draw(run, release, owner, M).mean()
-    if plain.empty or noisy.empty or contestants.empty:
-        return {}
-    # Contestants absent at a release made no predictions for it.
-    there = (values.reindex(contestants, fill_value=0.0) for values in (plain, noisy))
-    return agreement(*map(to_mapping, there))
-
-
-def _task(run: Run) -> str:
-    """Return the paper's name of the task, or else the data set's name."""
-    data = run.settings["data"]
-    if data["name"] == "utkface":
-        return f"utkface_{data.get('label') or lookup('utkface').label}"
-    return str(data["name"])
+    plain = _accuracies_per_draw(run, "plain", SHARED, 0.0).mean()
+    for case, M, release in product(settings.each_case(), settings.release_bounds, RELEASES):
+        owner = SHARED if release == "untrained" else case
+        rows = select(run.frame, stage="protection", release=release, case=owner, M=M)
+        found = dict(zip(rows["metric"], rows["value"], strict=True))
+        values = {
+            name: value * (100 if name.startswith("examiner_accuracy") else 1)
+            for name, value in found.items()
+            if name in PROTECTION
+        }
+        contestants = _accuracies_per_draw(run, "trained", case, M).columns
+        noisy = _accuracies_per_draw(run, release, owner, M).mean()
+        if not (plain.empty or noisy.empty or contestants.empty):
+            # Contestants absent at a release made no predictions for it.
+            there = (each.reindex(contestants, fill_value=0.0) for each in (plain, noisy))
+            values |= agreement(*(_by_name(each) for each in there))
+        if values:
+            yield {"run": run.name, "case": case, "M": M, "release": release, **values}
 
 
 def _labels(run: Run, names: Iterable[str]) -> dict[str, Any]:
     """Return the columns that identify run, task and architectures of a table's rows."""
+    data = run.settings["data"]
+    task = str(data["name"])
+    if task == "utkface":
+        task = f"utkface_{data.get('label') or lookup('utkface').label}"
     models_of = {p["name"]: p["model"] for p in run.settings["participants"]}
     return {
-        "task": _task(run),
+        "task": task,
         ARCHITECTURE: [_published_name(models_of.get(name, "")) for name in names],
         "run": run.name,
         "experiment": run.info.get("experiment", ""),
@@ -349,71 +292,163 @@ def _published_name(model: str) -> str:
         return model
 
 
-# ------------------------------------------------------------------ beside the paper's
-
-
-@cache
-def _load_paper_table(table: str) -> pd.DataFrame:
-    """Load a published table; accuracies in per cent."""
-    with (files("pudica.analysis") / "paper" / f"{table}.csv").open(encoding="utf-8") as file:
-        return pd.read_csv(file)
-
-
-def _stack(parts: Iterable[pd.DataFrame | None], columns: Sequence[str]) -> pd.DataFrame:
-    """Concatenate the parts: these columns first, then the others."""
+def _compare(
+    parts: Iterable[pd.DataFrame | None],
+    paper: pd.DataFrame,
+    measured: Sequence[str],
+    further: Sequence[str],
+    last: Sequence[str],
+) -> pd.DataFrame:
+    """Stack the parts, and add what is published of the same tasks and architectures."""
     there = [part for part in parts if part is not None]
     table = pd.concat(there, ignore_index=True) if there else pd.DataFrame()
-    further = [name for name in table.columns if name not in columns]
-    return table.reindex(columns=[*columns, *further])
-
-
-def _add_published(
-    table: pd.DataFrame, paper: pd.DataFrame, figures: Sequence[str]
-) -> pd.DataFrame:
-    """Add the published values for the same task and architecture, and the differences."""
+    first = ["task", "model", *measured, *further, ARCHITECTURE, *last]
+    table = table.reindex(columns=[*first, *(name for name in table if name not in first)])
     keys = table[["task", ARCHITECTURE]].rename(columns={ARCHITECTURE: "model"})
     # Ranks are nullable integers.
-    whole = {figure: "Int64" for figure in figures if "accuracy" not in figure}
+    whole = {name: "Int64" for name in measured if "accuracy" not in name}
     published = keys.merge(paper, on=["task", "model"], how="left").astype(whole)
     table = table.astype(whole)
-    for figure in figures:
-        table[f"{figure}_published"] = published[figure]
-        table[f"{figure}_difference"] = table[figure] - published[figure]
-    return table.drop(columns=ARCHITECTURE)
+    for name in measured:
+        table[f"{name}_published"] = published[name]
+        table[f"{name}_difference"] = table[name] - published[name]
+    return _move_to_end(table.drop(columns=ARCHITECTURE), last)
 
 
 def _move_to_end(table: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
     return table[[*table.columns.drop(list(names)), *names]]
 
 
-SIDE_BY_SIDE = ("rank", "plain_accuracy", "trained_accuracy")
+# ---------------------------------------------------------------------------- figures
 
 
-def tables(runs: Sequence[Run]) -> dict[str, pd.DataFrame]:
-    """Return the tables that ``pudica show`` prints, by title."""
-    cases = list(
-        dict.fromkeys(case for run in runs for case in competition_settings(run).each_case())
-    )
-    found = {}
+def figures(run: Run) -> Iterator[tuple[str, Figure | None]]:
+    """Yield name and figure for everything that was measured in a competition."""
+    cases = list(competition_settings(run).each_case())
     for case in cases:
-        title = "Leaderboard" if len(cases) == 1 else f"Leaderboard, {case}"
-        found[title] = _join_leaderboards(runs, case)
+        yield f"{case}-images", draw_images(run, case)
+        yield f"{case}-accuracy", _draw_accuracy(run, case)
+        yield f"{case}-plain-against-noisy", _draw_plain_against_noisy(run, case)
+        yield f"{case}-sigma-mu", _draw_sigma_mu(run, case)
     if len(cases) > 1:
-        found["Ranks in each case"] = themis_table2(runs)
-    found["Protection"] = themis_protection(runs)
-    table1 = themis_table1(runs)
-    if table1["trained_accuracy_published"].notna().any():
-        found["Beside the paper"] = table1.drop(columns=table1.filter(like="_std"))
-    return drop_run_names(found, runs)
+        yield "ranks", _draw_ranks(run)
 
 
-def _join_leaderboards(runs: Sequence[Run], case: str) -> pd.DataFrame:
-    boards = {}
-    for run in runs:
-        settings = competition_settings(run)
-        if case in settings.each_case():
-            boards[run.name] = build_leaderboard(run, case, settings.release_bounds[0])
-    there = {name: frame for name, frame in boards.items() if frame is not None}
-    if len(runs) > 1:
-        there = {n: f.filter(["model", *SIDE_BY_SIDE]) for n, f in there.items()}
-    return join_side_by_side(there, "model", len(runs) > 1)
+def _heading(run: Run, case: str, title: str) -> str:
+    only = len(competition_settings(run).each_case()) == 1
+    return f"{title} — {run.name}" if only else f"{title} — {run.name}, {case}"
+
+
+def _load_arrays(run: Run, case: str, name: str) -> dict[str, np.ndarray]:
+    """Load the arrays of an artefact; empty if it does not exist yet."""
+    path = run.directory / case / name
+    if not path.is_file():
+        return {}
+    with np.load(path) as file:
+        return dict(file)
+
+
+def draw_images(run: Run, case: str) -> Figure | None:
+    """Draw plain, untrained-noisy and trained-noisy test images, a row each (Figure 3)."""
+    arrays = _load_arrays(run, case, "samples.npz")
+    if not arrays:
+        return None
+    quality = select(themis_protection([run]), case=case)
+    rows = {}
+    for name, images in arrays.items():  # "plain", or such as "trained M=0.3"
+        release, _, bound = name.partition(" M=")
+        own = select(quality, release=release)
+        own = own[own["M"].map("{:g}".format) == bound]
+        lines = [release, f"M = {bound}" if bound else ""]
+        lines += [f"PSNR {value:.1f} dB" for value in own["psnr"].dropna()]
+        rows["\n".join(filter(None, lines))] = images
+    # Without comparison a run releases noisy images only.
+    title = "Test images before and after noise" if "plain" in arrays else "Test images, noisy"
+    return draw_image_rows(rows, _heading(run, case, title))
+
+
+def _draw_accuracy(run: Run, case: str) -> Figure | None:
+    """Draw each participant's noisy validation accuracy over generator epochs (Figure 4)."""
+    rows = select(run.frame, stage="generator", case=case)
+    accuracy, sigma = (_over_epochs(rows, name) for name in ("validation_accuracy", "mean_sigma"))
+    if accuracy.empty:
+        return None
+    looks = assign_styles(run.nodes)
+    figure = new_figure(7.5, 6.0, _heading(run, case, "Accuracy on the noisy validation set"))
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
+    for name, values in accuracy.items():
+        line = 100 * values.dropna()
+        upper.plot(line.index, line, **looks[str(name)], markersize=3.5, clip_on=False)
+    lower.plot(sigma.index, sigma, color="#444444", marker="o", markersize=3.5, clip_on=False)
+    lower.set_ylim(0, None)
+    upper.set_xlim(accuracy.index.min(), max(accuracy.index.max(), 1))
+    upper.set_ylabel("accuracy (%)")
+    lower.set_ylabel("mean σ\n(input units)")
+    lower.set_xlabel("epochs of the noise generator's training")
+    lower.xaxis.get_major_locator().set_params(integer=True)
+    label_lines(figure, upper, _by_name(100 * accuracy.ffill().iloc[-1]), looks)
+    return figure
+
+
+def _over_epochs(rows: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """Return a metric with a row per epoch and a column per node, in the frame's order."""
+    rows = select(rows, metric=metric)
+    wide = rows.pivot_table(index="round", columns="node", values="value")
+    return wide[list(rows["node"].unique())]
+
+
+def _draw_plain_against_noisy(run: Run, case: str) -> Figure | None:
+    """Draw noisy over plain test accuracy, one panel per M at release (Figure 5)."""
+    boards = {M: build_leaderboard(run, case, M) for M in competition_settings(run).release_bounds}
+    panels = {
+        M: board.set_index("model")
+        for M, board in boards.items()
+        if board is not None and "plain_accuracy" in board
+    }
+    if not panels:
+        return None
+    title = _heading(run, case, "Accuracy on plain and on noisy test images")
+    figure = new_figure(max(5.2 * len(panels), 6.8), 5.3, title)
+    row = figure.subplots(1, len(panels), squeeze=False)[0]
+    looks = assign_styles(run.nodes)
+    for axes, (M, board) in zip(row, panels.items(), strict=True):
+        styles = {name: looks[participant_name(name)] for name in board.index}
+        plain, noisy = board["plain_accuracy"], board["trained_accuracy"]
+        axes.set_xlabel("accuracy on plain images (%)")
+        axes.set_ylabel("accuracy on noisy images (%)")
+        draw_against_diagonal(figure, axes, plain, noisy, board["trained_std"], styles)
+        tau = agreement(_by_name(plain), _by_name(noisy))["kendall_tau"]
+        agreeing = "" if math.isnan(tau) else f", Kendall τ = {format_number(tau)}"
+        axes.set_title(f"released at M = {M:g}{agreeing}")
+    return figure
+
+
+def _draw_sigma_mu(run: Run, case: str) -> Figure | None:
+    """Draw heat maps of σ as released and of μ, before and after training, per channel."""
+    arrays = _load_arrays(run, case, "generator.npz")
+    if not arrays:
+        return None
+    M = competition_settings(run).release_bounds[0]
+    noises = {n: models.NoiseGenerator(torch.from_numpy(arrays[n]), M) for n in RELEASES}
+    sigma = {name: noise.sigma().detach().numpy() for name, noise in noises.items()}
+    mu = {name: noise.mu.detach().numpy() for name, noise in noises.items()}
+    channels = len(sigma["trained"])
+    side = 2.2 if channels == 1 else 1.4
+    size = (2 * channels * (side + 0.1) + 0.9, 2 * (side + 0.5) + 0.4)
+    figure = new_figure(*size, _heading(run, case, f"The noise, released at M = {M:g}"))
+    above, below = figure.subplots(2, 2 * channels, squeeze=False)
+    reach = max(float(np.abs(values).max()) for values in mu.values())
+    draw_heat_maps(figure, above, sigma, "σ (input units)", "cividis", (0, M))
+    draw_heat_maps(figure, below, mu, "μ (input units)", "PuOr", (-reach, reach))
+    return figure
+
+
+def _draw_ranks(run: Run) -> Figure | None:
+    """Draw each participant's rank on plain images and in each case (Table 2)."""
+    table = themis_table2([run]).set_index("model").drop(columns=["run", "experiment"])
+    table = table.drop(columns=table.filter(regex="_(published|difference)$").columns)
+    table = table.dropna(axis="columns", how="all")
+    if table.shape[1] < 2:
+        return None
+    title = f"Ranks on plain images and in each case — {run.name}"
+    return draw_ranks(table, assign_styles(run.nodes), title)

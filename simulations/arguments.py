@@ -8,13 +8,7 @@ from pudica.models.errors import RequestError
 
 
 def parse_image_shape(text: str, option: str) -> tuple[int, int, int]:
-    """Parse an image shape such as ``1x28x20``.
-
-    Raises
-    ------
-    RequestError
-        If the text is not channels, height and width; the message names the option.
-    """
+    """Parse an image shape such as ``1x28x20``; a RequestError names the option."""
     sizes = _parse_sizes(text)
     if len(sizes) != 3:
         raise RequestError(
@@ -25,13 +19,7 @@ def parse_image_shape(text: str, option: str) -> tuple[int, int, int]:
 
 
 def parse_shape(text: str) -> tuple[int, ...]:
-    """Parse a shape such as ``80x4x4``.
-
-    Raises
-    ------
-    RequestError
-        If the text is not a shape.
-    """
+    """Parse a shape such as ``80x4x4``."""
     sizes = _parse_sizes(text)
     if not sizes:
         raise RequestError(f"--shape: '{text}' is not a shape; write it as in 80x4x4")
@@ -45,13 +33,7 @@ def _parse_sizes(text: str) -> tuple[int, ...]:
 
 
 def parse_weights(text: str) -> tuple[float, ...]:
-    """Parse three weights such as ``1,1,1``.
-
-    Raises
-    ------
-    RequestError
-        If the text is not three positive numbers.
-    """
+    """Parse three positive weights such as ``1,1,1``."""
     try:
         numbers = tuple(float(word) for word in text.split(","))
     except ValueError:

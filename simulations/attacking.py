@@ -14,7 +14,6 @@ import numpy as np
 import torch
 
 from pudica.analysis.attacks import (
-    InferenceResult,
     View,
     attribute_accuracies,
     infer_attributes,
@@ -26,9 +25,8 @@ from pudica.analysis.attacks import (
     train_generator,
     unmix,
 )
-from pudica.analysis.attacks.reconstruction import Reconstruction
 from pudica.analysis.attacks.view import mean
-from pudica.analysis.drawing import draw_image_rows, plot_style, save
+from pudica.analysis.drawing import draw_image_rows, plot_style, save, stretch
 from pudica.analysis.facemix import case_settings
 from pudica.analysis.runs import Run, open_run
 from pudica.clients.data import DataConfig, ImageSet, Splits, load
@@ -46,20 +44,11 @@ from pudica.strategies.loading import validated
 SHOWN = 8
 CLEAR = "_in_the_clear"
 
+Metrics = dict[str, float]
+
 
 class Effort(NamedTuple):
-    """How much effort attacks spend.
-
-    Attributes
-    ----------
-    epochs : int
-        Epochs of networks that are trained.
-    images : int
-        Number of images to reconstruct.
-    requests : int
-        Number of requests to unmix.
-    seed : int
-    """
+    """How much effort attacks spend: epochs of training, images to rebuild, requests to unmix."""
 
     epochs: int
     images: int
@@ -67,21 +56,8 @@ class Effort(NamedTuple):
     seed: int
 
 
-Metrics = dict[str, float]
-
-
 class Outcome(NamedTuple):
-    """The outcome of an attack.
-
-    Attributes
-    ----------
-    metrics : dict of str to float
-        Measurements.
-    pictures : mapping of str to ndarray of shape (N, C, H, W)
-        Rows of a figure, if there is one.
-    attributes : mapping of str to dict
-        Measurements of each attribute.
-    """
+    """What an attack measured, also of each attribute, and the rows of its figure if any."""
 
     metrics: Metrics
     pictures: Mapping[str, np.ndarray]
@@ -128,33 +104,27 @@ def attack(
             for kind in kinds:
                 if why := _explain_unfit(kind, view, people):
                     raise RequestError(f"{kind}: in case '{case}' {why}")
-            for kind in kinds or [
-                kind for kind in ATTACKS if not _explain_unfit(kind, view, people)
-            ]:
+            fitting = (kind for kind in ATTACKS if not _explain_unfit(kind, view, people))
+            for kind in kinds or fitting:
                 notify(f"{case}: {kind} …")
                 began = time.perf_counter()
                 outcome = ATTACKS[kind](view, effort, people)
-                metrics = effort._asdict() | outcome.metrics
-                _save_metrics(opened, case, kind, outcome._replace(metrics=metrics))
+                _save_metrics(opened, case, kind, effort._asdict() | outcome.metrics, outcome)
                 notify(f"{case}: {kind}: {time.perf_counter() - began:.1f} s")
                 if outcome.pictures:
-                    _save_figure(opened, case, kind, outcome.pictures)
+                    with plot_style():
+                        title = f"{kind}: {case} — {opened.name}"
+                        figure = draw_image_rows(outcome.pictures, title)
+                        save(figure, opened.directory / "plots" / f"{case}-{kind}.png")
 
 
 def load_known_people(name: str, settings: list[str], run: Path) -> Splits:
-    """Load images of known people, of the same shape as a run's images.
-
-    Parameters
-    ----------
-    name : str
-        Name of the data set.
-    settings : list of str
-        Settings of its ``data`` section, ``KEY=VALUE``.
+    """Load images of known people: a data set, with settings ``KEY=VALUE`` of its section.
 
     Raises
     ------
     RequestError, DataError
-        If they are not available, or of another shape.
+        If they are not available, or not of the shape of the run's images.
     """
     opened = open_run(run)
     run_data = opened.section("data", DataConfig)
@@ -180,13 +150,16 @@ def _list_attackable_cases(run: Run) -> list[str]:
     return done
 
 
-def _explain_unfit(kind: str, view: View, known: Splits | None) -> str:
+def _explain_unfit(kind: str, view: View, people: Splits | None) -> str:
     """Return why an attack does not apply to a case, or "" if it does."""
     images, shape = len(view.data.test), tuple(view.model.shield.shape)
     if images < view.group:
         return f"there are {images} test images, fewer than a group of {view.group}"
     if kind == "identity":
-        return _explain_unfit_people(view, known)
+        if people is None:
+            return "people are not known"
+        if (few := len(people.test)) < view.group:
+            return f"{few} images of known people are fewer than a group of {view.group}"
     if kind == "separation" and view.group == 1:
         return "nothing is mixed"
     if kind in ("separation", "reconstruction") and (len(shape) < 3 or min(shape[1:]) < 2):
@@ -194,65 +167,41 @@ def _explain_unfit(kind: str, view: View, known: Splits | None) -> str:
     return ""
 
 
-def _explain_unfit_people(view: View, known: Splits | None) -> str:
-    if known is None:
-        return "people are not known"
-    few = len(known.test)
-    if few < view.group:
-        return f"{few} images of known people are fewer than a group of {view.group}"
-    return ""
-
-
 def _attack_attributes(view: View, effort: Effort, _: Splits | None) -> Outcome:
-    shielded, clear = _guess_both(
-        lambda sees: infer_attributes(sees, effort.epochs, effort.seed), view
+    shielded, clear = (
+        infer_attributes(sees, effort.epochs, effort.seed) for sees in (view, view.without_shield())
     )
     each = {
         name: {"success": rate, f"success{CLEAR}": clear.rates[name]}
         for name, rate in shielded.rates.items()
     }
-    return Outcome(_collect_rates(shielded, clear), {}, each)
+    metrics = {"success": shielded.success, f"success{CLEAR}": clear.success}
+    return Outcome({**metrics, "chance": shielded.chance}, {}, each)
 
 
-def _attack_identity(view: View, effort: Effort, known: Splits | None) -> Outcome:
-    if known is None:
+def _attack_identity(view: View, effort: Effort, people: Splits | None) -> Outcome:
+    if people is None:
         raise RequestError("identity: name images of known people with --data")
-    average, deviation = view.data.train.mean, view.data.train.std
-    # These data are few, so epochs are short.
-    epochs = 4 * effort.epochs
-    ours, theirs = (
-        replace(part, mean=average, std=deviation) for part in (known.train, known.test)
-    )
-    shielded, clear = _guess_both(
-        lambda sees: infer_identity(sees, ours, theirs, epochs, effort.seed), view
+    mean, std = view.data.train.mean, view.data.train.std
+    known, unknown = (replace(part, mean=mean, std=std) for part in (people.train, people.test))
+    epochs = 4 * effort.epochs  # these data are few, so epochs are short
+    shielded, clear = (
+        infer_identity(sees, known, unknown, epochs, effort.seed)
+        for sees in (view, view.without_shield())
     )
     shown = [image for image in sorted(shielded.taken_for) if image in clear.taken_for][:SHOWN]
-    pictures = {"to be recognised": _take_first(theirs.pixels(np.array(shown)))}
+    pictures = {"to be recognised": unknown.pixels(np.array(shown)).numpy()}
     for label, guess in {"taken for": shielded, "the same in the clear": clear}.items():
-        people = [_get_first_picture(ours, guess.taken_for[image]) for image in shown]
-        pictures[label] = _take_first(torch.cat(people))
-    return Outcome(_collect_rates(shielded, clear) | {"epochs": epochs}, pictures)
+        faces = [_find_first_image(known, guess.taken_for[image]) for image in shown]
+        pictures[label] = torch.cat(faces).numpy()
+    metrics = {"success": shielded.success, f"success{CLEAR}": clear.success}
+    return Outcome({**metrics, "chance": shielded.chance, "epochs": epochs}, pictures)
 
 
-def _get_first_picture(images: ImageSet, person: int) -> torch.Tensor:
-    """Return the first picture of a person, (1, C, H, W), or a black one if there is none."""
+def _find_first_image(images: ImageSet, person: int) -> torch.Tensor:
+    """Return the first image of a person, (1, C, H, W), or a black one if there is none."""
     first = np.flatnonzero(images.labels == person)[:1]
     return images.pixels(first) if len(first) else torch.zeros_like(images.pixels(slice(0, 1)))
-
-
-def _guess_both(
-    guess: Callable[[View], InferenceResult], view: View
-) -> tuple[InferenceResult, InferenceResult]:
-    """Run an attack on what the cloud sees, and on what it would see without the shield."""
-    return guess(view), guess(view.without_shield())
-
-
-def _collect_rates(shielded: InferenceResult, clear: InferenceResult) -> Metrics:
-    return {
-        "success": shielded.success,
-        f"success{CLEAR}": clear.success,
-        "chance": shielded.chance,
-    }
 
 
 def _attack_separation(view: View, effort: Effort, _: Splits | None) -> Outcome:
@@ -268,22 +217,29 @@ def _attack_separation(view: View, effort: Effort, _: Splits | None) -> Outcome:
             f"recognised{suffix}": unmixed.recognised,
             **{f"{name}{suffix}": value for name, value in rebuilt.similarity().items()},
         }
-        label = "recovered, groups known" if known else "recovered, groups unknown"
         if not known:
-            pictures = {
-                "original": _take_first(rebuilt.true),
-                **_render_mixtures(view, unmixed.true),
-            }
             shown = unmixed.images[:SHOWN]
             metrics[f"success{CLEAR}"] = mean(score_plain(view, unmixed.images))
+            whole = padded_count(SHOWN, view.model.shield.config)
+            mixed, _ = view.model.shield.protect(unmixed.true[:whole], np.random.default_rng(0))
+            pictures = {
+                "original": rebuilt.true[:SHOWN].numpy(),
+                "true feature maps, mean": _render_maps(unmixed.true),
+                "mixed, mean": _render_maps(mixed),
+            }
         places = [int(np.flatnonzero(unmixed.images == image)[0]) for image in shown]
-        pictures[label] = _take_first(rebuilt.drawn[places])
-    mixed = score_mixtures(view, effort.requests, effort.seed)
+        pictures[f"recovered, groups {'' if known else 'un'}known"] = rebuilt.drawn[places].numpy()
+    mixtures = score_mixtures(view, effort.requests, effort.seed)
     metrics |= {
-        "success_of_the_mixtures": mixed.success,
-        "correlation_of_the_mixtures": float(mixed.correlations.mean()),
+        "success_of_the_mixtures": mixtures.success,
+        "correlation_of_the_mixtures": float(mixtures.correlations.mean()),
     }
     return Outcome(metrics, pictures)
+
+
+def _render_maps(maps: torch.Tensor) -> np.ndarray:
+    """Render the first feature maps by their mean over channels."""
+    return stretch(maps[:SHOWN].mean(1, keepdim=True).numpy(), 1e-9)
 
 
 def _attack_reconstruction(view: View, effort: Effort, _: Splits | None) -> Outcome:
@@ -294,7 +250,9 @@ def _attack_reconstruction(view: View, effort: Effort, _: Splits | None) -> Outc
         rebuilt = reconstruct(sees, generator, effort.images, effort.seed)
         metrics |= {f"{name}{suffix}": value for name, value in rebuilt.similarity().items()}
         metrics[f"success{suffix}"] = mean(attribute_accuracies(view, rebuilt))
-        pictures |= _make_image_rows(rebuilt, " (in the clear)" if suffix else "")
+        where = " (in the clear)" if suffix else ""
+        pictures[f"original{where}"] = rebuilt.true[:SHOWN].numpy()
+        pictures[f"rebuilt{where}"] = rebuilt.drawn[:SHOWN].numpy()
     return Outcome(metrics, pictures)
 
 
@@ -306,47 +264,14 @@ ATTACKS: Mapping[str, Callable[[View, Effort, Splits | None], Outcome]] = {
 }
 
 
-def _make_image_rows(rebuilt: Reconstruction, what: str) -> dict[str, np.ndarray]:
-    return {
-        f"original{what}": _take_first(rebuilt.true),
-        f"rebuilt{what}": _take_first(rebuilt.drawn),
-    }
-
-
-def _take_first(images: torch.Tensor) -> np.ndarray:
-    shown: np.ndarray = images[:SHOWN].numpy()
-    return shown
-
-
-def _render_mixtures(view: View, true: torch.Tensor) -> dict[str, np.ndarray]:
-    """Render feature maps by their mean over channels, unmixed and mixed."""
-    whole = padded_count(SHOWN, view.model.shield.config)
-    rows, _ = view.model.shield.protect(true[:whole], np.random.default_rng(0))
-    looks = {"true feature maps, mean": true[:SHOWN], "mixed, mean": rows[:SHOWN]}
-    return {name: _render_maps(maps) for name, maps in looks.items()}
-
-
-def _render_maps(maps: torch.Tensor) -> np.ndarray:
-    mean = maps.mean(1, keepdim=True)
-    low, high = mean.amin((1, 2, 3), keepdim=True), mean.amax((1, 2, 3), keepdim=True)
-    shown: np.ndarray = ((mean - low) / (high - low).clamp_min(1e-9)).numpy()
-    return shown
-
-
-def _save_metrics(run: Run, case: str, kind: str, outcome: Outcome) -> None:
+def _save_metrics(run: Run, case: str, kind: str, metrics: Metrics, outcome: Outcome) -> None:
     row = {"stage": f"attack {kind}", "round": 0, "node": CLOUD, "case": case}
-    each = [(row, outcome.metrics)]
-    each += [({**row, "attribute": name}, metrics) for name, metrics in outcome.attributes.items()]
+    each = [(row, metrics)]
+    each += [({**row, "attribute": name}, own) for name, own in outcome.attributes.items()]
     lines = [
         json.dumps({**tags, "metric": name, "value": value})
-        for tags, metrics in each
-        for name, value in metrics.items()
+        for tags, measured in each
+        for name, value in measured.items()
         if math.isfinite(value)
     ]
     write_atomically(run.directory / case / f"attack-{kind}.jsonl", "\n".join(lines).encode())
-
-
-def _save_figure(run: Run, case: str, kind: str, pictures: Mapping[str, np.ndarray]) -> None:
-    with plot_style():
-        figure = draw_image_rows(pictures, f"{kind}: {case} — {run.name}")
-        save(figure, run.directory / "plots" / f"{case}-{kind}.png")

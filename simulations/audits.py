@@ -13,21 +13,12 @@ from pudica.strategies.loading import validated
 def audit_shield(
     name: str, settings: list[str], shape: tuple[int, ...], batch: int, samples: int, seed: int
 ) -> Audit:
-    """Audit a shield.
-
-    Parameters
-    ----------
-    name : str
-        A key of :data:`pudica.clients.shields.SHIELDS`.
-    settings : list of str
-        Settings of the shield, ``KEY=VALUE``.
-    shape : tuple of int
-        Shape of one example.
+    """Audit a shield of :data:`pudica.clients.shields.SHIELDS`, for examples of a shape.
 
     Raises
     ------
     RequestError
-        If there is no such shield, it has no noise, or a setting is not valid.
+        If there is no such shield, it has no noise, or a setting ``KEY=VALUE`` is not valid.
     """
     if name not in SHIELDS:
         raise unknown_name_error("shield", name, SHIELDS)
@@ -52,25 +43,19 @@ def build_table(result: Audit) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["what is", "guarantee"])
 
 
-def describe_reasons(result: Audit) -> list[str]:
-    """Return a line for each reason behind a row of the table."""
+def describe(result: Audit) -> list[str]:
+    """Return the reasons behind the rows of the table, and whether each guarantee is refuted."""
     outputs = f"{result.samples:,} outputs of each neighbour"
     reasons = {
         "claimed": result.claimed.reasons,
         "held": result.guarantee.reasons,
         "shown": (f"by attack, with {100 * result.confidence:g} % confidence, on {outputs}",),
     }
-    return [f"  {word}: {reason}" for word, each in reasons.items() for reason in each]
-
-
-def describe_verdicts(result: Audit) -> list[str]:
-    """Return whether the attack refutes each guarantee."""
     return [
-        f"{label}: {_describe_verdict(result, guarantee)}"
-        for label, guarantee in (
-            ("the claim, read for a record", result.claimed),
-            ("what holds", result.guarantee),
-        )
+        *(f"  {word}: {reason}" for word, each in reasons.items() for reason in each),
+        "",
+        f"the claim, read for a record: {_describe_verdict(result, result.claimed)}",
+        f"what holds: {_describe_verdict(result, result.guarantee)}",
     ]
 
 

@@ -58,6 +58,10 @@ def main_(
 
 
 RunPaths = Annotated[list[Path], typer.Argument(help="Run directories.")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a setting; may be repeated."),
+]
 
 
 @app.command("list")
@@ -88,10 +92,7 @@ def run(
     experiment: Annotated[
         str | None, typer.Argument(help="A name from `pudica list`, or a YAML file.")
     ] = None,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Override a setting; may be repeated."),
-    ] = None,
+    set_: Settings = None,
     engine: Annotated[str, typer.Option(help="inprocess, ray or flower.")] = ENGINE,
     out: Annotated[Path, typer.Option(help="Folder for the run's directory.")] = Path("results"),
     resume: Annotated[
@@ -101,20 +102,16 @@ def run(
 ) -> None:
     """Run an experiment. Exit code 0: done, 1: the run failed, 2: the request is wrong."""
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
-    from pudica.models.errors import unknown_name_error
     from pudica.simulations import runner
 
     with exit_on_request_error():
-        if engine not in runner.ENGINES:
-            raise unknown_name_error("engine", engine, runner.ENGINES)
-        prepared, directory = runner.prepare(experiment, set_ or [], out, resume)
+        prepared, directory = runner.prepare(experiment, set_ or [], out, resume, engine)
         if resume and runner.is_done(directory):
             if not quiet:
                 print_message(f"{shorten_path(directory)} is done already; these are its results")
         else:
-            with explain_failures(
-                directory, options=f"--engine {engine}" if engine != ENGINE else ""
-            ):
+            options = f"--engine {engine}" if engine != ENGINE else ""
+            with explain_failures(directory, options=options):
                 runner.execute(prepared, directory, engine, quiet)
     with explain_failures(directory, what="the run is done, but can't be shown"):
         print_results(directory, quiet)
@@ -206,10 +203,8 @@ def cuts(
     from pudica.simulations.display import print_frame
 
     with exit_on_request_error():
-        shape, importance = (
-            arguments.parse_image_shape(input_, "--input"),
-            arguments.parse_weights(weights),
-        )
+        shape = arguments.parse_image_shape(input_, "--input")
+        importance = arguments.parse_weights(weights)
         if post is not None:
             frame = build_stage_table(model, shape, classes, post)
             print_frame(frame, f"Stages of {model}, the last after '{post}'")
@@ -231,12 +226,7 @@ def cuts(
 @app.command()
 def audit(
     shield: Annotated[str, typer.Argument(help="A mechanism, such as batch-norm-laplace.")],
-    set_: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set", metavar="KEY=VALUE", help="A setting of the shield; may be repeated."
-        ),
-    ] = None,
+    set_: Settings = None,
     shape: Annotated[str, typer.Option(metavar="CxHxW", help="Shape of an example.")] = "80x4x4",
     batch: Annotated[int, typer.Option(min=1, help="Examples per batch.")] = 64,
     samples: Annotated[int, typer.Option(min=4, help="Outputs per neighbouring input.")] = 5_000,
@@ -251,8 +241,7 @@ def audit(
             shield, set_ or [], arguments.parse_shape(shape), batch, samples, seed
         )
     print_frame(audits.build_table(result), f"Audit of {shield}")
-    typer.echo("\n".join(audits.describe_reasons(result)) + "\n")
-    typer.echo("\n".join(audits.describe_verdicts(result)))
+    typer.echo("\n".join(audits.describe(result)))
 
 
 @app.command()
@@ -289,12 +278,7 @@ def attack(
     data: Annotated[
         str | None, typer.Option(help="Images of known people, for identity: a data set's name.")
     ] = None,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set", metavar="KEY=VALUE", help="A setting of these data; may be repeated."
-        ),
-    ] = None,
+    set_: Settings = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
 ) -> None:
     """Attack what the cloud saw in a run, and show what it could learn."""
@@ -384,10 +368,7 @@ def show_key(key: Annotated[Path, typer.Argument(help="A key file.")]) -> None:
 def attack_key(
     key: Annotated[Path, typer.Argument(help="A key file.")],
     data: Annotated[str, typer.Option(help="A data set of `pudica list`.")],
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="A setting of the data; may be repeated."),
-    ] = None,
+    set_: Settings = None,
     count: Annotated[
         int,
         typer.Option("--images", min=2, help="Number of disguised images that the attack sees."),

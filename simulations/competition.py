@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -110,47 +111,32 @@ def _load_stages(run: Path):  # type: ignore[no-untyped-def]  # a pydantic model
     return competition_settings(open_run(run)).stages
 
 
-class DraftPublisher:
-    """A context that updates the page in a competition's folder after each stage.
+@contextmanager
+def publish_drafts(directory: Path) -> Iterator[None]:
+    """Update the page in a competition's run directory after each stage."""
+    from pudica import analysis
+    from pudica.models.errors import RequestError
+    from pudica.simulations.progress import call_repeatedly
+    from pudica.strategies.themis.orders import STATE
 
-    Parameters
-    ----------
-    directory : Path
-        Directory of the run.
-    """
+    state, published = directory / STATE, -1.0
 
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-        self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._published_mtime = -1.0
-
-    def __enter__(self) -> DraftPublisher:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stopped.set()
-        self._thread.join()
-        self._published_mtime = -1.0  # publish again: run.json now says how the run ended
-        self._publish_if_changed()
-
-    def _watch(self) -> None:
-        while not self._stopped.wait(POLL_SECONDS):
-            self._publish_if_changed()
-
-    def _publish_if_changed(self) -> None:
-        from pudica import analysis
-        from pudica.models.errors import RequestError
-        from pudica.strategies.themis.orders import STATE
-
+    def publish_if_changed() -> None:
+        nonlocal published
+        changed = state.stat().st_mtime if state.exists() else published
+        if changed == published:
+            return
         try:
-            changed = (self.directory / STATE).stat().st_mtime
-            if changed != self._published_mtime:
-                analysis.publish(self.directory, self.directory / "page")
-                self._published_mtime = changed
+            analysis.publish(directory, directory / "page")
         except (FileNotFoundError, RequestError):  # nothing to show yet
             return
         except Exception as error:  # an error here must not stop the competition
-            self._published_mtime = changed
             print_message(f"the page could not be written: {type(error).__name__}: {error}")
+        published = changed
+
+    try:
+        with call_repeatedly(publish_if_changed, POLL_SECONDS):
+            yield
+    finally:
+        published = -1.0  # publish again: run.json now says how the run ended
+        publish_if_changed()

@@ -59,19 +59,7 @@ def explain_failures(
     options: str = "",
     what: str = "the run failed",
 ) -> Iterator[None]:
-    """Explain why a run failed or was stopped, and how to resume it.
-
-    Parameters
-    ----------
-    directory : Path
-        Directory of the run.
-    command : str
-        Command that resumes the run with ``--resume``.
-    options : str
-        Further options of that command.
-    what : str
-        What has failed.
-    """
+    """Explain why a run failed or was stopped, and how ``command`` resumes it."""
     from pudica.models.errors import RequestError
 
     resume = f"{command} --resume {shlex.quote(str(shorten_path(directory)))} {options}".rstrip()
@@ -136,19 +124,13 @@ def print_results(directory: Path, quiet: bool) -> None:
         return
     for title, frame in analysis.tables(directory).items():
         print_frame(frame, title)
-    if (dropouts := _count_dropouts(directory)) > 0:
-        print_message(
-            f"{dropouts} dropouts: {shorten_path(directory / 'events.log')} says whose and why"
-        )
+    log = directory / "events.log"
+    if dropouts := log.read_text().count(" dropout: ") if log.exists() else 0:
+        print_message(f"{dropouts} dropouts: {shorten_path(log)} says whose and why")
     typer.echo("Plots")
     for figure in figures:
         typer.echo(f"  {shorten_path(figure)}")
     typer.echo("\nRun")
-
-
-def _count_dropouts(directory: Path) -> int:
-    log = directory / "events.log"
-    return log.read_text().count(" dropout: ") if log.exists() else 0
 
 
 def shorten_path(path: Path) -> Path:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import pandas as pd
-from torch import nn
 
 from pudica import models
-from pudica.models.cut import Cutter, cutting_cost
+from pudica.models.cut import CutCost, Cutter, cutting_cost
 from pudica.models.errors import RequestError
 from pudica.strategies.facemix.costs import stage_costs
 
@@ -26,25 +24,15 @@ def build_cut_table(
 ) -> pd.DataFrame:
     """Return a table with a row for each possible cut of a model.
 
-    Parameters
-    ----------
-    shape : tuple of int
-        Channels, height and width of an image.
-    batch : int
-        Batch size for which memory is computed.
-    epsilon : float
-        ε of one activation, the same at each cut.
-    weights : sequence of 3 float
-        Weights of privacy, resources and accuracy in the cost.
+    Memory is that of a batch; ε is of one activation and the same at each cut; the weights are of
+    privacy, resources and accuracy in the cost.
 
     Raises
     ------
     RequestError
         If the model does not exist, does not fit the images or can't be cut.
     """
-    cutter = Cutter(_build_model(model, shape, num_classes))
-    with _explain_shape_errors(model, shape):
-        costs = cutter.compute_costs(shape, batch)
+    _, costs = _compute_costs(model, shape, num_classes, batch)
     if not costs:
         raise RequestError(f"model '{model}' can't be cut anywhere: it has no inner layer")
     return pd.DataFrame(
@@ -68,49 +56,42 @@ def build_stage_table(
 ) -> pd.DataFrame:
     """Return a table with a row for each layer after which the first of three stages can end.
 
-    Parameters
-    ----------
-    post : str
-        The layer after which the last stage begins.
-
     Raises
     ------
     RequestError
-        As for :func:`build_cut_table`; or if the last stage can't begin after ``post``, or no stage
-        can end before it.
+        As for :func:`build_cut_table`; or if the last stage can't begin after the layer ``post``,
+        or no stage can end before it.
     """
-    cutter = Cutter(_build_model(model, shape, num_classes))
+    cutter, cuts = _compute_costs(model, shape, num_classes, 2)
     rows = []
-    with _explain_shape_errors(model, shape):
-        for cost in cutter.compute_costs(shape, 2)[: cutter.index_of(post)]:
-            costs = stage_costs(*cutter.cut_stages(cost.name, post), shape)
-            rows.append(
-                {
-                    "pre": cost.name,
-                    "layer": cost.layer,
-                    "crosses": "x".join(map(str, cost.shape)),
-                    "edge parameters": int(costs["edge_parameters"]),
-                    "edge MMAC": costs["edge_macs"] / 1e6,
-                    "share %": 100 * costs["edge_macs"] / costs["macs"] if costs["macs"] else 0.0,
-                    "bytes up": int(costs["bytes_up"]),
-                    "bytes down": int(costs["bytes_down"]),
-                }
-            )
+    for cut in cuts[: cutter.index_of(post)]:
+        costs = stage_costs(*cutter.cut_stages(cut.name, post), shape)
+        rows.append(
+            {
+                "pre": cut.name,
+                "layer": cut.layer,
+                "crosses": "x".join(map(str, cut.shape)),
+                "edge parameters": int(costs["edge_parameters"]),
+                "edge MMAC": costs["edge_macs"] / 1e6,
+                "share %": 100 * costs["edge_macs"] / costs["macs"] if costs["macs"] else 0.0,
+                "bytes up": int(costs["bytes_up"]),
+                "bytes down": int(costs["bytes_down"]),
+            }
+        )
     if not rows:
         raise RequestError(f"--post: no stage could end before '{post}'")
     return pd.DataFrame(rows)
 
 
-def _build_model(model: str, shape: tuple[int, int, int], num_classes: int) -> nn.Module:
+def _compute_costs(
+    model: str, shape: tuple[int, int, int], num_classes: int, batch: int
+) -> tuple[Cutter, list[CutCost]]:
     channels, *sides = shape
-    return models.build(model, num_classes=num_classes, channels=channels, image_size=min(sides))
-
-
-@contextmanager
-def _explain_shape_errors(model: str, shape: tuple[int, int, int]) -> Iterator[None]:
-    """Turn the error of a model that can't process such images into a request error."""
+    cutter = Cutter(
+        models.build(model, num_classes=num_classes, channels=channels, image_size=min(sides))
+    )
     try:
-        yield
+        return cutter, cutter.compute_costs(shape, batch)
     except RuntimeError as error:
         sizes, why = "x".join(map(str, shape)), str(error).splitlines()[0]
         raise RequestError(f"model '{model}' can't process images of {sizes}: {why}") from error

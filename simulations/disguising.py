@@ -6,7 +6,6 @@ import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
 
 from pudica.clients.data import dataset_names
 from pudica.clients.data.cache import compute_fingerprint
@@ -28,8 +27,6 @@ from pudica.models.files import DISK_FULL
 from pudica.simulations.keys import describe_inverse
 from pudica.simulations.progress import show_progress
 
-Result = TypeVar("Result")
-
 RETRY_HINT = "what was written is kept: free some space, and run the same command again"
 OPTIONS = {"data.image_size": "--image-size", "data.channels": "--channels"}
 
@@ -49,10 +46,6 @@ def disguise(
     images : Path
         Class folders of images, a parquet file, or a folder of parquet files; or the name of an
         available data set.
-    out : Path
-        Folder for the result.
-    key : Path
-        A key file.
     labels : list of str
         Columns to keep besides the image.
     size, channels : int or None
@@ -64,8 +57,8 @@ def disguise(
         If something is missing, does not fit, or can't be written.
     """
     own = KeyedDisguise(Key.load(key))
-    spec = lookup(str(images)) if _is_data_set_name(images) else None
-    if spec:
+    if not images.exists() and str(images) in dataset_names():
+        spec = lookup(str(images))
         source = find_source(spec, DataLocation(data_root()), download=False)
         size, channels = size or spec.image_size, channels or spec.channels
         labels = labels or [spec.label]
@@ -78,10 +71,8 @@ def disguise(
     request = DisguiseRequest(
         source, compute_fingerprint(source, index), own, labels, size, channels
     )
-    with _explain_write_errors(out):
-        manifest = _run_with_progress(
-            "disguising", lambda told: disguise_dataset(request, out, told)
-        )
+    with _explain_write_errors(out), _show_progress("disguising") as report:
+        manifest = disguise_dataset(request, out, report)
     left_out = [name for name in source.open().columns.column_names if name not in manifest.labels]
     return [
         f"{manifest.train + manifest.test:,} images ({manifest.train:,} for training) in {out}",
@@ -104,20 +95,13 @@ def restore(disguised: Path, out: Path, key: Path) -> list[str]:
         As for :func:`disguise`; or if the key is wrong, or the disguise can't be undone.
     """
     own = KeyedDisguise(Key.load(key))
-    with _explain_write_errors(out):
-        was = _run_with_progress(
-            "restoring", lambda told: restore_dataset(disguised, own, out, told)
-        )
-    count, layout = was.train + was.test, was.layout
+    with _explain_write_errors(out), _show_progress("restoring") as report:
+        original = restore_dataset(disguised, own, out, report)
+    count = original.train + original.test
     return [
         f"{count:,} images, identical to the originals in every pixel, in {out}",
-        f"use it by    --set data.name={layout} --set {shlex.quote(f'data.path={out}')}",
+        f"use it by    --set data.name={original.layout} --set {shlex.quote(f'data.path={out}')}",
     ]
-
-
-def _is_data_set_name(images: Path) -> bool:
-    """Return whether this is the name of a data set, not a path."""
-    return not images.exists() and str(images) in dataset_names()
 
 
 def _open_source(images: Path) -> Source:
@@ -132,14 +116,12 @@ def _open_source(images: Path) -> Source:
     return scan_image_folder(images)
 
 
-def _run_with_progress(stage: str, work: Callable[[Callable[[int, int], None]], Result]) -> Result:
-    """Run some work and show its progress."""
+@contextmanager
+def _show_progress(stage: str) -> Iterator[Callable[[int, int], None]]:
+    """Yield a callable that shows how many images are done, of how many."""
     with show_progress() as progress:
-        return work(
-            lambda done, total: progress.update(
-                {"stage": stage, "done": done, "total": total, "unit": "image"}
-            )
-        )
+        state = {"stage": stage, "unit": "image"}
+        yield lambda done, total: progress.update({**state, "done": done, "total": total})
 
 
 @contextmanager

@@ -30,8 +30,6 @@ class FlowerProject:
 
     Attributes
     ----------
-    folder : Path
-        Absolute.
     server, client : str
         Where its apps are, ``MODULE:ATTRIBUTE``.
     config : dict
@@ -43,20 +41,12 @@ class FlowerProject:
     client: str
     config: dict[str, Value]
 
-    @property
-    def file(self) -> Path:
-        """The ``pyproject.toml``."""
-        return self.folder / "pyproject.toml"
-
 
 def read_project(folder: Path, overrides: Sequence[str] = ()) -> FlowerProject:
     """Return the Flower app in a folder.
 
-    Parameters
-    ----------
-    folder : Path
-    overrides : sequence of str
-        As of ``flwr run --run-config``: ``KEY=VALUE`` pairs with spaces between, or a TOML file.
+    Overrides are as of ``flwr run --run-config``: ``KEY=VALUE`` pairs with spaces between, or a
+    TOML file.
 
     Raises
     ------
@@ -87,13 +77,20 @@ def import_apps(project: FlowerProject) -> Iterator[tuple[ServerApp, ClientApp]]
     RequestError
         If there is no such module, or what is named in it is no app.
     """
-    with _find_modules_in(project):
+    own, folder = _list_modules(project), str(project.folder)
+    # Modules of the same names that were loaded from elsewhere are put aside meanwhile.
+    others = _remove_modules(own)
+    sys.path.insert(0, folder)
+    importlib.invalidate_caches()
+    try:
         server = _import_object(project, "serverapp", project.server)
         client = _import_object(project, "clientapp", project.client)
         yield server, client
-
-
-# ------------------------------------------------------------------------ the pyproject.toml
+    finally:
+        with suppress(ValueError):
+            sys.path.remove(folder)
+        _remove_modules(own)
+        sys.modules.update(others)
 
 
 def _read_component(file: Path, components: dict[str, Any], key: str) -> str:
@@ -138,28 +135,6 @@ def _match_types(
     return matched
 
 
-# --------------------------------------------------------------------------------- its modules
-
-
-@contextmanager
-def _find_modules_in(project: FlowerProject) -> Iterator[None]:
-    """Let imports find the project's modules first; afterwards all is as it was.
-
-    Modules of the same names that this process has loaded from elsewhere are put aside meanwhile.
-    """
-    own, folder = _list_modules(project), str(project.folder)
-    others = _remove_modules(own)
-    sys.path.insert(0, folder)
-    importlib.invalidate_caches()
-    try:
-        yield
-    finally:
-        with suppress(ValueError):
-            sys.path.remove(folder)
-        _remove_modules(own)
-        sys.modules.update(others)
-
-
 def _list_modules(project: FlowerProject) -> set[str]:
     """Return the top-level names that imports find in the project's folder."""
     files = {path.stem for path in project.folder.glob("*.py")}
@@ -176,7 +151,7 @@ def _remove_modules(names: set[str]) -> dict[str, Any]:
 
 def _import_object(project: FlowerProject, key: str, reference: str) -> Any:
     module_name, _, path = reference.partition(":")
-    where = f"{project.file}: {key} '{reference}'"
+    where = f"{project.folder / 'pyproject.toml'}: {key} '{reference}'"
     try:
         found: Any = importlib.import_module(module_name)
     except ModuleNotFoundError as error:

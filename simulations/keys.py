@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from pudica.analysis.breaks import draw_breaks
+from pudica.analysis.dlmt import draw_breaks
 from pudica.analysis.drawing import plot_style, save
 from pudica.clients.data import DataConfig, load
 from pudica.clients.shields.disguises import Key, KeyedDisguise, describe_loss
@@ -19,16 +19,9 @@ from pudica.strategies.loading import validated
 
 
 def create_key(notation: str, shape: tuple[int, int, int], out: Path, seed: int | None) -> Key:
-    """Create a key and write it to a new file.
+    """Create a key for images of a shape, and write it to a new file.
 
-    Parameters
-    ----------
-    notation : str
-        Notation of the disguise, such as ``MAT(256)+MMT(10)``.
-    shape : tuple of int
-        Channels, height and width of an image.
-    seed : int or None
-        Seed; None for the system's randomness.
+    Without a seed the system's randomness is used.
 
     Raises
     ------
@@ -65,21 +58,12 @@ def describe_inverse(disguise: KeyedDisguise) -> str:
 
 
 def load_images(data: str, settings: list[str], count: int) -> np.ndarray:
-    """Return training images of a data set, uint8 of shape (N, C, H, W).
-
-    Parameters
-    ----------
-    data : str
-        Name of the data set.
-    settings : list of str
-        Settings of the ``data`` section, ``KEY=VALUE``.
-    count : int
-        Maximum number of images.
+    """Return at most ``count`` training images of a data set, uint8 of shape (N, C, H, W).
 
     Raises
     ------
     RequestError, DataError
-        If the data are not available, or a setting is not valid.
+        If the data are not available, or a setting ``KEY=VALUE`` is not valid.
     """
     config = validated(DataConfig, {"name": data}, "data", settings)
     if config.shield is not None:
@@ -92,11 +76,7 @@ def load_images(data: str, settings: list[str], count: int) -> np.ndarray:
 
 
 def run_attack(key: Key, plain: np.ndarray) -> tuple[pd.DataFrame, str]:
-    """Disguise images and attack them without the key; return a table and a remark.
-
-    Parameters
-    ----------
-    plain : uint8 ndarray of shape (N, C, H, W)
+    """Disguise images (N, C, H, W) and attack them without the key; return a table and a remark.
 
     Raises
     ------
@@ -123,13 +103,7 @@ def run_attack(key: Key, plain: np.ndarray) -> tuple[pd.DataFrame, str]:
 
 
 def draw_attack(key: Key, plain: np.ndarray, picture: Path) -> Path:
-    """Draw plain, disguised and recovered images into a PNG file; see :func:`run_attack`.
-
-    Raises
-    ------
-    RequestError
-        If it can't be written.
-    """
+    """Draw plain, disguised and recovered images into a PNG file; see :func:`run_attack`."""
     try:
         with plot_style():
             return save(draw_breaks(KeyedDisguise(key), plain), picture)

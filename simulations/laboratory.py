@@ -12,19 +12,12 @@ from typing import Any
 import pandas as pd
 
 from pudica import analysis
-from pudica.models.errors import unknown_name_error
 from pudica.simulations import runner
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run that is done.
-
-    Attributes
-    ----------
-    directory : Path
-        With everything that was written: ``metrics.jsonl``, ``run.json``, models, ...
-    """
+    """A run that is done, with all its files in a directory."""
 
     directory: Path
 
@@ -80,12 +73,11 @@ def run(
     >>> board = run("themis-digits", set={"seed": 3}, engine="inprocess").tables()
     """
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
-    if engine not in runner.ENGINES:
-        raise unknown_name_error("engine", engine, runner.ENGINES)
     source = str(experiment) if experiment is not None else None
     overrides = [f"{key}={json.dumps(value, default=str)}" for key, value in (set or {}).items()]
     stopped = Path(resume) if resume is not None else None
-    prepared, directory = runner.prepare(source, overrides, Path(out or "results"), stopped)
+    place = Path(out or "results")
+    prepared, directory = runner.prepare(source, overrides, place, stopped, engine)
     if stopped is None or not runner.is_done(directory):
         runner.execute(prepared, directory, engine, quiet=not progress)
     return Run(directory)

@@ -28,14 +28,7 @@ class RunReport(NamedTuple):
 
 
 def build_reports(runs: Sequence[Path], delta: float) -> list[RunReport]:
-    """Build a report for each run.
-
-    Parameters
-    ----------
-    runs : sequence of Path
-        Directories, as for :func:`pudica.analysis.load`.
-    delta : float
-        δ of all releases of a record together.
+    """Build a report for each run, for one δ of all releases of a record together.
 
     Raises
     ------
@@ -48,7 +41,11 @@ def build_reports(runs: Sequence[Path], delta: float) -> list[RunReport]:
 def _build_report(run: Run, delta: float) -> RunReport:
     directory = run.directory
     frame = privacy(directory, delta)
-    lines = list(_format_reasons(frame))
+    lines = []
+    for row in frame.to_dict("records"):
+        mechanism = "" if row["mechanism"] == "none" else f", {row['mechanism']}"
+        lines += [f"  {row['what']}{mechanism}: {reason}" for reason in row["reasons"]]
+    lines = list(dict.fromkeys(lines))
     if run.disguise:
         lines.insert(0, f"  images: disguised in advance, {run.disguise}: no guarantee")
     held_out = verdict_on_held_out(directory, delta)
@@ -81,18 +78,6 @@ def _format_epsilon(epsilon: Any, delta: Any = 0.0) -> str:
     if pd.isna(epsilon):
         return "-"
     return f"{epsilon:.4g} (δ = {delta:.4g})" if delta else f"{epsilon:.4g}"
-
-
-def _format_reasons(frame: pd.DataFrame) -> Iterator[str]:
-    """Yield a line for each reason behind a row, without duplicates."""
-    rows = frame[["what", "mechanism", "reasons"]].to_dict("records")
-    named = [(row, row["what"] + _format_mechanism(row["mechanism"])) for row in rows]
-    lines = (f"  {name}: {reason}" for row, name in named for reason in row["reasons"])
-    yield from dict.fromkeys(lines)
-
-
-def _format_mechanism(mechanism: str) -> str:
-    return "" if mechanism == "none" else f", {mechanism}"
 
 
 def _format_verdict(case: str, rows: pd.DataFrame, guarantee: Guarantee) -> Iterator[str]:

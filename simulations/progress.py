@@ -1,4 +1,4 @@
-"""Shows the progress of a run on any engine, by polling the run's progress.json."""
+"""Progress of a run on any engine, by polling its progress.json, or of work in this process."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -23,62 +23,53 @@ POLL_SECONDS = 0.2
 LINE_SECONDS = 10.0
 
 
-class Watcher:
-    """A context that shows the progress of a run on standard error.
+@contextmanager
+def watch(directory: Path, quiet: bool = False) -> Iterator[None]:
+    """Show the progress of a run on standard error, unless it is to be quiet.
 
     In a terminal it shows bars; elsewhere it prints a line when a stage begins, every ten seconds,
     and when it ends.
-
-    Parameters
-    ----------
-    directory : Path
-        Directory of the run.
-    quiet : bool
-        Whether to show nothing.
     """
+    if quiet:
+        yield
+        return
+    progress, nodes = directory / "progress.json", directory / "nodes.json"
+    for stale in (progress, nodes):  # left by the run that is resumed
+        stale.unlink(missing_ok=True)
 
-    def __init__(self, directory: Path, quiet: bool = False) -> None:
-        self._file = directory / "progress.json"
-        self._nodes = directory / "nodes.json"
-        self._quiet = quiet
-        self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._display: BarDisplay | LineDisplay
-
-    def __enter__(self) -> Watcher:
-        if not self._quiet:
-            for stale in (self._file, self._nodes):  # left by the run that is resumed
-                stale.unlink(missing_ok=True)
-            self._display = _make_display()
-            self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if not self._quiet:
-            self._stopped.set()
-            self._thread.join()
-            self._refresh()
-            self._display.close()
-
-    def _watch(self) -> None:
-        while not self._stopped.wait(POLL_SECONDS):
-            self._refresh()
-
-    def _refresh(self) -> None:
+    def refresh() -> None:
         with suppress(FileNotFoundError):  # nothing to show yet
-            self._display.update(json.loads(self._file.read_text()))
+            display.update(json.loads(progress.read_text()))
         with suppress(FileNotFoundError):  # no real nodes
-            self._display.update_nodes(json.loads(self._nodes.read_text()))
+            display.update_nodes(json.loads(nodes.read_text()))
+
+    with show_progress() as display, call_repeatedly(refresh, POLL_SECONDS):
+        yield
 
 
-def _make_display() -> BarDisplay | LineDisplay:
-    return BarDisplay() if sys.stderr.isatty() else LineDisplay()
+@contextmanager
+def call_repeatedly(function: Callable[[], None], seconds: float) -> Iterator[None]:
+    """Call a function in the background at intervals, and once more at the end."""
+    stopped = threading.Event()
+
+    def poll() -> None:
+        while not stopped.wait(seconds):
+            function()
+
+    thread = threading.Thread(target=poll, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stopped.set()
+        thread.join()
+        function()
 
 
 @contextmanager
 def show_progress() -> Iterator[BarDisplay | LineDisplay]:
     """Show the progress of work in this process."""
-    display = _make_display()
+    display = BarDisplay() if sys.stderr.isatty() else LineDisplay()
     try:
         yield display
     finally:
@@ -159,7 +150,7 @@ class LineDisplay:
         self._nodes_printed = time.monotonic()
         for name, text in _describe_nodes(states).items():
             if now[name] != self._node_states.get(name):
-                self._print(f"  {name}: {text}")
+                _print_line(f"  {name}: {text}")
         self._node_states = now
 
     def _finish_stage(self) -> None:
@@ -171,24 +162,24 @@ class LineDisplay:
         self._printed, self._last_done = time.monotonic(), done
         stage, total, unit = (self._state[key] for key in ("stage", "total", "unit"))
         rate = self._rate.format(done, unit, total)
-        self._print(f"{stage}: {done}/{total} {unit}s{rate and ', ' + rate}")
-
-    @staticmethod
-    def _print(line: str) -> None:
-        print(escape_hidden(line), file=sys.stderr, flush=True)
+        _print_line(f"{stage}: {done}/{total} {unit}s{rate and ', ' + rate}")
 
     def close(self) -> None:
         """Do nothing."""
 
 
+def _print_line(line: str) -> None:
+    print(escape_hidden(line), file=sys.stderr, flush=True)
+
+
 def _describe_nodes(states: Nodes) -> dict[str, str]:
     """Return each node's state in words, with its duration unless the node has answered."""
-    return {
-        name: state["state"]
-        if state["state"] == "answered"
-        else f"{state['state']} for {max(0.0, time.time() - state['since']):.0f} s"
-        for name, state in states.items()
-    }
+    words = {}
+    for name, state in states.items():
+        words[name] = state["state"]
+        if state["state"] != "answered":
+            words[name] += f" for {max(0.0, time.time() - state['since']):.0f} s"
+    return words
 
 
 class Rate:

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import FrameType
 
 from pudica.models.errors import RequestError, unknown_name_error
-from pudica.simulations.progress import Watcher
+from pudica.simulations.progress import watch
 from pudica.strategies.app import new_directory
 from pudica.strategies.core.experiment import Experiment
 from pudica.strategies.core.recorder import lock
@@ -29,7 +29,7 @@ PATIENCE_SECONDS = 3.0
 
 
 def prepare(
-    source: str | None, overrides: list[str], out: Path, resume: Path | None
+    source: str | None, overrides: list[str], out: Path, resume: Path | None, engine: str
 ) -> tuple[Experiment, Path]:
     """Validate a request; return the experiment and its new or resumed directory.
 
@@ -38,6 +38,8 @@ def prepare(
     RequestError
         If the request is wrong; then nothing was started, and no directory is left behind.
     """
+    if engine not in ENGINES:
+        raise unknown_name_error("engine", engine, ENGINES)
     if resume:
         return prepare_resume(source, overrides, resume)
     if source is None:
@@ -49,7 +51,6 @@ def prepare(
 
 
 def _validate_out(out: Path) -> None:
-    """Check that a run's directory can be created in this folder."""
     if (out / "experiment.yaml").exists():
         raise RequestError(
             f"--out: {out} already holds a run; name a folder for runs, or --resume {out}"
@@ -122,12 +123,10 @@ def execute(experiment: Experiment, directory: Path, engine: str, quiet: bool) -
         If the engine can't run as requested. The directory of a run that had not started is
         removed.
     """
-    if engine not in ENGINES:
-        raise unknown_name_error("engine", engine, ENGINES)
     run = import_module(f"pudica.simulations.engines.{engine}").run
     is_new = not (directory / "experiment.yaml").exists()
     try:
-        with handle_signals(), Watcher(directory, quiet):
+        with handle_signals(), watch(directory, quiet):
             run(experiment, directory)
     except RequestError:
         if is_new and not (directory / "checkpoint.safetensors").exists():

@@ -80,11 +80,25 @@ def simulate(
     --------
     >>> simulate(server_app, client_app, nodes=20, run_config={"num-server-rounds": 3})
     """
-    _check_apps(server_app, client_app)
-    _check_resources(nodes, engine, num_cpus, num_gpus, workers)
-    config = _flatten_config(run_config or {})
-    if seed is not None and (not _is_integer(seed) or seed < 0):
-        raise RequestError(f"seed: {seed!r}; allowed: a whole number from 0 on")
+    apps = {"server_app": (server_app, ServerApp), "client_app": (client_app, ClientApp)}
+    for name, (app, kind) in apps.items():
+        if not isinstance(app, kind):
+            raise RequestError(
+                f"{name}: a {type(app).__name__}; allowed: a Flower {kind.__name__} object"
+            )
+    if engine not in ENGINES:
+        raise unknown_name_error("engine", str(engine), ENGINES)
+    _check_number("nodes", nodes, 1)
+    _check_number("workers", 1 if workers is None else workers, 1)
+    _check_number("num_cpus", num_cpus, None, Real)
+    _check_number("num_gpus", num_gpus, 0, Real)
+    _check_number("seed", 0 if seed is None else seed, 0)
+    try:
+        config = flatten_dict(dict(run_config or {}))
+    except ValueError as error:
+        raise RequestError(
+            f"run_config: {error} A Flower app's settings are int, float, bool or str."
+        ) from error
     options = NodeOptions(
         run_id=secrets.randbits(62) + 1,
         seed=seed,
@@ -135,59 +149,18 @@ def _open_ray(
             num_gpus,
             batched=False,
             options=options,
-            search_path=_list_search_path(),
+            # Where this process looks for modules, in a way that holds in any directory.
+            search_path=[os.path.abspath(p) if not p or os.path.exists(p) else p for p in sys.path],
         )
         stack.callback(grid.stop)
         grid.await_workers()
         yield grid
 
 
-def _list_search_path() -> list[str]:
-    """Return where this process looks for modules, in a way that holds in any directory."""
-    return [os.path.abspath(p) if not p or os.path.exists(p) else p for p in sys.path]
-
-
-# ------------------------------------------------------------------------------ validation
-
-
-def _check_apps(server_app: ServerApp, client_app: ClientApp) -> None:
-    for name, app, kind in (
-        ("server_app", server_app, ServerApp),
-        ("client_app", client_app, ClientApp),
-    ):
-        if not isinstance(app, kind):
-            raise RequestError(
-                f"{name}: a {type(app).__name__}; allowed: a Flower {kind.__name__} object"
-            )
-
-
-def _check_resources(
-    nodes: int, engine: str, num_cpus: float, num_gpus: float, workers: int | None
-) -> None:
-    if engine not in ENGINES:
-        raise unknown_name_error("engine", str(engine), ENGINES)
-    for name, count in (("nodes", nodes), ("workers", 1 if workers is None else workers)):
-        if not _is_integer(count) or count < 1:
-            raise RequestError(f"{name}: {count!r}; allowed: a whole number from 1 on")
-    if not _is_number(num_cpus) or num_cpus <= 0:
-        raise RequestError(f"num_cpus: {num_cpus!r}; allowed: a number above 0")
-    if not _is_number(num_gpus) or num_gpus < 0:
-        raise RequestError(f"num_gpus: {num_gpus!r}; allowed: a number from 0 on")
-
-
-def _is_integer(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool)
-
-
-def _flatten_config(config: Mapping[str, Any]) -> dict[str, bool | float | int | str]:
-    """Return the run configuration as Flower gives it to apps."""
-    try:
-        return flatten_dict(dict(config))
-    except ValueError as error:
-        raise RequestError(
-            f"run_config: {error} A Flower app's settings are int, float, bool or str."
-        ) from error
+def _check_number(name: str, value: Any, least: int | None, kind: type = int) -> None:
+    """Check that a number is of a kind and at least ``least``, or above 0 if that is None."""
+    is_number = isinstance(value, kind) and not isinstance(value, bool)
+    if not is_number or (value <= 0 if least is None else value < least):
+        what = "a whole number" if kind is int else "a number"
+        bound = "above 0" if least is None else f"from {least} on"
+        raise RequestError(f"{name}: {value!r}; allowed: {what} {bound}")

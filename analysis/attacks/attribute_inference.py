@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -32,7 +33,7 @@ class InferenceResult:
     chance : float
         Accuracy of blind guessing.
     taken_for : dict of int to int
-        Identity inference: the predicted person for each image that crossed.
+        Of identity inference: the predicted person for each image that crossed.
     """
 
     rates: Mapping[str, float]
@@ -63,10 +64,10 @@ def infer_attributes(view: View, epochs: int, seed: int) -> InferenceResult:
     def loss(logits: torch.Tensor, images: np.ndarray) -> torch.Tensor:
         return attribute_loss(logits, attributes[images].to(logits.device), weights)
 
-    network = _train_network(view, view.copy_classifier(), view.known, loss, epochs, seed)
-    return InferenceResult(
-        view.score_attributes(_predictions(view, network, view.data.test, seed)), 0.5
-    )
+    classifier = nn.Sequential(copy.deepcopy(view.model.main), copy.deepcopy(view.model.post))
+    network = _train_network(view, classifier, view.known, loss, epochs, seed)
+    rates = view.score_attributes(_predict(view, network, view.data.test, seed))
+    return InferenceResult(rates, 0.5)
 
 
 def infer_identity(
@@ -92,7 +93,7 @@ def infer_identity(
     network = _train_network(view, nn.Sequential(main, head), known, loss, epochs, seed)
     taken_for = {
         int(image): int(person)
-        for logits, images in _predictions(view, network, unknown, seed)
+        for logits, images in _predict(view, network, unknown, seed)
         for image, person in zip(images, logits.argmax(1).cpu(), strict=True)
     }
     hits: dict[int, list[bool]] = {}
@@ -120,7 +121,7 @@ def _train_network(
 
 
 @torch.no_grad()
-def _predictions(
+def _predict(
     view: View, network: nn.Module, images: ImageSet, seed: int
 ) -> Iterator[tuple[torch.Tensor, np.ndarray]]:
     for seen in view.observations(images, seed, "test"):

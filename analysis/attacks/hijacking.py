@@ -1,12 +1,4 @@
-"""Feature-space hijacking: a cloud that steers a front until its activations can be inverted.
-
-Pasquini, Ateniese and Bernaschi, "Unleashing the Tiger: Inference Attacks on Split Learning"
-(CCS 2021), section 3. The gradient at the cut decides what a front learns, and a device can't
-tell which loss it belongs to. A cheating cloud trains its own encoder (the *pilot*) and a decoder
-that inverts it on its own images (the *shadow* images), and returns to the device the gradient of
-an adversarial loss: the front learns to imitate the pilot, and the decoder then inverts what the
-device sends.
-"""
+"""Feature-space hijacking: a cloud that steers a front until its activations can be inverted."""
 
 from __future__ import annotations
 
@@ -39,22 +31,25 @@ BATCH = 64
 class FeatureSpaceHijacking:
     """The cheating cloud's side of the attack on one device.
 
-    It differs from the paper in three things, all of which a cloud can do here. The pilot has the
-    layers of the front, since the cloud chose them, and the device's shield behind them, so that
-    it learns to be inverted through the noise. Pilot and decoder are trained beforehand and stay as
-    they are, so that the front follows a target that does not move. The critic is given the labels,
-    which cross the cut in the clear.
+    Pasquini, Ateniese and Bernaschi, "Unleashing the Tiger: Inference Attacks on Split Learning"
+    (CCS 2021), section 3. The gradient at the cut decides what a front learns, and a device can't
+    tell which loss it belongs to. The cloud trains an encoder (the *pilot*) and its decoder on its
+    own *shadow* images, and returns the gradient of an adversarial loss: the front learns to
+    imitate the pilot, and the decoder inverts what the device sends.
+
+    In three things it differs from the paper. The pilot has the front's layers, which the cloud
+    chose, and the device's shield, so that it learns to be inverted through the noise. Pilot and
+    decoder are trained beforehand, so that the front's target does not move. The critic is given
+    the labels, which cross the cut in the clear.
 
     Parameters
     ----------
     shadow : ImageSet
-        The attacker's own images, similar to the device's.
     pilot : Front
         A front with the same activation shape as the device's, and other weights. Weights
         without gradient stay fixed: a pilot with the weights of a front that is known makes
         :meth:`rebuild` plain model inversion, without hijacking.
     seed : int
-        Seeds the attacker's networks, noise and choice of shadow images.
     """
 
     def __init__(self, shadow: ImageSet, pilot: Front, seed: int) -> None:
@@ -86,8 +81,7 @@ class FeatureSpaceHijacking:
         ----------
         smashed : Tensor of shape (N, *shape)
         labels : int64 Tensor of shape (N,), optional
-            Labels that the device sent. Without them the critic judges activations alone, as in
-            the paper.
+            Without them the critic judges activations alone, as in the paper.
 
         Returns
         -------
@@ -106,27 +100,17 @@ class FeatureSpaceHijacking:
 
     @torch.no_grad()
     def rebuild(self, smashed: torch.Tensor, draws: int = 1) -> torch.Tensor:
-        """Decode smashed data to images (N, C, H, W) in [0, 1].
+        """Decode smashed data (N, *shape) to images (N, C, H, W) in [0, 1].
 
-        Parameters
-        ----------
-        smashed : Tensor of shape (N, *shape)
-        draws : int
-            Number of releases of each image that ``smashed`` is the mean of. A mean has less
-            noise, and gets its own decoder.
+        ``smashed`` is the mean of some releases of each image. A mean has less noise, and gets its
+        own decoder.
         """
         if draws not in self._decoders:
-            self._decoders[draws] = self._decoder_of(draws)
+            decoder = self._decoders[draws] = copy.deepcopy(self._decoders[1])
+            with torch.enable_grad():
+                self._train(decoder, list(decoder.parameters()), DECODER_STEPS, draws)
         pixels: torch.Tensor = self._decoders[draws](smashed)
         return pixels.clamp(0, 1).reshape(len(smashed), *self.targets.shape[1:])
-
-    # ---------------------------------------------------------------------- autoencoder
-
-    @torch.enable_grad()
-    def _decoder_of(self, draws: int) -> nn.Module:
-        decoder = copy.deepcopy(self._decoders[1])
-        self._train(decoder, list(decoder.parameters()), DECODER_STEPS, draws)
-        return decoder
 
     def _train(
         self, decoder: nn.Module, parameters: list[nn.Parameter], steps: int, draws: int
@@ -146,8 +130,6 @@ class FeatureSpaceHijacking:
         activations = self.pilot(self.images[chosen])
         protected = [self.pilot.shield.protect(activations, self._noise)[0] for _ in range(draws)]
         return torch.stack(protected).mean(0)
-
-    # --------------------------------------------------------------------------- critic
 
     def _critic_loss(
         self, private: torch.Tensor, shadow: torch.Tensor, known: torch.Tensor
@@ -190,17 +172,10 @@ def _perceptron(*widths: int, slope: float = 0.0) -> Sequence[nn.Module]:
 def correlations(
     images: torch.Tensor, others: torch.Tensor, expected: torch.Tensor
 ) -> torch.Tensor:
-    """Return Pearson's correlation of each pair of images after subtracting the expected image.
+    """Return Pearson's correlation (N,) of pairs of images (N, C, H, W), less what is expected.
 
-    Parameters
-    ----------
-    images, others, expected : Tensor of shape (N, C, H, W)
-        ``expected``: what a blind guess would draw, such as the mean image of the class.
-
-    Returns
-    -------
-    Tensor of shape (N,)
-        0 where one image of a pair equals the expected one.
+    That is what a blind guess would draw, such as the mean image of the class; 0 where one image of
+    a pair equals it.
     """
     pair = [(part - expected).flatten(1).double() for part in (images, others)]
     a, b = (part - part.mean(1, keepdim=True) for part in pair)
@@ -215,10 +190,9 @@ class SplitGuard(NamedTuple):
     ----------
     score : float
         SplitGuard's score, 0 to 1: 0.25 if wrong labels make no difference.
-    fake_angle : float
-        The angle between the mean gradients on wrong labels and on true ones, in radians.
-    usual_angle : float
-        The angle between the mean gradients on two random halves of the true ones.
+    fake_angle, usual_angle : float
+        Between the mean gradients on wrong labels and on true ones, and on two random halves of the
+        true ones; in radians.
     """
 
     score: float
@@ -238,10 +212,8 @@ def splitguard(
 
     Parameters
     ----------
-    fake : Tensor of shape (K, n)
-        Gradients of the front on batches with wrong labels.
-    first, second : Tensor of shape (·, n)
-        Gradients on batches with true labels, split at random.
+    fake, first, second : Tensor of shape (·, n)
+        Gradients on batches with wrong labels, and with true labels, split at random.
     alpha : float
         α in ``σ(α·S)^β``, with β = 2.
     """

@@ -16,7 +16,6 @@ from torch.nn.functional import binary_cross_entropy_with_logits, conv2d, interp
 
 from pudica.analysis.attacks.unmixing import UnmixingResult
 from pudica.analysis.attacks.view import Observation, View, split_evenly
-from pudica.clients.data import ImageSet
 from pudica.models.randomness import derive, temporary_seed
 from pudica.models.similarity import psnr, ssim
 
@@ -73,14 +72,9 @@ def train_generator(view: View, epochs: int, seed: int) -> Generator:
 
 @torch.no_grad()
 def reconstruct(view: View, generator: Generator, images: int, seed: int) -> Reconstruction:
-    """Reconstruct images of the test part with a generator.
+    """Reconstruct at most ``images`` of the test part with a generator trained for this view.
 
-    Parameters
-    ----------
-    generator : Generator
-        Trained by :func:`train_generator` with the same view.
-    images : int
-        Maximum number of images; each group is drawn as a whole, from one of its rows.
+    Each group is drawn as a whole, from one of its rows.
     """
     groups: list[np.ndarray] = []
     drawn: list[torch.Tensor] = []
@@ -100,13 +94,7 @@ def reconstruct(view: View, generator: Generator, images: int, seed: int) -> Rec
 def reconstruct_unmixed(
     view: View, generator: Generator, unmixed: UnmixingResult
 ) -> Reconstruction:
-    """Draw images from unmixed feature maps.
-
-    Parameters
-    ----------
-    generator : Generator
-        Trained on feature maps in the clear.
-    """
+    """Draw images from unmixed feature maps with a generator trained on maps in the clear."""
     found = unmixed.found.split(BATCH)
     parts = [generator(view.compute.move_batch(part))[:, 0].cpu() for part in found]
     true = view.data.test.pixels(unmixed.images)
@@ -209,13 +197,14 @@ def _train_networks(
         torch.optim.Adam(network.parameters(), LEARNING_RATE, BETAS)
         for network in (generator, critic)
     )
-    images = view.known
     for epoch in range(epochs):
-        for seen in view.observations(images, seed, "pix2pix", epoch):
+        for seen in view.observations(view.known, seed, "pix2pix", epoch):
             for start in range(0, len(seen.rows), BATCH):
                 part = slice(start, start + BATCH)
                 x = seen.rows[part]
-                true = _group_images(images, seen.groups[part]).to(x.device)
+                # The images of each row's group, (B, S, C, H, W) in [0, 1].
+                groups = [view.known.pixels(group) for group in seen.groups[part]]
+                true = torch.stack(groups).to(x.device)
                 drawn = generator(x)
                 _step(
                     critic_optimizer,
@@ -235,11 +224,6 @@ def _step(optimizer: torch.optim.Optimizer, loss: torch.Tensor) -> None:
     optimizer.zero_grad()
     loss.backward(inputs=own)  # type: ignore[no-untyped-call]  # not the opponent's
     optimizer.step()
-
-
-def _group_images(images: ImageSet, groups: np.ndarray) -> torch.Tensor:
-    """Return the images of each row's group, (B, S, C, H, W) in [0, 1]."""
-    return torch.stack([images.pixels(group) for group in groups])
 
 
 def _draw_matched(view: View, generator: Generator, seen: Observation, row: int) -> torch.Tensor:

@@ -39,11 +39,11 @@ class UnmixingResult:
         Absolute correlation of each true feature map with the one matched to it, both after
         subtracting the mean feature map of other images.
     rates : dict of str to float
-        Balanced accuracy per attribute of the model itself on the unmixed feature maps.
+        The model's balanced accuracy per attribute on the unmixed feature maps.
     true, found : Tensor of shape (n, *shape)
         True feature maps, and the unmixed one matched to each.
     images : int64 ndarray of shape (n,)
-        Index of each image in the test part.
+        Positions in the test part.
     """
 
     correlations: np.ndarray
@@ -64,14 +64,9 @@ class UnmixingResult:
 
 
 def unmix(view: View, requests: int, known_groups: bool, seed: int) -> UnmixingResult:
-    """Unmix requests of test images.
+    """Unmix some requests of test images.
 
-    Parameters
-    ----------
-    requests : int
-        Maximum number of requests.
-    known_groups : bool
-        Whether the attacker knows which mixtures belong together, as without shuffling.
+    ``known_groups``: the attacker knows which mixtures belong together, as without shuffling.
     """
     parts = []
     for number, seen in enumerate(_observe_requests(view, requests, seed)):
@@ -91,8 +86,7 @@ def score_mixtures(view: View, requests: int, seed: int) -> UnmixingResult:
 
 def score_plain(view: View, images: np.ndarray) -> dict[str, float]:
     """Return the model's balanced accuracy per attribute on test images without the shield."""
-    parts = split_evenly(images, view.request)
-    test = view.data.test
+    parts, test = split_evenly(images, view.request), view.data.test
     return view.score_attributes((view.logits(view.features(test, part)), part) for part in parts)
 
 
@@ -101,14 +95,10 @@ def _observe_requests(view: View, requests: int, seed: int) -> Iterator[Observat
 
 
 def run_fast_ica(mixtures: torch.Tensor, seed: int) -> torch.Tensor:
-    """Unmix by FastICA on gradients; return sources (n, *shape) in any order.
+    """Unmix (n, C, H, W) by FastICA on gradients; return sources of that shape in any order.
 
     The true matrix is orthogonal, so rows of its inverse have length 1, which gives the scale. The
     sign is that of the mean, since a ReLU leaves no negative features.
-
-    Parameters
-    ----------
-    mixtures : Tensor of shape (n, C, H, W)
     """
     values = mixtures.double().numpy()
     samples = np.concatenate(

@@ -34,7 +34,7 @@ class Observation(NamedTuple):
     Attributes
     ----------
     rows : Tensor of shape (n, *shape)
-        Rows of all images together, on the attacker's device.
+        On the attacker's device.
     images : int64 ndarray of shape (n,)
         Which image each row stands for; for mixtures, the image at that position.
     groups : int64 ndarray of shape (n, S)
@@ -52,14 +52,12 @@ class View:
 
     Attributes
     ----------
-    run : Run
-    case : str
     compute : Compute
         Where the attacker computes: like the run's clients.
-    model : Staged
+    model : StagedModel
         The trained model on that device; the cloud knows its weights.
     data : Splits
-        The run's data, normalised like the model's owner does.
+        Normalised like the model's owner does.
     request : int
         Number of images that cross together.
     known : ImageSet
@@ -113,7 +111,11 @@ class View:
         model.load_state_dict(tensors)
         compute = Compute(run.section("client", ClientConfig))
         compute.move_model(model.eval())
-        own = with_normalisation(data, note)
+        # As the model's file has it.
+        mean, std = (torch.tensor(note[name]).reshape(-1, 1, 1) for name in ("mean", "std"))
+        parts = {part: getattr(data, part) for part in ("train", "validation", "test")}
+        parts = {name: replace(part, mean=mean, std=std) for name, part in parts.items()}
+        own = replace(data, **parts)
         known = own.train if settings.train == "central" else own.validation
         if not len(known):
             raise RequestError(
@@ -136,12 +138,7 @@ class View:
     ) -> Iterator[Observation]:
         """Yield what the cloud sees of images in random order, one request at a time.
 
-        Incomplete groups are dropped.
-
-        Parameters
-        ----------
-        seed : int
-            Seeds order, keys and noise; ``purpose`` distinguishes its uses.
+        Incomplete groups are dropped. ``purpose`` distinguishes uses of the seed.
         """
         randomness = numpy_generator(seed, "attack", *purpose)
         order = randomness.permutation(len(images))
@@ -150,10 +147,10 @@ class View:
             chosen = order[start : start + size]
             chosen = chosen[: len(chosen) // self.group * self.group]
             if len(chosen):
-                yield self.observe(images, chosen, randomness)
+                yield self._observe(images, chosen, randomness)
 
     @torch.no_grad()
-    def observe(self, images: ImageSet, chosen: np.ndarray, randomness: Randomness) -> Observation:
+    def _observe(self, images: ImageSet, chosen: np.ndarray, randomness: Randomness) -> Observation:
         """Return what the cloud sees of some images that cross together."""
         if not self.shielded:
             plain = isinstance(self.model.pre, Anonymiser)
@@ -193,12 +190,8 @@ class View:
     ) -> dict[str, float]:
         """Return the balanced accuracy per attribute on the test part, 0 to 1.
 
-        Attributes that all images have, or none, are left out.
-
-        Parameters
-        ----------
-        predictions : iterable of (Tensor of shape (n, 2·A), int64 ndarray of shape (n,))
-            Logits, and the images they are for.
+        Attributes that all images have, or none, are left out. ``predictions`` are logits (n, 2·A)
+        and the images (n,) that they are for.
         """
         truth = torch.from_numpy(self.data.test.attributes)
         counts = torch.zeros(truth.shape[1], 2, 2, dtype=torch.int64)
@@ -215,10 +208,6 @@ class View:
         front, _ = Cutter(main).cut(self.post)
         return front
 
-    def copy_classifier(self) -> torch.nn.Sequential:
-        """Return a trainable copy of the cloud's layers behind the cut."""
-        return torch.nn.Sequential(copy.deepcopy(self.model.main), copy.deepcopy(self.model.post))
-
 
 def split_evenly(rows: np.ndarray, size: int) -> list[np.ndarray]:
     """Split rows into parts of nearly equal length, at most ``size``."""
@@ -228,13 +217,3 @@ def split_evenly(rows: np.ndarray, size: int) -> list[np.ndarray]:
 def mean(rates: Mapping[str, float]) -> float:
     """Return the mean of rates; NaN if there are none."""
     return sum(rates.values()) / len(rates) if rates else math.nan
-
-
-def with_normalisation(data: Splits, note: dict[str, object]) -> Splits:
-    """Return the data with the normalisation stored in a model's file."""
-    mean, std = (torch.tensor(note[name]).reshape(-1, 1, 1) for name in ("mean", "std"))
-    parts = {
-        part: replace(getattr(data, part), mean=mean, std=std)
-        for part in ("train", "validation", "test")
-    }
-    return replace(data, **parts)

@@ -44,7 +44,8 @@ class System:
     tables : callable or None
         ``tables(runs)`` returns DataFrames by title, for ``pudica show``.
     figures : callable or None
-        ``figures(run)`` yields names and matplotlib figures, for ``pudica plot``.
+        ``figures(run)`` yields names and matplotlib figures, for ``pudica plot``; None instead of
+        a figure where nothing was measured.
     experiments : Path, str or None
         A folder of YAML experiments that come with it.
     """
@@ -74,7 +75,7 @@ OURS = (
         role="pudica.clients.dlmt.assigned:AssignedOwner",
         roles="pudica.clients.dlmt.assigned:ROLES",
         tables="pudica.analysis.dlmt:tables",
-        figures="pudica.analysis.dlmt_figures:figures",
+        figures="pudica.analysis.dlmt:figures",
     ),
     System(
         name="facemix",
@@ -84,7 +85,7 @@ OURS = (
         role="pudica.clients.facemix.assigned:AssignedEdge",
         roles="pudica.clients.facemix.assigned:ROLES",
         tables="pudica.analysis.facemix:tables",
-        figures="pudica.analysis.facemix_figures:figures",
+        figures="pudica.analysis.facemix:figures",
     ),
     System(
         name="split",
@@ -94,7 +95,7 @@ OURS = (
         role="pudica.clients.split.assigned:AssignedEdge",
         roles="pudica.clients.split.assigned:ROLES",
         tables="pudica.analysis.split:tables",
-        figures="pudica.analysis.split_figures:figures",
+        figures="pudica.analysis.split:figures",
     ),
     System(
         name="themis",
@@ -104,7 +105,7 @@ OURS = (
         role="pudica.clients.themis.assigned:AssignedParticipant",
         roles="pudica.clients.themis.assigned:ROLES",
         tables="pudica.analysis.themis:tables",
-        figures="pudica.analysis.themis_figures:figures",
+        figures="pudica.analysis.themis:figures",
     ),
 )
 

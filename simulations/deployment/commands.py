@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pudica.simulations.competition import DraftPublisher
+from pudica.simulations.competition import publish_drafts
 from pudica.simulations.console import (
     FAILED,
     exit_on_request_error,
@@ -163,12 +163,12 @@ def run(
     """Run an experiment with the registered nodes."""
     with exit_on_request_error():
         from pudica.simulations.deployment.organiser import OrganiserServer
-        from pudica.simulations.progress import Watcher
+        from pudica.simulations.progress import watch
 
         organiser = OrganiserServer(folder, (lambda _: None) if quiet else print_message)
         prepared, directory = organiser.prepare(experiment, set_ or [], resume)
         options = f"--folder {shlex.quote(str(folder))}" if folder != HERE else ""
-        watcher, publisher = Watcher(directory, quiet), DraftPublisher(directory)
+        watcher, publisher = watch(directory, quiet), publish_drafts(directory)
         with explain_failures(directory, "pudica deploy run", options), watcher, publisher:
             organiser.run(prepared, directory)
     print_results(directory, quiet)

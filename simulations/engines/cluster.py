@@ -8,7 +8,6 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import ray
 from ray._private import ray_constants
@@ -29,11 +28,7 @@ DIRECT_CALL_BYTES = 1_000_000
 def connect(config: RayConfig, show_output: bool = False) -> Iterator[None]:
     """Start Ray on this machine, or join a cluster; clean up afterwards.
 
-    Parameters
-    ----------
-    config : RayConfig
-    show_output : bool
-        Whether to print here what the workers print.
+    ``show_output``: print here what the workers print.
 
     Raises
     ------
@@ -58,8 +53,9 @@ def _start_local(_: RayConfig, show_output: bool) -> Iterator[None]:
             # Ray inherits our environment, which is seconds faster than a runtime_env.
             with _set_environment({**_build_worker_environment(), **bounds}), _use_loopback():
                 # Without an address, Ray would join any cluster it finds.
-                _init_ray(
+                ray.init(
                     "local",
+                    logging_level=logging.ERROR,
                     include_dashboard=False,
                     log_to_driver=show_output,
                     _temp_dir=str(folder / "ray"),
@@ -74,11 +70,11 @@ def _start_local(_: RayConfig, show_output: bool) -> Iterator[None]:
 
 @contextmanager
 def _join_cluster(config: RayConfig, show_output: bool) -> Iterator[None]:
-    """Join a cluster."""
     with _set_authentication(_build_token_variables(config.token)):
         try:
-            _init_ray(
+            ray.init(
                 config.address,
+                logging_level=logging.ERROR,
                 log_to_driver=show_output,
                 runtime_env={"env_vars": _build_worker_environment()},
             )
@@ -88,10 +84,6 @@ def _join_cluster(config: RayConfig, show_output: bool) -> Iterator[None]:
             yield
         finally:
             ray.shutdown()
-
-
-def _init_ray(address: str | None, **options: Any) -> None:
-    ray.init(address=address, logging_level=logging.ERROR, **options)
 
 
 def _build_worker_environment() -> dict[str, str]:
@@ -175,34 +167,20 @@ def _use_loopback() -> Iterator[None]:
 @contextmanager
 def _set_environment(changes: Mapping[str, str | None]) -> Iterator[None]:
     """Set environment variables within the context; None unsets them."""
-    before = {key: os.environ.get(key) for key in changes}
-    _set_variables(changes)
+    before = {key: os.environ.pop(key, None) for key in changes}
+    os.environ.update({key: value for key, value in changes.items() if value is not None})
     try:
         yield
     finally:
-        _set_variables(before)
-
-
-def _set_variables(variables: Mapping[str, str | None]) -> None:
-    for key, value in variables.items():
-        if value is None:
+        for key in changes:
             os.environ.pop(key, None)
-        else:
-            os.environ[key] = value
+        os.environ.update({key: value for key, value in before.items() if value is not None})
 
 
 def compute_worker_count(
     wanted: int | None, num_cpus: float, num_gpus: float, partitions: int
 ) -> int:
-    """Return how many workers fit into the cluster's resources, at most one a node.
-
-    Parameters
-    ----------
-    wanted : int or None
-        None: as many as fit.
-    num_cpus, num_gpus : float
-        Resources of each worker.
-    partitions : int
+    """Return how many workers of these resources fit into the cluster, at most one a partition.
 
     Raises
     ------

@@ -40,7 +40,7 @@ from pudica.simulations.programs.calling import (
     write_ray_token,
 )
 from pudica.simulations.programs.submission import FlowerRun, FlowerRunFailed, record_outcome
-from pudica.strategies.core.experiment import ClientConfig, Experiment
+from pudica.strategies.core.experiment import Experiment
 
 START_SECONDS = 60.0
 END_SECONDS = 20.0
@@ -75,12 +75,8 @@ shutil.rmtree(home, ignore_errors=True)
 def run(experiment: Experiment, directory: Path) -> None:
     """Run the experiment with `flwr run`, as a simulation on this machine.
 
-    Parameters
-    ----------
-    experiment : Experiment
-        The experiment; Ray always runs locally here, ``ray.address`` is not used.
-    directory : Path
-        Directory of the run. Flower's log is written there as ``flower.log``.
+    Ray always runs locally here, ``ray.address`` is not used. Flower's log is written to the run's
+    directory as ``flower.log``.
 
     Raises
     ------
@@ -98,9 +94,6 @@ def run(experiment: Experiment, directory: Path) -> None:
     with record_outcome(directory), temporary_flower_home() as home:
         write_bundle(home.app, build_run_config(experiment, directory, "flower"))
         Simulation(home, directory).run(shares)
-
-
-# --------------------------------------------------------------------- configuration
 
 
 def count_available_cpus() -> int:
@@ -121,33 +114,21 @@ def build_federation_config(experiment: Experiment, cpus: int) -> str:
         If the number of workers in the experiment does not fit.
     """
     client, nodes = experiment.client, len(experiment.names())
-    workers = _compute_worker_count(client, experiment.ray.workers, cpus, nodes)
+    wanted, room = experiment.ray.workers, int(cpus / client.num_cpus)
+    if room < (wanted or 1):
+        raise RequestError(
+            f"ray.workers: {wanted or 1} workers of {client.num_cpus:g} CPUs do not fit on "
+            f"{cpus} CPUs: lower client.num_cpus or ray.workers"
+        )
+    workers = min(wanted or room, nodes)
     return (
         f"num-supernodes={nodes} client-resources-num-cpus=1 init-args-num-cpus={workers} "
         f"client-resources-num-gpus={client.num_gpus}"
     )
 
 
-def _compute_worker_count(client: ClientConfig, wanted: int | None, cpus: int, nodes: int) -> int:
-    room = int(cpus / client.num_cpus)
-    if room < (wanted or 1):
-        raise RequestError(
-            f"ray.workers: {wanted or 1} workers of {client.num_cpus:g} CPUs do not fit on "
-            f"{cpus} CPUs: lower client.num_cpus or ray.workers"
-        )
-    return min(wanted or room, nodes)
-
-
-# ------------------------------------------------------------------- the run's home
-
-
 class FlowerHome:
-    """A run's home: its folder, and the processes started in it.
-
-    Parameters
-    ----------
-    path : Path
-    """
+    """A run's home: its folder, and the processes started in it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -191,19 +172,8 @@ def temporary_flower_home() -> Iterator[FlowerHome]:
             process.wait()
 
 
-# --------------------------------------------------------------------- simulation
-
-
 class Simulation:
-    """One `flwr run` with a SuperLink of its own.
-
-    Parameters
-    ----------
-    home : FlowerHome
-        The run's home, with the app in it.
-    directory : Path
-        Directory of the run.
-    """
+    """One `flwr run` of the app in a home, with a SuperLink of its own."""
 
     def __init__(self, home: FlowerHome, directory: Path) -> None:
         self.home = home
@@ -212,13 +182,7 @@ class Simulation:
         self._superlink: subprocess.Popen[bytes]
 
     def run(self, federation_config: str) -> None:
-        """Run the simulation to its end.
-
-        Raises
-        ------
-        FlowerRunFailed
-            If it does not complete.
-        """
+        """Run the simulation to its end; FlowerRunFailed if it does not complete."""
         self._start_superlink()
         self._submission.run("--federation-config", federation_config)
 

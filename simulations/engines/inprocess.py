@@ -19,11 +19,8 @@ class InProcessGrid(LocalGrid):
 
     Parameters
     ----------
-    app : ClientApp
-    partitions : int
     config : mapping
         The run configuration.
-    options : NodeOptions, optional
     eager : bool
         Let a pull answer all messages that are waiting, as if the nodes had worked in the
         background, instead of one.

@@ -64,14 +64,7 @@ def restore_identity() -> Iterator[None]:
 
 
 class LocalGrid(Grid):
-    """A grid whose nodes live on this machine or on a Ray cluster.
-
-    Parameters
-    ----------
-    partitions : int
-        Number of nodes; node ``i`` holds partition ``i``.
-    run_id : int
-    """
+    """A grid whose nodes live on this machine or on a Ray cluster, each with a partition."""
 
     def __init__(self, partitions: int, run_id: int = RUN_ID) -> None:
         self._run = Run.create_empty(run_id)
@@ -105,13 +98,7 @@ class LocalGrid(Grid):
         return list(self.partition)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Send messages to their nodes and return the message ids.
-
-        Raises
-        ------
-        ValueError
-            If there is no such node.
-        """
+        """Send messages to their nodes and return their ids; ValueError without such a node."""
         return self._push(messages)
 
     def send_and_receive(
@@ -131,13 +118,7 @@ class LocalGrid(Grid):
         return [replies[i] for i in identifiers if i in replies]
 
     def _push(self, messages: Iterable[Message], together: bool = False) -> list[str]:  # noqa: ARG002
-        """Send messages and return their ids.
-
-        Parameters
-        ----------
-        together : bool
-            Whether nobody looks at one reply before all are there.
-        """
+        """Send messages, ``together`` if nobody reads a reply before all are there; return ids."""
         prepared = [self._prepare(message) for message in messages]
         with self._lock:
             for message in prepared:
@@ -145,7 +126,10 @@ class LocalGrid(Grid):
         return [message.metadata.message_id for message in prepared]
 
     def _prepare(self, message: Message) -> Message:
-        """Return a message as a node gets it; give the original the same id, as Flower does."""
+        """Return a message as a node gets it, with an id that in Flower only a SuperLink assigns.
+
+        The original gets the same id, as in Flower.
+        """
         node = message.metadata.dst_node_id
         if node not in self.partition:
             first, last = min(self.partition), max(self.partition)
@@ -154,7 +138,21 @@ class LocalGrid(Grid):
             )
         identifier = str(next(self._numbers))
         message.metadata.__dict__["_message_id"] = identifier
-        return _with_id(message, identifier)
+        old = message.metadata
+        metadata = Metadata(
+            run_id=old.run_id,
+            message_id=identifier,
+            src_node_id=old.src_node_id,
+            dst_node_id=old.dst_node_id,
+            reply_to_message_id="",
+            group_id=old.group_id,
+            created_at=old.created_at,
+            ttl=old.ttl,
+            message_type=old.message_type,
+            src_task_id=old.src_task_id,
+            dst_task_id=old.dst_task_id,
+        )
+        return Message(content=message.content, metadata=metadata)  # type: ignore[call-overload,no-any-return]
 
     def _receive(self, identifiers: list[str]) -> Iterable[Message]:
         """Return some replies, after a short time at most if nodes work in the background."""
@@ -163,22 +161,3 @@ class LocalGrid(Grid):
     @abstractmethod
     def _dispatch(self, message: Message, identifier: str) -> None:
         """Deliver one message to its node."""
-
-
-def _with_id(message: Message, identifier: str) -> Message:
-    """Return the message with an id, which in Flower only a SuperLink assigns."""
-    old = message.metadata
-    metadata = Metadata(
-        run_id=old.run_id,
-        message_id=identifier,
-        src_node_id=old.src_node_id,
-        dst_node_id=old.dst_node_id,
-        reply_to_message_id="",
-        group_id=old.group_id,
-        created_at=old.created_at,
-        ttl=old.ttl,
-        message_type=old.message_type,
-        src_task_id=old.src_task_id,
-        dst_task_id=old.dst_task_id,
-    )
-    return Message(content=message.content, metadata=metadata)  # type: ignore[call-overload,no-any-return]

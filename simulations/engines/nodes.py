@@ -1,12 +1,13 @@
-"""The simulated nodes of one process: their contexts, and how they answer messages."""
+"""The simulated nodes of one process, also of a Ray actor, and how they answer messages."""
 
 from __future__ import annotations
 
+import os
 import random
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from logging import ERROR
@@ -20,7 +21,10 @@ from flwr.common.logger import log
 
 from pudica.clients.runtime.lifetime import Memory, remember_in
 
-# PyTorch is imported where it is used: many apps do without, and it takes a worker seconds.
+# This imports little, since every worker process pays for it when it starts. PyTorch is imported
+# where it is used: many apps do without.
+
+Answer = tuple[Message, RecordDict | None]
 
 RUN_ID = 1
 
@@ -31,7 +35,6 @@ class NodeOptions:
 
     Attributes
     ----------
-    run_id : int
     seed : int or None
         Seeds the global random generators anew for every message, so that a node's answer does
         not depend on where it is computed. None: they are left alone.
@@ -55,17 +58,10 @@ class SimulatedNodes:
 
     Parameters
     ----------
-    app : ClientApp
     partitions : int
         Number of nodes in the whole simulation.
     config : mapping
         The run configuration.
-    options : NodeOptions
-
-    Attributes
-    ----------
-    contexts : dict of int to Context
-        Of the nodes met so far, by node id.
     """
 
     def __init__(
@@ -80,7 +76,7 @@ class SimulatedNodes:
         self._partitions = partitions
         self._config = config
         self._options = options or NodeOptions()
-        self.contexts: dict[int, Context] = {}
+        self.contexts: dict[int, Context] = {}  # of the nodes met so far, by node id
 
     def add(self, node: int, partition: int) -> Context:
         """Return the context of a node, which is made the first time."""
@@ -121,6 +117,50 @@ class SimulatedNodes:
 
                 stack.enter_context(use_global_seed(derive(seed, message.metadata.message_id)))
             yield
+
+
+class Worker:
+    """Ray actor that runs the pickled ClientApp for the nodes assigned to it.
+
+    It looks for modules in the search path first.
+    """
+
+    def __init__(
+        self,
+        app: bytes,
+        partitions: int,
+        config: Mapping[str, bool | float | int | str],
+        options: NodeOptions,
+        search_path: Sequence[str] = (),
+    ) -> None:
+        from ray import cloudpickle
+
+        sys.path[:] = [*search_path, *(path for path in sys.path if path not in search_path)]
+        self._nodes = SimulatedNodes(cloudpickle.loads(app), partitions, config, options)
+
+    def restore(self, states: Mapping[int, tuple[int, RecordDict]]) -> None:
+        """Take over nodes of a worker that died: by node id, the partition and the state."""
+        for node, (partition, state) in states.items():
+            self._nodes.add(node, partition).state = state
+
+    def answer(self, *requests: tuple[Message, int]) -> list[Answer] | Answer:
+        """Return each node's reply, and its state if that has changed.
+
+        A request is a message, and the partition of the node that it is addressed to.
+        """
+        replies = [self._answer(message, partition) for message, partition in requests]
+        return replies if len(replies) > 1 else replies[0]
+
+    def _answer(self, message: Message, partition: int) -> Answer:
+        node = message.metadata.dst_node_id
+        before = self._nodes.add(node, partition).state
+        reply = self._nodes.answer(message, partition)
+        state = self._nodes.contexts[node].state
+        return reply, None if state == before else state
+
+    def process_id(self) -> int:
+        """Return the actor's process id."""
+        return os.getpid()
 
 
 @contextmanager

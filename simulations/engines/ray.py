@@ -25,11 +25,11 @@ from pudica.simulations.engines.local import (
 )
 from pudica.simulations.engines.nodes import (
     NodeOptions,
+    Worker,
     build_error_reply,
     build_expiry_reply,
     is_expired,
 )
-from pudica.simulations.engines.worker import Worker
 from pudica.strategies.core.experiment import Experiment
 
 ATTEMPTS = 3
@@ -56,17 +56,14 @@ class RayGrid(LocalGrid):
     ----------
     app : ClientApp
         What it refers to by name must be importable on the workers.
-    partitions : int
     config : mapping
         The run configuration.
-    workers : int
     num_cpus, num_gpus : float
         Resources of each worker.
     batched : bool
         Pass all messages of a push to a worker in a single call. This is three times faster for
         small messages, but the replies arrive together too, so runs with a timeout need False.
         :meth:`send_and_receive` does so anyway unless it has a short timeout.
-    options : NodeOptions, optional
     search_path : sequence of str
         Where workers look for modules first.
 
@@ -130,15 +127,6 @@ class RayGrid(LocalGrid):
         for worker in self.workers:
             ray.kill(worker)
 
-    def _assign_worker(self, node: int) -> int:
-        """Return the worker of a node; a new node goes to the worker with the fewest nodes."""
-        if node not in self._worker_of_node:
-            load = Counter(self._worker_of_node.values())
-            self._worker_of_node[node] = min(
-                range(len(self.workers)), key=lambda worker: load[worker]
-            )
-        return self._worker_of_node[node]
-
     def _push(self, messages: Iterable[Message], together: bool = False) -> list[str]:
         identifiers = super()._push(messages)
         with self._lock:
@@ -152,8 +140,12 @@ class RayGrid(LocalGrid):
         return identifiers
 
     def _dispatch(self, message: Message, identifier: str) -> None:
-        worker = self._assign_worker(message.metadata.dst_node_id)
-        self._outbox.append(_PendingMessage(identifier, message, worker, 1))
+        node = message.metadata.dst_node_id
+        if node not in self._worker_of_node:  # goes to the worker with the fewest nodes
+            load = Counter(self._worker_of_node.values())
+            workers = range(len(self.workers))
+            self._worker_of_node[node] = min(workers, key=lambda worker: load[worker])
+        self._outbox.append(_PendingMessage(identifier, message, self._worker_of_node[node], 1))
 
     def _submit(self, requests: list[_PendingMessage]) -> None:
         """Send messages that are all for the same worker."""
@@ -192,10 +184,7 @@ class RayGrid(LocalGrid):
                 self._states[pending.message.metadata.dst_node_id] = state
             if not pending.expired:
                 self._replies[pending.identifier] = reply
-        self._expire()
-
-    def _expire(self) -> None:
-        """Answer messages whose time to live is over; their nodes may still be at work."""
+        # Answer messages whose time to live is over; their nodes may still be at work.
         for pending in self._pending.values():
             if not pending.expired and is_expired(pending.message):
                 pending.expired = True
@@ -205,7 +194,13 @@ class RayGrid(LocalGrid):
         """Replace a dead worker, and send its unanswered messages again, one by one."""
         lost = [(r, p) for r, p in self._pending.items() if p.worker == worker]
         self.workers[worker] = self._new_worker()
-        self._restore_states(worker)
+        states = {
+            node: (self.partition[node], state)
+            for node, state in self._states.items()
+            if self._worker_of_node[node] == worker
+        }
+        if states:
+            self.workers[worker].restore.remote(states)
         for position, (reference, pending) in enumerate(lost):
             del self._pending[reference]
             # A worker answers in order, so only the first message can have killed it.
@@ -215,15 +210,6 @@ class RayGrid(LocalGrid):
             elif not pending.expired:
                 death = RuntimeError(f"its worker died {ATTEMPTS} times: {error}")
                 self._replies[pending.identifier] = build_error_reply(pending.message, death)
-
-    def _restore_states(self, worker: int) -> None:
-        states = {
-            node: (self.partition[node], state)
-            for node, state in self._states.items()
-            if self._worker_of_node[node] == worker
-        }
-        if states:
-            self.workers[worker].restore.remote(states)
 
 
 def _pickle_app(app: ClientApp) -> bytes:

@@ -18,15 +18,8 @@ def write_bundle(
 ) -> None:
     """Write the folder of a Flower app.
 
-    Parameters
-    ----------
-    app : Path
-        Created if it does not exist.
-    config : dict
-        The app's default configuration, including the experiment. It is not passed as
-        ``--run-config``, which Flower splits at quotation marks.
-    components : dict
-        The ServerApp and the ClientApp.
+    ``config`` is its default configuration, including the experiment. It is not passed as
+    ``--run-config``, which Flower splits at quotation marks.
     """
     app.mkdir(parents=True, exist_ok=True)
     pyproject = {

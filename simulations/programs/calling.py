@@ -56,11 +56,8 @@ def start_program(
         Arguments of the Python interpreter.
     folder : Path
         Working directory. Packages in it do not shadow installed ones.
-    environment : mapping of str to str
-    log : Path
-        File to which output is appended.
-    output : Path or None
-        File for standard output, if it should not go to ``log``.
+    log, output : Path
+        Files to which all output, or only errors and standard output, are appended.
     """
     with log.open("ab") as errors, (output or log).open("ab") as standard:
         return subprocess.Popen(
@@ -123,12 +120,8 @@ def make_private_folder() -> Path:
 def write_ray_token(folder: Path) -> dict[str, str]:
     """Write a new token and return the environment that protects our own Ray with it.
 
-    All ports of that Ray require the token and listen on loopback only.
-
-    Parameters
-    ----------
-    folder : Path
-        A private folder that exists as long as this Ray does.
+    All ports of that Ray require the token and listen on loopback only. The private folder must
+    exist as long as this Ray does.
     """
     token = folder / "token"
     token.touch(mode=0o600, exist_ok=False)
@@ -153,19 +146,14 @@ def find_free_port() -> int:
 def is_healthy(port: int, certificate: Path | None = None) -> bool:
     """Return whether a server on this machine reports that it is healthy.
 
-    Parameters
-    ----------
-    certificate : Path or None
-        Certificate of the authority that signed the server's; None if it does not use TLS.
+    ``certificate``: of the authority that signed the server's; None if it does not use TLS.
     """
-    connection: http.client.HTTPConnection
+    connection = http.client.HTTPConnection(LOOPBACK, port, timeout=HEALTH_SECONDS)
     if certificate:
         trust = ssl.create_default_context(cafile=certificate)
         connection = http.client.HTTPSConnection(
             LOOPBACK, port, timeout=HEALTH_SECONDS, context=trust
         )
-    else:
-        connection = http.client.HTTPConnection(LOOPBACK, port, timeout=HEALTH_SECONDS)
     try:
         connection.request("GET", "/health")
         with connection.getresponse() as answer:

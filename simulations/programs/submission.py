@@ -46,19 +46,11 @@ class FlowerRun:
         Starts one of Flower's commands: ``start(log, *arguments, output=path or None)``.
     check : callable
         Raises if the SuperLink is gone.
-    app : Path
-        Folder of the bundle.
-    directory : Path
-        Directory of the run. Flower's log is written there as ``flower.log``.
+    app, directory : Path
+        Of the bundle, and of the run. Flower's log is written to the latter as ``flower.log``.
     """
 
-    def __init__(
-        self,
-        start: Start,
-        check: Callable[[], None],
-        app: Path,
-        directory: Path,
-    ) -> None:
+    def __init__(self, start: Start, check: Callable[[], None], app: Path, directory: Path) -> None:
         self.app = app
         self.directory = directory
         self.log = directory / "flower.log"
@@ -68,12 +60,7 @@ class FlowerRun:
         self._submitted: subprocess.Popen[bytes] | None = None
 
     def run(self, *options: str) -> None:
-        """Submit the run and wait until it has ended.
-
-        Parameters
-        ----------
-        *options : str
-            Further arguments of ``flwr run``.
+        """Submit the run, with further arguments of ``flwr run``, and wait until it has ended.
 
         Raises
         ------
@@ -97,9 +84,7 @@ class FlowerRun:
         if self._submitted is not None:
             self._submitted.terminate()
             self._submitted.wait()
-        run = self._query_latest_run()
-        if not run["status"].startswith("finished"):
-            self._start(self.log, *FLWR, "stop", run["run-id"], CONNECTION).wait()
+        self._stop_unless_finished(self._query_latest_run())
 
     def read_log_tail(self) -> str:
         """Return the last lines of Flower's log."""
@@ -114,15 +99,15 @@ class FlowerRun:
         its last messages on to the nodes.
         """
         text = self.log.read_text(encoding="utf-8", errors="replace") if self.log.exists() else ""
-        previous = STARTED.findall(text)
-        known = (
-            query_flower(self._start, self.log, "ls", CONNECTION).get("runs", [])
-            if previous
-            else []
-        )
-        for run in known:
-            if run["run-id"] in previous and not run["status"].startswith("finished"):
-                self._start(self.log, *FLWR, "stop", run["run-id"], CONNECTION).wait()
+        if not (previous := STARTED.findall(text)):
+            return
+        for run in query_flower(self._start, self.log, "ls", CONNECTION).get("runs", []):
+            if run["run-id"] in previous:
+                self._stop_unless_finished(run)
+
+    def _stop_unless_finished(self, run: dict[str, str]) -> None:
+        if not run["status"].startswith("finished"):
+            self._start(self.log, *FLWR, "stop", run["run-id"], CONNECTION).wait()
 
     def _read_failure_reason(self) -> str:
         """Return why the ServerApp failed according to its record of this run, or ""."""
@@ -218,10 +203,7 @@ def _wait_until_unlocked(directory: Path) -> None:
 def close_record(directory: Path, status: str, reason: str, before: dict[str, Any]) -> None:
     """Record how the run ended if its ServerApp no longer can, or never started.
 
-    Parameters
-    ----------
-    before : dict
-        The record when the run started or was resumed.
+    ``before`` is the record when the run started or was resumed.
     """
     ended = read_run_record(directory)
     unexplained = ended == before or ended.get("status") in UNEXPLAINED

@@ -23,13 +23,13 @@ WATCHED = """
 import json, sys, time
 from pathlib import Path
 from pudica.models.files import write_atomically
-from pudica.simulations.progress import Watcher
+from pudica.simulations.progress import watch
 folder = Path(sys.argv[1])
 def say(stage, done):
     state = {"stage": stage, "done": done, "total": 4, "unit": "epoch"}
     write_atomically(folder / "progress.json", json.dumps(state).encode())
     time.sleep(0.3)
-with Watcher(folder, quiet=sys.argv[2] == "quiet"):
+with watch(folder, quiet=sys.argv[2] == "quiet"):
     for stage in ("first", "second"):
         for done in (1, 2, 4):
             say(stage, done)
