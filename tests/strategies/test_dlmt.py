@@ -333,7 +333,7 @@ def test_an_owner_who_trains_gives_no_images_away(tmp_path: Path) -> None:
     grid = run(tiny(*FEDERATED, "dlmt.shield=MAT(256)"), tmp_path / "run")
     assert not asked(grid, protocol.IMAGES)
     with pytest.raises(RuntimeError, match="gives no images away"):
-        owners_of(grid, tmp_path)[0].images(0, 10)
+        owners_of(grid, tmp_path)[0].send_images({"start": 0, "count": 10}, {})
     kinds = {name for m in grid.replies for name in protocol.arrays_of(m.content)}
     assert kinds == {"normalisation", "weights", "buffers"}
 
