@@ -61,8 +61,9 @@ def releases(run: str | Path) -> list[Release]:
         try:
             _ = entry.protection
         except ValueError as error:
-            invalid = isinstance(error, ValidationError)
-            problem = f"shield: {_first_error(error)}" if invalid else str(error)
+            problem = str(error)
+            if isinstance(error, ValidationError):
+                problem = f"shield: {_first_error(error)}"
             raise RequestError(f"{path}: can't be read: entry {number}: {problem}") from error
     return [entry for entry in entries if entry.count]
 
