@@ -16,8 +16,7 @@ from pudica.models.files import make_absolute
 from pudica.models.randomness import derive
 from pudica.strategies.core.experiment import Experiment
 from pudica.strategies.split.config import PRETRAINED, TORCHVISION, SplitConfig
-from pudica.strategies.split.means import single_layer
-from pudica.strategies.split.model import build_model, calibrate_shield
+from pudica.strategies.split.model import build_model, calibrate_shield, single_layer
 
 
 class SplitExperiment(Experiment):
