@@ -24,6 +24,7 @@ from pudica.clients.shields import ShieldConfig
 from pudica.clients.shields.mixing import padded_count
 from pudica.models.compute import ComputeConfig
 from pudica.models.custom import ModelName
+from pudica.models.files import AbsolutePath
 from pudica.models.naming import CaseName, Name, RunName
 from pudica.models.optimizers import OptimizerConfig
 from pudica.models.training import TrainingConfig
@@ -107,7 +108,7 @@ class ParticipantConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     model: ModelName
-    weights: Path | None = None
+    weights: AbsolutePath | None = None
     name: Name = Field(default="", pattern=r"^[^/\\]*$", description="a name without / and \\")
     training: TrainingConfig | None = None
 

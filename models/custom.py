@@ -19,7 +19,7 @@ from torch import nn
 
 from pudica.models.architectures import TORCHVISION, ImageTask
 from pudica.models.errors import RequestError
-from pudica.models.files import make_absolute
+from pudica.models.files import make_absolute, settings_folder
 from pudica.models.frozen import FrozenProgram
 
 PREFIX = "custom:"
@@ -108,14 +108,16 @@ def resolve_model_path(name: str, folder: Path = Path()) -> str:
         The folder that a relative path starts from.
     """
     if name.endswith(SUFFIX):
-        return str(make_absolute(folder / Path(name).expanduser()))
+        return str(make_absolute(Path(name), folder))
     if name.startswith(PREFIX) and _is_file(_split_name(name)[0]):
         source, attribute = _split_name(name)
-        return f"{PREFIX}{make_absolute(folder / Path(source).expanduser())}:{attribute}"
+        return f"{PREFIX}{make_absolute(Path(source), folder)}:{attribute}"
     return name
 
 
-ModelName = Annotated[str, AfterValidator(resolve_model_path)]
+ModelName = Annotated[
+    str, AfterValidator(lambda name, info: resolve_model_path(name, settings_folder(info)))
+]
 """A model's name in settings. A relative path starts from where the settings are read."""
 
 

@@ -9,9 +9,10 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Annotated, Any
 
 import torch
+from pydantic import AfterValidator, ValidationInfo
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import nn
@@ -21,9 +22,35 @@ from pudica.models.errors import RequestError
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-def make_absolute(path: Path) -> Path:
-    """Return the absolute path, with ``~`` expanded."""
-    return path.expanduser().absolute()
+def make_absolute(path: Path, folder: Path = Path()) -> Path:
+    """Return the absolute path, with ``~`` expanded; a relative one starts from a folder."""
+    return (folder / path.expanduser()).absolute()
+
+
+def settings_folder(info: ValidationInfo) -> Path:
+    """Return where relative paths in settings start from: the working directory by default.
+
+    >>> Settings.model_validate(values, context={"folder": file.parent})
+    """
+    return (info.context or {}).get("folder", Path())  # type: ignore[no-any-return]
+
+
+AbsolutePath = Annotated[
+    Path, AfterValidator(lambda path, info: make_absolute(path, settings_folder(info)))
+]
+"""A path in settings, which means the same in any directory once they are read."""
+
+
+def file_unless(*words: str) -> AfterValidator:
+    """Return what makes a text in settings an absolute path, unless it is one of some words.
+
+    >>> weights: Annotated[str, file_unless("pretrained")]
+    """
+
+    def placed(text: str, info: ValidationInfo) -> str:
+        return text if text in words else str(make_absolute(Path(text), settings_folder(info)))
+
+    return AfterValidator(placed)
 
 
 def write_atomically(path: Path, data: bytes, mode: int = 0o644, durable: bool = False) -> None:

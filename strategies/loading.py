@@ -51,7 +51,7 @@ def load_experiment(source: str, overrides: list[str]) -> Experiment:
     values, where = _read(source)
     keys = [_override(values, text) for text in overrides]
     schema = _system(values, find_source("system", where, keys))
-    return _validated(schema, values, where, keys).with_absolute_paths()
+    return _validated(schema, values, where, keys)
 
 
 def _system(values: dict[str, Any], where: str) -> type[Experiment]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Literal, Self
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -12,7 +11,7 @@ from pudica.clients.data.partition import PartitionConfig
 from pudica.clients.data.pixels import MIN_SIDE, Channels
 from pudica.clients.data.registry import DISGUISED, lookup
 from pudica.clients.shields.disguises import format_notation, parse_notation
-from pudica.models.files import make_absolute
+from pudica.models.files import AbsolutePath
 from pudica.models.naming import Label
 
 
@@ -67,8 +66,8 @@ class DataConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str = "digits"
-    root: Path | None = None
-    path: Path | None = None
+    root: AbsolutePath | None = None
+    path: AbsolutePath | None = None
     download: bool = False
     label: Label | None = None
     attributes: tuple[Label, ...] = ()
@@ -80,7 +79,7 @@ class DataConfig(BaseModel):
     limit: int | None = Field(None, gt=0)
     partition: PartitionConfig | None = None
     shield: str | None = None
-    key: Path | None = None
+    key: AbsolutePath | None = None
 
     @field_validator("attributes", mode="before")
     @classmethod
@@ -102,12 +101,6 @@ class DataConfig(BaseModel):
         """Whether images are normalised by statistics of the training part."""
         disguised = self.shield is not None or self.name == DISGUISED
         return self.normalize == "training" or (self.normalize is None and disguised)
-
-    def with_absolute_paths(self) -> Self:
-        """Return the settings with absolute paths, valid from any working directory."""
-        places = {key: getattr(self, key) for key in ("root", "path", "key")}
-        named = {key: make_absolute(place) for key, place in places.items() if place is not None}
-        return self.model_copy(update=named)
 
     @model_validator(mode="after")
     def _validate_key(self) -> DataConfig:

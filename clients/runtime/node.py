@@ -35,10 +35,10 @@ from pudica.clients.shields import Mechanism
 from pudica.clients.shields.disguises import UNUSABLE, Key
 from pudica.clients.shields.mixing import MixingConfig
 from pudica.models.compute import ComputeConfig
-from pudica.models.custom import PREFIX, SUFFIX, resolve_model_path
+from pudica.models.custom import PREFIX, SUFFIX, ModelName
 from pudica.models.errors import RequestError
 from pudica.models.explain import explain_errors
-from pudica.models.files import make_absolute
+from pudica.models.files import AbsolutePath
 from pudica.models.naming import NodeName
 
 NODE = "node"
@@ -69,8 +69,8 @@ class OwnData(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str | None = None
-    root: Path | None = None
-    path: Path | None = None
+    root: AbsolutePath | None = None
+    path: AbsolutePath | None = None
     label: str | None = None
     split: Literal["own", "public", "train-test", "4:1:1", "9:1"] | None = None
     attributes: tuple[str, ...] = ()
@@ -171,14 +171,14 @@ class NodeConfig(BaseModel):
 
     name: NodeName
     server: Server
-    certificate: Path
-    private_key: Path
-    vault: Path
+    certificate: AbsolutePath
+    private_key: AbsolutePath
+    vault: AbsolutePath
     systems: tuple[str, ...] = Field(min_length=1)
     data: OwnData = OwnData()
-    model: str | None = None
-    weights: Path | None = None
-    key: Path | None = None
+    model: ModelName | None = None
+    weights: AbsolutePath | None = None
+    key: AbsolutePath | None = None
     train: Literal["central", "federated"] | None = None
     measures: bool = False
     shield: dict[str, Any] | None = None
@@ -301,26 +301,13 @@ class NodeConfig(BaseModel):
         """
         try:
             values = yaml.safe_load(path.read_text(encoding="utf-8"))
-            config = cls.model_validate(values)
+            return cls.model_validate(values, context={"folder": path.parent})
         except OSError as error:
             raise RequestError(f"can't read {path}: {error.strerror}") from error
         except yaml.YAMLError as error:
             raise RequestError(f"{path.name}: not valid YAML: {error}") from error
         except ValidationError as error:
             raise RequestError("\n".join(explain_errors(error, cls, path.name))) from error
-        return config._from(path.parent)
-
-    def _from(self, folder: Path) -> Self:
-        def placed(path: Path | None) -> Path | None:
-            return None if path is None else make_absolute(folder / path.expanduser())
-
-        own = ("certificate", "private_key", "vault", "weights", "key")
-        places = {name: placed(getattr(self, name)) for name in own}
-        data = {name: placed(getattr(self.data, name)) for name in ("root", "path")}
-        model = self.model and resolve_model_path(self.model, folder)
-        return self.model_copy(
-            update={**places, "data": self.data.model_copy(update=data), "model": model}
-        )
 
     @classmethod
     def of(cls, context: Context) -> Self | None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Set
-from typing import Any, TypeVar
+from collections.abc import Mapping
+from typing import Any, ClassVar, Self
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo
 
 from pudica.models.explain import explain_errors
 from pudica.models.naming import describe_case_names, validate_case_name
@@ -20,36 +20,71 @@ OWN_NAMES = (
 )
 MAIN = "main"
 
-Settings = TypeVar("Settings", bound=BaseModel)
 
+class CasesConfig(BaseModel):
+    """A section of settings that an experiment may run in several variants.
 
-def each_case(settings: Settings, shared: Set[str]) -> dict[str, Settings]:
-    """Return the full settings of each case by name; without cases, of ``main``.
-
-    Parameters
+    Attributes
     ----------
-    settings : BaseModel
-        With a field ``cases``: by name, what differs; keys may have dots, as with ``--set``.
-    shared : set of str
-        Keys that no case may change.
-
-    Raises
-    ------
-    ValueError
-        If a case's name is no folder's, or that of another too, it changes what is shared, or a
-        value is wrong.
+    cases : dict of str to dict
+        By name, what differs from the section itself; keys may have dots, as with ``--set``.
     """
-    cases: Mapping[str, Mapping[str, Any]] = getattr(settings, "cases", {})
-    if not cases:
-        return {MAIN: settings}
-    own = settings.model_dump(by_alias=True, exclude={"cases"})
-    found: dict[str, Settings] = {}
-    for text, changes in cases.items():
-        name = _name(text)
-        if name in found:
-            raise ValueError(f"case {quote(text)} is there twice, in two spellings (NFC and NFD)")
-        found[name] = _case(type(settings), name, own, changes, shared)
-    return found
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    shared_by_cases: ClassVar[frozenset[str]] = frozenset()
+    """Keys that no case may change."""
+
+    cases: dict[str, dict[str, Any]] = {}
+
+    def each_case(self) -> dict[str, Self]:
+        """Return the full settings of each case by name; without ``cases``, of ``main``.
+
+        Raises
+        ------
+        ValueError
+            If a case's name is no folder's, or that of another too, it changes what is shared, or a
+            value is wrong.
+        """
+        return self._validate_cases({}) or {MAIN: self}
+
+    def resolve_cases(self, info: ValidationInfo) -> None:
+        """Check every case, and make file names in it mean the same in any directory.
+
+        To be called once the rest is validated. Errors are as of :meth:`each_case`.
+        """
+        for text, case in zip(self.cases, self._validate_cases(info.context).values(), strict=True):
+            values = case.model_dump(mode="json", by_alias=True)
+            for key, given in self.cases[text].items():
+                read = _value_at(values, key.split("."))
+                if isinstance(given, str) and isinstance(read, str):
+                    self.cases[text][key] = read
+
+    def _validate_cases(self, context: Any) -> dict[str, Self]:
+        own = self.model_dump(by_alias=True, exclude={"cases"})
+        found: dict[str, Self] = {}
+        for text, changes in self.cases.items():
+            name = _name(text)
+            if name in found:
+                raise ValueError(
+                    f"case {quote(text)} is there twice, in two spellings (NFC and NFD)"
+                )
+            found[name] = self._validate_case(name, own, changes, context)
+        return found
+
+    def _validate_case(
+        self, name: str, own: Mapping[str, Any], changes: Mapping[str, Any], context: Any
+    ) -> Self:
+        if fixed := {"cases", *self.shared_by_cases} & {key.partition(".")[0] for key in changes}:
+            raise ValueError(f"case '{name}': {', '.join(sorted(fixed))} is shared by all cases")
+        values: Any = own
+        for key, value in changes.items():
+            values = _changed(values, key.split("."), value)
+        try:
+            return type(self).model_validate(values, context=context)
+        except ValidationError as error:
+            problems = "; ".join(explain_errors(error, type(self)))
+            raise ValueError(f"case '{name}': {problems}") from error
 
 
 def _name(text: str) -> str:
@@ -65,26 +100,15 @@ def _name(text: str) -> str:
     return name
 
 
-def _case(
-    schema: type[Settings],
-    name: str,
-    own: Mapping[str, Any],
-    changes: Mapping[str, Any],
-    shared: Set[str],
-) -> Settings:
-    if fixed := {"cases", *shared} & {key.partition(".")[0] for key in changes}:
-        raise ValueError(f"case '{name}': {', '.join(sorted(fixed))} is shared by all cases")
-    values: Any = own
-    for key, value in changes.items():
-        values = _changed(values, key.split("."), value)
-    try:
-        return schema.model_validate(values)
-    except ValidationError as error:
-        raise ValueError(f"case '{name}': {'; '.join(explain_errors(error, schema))}") from error
-
-
 def _changed(values: Any, path: list[str], value: Any) -> dict[str, Any]:
     """Return a mapping with the value at a path, the rest as it was."""
     section = values if isinstance(values, Mapping) else {}
     first, *rest = path
     return {**section, first: _changed(section.get(first), rest, value) if rest else value}
+
+
+def _value_at(values: Any, path: list[str]) -> Any:
+    """Return what a mapping holds at a path; None if there is nothing."""
+    for key in path:
+        values = values.get(key) if isinstance(values, Mapping) else None
+    return values

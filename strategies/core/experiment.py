@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from functools import partial
-from pathlib import Path
 from typing import Annotated, Self
 
 import yaml
@@ -14,7 +13,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 from pudica.clients.data import DataConfig, PartitionConfig, Splits, load, partition_once
 from pudica.models.compute import Compute, ComputeConfig
 from pudica.models.errors import RequestError
-from pudica.models.files import make_absolute
+from pudica.models.files import AbsolutePath
 from pudica.models.naming import validate_name, validate_text
 from pudica.models.randomness import derive
 
@@ -56,7 +55,7 @@ class RayConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     address: str | None = None
-    token: Path | None = None
+    token: AbsolutePath | None = None
     workers: int | None = Field(default=None, ge=1)
 
     @model_validator(mode="after")
@@ -64,10 +63,6 @@ class RayConfig(BaseModel):
         if self.token is not None and self.address is None:
             raise ValueError("token: opens a cluster, and address names none")
         return self
-
-    def with_absolute_paths(self) -> Self:
-        """Return the settings with the token's file named in a way that holds in any directory."""
-        return self.model_copy(update={"token": self.token and make_absolute(self.token)})
 
 
 class Experiment(BaseModel, ABC):
@@ -144,11 +139,6 @@ class Experiment(BaseModel, ABC):
             except RequestError as error:
                 raise RequestError(f"data.partition: {error}") from error
         return data
-
-    def with_absolute_paths(self) -> Self:
-        """Return the experiment with its files named in a way that holds in any directory."""
-        named = {"data": self.data.with_absolute_paths(), "ray": self.ray.with_absolute_paths()}
-        return self.model_copy(update=named)
 
     def to_yaml(self) -> str:
         """Return the resolved experiment as YAML."""

@@ -31,6 +31,7 @@ from typing import IO, Any, Protocol
 
 import psutil
 import torch
+import yaml
 from flwr.common.logger import log
 
 from pudica.clients.protocol import code_fingerprint
@@ -286,7 +287,8 @@ class Recorder(MemoryRecorder):
         resolved = self.experiment.to_yaml()
         path = self.directory / "experiment.yaml"
         if path.exists():
-            if path.read_text(encoding="utf-8") != resolved:
+            # Of runs begun before, keys may stand in another order.
+            if yaml.safe_load(path.read_text(encoding="utf-8")) != yaml.safe_load(resolved):
                 raise RequestError(
                     f"{self.directory} already holds the run of another experiment; "
                     "choose another --out, or --resume it without changes"

@@ -136,6 +136,12 @@ def in_the_clear(case: str, shape: tuple[int, ...], batch: int, **values: Any) -
     return dataclasses.replace(release, **values)
 
 
+def of_nodes(kinds: Iterable[Release], nodes: Iterable[str]) -> list[Release]:
+    """Return every kind of release, of every node."""
+    every = list(kinds)
+    return [dataclasses.replace(kind, node=node) for node in nodes for kind in every]
+
+
 def keep(recorder: Recorder, releases: Iterable[Release]) -> None:
     """Put releases into the run's ledger, in place of what stood there of their case and node.
 

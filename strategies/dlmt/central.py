@@ -64,7 +64,7 @@ class Collection:
         TooFewParticipants
             If one has not sent all: without it the images would be others than were asked for.
         """
-        first = {name: self._next(name) for name in self.counts if name in self.session.owners}
+        first = {name: self._next(name) for name in self.counts if name in self.session.members}
         stream = self.session.cohort.stream(protocol.IMAGES, first, self._read)
         for name, received in stream:
             if request := self._keep(name, received):

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from pudica.clients.data import PartitionConfig
 from pudica.clients.shields.disguises import format_notation, parse_notation
 from pudica.models.custom import ModelName
-from pudica.models.files import make_absolute
+from pudica.models.files import file_unless
 from pudica.models.naming import CaseName
 from pudica.models.training import TrainingConfig
-from pudica.strategies.core.cases import each_case
+from pudica.strategies.core.cases import CasesConfig
 
-SHARED = {"owners", "examiner"}
 FEDERATED_ONLY = {"local_epochs", "participation", "keep_momentum", "aggregate"}
 SHARED_KEY, OWN_KEYS = "shared", "per-owner"
 
@@ -58,7 +64,7 @@ class AggregationConfig(BaseModel):
     tau: float = Field(default=1e-3, gt=0)
 
 
-class DlmtConfig(BaseModel):
+class DlmtConfig(CasesConfig):
     """Who disguises images how, and who trains on them.
 
     Attributes
@@ -101,12 +107,12 @@ class DlmtConfig(BaseModel):
         Several settings on the same data; each names what differs from the above.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    shared_by_cases = frozenset({"examiner", "owners"})
 
     owners: int = Field(default=1, ge=1, le=10_000)
     partition: PartitionConfig = PartitionConfig()
     shield: str | None = None
-    key: str = Field(default=SHARED_KEY, min_length=1)
+    key: Annotated[str, file_unless(SHARED_KEY, OWN_KEYS), Field(min_length=1)] = SHARED_KEY
     train: Literal["central", "federated"] = "central"
     model: ModelName = "cnn-five"
     training: ScheduleConfig = ScheduleConfig()
@@ -118,7 +124,6 @@ class DlmtConfig(BaseModel):
     measures: bool = True
     examiner: CaseName | None = None
     min_owners: int = Field(default=1, ge=1)
-    cases: dict[str, dict[str, Any]] = {}
 
     @field_validator("shield")
     @classmethod
@@ -126,7 +131,7 @@ class DlmtConfig(BaseModel):
         return None if shield is None else format_notation(parse_notation(shield))
 
     @model_validator(mode="after")
-    def _fits_together(self) -> Self:
+    def _fits_together(self, info: ValidationInfo) -> Self:
         if self.min_owners > self.owners_a_round:
             raise ValueError(
                 f"min_owners: {self.min_owners}, but {self.owners_a_round} of {self.owners} "
@@ -142,6 +147,7 @@ class DlmtConfig(BaseModel):
                 "training.augment_first: the cloud sees no plain images that it could augment; "
                 "allowed with train: federated"
             )
+        self.resolve_cases(info)
         plain = [name for name, case in self.each_case().items() if case.shield is None]
         if self.cases and self.examiner is not None and self.examiner not in plain:
             raise ValueError(
@@ -178,15 +184,6 @@ class DlmtConfig(BaseModel):
     def key_file(self) -> Path | None:
         """The key's file, if it is to come from one."""
         return None if self.key in (SHARED_KEY, OWN_KEYS) else Path(self.key)
-
-    def with_absolute_paths(self) -> Self:
-        """Return the settings with files named in a way that holds in any directory."""
-        named = str(make_absolute(self.key_file)) if self.key_file else self.key
-        return self.model_copy(update={"key": named})
-
-    def each_case(self) -> dict[str, DlmtConfig]:
-        """Return the full settings of each case by name; without ``cases``, of ``main``."""
-        return each_case(self, SHARED)
 
     def examining(self) -> str | None:
         """Return the name of the case whose model is the examiner, if there is one."""

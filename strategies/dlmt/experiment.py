@@ -69,11 +69,6 @@ class DlmtExperiment(Experiment):
             except RequestError as error:
                 raise RequestError(f"dlmt{where}: {error}") from error
 
-    def with_absolute_paths(self) -> Self:
-        """Return the experiment with its files named in a way that holds in any directory."""
-        absolute = super().with_absolute_paths()
-        return absolute.model_copy(update={"dlmt": self.dlmt.with_absolute_paths()})
-
 
 def _check_spelling(key: str) -> None:
     """Refuse what was probably to be one of the words, and is no file."""

@@ -141,7 +141,7 @@ class Federated(Learning):
         session.require_min_replies(len(replies))
         # Weighted by what each said as it joined: nobody counts for more later on.
         trained = {
-            name: Trained(model, session.owners[name].train, loss)
+            name: Trained(model, session.members[name].train, loss)
             for name, (model, loss) in replies.items()
         }
         by_node = {cohort.nodes[name]: reply for name, reply in trained.items()}

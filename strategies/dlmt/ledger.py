@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 
-from pudica.strategies.core.releases import Release, in_the_clear
+from pudica.strategies.core.releases import Release, in_the_clear, of_nodes
 from pudica.strategies.dlmt.session import Session
 
 BY_OWN_MODEL, BY_EXAMINER = 2, 3
@@ -14,8 +14,7 @@ BY_OWN_MODEL, BY_EXAMINER = 2, 3
 
 def releases(session: Session) -> list[Release]:
     """Return every kind of release of every owner."""
-    kinds = [*_of_training(session), *_of_measurements(session)]
-    return [dataclasses.replace(kind, node=node) for node in session.owners for kind in kinds]
+    return of_nodes([*_of_training(session), *_of_measurements(session)], session.members)
 
 
 def _of_training(session: Session) -> Iterator[Release]:
@@ -35,8 +34,7 @@ def _of_training(session: Session) -> Iterator[Release]:
 def _images(session: Session) -> str:
     if session.settings.shield:
         return f"images disguised by {session.settings.shield}"
-    before = any(member.key for member in session.owners.values())
-    return "images disguised beforehand" if before else "images"
+    return "images disguised beforehand" if session.disguised_before else "images"
 
 
 def _of_measurements(session: Session) -> Iterator[Release]:
@@ -47,7 +45,7 @@ def _of_measurements(session: Session) -> Iterator[Release]:
     examined = session.experiment.dlmt.examining() is not None
     extra = BY_OWN_MODEL + BY_EXAMINER * examined if measured else 0
     yield dataclasses.replace(answers, records="test", count=times + extra)
-    if any(member.validation for member in session.owners.values()):
+    if any(member.validation for member in session.members.values()):
         yield dataclasses.replace(answers, records="validation", count=times)
     if measured:
         what = "how far attacks on the disguise come"

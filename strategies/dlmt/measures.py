@@ -81,12 +81,12 @@ def count_right(
     name : str or None
         The model's; by default the case's.
     """
-    owners = session.owners.items()
+    owners = session.members.items()
     asked = [name for name, member in owners if getattr(member, part) and member.reports]
     config = {"part": part, "view": view, "model": name or session.settings.model}
     arrays = {key: Array(values) for key, values in model.items()}
     requests = dict.fromkeys(asked, session.request(config, **arrays)) if asked else {}
-    total = {name: getattr(member, part) for name, member in session.owners.items()}
+    total = {name: getattr(member, part) for name, member in session.members.items()}
 
     def read(name: str, content: RecordDict) -> int:
         return protocol.count_of(content, "right", total[name])
@@ -185,9 +185,9 @@ def kept_examiner(session: Session) -> tuple[str, Model] | None:
 
 def _audit(session: Session) -> None:
     """Log what each owner says of its own disguise, and the mean over owners."""
-    requests = dict.fromkeys(session.owners, session.request({}))
+    requests = dict.fromkeys(session.members, session.request({}))
     replies = session.cohort.send_and_receive(protocol.AUDIT, requests, _findings)
-    if len(session.owners) > 1:
+    if len(session.members) > 1:
         for name, found in replies.items():
             _log_audit(session, name, found)
     said = [*replies.values()]

@@ -10,12 +10,8 @@ from flwr.app import RecordDict
 
 from pudica.clients import protocol
 from pudica.clients.assignments import OwnerAssignment
-from pudica.clients.shields.disguises import Span
-from pudica.models.compute import Compute
 from pudica.models.randomness import derive
 from pudica.strategies.core.cohort import Cohort
-from pudica.strategies.core.joining import agree_on_images, introduce
-from pudica.strategies.core.members import Member, Shape
 from pudica.strategies.core.session import CaseSession
 from pudica.strategies.dlmt.config import DlmtConfig
 from pudica.strategies.dlmt.experiment import DlmtExperiment
@@ -24,25 +20,11 @@ Model = dict[str, np.ndarray]
 """A model as it travels, with what images are normalised by."""
 
 
-class Session(CaseSession):
+class Session(CaseSession[DlmtExperiment, DlmtConfig]):
     """The owners of one case.
-
-    Parameters
-    ----------
-    cohort : Cohort
-    experiment : DlmtExperiment
-    case : str
-    settings : DlmtConfig
-        Of this case.
 
     Attributes
     ----------
-    owners : dict of str to Member
-        Who joined.
-    image, classes : tuple of int, int
-        Shape of an image, number of classes; of all owners.
-    span : Span
-        Where values of disguised images lie.
     normalisation : ndarray of shape (2, C)
         Mean and deviation of each channel of all owners' disguised training images.
     """
@@ -50,15 +32,7 @@ class Session(CaseSession):
     def __init__(
         self, cohort: Cohort, experiment: DlmtExperiment, case: str, settings: DlmtConfig
     ) -> None:
-        super().__init__(cohort, case)
-        self.experiment = experiment
-        self.settings = settings
-        self.seed = derive(experiment.seed, "dlmt", case)
-        self.compute = Compute(experiment.client)
-        self.owners: dict[str, Member] = {}
-        self.image: Shape = (0, 0, 0)
-        self.classes = 0
-        self.span = Span()
+        super().__init__(cohort, experiment, case, settings, settings.min_owners)
         self.normalisation = np.zeros((2, 0), np.float32)
 
     # ------------------------------------------------------------------------ joining
@@ -70,25 +44,12 @@ class Session(CaseSession):
         ----------
         turn : int
             The last round of a resumed run, -1 if it begins.
-
-        Raises
-        ------
-        RuntimeError
-            Owners with images of different shapes, classes or values, other keys or numbers of
-            images than the run was begun with; too few of them.
         """
-        self.cohort.reset_failures()
-        self.cohort.dropouts.clear()
-        turns = dict.fromkeys(self.experiment.names(), turn)
-        joined = introduce(self.cohort, self._assignments(), Member.read, turns)
-        for name in [name for name, member in joined.items() if not member.train]:
-            self.cohort.reject(name, "has no training images; it is left out")
-            del joined[name], self.cohort.nodes[name]
-        self.require_min_replies(len(joined))
-        self.image, self.classes, self.span = agree_on_images(self.cohort, joined)
-        self.require_min_replies(len(joined))
-        self.met(joined, f"/{self.case}")
-        self.owners = joined
+        self.introduce(self._assignments(), dict.fromkeys(self.experiment.names(), turn))
+
+    def key_name(self, node: str) -> str:
+        """Return the name that a node's key is noted under: each case may have its own."""
+        return f"{node}/{self.case}"
 
     def normalise(self) -> None:
         """Learn from all owners together how images are normalised; once for all in a case.
@@ -99,15 +60,15 @@ class Session(CaseSession):
             Too few owners say so, or have as many training images as the run was begun with.
         """
         task, kept = self.task("joined"), self.recorder.arrays
-        counts = {name: member.train for name, member in self.owners.items()}
+        counts = {name: member.train for name, member in self.members.items()}
         if self.recorder.is_finished(task):
             self._leave_out_others(self.recorder.result(task)["counts"], counts)
-            self.require_min_replies(len(self.owners))
+            self.require_min_replies(len(self.members))
             self.normalisation = kept[f"{task}/normalisation"].numpy()
             return
         self.normalisation = self._pooled()
         kept[f"{task}/normalisation"] = torch.from_numpy(self.normalisation)
-        self.recorder.finish(task, counts={name: counts[name] for name in self.owners})
+        self.recorder.finish(task, counts={name: counts[name] for name in self.members})
 
     def _leave_out_others(self, before: Mapping[str, int], now: Mapping[str, int]) -> None:
         """Leave out who has another number of training images than it began with."""
@@ -118,7 +79,7 @@ class Session(CaseSession):
                     f"has {count} training images, and this run was begun with {before[name]}; "
                     "give it the images that it had",
                 )
-                del self.owners[name], self.cohort.nodes[name]
+                del self.members[name], self.cohort.nodes[name]
 
     @property
     def begun_with(self) -> dict[str, int]:
@@ -146,7 +107,7 @@ class Session(CaseSession):
                 examiner=examiner,
                 seed=self.seed_of(own["partition"]),
             )
-            for name, own in self.base_assignments(self.experiment).items()
+            for name, own in self.base_assignments().items()
         }
 
     def _examiner(self) -> str | None:
@@ -163,9 +124,9 @@ class Session(CaseSession):
         request = dict.fromkeys(self.cohort.nodes, self.request({}))
         replies = self.cohort.send_and_receive(protocol.STATISTICS, request, self._read_statistics)
         self.cohort.nodes = {name: self.cohort.nodes[name] for name in replies}
-        self.owners = {name: self.owners[name] for name in replies}
+        self.members = {name: self.members[name] for name in replies}
         self.require_min_replies(len(replies))
-        weights = np.array([float(self.owners[name].train) for name in replies])
+        weights = np.array([float(self.members[name].train) for name in replies])
         means, deviations = np.stack([*replies.values()]).astype(np.float64).swapaxes(0, 1)
         shares = (weights / weights.sum())[:, None]
         mean = (shares * means).sum(0)
@@ -187,7 +148,3 @@ class Session(CaseSession):
         for name, count in self.cohort.dropouts.items():
             self.log(stage, "dropouts", count, node=name, round=round_)
         self.cohort.dropouts.clear()
-
-    def require_min_replies(self, answered: int) -> None:
-        """Raise TooFewParticipants if fewer owners answered than the experiment needs."""
-        self.cohort.require_min_replies(self.settings.min_owners, answered, f"dlmt ({self.case})")

@@ -14,9 +14,10 @@ from pudica.clients.shields.disguises.breaks import (
 )
 from pudica.models.files import save_tensors
 from pudica.strategies.core.cohort import Cohort
-from pudica.strategies.core.joining import gather
 from pudica.strategies.core.releases import keep
+from pudica.strategies.core.session import run_cases
 from pudica.strategies.dlmt.central import Central, Collection, Received, file_of
+from pudica.strategies.dlmt.config import DlmtConfig
 from pudica.strategies.dlmt.experiment import DlmtExperiment
 from pudica.strategies.dlmt.federated import Federated
 from pudica.strategies.dlmt.learning import TRAINING, Learning
@@ -30,15 +31,13 @@ SHOWN, SEEN = 8, 400
 
 def learn_disguised(cohort: Cohort, experiment: DlmtExperiment) -> None:
     """Run all cases: join, train on disguised images, measure; the examiner's case first."""
-    recorder = cohort.run_recorder
-    with recorder.timed("join"):
-        nodes = gather(cohort, experiment.names(), experiment.dlmt.min_owners)
     cases, examining = experiment.dlmt.each_case(), experiment.dlmt.examining()
-    for case in sorted(cases, key=lambda name: name != examining):
-        if not recorder.is_finished(f"case/{case}"):
-            cohort.nodes = dict(nodes)
-            session = Session(cohort, experiment, case, cases[case])
-            Case(session, examining == case).run()
+
+    def run_case(case: str, settings: DlmtConfig) -> None:
+        Case(Session(cohort, experiment, case, settings), examining == case).run()
+
+    ordered = {case: cases[case] for case in sorted(cases, key=lambda name: name != examining)}
+    run_cases(cohort, experiment, experiment.dlmt.min_owners, ordered, run_case)
 
 
 class Case:
@@ -76,7 +75,6 @@ class Case:
         self._keep_model(learning)
         file_of(session).unlink(missing_ok=True)
         self.recorder.forget(learning.task)
-        self.recorder.finish(f"case/{case}")
 
     def _last_round(self) -> int:
         """Return the round to which owners of a resumed run go back, -1 if it begins."""

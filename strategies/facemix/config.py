@@ -6,7 +6,15 @@ import math
 from collections.abc import Mapping
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializeAsAny,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from pudica.clients import shields
 from pudica.clients.shields import ShieldConfig
@@ -17,9 +25,8 @@ from pudica.models.cut import INPUT, OUTPUT
 from pudica.models.errors import RequestError, unknown_name_error
 from pudica.models.optimizers import OptimizerConfig
 from pudica.models.settings import validate_settings
-from pudica.strategies.core.cases import each_case
+from pudica.strategies.core.cases import CasesConfig
 
-SHARED = {"edges"}
 # Of the ``facemix`` section: what organises a whole experiment, or is the edges' own.
 EXPERIMENT_ONLY = frozenset(
     {"edges", "min_edges", "cases", "model", "place", "pre", "post", "anonymiser", "keys"}
@@ -79,7 +86,7 @@ class AnonymiserConfig(BaseModel):
     likeness: float = Field(default=1.0, ge=0)
 
 
-class FacemixConfig(BaseModel):
+class FacemixConfig(CasesConfig):
     """A model in three stages, how it is trained, and how it is served.
 
     Attributes
@@ -121,7 +128,7 @@ class FacemixConfig(BaseModel):
         Several settings on the same data; each names what differs from the above.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    shared_by_cases = frozenset({"edges"})
 
     edges: int = Field(default=2, ge=1, le=10_000)
     model: ModelName = "resnet-18"
@@ -139,7 +146,6 @@ class FacemixConfig(BaseModel):
     report: bool = True
     evaluate_every: int = Field(default=1, ge=1)
     min_edges: int = Field(default=1, ge=1)
-    cases: dict[str, dict[str, Any]] = {}
 
     @field_validator("shield", mode="before")
     @classmethod
@@ -147,7 +153,7 @@ class FacemixConfig(BaseModel):
         return None if values is None else shields.parse_config(values)
 
     @model_validator(mode="after")
-    def _fits_together(self) -> Self:
+    def _fits_together(self, info: ValidationInfo) -> Self:
         if self.min_edges > self.edges:
             raise ValueError(f"min_edges: {self.min_edges}, but there are {self.edges} edges")
         if self.place == "edge" and self.shield is not None and self.shield.name != "none":
@@ -171,7 +177,7 @@ class FacemixConfig(BaseModel):
                     raise ValueError(
                         f"{name}: {count} are no whole groups of {own.group}, and shield.pad is off"
                     )
-        self.each_case()
+        self.resolve_cases(info)
         return self
 
     @property
@@ -193,10 +199,6 @@ class FacemixConfig(BaseModel):
     def evaluates(self, done: int) -> bool:
         """Tell whether the model is measured after so many epochs."""
         return done % self.evaluate_every == 0 or done == self.training.epochs
-
-    def each_case(self) -> dict[str, FacemixConfig]:
-        """Return the full settings of each case by name; without ``cases``, of ``main``."""
-        return each_case(self, SHARED)
 
 
 def read_settings(settings: Mapping[str, Any], given: Mapping[str, Any]) -> FacemixConfig:

@@ -8,14 +8,13 @@ from collections.abc import Iterator
 from typing import Any
 
 from pudica.clients.shields.mixing import group_size, padded_count
-from pudica.strategies.core.releases import Release, in_the_clear
+from pudica.strategies.core.releases import Release, in_the_clear, of_nodes
 from pudica.strategies.facemix.session import Session
 
 
 def releases(session: Session) -> list[Release]:
     """Return every kind of release of every edge."""
-    kinds = [*_of_training(session), *_of_requests(session)]
-    return [dataclasses.replace(kind, node=node) for node in session.edges for kind in kinds]
+    return of_nodes([*_of_training(session), *_of_requests(session)], session.members)
 
 
 def _of_training(session: Session) -> Iterator[Release]:
@@ -50,8 +49,7 @@ def _of_requests(session: Session) -> Iterator[Release]:
 def _images(session: Session) -> str:
     if session.settings.anonymiser:
         return "anonymised images"
-    before = any(member.key for member in session.edges.values())
-    return "images disguised beforehand" if before else "images"
+    return "images disguised beforehand" if session.disguised_before else "images"
 
 
 def _crossing(session: Session, batch: int, **values: Any) -> Release:

@@ -8,10 +8,9 @@ from pudica.clients.assignments import InferenceAssignment
 from pudica.clients.data import Splits
 from pudica.clients.shields.mixing import group_size
 from pudica.clients.shields.stages import StagedModel
-from pudica.models.compute import Compute
 from pudica.models.randomness import derive
 from pudica.strategies.core.cohort import Cohort
-from pudica.strategies.core.joining import introduce
+from pudica.strategies.core.joining import Words
 from pudica.strategies.core.members import Member
 from pudica.strategies.core.session import CaseSession
 from pudica.strategies.facemix.anonymising import AnonymisedFaceMix
@@ -21,16 +20,11 @@ from pudica.strategies.facemix.experiment import FacemixExperiment
 from pudica.strategies.facemix.strategy import FaceMix
 
 
-class Session(CaseSession):
+class Session(CaseSession[FacemixExperiment, FacemixConfig]):
     """The edges of one case, and the model.
 
     Parameters
     ----------
-    cohort : Cohort
-    experiment : FacemixExperiment
-    case : str
-    settings : FacemixConfig
-        Of this case.
     data : Splits
         The cloud's own images; of ``split`` training only what the model is built for.
 
@@ -38,10 +32,6 @@ class Session(CaseSession):
     ----------
     strategy : FaceMix
         What trains and serves this case; it has nodes once they have joined.
-    model : StagedModel
-        All three stages.
-    edges : dict of str to Member
-        Who joined.
     """
 
     def __init__(
@@ -52,13 +42,9 @@ class Session(CaseSession):
         settings: FacemixConfig,
         data: Splits,
     ) -> None:
-        super().__init__(cohort, case)
-        self.experiment = experiment
-        self.settings = settings
+        super().__init__(cohort, experiment, case, settings, settings.min_edges)
         self.data = data
-        self.seed = derive(experiment.seed, "facemix", case)
         self.strategy = self._make_strategy()
-        self.edges: dict[str, Member] = {}
 
     def _make_strategy(self) -> FaceMix:
         settings, data = self.settings, self.data
@@ -68,7 +54,7 @@ class Session(CaseSession):
             self.experiment.built(settings, data),
             seed=self.seed,
             attributes=data.attributes,
-            compute=Compute(self.experiment.client),
+            compute=self.compute,
             images=(data.train, data.validation),
         )
         if isinstance(strategy, AnonymisedFaceMix):
@@ -92,33 +78,30 @@ class Session(CaseSession):
 
         Raises
         ------
-        RuntimeError
+        TooFewParticipants
             Too few edges with images that the model is for.
         """
-        self.cohort.reset_failures()
-        self.cohort.dropouts.clear()
-        joined = introduce(self.cohort, self._assignments(), self._introduced)
-        self.cohort.require_min_replies(
-            self.settings.min_edges, len(joined), f"facemix ({self.case})"
-        )
-        self.met(joined)
+        self.introduce(self._assignments())
         group = group_size(self.settings.around)
-        for name, member in joined.items():
+        for name, member in self.members.items():
             if member.test < group:
                 few = f"{member.test} images, fewer than a group of {group}"
                 self.recorder.event(f"{name} asks about {few}: its mixtures hide less")
-        self.edges = joined
-        self.strategy.attach(self.cohort, joined, self.case)
+        self.strategy.attach(self.cohort, self.members, self.case)
         self.strategy.fresh = self.fresh
 
-    def _introduced(self, words: dict[str, protocol.Scalar]) -> Member:
+    def read_member(self, words: Words) -> Member:
+        """Return what an edge says of its images, if they are what the model is for."""
         check_attributes(protocol.text(words, "attributes"), self.data.attributes)
-        member = Member.read(words)
+        member = super().read_member(words)
         if member.shape != self.data.shape:
             sizes = ["x".join(map(str, shape)) for shape in (member.shape, self.data.shape)]
             raise ValueError(f"holds images of {sizes[0]}, the model is for {sizes[1]}")
         check_groups(member, self.settings)
         return member
+
+    def agree(self, joined: dict[str, Member]) -> None:
+        """Leave out nobody more: each fits the model already."""
 
     def _assignments(self) -> dict[str, InferenceAssignment]:
         settings = self.settings
@@ -139,5 +122,5 @@ class Session(CaseSession):
                 wire=settings.wire,
                 report=settings.report,
             )
-            for name, own in self.base_assignments(self.experiment).items()
+            for name, own in self.base_assignments().items()
         }

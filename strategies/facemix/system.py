@@ -5,8 +5,9 @@ from __future__ import annotations
 from pudica.models.files import save_tensors
 from pudica.models.packing import select_prefix
 from pudica.strategies.core.cohort import Cohort
-from pudica.strategies.core.joining import gather
 from pudica.strategies.core.releases import keep
+from pudica.strategies.core.session import run_cases
+from pudica.strategies.facemix.config import FacemixConfig
 from pudica.strategies.facemix.experiment import FacemixExperiment
 from pudica.strategies.facemix.ledger import releases
 from pudica.strategies.facemix.session import Session
@@ -16,14 +17,13 @@ MODEL = "model.safetensors"
 
 def infer_mixed(cohort: Cohort, experiment: FacemixExperiment) -> None:
     """Run all cases: join, train behind the shield, serve."""
-    recorder = cohort.run_recorder
     data = experiment.load_data()
-    with recorder.timed("join"):
-        nodes = gather(cohort, experiment.names(), experiment.facemix.min_edges)
-    for case, settings in experiment.facemix.each_case().items():
-        if not recorder.is_finished(f"case/{case}"):
-            cohort.nodes = dict(nodes)
-            _run(Session(cohort, experiment, case, settings, data))
+
+    def run_case(case: str, settings: FacemixConfig) -> None:
+        _run(Session(cohort, experiment, case, settings, data))
+
+    cases, minimum = experiment.facemix.each_case(), experiment.facemix.min_edges
+    run_cases(cohort, experiment, minimum, cases, run_case)
 
 
 def _run(session: Session) -> None:
@@ -38,7 +38,6 @@ def _run(session: Session) -> None:
         strategy.serve(session.cohort.grid)
     _keep_model(session)
     recorder.forget(strategy.task)
-    recorder.finish(f"case/{case}")
 
 
 def _train(session: Session) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -10,6 +10,7 @@ from pydantic import (
     Field,
     SerializeAsAny,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -22,11 +23,11 @@ from pudica.clients.shields.mixing import MixingConfig
 from pudica.clients.shields.plain import NoShieldConfig
 from pudica.models.custom import ModelName
 from pudica.models.explain import explain_errors
+from pudica.models.files import file_unless
 from pudica.models.optimizers import OptimizerConfig
 from pudica.models.training import TrainingConfig
-from pudica.strategies.core.cases import each_case
+from pudica.strategies.core.cases import CasesConfig
 
-SHARED = {"devices", "pretraining"}
 PRETRAINED, TORCHVISION = "pretrained", "torchvision"
 
 
@@ -63,7 +64,7 @@ class BudgetConfig(BaseModel):
     report: float | None = Field(default=None, gt=0)
 
 
-class SplitConfig(BaseModel):
+class SplitConfig(CasesConfig):
     """A model between devices and cloud, and how it is trained.
 
     ``front`` is what :class:`.SplitLearning` calls ``fronts``; release, batch_size,
@@ -100,7 +101,7 @@ class SplitConfig(BaseModel):
         Several settings on the same data; each names what differs from the above.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    shared_by_cases = frozenset({"devices", "pretraining"})
 
     devices: int = Field(default=4, ge=1, le=10_000)
     model: ModelName = "cnn-tiny"
@@ -115,7 +116,7 @@ class SplitConfig(BaseModel):
     epochs: int = Field(default=10, ge=1)
     optimizer: OptimizerConfig = OptimizerConfig()
     front_optimizer: OptimizerConfig | None = None
-    weights: str | None = None
+    weights: Annotated[str, file_unless(PRETRAINED, TORCHVISION)] | None = None
     train: Literal["all", "last-layer"] = "all"
     pretraining: PretrainingConfig | None = None
     budget: BudgetConfig | None = None
@@ -126,7 +127,6 @@ class SplitConfig(BaseModel):
     validate_every: int = Field(default=1, ge=0)
     min_devices: int = Field(default=1, ge=1)
     dropouts: int = Field(default=0, ge=0)
-    cases: dict[str, dict[str, Any]] = {}
 
     @field_validator("shield", mode="before")
     @classmethod
@@ -138,7 +138,7 @@ class SplitConfig(BaseModel):
             raise ValueError("; ".join(explain_errors(error, schema))) from error
 
     @model_validator(mode="after")
-    def _fits_together(self) -> Self:
+    def _fits_together(self, info: ValidationInfo) -> Self:
         self._check_front()
         self._check_numbers()
         if isinstance(self.shield, MixingConfig):
@@ -158,7 +158,7 @@ class SplitConfig(BaseModel):
             self._check_reports(self.budget)
         if self.fit != "sgd" and self.release != "once":
             raise ValueError(f"fit: '{self.fit}' needs release: once")
-        self.each_case()
+        self.resolve_cases(info)
         return self
 
     def _check_front(self) -> None:
@@ -236,10 +236,6 @@ class SplitConfig(BaseModel):
         if self.fit != "sgd":
             return 0
         return sum(self.validates(epoch + 1) for epoch in range(self.epochs))
-
-    def each_case(self) -> dict[str, SplitConfig]:
-        """Return the full settings of each case by name; without ``cases``, of ``main``."""
-        return each_case(self, SHARED)
 
 
 # Of the ``split`` section: what organises a whole experiment, or what nodes say themselves.

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Literal, Self
+from typing import Literal
 
 from pudica import models
 from pudica.clients import shields
@@ -12,10 +11,9 @@ from pudica.clients.data import DataConfig, PartitionConfig, Splits, load
 from pudica.clients.shields.front import activation_shape
 from pudica.models.cut import Cutter
 from pudica.models.errors import RequestError
-from pudica.models.files import make_absolute
 from pudica.models.randomness import derive
 from pudica.strategies.core.experiment import Experiment
-from pudica.strategies.split.config import PRETRAINED, TORCHVISION, SplitConfig
+from pudica.strategies.split.config import SplitConfig
 from pudica.strategies.split.model import build_model, calibrate_shield, single_layer
 
 
@@ -104,26 +102,6 @@ class SplitExperiment(Experiment):
                 f"{_sizes(data.shape)}; set image_size and channels to the same"
             )
 
-    def with_absolute_paths(self) -> Self:
-        """Return the experiment with its files named in a way that holds in any directory."""
-        public = self.split.pretraining
-        if public:
-            named = {"data": public.data.with_absolute_paths()}
-            public = public.model_copy(update=named)
-        split = self.split.model_copy(
-            update={
-                "pretraining": public,
-                "weights": _named(self.split.weights),
-                "cases": {
-                    name: {**case, "weights": _named(case["weights"])}
-                    if "weights" in case
-                    else case
-                    for name, case in self.split.cases.items()
-                },
-            }
-        )
-        return super().with_absolute_paths().model_copy(update={"split": split})
-
 
 def _public(config: DataConfig, seed: int) -> Splits:
     try:
@@ -134,11 +112,3 @@ def _public(config: DataConfig, seed: int) -> Splits:
 
 def _sizes(shape: tuple[int, ...]) -> str:
     return "x".join(map(str, shape))
-
-
-def _named(weights: str | None) -> str | None:
-    return (
-        str(make_absolute(Path(weights)))
-        if weights and weights not in (PRETRAINED, TORCHVISION)
-        else weights
-    )

@@ -10,7 +10,7 @@ from typing import Any
 from pudica.clients.assignments import Report
 from pudica.clients.shields.counts import CountsConfig
 from pudica.clients.shields.front import Front
-from pudica.strategies.core.releases import Release, in_the_clear
+from pudica.strategies.core.releases import Release, in_the_clear, of_nodes
 from pudica.strategies.split.fronts import Fronts
 from pudica.strategies.split.reporting import reports
 from pudica.strategies.split.session import Session
@@ -32,7 +32,7 @@ def releases(session: Session, fronts: Fronts, shape: tuple[int, ...]) -> list[R
         Of one example's activation.
     """
     kinds = [*_of_training(session, fronts, shape), *_of_test(session, fronts, shape)]
-    return [dataclasses.replace(kind, node=node) for node in session.devices for kind in kinds]
+    return of_nodes(kinds, session.members)
 
 
 def _of_training(session: Session, fronts: Fronts, shape: tuple[int, ...]) -> Iterator[Release]:

@@ -10,8 +10,8 @@ from pudica.models.cut import Cutter
 from pudica.models.files import save_tensors
 from pudica.models.packing import select_prefix
 from pudica.strategies.core.cohort import Cohort
-from pudica.strategies.core.joining import gather
 from pudica.strategies.core.releases import keep
+from pudica.strategies.core.session import run_cases
 from pudica.strategies.split.config import PRETRAINED, SplitConfig
 from pudica.strategies.split.devices import EdgeMember
 from pudica.strategies.split.evaluation import NOISY, PLAIN, CloudClassification, measure
@@ -26,14 +26,13 @@ from pudica.strategies.split.turns import NEVER_BACK
 
 def learn(cohort: Cohort, experiment: SplitExperiment) -> None:
     """Run all cases: join, train across the cut, evaluate."""
-    recorder = cohort.run_recorder
-    pretrain(experiment, recorder)
-    with recorder.timed("join"):
-        nodes = gather(cohort, experiment.names(), experiment.split.min_devices)
-    for case, settings in experiment.split.each_case().items():
-        if not recorder.is_finished(f"case/{case}"):
-            cohort.nodes = dict(nodes)
-            Case(Session(cohort, experiment, case, settings)).run()
+
+    def run_case(case: str, settings: SplitConfig) -> None:
+        Case(Session(cohort, experiment, case, settings)).run()
+
+    pretrain(experiment, cohort.run_recorder)
+    cases, minimum = experiment.split.each_case(), experiment.split.min_devices
+    run_cases(cohort, experiment, minimum, cases, run_case)
 
 
 class Case:
@@ -62,7 +61,6 @@ class Case:
             self._evaluate()
         self._keep_model()
         self.recorder.forget(self.strategy.task)
-        self.recorder.finish(f"case/{case}")
 
     def prepare(self) -> SplitLearning:
         """Let the devices join, build and cut the model; return what trains it."""
@@ -74,7 +72,7 @@ class Case:
         )
         members = {
             name: EdgeMember.of(member, front.shield.grid, not session.fresh)
-            for name, member in session.devices.items()
+            for name, member in session.members.items()
         }
         self.strategy.activation = tuple(front.shield.shape)
         self.strategy.attach(session.cohort, members, session.case)

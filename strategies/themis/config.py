@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from pudica.clients.assignments import Attack
 from pudica.models.custom import ModelName
 from pudica.models.errors import RequestError
 from pudica.models.naming import Name
 from pudica.models.training import TrainingConfig
-from pudica.strategies.core.cases import each_case
+from pudica.strategies.core.cases import CasesConfig
 
-SHARED = {"release", "examiner", "M", "epochs_per_message", "stages"}
 STAGES = ("join", "noise", "test")
 
 When = AwareDatetime | Literal["command"] | None
@@ -116,7 +123,7 @@ class StagesConfig(BaseModel):
         return self
 
 
-class ThemisConfig(BaseModel):
+class ThemisConfig(CasesConfig):
     """A competition, as far as its organiser decides.
 
     Attributes
@@ -194,10 +201,10 @@ class ThemisConfig(BaseModel):
     release: ReleaseConfig = ReleaseConfig()
     examiner: ExaminerConfig | None = ExaminerConfig()
     stages: StagesConfig = StagesConfig()
-    cases: dict[str, dict[str, Any]] = {}
 
     @model_validator(mode="after")
-    def _cases_hold(self) -> ThemisConfig:
+    def _cases_hold(self, info: ValidationInfo) -> ThemisConfig:
+        self.resolve_cases(info)
         if len(self.each_case()) > 1 and self.stages != StagesConfig():
             raise ValueError("stages: a competition with stages has one case")
         once = self.release.draws == len(self.release_bounds) == 1 and not self.cheaters
@@ -207,10 +214,6 @@ class ThemisConfig(BaseModel):
                 "release.draws=1 and one release.M, and no cheaters"
             )
         return self
-
-    def each_case(self) -> dict[str, ThemisConfig]:
-        """Return the full settings of each case by name; without ``cases``, of ``main``."""
-        return each_case(self, SHARED)
 
     @property
     def release_bounds(self) -> list[float]:

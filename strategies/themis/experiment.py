@@ -12,7 +12,7 @@ from pudica.clients.assignments import OWN, ParticipantConfig
 from pudica.clients.data import Splits
 from pudica.models.custom import PREFIX, SUFFIX
 from pudica.models.errors import RequestError
-from pudica.models.files import load_weights_into, make_absolute
+from pudica.models.files import load_weights_into
 from pudica.models.training import TrainingConfig
 from pudica.strategies.core.experiment import Experiment
 from pudica.strategies.themis.config import ThemisConfig
@@ -114,11 +114,3 @@ class ThemisExperiment(Experiment):
                     load_weights_into(built, weights)
             except RequestError as error:
                 raise RequestError(f"{where}: {error}") from error
-
-    def with_absolute_paths(self) -> Self:
-        """Return the experiment with its files named in a way that holds in any directory."""
-        participants = [
-            p.model_copy(update={"weights": p.weights and make_absolute(p.weights)})
-            for p in self.participants
-        ]
-        return super().with_absolute_paths().model_copy(update={"participants": participants})
