@@ -230,8 +230,11 @@ class EdgeReleases(OpenReleases):
     def _plan_counts(self, part: HeldOut) -> Planned:
         reports = self._assignment.reports.get(part)
         epsilon = reports.epsilon if reports and self.guaranteed else None
-        noise = "laplace" if epsilon else None
-        release = Release(**self._common(COUNTS, part), noise=noise, ratio=epsilon or 0.0)
+        release = Release(
+            **self._common(COUNTS, part),
+            noise="laplace" if epsilon else None,
+            ratio=epsilon or 0.0,
+        )
         return Planned(release, reports.count if reports else 0)
 
     def _release(self, what: str, part: Part) -> Release:

@@ -182,8 +182,7 @@ class Devices:
                 "formula_down": BYTES * len(self.sizes(name)),
             }
             for metric, value in rows.items():
-                tags = {"round": epoch, "case": self.case}
-                self.recorder.log("costs", metric, value, node=name, **tags)
+                self.recorder.log("costs", metric, value, node=name, round=epoch, case=self.case)
 
 
 class Costs:
