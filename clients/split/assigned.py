@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from functools import lru_cache
+from typing import get_args
 
 import numpy as np
 from torch import nn
@@ -32,12 +33,6 @@ class AssignedEdge(Edge):
     """An edge whose model, data and shield an experiment names.
 
     Its shield belongs to the front: it travels with it, and its statistics are the cloud's, too.
-
-    Parameters
-    ----------
-    vault : Vault
-        Where its front, its key and its count of releases live.
-    assignment : EdgeAssignment
     """
 
     vault: Vault
@@ -69,9 +64,7 @@ class AssignedEdge(Edge):
             "key": self.data.key,
             "shape": "x".join(map(str, self.data.shape)),
             "reports": int(self.assignment.report),
-            "train": len(self.train),
-            "validation": len(self.images("validation")),
-            "test": len(self.images("test")),
+            **{part: len(self.images(part)) for part in get_args(Part)},
         }
 
     def images(self, part: Part) -> ImageSet:

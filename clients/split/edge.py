@@ -34,6 +34,7 @@ from pudica.models.errors import RequestError
 from pudica.models.naming import validate_node_name
 from pudica.models.optimizers import OptimizerConfig, Optimizing
 from pudica.models.randomness import derive, temporary_seed
+from pudica.models.trial import apply_layers, count_logits
 
 TERMS, SHIELD = "terms.json", "shield"
 MAIN = "main"
@@ -118,7 +119,8 @@ class Edge(TrainingAnswers, EvaluationAnswers):
         self.compute = Compute(compute or ComputeConfig())
         self._layers, self._back = copy.deepcopy(front), copy.deepcopy(back)
         self._given_shield = copy.deepcopy(shield) if shield is not None else NoShield()
-        activations = self._try("front", self._layers, self.train.batch(np.arange(self._tried))[0])
+        x, _ = self.train.batch(np.arange(min(TRIED, len(self.train))))
+        activations = apply_layers("front", self._layers, "images", x)
         self.activation = tuple(activations.shape[1:])
         if self._given_shield.is_bound and tuple(self._given_shield.shape) != self.activation:
             raise RequestError(
@@ -127,36 +129,11 @@ class Edge(TrainingAnswers, EvaluationAnswers):
             )
         self.classes = classes or self._count_classes(activations)
 
-    @property
-    def _tried(self) -> int:
-        return min(TRIED, len(self.train))
-
-    def _try(self, what: str, layers: nn.Module, x: torch.Tensor) -> torch.Tensor:
-        """Return what some layers make of examples, a tensor with as many rows."""
-        was_training = layers.training
-        try:
-            with torch.no_grad():
-                output = layers.eval()(x)
-        except Exception as error:
-            raise RequestError(f"{what}: fails on {tuple(x.shape)}: {error}") from error
-        finally:
-            layers.train(was_training)
-        if not isinstance(output, torch.Tensor) or output.ndim < 2 or len(output) != len(x):
-            got = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
-            raise RequestError(f"{what}: must map {tuple(x.shape)} to as many rows, got {got}")
-        return output
-
     def _count_classes(self, activations: torch.Tensor) -> int:
         """Return how many classes there are as far as it is known here; else 0."""
-        if self._back is None:
-            return next((len(found) for found in _find_classes(self.train)), 0)
-        logits = self._try("back", self._back, activations)
-        if logits.ndim != 2:
-            raise RequestError(
-                f"back: must map activations {tuple(activations.shape)} to logits "
-                f"({len(activations)}, classes), got {tuple(logits.shape)}"
-            )
-        return int(logits.shape[1])
+        if self._back is not None:
+            return count_logits("back", self._back, "activations", activations)
+        return next((len(found) for found in _find_classes(self.train)), 0)
 
     # --------------------------------------------------------------------------- joining
 
@@ -193,23 +170,23 @@ class Edge(TrainingAnswers, EvaluationAnswers):
     def _agree(self, agreed: SplitTerms) -> None:
         """Put terms in force that make sense, and are those of this run."""
         front = Front(copy.deepcopy(self._layers), self._fit_shield(agreed.batch_size))
-        terms = self._make_terms(agreed)
-        shield = _identify_shield(front.shield, self._noise)
-        self._pin(agreed, shield)
-        promised = is_guaranteed(front.shield.config, agreed.fronts, self._noise)
-        self.releases = OpenReleases(promised, self._reports)
-        # Secret noise hangs on it: under another shield the same batch must not get the same.
-        fingerprint = function_of(agreed.model_dump_json(), shield, _identify_layers(front.layers))
-        self._take_up(front, front.layers, terms, fingerprint)
-
-    def _make_terms(self, agreed: SplitTerms) -> Terms:
         optimizer = self._optimizer or agreed.optimizer
         if optimizer is None and agreed.fronts in ("private", "handoff"):
             raise RequestError(
                 "optimizer: the strategy's is a function, which no message holds; "
                 "Edge(..., optimizer=...)"
             )
-        return Terms(
+        shield = _identify_shield(front.shield, self._noise)
+        if not self.vault.pin(TERMS, agreed.model_dump_json()):
+            raise RuntimeError("this device joined this run on other terms before")
+        if not self.vault.pin(SHIELD, shield):
+            raise RuntimeError(
+                "this device joined this run with another shield, or other noise, before: give "
+                "Edge(..., shield=..., noise=...) as it was, or start a new run"
+            )
+        promised = is_guaranteed(front.shield.config, agreed.fronts, self._noise)
+        self.releases = OpenReleases(promised, self._reports)
+        terms = Terms(
             case=MAIN,
             fronts=agreed.fronts,
             batch_size=agreed.batch_size,
@@ -219,16 +196,9 @@ class Edge(TrainingAnswers, EvaluationAnswers):
             place=self.place,
             optimizer=optimizer or OptimizerConfig(),
         )
-
-    def _pin(self, agreed: SplitTerms, shield: str) -> None:
-        """Hold to the terms and the shield of the first time; raise RuntimeError otherwise."""
-        if not self.vault.pin(TERMS, agreed.model_dump_json()):
-            raise RuntimeError("this device joined this run on other terms before")
-        if not self.vault.pin(SHIELD, shield):
-            raise RuntimeError(
-                "this device joined this run with another shield, or other noise, before: give "
-                "Edge(..., shield=..., noise=...) as it was, or start a new run"
-            )
+        # Secret noise hangs on it: under another shield the same batch must not get the same.
+        fingerprint = function_of(agreed.model_dump_json(), shield, _identify_layers(front.layers))
+        self._take_up(front, front.layers, terms, fingerprint)
 
     def _fit_shield(self, batch_size: int) -> Shield:
         shield = copy.deepcopy(self._given_shield)
@@ -311,12 +281,12 @@ class Edge(TrainingAnswers, EvaluationAnswers):
         if not hasattr(self, "terms"):
             raise RuntimeError("what holds depends on the strategy: this edge has not joined yet")
         if self.terms.fronts != "frozen":
-            return Guarantee(
-                "record", None, reasons=("the front learns from the images without noise",)
-            )
-        if self.terms.noise == "seeded":
-            return Guarantee("record", None, reasons=("the noise can be repeated and subtracted",))
-        return self.front.shield.guarantee()
+            reason = "the front learns from the images without noise"
+        elif self.terms.noise == "seeded":
+            reason = "the noise can be repeated and subtracted"
+        else:
+            return self.front.shield.guarantee()
+        return Guarantee("record", None, reasons=(reason,))
 
 
 def _find_classes(dataset: Any) -> Iterator[Any]:

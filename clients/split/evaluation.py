@@ -20,13 +20,7 @@ class EvaluationAnswers(FrontHolder):
 
     @abstractmethod
     def make_back(self) -> nn.Module:
-        """Return layers behind the cut, with any weights.
-
-        Raises
-        ------
-        RuntimeError
-            This device has none.
-        """
+        """Return layers behind the cut, with any weights; RuntimeError if there are none."""
 
     def evaluate(self, back: torch.Tensor, part: Part, epoch: int) -> dict[str, int]:
         """Return how many of the own images the whole model gets right, here on the device.
@@ -35,7 +29,6 @@ class EvaluationAnswers(FrontHolder):
         ----------
         back : Tensor of shape (n,)
             As packed.
-        part : {"validation", "test"}
         epoch : int
             For the noise.
 
@@ -46,21 +39,18 @@ class EvaluationAnswers(FrontHolder):
 
         Raises
         ------
-        RuntimeError
-            For training images; or if the device says nothing of these.
-        BudgetExhausted
-            If it has said as much as it may.
+        RuntimeError, BudgetExhausted
+            As of :meth:`.OpenReleases.release_counts`.
         """
         self._require_front()
         asked = (self._identity(), hash_tensors([back]), epoch) if self.releases.counts else ()
         total = len(self.images(part))
-        counts = self.releases.counted(
+        counts = self.releases.release_counts(
             part, asked, ("plain", "noisy"), total, lambda: self._count(back, part, epoch)
         )
         return {**counts, "num-examples": total}
 
     def _count(self, back: torch.Tensor, part: Part, epoch: int) -> list[int]:
-        """Return how many are right without and with noise, as they are."""
         layers = self.compute.move_model(self.make_back()).eval()
         packing.unpack(back.to(self.compute.device), packing.state_tensors(layers))
         if self.releases.guaranteed:
@@ -87,18 +77,14 @@ class EvaluationAnswers(FrontHolder):
             raise RuntimeError("the model answers for an image by the whole batch: nothing is said")
 
     def features(self, start: int, count: int, noisy: bool) -> np.ndarray:
-        """Return what leaves the device of some of its test images, to be classified.
-
-        Returns
-        -------
-        ndarray of shape (count, *shape)
+        """Return what leaves of some test images, to be classified, of shape (count, *shape).
 
         Raises
         ------
         RuntimeError
-            If they were to be sent without noise, and may not be; or not at all.
+            They were to be sent without noise, and may not be; or not at all.
         ValueError
-            If they are no whole batches.
+            They are no whole batches.
         """
         if not noisy and (self.releases.guaranteed or not self.releases.in_the_clear):
             raise RuntimeError("test activations without noise are not given away")
@@ -111,11 +97,13 @@ class EvaluationAnswers(FrontHolder):
         def draw(place: str) -> np.ndarray:
             first = int(place)
             activations, _ = self._compute_activations(images, first, min(size, end - first))
-            return self._encode([self._shield(activations, noisy, "test", 0, first)])
+            return self._encode(self._shield(activations, noisy, "test", 0, first))
 
         self._require_front()
         identity = self._identity() if self.releases.counts else b""
-        return concatenate(self.releases.of_test(range(start, end, size), identity, noisy, draw))
+        return concatenate(
+            self.releases.release_test(range(start, end, size), identity, noisy, draw)
+        )
 
     def count_correct(self, predictions: torch.Tensor) -> int:
         """Return how many predicted classes are right; of all test images, or none is said.
@@ -123,11 +111,13 @@ class EvaluationAnswers(FrontHolder):
         Raises
         ------
         ValueError
-            If they are not as many as the test images.
+            They are not as many as the test images.
         RuntimeError, BudgetExhausted
-            As :meth:`evaluate`.
+            As of :meth:`.OpenReleases.release_counts`.
         """
-        labels = self._test_labels()
+        images = self.images("test")
+        known: np.ndarray | None = getattr(images, "labels", None)
+        labels = images.batch(np.arange(len(images)))[1].numpy() if known is None else known
         # Another shape would be compared with each label several times.
         if tuple(predictions.shape) != labels.shape or predictions.is_floating_point():
             raise ValueError(
@@ -136,19 +126,15 @@ class EvaluationAnswers(FrontHolder):
             )
         correct = int((predictions.numpy() == labels).sum())
         asked = (hash_tensors([predictions]),)
-        found = self.releases.counted("test", asked, ("right",), len(labels), lambda: [correct])
+        found = self.releases.release_counts(
+            "test", asked, ("right",), len(labels), lambda: [correct]
+        )
         return found["right"]
-
-    def _test_labels(self) -> np.ndarray:
-        images = self.images("test")
-        known: np.ndarray | None = getattr(images, "labels", None)
-        return images.batch(np.arange(len(images)))[1].numpy() if known is None else known
 
     def _compute_activations(
         self, images: Images, start: int, count: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the front's activations in evaluation mode, before the shield, and the labels."""
-        self._require_front()
         x, y = images.batch(np.arange(start, min(start + count, len(images))))
         with self._evaluating(), torch.no_grad():
             return self._activate(x), y
@@ -157,6 +143,5 @@ class EvaluationAnswers(FrontHolder):
         """Return activations as the back gets them, with noise or without."""
         with self._evaluating(), torch.no_grad():
             if noisy:
-                identity = self._identity() if self._draws_by_identity else b""
-                return self._protect(activations, identity, *purpose)
+                return self._protect(activations, self._noise_identity(), *purpose)
             return shields.protect_without_noise(self.front.shield, activations)

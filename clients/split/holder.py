@@ -7,7 +7,6 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +20,7 @@ from pudica.clients.runtime.role import Role
 from pudica.clients.runtime.snapshots import Snapshots
 from pudica.clients.shields.front import Front
 from pudica.clients.shields.integers import IntegerMechanism
-from pudica.clients.split.releases import EdgeReleases, OpenReleases
+from pudica.clients.split.releases import OpenReleases
 from pudica.models import optimizers, packing
 from pudica.models.compute import Compute
 from pudica.models.randomness import (
@@ -38,20 +37,9 @@ Images = ImageSet | Examples
 
 @dataclass(frozen=True)
 class Terms:
-    """On what an edge and its cloud agreed.
+    """On what an edge and its cloud agreed; what the vault keeps is kept by case.
 
-    Attributes
-    ----------
-    case : str
-        Of an experiment; what the vault keeps is kept by case.
-    fronts : {"average", "handoff", "private", "frozen"}
-    batch_size : int
-    wire : {"float32", "float16"}
-    noise : {"seeded", "secret"}
-    seed, place : int, int or str
-        From which the order of batches, dropout and seeded noise are drawn.
-    optimizer : OptimizerConfig or callable
-        Of a front that learns on the device.
+    From seed and place the order of batches, dropout and seeded noise are drawn.
     """
 
     case: str
@@ -66,14 +54,12 @@ class Terms:
 
 @dataclass
 class Sent:
-    """The batches that were sent last, until their gradient comes back.
+    """The batches of an epoch that were sent last, until their gradient comes back.
 
     Attributes
     ----------
     turn : int
         Of the exchange; a gradient says of which turn it is.
-    epoch, step, count : int
-        The first batch of the epoch, and how many.
     outputs : list of Tensor
         What was sent of each batch, with its graph; empty after a restart.
     """
@@ -89,21 +75,14 @@ class Sent:
         """The batches' numbers."""
         return range(self.step, self.step + self.count)
 
-    def note(self) -> dict[str, int]:
-        """Return what a restarted device needs to compute it again."""
-        return {"turn": self.turn, "epoch": self.epoch, "step": self.step, "count": self.count}
-
 
 class FrontHolder(Role):
     """What the answers of an :class:`.Edge` share; subclasses say where the parts come from.
 
     Attributes
     ----------
-    front : Front
     shared : Module
-        What of it travels, where anything does.
-    train : ImageSet or Examples
-    pending : Sent or None
+        What of the front travels, where anything does.
     turn : int
         The last one it answered.
     """
@@ -112,7 +91,7 @@ class FrontHolder(Role):
     shared: nn.Module
     train: Images
     terms: Terms
-    releases: EdgeReleases | OpenReleases
+    releases: OpenReleases
     snapshots: Snapshots
     compute: Compute
 
@@ -171,7 +150,7 @@ class FrontHolder(Role):
         Raises
         ------
         RuntimeError
-            If the device has one that the cloud is not to change.
+            The device has one that the cloud is not to change.
         """
         given, layers = arrays["front"], packing.state_tensors(self.front.layers)
         # Layers come first; what the shield remembers may have moved.
@@ -197,7 +176,7 @@ class FrontHolder(Role):
         raise RuntimeError(f"the front is {self.terms.fronts}, and stays as it is")
 
     def _check_rows_apart(self) -> None:
-        """See that an image's activation does not depend on what else is in the batch.
+        """See that an image's activation does not depend on the rest of its batch.
 
         A guarantee for a record rests on it.
         """
@@ -247,10 +226,10 @@ class FrontHolder(Role):
     ) -> Randomness:
         """Return what the noise of one batch is drawn from.
 
-        Where what has left is kept, secret noise is new each time. Elsewhere it hangs on the front
-        that it is asked for with, on the activations themselves, and on what the fingerprint holds,
-        which is the shield, too: asked for the same again the device says the same, and neither
-        other activations nor another shield ever get the same noise.
+        Where what has left is kept, secret noise is new each time. Elsewhere it depends on the
+        front, the activations themselves, and what the fingerprint holds, which is the shield,
+        too: asked for the same again the device says the same, and neither other activations nor
+        another shield ever get the same noise.
         """
         terms = self.terms
         if terms.noise == "seeded":
@@ -261,37 +240,29 @@ class FrontHolder(Role):
         secret = self.vault.secret(KEY)
         return SecretGenerator(secret, identity + hash_tensors([activations]) + what)
 
-    @property
-    def _draws_by_identity(self) -> bool:
-        """Whether noise hangs on the front that it is asked for with."""
-        return self.terms.noise == "secret" and not self.releases.keeps
+    def _noise_identity(self) -> bytes:
+        """Return the front's identity where noise depends on it, else nothing."""
+        is_needed = self.terms.noise == "secret" and not self.releases.keeps
+        return self._identity() if is_needed else b""
 
     def _identity(self) -> bytes:
         """Return what tells this front from all others, at this moment: weights and statistics."""
         return hash_tensors(packing.state_tensors(self.front))
 
-    def _encode(self, outputs: Sequence[torch.Tensor]) -> np.ndarray:
+    def _encode(self, output: torch.Tensor) -> np.ndarray:
         """Return protected activations as they travel."""
-        if not outputs:
-            return np.zeros(0, np.float32)
-        joined = packing.concatenate(outputs)
-        return protocol.on_wire(joined, self.terms.wire, self.front.shield.grid)
+        return protocol.on_wire(output, self.terms.wire, self.front.shield.grid)
 
     # ------------------------------------------------------------------------ restarts
 
     def keep(self, turn: int, needed: int) -> None:
-        """Put everything that the next turn depends on into the vault.
-
-        Parameters
-        ----------
-        turn, needed : int
-            As of :meth:`pudica.clients.runtime.snapshots.Snapshots.keep`.
-        """
+        """Put all that the next turn depends on into the vault; as of :meth:`.Snapshots.keep`."""
         self._require_front()
         state = optimizers.optimizer_state(self.optimizer)
         tensors = {f"front/{k}": v for k, v in self.front.state_dict().items()}
         tensors |= {f"optimizer/{k}": v for k, v in state.items()}
-        pending = self.pending.note() if self.pending else None
+        names = ("turn", "epoch", "step", "count")
+        pending = self.pending and {name: getattr(self.pending, name) for name in names}
         note = {"pending": pending, "exchange": self.exchange}
         self.snapshots.keep(turn, needed, tensors, note)
         self.turn = turn
@@ -316,36 +287,28 @@ class FrontHolder(Role):
     def catch_up(self) -> None:
         """Go on where another process left off, if one has answered for this device since."""
         newest = self.snapshots.newest()
-        if newest > self.turn and (kept := self.snapshots.load(newest)):
-            self._restore(newest, *kept)
+        if newest <= self.turn or (kept := self.snapshots.load(newest)) is None:
+            return
+        tensors, note = kept
+        self.front.load_state_dict(packing.select_prefix("front/", tensors))
+        state = packing.select_prefix("optimizer/", tensors)
+        optimizers.load_optimizer_state(self.optimizer, state)
+        self.pending = Sent(**note["pending"]) if note["pending"] else None
+        self.turn, self._ready = newest, True
 
     def roll_back(self, turn: int) -> None:
         """Go back to the newest snapshot that is not newer than a turn: a run is resumed."""
         self.snapshots.drop_after(turn)
         self.catch_up()
 
-    def _restore(self, turn: int, tensors: dict[str, torch.Tensor], note: dict[str, Any]) -> None:
-        self.front.load_state_dict(packing.select_prefix("front/", tensors))
-        state = packing.select_prefix("optimizer/", tensors)
-        optimizers.load_optimizer_state(self.optimizer, state)
-        self.pending = Sent(**note["pending"]) if note["pending"] else None
-        self.turn, self._ready = turn, True
-
 
 @torch.no_grad()
 def compare_in_batches(
     compute: Callable[[torch.Tensor], torch.Tensor], shape: tuple[int, ...]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return what is computed of one example in two batches of which the others differ.
+    """Return what is computed of one example of a shape in two batches that differ otherwise.
 
     The examples are drawn, and nobody's.
-
-    Parameters
-    ----------
-    compute : callable
-        Of a batch of examples.
-    shape : tuple of int
-        Of an example.
     """
     drawn = torch.rand(4, *shape, generator=torch.Generator().manual_seed(0))
     others = torch.cat([drawn[:1], 1 - drawn[1:]])

@@ -24,27 +24,104 @@ Draw = Callable[[str], np.ndarray]
 HeldOut = Literal["validation", "test"]
 
 
-class EdgeReleases:
-    """The releases of one device in one case.
+class OpenReleases:
+    """The releases of a device that keeps no account of them, such as that of somebody's own app.
 
     Parameters
     ----------
-    vault : Vault
-    assignment : EdgeAssignment
-    data : Splits
-    shield : Shield
-        Of the front.
+    guaranteed : bool
+        Whether each release has a guarantee for an image; in all they add up.
+    reports : bool
+        Whether the device says how often models are right.
 
     Attributes
     ----------
-    guaranteed : bool
-        Whether something is promised to each image; then nothing leaves but what is paid for.
     counts : bool
         Whether it is noted what leaves.
     keeps : bool
         Whether what has left is kept, to be sent again; then noise is new each time.
     in_the_clear : bool
         Whether test activations may leave without noise, to compare.
+    """
+
+    counts = keeps = in_the_clear = False
+
+    def __init__(self, guaranteed: bool, reports: bool) -> None:
+        self.guaranteed = guaranteed
+        self.reports = reports
+
+    def release_training(
+        self,
+        epoch: int,  # noqa: ARG002
+        steps: Iterable[int],
+        front: bytes,  # noqa: ARG002
+        draw: Draw,
+    ) -> dict[str, np.ndarray]:
+        """Return what leaves of some batches of an epoch, by place.
+
+        Parameters
+        ----------
+        front : bytes
+            What tells the front from others.
+        draw : callable
+            Computes what leaves from a place.
+        """
+        return {str(step): draw(str(step)) for step in steps}
+
+    def release_test(
+        self,
+        starts: Iterable[int],
+        front: bytes,  # noqa: ARG002
+        noisy: bool,  # noqa: ARG002
+        draw: Draw,
+    ) -> dict[str, np.ndarray]:
+        """Return what leaves of some batches of test images, by the first image of each."""
+        return {str(start): draw(str(start)) for start in starts}
+
+    def release_counts(
+        self,
+        part: Part,
+        asked: Sequence[bytes | int],  # noqa: ARG002
+        names: Sequence[str],
+        most: int,  # noqa: ARG002
+        count: Callable[[], list[int]],
+    ) -> dict[str, int]:
+        """Return counts on one part, behind noise where something is promised.
+
+        Parameters
+        ----------
+        asked : sequence of bytes or int
+            What they are a function of, besides the images.
+        names : sequence of str
+            Of the counts.
+        most : int
+            What a count can be.
+        count : callable
+            Counts.
+
+        Raises
+        ------
+        RuntimeError
+            On training images; or if the device says nothing.
+        BudgetExhausted
+            If it has said as much as it may.
+        """
+        self._held_out(part)
+        return dict(zip(names, count(), strict=True))
+
+    def _held_out(self, part: Part) -> HeldOut:
+        """Return a part of whose images something may be said; raise RuntimeError otherwise."""
+        if part == "train":
+            raise RuntimeError(f"nothing is counted on {part} images")
+        if not self.reports:
+            raise RuntimeError("this device keeps to itself how often it was right")
+        return part
+
+
+class EdgeReleases(OpenReleases):
+    """The releases of one device in one case of an experiment.
+
+    Where something is promised to each image, nothing leaves but what is paid for.
 
     Raises
     ------
@@ -56,12 +133,12 @@ class EdgeReleases:
     def __init__(
         self, vault: Vault, assignment: EdgeAssignment, data: Splits, shield: Shield
     ) -> None:
+        super().__init__(assignment.guaranteed, assignment.report)
         self._vault = vault
         self._assignment = assignment
         self._data = data
         self._shield = shield
         self._terms = assignment.fingerprint()
-        self.guaranteed = assignment.guaranteed
         self.counts = bool(self.guaranteed or assignment.budget or assignment.limits)
         self.keeps = self.guaranteed
         self.in_the_clear = assignment.plain_to_cloud
@@ -79,7 +156,7 @@ class EdgeReleases:
         if a.limits and delta > self.delta:
             raise RuntimeError(
                 f"the organiser wants δ = {delta:.4g}; this device allows {self.delta:.4g} at most "
-                f"(it has {self._images} images)"
+                f"(it has {self._count_images()} images)"
             )
 
     # ---------------------------------------------------------------------------- limits
@@ -89,12 +166,11 @@ class EdgeReleases:
         """The δ of all releases: as this device says, else one in as many as it has images."""
         limits, budget = self._assignment.limits, self._assignment.budget
         if limits:
-            return limits.delta or min(USUAL_DELTA, 1 / max(1, self._images))
+            return limits.delta or min(USUAL_DELTA, 1 / max(1, self._count_images()))
         return budget.delta if budget else USUAL_DELTA
 
-    @property
-    def _images(self) -> int:
-        """How many images the device has, also those that the organiser leaves out."""
+    def _count_images(self) -> int:
+        """Return how many images the device has, also those that the organiser leaves out."""
         a, data = self._assignment, self._data
         if a.data.limit is not None:
             everything = a.data.model_copy(update={"limit": None})
@@ -125,7 +201,7 @@ class EdgeReleases:
         RuntimeError
             If the device joined this case on other terms before.
         """
-        self._releases.check(self.planned())
+        self._releases.check(self.list_planned())
         if not self.guaranteed:
             return
         for report in self._assignment.reports.values():
@@ -136,23 +212,22 @@ class EdgeReleases:
                 "terms; a budget can't be begun anew"
             )
 
-    def planned(self) -> list[Planned]:
+    def list_planned(self) -> list[Planned]:
         """Return all that this case may release."""
         a = self._assignment
-        found = [self._of_training]
-        found += [self._of_test(True)] if a.test_features else []
-        found += [self._of_counts(part) for part in a.reports if a.report]
+        found = [self._plan_training()]
+        found += [self._plan_test(True)] if a.test_features else []
+        found += [self._plan_counts(part) for part in a.reports if a.report]
         return found
 
-    @property
-    def _of_training(self) -> Planned:
+    def _plan_training(self) -> Planned:
         return Planned(self._release(ACTIVATIONS, "train"), self._assignment.releases)
 
-    def _of_test(self, noisy: bool) -> Planned:
+    def _plan_test(self, noisy: bool) -> Planned:
         release = self._release(ACTIVATIONS if noisy else odometer.IN_THE_CLEAR, "test")
         return Planned(release, int(self._assignment.test_features))
 
-    def _of_counts(self, part: HeldOut) -> Planned:
+    def _plan_counts(self, part: HeldOut) -> Planned:
         reports = self._assignment.reports.get(part)
         epsilon = reports.epsilon if reports and self.guaranteed else None
         release = Release(
@@ -166,21 +241,14 @@ class EdgeReleases:
         # Imported late: it takes seconds, which only those pay who are promised something.
         from pudica.clients.shields.accounting import Cost
 
-        mechanism = self._shield
         cost = Cost(None)
-        if isinstance(mechanism, Mechanism) and what == ACTIVATIONS:
-            cost = Cost.of(mechanism)
+        if isinstance(self._shield, Mechanism) and what == ACTIVATIONS:
+            cost = Cost.of(self._shield)
         return Release(**self._common(what, part), noise=cost.kind, ratio=cost.ratio)
 
     def _common(self, what: str, part: Part) -> dict[str, Any]:
-        a = self._assignment
-        return {
-            "run": a.run,
-            "case": a.case,
-            "what": what,
-            "part": part,
-            "division": self._division,
-        }
+        a, division = self._assignment, self._division
+        return {"run": a.run, "case": a.case, "what": what, "part": part, "division": division}
 
     @cached_property
     def _division(self) -> str:
@@ -191,32 +259,28 @@ class EdgeReleases:
 
     # -------------------------------------------------------------------------- releasing
 
-    def of_training(
+    def release_training(
         self, epoch: int, steps: Iterable[int], front: bytes, draw: Draw
     ) -> dict[str, np.ndarray]:
-        """Return what leaves of some batches of an epoch; see :meth:`Releases.release`.
-
-        Parameters
-        ----------
-        front : bytes
-            What tells the front from others.
-        """
+        """Return what leaves of some batches of an epoch; see :meth:`Releases.release`."""
+        if not self.counts:
+            return super().release_training(epoch, steps, front, draw)
         functions = {str(step): self._function("train", epoch, step, front) for step in steps}
         group = self._group("train", epoch)
-        return self._releases.release(self._of_training, group, functions, draw)
+        return self._releases.release(self._plan_training(), group, functions, draw)
 
-    def of_test(
+    def release_test(
         self, starts: Iterable[int], front: bytes, noisy: bool, draw: Draw
     ) -> dict[str, np.ndarray]:
         """Return what leaves of some batches of test images, by the first image of each."""
-        places = [str(start) for start in starts]
         if not self.counts:
-            return {place: draw(place) for place in places}
+            return super().release_test(starts, front, noisy, draw)
+        places = map(str, starts)
         functions = {place: self._function("test", place, str(noisy), front) for place in places}
         group = self._group("test", str(noisy))
-        return self._releases.release(self._of_test(noisy), group, functions, draw)
+        return self._releases.release(self._plan_test(noisy), group, functions, draw)
 
-    def counted(
+    def release_counts(
         self,
         part: Part,
         asked: Sequence[bytes | int],
@@ -224,43 +288,23 @@ class EdgeReleases:
         most: int,
         count: Callable[[], list[int]],
     ) -> dict[str, int]:
-        """Return counts on one part, behind noise where something is promised.
-
-        Parameters
-        ----------
-        asked : sequence of bytes or int
-            What they are a function of, besides the images.
-        names : sequence of str
-            Of the counts.
-        most : int
-            What a count can be.
-        count : callable
-            Counts.
-
-        Raises
-        ------
-        RuntimeError
-            On training images; or if the device says nothing.
-        BudgetExhausted
-            If it has said as much as it may.
-        """
-        part = held_out(part, self._assignment.report)
+        """Return counts on one part; see :meth:`OpenReleases.release_counts`."""
         if not self.counts:
-            return dict(zip(names, count(), strict=True))
-        if self.guaranteed and self._of_counts(part).release.noise is None:
+            return super().release_counts(part, asked, names, most, count)
+        part = self._held_out(part)
+        planned = self._plan_counts(part)
+        if self.guaranteed and planned.release.noise is None:
             raise RuntimeError(f"right answers on {part} images are counted behind noise only")
 
         def draw(_: str) -> np.ndarray:
-            return self._behind_noise(part, count(), most)
+            return self._add_noise(count(), planned.release.ratio, most)
 
-        function = {"": self._function("counts", part, *asked)}
-        group = self._group("counts", part)
-        found = self._releases.release(self._of_counts(part), group, function, draw)[""]
+        functions = {"": self._function("counts", part, *asked)}
+        found = self._releases.release(planned, self._group("counts", part), functions, draw)[""]
         return dict(zip(names, found.tolist(), strict=True))
 
-    def _behind_noise(self, part: HeldOut, counts: list[int], most: int) -> np.ndarray:
+    def _add_noise(self, counts: list[int], epsilon: float, most: int) -> np.ndarray:
         """Return counts as they leave, none below 0 or above what there is."""
-        epsilon = self._of_counts(part).release.ratio
         answer = torch.tensor([counts], dtype=torch.float32)
         if self.guaranteed:
             shield = shields.build(CountsConfig(epsilon=epsilon), (len(counts),), 1)
@@ -273,62 +317,3 @@ class EdgeReleases:
     def _group(self, *what: str | int) -> str:
         a = self._assignment
         return function_of(a.run, a.case, self._terms, *what)
-
-
-class OpenReleases:
-    """The releases of a device that keeps no account of them: of somebody's own app.
-
-    Parameters
-    ----------
-    guaranteed : bool
-        Whether each release has a guarantee for a training image; in all they add up.
-    reports : bool
-        Whether the device says how often models are right.
-    """
-
-    counts = keeps = in_the_clear = False
-
-    def __init__(self, guaranteed: bool, reports: bool) -> None:
-        self.guaranteed = guaranteed
-        self.reports = reports
-
-    def of_training(
-        self,
-        _: int,
-        steps: Iterable[int],
-        front: bytes,  # noqa: ARG002
-        draw: Draw,
-    ) -> dict[str, np.ndarray]:
-        """Return what leaves of some batches of an epoch."""
-        return {str(step): draw(str(step)) for step in steps}
-
-    def of_test(
-        self,
-        starts: Iterable[int],
-        front: bytes,  # noqa: ARG002
-        noisy: bool,  # noqa: ARG002
-        draw: Draw,
-    ) -> dict[str, np.ndarray]:
-        """Return what leaves of some batches of test images, by the first image of each."""
-        return {str(start): draw(str(start)) for start in starts}
-
-    def counted(
-        self,
-        part: Part,
-        asked: Sequence[bytes | int],  # noqa: ARG002
-        names: Sequence[str],
-        most: int,  # noqa: ARG002
-        count: Callable[[], list[int]],
-    ) -> dict[str, int]:
-        """Return counts on one part, as they are; see :meth:`EdgeReleases.counted`."""
-        held_out(part, self.reports)
-        return dict(zip(names, count(), strict=True))
-
-
-def held_out(part: Part, reports: bool) -> HeldOut:
-    """Return a part of whose images something may be said; raise RuntimeError otherwise."""
-    if part == "train":
-        raise RuntimeError(f"nothing is counted on {part} images")
-    if not reports:
-        raise RuntimeError("this device keeps to itself how often it was right")
-    return part

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
 
 import numpy as np
 import torch
@@ -53,17 +52,14 @@ class TrainingAnswers(FrontHolder):
 
     def _release(self, chunk: Sent) -> np.ndarray:
         """Return what is sent of a chunk's batches."""
-        if not self.releases.counts:
-            outputs = chunk.outputs = [self._batch(chunk.epoch, s) for s in chunk.steps]
-            return self._encode([output.detach() for output in outputs])
 
         def draw(place: str) -> np.ndarray:
             output = self._batch(chunk.epoch, int(place))
             chunk.outputs.append(output)
-            return self._encode([output.detach()])
+            return self._encode(output.detach())
 
-        identity = self._identity()
-        return concatenate(self.releases.of_training(chunk.epoch, chunk.steps, identity, draw))
+        front = self._identity() if self.releases.counts else b""
+        return concatenate(self.releases.release_training(chunk.epoch, chunk.steps, front, draw))
 
     def _labels(self, epoch: int, step: int) -> torch.Tensor:
         """Return the labels of a batch, without its images where that is possible."""
@@ -76,20 +72,18 @@ class TrainingAnswers(FrontHolder):
 
     def _batch(self, epoch: int, step: int) -> torch.Tensor:
         """Return the protected activations of one batch, with their graph."""
-        self._require_front()
         x, self._seen[step] = self._load(epoch, step)
-        before = self._identity() if self._draws_by_identity else b""
-        with torch.set_grad_enabled(self.optimizer is not None), self._seeded(epoch, step):
-            activations = self._activate(x)
-            return self._protect(activations, before, "train", epoch, step)
+        before = self._noise_identity()
+        seed, place = self.terms.seed, self.terms.place
+        with (
+            torch.set_grad_enabled(self.optimizer is not None),
+            seed_random_layers(self._has_random_layers, seed, place, epoch, step),
+        ):
+            return self._protect(self._activate(x), before, "train", epoch, step)
 
     def _load(self, epoch: int, step: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the images and labels of one batch."""
         return self.train.batch(self._positions(epoch, step))
-
-    def _seeded(self, epoch: int, step: int) -> AbstractContextManager[None]:
-        terms = self.terms
-        return seed_random_layers(self._has_random_layers, terms.seed, terms.place, epoch, step)
 
     def _positions(self, epoch: int, step: int) -> np.ndarray:
         """Return which of the own images a batch consists of."""
@@ -120,9 +114,8 @@ class TrainingAnswers(FrontHolder):
             ``backward``, seconds; ``skipped``, 1 if there is nothing that it is a gradient of:
             the device was restarted since, or did not know that its answer had arrived.
         """
-        chunk, start = self.pending, time.perf_counter()
-        self.pending = None
-        if chunk is None or chunk.turn != turn or self.optimizer is None:
+        chunk, start = self._take_pending(turn), time.perf_counter()
+        if chunk is None or self.optimizer is None:
             return {"skipped": 1}
         optimizers.begin_epoch(self.optimizer, self.terms.optimizer, chunk.epoch)
         parameters = list(self.front.parameters())
@@ -140,18 +133,21 @@ class TrainingAnswers(FrontHolder):
         Raises
         ------
         RuntimeError
-            If the fronts are not averaged; or the device was restarted since, and nothing was
-            kept.
+            The fronts are not averaged; or the device was restarted since, and nothing was kept.
         """
         self.require_fronts("average")
-        chunk, start = self.pending, time.perf_counter()
-        self.pending = None
-        if chunk is None or chunk.turn != turn:
+        chunk, start = self._take_pending(turn), time.perf_counter()
+        if chunk is None:
             raise RuntimeError(f"has nothing that this is the gradient of (turn {turn})")
         batches = self._gradients(chunk, gradient, scale)
         summed = [torch.stack(each).sum(0) for each in zip(*batches, strict=True)]
         values = packing.pack([*summed, *self.shared.buffers()])
         return values, {"backward": time.perf_counter() - start}
+
+    def _take_pending(self, turn: int) -> Sent | None:
+        """Return what was sent last, if it was in this turn; no gradient comes for it again."""
+        chunk, self.pending = self.pending, None
+        return chunk if chunk and chunk.turn == turn else None
 
     def _gradients(
         self, chunk: Sent, gradient: torch.Tensor, scale: float

@@ -4,23 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from flwr.app import RecordDict
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from pudica.clients import protocol
-from pudica.clients.shields.grid import IntegerGrid
 from pudica.models import optimizers, packing
 from pudica.models.compute import Compute
 from pudica.models.packing import concatenate, select_prefix
 from pudica.models.randomness import has_random_layers, seed_random_layers
 from pudica.strategies.split.config import SplitConfig
-from pudica.strategies.split.costs import FORWARD, read_seconds
 
 
 @dataclass(frozen=True)
@@ -38,50 +33,11 @@ class Chunk:
         return list(parts)
 
 
-def read_chunk(
-    content: RecordDict,
-    sizes: list[int],
-    shape: tuple[int, ...],
-    wire: str,
-    classes: int,
-    grid: IntegerGrid | None = None,
-) -> Chunk:
-    """Return what a device sent, if it is what was asked for.
-
-    Parameters
-    ----------
-    sizes : list of int
-        Of the batches that were asked for.
-    shape : tuple of int
-        Of one example's activation.
-    grid : Grid, optional
-        Of which it is whole steps.
-
-    Raises
-    ------
-    KeyError, ValueError
-        Something is missing, of another shape or type, not finite, or a label of no class.
-    """
-    count = sum(sizes)
-    smashed = protocol.from_wire(content, "smashed", (count, *shape), wire, grid)
-    labels = protocol.labels_of(content, "labels", count, classes, "int32")
-    return Chunk(
-        smashed,
-        torch.from_numpy(labels).long(),
-        sizes,
-        # Who promises something does not say how long it took: that depends on the images, too.
-        read_seconds(content, *([] if grid else [FORWARD])),
-    )
-
-
 class Cloud:
     """The back with its optimiser.
 
     Parameters
     ----------
-    back : Module
-    settings : SplitConfig
-    compute : Compute
     seed : int
         For layers that draw, such as dropout.
     returns : bool
@@ -127,8 +83,8 @@ class Cloud:
         found: dict[str, list[torch.Tensor]] = {name: [] for name in chunks}
         total = 0.0
         for number in range(max(map(len, batches.values()), default=0)):
-            there = {name: each[number] for name, each in batches.items() if number < len(each)}
-            loss, gradients = self._step(there, turn, number)
+            present = {name: each[number] for name, each in batches.items() if number < len(each)}
+            loss, gradients = self._step(present, turn, number)
             total += loss
             for name, gradient in gradients.items():
                 found[name].append(gradient)
@@ -160,35 +116,27 @@ class Cloud:
         Raises
         ------
         RuntimeError
-            If the loss is no finite number any more.
+            The loss is no finite number any more.
         """
         smashed.requires_grad_(self.returns)
         # Batch norm has no variance of a single example: use the statistics learnt so far.
         self._set_training_mode(len(labels) > 1)
         with self.compute.use_threads():
-            return self._descend(smashed, labels, turn, number)
-
-    def _descend(
-        self, smashed: torch.Tensor, labels: torch.Tensor, turn: int, number: int
-    ) -> float:
-        with self._seeded(turn, number):
-            logits = self.compute.forward(self.back, smashed)
-        loss = cross_entropy(logits, labels.to(self.compute.device))
-        if not math.isfinite(value := float(loss.detach())):
-            raise RuntimeError(
-                f"the loss is {value} in turn {turn}: training has diverged; lower "
-                "split.optimizer.learning_rate"
-            )
-        if self.optimizer:
-            self.optimizer.zero_grad()
-        if loss.requires_grad:
-            loss.backward()  # type: ignore[no-untyped-call]
-        if self.optimizer:
-            self.optimizer.step()
+            with seed_random_layers(self.draws, self.seed, turn, number):
+                logits = self.compute.forward(self.back, smashed)
+            loss = cross_entropy(logits, labels.to(self.compute.device))
+            if not math.isfinite(value := float(loss.detach())):
+                raise RuntimeError(
+                    f"the loss is {value} in turn {turn}: training has diverged; lower "
+                    "split.optimizer.learning_rate"
+                )
+            if self.optimizer:
+                self.optimizer.zero_grad()
+            if loss.requires_grad:
+                loss.backward()  # type: ignore[no-untyped-call]
+            if self.optimizer:
+                self.optimizer.step()
         return value * len(labels)
-
-    def _seeded(self, turn: int, number: int) -> AbstractContextManager[None]:
-        return seed_random_layers(self.draws, self.seed, turn, number)
 
     def _set_training_mode(self, several: bool) -> None:
         """Put the layers that learn into training mode; what is frozen stays as it is."""
@@ -200,8 +148,7 @@ class Cloud:
     @torch.no_grad()
     def classify(self, features: torch.Tensor) -> np.ndarray:
         """Return the predicted class of each example's activations, int64 of shape (N,)."""
-        self.back.eval()
-        logits = self.compute.forward(self.back, features.to(self.compute.device))
+        logits = self.compute.forward(self.back.eval(), features.to(self.compute.device))
         predictions: np.ndarray = logits.argmax(1).cpu().numpy()
         return predictions
 

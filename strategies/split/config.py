@@ -34,11 +34,7 @@ PRETRAINED, TORCHVISION = "pretrained", "torchvision"
 class PretrainingConfig(BaseModel):
     """A public data set on which the cloud trains the model beforehand.
 
-    Attributes
-    ----------
-    data : DataConfig
-        Another set than the devices'; images of the same size and channels.
-    training : TrainingConfig
+    It is another set than the devices', with images of the same size and channels.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -52,7 +48,6 @@ class BudgetConfig(BaseModel):
 
     Attributes
     ----------
-    epsilon, delta : float
     releases : int or None
         How often an example may be released; None: as often as the experiment does.
     report : float or None
@@ -72,6 +67,10 @@ class BudgetConfig(BaseModel):
 class SplitConfig(CasesConfig):
     """A model between devices and cloud, and how it is trained.
 
+    ``front`` is what :class:`.SplitLearning` calls ``fronts``; release, batch_size,
+    batches_per_message, wire, train, fit, threads, validate_every and dropouts mean what they
+    mean there. Results depend on ``threads`` as on ``client.threads``.
+
     Attributes
     ----------
     devices : int
@@ -80,42 +79,15 @@ class SplitConfig(CasesConfig):
     model, cut : str
         A name of the zoo, ``custom:module:callable`` or ``torchvision:name``, and the layer
         after which it is cut (``pudica cuts MODEL`` lists them; ``input``: before the first).
-    shield : ShieldConfig
-        At the cut: ``name``, and the settings of the shield of that name.
     noise : {"seeded", "secret"}
         Drawn from the run's seed, which can be repeated and subtracted; or from keys that
         the devices draw and keep.
-    front : {"average", "handoff", "private", "frozen"}
-        ``average``: the fronts' gradients are averaged in each turn, which at one batch per
-        message is SGD on the union of the batches. ``handoff``: one front goes from device
-        to device. ``private``: each keeps its own. ``frozen``: none learns.
-    release : {"every-step", "once"}
-        ``once``, with a frozen front: each example's activation is sent a single time, and
-        the cloud trains on what it has.
-    batch_size : int
-        Of each device.
-    batches_per_message : int
-        Above 1 a front learns from gradients at weights that are some batches old.
-    wire : {"float32", "float16"}
-        Of smashed data and gradients in messages.
-    epochs : int
-    optimizer : OptimizerConfig
-        Of the back.
-    front_optimizer : OptimizerConfig or None
-        Of the fronts; None: as of the back.
     weights : str or None
         Start from a safetensors file, from ``pretraining`` (``pretrained``), or from what
         torchvision publishes for its models (``torchvision``). A layer whose shape differs, as
         the last with other classes, starts afresh.
-    train : {"all", "last-layer"}
-        ``last-layer``: nothing but the model's last layer learns; the front must be frozen.
-    pretraining : PretrainingConfig or None
     budget : BudgetConfig or None
         The shield's noise follows from it; for shields that protect a record.
-    fit : {"sgd", "means", "none"}
-        How the cloud finds the back. ``means``, where it is a single linear layer: from the
-        classes' mean activations, without training. ``none``: it stays as it begins and
-        nothing is released, to compare with.
     classify : list of {"edge", "cloud"}
         Who classifies the test images in the end: the devices, which are given the back, or
         the cloud, which is sent activations. None: both; with a budget the devices alone, since
@@ -123,15 +95,8 @@ class SplitConfig(CasesConfig):
     plain_to_cloud : bool
         Also send test activations without noise, to compare. Never for real: it gives them
         away.
-    threads : int or None
-        PyTorch threads of the cloud, which computes while the devices wait; None: as many as a
-        device has. Results depend on it as on ``client.threads``.
-    validate_every : int
-        Measure on the validation images after every so many epochs; 0: never.
     min_devices : int
         With fewer answers than this the run stops, to be resumed.
-    dropouts : int
-        So many devices, chosen at random, miss each epoch.
     cases : dict of str to dict
         Several settings on the same data; each names what differs from the above.
     """
@@ -254,6 +219,11 @@ class SplitConfig(CasesConfig):
     def test_releases(self) -> int:
         """How often test activations are sent to be classified, with noise and without."""
         return (1 + self.plain_to_cloud) if "cloud" in self.classifiers else 0
+
+    @property
+    def test_answers(self) -> int:
+        """How often right answers on test images are counted, on devices and for the cloud."""
+        return ("edge" in self.classifiers) + self.test_releases
 
     def validates(self, epoch: int) -> bool:
         """Tell whether the validation images are measured after so many epochs."""

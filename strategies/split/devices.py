@@ -1,12 +1,13 @@
-"""The devices of one training across a cut: what they hold, and what is sent to them."""
+"""The devices of one training across a cut: what they hold, what they are sent, what they pay."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Self
 
+import pandas as pd
 import torch
 from flwr.app import Array, RecordDict
 
@@ -14,16 +15,19 @@ from pudica.clients import protocol
 from pudica.clients.protocol import batch_sizes
 from pudica.clients.shields.grid import LARGEST_INTEGER, IntegerGrid
 from pudica.strategies.core.cohort import Cohort
-from pudica.strategies.core.members import MOST_CLASSES, Member
-from pudica.strategies.core.recorder import MemoryRecorder
-from pudica.strategies.core.session import CLOUD
+from pudica.strategies.core.members import MOST_CLASSES, Member, Words
+from pudica.strategies.core.recorder import MemoryRecorder, Recorder
+from pudica.strategies.core.spreadsheets import write_csv
 from pudica.strategies.split.config import SplitConfig
-from pudica.strategies.split.costs import Costs
 
 # Of float16, half of what it can hold: gradients are scaled up to it.
 ROOM = 2.0**14
 MOST_STEP = 1e9
-Words = Mapping[str, protocol.Scalar]
+MOST_SECONDS = 1e9
+BYTES = 4  # of the paper's float32 activations and int32 labels
+FORWARD, BACKWARD, SKIPPED = "forward", "backward", "skipped"
+Extras = tuple[dict[str, protocol.Scalar], dict[str, Array]]
+"""Config and arrays to add to a request."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,7 @@ class EdgeMember(Member):
         one, and what it has to remember must be kept after each.
     begun : bool
         Whether it has a front of this run.
-    said : int
+    known_classes : int
         How many classes it says there are, 0 if it does not know; ``classes`` is how many the
         model tells apart, and 0 until it was tried.
     """
@@ -50,38 +54,23 @@ class EdgeMember(Member):
     evaluates: bool = True
     lasts: bool = True
     begun: bool = True
-    said: int = 0
+    known_classes: int = 0
 
     @classmethod
     def of(cls, member: Member, grid: IntegerGrid | None, lasts: bool) -> Self:
         """Return a device of an experiment, whose shield the cloud knows."""
-        values = {name: getattr(member, name) for name in Member.__dataclass_fields__}
-        return cls(**values, grid=grid, lasts=lasts)
+        return cls(**vars(member), grid=grid, lasts=lasts)
 
     @classmethod
     def read(cls, words: Words) -> Self:
-        """Return what a device of somebody's own app said as it joined.
-
-        Raises
-        ------
-        KeyError, ValueError
-            If it makes no sense.
-        """
+        """Return what a device of somebody's own app said; errors as of :meth:`.Member.read`."""
         # One without layers behind the cut may not know how many classes there are.
-        said = protocol.whole(words, "classes", 0, MOST_CLASSES)
-        return replace(
-            super().read({**words, "classes": said or MOST_CLASSES}),
-            classes=0,
-            said=said,
-            grid=_read_grid(words),
-            evaluates=_read_flag(words, "evaluates"),
-            lasts=_read_flag(words, "lasts"),
-            begun=_read_flag(words, "begun"),
-        )
-
-
-def _read_flag(words: Words, name: str) -> bool:
-    return bool(protocol.whole(words, name, 0, 1))
+        known = protocol.whole(words, "classes", 0, MOST_CLASSES)
+        about = vars(Member.read({**words, "classes": known or MOST_CLASSES}))
+        own: dict[str, Any] = {"classes": 0, "known_classes": known, "grid": _read_grid(words)}
+        for flag in ("evaluates", "lasts", "begun"):
+            own[flag] = bool(protocol.whole(words, flag, 0, 1))
+        return cls(**{**about, **own})
 
 
 def _read_grid(words: Words) -> IntegerGrid | None:
@@ -94,20 +83,37 @@ def _read_grid(words: Words) -> IntegerGrid | None:
     return IntegerGrid(step, 1, 0.0, kind)  # type: ignore[arg-type]
 
 
-class Devices:
-    """The devices of one training.
+def read_seconds(content: RecordDict, *needed: str) -> dict[str, float]:
+    """Return what a device says it took, and whether it skipped a gradient.
 
     Parameters
     ----------
-    cohort : Cohort
-    members : mapping of str to EdgeMember
-        By name. Who is away stays in it.
-    case : str
-        Of an experiment.
-    settings : SplitConfig
+    needed : str
+        What it has to say at least.
+
+    Raises
+    ------
+    KeyError, ValueError
+        If it makes no sense.
+    """
+    stated = {*protocol.numbers_of(content), *needed}
+    found = {
+        name: protocol.number_of(content, name, 0, MOST_SECONDS)
+        for name in (FORWARD, BACKWARD)
+        if name in stated
+    }
+    if SKIPPED in stated:
+        found[SKIPPED] = protocol.count_of(content, SKIPPED, 1)
+    return found
+
+
+class Devices:
+    """The devices of one training.
 
     Attributes
     ----------
+    members : mapping of str to EdgeMember
+        By name. Who is away stays in it.
     fresh : bool
         Whether each message may reach a new process of its device.
     needed : int
@@ -115,11 +121,7 @@ class Devices:
     """
 
     def __init__(
-        self,
-        cohort: Cohort,
-        members: Mapping[str, EdgeMember],
-        case: str,
-        settings: SplitConfig,
+        self, cohort: Cohort, members: Mapping[str, EdgeMember], case: str, settings: SplitConfig
     ) -> None:
         self.cohort = cohort
         self.members = members
@@ -139,9 +141,7 @@ class Devices:
         own = {"run": self.recorder.name, "case": self.case}
         return protocol.request({**own, **config}, **arrays)
 
-    def gradient(
-        self, gradient: torch.Tensor, turn: int
-    ) -> tuple[dict[str, protocol.Scalar], dict[str, Array]]:
+    def gradient(self, gradient: torch.Tensor, turn: int) -> Extras:
         """Return config and array of a gradient at the cut, of what was sent in a turn.
 
         For float16 it is scaled by a power of two, since most of it would be too small.
@@ -157,29 +157,83 @@ class Devices:
         """Return who is there and says how often models are right."""
         return [name for name in self.cohort.nodes if self.members[name].reports]
 
-    def sizes(self, name: str, step: int, count: int) -> list[int]:
-        """Return the sizes of a device's batches, of those that it has."""
+    def sizes(self, name: str, step: int = 0, count: int | None = None) -> list[int]:
+        """Return the sizes of so many of a device's batches from a step on; of all that it has."""
         every = batch_sizes(self.members[name].train, self.settings.batch_size)
-        return every[step : step + count]
+        return every[step:] if count is None else every[step : step + count]
 
-    def batches(self, name: str) -> int:
-        """Return how many batches of a device make an epoch."""
-        return len(batch_sizes(self.members[name].train, self.settings.batch_size))
+    def log_bytes(self, shape: tuple[int, ...], epoch: int) -> None:
+        """Log each device's bytes in an epoch, as measured and by section V.C of paper 004.
 
-    def send_and_receive(
-        self, kind: str, requests: Mapping[str, RecordDict], read: Callable[[str, RecordDict], Any]
-    ) -> dict[str, Any]:
-        """Make an exchange of its own, between those of a turn; see :class:`.Cohort`."""
-        return self.cohort.send_and_receive(kind, requests, read)
+        Up ``4·N·(p·q·m + 1)`` for N examples with their labels; down ``4`` for each step, the
+        loss. What really has to come down is the gradient, as large as what went up.
 
-    def log(
-        self,
-        stage: str,
-        metric: str,
-        value: float,
-        node: str = CLOUD,
-        round: int = 0,  # noqa: A002
-        **tags: str | int,
-    ) -> None:
-        """Append a measurement of this case."""
-        self.recorder.log(stage, metric, value, node=node, round=round, case=self.case, **tags)
+        Parameters
+        ----------
+        shape : tuple of int
+            Of one example's activation.
+        """
+        for name, device in self.members.items():
+            up, down = self.costs.bytes(name)
+            rows = {
+                "bytes_up": up,
+                "bytes_down": down,
+                "formula_up": BYTES * device.train * (math.prod(shape) + 1),
+                "formula_down": BYTES * len(self.sizes(name)),
+            }
+            for metric, value in rows.items():
+                self.recorder.log("costs", metric, value, node=name, round=epoch, case=self.case)
+
+
+class Costs:
+    """Bytes of an epoch, which the cohort counts, and seconds of all, of each device."""
+
+    def __init__(self, cohort: Cohort) -> None:
+        self.cohort = cohort
+        self.seconds: dict[str, dict[str, float]] = {}
+        self._before: dict[str, list[int]] = {}
+
+    def begin_epoch(self) -> None:
+        """Start to count bytes anew."""
+        self._before = {name: list(total) for name, total in self.cohort.traffic.items()}
+
+    def bytes(self, name: str) -> tuple[int, int]:
+        """Return a device's bytes up and down since the epoch began."""
+        before = self._before.get(name, [0, 0])
+        down, up = self.cohort.traffic.get(name, [0, 0])
+        return up - before[1], down - before[0]
+
+    def add(self, name: str, seconds: Mapping[str, float], batches: int = 0) -> None:
+        """Add what a device says it took, as of :func:`read_seconds`, forward for some batches."""
+        total = self.seconds.setdefault(name, {FORWARD: 0.0, BACKWARD: 0.0, "batches": 0})
+        for key in (FORWARD, BACKWARD):
+            total[key] += seconds.get(key, 0.0)
+        total["batches"] += batches
+
+    def write(self, case: str) -> None:
+        """Write each device's milliseconds per batch as CSV, if the run has a directory."""
+        recorder = self.cohort.recorder
+        if not isinstance(recorder, Recorder):
+            return
+        rows = [
+            (
+                name,
+                int(total["batches"]),
+                1000 * total[FORWARD] / total["batches"],
+                1000 * total[BACKWARD] / total["batches"],
+            )
+            for name, total in self.seconds.items()
+            if total["batches"]
+        ]
+        columns = ["node", "batches", "forward_ms", "backward_ms"]
+        write_csv(pd.DataFrame(rows, columns=columns), recorder.artefact(f"{case}/costs.csv"))
+
+    def note(self) -> dict[str, Any]:
+        """Return everything that is to be remembered."""
+        traffic = self.cohort.traffic
+        return {"seconds": self.seconds, "before": self._before, "traffic": traffic}
+
+    def restore(self, note: Mapping[str, Any]) -> None:
+        """Put back what :meth:`note` returned."""
+        self.seconds, self._before = note["seconds"], note["before"]
+        self.cohort.traffic.update({name: list(total) for name, total in note["traffic"].items()})

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 from flwr.app import Array, RecordDict
 
 from pudica.clients import protocol
-from pudica.strategies.split.cloud import Cloud
-from pudica.strategies.split.devices import Devices
+from pudica.strategies.core.session import CLOUD
+
+if TYPE_CHECKING:
+    from pudica.strategies.split.state import SplitState
 
 Part = Literal["validation", "test"]
 Counts = dict[str, int]
@@ -20,67 +21,53 @@ Counts = dict[str, int]
 PLAIN, NOISY = "plain", "noisy"
 RELEASES = (PLAIN, NOISY)
 BATCHES = 8  # of test features in a message, at least
-BYTES = 4  # of the paper's float32 activations and int32 labels
 
 
-def measure(
-    devices: Devices, cloud: Cloud, shared: Mapping[str, Array], part: Part, epoch: int
-) -> None:
-    """Hand the back to the devices, let them measure the whole model, log the accuracies.
-
-    Parameters
-    ----------
-    shared : mapping of str to Array
-        The front, where the devices have not got it.
-    part : {"validation", "test"}
-    epoch : int
-        Epochs that were trained.
-    """
-    requests = measuring_requests(devices, cloud, shared, part, epoch)
-    replies = devices.send_and_receive(protocol.WHOLE, requests, count_reader(devices, part))
-    log_counts(devices, part, epoch, replies)
+def measure(strategy: SplitState, part: Part, epoch: int) -> None:
+    """Let the devices measure the whole model after so many epochs, and log the accuracies."""
+    requests, read = measuring_requests(strategy, part, epoch), count_reader(strategy, part)
+    replies = strategy.cohort.send_and_receive(protocol.WHOLE, requests, read)
+    log_counts(strategy, part, epoch, replies)
 
 
 def measuring_requests(
-    devices: Devices,
-    cloud: Cloud,
-    shared: Mapping[str, Array],
-    part: Part,
-    epoch: int,
-    config: Mapping[str, Any] | None = None,
+    strategy: SplitState, part: Part, epoch: int, config: Mapping[str, Any] | None = None
 ) -> dict[str, RecordDict]:
-    """Return what lets devices measure the whole model; arguments as of :func:`measure`."""
+    """Return what hands devices the back, and the front if they have not got it, to measure."""
+    devices, back = strategy.devices, Array(strategy.cloud.packed())
     own = {**(config or {}), "part": part, "epoch": epoch}
-    content = devices.request(own, back=Array(cloud.packed()), **shared)
+    content = devices.request(own, back=back, **strategy.fronts.shared())
     names = [name for name in devices.reporting() if devices.members[name].evaluates]
     return dict.fromkeys(names, content)
 
 
-def count_reader(devices: Devices, part: Part) -> Callable[[str, RecordDict], Counts]:
-    """Return what reads how many images of a part a device got right."""
-    return lambda name, content: _read_counts(content, getattr(devices.members[name], part))
+def count_reader(strategy: SplitState, part: Part) -> Callable[[str, RecordDict], Counts]:
+    """Return what reads how many images a device got right, of all that it said it has."""
+
+    def read(name: str, content: RecordDict) -> Counts:
+        total = getattr(strategy.devices.members[name], part)
+        keys = (*RELEASES, "num-examples")
+        counts = {key: protocol.count_of(content, key, total) for key in keys}
+        if counts["num-examples"] != total:
+            raise ValueError(f"speaks of {counts['num-examples']} images, not of {total}")
+        return counts
+
+    return read
 
 
 def log_counts(
-    devices: Devices, part: Part, epoch: int, replies: Mapping[str, Counts]
+    strategy: SplitState, part: Part, epoch: int, replies: Mapping[str, Counts]
 ) -> dict[str, float]:
     """Log the accuracies that devices measured; return those over all images, by release."""
     counts = {name: reply["num-examples"] for name, reply in replies.items()}
     found = {}
     for release in RELEASES:
-        right = {name: reply[release] for name, reply in replies.items()}
-        accuracy = _log(devices, part, release, "edge", epoch, right, counts)
+        correct = {name: reply[release] for name, reply in replies.items()}
+        tags = {"round": epoch, "release": release, "classified": "edge"}
+        accuracy = _log_accuracies(strategy, part, correct, counts, tags)
         if accuracy is not None:
             found[release] = accuracy
     return found
-
-
-def _read_counts(content: RecordDict, total: int) -> Counts:
-    """Return how many a device got right, of all images of a part that it said it has."""
-    counts = {key: protocol.count_of(content, key, total) for key in (*RELEASES, "num-examples")}
-    if counts["num-examples"] != total:
-        raise ValueError(f"speaks of {counts['num-examples']} images, not of {total}")
-    return counts
 
 
 class CloudClassification:
@@ -91,48 +78,39 @@ class CloudClassification:
 
     Parameters
     ----------
-    devices : Devices
-    cloud : Cloud
-    shape : tuple of int
-        Of one example's activation.
     release : {"noisy", "plain"}
         With the shield's noise; or without, to compare.
     """
 
-    def __init__(
-        self,
-        devices: Devices,
-        cloud: Cloud,
-        shape: tuple[int, ...],
-        release: str,
-    ) -> None:
-        self.devices = devices
-        self.cloud = cloud
-        self.shape = shape
+    def __init__(self, strategy: SplitState, release: str) -> None:
+        self.strategy = strategy
+        self.devices = strategy.devices
         self.release = release
-        settings = devices.settings
+        settings = strategy.settings
         self.each = settings.batch_size * max(settings.batches_per_message, BATCHES)
-        names = devices.reporting()
+        names = self.devices.reporting()
         self.predicted: dict[str, list[np.ndarray]] = {name: [] for name in names}
-        self.right: dict[str, int] = {}
 
-    def measure(self, shared: Mapping[str, Array], epoch: int) -> None:
-        """Classify all test images and log the accuracies; arguments as of :func:`measure`."""
-        first = {name: self._next(name, shared) for name in self.predicted}
-        stream = self.devices.cohort.stream(protocol.FEATURES, first, self._read)
+    def measure(self, epoch: int) -> dict[str, float]:
+        """Classify all test images, log the accuracies, and return that of each device."""
+        shared, correct = self.strategy.fronts.shared(), {}
+        first = {name: self._request(name, shared) for name in self.predicted}
+        stream = self.strategy.cohort.stream(protocol.FEATURES, first, self._read)
         for name, reply in stream:
-            if request := self._answer(name, reply):
-                stream.send({name: request})
-        counts = {name: self.devices.members[name].test for name in self.right}
-        _log(self.devices, "test", self.release, "cloud", epoch, self.right, counts)
+            if isinstance(reply, int):
+                correct[name] = reply
+            elif len(reply):
+                self.predicted[name].append(self.strategy.cloud.classify(reply))
+                stream.send({name: self._request(name)})
+        counts = {name: self.devices.members[name].test for name in correct}
+        tags = {"round": epoch, "release": self.release, "classified": "cloud"}
+        _log_accuracies(self.strategy, "test", correct, counts, tags)
+        return {name: correct[name] / count for name, count in counts.items()}
 
-    def _next(self, name: str, shared: Mapping[str, Array] | None = None) -> RecordDict:
+    def _request(self, name: str, shared: Mapping[str, Array] | None = None) -> RecordDict:
         start, count = self._wanted(name)
-        config: dict[str, protocol.Scalar] = {
-            "start": start,
-            "count": count,
-            "noisy": int(self.release == NOISY),
-        }
+        noisy = int(self.release == NOISY)
+        config: dict[str, protocol.Scalar] = {"start": start, "count": count, "noisy": noisy}
         if count or not start:
             return self.devices.request(config, **(shared or {}))
         everything = Array(np.concatenate(self.predicted[name]))
@@ -150,59 +128,24 @@ class CloudClassification:
             return protocol.count_of(content, "right", start)
         if not count:
             return torch.empty(0)
-        wanted, wire = (count, *self.shape), self.devices.settings.wire
+        wanted, wire = (count, *self.strategy.activation), self.strategy.settings.wire
         grid = self.devices.members[name].grid if self.release == NOISY else None
         return protocol.from_wire(content, "features", wanted, wire, grid)
 
-    def _answer(self, name: str, reply: torch.Tensor | int) -> RecordDict | None:
-        if isinstance(reply, int):
-            self.right[name] = reply
-            return None
-        if not len(reply):
-            return None
-        self.predicted[name].append(self.cloud.classify(reply))
-        return self._next(name)
 
-
-def _log(
-    devices: Devices,
-    part: str,
-    release: str,
-    classified: str,
-    epoch: int,
-    right: Mapping[str, int],
+def _log_accuracies(
+    strategy: SplitState,
+    part: Part,
+    correct: Mapping[str, int],
     counts: Mapping[str, int],
+    tags: Mapping[str, Any],
 ) -> float | None:
     """Log each device's accuracy, and that over all images; return the latter."""
-    tags = {"release": release, "classified": classified}
     for name, count in counts.items():
         if count:
-            devices.log(part, "accuracy", right[name] / count, node=name, round=epoch, **tags)
+            strategy.log(part, "accuracy", correct[name] / count, name, **tags)
     if not (total := sum(counts.values())):
         return None
-    accuracy = sum(right.values()) / total
-    devices.log(part, "accuracy", accuracy, round=epoch, **tags)
+    accuracy = sum(correct.values()) / total
+    strategy.log(part, "accuracy", accuracy, CLOUD, **tags)
     return accuracy
-
-
-def log_bytes(devices: Devices, shape: tuple[int, ...], epoch: int) -> None:
-    """Log each device's bytes in an epoch, as measured and by section V.C of paper 004.
-
-    Up ``4·N·(p·q·m + 1)`` for N examples with their labels; down ``4`` for each step, the
-    loss. What really has to come down is the gradient, as large as what went up.
-
-    Parameters
-    ----------
-    shape : tuple of int
-        Of one example's activation.
-    """
-    for name, device in devices.members.items():
-        up, down = devices.costs.bytes(name)
-        rows = {
-            "bytes_up": up,
-            "bytes_down": down,
-            "formula_up": BYTES * device.train * (math.prod(shape) + 1),
-            "formula_down": BYTES * devices.batches(name),
-        }
-        for metric, value in rows.items():
-            devices.log("costs", metric, value, node=name, round=epoch)

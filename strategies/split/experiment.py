@@ -14,8 +14,7 @@ from pudica.models.errors import RequestError
 from pudica.models.randomness import derive
 from pudica.strategies.core.experiment import Experiment
 from pudica.strategies.split.config import SplitConfig
-from pudica.strategies.split.means import single_layer
-from pudica.strategies.split.model import build_model, calibrate_shield
+from pudica.strategies.split.model import build_model, calibrate_shield, single_layer
 
 
 class SplitExperiment(Experiment):

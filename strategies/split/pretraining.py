@@ -6,12 +6,12 @@ import torch
 
 from pudica import models
 from pudica.models.compute import Compute
-from pudica.models.errors import RequestError
 from pudica.models.files import save_tensors
 from pudica.models.packing import select_prefix
 from pudica.models.randomness import derive
-from pudica.models.training import Training
+from pudica.models.training import Training, TrainingConfig
 from pudica.strategies.core.recorder import Recorder
+from pudica.strategies.core.session import CLOUD
 from pudica.strategies.split.config import PRETRAINED, SplitConfig
 from pudica.strategies.split.experiment import SplitExperiment
 
@@ -21,13 +21,14 @@ STAGE = "public pretraining"
 
 def pretrain(experiment: SplitExperiment, recorder: Recorder) -> None:
     """Train every model on the public data that a case starts from, once each."""
-    if experiment.split.pretraining is None:
+    pretraining = experiment.split.pretraining
+    if pretraining is None:
         return
     cases = experiment.split.each_case().values()
     for name in dict.fromkeys(case.model for case in cases if case.weights == PRETRAINED):
         if not recorder.is_finished(f"{TASK}/{name}"):
             with recorder.timed(STAGE):
-                _train(experiment, recorder, name)
+                _train(experiment, recorder, name, pretraining.training)
 
 
 def load_pretrained(recorder: Recorder, settings: SplitConfig) -> dict[str, torch.Tensor]:
@@ -35,32 +36,29 @@ def load_pretrained(recorder: Recorder, settings: SplitConfig) -> dict[str, torc
     return select_prefix(f"{TASK}/{settings.model}/best/", recorder.arrays)
 
 
-def _train(experiment: SplitExperiment, recorder: Recorder, name: str) -> None:
-    pretraining = experiment.split.pretraining
-    if pretraining is None:
-        raise RequestError("split.pretraining: there is no such section")
+def _train(
+    experiment: SplitExperiment, recorder: Recorder, name: str, config: TrainingConfig
+) -> None:
     data, task = experiment.load_public(), f"{TASK}/{name}"
     channels, side, _ = data.shape
     seed = derive(experiment.seed, TASK, name)
     model = models.build(
         name, num_classes=data.num_classes, channels=channels, image_size=side, seed=seed
     )
-    training = Training(model, pretraining.training, seed, Compute(experiment.client))
+    training = Training(model, config, seed, Compute(experiment.client))
     if position := recorder.position(task):
         kept = select_prefix(f"{task}/", recorder.arrays)
         training.restore(kept, position["losses"], position["accuracies"])
     while not training.finished:
         training.run_epoch(data.train, data.validation)
-        log = {"node": "cloud", "round": training.epoch, "model": name}
-        recorder.log(TASK, "loss", training.losses[-1], **log)  # type: ignore[arg-type]
-        recorder.log(TASK, "accuracy", training.accuracies[-1], **log)  # type: ignore[arg-type]
-        recorder.progress(STAGE, training.epoch, pretraining.training.epochs, "epoch")
+        for metric, values in (("loss", training.losses), ("accuracy", training.accuracies)):
+            recorder.log(TASK, metric, values[-1], node=CLOUD, round=training.epoch, model=name)
+        recorder.progress(STAGE, training.epoch, config.epochs, "epoch")
         tensors = {f"{task}/{key}": value for key, value in training.tensors().items()}
         recorder.save_checkpoint(
             task, tensors, losses=training.losses, accuracies=training.accuracies
         )
-    best = {f"{task}/best/{key}": value for key, value in training.best.items()}
     recorder.forget(task)
-    recorder.arrays |= best
+    recorder.arrays |= {f"{task}/best/{key}": value for key, value in training.best.items()}
     save_tensors(recorder.artefact(f"pretrained-{name}.safetensors"), training.best, {}, 0o644)
     recorder.finish(task)

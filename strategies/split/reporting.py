@@ -29,7 +29,7 @@ def reports(settings: SplitConfig, shield: ShieldConfig) -> Reports:
     found: Reports = {}
     if count := settings.validations:
         found["validation"] = _report(count, epsilon, each)
-    if count := _answers_on_test(settings):
+    if count := settings.test_answers:
         part = epsilon * SHARE if epsilon and settings.test_releases else epsilon
         found["test"] = _report(count, part, each)
     return found
@@ -45,10 +45,4 @@ def compute_test_share(settings: SplitConfig) -> float:
     budget = settings.budget
     if budget is None or not settings.test_releases:
         return 0.0
-    answers = _answers_on_test(settings)
-    return answers * budget.report if budget.report else budget.epsilon * SHARE
-
-
-def _answers_on_test(settings: SplitConfig) -> int:
-    """Return how often right answers on test images are counted, on devices and for the cloud."""
-    return ("edge" in settings.classifiers) + settings.test_releases
+    return settings.test_answers * budget.report if budget.report else budget.epsilon * SHARE

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 import torch
-from flwr.app import ArrayRecord
+from flwr.app import ArrayRecord, RecordDict
 from flwr.serverapp import Grid
 from torch import nn
 
+from pudica.clients import protocol
 from pudica.clients.assignments import SplitTerms, hash_name
 from pudica.models.compute import Compute
 from pudica.models.errors import RequestError
@@ -20,33 +21,26 @@ from pudica.strategies.core.cases import MAIN
 from pudica.strategies.core.cohort import Cohort
 from pudica.strategies.core.members import Member
 from pudica.strategies.core.strategy import RecordedStrategy
-from pudica.strategies.split.arrays import (
+from pudica.strategies.split.cloud import Chunk, Cloud
+from pudica.strategies.split.config import EXPERIMENT_ONLY, SplitConfig
+from pudica.strategies.split.devices import FORWARD, SKIPPED, Devices, EdgeMember, read_seconds
+from pudica.strategies.split.evaluation import Part
+from pudica.strategies.split.fronts import MODES, Fronts
+from pudica.strategies.split.model import (
     BACK,
     FRONT,
     fingerprint,
     load_arrays_into,
     model_arrays,
+    try_model,
 )
-from pudica.strategies.split.cloud import Cloud
-from pudica.strategies.split.config import EXPERIMENT_ONLY, SplitConfig
-from pudica.strategies.split.devices import Devices, EdgeMember
-from pudica.strategies.split.evaluation import Part
-from pudica.strategies.split.fronts import MODES, Fronts
-from pudica.strategies.split.trial import try_model
-from pudica.strategies.split.turns import (
-    EPOCH,
-    Exchange,
-    choose_present,
-    list_exchanges,
-    list_turns,
-)
+from pudica.strategies.split.turns import EPOCH, Exchange, choose_present, list_exchanges
 
 
 class SplitState(RecordedStrategy):
     """The parts of a :class:`.SplitLearning`: model, devices, optimisers, and their checkpoints."""
 
     system = "split"
-    stage = "training"
     evaluated: Part = "test"
     """Which of the devices' images the whole model is measured on."""
 
@@ -54,6 +48,8 @@ class SplitState(RecordedStrategy):
     devices: Devices
     fronts: Fronts
     cloud: Cloud
+    _is_alone = False
+    _has_just_joined = False
 
     def _configure(
         self,
@@ -71,8 +67,6 @@ class SplitState(RecordedStrategy):
         self.everyone: dict[str, int] = {}
         self._exchanges: list[Exchange] = []
         self._keep = False
-        self._is_alone = False
-        self._has_just_joined = False
 
     # ----------------------------------------------------------------- the state of training
 
@@ -91,7 +85,7 @@ class SplitState(RecordedStrategy):
         }
 
     def attach(self, cohort: Cohort, members: Mapping[str, Member], case: str = MAIN) -> None:
-        """Train devices that have joined already, as one case of an experiment."""
+        """Train devices that have joined already; see :meth:`.RecordedStrategy.attach`."""
         super().attach(cohort, members, case)
         self._set_up()
 
@@ -136,10 +130,11 @@ class SplitState(RecordedStrategy):
         except RequestError as error:
             reasons = dict.fromkeys(joined, str(error))
         else:
+            known = {n: m.known_classes for n, m in joined.items() if isinstance(m, EdgeMember)}
             reasons = {
-                name: f"its data have {member.said} classes, the back tells {classes} apart"
-                for name, member in joined.items()
-                if isinstance(member, EdgeMember) and member.said not in (0, classes)
+                name: f"its data have {count} classes, the back tells {classes} apart"
+                for name, count in known.items()
+                if count not in (0, classes)
             }
             joined |= {name: replace(member, classes=classes) for name, member in joined.items()}
         for name, reason in reasons.items():
@@ -159,10 +154,10 @@ class SplitState(RecordedStrategy):
         # Where nothing of the front can learn, no gradient goes back.
         learns = settings.front != "frozen" and any(True for _ in self.front.parameters())
         mode = MODES[settings.front if learns else "frozen"]
-        self.fronts: Fronts = mode(self.devices, self.front, of_front)
+        self.fronts = mode(self.devices, self.front, of_front)
         self.cloud = Cloud(self.back, settings, self.compute, self.split_seed, learns, of_back)
         # Who there is and with how many batches: also those that are away when a run goes on.
-        self.everyone = {name: self.devices.batches(name) for name in members}
+        self.everyone = {name: len(self.devices.sizes(name)) for name in members}
 
     def initial_arrays(self) -> ArrayRecord:
         """Return the model as it was given."""
@@ -229,7 +224,7 @@ class SplitState(RecordedStrategy):
         """The number of the last turn that was taken."""
         if not self.done:
             return self.round * EPOCH - 1
-        return self._exchanges[self.done - 1].turn.number
+        return self._exchanges[self.done - 1].turn
 
     def save_checkpoint(self) -> None:
         """Write down from where a run that is killed goes on."""
@@ -240,20 +235,46 @@ class SplitState(RecordedStrategy):
         """Tell whether to take a checkpoint: after a turn that devices kept, too."""
         return self._keep and self._exchanges[self.done - 1].closes
 
-    # ------------------------------------------------------------------- who does what
+    # ---------------------------------------------------------------------- the exchanges
 
     def count_exchanges(self) -> int:
         """Return how many exchanges the current epoch takes."""
-        if not self._exchanges or self._exchanges[0].turn.epoch != self.round:
-            self._exchanges = list(self._list_exchanges())
+        if not self._exchanges or self._exchanges[0].epoch != self.round:
+            dropouts, everyone = self.settings.dropouts, self.everyone
+            names = choose_present(list(everyone), dropouts, self.split_seed, self.round)
+            found = list_exchanges(self.settings, self.fronts, everyone, names, self.round)
+            self._exchanges = list(found)
         return len(self._exchanges)
 
-    def _list_exchanges(self) -> Iterator[Exchange]:
-        names = choose_present(
-            list(self.everyone), self.settings.dropouts, self.split_seed, self.round
-        )
-        turns = list_turns(self.settings, self.everyone, names, self.round)
-        return list_exchanges(turns, self.fronts)
+    def smash_request(self, name: str, turn: int, epoch: int, step: int, keep: bool) -> RecordDict:
+        """Return the request for a device's next batches of an epoch."""
+        each = self.settings.batches_per_message
+        # After its last turn of an epoch a device is not asked when others checkpoint.
+        keep = keep or name not in self.fronts.with_front or step + each >= self.everyone[name]
+        count = len(self.devices.sizes(name, step, each))
+        return self.fronts.request(name, turn, epoch, step, count, keep)
+
+    def read_chunk(self, name: str, content: RecordDict, sizes: list[int]) -> Chunk:
+        """Return what a device sent of batches of these sizes, if they were asked for.
+
+        Raises
+        ------
+        KeyError, ValueError
+            Something is missing, of another shape or type, not finite, or a label of no class.
+        """
+        member, count = self.devices.members[name], sum(sizes)
+        shape, wire = (count, *self.activation), self.settings.wire
+        smashed = protocol.from_wire(content, "smashed", shape, wire, member.grid)
+        labels = protocol.labels_of(content, "labels", count, member.classes, "int32")
+        # Who promises something does not say how long it took: that depends on the images, too.
+        seconds = read_seconds(content, *([] if member.grid else [FORWARD]))
+        return Chunk(smashed, torch.from_numpy(labels).long(), sizes, seconds)
+
+    def accept(self, name: str, chunk: Chunk) -> None:
+        """Note what a device spent on what it sent."""
+        if chunk.seconds.get(SKIPPED):
+            self.recorder.event(f"{name} began anew since: a gradient was of no use to it")
+        self.devices.costs.add(name, chunk.seconds, len(chunk.sizes))
 
 
 def _describe_optimizer(optimizing: Optimizing) -> Any:

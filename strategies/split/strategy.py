@@ -17,28 +17,22 @@ from pudica.models.compute import Compute, ComputeConfig
 from pudica.models.errors import RequestError, unknown_name_error
 from pudica.models.optimizers import OptimizerConfig, Optimizing
 from pudica.models.settings import validate_settings
-from pudica.strategies.core.recorder import Recorder
 from pudica.strategies.core.result import RecordedResult
-from pudica.strategies.split.cloud import Chunk, read_chunk
+from pudica.strategies.core.session import CLOUD
+from pudica.strategies.split.cloud import Chunk
 from pudica.strategies.split.config import EXPERIMENT_ONLY, SplitConfig, StrategyConfig
-from pudica.strategies.split.costs import SKIPPED
 from pudica.strategies.split.evaluation import (
     NOISY,
     CloudClassification,
     count_reader,
-    log_bytes,
     log_counts,
     measuring_requests,
 )
-from pudica.strategies.split.fronts import MODES, Average, Handoff
+from pudica.strategies.split.fronts import MODES
 from pudica.strategies.split.model import freeze_all_but_last
 from pudica.strategies.split.once import ReleaseOnce
 from pudica.strategies.split.state import SplitState
-from pudica.strategies.split.turns import (
-    EPOCH,
-    Exchange,
-    Turn,
-)
+from pudica.strategies.split.turns import EPOCH, Exchange
 
 
 class SplitLearning(SplitState):
@@ -97,9 +91,6 @@ class SplitLearning(SplitState):
         A setting that is unknown or out of range, by name.
     """
 
-    title = "training"
-    unit = "exchange"
-
     def __init__(
         self,
         front: nn.Module,
@@ -153,7 +144,7 @@ class SplitLearning(SplitState):
     def begin_round(self) -> None:
         """Forget what happened in the epoch before."""
         super().begin_round()
-        self.devices.costs.begin()
+        self.devices.costs.begin_epoch()
         self.loss, self.examples = 0.0, 0
         self.answered.clear()
 
@@ -181,31 +172,12 @@ class SplitLearning(SplitState):
         return self.cohort.messages(exchange.kind, requests)
 
     def _requests(self, exchange: Exchange) -> dict[str, RecordDict]:
-        turn = exchange.turn
-        here = [name for name in turn.names if name in self.cohort.nodes]
-        if exchange.kind == protocol.FRONT_GRADIENT:
-            assert isinstance(self.fronts, Average)
-            return self.fronts.gradient_requests()
-        if exchange.kind == protocol.FRONT:
-            assert isinstance(self.fronts, Handoff)
-            # Where nobody comes next, who has the front keeps it.
-            return self.fronts.fetch(here[0] if here else self.fronts.holder)
+        names = [name for name in exchange.names if name in self.cohort.nodes]
+        if exchange.kind != protocol.SMASH:
+            return self.fronts.requests(names)
         self._keep = self.devices.fresh or self.recorder.is_checkpoint_due()
-        return {name: self._smash_request(name, turn) for name in here}
-
-    def _smash_request(self, name: str, turn: Turn) -> RecordDict:
-        config, arrays = self.fronts.extra_payload(name)
-        last = turn.step + turn.count >= self.everyone[name]
-        own: dict[str, protocol.Scalar] = {
-            "turn": turn.number,
-            "epoch": turn.epoch,
-            "step": turn.step,
-            "count": len(self.devices.sizes(name, turn.step, turn.count)),
-            # After its last turn of an epoch a device is not asked when others checkpoint.
-            "keep": int(self._keep or name not in self.fronts.met or last),
-            "needed": self.devices.needed,
-        }
-        return self.devices.request({**own, **config}, **arrays)
+        where = exchange.turn, exchange.epoch, exchange.step
+        return {name: self.smash_request(name, *where, self._keep) for name in names}
 
     def aggregate_train(
         self,
@@ -215,18 +187,17 @@ class SplitLearning(SplitState):
         """Let the back learn from activations, or the front from what devices make of gradients."""
         exchange = self._exchanges[self.done]
         if exchange.kind == protocol.SMASH:
-            self._learn(replies, exchange.turn)
-        elif isinstance(self.fronts, Average):
-            found = self.read(replies, exchange.kind, self.fronts.read_gradient)
-            self.fronts.step(found, exchange.turn.epoch)
-        elif isinstance(self.fronts, Handoff):
-            self.fronts.take_front(self.read(replies, exchange.kind, self.fronts.read_front))
+            self._learn(replies, exchange)
+        else:
+            found = self.read(replies, exchange.kind, self.fronts.read)
+            self.fronts.take(found, exchange.epoch)
         metrics = self.step_done()
         return self.new_arrays(), metrics
 
-    def _learn(self, replies: Iterable[Message], turn: Turn) -> None:
+    def _learn(self, replies: Iterable[Message], exchange: Exchange) -> None:
         def read(name: str, content: RecordDict) -> Chunk:
-            return self.read_chunk(name, content, self.devices.sizes(name, turn.step, turn.count))
+            each = self.settings.batches_per_message
+            return self.read_chunk(name, content, self.devices.sizes(name, exchange.step, each))
 
         chunks = self.read(replies, protocol.SMASH, read)
         self.fronts.note_answers(chunks)
@@ -235,32 +206,20 @@ class SplitLearning(SplitState):
         if not chunks:
             return
         self.answered.update(chunks)
-        loss, gradients = self.cloud.learn(chunks, turn.epoch, turn.number)
+        loss, gradients = self.cloud.learn(chunks, exchange.epoch, exchange.turn)
         self.loss += loss
         self.examples += sum(len(chunk.labels) for chunk in chunks.values())
-        self.fronts.learn(gradients, turn.epoch, turn.number)
-
-    def read_chunk(self, name: str, content: RecordDict, sizes: list[int]) -> Chunk:
-        """Return what a device sent of batches; errors as of :func:`.cloud.read_chunk`."""
-        member = self.devices.members[name]
-        wire = self.settings.wire
-        return read_chunk(content, sizes, self.activation, wire, member.classes, member.grid)
-
-    def accept(self, name: str, chunk: Chunk) -> None:
-        """Note what a device spent on what it sent."""
-        if chunk.seconds.get(SKIPPED):
-            self.recorder.event(f"{name} began anew since: a gradient was of no use to it")
-        self.devices.costs.add(name, chunk.seconds, len(chunk.sizes))
+        self.fronts.learn(gradients, exchange.turn)
 
     def end_round(self) -> MetricRecord:
         """Log loss, dropouts and bytes of an epoch."""
         done = self.round + 1
         self.cohort.require_min_replies(self.min_nodes, len(self.answered), f"split ({self.case})")
         loss = self.loss / self.examples
-        self.devices.log(self.stage, "loss", loss, round=done)
+        self.log(self.stage, "loss", loss, CLOUD, round=done)
         for name, count in self.cohort.dropouts.items():
-            self.devices.log(self.stage, "dropouts", count, node=name, round=done)
-        log_bytes(self.devices, self.activation, done)
+            self.log(self.stage, "dropouts", count, name, round=done)
+        self.devices.log_bytes(self.activation, done)
         if self.fronts.is_handed_on and (self.evaluated == "test" or self.settings.validates(done)):
             self.fronts.flush(done * EPOCH - 1)  # so that the arrays hold it
         return MetricRecord({"loss": loss, "num-examples": self.examples})
@@ -268,8 +227,7 @@ class SplitLearning(SplitState):
     def end_training(self) -> None:
         """Bring the last gradients to the fronts, and write down what devices spent."""
         self.fronts.flush(self.round * EPOCH - 1)
-        if isinstance(self.recorder, Recorder):
-            self.devices.costs.write(self.recorder.artefact(f"{self.case}/costs.csv"))
+        self.devices.costs.write(self.case)
 
     # -------------------------------------------------------------- Flower's hooks: evaluate
 
@@ -292,10 +250,7 @@ class SplitLearning(SplitState):
         if self.done or not self.settings.validate_every:
             return []  # Flower's own start asks after each exchange
         self.fronts.flush(self.round * EPOCH - 1)
-        shared = self.fronts.shared()
-        requests = measuring_requests(
-            self.devices, self.cloud, shared, self.evaluated, self.round, config
-        )
+        requests = measuring_requests(self, self.evaluated, self.round, config)
         return self.cohort.messages(protocol.WHOLE, requests)
 
     def aggregate_evaluate(
@@ -304,9 +259,8 @@ class SplitLearning(SplitState):
         replies: Iterable[Message],
     ) -> MetricRecord | None:
         """Log each device's accuracy, without and with noise; return those over all images."""
-        read = count_reader(self.devices, self.evaluated)
-        counts = self.read(replies, protocol.WHOLE, read)
-        found = log_counts(self.devices, self.evaluated, self.round, counts)
+        counts = self.read(replies, protocol.WHOLE, count_reader(self, self.evaluated))
+        found = log_counts(self, self.evaluated, self.round, counts)
         return MetricRecord({f"accuracy-{k}": v for k, v in found.items()}) if found else None
 
     # ------------------------------------------------------------------------ the loop
@@ -323,10 +277,7 @@ class SplitLearning(SplitState):
         """
         with self._recorded(grid, timeout):
             self.fronts.flush(self.round * EPOCH - 1)
-            cloud = CloudClassification(self.devices, self.cloud, self.activation, NOISY)
-            cloud.measure(self.fronts.shared(), self.round)
-        members = self.devices.members
-        return {name: right / members[name].test for name, right in cloud.right.items()}
+            return CloudClassification(self, NOISY).measure(self.round)
 
     def run_round(
         self,
@@ -354,21 +305,15 @@ class SplitLearning(SplitState):
         evaluate_fn: Callable[[int, ArrayRecord], MetricRecord | None] | None = None,
     ) -> RecordedResult:
         """Train all epochs, from the last checkpoint on; see :meth:`.RecordedStrategy.start`."""
-        if self.settings.release == "every-step":
-            return super().start(
-                grid,
-                initial_arrays,
-                num_rounds,
-                timeout,
-                train_config,
-                evaluate_config,
-                evaluate_fn,
-            )
-        with self._recorded(grid, timeout):
-            if not self._resume():
-                self.load_arrays(initial_arrays or self.initial_arrays())
-            for _ in ReleaseOnce(self).train(num_rounds):
-                config = evaluate_config or ConfigRecord()
-                self._evaluate(self.arrays(), num_rounds, config, timeout, evaluate_fn)
-            self.result.arrays, self.result.rows = self.arrays(), self.recorder.rows
-        return self.result
+        if self.settings.release == "once":
+            with self._recorded(grid, timeout):
+                if not self._resume():
+                    self.load_arrays(initial_arrays or self.initial_arrays())
+                for _ in ReleaseOnce(self).train(num_rounds):
+                    config = evaluate_config or ConfigRecord()
+                    self._evaluate(self.arrays(), num_rounds, config, timeout, evaluate_fn)
+                self.result.arrays, self.result.rows = self.arrays(), self.recorder.rows
+            return self.result
+        return super().start(
+            grid, initial_arrays, num_rounds, timeout, train_config, evaluate_config, evaluate_fn
+        )

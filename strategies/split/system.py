@@ -113,17 +113,14 @@ class Case:
     def _evaluate(self) -> None:
         """Measure on the test images, in both ways that the settings ask for."""
         strategy, epochs = self.strategy, self.settings.epochs
-        devices, cloud, fronts = strategy.devices, strategy.cloud, strategy.fronts
         self.session.cohort.reset_failures()
         # Who was away all the time begins with the front that everybody began with.
-        fronts.flush(self.recorder.result(strategy.task)["turn"])
-        shared = fronts.shared()
+        strategy.fronts.flush(self.recorder.result(strategy.task)["turn"])
         if "edge" in self.settings.classifiers:
-            measure(devices, cloud, shared, "test", epochs)
+            measure(strategy, "test", epochs)
         if "cloud" in self.settings.classifiers:
             for release in [NOISY, PLAIN] if self.settings.plain_to_cloud else [NOISY]:
-                how = CloudClassification(devices, cloud, strategy.activation, release)
-                how.measure(shared, epochs)
+                CloudClassification(strategy, release).measure(epochs)
 
     def _keep_model(self) -> None:
         """Put the trained model into a file, as far as the cloud has it."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from pudica.clients import protocol
 from pudica.models.randomness import numpy_generator
 from pudica.strategies.split.config import SplitConfig
 from pudica.strategies.split.fronts import Fronts
@@ -17,38 +16,37 @@ NEVER_BACK = 10**15
 
 
 @dataclass(frozen=True)
-class Turn:
-    """Some batches of an epoch: who is asked for which."""
-
-    number: int
-    epoch: int
-    step: int
-    count: int
-    names: list[str]
-
-
-@dataclass(frozen=True)
 class Exchange:
-    """One exchange of a turn.
+    """One exchange of a turn, in which some devices are asked for batches of an epoch.
 
     Attributes
     ----------
     kind : str
         Of its messages.
-    turn : Turn
+    turn, epoch, step : int
+        The turn's number, and its first batch.
+    names : list of str
+        Who is asked for batches in this turn.
     closes : bool
         Whether the turn is over with it.
     """
 
     kind: str
-    turn: Turn
+    turn: int
+    epoch: int
+    step: int
+    names: list[str]
     closes: bool
 
 
-def list_turns(
-    settings: SplitConfig, batches: Mapping[str, int], names: Sequence[str], epoch: int
-) -> Iterator[Turn]:
-    """Yield the turns of an epoch: everybody at once, or one device after the other.
+def list_exchanges(
+    settings: SplitConfig,
+    fronts: Fronts,
+    batches: Mapping[str, int],
+    names: Sequence[str],
+    epoch: int,
+) -> Iterator[Exchange]:
+    """Yield the exchanges of an epoch: with everybody at once, or one device after the other.
 
     Parameters
     ----------
@@ -57,25 +55,16 @@ def list_turns(
     names : sequence of str
         Who takes part.
     """
-    each = settings.batches_per_message
     groups = [[name] for name in names] if settings.front == "handoff" else [list(names)]
-    index = 0
+    turn = epoch * EPOCH
     for group in groups:
         longest = max((batches[name] for name in group), default=0)
-        for step in range(0, longest, each):
-            there = [name for name in group if step < batches[name]]
-            yield Turn(epoch * EPOCH + 2 * index, epoch, step, each, there)
-            index += 1
-
-
-def list_exchanges(turns: Iterator[Turn], fronts: Fronts) -> Iterator[Exchange]:
-    """Yield the exchanges of some turns."""
-    for turn in turns:
-        if fronts.is_handed_on and turn.step == 0:
-            yield Exchange(protocol.FRONT, turn, False)
-        yield Exchange(protocol.SMASH, turn, not fronts.returns_gradients)
-        if fronts.returns_gradients:
-            yield Exchange(protocol.FRONT_GRADIENT, turn, True)
+        for step in range(0, longest, settings.batches_per_message):
+            present = [name for name in group if step < batches[name]]
+            kinds = fronts.list_kinds(step)
+            for kind in kinds:
+                yield Exchange(kind, turn, epoch, step, present, kind == kinds[-1])
+            turn += 2
 
 
 def choose_present(names: Sequence[str], dropouts: int, seed: int, epoch: int) -> list[str]:

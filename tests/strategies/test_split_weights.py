@@ -27,7 +27,7 @@ from pudica.models.randomness import derive
 from pudica.strategies.core.recorder import Recorder
 from pudica.strategies.core.reliable_grid import TooFewParticipants
 from pudica.strategies.split.experiment import SplitExperiment
-from pudica.strategies.split.means import fit_means
+from pudica.strategies.split.model import fit_means
 
 PUBLIC = [
     "split.front=frozen",
