@@ -126,3 +126,8 @@ def load_paper_table(name: str) -> pd.DataFrame:
     """Load a published table from the folder ``paper``; accuracies in per cent."""
     with (files("pudica.analysis") / "paper" / f"{name}.csv").open(encoding="utf-8") as file:
         return pd.read_csv(file)
+
+
+def by_name(values: pd.Series) -> dict[str, float]:
+    """Return a row, or a column, as a dictionary."""
+    return {str(name): value for name, value in values.items()}

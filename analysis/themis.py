@@ -24,7 +24,7 @@ from pudica.analysis.drawing import (
     new_figure,
 )
 from pudica.analysis.runs import Run, RunPaths, open_runs_of, select
-from pudica.analysis.summary import join_side_by_side, load_paper_table
+from pudica.analysis.summary import by_name, join_side_by_side, load_paper_table
 from pudica.clients.data.registry import lookup
 from pudica.models.errors import RequestError
 from pudica.strategies.themis.config import ThemisConfig
@@ -171,10 +171,6 @@ def participant_name(name: str) -> str:
     return name.removesuffix(CHEATING)
 
 
-def _by_name(values: pd.Series) -> dict[str, float]:
-    return {str(name): value for name, value in values.items()}
-
-
 def build_leaderboard(run: Run, case: str, M: float | None = None) -> pd.DataFrame | None:
     """Build a case's leaderboard at one M, by default the official one; None if not measured yet.
 
@@ -190,7 +186,7 @@ def build_leaderboard(run: Run, case: str, M: float | None = None) -> pd.DataFra
     plain, untrained = (f.reindex(columns=[*trained], fill_value=0.0) for f in (plain, untrained))
     return leaderboard(
         trained.to_dict("list"),  # type: ignore[arg-type]
-        None if plain.empty else _by_name(plain.iloc[0]),
+        None if plain.empty else by_name(plain.iloc[0]),
         None if untrained.empty else untrained.to_dict("list"),  # type: ignore[arg-type]
     )
 
@@ -242,7 +238,7 @@ def _build_table2(run: Run, M: float | None) -> pd.DataFrame | None:
     honest = plain[[name for name in run.nodes if name in plain]]
     table = pd.DataFrame({"model": run.nodes})
     for case, accuracies in {"original_rank": honest, **cases}.items():
-        ranked = {participant_name(n): rank for n, rank in ranks(_by_name(accuracies)).items()}
+        ranked = {participant_name(n): rank for n, rank in ranks(by_name(accuracies)).items()}
         table[RANKS.get(case, case)] = table["model"].map(ranked).astype("Int64")
     return table.assign(**_labels(run, table["model"]))
 
@@ -264,7 +260,7 @@ def _protection_rows(run: Run) -> Iterator[dict[str, Any]]:
         if not (plain.empty or noisy.empty or contestants.empty):
             # Contestants absent at a release made no predictions for it.
             there = (each.reindex(contestants, fill_value=0.0) for each in (plain, noisy))
-            values |= agreement(*(_by_name(each) for each in there))
+            values |= agreement(*(by_name(each) for each in there))
         if values:
             yield {"run": run.name, "case": case, "M": M, "release": release, **values}
 
@@ -386,7 +382,7 @@ def _draw_accuracy(run: Run, case: str) -> Figure | None:
     lower.set_ylabel("mean σ\n(input units)")
     lower.set_xlabel("epochs of the noise generator's training")
     lower.xaxis.get_major_locator().set_params(integer=True)
-    label_lines(figure, upper, _by_name(100 * accuracy.ffill().iloc[-1]), looks)
+    label_lines(figure, upper, by_name(100 * accuracy.ffill().iloc[-1]), looks)
     return figure
 
 
@@ -417,7 +413,7 @@ def _draw_plain_against_noisy(run: Run, case: str) -> Figure | None:
         axes.set_xlabel("accuracy on plain images (%)")
         axes.set_ylabel("accuracy on noisy images (%)")
         draw_against_diagonal(figure, axes, plain, noisy, board["trained_std"], styles)
-        tau = agreement(_by_name(plain), _by_name(noisy))["kendall_tau"]
+        tau = agreement(by_name(plain), by_name(noisy))["kendall_tau"]
         agreeing = "" if math.isnan(tau) else f", Kendall τ = {format_number(tau)}"
         axes.set_title(f"released at M = {M:g}{agreeing}")
     return figure
