@@ -5,15 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from pudica import models
 from pudica.clients import shields
 from pudica.clients.data import DataConfig, ImageSet, Part, Splits, select_node_images
 from pudica.clients.runtime.systems import systems
-from pudica.clients.shields import ShieldConfig
+from pudica.clients.shields import AnyShield, ShieldConfig
 from pudica.clients.shields.mixing import padded_count
 from pudica.models.compute import ComputeConfig
 from pudica.models.custom import ModelName
@@ -25,7 +25,6 @@ from pudica.models.training import TrainingConfig
 Attack = Literal["nan", "huge", "sign-flip", "wrong-shape", "wrong-key", "empty"]
 Fronts = Literal["average", "handoff", "private", "frozen"]
 Wire = Literal["float32", "float16"]
-AnyShield = Annotated[SerializeAsAny[ShieldConfig], BeforeValidator(shields.parse_config)]
 MOST_RELEASES = 10_000
 """Of an image in one case: that many can be added up in no time."""
 USUAL_DELTA = 1e-5

@@ -15,9 +15,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
+from pydantic import BeforeValidator, SerializeAsAny, ValidationError
 
 from pudica.clients.shields.base import Guarantee, Mechanism, Shape, Shield, ShieldConfig
 from pudica.clients.shields.element_level import BatchNormLaplace, NormGaussian, PixelLaplace
@@ -25,6 +26,7 @@ from pudica.clients.shields.integers import ClipGaussian, ClipLaplace, Counts
 from pudica.clients.shields.mixing import Mixing
 from pudica.clients.shields.obfuscation import AdditiveNoise, LowResolution, NoShield
 from pudica.models.errors import RequestError, unknown_name_error
+from pudica.models.settings import explain_errors
 
 if TYPE_CHECKING:
     from pudica.clients.runtime.shield_mod import ShieldMod
@@ -34,6 +36,7 @@ __all__ = [
     "RECORD_LEVEL",
     "SHIELDS",
     "AdditiveNoise",
+    "AnyShield",
     "BatchNormLaplace",
     "ClipGaussian",
     "ClipLaplace",
@@ -98,6 +101,18 @@ def parse_config(values: Any) -> ShieldConfig:
     if name not in SHIELDS:
         raise unknown_name_error("shield", name, SHIELDS)
     return SHIELDS[name][0].model_validate(dict(values))
+
+
+def _read_settings(values: Any) -> ShieldConfig:
+    try:
+        return parse_config(values)
+    except ValidationError as error:
+        schema = SHIELDS[values["name"]][0]
+        raise ValueError("; ".join(explain_errors(error, schema))) from error
+
+
+AnyShield = Annotated[SerializeAsAny[ShieldConfig], BeforeValidator(_read_settings)]
+"""A shield's settings as a field of others."""
 
 
 def validate_names(values: Mapping[str, Any]) -> None:

@@ -10,14 +10,12 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    SerializeAsAny,
     ValidationInfo,
-    field_validator,
     model_validator,
 )
 
 from pudica.clients import shields
-from pudica.clients.shields import ShieldConfig
+from pudica.clients.shields import AnyShield, ShieldConfig
 from pudica.clients.shields.mixing import MixingConfig
 from pudica.clients.shields.stages import ANONYMISER
 from pudica.models.custom import ModelName
@@ -114,7 +112,7 @@ class FacemixConfig(CasesConfig):
     place: Literal["both", "cloud", "edge"] = "both"
     pre: str = "maxpool"
     post: str = "flatten"
-    shield: SerializeAsAny[ShieldConfig] | None = None
+    shield: AnyShield | None = None
     anonymiser: AnonymiserConfig | None = None
     keys: Literal["seeded", "secret"] = "seeded"
     train: Literal["central", "split"] = "central"
@@ -125,11 +123,6 @@ class FacemixConfig(CasesConfig):
     report: bool = True
     evaluate_every: int = Field(default=1, ge=1)
     min_edges: int = Field(default=1, ge=1)
-
-    @field_validator("shield", mode="before")
-    @classmethod
-    def _parse_shield(cls, values: Any) -> Any:
-        return None if values is None else shields.parse_config(values)
 
     @model_validator(mode="after")
     def _check_consistency(self, info: ValidationInfo) -> Self:

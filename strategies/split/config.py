@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    SerializeAsAny,
-    ValidationError,
     ValidationInfo,
-    field_validator,
     model_validator,
 )
 
-from pudica.clients import shields
 from pudica.clients.assignments import Fronts, Wire
 from pudica.clients.data import DataConfig
-from pudica.clients.shields import ShieldConfig
+from pudica.clients.shields import AnyShield
 from pudica.clients.shields.mixing import MixingConfig
 from pudica.clients.shields.obfuscation import NoShieldConfig
 from pudica.models.custom import ModelName
 from pudica.models.files import file_unless
 from pudica.models.optimizers import OptimizerConfig
-from pudica.models.settings import explain_errors
 from pudica.models.training import TrainingConfig
 from pudica.strategies.core.cases import CasesConfig
 
@@ -106,7 +101,7 @@ class SplitConfig(CasesConfig):
     devices: int = Field(default=4, ge=1, le=10_000)
     model: ModelName = "cnn-tiny"
     cut: str = "2"
-    shield: SerializeAsAny[ShieldConfig] = NoShieldConfig()
+    shield: AnyShield = NoShieldConfig()
     noise: Literal["seeded", "secret"] = "seeded"
     front: Fronts = "average"
     release: Literal["every-step", "once"] = "every-step"
@@ -127,15 +122,6 @@ class SplitConfig(CasesConfig):
     validate_every: int = Field(default=1, ge=0)
     min_devices: int = Field(default=1, ge=1)
     dropouts: int = Field(default=0, ge=0)
-
-    @field_validator("shield", mode="before")
-    @classmethod
-    def _own_settings(cls, values: Any) -> Any:
-        try:
-            return shields.parse_config(values)
-        except ValidationError as error:
-            schema = shields.SHIELDS[values["name"]][0]
-            raise ValueError("; ".join(explain_errors(error, schema))) from error
 
     @model_validator(mode="after")
     def _fits_together(self, info: ValidationInfo) -> Self:
