@@ -64,14 +64,15 @@ def test_rows_say_which_images_are_in_them(mixed: View) -> None:
     images = mixed.data.test
     for seen in mixed.observations(images, 0, "test"):
         features = mixed.features(images, seen.images)
+        together: dict[tuple[int, ...], list[torch.Tensor]] = {}
         for row, group in zip(seen.rows, seen.groups, strict=True):
+            together.setdefault(tuple(map(int, group)), []).append(row.flatten().double())
+        for group, rows in together.items():
             members = [list(seen.images).index(image) for image in group]
-            base = features[members].flatten(1)
+            base, mixtures = features[members].flatten(1).double().T, torch.stack(rows, 1)
             # A mixture is a sum of its group's features, and of no others.
-            weights = torch.linalg.lstsq(base.T.double(), row.flatten()[:, None].double()).solution
-            torch.testing.assert_close(
-                (base.T.double() @ weights)[:, 0], row.flatten().double(), atol=1e-4, rtol=0
-            )
+            weights = torch.linalg.lstsq(base, mixtures).solution
+            torch.testing.assert_close(base @ weights, mixtures, atol=1e-4, rtol=0)
 
 
 def test_networks_learn_what_is_in_the_clear_and_little_of_mixtures(mixed: View) -> None:

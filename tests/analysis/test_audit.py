@@ -11,7 +11,7 @@ from scipy import stats
 from pudica.analysis.audit import _clopper_pearson_lower, _clopper_pearson_upper, audit
 from pudica.clients.shields import SHIELDS, Guarantee, Mechanism, Shape, build
 from pudica.clients.shields.grid import IntegerGrid
-from pudica.clients.shields.integers import ClipLaplace
+from pudica.clients.shields.integers import ClipLaplace, Clipped
 from pudica.models.randomness import Randomness
 
 # Of these the guarantee for a record is small enough to be refuted; a pixel's would be one in
@@ -28,7 +28,6 @@ SHAPES = {
     "counts": (1,),
     "pixel-laplace": (1, 1, 1),
 }
-SAMPLES = {"clip-gaussian": 12_000}  # of which an attack sees least
 
 
 def mechanism(name: str, shape: tuple[int, ...], batch: int, **settings) -> Mechanism:
@@ -37,11 +36,26 @@ def mechanism(name: str, shape: tuple[int, ...], batch: int, **settings) -> Mech
     return made
 
 
+@pytest.fixture(autouse=True)
+def rounded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Round each batch to the grid once: what an audit draws anew is the noise."""
+    known: dict[tuple[object, ...], torch.Tensor] = {}
+    rounded = Clipped.round_to_grid
+
+    def round_to_grid(self: Clipped, tensor: torch.Tensor) -> torch.Tensor:
+        key = type(self), self.grid, tensor.numpy().tobytes()
+        if key not in known:
+            known[key] = rounded(self, tensor)
+        return known[key]
+
+    monkeypatch.setattr(Clipped, "round_to_grid", round_to_grid)
+
+
 @pytest.mark.parametrize("sensitivity", ["analysis", "experiments"])
-@pytest.mark.parametrize("epsilon", [1, 2, 5])
+@pytest.mark.parametrize("epsilon", [1, 5])
 def test_the_claim_of_paper_002_is_refuted_for_a_record(sensitivity: str, epsilon: float) -> None:
     made = mechanism("batch-norm-laplace", (160,), 16, epsilon=epsilon, sensitivity=sensitivity)
-    result = audit(made, samples=4000)
+    result = audit(made, samples=2000)
     assert result.refutes(result.claimed)
     assert not result.could_refute(made.guarantee_in_real_numbers())
     assert result.guarantee.epsilon is None  # it releases floats
@@ -56,16 +70,17 @@ def test_the_claim_of_paper_004_is_refuted_for_an_image(epsilon: float) -> None:
     assert result.guarantee.epsilon is None
 
 
-@pytest.mark.parametrize("seed", range(2))
-@pytest.mark.parametrize("epsilon", [0.5, 1, 3])
+# So many outputs refute a guarantee nearly always where a third of the Laplace noise is missing; of
+# Gaussian noise an attack sees less.
+@pytest.mark.parametrize(("epsilon", "samples"), [(0.5, 8_000), (3, 2_000)])
 @pytest.mark.parametrize(("name", "settings"), RECORD_LEVEL.items())
 def test_no_guarantee_for_a_record_is_refuted(
-    name: str, settings: dict[str, float], epsilon: float, seed: int
+    name: str, settings: dict[str, float], epsilon: float, samples: int
 ) -> None:
-    # Seeds are fixed. With others one audit in twenty may fail at most: clip-laplace, counts and
+    # The seed is fixed. With another one audit in twenty may fail at most: clip-laplace, counts and
     # a pixel lose all that they may, so there is no slack but the interval's.
     made = mechanism(name, SHAPES[name], 2, epsilon=epsilon, **settings)
-    result = audit(made, samples=SAMPLES.get(name, 8_000), seed=seed)
+    result = audit(made, samples=samples)
     would = made.guarantee_in_real_numbers()
     assert result.could_refute(would)
     assert not result.refutes(would)
@@ -97,12 +112,12 @@ class Unclipped(ClipLaplace):
 
 @pytest.mark.parametrize("wrong", [Careless, Naked, Unclipped])
 def test_too_little_noise_is_found(wrong: type[Mechanism]) -> None:
-    result = audit(wrong(epsilon=1).bind((32,), 2), samples=10_000)
+    result = audit(wrong(epsilon=1).bind((32,), 2), samples=2_000)
     assert result.refutes(result.guarantee)
 
 
 def test_a_claim_is_measured_by_its_own_delta() -> None:
-    result = audit(mechanism("clip-laplace", (4,), 1, epsilon=3), samples=10_000)
+    result = audit(mechanism("clip-laplace", (4,), 1, epsilon=3), samples=2_000)
     assert result.refutes(Guarantee("record", 1.0))
     assert not result.refutes(Guarantee("record", 1.0, delta=0.9))
     assert not result.refutes(Guarantee("record", None))
@@ -129,14 +144,14 @@ def test_intervals_are_clopper_and_pearsons(successes: int, trials: int) -> None
 
 def test_audits_repeat() -> None:
     made = mechanism("clip-laplace", (32,), 4, epsilon=1)
-    assert audit(made, 1000, seed=3) == audit(made, 1000, seed=3)
-    assert audit(made, 1000, seed=3) != audit(made, 1000, seed=4)
+    assert audit(made, 200, seed=3) == audit(made, 200, seed=3)
+    assert audit(made, 200, seed=3) != audit(made, 200, seed=4)
 
 
 def test_little_batches_lose_nearly_what_the_bound_says() -> None:
     # One feature, two examples: held ε is 1.11 where the paper claims 0.5.
     made = mechanism("batch-norm-laplace", (1,), 2, epsilon=0.5)
-    result, would = audit(made, samples=10_000), made.guarantee_in_real_numbers()
+    result, would = audit(made, samples=2_000), made.guarantee_in_real_numbers()
     assert result.could_refute(would)
     assert not result.refutes(would)
     assert result.lower_bound(0) > 0.3

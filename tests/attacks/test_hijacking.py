@@ -277,8 +277,9 @@ def baselines(laboratory: Laboratory) -> dict[str, Likeness]:
 # -------------------------------------------------------------------------- the attack
 
 
+# Those that the cloud keeps are steered alike, as a test below shows.
 @pytest.mark.parametrize("seed", SEEDS)
-@pytest.mark.parametrize("fronts", ["private", "average"])
+@pytest.mark.parametrize("fronts", ["private", "average"] if WANTED in os.environ else ["private"])
 def test_a_steered_front_gives_its_images_away(
     laboratory: Laboratory, baselines: dict[str, Likeness], fronts: str, seed: int
 ) -> None:
@@ -339,8 +340,9 @@ def test_a_known_front_needs_no_steering(laboratory: Laboratory, pilot: str, see
 # --------------------------------------------------------------------------- the noise
 
 
+# Of the two scales of paper 002 the larger, which is harder to average out.
 @pytest.mark.parametrize("seed", SEEDS)
-@pytest.mark.parametrize("shield", NOISY)
+@pytest.mark.parametrize("shield", NOISY if WANTED in os.environ else NOISY[1:])
 def test_noise_blurs_one_release_and_averages_out(
     laboratory: Laboratory, shield: str, seed: int
 ) -> None:

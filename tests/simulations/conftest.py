@@ -12,12 +12,21 @@ from typer.testing import CliRunner
 
 
 @pytest.fixture
-def pudica(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
+def figures() -> None:
+    """Let ``pudica`` draw figures; drawing takes several times as long as a tiny run."""
+
+
+@pytest.fixture
+def pudica(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> Callable[..., Result]:
     """Call the command line from an empty directory: ``pudica("run", …)``."""
     from pudica.simulations.cli import app
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PUDICA_DATA", str(tmp_path / "data"))
+    if "figures" not in request.fixturenames:
+        monkeypatch.setattr("pudica.analysis.plot", lambda run: [])
 
     def call(*arguments: object, **environment: str) -> Result:
         env = {"COLUMNS": "100", **environment}

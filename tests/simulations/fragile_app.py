@@ -21,5 +21,5 @@ def answer(message: Message, context: Context) -> Message:
     if deed == "fail":
         raise ValueError("on purpose")
     if deed == "sleep":
-        time.sleep(3)
+        time.sleep(12)
     return Message(RecordDict({"m": MetricRecord({"process": os.getpid()})}), reply_to=message)

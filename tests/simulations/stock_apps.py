@@ -10,7 +10,7 @@ import copy
 import random
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from logging import INFO
 
 import numpy as np
@@ -337,13 +337,14 @@ class Switching(ClientApp):
         return self.apps[str(context.state["app"]["name"])](message, context)
 
 
-def one_after_the_other() -> Apps:
-    """All apps in one simulation, so that its nodes start only once."""
+def one_after_the_other(names: Sequence[str] = ALL) -> Apps:
+    """Several apps in one simulation, so that its nodes start only once."""
     server = ServerApp()
 
     @server.main()
     def main(grid: Grid, context: Context) -> None:
-        for name in ALL:
+        wait_for_nodes(grid)
+        for name in names:
             content = RecordDict({"app": ConfigRecord({"name": name})})
             messages = [Message(content, node, "query.switch") for node in grid.get_node_ids()]
             assert not any(answer.has_error() for answer in grid.send_and_receive(messages))
@@ -356,26 +357,20 @@ def one_after_the_other() -> Apps:
 def simulate_with_flower(names: list[str], nodes: int, out: str) -> None:
     from flwr.simulation import run_simulation
 
+    server, client = one_after_the_other(names)
     kept: dict[str, np.ndarray] = {}
-    resources = {"client_resources": {"num_cpus": 1, "num_gpus": 0.0}}
-    for name in names:
-        server, client = globals()[name]()
-        outer = keeping(server, name, kept)
-        run_simulation(outer, client, nodes, backend_config=resources)  # type: ignore[arg-type]
-    np.savez(out, **kept)
-
-
-def keeping(server: ServerApp, name: str, kept: dict[str, np.ndarray]) -> ServerApp:
-    """Return the same app that also keeps its final arrays."""
     outer = ServerApp()
 
     @outer.main()
     def main(grid: Grid, context: Context) -> None:
         server(grid=grid, context=context)
-        arrays = context.state["arrays"].to_numpy_ndarrays()
-        kept[name] = np.concatenate([array.ravel() for array in arrays])
+        for name in names:
+            arrays = context.state[name].to_numpy_ndarrays()
+            kept[name] = np.concatenate([array.ravel() for array in arrays])
 
-    return outer
+    resources = {"client_resources": {"num_cpus": 1, "num_gpus": 0.0}}
+    run_simulation(outer, client, nodes, backend_config=resources)  # type: ignore[arg-type]
+    np.savez(out, **kept)
 
 
 if __name__ == "__main__":

@@ -270,8 +270,16 @@ def board(directory: Path | str) -> str:
     return (Path(directory) / "main/leaderboard.csv").read_text()
 
 
-def test_disk_full_at_the_start_leaves_nothing(run_tiny: Command) -> None:
-    warm(run_tiny)
+@pytest.fixture(scope="module")
+def undisturbed() -> dict[str, str]:
+    """The table of a run that had all the space there is, once a test has made it."""
+    return {}
+
+
+def test_disk_full_at_the_start_leaves_nothing(
+    run_tiny: Command, undisturbed: dict[str, str]
+) -> None:
+    warm(run_tiny, undisturbed)
     with largest_file(0):
         result = run_tiny("--out", "full")
     refused(result, "--out: can't write the run's directory /")
@@ -279,8 +287,10 @@ def test_disk_full_at_the_start_leaves_nothing(run_tiny: Command) -> None:
 
 
 @pytest.mark.parametrize("size", [1700, 4000, 9000, 20000])
-def test_disk_full_in_the_middle_loses_nothing(run_tiny: Command, pudica: Command, size) -> None:
-    undisturbed = warm(run_tiny)
+def test_disk_full_in_the_middle_loses_nothing(
+    run_tiny: Command, pudica: Command, undisturbed: dict[str, str], size: int
+) -> None:
+    warm(run_tiny, undisturbed)
     with largest_file(size):
         result = run_tiny("--out", "full")
     (directory,) = Path("full").iterdir()
@@ -290,12 +300,13 @@ def test_disk_full_in_the_middle_loses_nothing(run_tiny: Command, pudica: Comman
 
     resumed = pudica("run", "--resume", directory, "--engine", "inprocess", "--quiet")
     assert resumed.exit_code == 0
-    assert board(directory) == board(undisturbed)
+    assert board(directory) == undisturbed["board"]
 
 
-def warm(run_tiny: Command) -> str:
+def warm(run_tiny: Command, undisturbed: dict[str, str]) -> None:
     """Run once with all the space there is, so that nothing is left to import or decode."""
-    return run_tiny("--quiet", "--out", "warm").stdout.strip()
+    if not undisturbed:
+        undisturbed["board"] = board(run_tiny("--quiet", "--out", "warm").stdout.strip())
 
 
 # ------------------------------------------------------------------------- resuming
@@ -463,6 +474,7 @@ def test_wrong_cuts_and_audits(pudica: Command, arguments: tuple[str, ...], mess
 # ------------------------------------------------------------------------- show and plot
 
 
+@pytest.mark.usefixtures("figures")
 @pytest.mark.parametrize("command", ["show", "plot"])
 @pytest.mark.parametrize(
     ("place", "message"),

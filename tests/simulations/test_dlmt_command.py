@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from cli_helpers import as_options
 from click.testing import Result
 
@@ -22,6 +23,7 @@ def run(pudica: Command, *options: str) -> Result:
     )
 
 
+@pytest.mark.usefixtures("figures")
 def test_a_run_ends_with_its_tables_its_figures_and_its_directory(pudica: Command) -> None:
     result = run(pudica)
     assert result.exit_code == 0

@@ -126,7 +126,7 @@ def test_celebas_experiment_runs_on_small_files(
         pixels = rng.integers(0, 256, (218, 178, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(tmp_path / name)
     monkeypatch.setattr("torchvision.datasets.celeba.check_integrity", lambda *_: True)
-    small = ["facemix.edges=1", "client.num_gpus=0"]
+    small = ["facemix.edges=1", "client.num_gpus=0", "data.image_size=80"]
     training = "facemix.training={epochs: 1, batch_size: 8}"
     experiment = load_experiment("facemix-celeba", [f"data.root={tmp_path}", training, *small])
     inprocess.run(experiment, tmp_path / "run")

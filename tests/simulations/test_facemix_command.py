@@ -12,9 +12,11 @@ import pytest
 from cli_helpers import as_options
 from click.testing import Result
 from matplotlib.axes import Axes
+from typer.testing import CliRunner
 
 from pudica import analysis
 from pudica.models.errors import RequestError
+from pudica.simulations.cli import app
 
 Command = Callable[..., Result]
 
@@ -26,18 +28,25 @@ TINY = {
 }
 
 
-@pytest.fixture
-def directory(pudica: Command) -> Path:
-    """Run the tests' experiment."""
-    options = ("--engine", "inprocess", "--out", "out", *as_options(TINY))
-    result = pudica("run", "facemix-digits", *options)
-    assert result.exit_code == 0, result.stderr
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Run the tests' experiment, once for all."""
+    out = tmp_path_factory.mktemp("finished")
+    options = ("--engine", "inprocess", "--out", str(out), *as_options(TINY))
+    result = CliRunner().invoke(app, ["run", "facemix-digits", *options])
+    assert result.exit_code == 0, result.output
     for title in (
         "Accuracy on test images, and what the edge pays",
         "What crosses for one image, over 15 and 30 Mbit/s",
     ):
         assert title in result.stdout
     return Path(result.stdout.splitlines()[-1])
+
+
+@pytest.fixture
+def directory(finished: Path, tmp_path: Path) -> Path:
+    """The run's directory, of which the test may do what it likes."""
+    return Path(shutil.copytree(finished, tmp_path / "out" / finished.name))
 
 
 def test_a_run_ends_with_its_tables_its_figures_and_its_directory(
@@ -57,6 +66,7 @@ def test_a_run_ends_with_its_tables_its_figures_and_its_directory(
     assert "features, mixing" in told.stdout
 
 
+@pytest.mark.usefixtures("figures")
 def test_attacks_go_into_the_runs_tables(pudica: Command, directory: Path) -> None:
     options = ("--case", "mixed", "--epochs", "1", "--images", "16", "--requests", "1")
     people = ("--data", "digits", "--set", "limit=200")

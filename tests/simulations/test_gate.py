@@ -626,7 +626,7 @@ def test_a_node_is_told_that_there_is_nothing_for_it_only_after_a_while(
     gate.hold, gate.limiter.limits = 0.3, RateLimits()
     began = time.monotonic()
     assert call(PULL, "ann").content == b""
-    assert 0.2 < time.monotonic() - began < 3
+    assert 0.2 < time.monotonic() - began < 20
     before = len(superlink.asked)
     assert before > 2
 

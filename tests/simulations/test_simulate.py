@@ -187,7 +187,7 @@ def test_messages_in_flight_to_one_node_are_handled_in_order(grid: Grid) -> None
 
 def test_timeouts_hold_and_messages_expire(grid: Grid) -> None:
     ask(grid, "query.sleep", seconds=0.0)  # the workers are up
-    in_time = ask(grid, "query.sleep", timeout=1.0, seconds=2.0)
+    in_time = ask(grid, "query.sleep", timeout=1.5, seconds=4.0)
     found = [message.metadata.src_node_id for message in in_time]
     assert found == [2, 3] or (isinstance(grid, InProcessGrid) and found == [2, 3, 4])
     expired = ask(grid, "query.sleep", [4], ttl=0.2, seconds=0.6)

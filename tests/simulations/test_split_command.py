@@ -34,6 +34,7 @@ def run_split(pudica: Command) -> Command:
     return call
 
 
+@pytest.mark.usefixtures("figures")
 def test_a_run_ends_with_its_tables_its_figures_and_its_directory(run_split: Command) -> None:
     result = run_split("--out", "out")
     assert result.exit_code == 0
@@ -68,6 +69,7 @@ def test_list_shows_the_experiments_of_split_learning(pudica: Command) -> None:
         assert any(line.split()[:1] == [name] for line in result.stdout.splitlines())
 
 
+@pytest.mark.usefixtures("figures")
 def test_show_plot_and_privacy_of_a_run(run_split: Command, pudica: Command) -> None:
     runs = [run_split("--quiet", seed=seed).stdout.strip() for seed in ("0", "1")]
     shown = pudica("show", runs[0])

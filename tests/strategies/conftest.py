@@ -12,8 +12,15 @@ from competition_helpers import ListeningGrid, tiny
 from pudica.clients.app import app as client_app
 from pudica.simulations.engines.local import build_run_config, build_server_context
 from pudica.strategies.app import app as server_app
+from pudica.strategies.facemix import serving
 
 Compete = Callable[..., ListeningGrid]
+
+
+@pytest.fixture(autouse=True)
+def _nobody_is_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a busy machine take its time: no request is computed before the others have come."""
+    monkeypatch.setattr(serving, "WAIT_SECONDS", 60.0)
 
 
 @pytest.fixture

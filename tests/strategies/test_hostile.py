@@ -137,7 +137,7 @@ def absent(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, int], lis
 
 @pytest.mark.parametrize("system", EXPERIMENTS)
 @settings(
-    max_examples=25,
+    max_examples=10,
     deadline=None,
     derandomize=True,
     # A run is a second; what was drawn says enough.

@@ -3,33 +3,40 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from competition_helpers import tiny
+from killed_runs import OFTEN, SELDOM, forked, killed_at, results, run
 
+import pudica.strategies.core.recorder
 from pudica.models.errors import RequestError
 from pudica.strategies.core.recorder import Recorder
 
-HERE = Path(__file__).parent
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Return the results of a run that nobody kills."""
+    directory = tmp_path_factory.mktemp("undisturbed") / "run"
+    run(directory)
+    return results(directory)
 
 
-@pytest.mark.parametrize("checkpoint_seconds", [0.0, 1e9])
-def test_killed_at_any_point_and_resumed_it_ends_the_same(
-    tmp_path: Path, checkpoint_seconds: float
+@pytest.mark.parametrize(("checkpoint_seconds", "points"), [(0.0, OFTEN), (1e9, SELDOM)])
+def test_killed_at_one_point_after_the_other_and_resumed_it_ends_the_same(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    undisturbed: dict[str, Any],
+    checkpoint_seconds: float,
+    points: list[tuple[str, int]],
 ) -> None:
-    done = subprocess.run(
-        [sys.executable, str(HERE / "killed_runs.py"), str(tmp_path), str(checkpoint_seconds)],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "PYTHONWARNINGS": "ignore"},
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert json.loads(done.stdout.splitlines()[-1]) == {}
+    monkeypatch.setattr(pudica.strategies.core.recorder, "CHECKPOINT_SECONDS", checkpoint_seconds)
+    directory = tmp_path / "run"
+    for what, number in points:
+        assert killed_at(what, number, directory), f"it did not come to {what} {number}"
+    assert forked(lambda: run(directory)) == 0
+    assert results(directory) == undisturbed
 
 
 def test_what_was_measured_after_the_last_checkpoint_is_forgotten(tmp_path: Path) -> None:
