@@ -36,6 +36,9 @@ from pudica.models.settings import explain_errors
 
 NODE = "node"
 """The key of Flower's node configuration that names the file."""
+# In C where there is one: a node reads its file several times for each message.
+SAFE_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
 LEAST_GROUPS = 8
 """Of a request: shuffled among fewer, mixtures are easier to take apart."""
 USUAL_RELEASES = 100
@@ -229,7 +232,7 @@ class NodeConfig(BaseModel):
     def read(cls, path: Path) -> Self:
         """Return a file's settings, paths relative to its folder, or raise RequestError."""
         try:
-            values = yaml.safe_load(path.read_text(encoding="utf-8"))
+            values = yaml.load(path.read_text(encoding="utf-8"), SAFE_LOADER)
             return cls.model_validate(values, context={"folder": path.parent})
         except OSError as error:
             raise RequestError(f"can't read {path}: {error.strerror}") from error

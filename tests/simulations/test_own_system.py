@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -28,34 +29,64 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def pudica(site: Path, *arguments: str, code: int = 0) -> str:
+# Several commands in one process, for importing takes longer than they do; RUN is the run that is
+# there.
+CALL = """
+import json, sys
+from pathlib import Path
+from pudica.simulations.cli import main
+
+for command in json.loads(sys.argv[1]):
+    print("$", *command, flush=True)
+    sys.argv[1:] = [str(next(Path("runs").iterdir())) if w == "RUN" else w for w in command]
+    try:
+        main()
+    except SystemExit as end:
+        if end.code:
+            raise
+"""
+
+
+def pudica(site: Path, *commands: tuple[str, ...], code: int = 0) -> str:
+    return python(site, CALL, json.dumps(commands), code=code)
+
+
+def python(site: Path, *arguments: str, code: int = 0) -> str:
     environment = os.environ | {"PYTHONPATH": str(site), "PUDICA_CACHE": str(site / "cache")}
-    call = "from pudica.simulations.cli import main; main()"
-    command = [sys.executable, "-c", call, *arguments]
+    command = [sys.executable, "-c", *arguments]
     done = subprocess.run(command, cwd=site, env=environment, capture_output=True, text=True)
     assert done.returncode == code, done.stdout + done.stderr
     return done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("engine", ["inprocess", "ray"])
-def test_the_command_line_knows_it(site: Path, engine: str) -> None:
-    assert "poll-digits" in pudica(site, "list")
-    run = site / f"run-{engine}"
-    said = pudica(site, "run", "poll-digits", "--engine", engine, "--out", str(run))
-    (directory,) = run.iterdir()
-    shown = pudica(site, "show", str(directory))
-    for text in (said, shown):
+RUN = ("run", "poll-digits", "--engine")
+
+
+def test_the_command_line_knows_it(site: Path) -> None:
+    run = (*RUN, "inprocess", "--out", "runs")
+    said = pudica(site, ("list",), run, ("show", "RUN"), ("plot", "RUN"))
+    _, listed, ran, shown, plotted = said.split("$ ")
+    assert "poll-digits" in listed
+    for text in (ran, shown):
         assert "Poll" in text
         assert "node-2" in text
-    assert "poll.png" in pudica(site, "plot", str(directory))
+    assert "poll.png" in plotted
+
+
+def test_workers_know_it(site: Path) -> None:
+    call = """
+from pudica.simulations import run
+print(run("poll-digits", engine="ray", out="on-ray").tables()["Poll"])
+"""
+    assert "node-2" in python(site, call)
 
 
 def test_its_settings_are_validated_as_any(site: Path) -> None:
-    said = pudica(site, "run", "poll-digits", "--set", "poll.epsilon=0", code=2)
+    said = pudica(site, ("run", "poll-digits", "--set", "poll.epsilon=0"), code=2)
     assert "poll.epsilon = 0: must be above 0" in said
 
 
 def test_without_the_package_it_is_unknown(site: Path, tmp_path: Path) -> None:
     other = tmp_path / "poll.yaml"
     other.write_text("system: poll\n")
-    assert "unknown system 'poll'" in pudica(tmp_path, "run", str(other), code=2)
+    assert "unknown system 'poll'" in pudica(tmp_path, ("run", str(other)), code=2)
