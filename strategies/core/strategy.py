@@ -53,8 +53,7 @@ class RecordedStrategy(Strategy):
     stage = "training"
     title = "training"
     unit = "exchange"
-    saves_every_round = True
-    """Whether to take a checkpoint after every round, however short."""
+    saves_every_round = True  # however short rounds are
 
     def __init__(
         self,
@@ -120,6 +119,24 @@ class RecordedStrategy(Strategy):
     def is_evaluation_due(self, last: bool) -> bool:  # noqa: ARG002
         """Tell whether nodes evaluate after the current round."""
         return True
+
+    def configure_evaluate(
+        self,
+        server_round: int,  # noqa: ARG002
+        arrays: ArrayRecord,  # noqa: ARG002
+        config: ConfigRecord,  # noqa: ARG002
+        grid: Grid,  # noqa: ARG002
+    ) -> Iterable[Message]:
+        """Ask nobody, unless a subclass does."""
+        return []
+
+    def aggregate_evaluate(
+        self,
+        server_round: int,  # noqa: ARG002
+        replies: Iterable[Message],  # noqa: ARG002
+    ) -> MetricRecord | None:
+        """Return nothing: nobody was asked."""
+        return None
 
     def is_checkpoint_due(self) -> bool:
         """Tell whether to take a checkpoint between two exchanges of a round."""
@@ -431,20 +448,3 @@ class RecordedStrategy(Strategy):
         """Log the settings."""
         for key, value in self.settings_to_record().items():
             log(INFO, "\t├──> %s: %s", key, value)
-
-
-def stack(arrays: ArrayRecord, keys: Iterable[str]) -> torch.Tensor:
-    """Return some arrays of one shape as one tensor.
-
-    Raises
-    ------
-    RequestError
-        A key that is missing, or arrays of different shapes.
-    """
-    wanted = list(keys)
-    if sorted(arrays) != sorted(wanted):
-        raise RequestError(f"arrays: {sorted(arrays)} given; wanted are {wanted}")
-    tensors = [torch.from_numpy(arrays[key].numpy().copy()) for key in wanted]
-    if len(shapes := {tuple(tensor.shape) for tensor in tensors}) > 1:
-        raise RequestError(f"arrays: of shapes {sorted(shapes)}; all must have the same")
-    return torch.stack(tensors)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord
-from flwr.serverapp import Grid
+from flwr.app import Array, ArrayRecord, MetricRecord
 from torch import nn
 
 from pudica import models
@@ -104,24 +103,6 @@ class Learning(RecordedStrategy):
     def is_evaluation_due(self, last: bool) -> bool:  # noqa: ARG002
         """Return False: models are measured as a round ends."""
         return False
-
-    def configure_evaluate(
-        self,
-        server_round: int,  # noqa: ARG002
-        arrays: ArrayRecord,  # noqa: ARG002
-        config: ConfigRecord,  # noqa: ARG002
-        grid: Grid,  # noqa: ARG002
-    ) -> Iterable[Message]:
-        """Ask nobody."""
-        return []
-
-    def aggregate_evaluate(
-        self,
-        server_round: int,  # noqa: ARG002
-        replies: Iterable[Message],  # noqa: ARG002
-    ) -> MetricRecord | None:
-        """Return nothing: nobody was asked."""
-        return None
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Return the model, and what else the next round depends on."""

@@ -340,16 +340,6 @@ class FaceMix(StagedStrategy):
         """Tell whether the owner evaluates after this epoch."""
         return self.round > 0 and (last or self.round % self.settings.evaluate_every == 0)
 
-    def configure_evaluate(
-        self,
-        server_round: int,  # noqa: ARG002
-        arrays: ArrayRecord,  # noqa: ARG002
-        config: ConfigRecord,  # noqa: ARG002
-        grid: Grid,  # noqa: ARG002
-    ) -> Iterable[Message]:
-        """Ask nobody: edges say how often they were right when they are served."""
-        return []
-
     def aggregate_evaluate(
         self,
         server_round: int,  # noqa: ARG002

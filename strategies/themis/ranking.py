@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Iterable
 
 import pandas as pd
 import torch
@@ -16,7 +17,7 @@ from pudica.clients.data.examples import Examples
 from pudica.models.errors import RequestError
 from pudica.models.generator import NoiseGenerator
 from pudica.models.randomness import derive, torch_generator
-from pudica.strategies.core.strategy import RecordedStrategy, stack
+from pudica.strategies.core.strategy import RecordedStrategy
 from pudica.strategies.themis.config import ThemisConfig
 from pudica.strategies.themis.leaderboard import leaderboard
 from pudica.strategies.themis.protection import measure_protection
@@ -162,3 +163,20 @@ class RankingStrategy(RecordedStrategy):
         test.mean, test.std = mean, std
         seed = derive(self.seed, "protection")
         return measure_protection(self.generator(arrays), test, seed, examiner)
+
+
+def stack(arrays: ArrayRecord, keys: Iterable[str]) -> torch.Tensor:
+    """Return some arrays of one shape as one tensor.
+
+    Raises
+    ------
+    RequestError
+        A key that is missing, or arrays of different shapes.
+    """
+    wanted = list(keys)
+    if sorted(arrays) != sorted(wanted):
+        raise RequestError(f"arrays: {sorted(arrays)} given; wanted are {wanted}")
+    tensors = [torch.from_numpy(arrays[key].numpy().copy()) for key in wanted]
+    if len(shapes := {tuple(tensor.shape) for tensor in tensors}) > 1:
+        raise RequestError(f"arrays: of shapes {sorted(shapes)}; all must have the same")
+    return torch.stack(tensors)

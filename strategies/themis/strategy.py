@@ -20,10 +20,9 @@ from pudica.models.settings import validate_settings
 from pudica.strategies.core.cohort import Cohort
 from pudica.strategies.core.members import Member
 from pudica.strategies.core.reliable_grid import TooFewParticipants
-from pudica.strategies.core.strategy import stack
 from pudica.strategies.themis import members, rounds
 from pudica.strategies.themis.config import ThemisConfig
-from pudica.strategies.themis.ranking import RankingStrategy
+from pudica.strategies.themis.ranking import RankingStrategy, stack
 from pudica.strategies.themis.screening import Clip, check_reach, combine, read_update
 
 # Settings of the ``themis`` section that a strategy does not have.
