@@ -123,9 +123,11 @@ def resolve_model_path(name: str, folder: Path = Path()) -> str:
     return name
 
 
-ModelName = Annotated[
-    str, AfterValidator(lambda name, info: resolve_model_path(name, settings_folder(info)))
-]
+def _place(name: str, folder: Path | None) -> str:
+    return name if folder is None else resolve_model_path(name, folder)
+
+
+ModelName = Annotated[str, AfterValidator(lambda name, info: _place(name, settings_folder(info)))]
 """A model's name in settings. A relative path starts from where the settings are read."""
 
 

@@ -6,7 +6,7 @@ import errno
 import fcntl
 import json
 import os
-import threading
+import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,21 +24,32 @@ DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def make_absolute(path: Path, folder: Path = Path()) -> Path:
-    """Return the absolute path, with ``~`` expanded; a relative one starts from a folder."""
-    return (folder / path.expanduser()).absolute()
+    """Return the absolute path, with ``~`` expanded; a relative one starts from a folder.
+
+    ValueError if there is no home directory of that name.
+    """
+    try:
+        return (folder / path.expanduser()).absolute()
+    except RuntimeError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
-def settings_folder(info: ValidationInfo) -> Path:
+def settings_folder(info: ValidationInfo) -> Path | None:
     """Return where relative paths in settings start from: the working directory by default.
+
+    None: they stay as they are, since the settings are somebody else's.
 
     >>> Settings.model_validate(values, context={"folder": file.parent})
     """
     return (info.context or {}).get("folder", Path())  # type: ignore[no-any-return]
 
 
-AbsolutePath = Annotated[
-    Path, AfterValidator(lambda path, info: make_absolute(path, settings_folder(info)))
-]
+def _place(path: Path, info: ValidationInfo) -> Path:
+    folder = settings_folder(info)
+    return path if folder is None else make_absolute(path, folder)
+
+
+AbsolutePath = Annotated[Path, AfterValidator(_place)]
 """A path in settings, which means the same in any directory once they are read."""
 
 
@@ -49,7 +60,7 @@ def file_unless(*words: str) -> AfterValidator:
     """
 
     def placed(text: str, info: ValidationInfo) -> str:
-        return text if text in words else str(make_absolute(Path(text), settings_folder(info)))
+        return text if text in words else str(_place(Path(text), info))
 
     return AfterValidator(placed)
 
@@ -59,9 +70,8 @@ def write_atomically(path: Path, data: bytes, mode: int = 0o644, durable: bool =
 
     If ``durable``, return only once the file is on disk, so that it survives a power cut.
     """
-    # A thread's number is unique among those of all processes.
-    temporary = path.with_name(f".{path.name}.{threading.get_native_id()}")
-    temporary.unlink(missing_ok=True)  # left by a process that was killed
+    # Of this thread alone: others may write the same file, from other containers too.
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     # Never reuse an existing file or link: it would keep its own mode, or lead elsewhere.
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
     descriptor = os.open(temporary, flags, mode)

@@ -70,7 +70,7 @@ def encode_labels(
         labels, classes = _encode_texts(stored, label, column)
     else:
         values = column.to_numpy()
-        if names:
+        if names is not None:
             classes = validate_data_labels(names, f"{stored.base}, column '{label}': the class")
             _check_range(stored, label, values, len(classes))
             return values.astype(np.int64), classes

@@ -101,7 +101,7 @@ class DlmtConfig(CasesConfig):
     owners: int = Field(default=1, ge=1, le=10_000)
     partition: PartitionConfig = PartitionConfig()
     shield: str | None = None
-    key: Annotated[str, file_unless(SHARED_KEY, OWN_KEYS), Field(min_length=1)] = SHARED_KEY
+    key: Annotated[str, Field(min_length=1), file_unless(SHARED_KEY, OWN_KEYS)] = SHARED_KEY
     train: Literal["central", "federated"] = "central"
     model: ModelName = "cnn-five"
     training: ScheduleConfig = ScheduleConfig()

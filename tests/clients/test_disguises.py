@@ -21,6 +21,7 @@ from pudica.clients.shields.disguises import (
     parse_notation,
 )
 from pudica.clients.shields.disguises.baselines import NOISE_KEY
+from pudica.clients.shields.disguises.matrix import Addition
 from pudica.models.errors import RequestError
 from pudica.models.randomness import Randomness, SystemGenerator, numpy_generator
 
@@ -178,6 +179,12 @@ def test_what_is_disguised_comes_back(notation: str, shape: tuple[int, int, int]
     assert torch.equal(disguise.restore(disguised), before)
     assert torch.equal(originals, before)
     assert torch.equal(disguise.protect(originals), disguised)
+
+
+def test_settings_are_whole_numbers_of_any_kind() -> None:
+    assert [str(Addition(value)) for value in (256, 256.0, np.int64(256))] == ["MAT(256)"] * 3
+    with pytest.raises(RequestError, match=r"MAX_V must be a whole number .*, is 2\.5"):
+        Addition(2.5)
 
 
 @pytest.mark.parametrize("notation", LOSSY)

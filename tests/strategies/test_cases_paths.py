@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from pudica.clients.assignments import parse_assignment
+from pudica.models.errors import RequestError
 from pudica.strategies.loading import load_experiment
 
 SPLIT = """
@@ -50,3 +52,26 @@ def test_a_key_of_a_case_is_named_absolutely_too(
     cases = load_experiment("dlmt-digits", changes).dlmt.each_case()  # type: ignore[attr-defined]
     assert cases["b"].key == str(tmp_path / "b.key")
     assert cases["c"].key == str(Path.home() / "a.key")
+
+
+def test_a_key_that_is_empty_is_refused() -> None:
+    with pytest.raises(RequestError, match=r"dlmt\.key = ''"):
+        load_experiment("dlmt-digits", ["dlmt.shield=MAT(4)", "dlmt.key=''"])
+
+
+def test_files_that_an_organiser_names_stay_as_they_are_on_a_node() -> None:
+    given = {
+        "system": "themis",
+        "run": "r",
+        "partition": 0,
+        "partitions": 1,
+        "data_seed": 0,
+        "data": {"name": "image-folder", "path": "~root/x"},
+        "compute": {},
+        "training": {},
+        "participant": {"model": "custom:~root/net.py:f"},
+        "training_seed": 0,
+    }
+    assignment = parse_assignment(json.dumps(given))
+    assert str(assignment.data.path) == "~root/x"
+    assert assignment.participant.model == "custom:~root/net.py:f"

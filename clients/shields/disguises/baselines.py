@@ -56,8 +56,8 @@ class Sharma(Step):
     name: ClassVar[str] = "Sharma"
 
     def __post_init__(self) -> None:
-        require_integer(self, "block", self.block, 1)
-        require_integer(self, "permute", self.permute, 0)
+        require_integer(self, "block", "block", 1)
+        require_integer(self, "permute", "permute", 0)
         if not 0 <= self.noise <= 10_000:
             raise RequestError(f"Sharma: noise must be 0 to 10000, is {self.noise:g}")
 

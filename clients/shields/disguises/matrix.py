@@ -33,7 +33,7 @@ class _Matrix(Step):
     takes: ClassVar[Kind] = "integers"
 
     def __post_init__(self) -> None:
-        require_integer(self, "MAX_V", self.max_v, 1)
+        require_integer(self, "max_v", "MAX_V", 1)
 
     def draw(self, shape: ImageShape, randomness: Randomness) -> Tensors:
         # 64 random bits modulo max_v: for 2³², uneven by one part in 2³².
@@ -94,7 +94,7 @@ class Rise(Step):
     takes: ClassVar[Kind] = "integers"
 
     def __post_init__(self) -> None:
-        require_integer(self, "RISE_V", self.rise_v, 0)
+        require_integer(self, "rise_v", "RISE_V", 0)
 
     def span(self, before: Span) -> Span:
         """Raise both ends by ``rise_v``."""

@@ -103,10 +103,12 @@ class WrongKeyError(Exception):
     """The images were disguised with another key."""
 
 
-def require_integer(step: Step, what: str, value: float, least: int) -> None:
-    """Raise RequestError if a setting is not an integer or out of range."""
-    if not isinstance(value, int) or not least <= value < LARGEST:
+def require_integer(step: Step, field: str, what: str, least: int) -> None:
+    """Make a setting an int; raise RequestError if it is no whole number, or out of range."""
+    value = getattr(step, field)
+    if not float(value).is_integer() or not least <= value < LARGEST:
         raise RequestError(
             f"{step.name}: {what} must be a whole number of at least {least} and below 2^53, is "
             f"{value:g}"
         )
+    object.__setattr__(step, field, int(value))

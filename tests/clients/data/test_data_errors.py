@@ -240,6 +240,12 @@ def test_declared_classes_that_differ_between_parquet_splits(make):
             name="parquet", path=make.root / "own")  # fmt: skip
 
 
+def test_declared_classes_that_are_none(make):
+    features = {"label": {"_type": "ClassLabel", "names": []}}
+    make.parquet("own/train.parquet", label=[0, 1] * 6, features=features)
+    refused("label . out of range", name="parquet", path=make.root / "own")
+
+
 def test_columns_that_differ_between_parquet_files(make):
     make.parquet("own/train.parquet", label=[0, 1] * 6)
     make.parquet("own/test.parquet", lable=[0, 1] * 6)
