@@ -28,6 +28,7 @@ def compute_logits(
     images: torch.Tensor,
     what: str,
     classes: int | None = None,
+    kind: str = "images",
 ) -> torch.Tensor:
     """Return the logits (B, classes) of a model that may fail, or return something else.
 
@@ -37,7 +38,7 @@ def compute_logits(
     try:
         logits = model(images)
     except Exception as error:
-        raise RequestError(f"{what} fails on images of {shape}: {error}") from error
+        raise RequestError(f"{what} fails on {kind} of {shape}: {error}") from error
     fits = False
     got = type(logits).__name__
     if isinstance(logits, torch.Tensor):
@@ -46,7 +47,7 @@ def compute_logits(
         got = format_shape(logits.shape)
     if not fits:
         raise RequestError(
-            f"{what} must map images of {shape} to logits of {len(images)}x{classes or 'classes'}, "
+            f"{what} must map {kind} of {shape} to logits of {len(images)}x{classes or 'classes'}, "
             f"got {got}"
         )
     return logits  # type: ignore[no-any-return]
@@ -70,28 +71,28 @@ def apply_layers(what: str, layers: nn.Module, kind: str, x: torch.Tensor) -> to
     RequestError
         The layers fail, or return something else.
     """
-    device = next((p.device for p in layers.parameters()), x.device)
-    shape = tuple(x.shape)
+    shape = format_shape(x.shape)
     try:
         with keep_modes(layers), torch.no_grad():
-            output = layers.eval()(x.to(device))
+            output = layers.eval()(_move_to(layers, x))
     except Exception as error:
-        raise RequestError(f"{what}: fails on {kind} of shape {shape}: {error}") from error
+        raise RequestError(f"{what}: fails on {kind} of {shape}: {error}") from error
     if not isinstance(output, torch.Tensor) or output.ndim < 2 or len(output) != len(x):
-        got = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
-        raise RequestError(f"{what}: must map {kind} {shape} to as many rows, got {got}")
+        is_tensor = isinstance(output, torch.Tensor)
+        got = format_shape(output.shape) if is_tensor else type(output).__name__
+        raise RequestError(f"{what}: must map {kind} of {shape} to as many rows, got {got}")
     return output
 
 
 def count_logits(what: str, layers: nn.Module, kind: str, x: torch.Tensor) -> int:
     """Return how many classes layers tell apart; as of :func:`apply_layers`."""
-    logits = apply_layers(what, layers, kind, x)
-    if logits.ndim != 2:
-        raise RequestError(
-            f"{what}: must map {kind} {tuple(x.shape)} to logits ({len(x)}, classes), got "
-            f"{tuple(logits.shape)}"
-        )
-    return int(logits.shape[1])
+    with keep_modes(layers), torch.no_grad():
+        logits = compute_logits(layers.eval(), _move_to(layers, x), f"{what}:", kind=kind)
+    return logits.shape[1]
+
+
+def _move_to(layers: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    return x.to(next((p.device for p in layers.parameters()), x.device))
 
 
 def count_classes(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> int:

@@ -694,14 +694,14 @@ def test_settings_that_do_not_hold_are_named(settings: dict[str, Any], message: 
 
 def test_a_model_whose_output_is_no_logits_is_refused() -> None:
     made = SplitLearning(front(), nn.Identity(), min_nodes=3)
-    with pytest.raises(TooFewParticipants, match=r"back: must map activations \(2, 3, 4, 4\) to"):
+    with pytest.raises(TooFewParticipants, match="back: must map activations of 2x3x4x4 to"):
         made.start(grid(other()), num_rounds=1)
 
 
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"back": nn.Identity()}, RequestError, r"to logits \(2, classes\), got \(2, 3, 4, 4\)"),
+        ({"back": nn.Identity()}, RequestError, "to logits of 2xclasses, got 2x3x4x4"),
         ({"front": nn.Linear(3, 3)}, RequestError, "front: fails on"),
         (
             {"shield": ClipGaussian(epsilon=1.0).bind((2, 2), 8)},
