@@ -60,7 +60,7 @@ def file_unless(*words: str) -> AfterValidator:
     """
 
     def placed(text: str, info: ValidationInfo) -> str:
-        return text if text in words else str(_place(Path(text), info))
+        return text if not text or text in words else str(_place(Path(text), info))
 
     return AfterValidator(placed)
 

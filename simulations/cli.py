@@ -60,7 +60,7 @@ def main_(
 RunPaths = Annotated[list[Path], typer.Argument(help="Run directories.")]
 Settings = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override a setting; may be repeated."),
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a setting (run, shield or data)."),
 ]
 
 

@@ -33,6 +33,7 @@ import psutil
 import torch
 import yaml
 from flwr.common.logger import log
+from pydantic import BaseModel, ValidationError
 
 from pudica.clients.protocol import code_fingerprint
 from pudica.models.clock import timestamp
@@ -287,14 +288,25 @@ class Recorder(MemoryRecorder):
         resolved = self.experiment.to_yaml()
         path = self.directory / "experiment.yaml"
         if path.exists():
-            # Of runs begun before, keys may stand in another order.
-            if yaml.safe_load(path.read_text(encoding="utf-8")) != yaml.safe_load(resolved):
+            if not self._is_same(path.read_text(encoding="utf-8"), resolved):
                 raise RequestError(
                     f"{self.directory} already holds the run of another experiment; "
                     "choose another --out, or --resume it without changes"
                 )
         else:
             write_atomically(path, resolved.encode())
+
+    def _is_same(self, kept: str, resolved: str) -> bool:
+        """Tell whether settings are the same, in whatever order and words they were written."""
+        if kept == resolved:
+            return True
+        try:
+            values = yaml.safe_load(kept)
+            if isinstance(self.experiment, BaseModel):
+                return type(self.experiment).model_validate(values) == self.experiment
+        except (yaml.YAMLError, ValidationError):
+            return False
+        return bool(values == yaml.safe_load(resolved))
 
     def _restore(self) -> None:
         kept = load_tensors(self.directory / "checkpoint.safetensors")

@@ -125,6 +125,7 @@ class CaseSession(Generic[E, S]):
         joined = introduce(self.cohort, assignments, self.read_member, turns)
         self.require_min_replies(len(joined))
         self.agree(joined)
+        self.require_min_replies(len(joined))
         self._check_keys(joined)
         self.require_min_replies(len(joined))
         self.members = joined

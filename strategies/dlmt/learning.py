@@ -13,6 +13,8 @@ from torch import nn
 from pudica import models
 from pudica.models.packing import load_model_arrays, model_arrays, select_prefix
 from pudica.models.randomness import derive
+from pudica.strategies.core.recorder import MemoryRecorder
+from pudica.strategies.core.result import RecordedResult
 from pudica.strategies.core.strategy import RecordedStrategy
 from pudica.strategies.dlmt.measures import DISGUISED, count_right
 from pudica.strategies.dlmt.session import Model, Session
@@ -45,6 +47,7 @@ class Learning(RecordedStrategy):
             seed=derive(session.experiment.seed, "weights"),
         )
         self.attach(session.cohort, session.members, session.case)
+        self._dropouts_before = dict(self.cohort.dropouts)
 
     def train(self) -> None:
         """Train to the end, from wherever a run that was stopped had got to."""
@@ -109,7 +112,8 @@ class Learning(RecordedStrategy):
         return self._model_tensors() | self.state()
 
     def load_state(self, tensors: Mapping[str, torch.Tensor], note: Mapping[str, Any]) -> None:
-        """Put back what :meth:`tensors` returned."""
+        """Put back what :meth:`tensors` returned; who dropped out of joining again still counts."""
+        self.cohort.dropouts.update(self._dropouts_before)
         self._load_model(tensors)
         self.restore(tensors, note["round"])
 
@@ -127,3 +131,12 @@ class Learning(RecordedStrategy):
 
     def _load_model(self, tensors: Mapping[str, torch.Tensor]) -> None:
         load_model_arrays(self.model, select_prefix("model/", tensors))
+
+
+def find_position(recorder: MemoryRecorder, task: str) -> dict[str, Any]:
+    """Return where training stood at the last checkpoint, one of an older version too."""
+    position = recorder.position(task)
+    if position and "round" not in position:
+        rounds, results = int(position["done"]), RecordedResult().note()
+        position |= {"round": rounds, "done": 0, "dropouts": {}, "results": results}
+    return position

@@ -20,7 +20,7 @@ from pudica.strategies.dlmt.central import Central, Collection, Received, file_o
 from pudica.strategies.dlmt.config import DlmtConfig
 from pudica.strategies.dlmt.experiment import DlmtExperiment
 from pudica.strategies.dlmt.federated import Federated
-from pudica.strategies.dlmt.learning import TRAINING, Learning
+from pudica.strategies.dlmt.learning import TRAINING, Learning, find_position
 from pudica.strategies.dlmt.ledger import releases
 from pudica.strategies.dlmt.measures import MEASURES, keep_examiner, measure
 from pudica.strategies.dlmt.session import Session
@@ -81,7 +81,7 @@ class Case:
         task = self.session.task(TRAINING)
         if self.recorder.is_finished(task):
             return self.settings.rounds - 1
-        return int(self.recorder.position(task).get("round", 0)) - 1
+        return int(find_position(self.recorder, task).get("round", 0)) - 1
 
     def _trained(self) -> Learning:
         """Return what has trained, now or before a kill."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterable, Mapping
-from contextlib import suppress
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
@@ -166,8 +165,14 @@ class SplitTrainer(Trainer):
 
     def handle_replies(self, replies: Iterable[Message]) -> None:
         """Take mixtures, losses or gradients; with these the batch makes a step."""
-        with suppress(StopIteration):
+        try:
             self._next = self._batch.send(replies)
+        except StopIteration:
+            if (self.strategy.done + 1) % self.per_batch:  # not the batch's last exchange
+                raise RuntimeError(
+                    "a batch was broken off between its exchanges, and can't be gone on with: make "
+                    "the strategy anew, or resume its record"
+                ) from None
 
     def _train_batch(self, number: int) -> Exchanges:
         """Yield requests for mixtures, losses, and gradients of the ends; make a step."""

@@ -70,8 +70,8 @@ def test_the_claim_of_paper_004_is_refuted_for_an_image(epsilon: float) -> None:
     assert result.guarantee.epsilon is None
 
 
-# So many outputs refute a guarantee nearly always where a third of the Laplace noise is missing; of
-# Gaussian noise an attack sees less.
+# So many outputs refute a guarantee nearly always where a third of the noise is missing; Gaussian
+# noise, of which an attack sees less, for the larger ε only.
 @pytest.mark.parametrize(("epsilon", "samples"), [(0.5, 8_000), (3, 2_000)])
 @pytest.mark.parametrize(("name", "settings"), RECORD_LEVEL.items())
 def test_no_guarantee_for_a_record_is_refuted(
@@ -80,7 +80,7 @@ def test_no_guarantee_for_a_record_is_refuted(
     # The seed is fixed. With another one audit in twenty may fail at most: clip-laplace, counts and
     # a pixel lose all that they may, so there is no slack but the interval's.
     made = mechanism(name, SHAPES[name], 2, epsilon=epsilon, **settings)
-    result = audit(made, samples=samples)
+    result = audit(made, samples=12_000 if (name, epsilon) == ("clip-gaussian", 3) else samples)
     would = made.guarantee_in_real_numbers()
     assert result.could_refute(would)
     assert not result.refutes(would)

@@ -26,7 +26,7 @@ from pudica.clients.dlmt.assigned import AssignedOwner
 from pudica.clients.runtime.vault import Vault
 from pudica.clients.shields.disguises import Key, KeyedDisguise, Span
 from pudica.models.errors import RequestError
-from pudica.models.files import load_tensors
+from pudica.models.files import load_tensors, save_tensors
 from pudica.models.randomness import SystemGenerator, derive
 from pudica.simulations.engines.inprocess import InProcessGrid
 from pudica.simulations.engines.local import build_run_config, build_server_context
@@ -412,6 +412,30 @@ def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(
     run(tiny(*settings), tmp_path / "stopped")
     assert same(model_of(whole, "hidden"), model_of(tmp_path / "stopped", "hidden"))
     assert measured(whole) == measured(tmp_path / "stopped")
+
+
+@pytest.mark.parametrize("how", ["central", "federated"])
+def test_a_run_that_an_older_version_began_goes_on(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    undisturbed: Callable[..., Path],
+    how: str,
+) -> None:
+    monkeypatch.setattr(pudica.strategies.core.recorder, "CHECKPOINT_SECONDS", 0.0)
+    settings = (f"dlmt.train={how}", "dlmt.owners=2", "dlmt.cases={a: {shield: MAT( 9 )}}")
+    whole = undisturbed(*settings)
+    with pytest.raises(Interrupted):
+        run(tiny(*settings), tmp_path / "run", stop=(protocol.RIGHT, 7))
+    checkpoint = tmp_path / "run" / "checkpoint.safetensors"
+    arrays, note = load_tensors(checkpoint)
+    note["position"] = {task: {"done": each["round"]} for task, each in note["position"].items()}
+    assert [each["done"] > 0 for each in note["position"].values()] == [True]
+    save_tensors(checkpoint, arrays, note)
+    written = tmp_path / "run" / "experiment.yaml"
+    written.write_text(written.read_text().replace("MAT(9)", "MAT( 9 )"))
+    run(tiny(*settings), tmp_path / "run")
+    assert same(model_of(whole, "a"), model_of(tmp_path / "run", "a"))
+    assert measured(whole) == measured(tmp_path / "run")
 
 
 def test_an_owner_in_a_fresh_process_for_each_message_does_the_same(
