@@ -118,6 +118,11 @@ class Edge(TrainingAnswers, EvaluationAnswers):
         self._reports = reports and self._test is not None
         self.compute = Compute(compute or ComputeConfig())
         self._layers, self._back = copy.deepcopy(front), copy.deepcopy(back)
+        if shield is not None and not isinstance(shield, Shield):
+            raise RequestError(
+                "shield: must be one of pudica.clients.shields, such as ClipGaussian(epsilon=3), "
+                f"is {type(shield).__name__}"
+            )
         self._given_shield = copy.deepcopy(shield) if shield is not None else NoShield()
         x, _ = self.train.batch(np.arange(min(TRIED, len(self.train))))
         activations = apply_layers("front", self._layers, "images", x)

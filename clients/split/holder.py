@@ -153,6 +153,12 @@ class FrontHolder(Role):
             The device has one that the cloud is not to change.
         """
         given, layers = arrays["front"], packing.state_tensors(self.front.layers)
+        expected = sum(tensor.numel() for tensor in packing.state_tensors(self.shared))
+        if given.numel() != expected:
+            raise RuntimeError(
+                f"the strategy's front has {given.numel()} values, this device's {expected}; give "
+                "both the same module"
+            )
         # Layers come first; what the shield remembers may have moved.
         own = given.numpy()[: sum(layer.numel() for layer in layers)]
         if self._ready and self.terms.fronts in ("private", "frozen"):

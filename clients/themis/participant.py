@@ -18,6 +18,7 @@ from pudica.clients.data import ImageSet
 from pudica.clients.data.examples import Examples, as_examples
 from pudica.clients.runtime.role import Arrays, Config, Role
 from pudica.models.compute import Compute, ComputeConfig
+from pudica.models.errors import RequestError
 from pudica.models.generator import GeneratorTraining, NoiseGenerator
 from pudica.models.naming import validate_node_name
 from pudica.models.randomness import derive, numpy_generator, torch_generator
@@ -120,6 +121,13 @@ class Participant(Role):
         self.name = validate_node_name(name) if name else None
         self.train_set: Images = as_examples(train, "train")
         self.validation_set: Images = as_examples(validation, "validation")
+        if training is not None and not (
+            callable(training) or isinstance(training, TrainingConfig)
+        ):
+            raise RequestError(
+                "training: must be a TrainingConfig, or a function of a model and a data set, is "
+                f"{training!r}"
+            )
         self.training, self.seed = training, seed
         self.compute = Compute(compute or ComputeConfig())
         self._models = {HONEST: model} | ({CHEATING: cheating} if cheating else {})

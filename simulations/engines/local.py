@@ -64,7 +64,15 @@ def restore_identity() -> Iterator[None]:
 
 
 class LocalGrid(Grid):
-    """A grid whose nodes live on this machine or on a Ray cluster, each with a partition."""
+    """A grid whose nodes live on this machine or on a Ray cluster, each with a partition.
+
+    Attributes
+    ----------
+    is_complete : bool
+        Nobody need wait for more nodes.
+    """
+
+    is_complete = True
 
     def __init__(self, partitions: int, run_id: int = RUN_ID) -> None:
         self._run = Run.create_empty(run_id)

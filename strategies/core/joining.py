@@ -24,6 +24,8 @@ T = TypeVar("T")
 
 JOIN_SECONDS = 120.0
 WAIT_SECONDS = 0.2
+# In a simulation all nodes are there at once: who is not there then will hardly come.
+COMPLETE_SECONDS = 10.0
 MOST_NODES = 10**9
 
 
@@ -249,6 +251,8 @@ def join_own_apps(
 
 def _wait_for_own_apps(cohort: Cohort, minimum: int, timeout: float) -> list[int]:
     """Return the nodes that are there, once they are enough."""
+    if getattr(cohort.grid.grid, "is_complete", False):
+        timeout = min(timeout, COMPLETE_SECONDS)
     began, reported = time.monotonic(), -1
     while len(there := sorted(cohort.grid.get_node_ids())) < minimum:
         if len(there) != reported:

@@ -290,8 +290,8 @@ class Recorder(MemoryRecorder):
         if path.exists():
             if not self._is_same(path.read_text(encoding="utf-8"), resolved):
                 raise RequestError(
-                    f"{self.directory} already holds the run of another experiment; "
-                    "choose another --out, or --resume it without changes"
+                    f"{self.directory} already holds the run of another experiment; choose another "
+                    "directory (--out, record=), or resume it without changes"
                 )
         else:
             write_atomically(path, resolved.encode())

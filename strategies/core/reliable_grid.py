@@ -194,7 +194,7 @@ class ReliableGrid(WrappedGrid):
             last = f" (the last one said: {self._last_reason})" if self._last_reason else ""
             raise TooFewParticipants(
                 f"{kind}: {replied} participants answered, the experiment needs {minimum}{last}; "
-                "see events.log; when that is mended, or they are back, resume the run"
+                "the log says more; when that is mended, or they are back, start or resume the run"
             )
 
     def name_of(self, node: int) -> str:

@@ -698,6 +698,13 @@ def test_a_model_whose_output_is_no_logits_is_refused() -> None:
         made.start(grid(other()), num_rounds=1)
 
 
+def test_fronts_that_differ_are_named() -> None:
+    wider = nn.Sequential(nn.Conv2d(1, 3, 3, padding=1), nn.ReLU(), nn.Conv2d(3, 3, 1))
+    made = SplitLearning(wider, back(), min_nodes=3)
+    with pytest.raises(TooFewParticipants, match=r"front has 42 values, this device's 30; give"):
+        made.start(grid(), num_rounds=1)
+
+
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
@@ -708,6 +715,7 @@ def test_a_model_whose_output_is_no_logits_is_refused() -> None:
             RequestError,
             r"bound to examples of \(2, 2\), the front's activations are \(3, 4, 4\)",
         ),
+        ({"shield": nn.Dropout()}, RequestError, "shield: must be one of .*, is Dropout"),
         ({"noise": "loud"}, RequestError, "noise: must be 'secret' or 'seeded'"),
         ({"train": 3}, DataError, "must be a map-style data set"),
         ({"test": [(torch.zeros(SHAPE), "cat")]}, DataError, "labels must be whole numbers"),

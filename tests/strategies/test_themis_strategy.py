@@ -357,6 +357,20 @@ def test_a_module_whose_output_is_no_logits_is_refused(model: nn.Module, message
         Participant(model, TRAIN, VALIDATION)
 
 
+def test_training_that_can_not_be_called_is_refused() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 2))
+    with pytest.raises(RequestError, match="training: must be a TrainingConfig, or a function"):
+        Participant(model, TRAIN, VALIDATION, training=3)  # type: ignore[arg-type]
+
+
+def test_a_simulation_with_too_few_nodes_does_not_wait_for_hours(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("pudica.strategies.core.joining.COMPLETE_SECONDS", 0.3)
+    with pytest.raises(TooFewParticipants, match=r"9 nodes are needed, \d were there after 0\.3 s"):
+        Themis(min_nodes=9).start(grid(), num_rounds=1)
+
+
 @pytest.mark.parametrize(
     ("dataset", "message"),
     [
