@@ -589,7 +589,7 @@ def wide() -> TensorDataset:
         ),
         (
             other(front=nn.Sequential(nn.Conv2d(1, 3, 5, padding=2), nn.ReLU())),
-            "must hold 78 values",
+            "the strategy's front has 30 values, this device's 78; give both the same module",
         ),
     ],
 )
