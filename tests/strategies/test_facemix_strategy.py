@@ -410,8 +410,11 @@ def test_an_edge_that_raises_drops_out_of_serving_and_stops_a_batch() -> None:
         def check_outputs(self, outputs: torch.Tensor, count: int) -> torch.Tensor:
             raise ValueError("not today")
 
+    on, strategy = grid(kind=Silent), FaceMix(*stages(), **{**SETTINGS, "min_nodes": 1})
     with pytest.raises(TooFewParticipants, match="training: 0 participants answered"):
-        train(grid(kind=Silent), min_nodes=1)
+        strategy.start(on, num_rounds=1)
+    with pytest.raises(RuntimeError, match="a batch was broken off"):  # and not silently lost
+        strategy.start(on, num_rounds=1)
 
 
 def test_a_cloud_that_computes_no_numbers_is_told_so(tmp_path: Path) -> None:

@@ -177,6 +177,10 @@ def test_a_record_of_other_settings_is_not_resumed(tmp_path: Path) -> None:
     train(record=tmp_path / "run", rounds=1)
     with pytest.raises(RequestError, match="already holds the run of another experiment"):
         train(record=tmp_path / "run", rounds=1, M=0.5)
+    for damaged in ("a: [", "a: !include b.yaml", "3"):
+        (tmp_path / "run" / "experiment.yaml").write_text(damaged)
+        with pytest.raises(RequestError, match="already holds the run of another experiment"):
+            train(record=tmp_path / "run", rounds=1)
 
 
 def test_flowers_differential_privacy_wraps_it() -> None:
