@@ -14,12 +14,11 @@ from types import ModuleType
 from typing import Annotated, Any
 
 import torch
-from pydantic import AfterValidator
 from torch import nn
 
 from pudica.models.architectures import TORCHVISION, ImageTask
 from pudica.models.errors import RequestError
-from pudica.models.files import make_absolute, settings_folder
+from pudica.models.files import make_absolute, resolve_with
 from pudica.models.trial import compute_logits
 
 PREFIX = "custom:"
@@ -123,11 +122,7 @@ def resolve_model_path(name: str, folder: Path = Path()) -> str:
     return name
 
 
-def _place(name: str, folder: Path | None) -> str:
-    return name if folder is None else resolve_model_path(name, folder)
-
-
-ModelName = Annotated[str, AfterValidator(lambda name, info: _place(name, settings_folder(info)))]
+ModelName = Annotated[str, resolve_with(resolve_model_path)]
 """A model's name in settings. A relative path starts from where the settings are read."""
 
 

@@ -7,10 +7,10 @@ import fcntl
 import json
 import os
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Annotated, Any
+from typing import IO, Annotated, Any, TypeVar
 
 import torch
 from pydantic import AfterValidator, ValidationInfo
@@ -21,6 +21,8 @@ from torch import nn
 from pudica.models.errors import RequestError
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+T = TypeVar("T")
 
 
 def make_absolute(path: Path, folder: Path = Path()) -> Path:
@@ -34,23 +36,27 @@ def make_absolute(path: Path, folder: Path = Path()) -> Path:
         raise ValueError(f"{path}: {error}") from error
 
 
-def settings_folder(info: ValidationInfo) -> Path | None:
-    """Return where relative paths in settings start from: the working directory by default.
+def resolve_with(resolve: Callable[[T, Path], T]) -> AfterValidator:
+    """Return what makes a value in settings mean the same in any directory.
 
-    None: they stay as they are, since the settings are somebody else's.
+    Parameters
+    ----------
+    resolve : callable
+        ``resolve(value, folder)``: relative paths start from the folder, which is the working
+        directory, or the context's. None: values stay as they are, being somebody else's.
 
     >>> Settings.model_validate(values, context={"folder": file.parent})
     """
-    return (info.context or {}).get("folder", Path())  # type: ignore[no-any-return]
+
+    def validate(value: T, info: ValidationInfo) -> T:
+        folder = (info.context or {}).get("folder", Path())
+        return value if folder is None else resolve(value, folder)
+
+    return AfterValidator(validate)
 
 
-def _place(path: Path, info: ValidationInfo) -> Path:
-    folder = settings_folder(info)
-    return path if folder is None else make_absolute(path, folder)
-
-
-AbsolutePath = Annotated[Path, AfterValidator(_place)]
-"""A path in settings, which means the same in any directory once they are read."""
+AbsolutePath = Annotated[Path, resolve_with(make_absolute)]
+"""A path in settings."""
 
 
 def file_unless(*words: str) -> AfterValidator:
@@ -59,10 +65,10 @@ def file_unless(*words: str) -> AfterValidator:
     >>> weights: Annotated[str, file_unless("pretrained")]
     """
 
-    def placed(text: str, info: ValidationInfo) -> str:
-        return text if not text or text in words else str(_place(Path(text), info))
+    def resolve(text: str, folder: Path) -> str:
+        return text if not text or text in words else str(make_absolute(Path(text), folder))
 
-    return AfterValidator(placed)
+    return resolve_with(resolve)
 
 
 def write_atomically(path: Path, data: bytes, mode: int = 0o644, durable: bool = False) -> None:

@@ -34,23 +34,25 @@ def compute_logits(
 
     Raises RequestError, in which ``what`` names the model, also for another number of classes.
     """
-    shape = format_shape(images.shape)
-    try:
-        logits = model(images)
-    except Exception as error:
-        raise RequestError(f"{what} fails on {kind} of {shape}: {error}") from error
-    fits = False
-    got = type(logits).__name__
-    if isinstance(logits, torch.Tensor):
-        fits = logits.ndim == 2 and len(logits) == len(images)
-        fits = fits and classes in (None, logits.shape[1])
-        got = format_shape(logits.shape)
-    if not fits:
+    logits = _call(model, images, what, kind)
+    fits = isinstance(logits, torch.Tensor) and logits.ndim == 2 and len(logits) == len(images)
+    if not fits or classes not in (None, logits.shape[1]):
         raise RequestError(
-            f"{what} must map {kind} of {shape} to logits of {len(images)}x{classes or 'classes'}, "
-            f"got {got}"
+            f"{what} must map {kind} of {format_shape(images.shape)} to logits of "
+            f"{len(images)}x{classes or 'classes'}, got {_describe(logits)}"
         )
     return logits  # type: ignore[no-any-return]
+
+
+def _call(model: Callable[[torch.Tensor], Any], x: torch.Tensor, what: str, kind: str) -> Any:
+    try:
+        return model(x)
+    except Exception as error:
+        raise RequestError(f"{what} fails on {kind} of {format_shape(x.shape)}: {error}") from error
+
+
+def _describe(output: Any) -> str:
+    return format_shape(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
 
 
 def format_shape(sizes: Sequence[int | torch.SymInt]) -> str:
@@ -71,16 +73,14 @@ def apply_layers(what: str, layers: nn.Module, kind: str, x: torch.Tensor) -> to
     RequestError
         The layers fail, or return something else.
     """
-    shape = format_shape(x.shape)
-    try:
-        with keep_modes(layers), torch.no_grad():
-            output = layers.eval()(_move_to(layers, x))
-    except Exception as error:
-        raise RequestError(f"{what}: fails on {kind} of {shape}: {error}") from error
+    with keep_modes(layers), torch.no_grad():
+        layers.eval()
+        output = _call(lambda x: layers(_move_to(layers, x)), x, f"{what}:", kind)
     if not isinstance(output, torch.Tensor) or output.ndim < 2 or len(output) != len(x):
-        is_tensor = isinstance(output, torch.Tensor)
-        got = format_shape(output.shape) if is_tensor else type(output).__name__
-        raise RequestError(f"{what}: must map {kind} of {shape} to as many rows, got {got}")
+        raise RequestError(
+            f"{what}: must map {kind} of {format_shape(x.shape)} to as many rows, got "
+            f"{_describe(output)}"
+        )
     return output
 
 

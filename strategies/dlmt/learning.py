@@ -97,8 +97,9 @@ class Learning(RecordedStrategy):
         done = self.round + 1
         self.session.log(TRAINING, "loss", self.loss, round=done)
         if self.settings.evaluates(done):
+            model = self.trained()
             for part in ("validation", "test"):
-                counted = count_right(self.session, self.trained(), part, DISGUISED)
+                counted = count_right(self.session, model, part, DISGUISED)
                 counted.log(self.session, part, "accuracy", done)
         self.session.note_dropouts(TRAINING, done)
         return MetricRecord({"loss": self.loss})

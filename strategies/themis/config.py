@@ -164,7 +164,7 @@ class ThemisConfig(CasesConfig):
     @model_validator(mode="after")
     def _check_cases(self, info: ValidationInfo) -> ThemisConfig:
         self.resolve_cases(info)
-        if len(self.each_case()) > 1 and self.stages != StagesConfig():
+        if len(self.cases) > 1 and self.stages != StagesConfig():
             raise ValueError("stages: a competition with stages has one case")
         is_single = self.release.draws == len(self.release_bounds) == 1 and not self.cheaters
         if self.stages.test.closes is not None and not is_single:
