@@ -7,6 +7,7 @@ not be done twice.
 
 from __future__ import annotations
 
+import hashlib
 import uuid
 from collections.abc import Callable
 
@@ -19,8 +20,8 @@ from pudica.clients.runtime.vault import AnyVault
 
 EXCHANGE = "pudica-"
 """How names of exchanges begin: what others put there may mean something else."""
-REPLY = "reply"
-REMEMBERED = 32
+KNOWN = "exchanges"
+REMEMBERED, KEPT = 32, 3
 
 
 def new_exchange() -> str:
@@ -37,19 +38,28 @@ def exchange_of(message: Message) -> str:
 def answer_once(vault: AnyVault, exchange: str, answer: Callable[[], RecordDict]) -> RecordDict:
     """Return a node's answer to an exchange: the one that its vault keeps, or a new one.
 
-    It is :func:`.protocol.busy` if another process of this node is at work.
+    The last few are kept, since messages of a server that was killed may come between an exchange
+    and its repetition. It is :func:`.protocol.busy` if another process of this node is at work.
     """
     with vault.alone() as alone:
         if not alone:
             return protocol.busy()
-        names, _, reply = (vault.read(REPLY) or b"").partition(b"\n")
-        before = names.decode().split()
-        if exchange in before[:1]:
-            return recorddict_from_proto(Packed.FromString(reply))
-        if exchange in before:
-            # A repetition that was overtaken: its answer has come, and nobody waits for another.
+        known = (vault.read(KNOWN) or b"").decode().splitlines()
+        if exchange in known[:KEPT]:
+            kept = vault.read(_place_of(exchange))
+            if kept is not None:
+                return recorddict_from_proto(Packed.FromString(kept))
+        if exchange in known:
+            # Long overtaken: its answer has come, and nobody waits for another.
             return protocol.busy()
         content = answer()
-        known = " ".join([exchange, *before][:REMEMBERED]).encode()
-        vault.write(REPLY, known + b"\n" + recorddict_to_proto(content).SerializeToString())
+        vault.write(_place_of(exchange), recorddict_to_proto(content).SerializeToString())
+        vault.write(KNOWN, "\n".join([exchange, *known][:REMEMBERED]).encode())
+        for old in known[KEPT - 1 : KEPT]:
+            vault.delete(_place_of(old))
         return content
+
+
+def _place_of(exchange: str) -> str:
+    """Return under which name an answer is kept; exchanges are named by the server."""
+    return "reply-" + hashlib.blake2b(exchange.encode(), digest_size=8).hexdigest()

@@ -74,6 +74,8 @@ class PendingRequest:
     repeat_at, pause, busy_pause : float
         When it is sent again, how long after that the next time, and how long after the node has
         said that it is at work.
+    seldom : float
+        After which of these pauses they do not grow any more.
     rest : float
         How long the node is left alone once more, after it has failed or was restarted.
     crashes : int
@@ -94,6 +96,7 @@ class PendingRequest:
     repeat_at: float
     pause: float
     started: str
+    seldom: float = SELDOM_SECONDS
     busy_pause: float = BUSY_SECONDS
     rest: float = LOOK_SECONDS
     crashes: int = 0
@@ -134,14 +137,14 @@ class PendingRequest:
 
     def next_rest(self) -> float:
         """Return for how long the node is left alone, twice as long the next time."""
-        rest, self.rest = self.rest, min(2 * self.rest, SELDOM_SECONDS)
+        rest, self.rest = self.rest, min(2 * self.rest, self.seldom)
         return rest
 
     def pause_after(self, message: Message) -> float:
         """Return for how long a node that gave no answer is left alone."""
         if message.has_error():
             return self.next_rest()
-        rest, self.busy_pause = self.busy_pause, min(2 * self.busy_pause, SELDOM_SECONDS)
+        rest, self.busy_pause = self.busy_pause, min(2 * self.busy_pause, self.seldom)
         return rest
 
 

@@ -244,6 +244,7 @@ class ReliableGrid(WrappedGrid):
                 now + pause,
                 pause,
                 started.get(message.metadata.dst_node_id, ""),
+                min(max(limit / 10, REPEAT_SECONDS), SELDOM_SECONDS),
             )
             for number, message in left.items()
         }
@@ -386,7 +387,7 @@ class ReliableGrid(WrappedGrid):
                 request.repeat_at = min(request.repeat_at, now + request.next_rest())
             elif request.repeat_at <= now:
                 request.away_since, request.repeat_at = None, now + request.pause
-                request.pause = min(2 * request.pause, SELDOM_SECONDS)
+                request.pause = min(2 * request.pause, request.seldom)
                 self.observer.event(f"{request.kind} asked again: {self.name_of(request.node)}")
                 self._push([request])
                 self._set_status(request.node, f"at work ({request.kind})")

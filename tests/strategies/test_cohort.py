@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator
+from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import pytest
@@ -392,6 +394,27 @@ def test_a_node_that_was_started_anew_is_asked_again_at_once(
     assert [times.count(i) for i in range(3)] == [1, 2, 1]
     events = (cohort.recorder.directory / "events.log").read_text()
     assert f"{protocol.HELLO} asked again: adam" in events
+
+
+def test_a_silent_node_is_asked_again_ten_times_within_its_time(
+    coming_and_going: Callable[..., tuple[Cohort, ComingAndGoing]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One that can answer again near the end has the time to do so."""
+    now = [0.0]
+    clock = SimpleNamespace(
+        monotonic=lambda: now[0], sleep=lambda seconds: now.__setitem__(0, now[0] + max(1, seconds))
+    )
+    monkeypatch.setattr("pudica.strategies.core.reliable_grid.time", clock)
+    monkeypatch.setattr("pudica.strategies.core.reliable_grid.REPEAT_SECONDS", 60.0)
+    asked: list[float] = []
+    cohort, _ = coming_and_going(
+        lambda i: asked.append(now[0]) if i == 1 else number(i), timeout=1200.0
+    )
+    assert ask(cohort) == {"zoe": 0, "mia": 2}
+    assert now[0] >= 1200
+    assert len(asked) >= 10
+    assert max(after - before for before, after in pairwise([*asked, now[0]])) <= 125
 
 
 @pytest.mark.parametrize("status", [500, 403])
