@@ -149,7 +149,9 @@ def test_whatever_is_killed_or_cut_off_nothing_is_missing(
     server, app = deployment.stopped
     assert "the server (superlink) ended during the run" in server
     assert "ServerApp ended without a word" in app
-    assert "dropout" not in (directory / "events.log").read_text()
+    events = (directory / "events.log").read_text()
+    logs = (kit.programs.read_log(p) for kit in (victim, other) for p in kit.PROGRAMS)
+    assert "dropout" not in events, "\n".join([events, *logs])
     assert deployment.same_as_here(directory)
     model = victim.folder / "vault" / directory.name / victim.config.name
     assert (model / "model-honest.safetensors").is_file()
