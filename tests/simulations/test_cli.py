@@ -190,7 +190,6 @@ def undisturbed() -> dict[str, str]:
 @pytest.mark.parametrize(
     ("number", "engine"),
     [
-        (signal.SIGINT, "inprocess"),
         (signal.SIGTERM, "inprocess"),
         (signal.SIGKILL, "inprocess"),
         (signal.SIGINT, "ray"),

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from click.testing import Result
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 # Nodes, what makes a run short, and what it ends with.
@@ -21,17 +20,11 @@ APPS = {
 }
 
 
-def simulate(name: str, *options: str) -> str:
+def simulate(pudica: Callable[..., Result], name: str, engine: str) -> str:
     nodes, settings, _ = APPS[name]
-    call = "from pudica.simulations.cli import main; main()"
-    options = ("--nodes", str(nodes), "--run-config", settings, *options)
-    done = subprocess.run(
-        [sys.executable, "-c", call, "simulate", str(EXAMPLES / name), *options],
-        env=os.environ | {"FLWR_TELEMETRY_ENABLED": "0", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    options = ("--nodes", nodes, "--run-config", settings, "--engine", engine, "--workers", 1)
+    done = pudica("simulate", EXAMPLES / name, *options)
+    assert done.exit_code == 0, done.stderr[-3000:]
     return done.stdout
 
 
@@ -47,11 +40,11 @@ def test_an_example_is_short(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in APPS if name != "themis"])
-def test_an_example_runs(name: str) -> None:
-    assert re.search(APPS[name][2], simulate(name, "--engine", "inprocess"))
+def test_an_example_runs(pudica: Callable[..., Result], name: str) -> None:
+    assert re.search(APPS[name][2], simulate(pudica, name, "inprocess"))
 
 
-def test_an_example_runs_the_same_on_ray() -> None:
-    here, there = (simulate("themis", "--engine", engine) for engine in ("inprocess", "ray"))
+def test_an_example_runs_the_same_on_ray(pudica: Callable[..., Result]) -> None:
+    here, there = (simulate(pudica, "themis", engine) for engine in ("inprocess", "ray"))
     assert re.search(APPS["themis"][2], here)
     assert there.splitlines() == here.splitlines()
