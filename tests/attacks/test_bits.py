@@ -126,6 +126,9 @@ def test_low_bits_of_noise_in_floating_point_name_the_record(
     released = in_floating_point(shield, activations[right])
     candidates = shield.bounded(activations).numpy()
     got = attack(shield, released, candidates, right)
+    print(
+        f"possible {got.left.sum(1).mean():.1f}, named {got.named} of 60, likeliest {got.likeliest}"
+    )
     assert got.left[np.arange(60), right].all()  # the right one is always possible
     assert got.left.sum(1).mean() < 5  # of 600
     assert got.named > 30  # of 60
@@ -159,6 +162,7 @@ def test_on_the_grid_low_bits_name_nobody(
     released = on_the_grid(shield, activations)
     function = shield.bounded if known == "activations" else shield.noise_centres
     got = attack(shield, released, function(activations).numpy(), right)
+    print(f"named {got.named} of {CANDIDATES}, likeliest {got.likeliest}")
     assert got.named <= most_named(CANDIDATES)
     # It is no better than likelihood alone: of all right names no more than half are its own, but
     # for chance.
