@@ -20,7 +20,7 @@ from pudica.clients.runtime.vault import AnyVault
 
 EXCHANGE = "pudica-"
 """How names of exchanges begin: what others put there may mean something else."""
-KNOWN = "exchanges"
+PLACES = "replies"
 REMEMBERED, KEPT = 32, 3
 
 
@@ -44,22 +44,22 @@ def answer_once(vault: AnyVault, exchange: str, answer: Callable[[], RecordDict]
     with vault.alone() as alone:
         if not alone:
             return protocol.busy()
-        known = (vault.read(KNOWN) or b"").decode().splitlines()
-        if exchange in known[:KEPT]:
-            kept = vault.read(_place_of(exchange))
-            if kept is not None:
-                return recorddict_from_proto(Packed.FromString(kept))
-        if exchange in known:
+        place = _place_of(exchange)
+        if (kept := vault.read(place)) is not None:
+            return recorddict_from_proto(Packed.FromString(kept))
+        places = (vault.read(PLACES) or b"").decode().split()
+        if place in places:
             # Long overtaken: its answer has come, and nobody waits for another.
             return protocol.busy()
         content = answer()
-        vault.write(_place_of(exchange), recorddict_to_proto(content).SerializeToString())
-        vault.write(KNOWN, "\n".join([exchange, *known][:REMEMBERED]).encode())
-        for old in known[KEPT - 1 : KEPT]:
-            vault.delete(_place_of(old))
+        # First the answer: if this process is killed in between, it is found all the same.
+        vault.write(place, recorddict_to_proto(content).SerializeToString())
+        vault.write(PLACES, " ".join([place, *places][:REMEMBERED]).encode())
+        for old in places[KEPT - 1 : KEPT]:
+            vault.delete(old)
         return content
 
 
 def _place_of(exchange: str) -> str:
-    """Return under which name an answer is kept; exchanges are named by the server."""
+    """Return under which name an answer is kept; an exchange's own is up to the server."""
     return "reply-" + hashlib.blake2b(exchange.encode(), digest_size=8).hexdigest()

@@ -15,7 +15,7 @@ from flwr.common.logger import log
 
 from pudica.models.printable import escape_hidden
 
-SELDOM_SECONDS = 600.0
+REPEAT_SECONDS, SELDOM_SECONDS = 60.0, 600.0
 LOOK_SECONDS = 2.0
 BUSY_SECONDS = 30.0
 # How a ClientApp reports what it raised.
@@ -74,8 +74,6 @@ class PendingRequest:
     repeat_at, pause, busy_pause : float
         When it is sent again, how long after that the next time, and how long after the node has
         said that it is at work.
-    seldom : float
-        After which of these pauses they do not grow any more.
     rest : float
         How long the node is left alone once more, after it has failed or was restarted.
     crashes : int
@@ -96,7 +94,6 @@ class PendingRequest:
     repeat_at: float
     pause: float
     started: str
-    seldom: float = SELDOM_SECONDS
     busy_pause: float = BUSY_SECONDS
     rest: float = LOOK_SECONDS
     crashes: int = 0
@@ -113,6 +110,11 @@ class PendingRequest:
     def kind(self) -> str:
         """The message's type."""
         return self.message.metadata.message_type
+
+    @property
+    def longest_pause(self) -> float:
+        """The pause that does not grow any more: within its time a node is asked ten times."""
+        return min(max(self.limit / 10, REPEAT_SECONDS), SELDOM_SECONDS)
 
     def copy(self) -> Message:
         """Return the message anew: Flower takes none twice."""
@@ -137,14 +139,14 @@ class PendingRequest:
 
     def next_rest(self) -> float:
         """Return for how long the node is left alone, twice as long the next time."""
-        rest, self.rest = self.rest, min(2 * self.rest, self.seldom)
+        rest, self.rest = self.rest, min(2 * self.rest, self.longest_pause)
         return rest
 
     def pause_after(self, message: Message) -> float:
         """Return for how long a node that gave no answer is left alone."""
         if message.has_error():
             return self.next_rest()
-        rest, self.busy_pause = self.busy_pause, min(2 * self.busy_pause, self.seldom)
+        rest, self.busy_pause = self.busy_pause, min(2 * self.busy_pause, self.longest_pause)
         return rest
 
 

@@ -19,7 +19,7 @@ from pudica.clients.runtime.idempotency import new_exchange
 from pudica.strategies.core.pending import (
     LOOK_SECONDS,
     LOST,
-    SELDOM_SECONDS,
+    REPEAT_SECONDS,
     LoggingObserver,
     Observer,
     Pending,
@@ -34,7 +34,6 @@ from pudica.strategies.core.wrapped_grid import WrappedGrid
 
 POLL_SECONDS = 0.02
 GIVE_UP_AFTER = 3
-REPEAT_SECONDS = 60.0
 RETRY_SECONDS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
 
 CLOSED = "no answer before the stage was closed"
@@ -244,7 +243,6 @@ class ReliableGrid(WrappedGrid):
                 now + pause,
                 pause,
                 started.get(message.metadata.dst_node_id, ""),
-                min(max(limit / 10, REPEAT_SECONDS), SELDOM_SECONDS),
             )
             for number, message in left.items()
         }
@@ -387,7 +385,7 @@ class ReliableGrid(WrappedGrid):
                 request.repeat_at = min(request.repeat_at, now + request.next_rest())
             elif request.repeat_at <= now:
                 request.away_since, request.repeat_at = None, now + request.pause
-                request.pause = min(2 * request.pause, request.seldom)
+                request.pause = min(2 * request.pause, request.longest_pause)
                 self.observer.event(f"{request.kind} asked again: {self.name_of(request.node)}")
                 self._push([request])
                 self._set_status(request.node, f"at work ({request.kind})")

@@ -55,6 +55,23 @@ def test_what_failed_is_tried_again(tmp_path: Path) -> None:
     assert protocol.numbers_of(answer_once(vault, "one", counter)) == {"times": 1}
 
 
+def test_killed_once_an_answer_is_kept_a_node_does_nothing_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vault, counter = Vault(tmp_path / "a" / "b" / "c"), Counter()
+
+    def killed(self: Vault, name: str, data: bytes, durable: bool = False) -> None:
+        self._write(name, data, durable)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Vault, "write", killed)
+    with pytest.raises(KeyboardInterrupt):
+        answer_once(vault, "one", counter)
+    monkeypatch.undo()
+    assert protocol.numbers_of(answer_once(vault, "one", counter)) == {"times": 1}
+    assert counter.times == 1
+
+
 def test_while_another_process_is_at_work_a_node_is_busy(tmp_path: Path) -> None:
     vault, counter = Vault(tmp_path / "a" / "b" / "c"), Counter()
     other = subprocess.Popen(

@@ -190,6 +190,7 @@ def undisturbed() -> dict[str, str]:
 @pytest.mark.parametrize(
     ("number", "engine"),
     [
+        (signal.SIGINT, "inprocess"),
         (signal.SIGTERM, "inprocess"),
         (signal.SIGKILL, "inprocess"),
         (signal.SIGINT, "ray"),
