@@ -70,8 +70,7 @@ class RecordedStrategy(Strategy):
         self.record = Path(record) if record else None
         self.patience = patience
         self.case = MAIN
-        self.round = 0
-        self.done = 0
+        self.round = self.done = self._evaluated = 0
         self.result = RecordedResult()
         self._cohort: Cohort | None = None
         self._members: dict[str, Member] = {}
@@ -193,17 +192,19 @@ class RecordedStrategy(Strategy):
                 self.load_arrays(initial_arrays or self.initial_arrays())
                 if num_rounds:
                     self.log_start()
-                    self._evaluate(self.arrays(), num_rounds, configs[1], timeout, evaluate_fn)
+                    self._evaluate(self.arrays(), False, configs[1], timeout, evaluate_fn)
             arrays = self._sent = self.arrays()
-            while self.round < num_rounds:
-                if self.is_over() and not self.done:
-                    self.recorder.event(f"{self.title}: {self.round} rounds, not more")
-                    break
+            while self.round < num_rounds and (self.done or not self.is_over()):
                 arrays = self.run_round(arrays, configs[0], timeout, num_rounds)
-                self._evaluate(arrays, num_rounds, configs[1], timeout, evaluate_fn)
+                last = self.round == num_rounds or self.is_over()
+                self._evaluate(arrays, last, configs[1], timeout, evaluate_fn)
                 if self.saves_every_round or self.is_checkpoint_due():
                     self.save_checkpoint()
                 self._show_round(num_rounds)
+            if self.round < num_rounds:
+                self.recorder.event(f"{self.title}: {self.round} rounds, not more")
+            if self._evaluated < self.round:  # it became the last after it was over
+                self._evaluate(arrays, True, configs[1], timeout, None)
             self.end_training()
             self.result.arrays = arrays
             self.result.rows = self.recorder.rows
@@ -280,24 +281,21 @@ class RecordedStrategy(Strategy):
             self.begin_round()
 
     def _evaluate(
-        self,
-        arrays: ArrayRecord,
-        num_rounds: int,
-        config: ConfigRecord,
-        timeout: float,
-        evaluate_fn: Any,
+        self, arrays: ArrayRecord, last: bool, config: ConfigRecord, timeout: float, measure: Any
     ) -> None:
-        grid = self.cohort.grid
-        if self.is_evaluation_due(self.round == num_rounds or self.is_over()):
+        grid, is_due = self.cohort.grid, self.is_evaluation_due(last)
+        if is_due:
             messages = list(self.configure_evaluate(self.round, arrays, config, grid))
             replies = grid.send_and_receive(messages, timeout=timeout)
             metrics = self.aggregate_evaluate(self.round, replies)
             if metrics is not None:
                 self.result.evaluate_metrics_clientapp[self.round] = metrics
-        if evaluate_fn and (central := evaluate_fn(self.round, arrays)) is not None:
+        if measure and (central := measure(self.round, arrays)) is not None:
             self.result.evaluate_metrics_serverapp[self.round] = central
             for metric, value in central.items():
                 self.log("central", metric, value)  # type: ignore[arg-type]
+        if is_due or last:
+            self._evaluated = self.round
 
     def _show_round(self, num_rounds: int) -> None:
         """Log how a round went, where a progress bar does not."""
@@ -428,7 +426,7 @@ class RecordedStrategy(Strategy):
         """Write down from where a run that is killed goes on."""
         tensors = {f"{self.task}/{key}": value for key, value in self.tensors().items()}
         position = {"round": self.round, "done": self.done, "dropouts": self.cohort.dropouts}
-        position["results"] = self.result.note()
+        position |= {"evaluated": self._evaluated, "results": self.result.note()}
         self.recorder.forget(self.task)
         self.recorder.save_checkpoint(self.task, tensors, **position, **self.note())
 
@@ -438,6 +436,7 @@ class RecordedStrategy(Strategy):
         if not position:
             return False
         self.round, self.done = int(position["round"]), int(position["done"])
+        self._evaluated = int(position.get("evaluated", self.round))  # older records lack it
         self.cohort.dropouts.clear()
         self.cohort.dropouts.update(position["dropouts"])
         self.result.restore(position["results"])

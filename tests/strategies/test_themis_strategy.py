@@ -134,6 +134,23 @@ def test_own_modules_and_data_train_the_noise(update: str) -> None:
     assert board.plain_accuracy.min() > 80
 
 
+def test_training_may_end_at_any_moment_and_is_measured_where_it_ended() -> None:
+    """The end comes between any two looks at it; the last epoch is always measured, once."""
+    ended = set()
+    for looks in range(14):
+        strategy = Themis(min_nodes=3, batch_size=16, validate_every=100)
+        counted = iter(range(10**6))
+        strategy.is_closed = lambda left=looks, seen=counted: next(seen) >= left  # type: ignore[misc]
+        frame = strategy.start(grid(), num_rounds=4).frame()
+        measured = frame[frame.metric == "validation_accuracy"]
+        ended.add(strategy.round)
+        assert sorted(measured["round"]) == sorted(
+            3 * [0] + 3 * [strategy.round] * (strategy.round > 0)
+        )
+        assert frame[frame.metric == "mean_sigma"]["round"].max() == strategy.round
+    assert ended == {0, 1, 2, 3, 4}
+
+
 @pytest.mark.parametrize("update", ["joint", "sequential", "averaged"])
 def test_flowers_own_start_leads_to_the_same_arrays(update: str) -> None:
     """There a round is one exchange: three batches an epoch, each of three if one after another."""
