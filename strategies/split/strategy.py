@@ -311,7 +311,9 @@ class SplitLearning(SplitState):
                     self.load_arrays(initial_arrays or self.initial_arrays())
                 for _ in ReleaseOnce(self).train(num_rounds):
                     config = evaluate_config or ConfigRecord()
-                    self._evaluate(self.arrays(), num_rounds, config, timeout, evaluate_fn)
+                    self._evaluate(
+                        self.arrays(), self.round == num_rounds, config, timeout, evaluate_fn
+                    )
                 self.result.arrays, self.result.rows = self.arrays(), self.recorder.rows
             return self.result
         return super().start(
