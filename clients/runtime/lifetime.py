@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
@@ -23,14 +21,19 @@ class Memory:
 _current: ContextVar[Memory | None] = ContextVar("memory", default=None)
 
 
-@contextmanager
-def remember_in(memory: Memory) -> Iterator[None]:
+class remember_in:  # noqa: N801
     """Let nodes that answer within the context keep there what has no other place."""
-    token = _current.set(memory)
-    try:
-        yield
-    finally:
-        _current.reset(token)
+
+    __slots__ = ("_memory", "_token")
+
+    def __init__(self, memory: Memory) -> None:
+        self._memory = memory
+
+    def __enter__(self) -> None:
+        self._token = _current.set(self._memory)
+
+    def __exit__(self, *_: object) -> None:
+        _current.reset(self._token)
 
 
 def current_memory() -> Memory | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 from flwr.app import Message
@@ -51,17 +51,16 @@ class InProcessGrid(LocalGrid):
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Process messages, and return those of the requested replies that are available."""
-        wanted = list(message_ids)
         with self._lock:
             while self._eager and self._waiting:
                 self._answer_next()
-            return self._receive(wanted)
+            return self._receive(set(message_ids))
 
-    def _receive(self, identifiers: list[str]) -> list[Message]:
+    def _receive(self, identifiers: Collection[str]) -> list[Message]:
         with self._lock:
             if self._waiting:
                 self._answer_next()
-            return [self._replies.pop(i) for i in identifiers if i in self._replies]
+            return [self._replies.pop(i) for i in list(self._replies) if i in identifiers]
 
     def _answer_next(self) -> None:
         identifier, message = self._waiting.popleft()

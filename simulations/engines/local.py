@@ -6,18 +6,17 @@ import itertools
 import threading
 import time
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flwr.app import Context, Message, RecordDict
-from flwr.app.metadata import Metadata
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
-from pudica.simulations.engines.nodes import RUN_ID
+from pudica.simulations.engines.nodes import RUN_ID, copy_object
 
 if TYPE_CHECKING:
     from pudica.strategies.core.experiment import Experiment
@@ -120,9 +119,12 @@ class LocalGrid(Grid):
         identifiers = self._push(messages, together=timeout is None or timeout >= LONG_SECONDS)
         deadline = time.monotonic() + timeout if timeout is not None else float("inf")
         replies: dict[str, Message] = {}
-        while len(replies) < len(identifiers) and time.monotonic() < deadline:
-            waiting = [i for i in identifiers if i not in replies]
-            replies |= {m.metadata.reply_to_message_id: m for m in self._receive(waiting)}
+        waiting = dict.fromkeys(identifiers)
+        while waiting and time.monotonic() < deadline:
+            for reply in self._receive(waiting.keys()):
+                identifier = reply.metadata.reply_to_message_id
+                replies[identifier] = reply
+                del waiting[identifier]
         return [replies[i] for i in identifiers if i in replies]
 
     def _push(self, messages: Iterable[Message], together: bool = False) -> list[str]:  # noqa: ARG002
@@ -146,23 +148,11 @@ class LocalGrid(Grid):
             )
         identifier = str(next(self._numbers))
         message.metadata.__dict__["_message_id"] = identifier
-        old = message.metadata
-        metadata = Metadata(
-            run_id=old.run_id,
-            message_id=identifier,
-            src_node_id=old.src_node_id,
-            dst_node_id=old.dst_node_id,
-            reply_to_message_id="",
-            group_id=old.group_id,
-            created_at=old.created_at,
-            ttl=old.ttl,
-            message_type=old.message_type,
-            src_task_id=old.src_task_id,
-            dst_task_id=old.dst_task_id,
-        )
-        return Message(content=message.content, metadata=metadata)  # type: ignore[call-overload,no-any-return]
+        sent = copy_object(message)
+        sent.__dict__["_metadata"] = copy_object(message.metadata)
+        return sent
 
-    def _receive(self, identifiers: list[str]) -> Iterable[Message]:
+    def _receive(self, identifiers: Collection[str]) -> Iterable[Message]:
         """Return some replies, after a short time at most if nodes work in the background."""
         return self.pull_messages(identifiers)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from logging import WARN
 from pathlib import Path
@@ -15,6 +17,7 @@ from flwr.clientapp import ClientApp
 from flwr.common.logger import log
 from ray import cloudpickle
 
+from pudica.clients.protocol import payload_bytes
 from pudica.models.errors import RequestError
 from pudica.simulations.engines.cluster import compute_worker_count, connect
 from pudica.simulations.engines.local import (
@@ -28,12 +31,13 @@ from pudica.simulations.engines.nodes import (
     Worker,
     build_error_reply,
     build_expiry_reply,
-    is_expired,
+    expiry_time,
 )
 from pudica.strategies.core.experiment import Experiment
 
 ATTEMPTS = 3
 PATIENCE_SECONDS = 30.0
+BATCH_BYTES = 2**28  # all that passes through Ray's object store at a time must fit there
 
 
 @dataclass
@@ -61,8 +65,8 @@ class RayGrid(LocalGrid):
     num_cpus, num_gpus : float
         Resources of each worker.
     batched : bool
-        Pass all messages of a push to a worker in a single call. This is three times faster for
-        small messages, but the replies arrive together too, so runs with a timeout need False.
+        Pass the messages of a push to a worker in a single call. This is several times faster,
+        but the replies arrive together too, so runs with a timeout need False.
         :meth:`send_and_receive` does so anyway unless it has a short timeout.
     search_path : sequence of str
         Where workers look for modules first.
@@ -92,7 +96,7 @@ class RayGrid(LocalGrid):
         self._actor = ray.remote(num_cpus=num_cpus, num_gpus=num_gpus)(Worker)
         self._arguments = (_pickle_app(app), partitions, config, options, search_path)
         self.workers: list[Any] = [self._new_worker() for _ in range(min(workers, partitions))]
-        self._pending: dict[Any, _PendingMessage] = {}
+        self._pending: dict[Any, list[_PendingMessage]] = {}  # by Ray's reference to the replies
         self._replies: dict[str, Message] = {}
         self._worker_of_node: dict[int, int] = {}
         self._states: dict[int, RecordDict] = {}
@@ -131,12 +135,9 @@ class RayGrid(LocalGrid):
         identifiers = super()._push(messages)
         with self._lock:
             outbox, self._outbox = self._outbox, []
-            if self._batched or together:
-                for worker in range(len(self.workers)):
-                    self._submit([pending for pending in outbox if pending.worker == worker])
-            else:
-                for pending in outbox:
-                    self._submit([pending])
+            together = together or self._batched
+            for batch in split_batches(outbox) if together else ([pending] for pending in outbox):
+                self._submit(batch)
         return identifiers
 
     def _dispatch(self, message: Message, identifier: str) -> None:
@@ -149,14 +150,8 @@ class RayGrid(LocalGrid):
 
     def _submit(self, requests: list[_PendingMessage]) -> None:
         """Send messages that are all for the same worker."""
-        if not requests:
-            return
         arguments = [(p.message, self.partition[p.message.metadata.dst_node_id]) for p in requests]
-        answer = self.workers[requests[0].worker].answer.options(num_returns=len(requests))
-        references = answer.remote(*arguments)
-        if len(requests) == 1:
-            references = [references]
-        self._pending.update(zip(references, requests, strict=True))
+        self._pending[self.workers[requests[0].worker].answer.remote(arguments)] = requests
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Wait briefly for replies, and return those of the requested ones that are available."""
@@ -175,24 +170,26 @@ class RayGrid(LocalGrid):
             if reference not in self._pending:
                 continue  # sent again already, with the others of a dead worker
             try:
-                reply, state = ray.get(reference)
+                answers = ray.get(reference)
             except (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError) as error:
-                self._replace_worker(self._pending[reference].worker, error)
+                self._replace_worker(self._pending[reference][0].worker, error)
                 continue
-            pending = self._pending.pop(reference)
-            if state is not None:
-                self._states[pending.message.metadata.dst_node_id] = state
-            if not pending.expired:
-                self._replies[pending.identifier] = reply
+            for pending, (reply, state) in zip(self._pending.pop(reference), answers, strict=True):
+                if state is not None:
+                    self._states[pending.message.metadata.dst_node_id] = state
+                if not pending.expired:
+                    self._replies[pending.identifier] = reply
         # Answer messages whose time to live is over; their nodes may still be at work.
-        for pending in self._pending.values():
-            if not pending.expired and is_expired(pending.message):
+        now = time.time()
+        for pending in itertools.chain.from_iterable(self._pending.values()):
+            if not pending.expired and expiry_time(pending.message) < now:
                 pending.expired = True
                 self._replies[pending.identifier] = build_expiry_reply(pending.message)
 
     def _replace_worker(self, worker: int, error: Exception) -> None:
         """Replace a dead worker, and send its unanswered messages again, one by one."""
-        lost = [(r, p) for r, p in self._pending.items() if p.worker == worker]
+        calls = [r for r, requests in self._pending.items() if requests[0].worker == worker]
+        lost = [pending for call in calls for pending in self._pending.pop(call)]
         self.workers[worker] = self._new_worker()
         states = {
             node: (self.partition[node], state)
@@ -201,8 +198,7 @@ class RayGrid(LocalGrid):
         }
         if states:
             self.workers[worker].restore.remote(states)
-        for position, (reference, pending) in enumerate(lost):
-            del self._pending[reference]
+        for position, pending in enumerate(lost):
             # A worker answers in order, so only the first message can have killed it.
             pending.attempts += position == 0
             if pending.attempts <= ATTEMPTS:
@@ -210,6 +206,28 @@ class RayGrid(LocalGrid):
             elif not pending.expired:
                 death = RuntimeError(f"its worker died {ATTEMPTS} times: {error}")
                 self._replies[pending.identifier] = build_error_reply(pending.message, death)
+
+
+def split_batches(outbox: Iterable[_PendingMessage]) -> Iterator[list[_PendingMessage]]:
+    """Yield the messages of each worker in batches.
+
+    A batch travels as one object, in which what several nodes get is there once; its replies
+    too, which differ, and are taken to be as large as what the nodes got.
+    """
+    sizes: dict[int, int] = {}
+    batches: dict[int, list[_PendingMessage]] = {}
+    filled: Counter[int] = Counter()
+    for pending in outbox:
+        content, worker = pending.message.content, pending.worker
+        if id(content) not in sizes:
+            sizes[id(content)] = payload_bytes(content)
+        size = sizes[id(content)]
+        if worker in batches and filled[worker] + size > BATCH_BYTES:
+            yield batches.pop(worker)
+            filled[worker] = 0
+        batches.setdefault(worker, []).append(pending)
+        filled[worker] += size
+    yield from batches.values()
 
 
 def _pickle_app(app: ClientApp) -> bytes:

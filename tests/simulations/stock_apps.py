@@ -238,6 +238,15 @@ def behaving() -> ClientApp:
         context.state["log"] = ConfigRecord({"log": [*before, int(message.content["say"]["n"])]})
         return Message(context.state, reply_to=message)
 
+    @app.query("change")
+    def change(message: Message, context: Context) -> Message:
+        numbers = message.content["say"]["numbers"]
+        seen = context.state.setdefault("seen", ConfigRecord({"numbers": []}))
+        seen["numbers"] = [*seen["numbers"], *numbers]
+        numbers.append(9)
+        message.content["more"] = ConfigRecord()
+        return Message(RecordDict({"seen": seen}), reply_to=message)
+
     @app.query("sleep")
     def sleep(message: Message, context: Context) -> Message:
         if context.node_config["partition-id"] == 2:

@@ -25,7 +25,7 @@ from pudica.models.files import load_tensors
 from pudica.simulations.engines import inprocess
 from pudica.simulations.engines.cluster import compute_worker_count, connect
 from pudica.simulations.engines.local import build_run_config, build_server_context
-from pudica.simulations.engines.ray import RayGrid
+from pudica.simulations.engines.ray import RayGrid, _PendingMessage, split_batches
 from pudica.strategies.app import app as server_app
 from pudica.strategies.core.experiment import Experiment, RayConfig
 from pudica.strategies.loading import load_experiment
@@ -70,6 +70,25 @@ def run_on_ray(wanted: Experiment, directory: Path, workers: int, **options: Any
     finally:
         grid.stop()
     return grid
+
+
+def test_messages_travel_in_batches_that_fit_the_object_store(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of one worker each, in the order in which they were sent, none of them lost."""
+    monkeypatch.setattr("pudica.simulations.engines.ray.BATCH_BYTES", 100)
+
+    def outbox(size: int) -> list[_PendingMessage]:
+        content = RecordDict({"x": ConfigRecord({"": "x" * size})})
+        return [_PendingMessage(str(i), Message(content, i, "query"), i % 2, 1) for i in range(10)]
+
+    def batches(size: int) -> list[list[str]]:
+        return sorted([p.identifier for p in batch] for batch in split_batches(outbox(size)))
+
+    build_server_context({})
+    assert batches(20) == [list("02468"), list("13579")]
+    assert batches(40) == [list("02"), list("13"), list("46"), list("57"), ["8"], ["9"]]
+    assert batches(300) == [[str(i)] for i in range(10)]
 
 
 def test_the_same_bits_in_process_and_on_a_worker(cluster: None, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ import ray
 import stock_apps
 import torch
 from click.testing import Result
-from flwr.app import Context, Message, MetricRecord, RecordDict
+from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid, ServerApp
@@ -183,6 +183,17 @@ def test_messages_in_flight_to_one_node_are_handled_in_order(grid: Grid) -> None
         arrived += grid.pull_messages(pushed)
     logs = {m.metadata.reply_to_message_id: list(m.content["log"]["log"]) for m in arrived}
     assert [logs[identifier] for identifier in pushed] == [list(range(n + 1)) for n in range(5)]
+
+
+def test_nobody_sees_what_others_do_to_the_records_they_were_given(grid: Grid) -> None:
+    content = RecordDict({"say": ConfigRecord({"numbers": [1]})})
+    for times in (1, 2):
+        messages = [Message(content, node, "query.change") for node in grid.get_node_ids()]
+        replies = list(grid.send_and_receive(messages))
+        assert [list(reply.content["seen"]["numbers"]) for reply in replies] == [[1] * times] * 3
+        for reply in replies:
+            reply.content["seen"]["numbers"].append(7)
+    assert content == RecordDict({"say": ConfigRecord({"numbers": [1]})})
 
 
 def test_timeouts_hold_and_messages_expire(grid: Grid) -> None:
