@@ -54,6 +54,7 @@ def test_no_file_of_a_user_breaks_an_import(hostile: Path) -> None:
     python(hostile, "script.py")
 
 
+@pytest.mark.slow
 def test_a_run_with_a_model_of_ones_own_called_models(hostile: Path) -> None:
     """The organiser's process builds it as the workers do."""
     (hostile / "models.py").write_text(

@@ -341,6 +341,7 @@ def test_a_known_front_needs_no_steering(laboratory: Laboratory, pilot: str, see
 
 
 # Of the two scales of paper 002 the larger, which is harder to average out.
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("shield", NOISY if WANTED in os.environ else NOISY[1:])
 def test_noise_blurs_one_release_and_averages_out(

@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 from collections import defaultdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from cheating_cloud import Refused
+from forking import fork, wait_for
 from node_under_attack import DEFAULT, STRICTEST, NodeUnderAttack
 
 import pudica.clients.app
@@ -61,8 +63,8 @@ def work(device: NodeUnderAttack, wire: Path) -> None:
 
 def killed_at(point: int, directory: Path, wire: Path) -> bool:
     """Do the work in a process that is killed before it writes for the so manieth time."""
-    child = os.fork()
-    if not child:
+
+    def killed() -> None:
         torch.set_num_threads(1)
         left = iter(range(point))
         write = pudica.clients.runtime.vault.write_atomically
@@ -75,10 +77,10 @@ def killed_at(point: int, directory: Path, wire: Path) -> bool:
         pudica.clients.runtime.vault.write_atomically = or_die  # type: ignore[assignment]
         pudica.clients.runtime.odometer.write_atomically = or_die  # type: ignore[attr-defined]
         work(NodeUnderAttack(directory, **STRICTEST), wire)
-        os._exit(0)
-    _, status = os.waitpid(child, 0)
-    assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0
-    return os.WIFSIGNALED(status)
+
+    ended = wait_for(fork(killed))
+    assert ended in (0, -signal.SIGKILL)
+    return ended != 0
 
 
 def test_never_less_is_counted_than_was_sent_wherever_a_device_is_killed(tmp_path: Path) -> None:
@@ -197,16 +199,14 @@ def test_parts_do_not_add_up_while_images_stay_in_them() -> None:
 
 def test_two_processes_pay_one_after_the_other(tmp_path: Path) -> None:
     """Two runs at once: neither overwrites what the other has paid."""
-    children = []
-    for number in range(6):
-        child = os.fork()
-        if not child:
-            vault = Vault(tmp_path / "vault" / f"run {number}" / "node", tmp_path / "lasting")
-            for turn in range(10):
-                Odometer(vault).note(release(run=f"run {number}", ratio=0.01 * turn))
-            os._exit(0)
-        children.append(child)
-    assert {os.waitpid(child, 0)[1] for child in children} == {0}
+
+    def pay(number: int) -> None:
+        vault = Vault(tmp_path / "vault" / f"run {number}" / "node", tmp_path / "lasting")
+        for turn in range(10):
+            Odometer(vault).note(release(run=f"run {number}", ratio=0.01 * turn))
+
+    children = [fork(partial(pay, number)) for number in range(6)]
+    assert {wait_for(child) for child in children} == {0}
     vault = Vault(tmp_path / "vault" / "run 0" / "node", tmp_path / "lasting")
     assert len(Odometer(vault).entries()) == 60
 

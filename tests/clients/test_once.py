@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+import os
+import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
+from forking import fork, wait_for
 
 from pudica.clients import protocol
 from pudica.clients.runtime.idempotency import answer_once
 from pudica.clients.runtime.vault import Vault
-
-HOLDS = (
-    "import sys; from pathlib import Path; from pudica.clients.runtime.vault import Vault\n"
-    "with Vault(Path(sys.argv[1])).alone() as alone:\n"
-    "    print(alone, flush=True); sys.stdin.read()"
-)
 
 
 class Counter:
@@ -74,20 +69,21 @@ def test_killed_once_an_answer_is_kept_a_node_does_nothing_twice(
 
 def test_while_another_process_is_at_work_a_node_is_busy(tmp_path: Path) -> None:
     vault, counter = Vault(tmp_path / "a" / "b" / "c"), Counter()
-    other = subprocess.Popen(
-        [sys.executable, "-c", HOLDS, str(vault.root)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
+    said, says = os.pipe()
+
+    def hold() -> None:
+        with Vault(vault.root).alone() as alone:
+            os.write(says, str(alone).encode())
+            signal.pause()
+
+    other = fork(hold)
     try:
-        assert other.stdout is not None
-        assert other.stdout.readline() == "True\n"
+        assert os.read(said, 4) == b"True"
         assert protocol.is_busy(answer_once(vault, "one", counter))
         assert counter.times == 0
     finally:
-        other.kill()
-        other.communicate()
+        os.kill(other, signal.SIGKILL)
+        wait_for(other)
     # A lock is gone with its process, however it ended.
     assert protocol.numbers_of(answer_once(vault, "one", counter)) == {"times": 1}
 

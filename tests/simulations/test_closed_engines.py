@@ -57,6 +57,8 @@ print(ray.get_runtime_context().gcs_address, flush=True)
 time.sleep(300)
 """
 # One that each of Ray's servers has. What a server has not, it calls unimplemented.
+pytestmark = pytest.mark.slow
+
 METHODS = (
     "NodeInfoGcsService/GetAllNodeInfo",
     "NodeManagerService/GetNodeStats",

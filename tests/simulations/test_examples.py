@@ -44,6 +44,7 @@ def test_an_example_runs(pudica: Callable[..., Result], name: str) -> None:
     assert re.search(APPS[name][2], simulate(pudica, name, "inprocess"))
 
 
+@pytest.mark.slow
 def test_an_example_runs_the_same_on_ray(pudica: Callable[..., Result]) -> None:
     here, there = (simulate(pudica, "themis", engine) for engine in ("inprocess", "ray"))
     assert re.search(APPS["themis"][2], here)

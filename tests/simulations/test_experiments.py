@@ -117,6 +117,7 @@ def test_a_whole_competition_on_a_slice_of_each_real_data_set(
     assert 0 < values["chance"] < 1
 
 
+@pytest.mark.slow
 def test_celebas_experiment_runs_on_small_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

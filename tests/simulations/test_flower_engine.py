@@ -92,7 +92,7 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-@pytest.mark.slow_engine
+@pytest.mark.slow
 def test_same_results_as_in_process_and_nothing_left(
     tmp_path: Path, temporary: Path, elsewhere: Path
 ) -> None:
@@ -110,7 +110,7 @@ def test_same_results_as_in_process_and_nothing_left(
     assert list(temporary.iterdir()) == []
 
 
-@pytest.mark.deployment
+@pytest.mark.slow
 def test_failed_run_says_why(tmp_path: Path, temporary: Path, elsewhere: Path) -> None:
     experiment = short_experiment("data.name=mnist", "data.root=nowhere")
 
@@ -123,7 +123,7 @@ def test_failed_run_says_why(tmp_path: Path, temporary: Path, elsewhere: Path) -
     assert list(temporary.iterdir()) == []
 
 
-@pytest.mark.deployment
+@pytest.mark.slow
 def test_interrupt_leaves_nothing(tmp_path: Path, temporary: Path) -> None:
     environment = {
         **os.environ,

@@ -73,6 +73,7 @@ def test_the_command_line_knows_it(site: Path) -> None:
     assert "poll.png" in plotted
 
 
+@pytest.mark.slow
 def test_workers_know_it(site: Path) -> None:
     call = """
 from pudica.simulations import run

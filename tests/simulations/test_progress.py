@@ -2,38 +2,47 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import pty
 import re
-import subprocess
-import sys
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
+from forking import fork, wait_for
 from hostile_names import HIDDEN, MARKUP
 
+from pudica.models.files import write_atomically
 from pudica.models.printable import escape_hidden
 from pudica.simulations.display import print_frame
-from pudica.simulations.progress import LINE_SECONDS, LineDisplay, Rate
+from pudica.simulations.progress import LINE_SECONDS, LineDisplay, Rate, watch
 
-WATCHED = """
-import json, sys, time
-from pathlib import Path
-from pudica.models.files import write_atomically
-from pudica.simulations.progress import watch
-folder = Path(sys.argv[1])
-def say(stage, done):
-    state = {"stage": stage, "done": done, "total": 4, "unit": "epoch"}
-    write_atomically(folder / "progress.json", json.dumps(state).encode())
-    time.sleep(0.3)
-with watch(folder, quiet=sys.argv[2] == "quiet"):
-    for stage in ("first", "second"):
-        for done in (1, 2, 4):
-            say(stage, done)
-"""
+
+@pytest.fixture(autouse=True)
+def _polled_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pudica.simulations.progress.POLL_SECONDS", 0.05)
+
+
+def work(
+    folder: Path,
+    stages: tuple[str, ...] = ("first", "second"),
+    nodes: dict[str, Any] | None = None,
+    quiet: bool = False,
+) -> None:
+    """Do nothing much, and write down how far it is."""
+    with watch(folder, quiet):
+        for stage, done in itertools.product(stages, (1, 2, 4)):
+            if nodes:
+                write_atomically(folder / "nodes.json", json.dumps(nodes).encode())
+            report = {"stage": stage, "done": done, "total": 4, "unit": "epoch"}
+            write_atomically(folder / "progress.json", json.dumps(report).encode())
+            time.sleep(0.1)
 
 
 @pytest.fixture
@@ -88,11 +97,7 @@ def test_a_line_per_node_when_there_is_something_new_of_it(clock, capsys) -> Non
 
 def test_nodes_in_a_terminal(tmp_path: Path) -> None:
     away = {"ann [x]": {"state": "away", "since": time.time()}}
-    script = WATCHED.replace("def say", f"NODES = {away!r}\ndef say").replace(
-        "    time.sleep",
-        '    write_atomically(folder / "nodes.json", json.dumps(NODES).encode())\n    time.sleep',
-    )
-    written = in_terminal(sys.executable, "-c", script, str(tmp_path), "")
+    written = in_terminal(lambda: work(tmp_path, nodes=away))
     assert re.search(r"ann \[x\]: away for \d+ s", written)
     assert "4/4" in written
 
@@ -107,24 +112,26 @@ def test_rate_and_time_left(clock) -> None:
     assert rate.format(6, "step", 8) == "5 s per step, 10 s left"
 
 
-def in_terminal(*command: str) -> str:
-    """Return what a command writes to a terminal."""
+def in_terminal(command: Callable[[], None]) -> str:
+    """Return what a process writes to a terminal."""
     ours, its = pty.openpty()
-    with subprocess.Popen(command, stdout=its, stderr=its) as process:
-        os.close(its)
-        written = b""
-        try:
-            while part := os.read(ours, 4096):
-                written += part
-        except OSError:  # Linux's way to say that the other side is closed
-            pass
+    return read_child(fork(command, its, its), ours, its)
+
+
+def read_child(child: int, ours: int, its: int) -> str:
+    """Return all that a child writes to the other side of a pipe or a terminal."""
+    os.close(its)
+    written = b""
+    with suppress(OSError):  # Linux's way to say that a terminal's other side is closed
+        while part := os.read(ours, 4096):
+            written += part
     os.close(ours)
-    assert process.returncode == 0, written
+    assert wait_for(child) == 0, written
     return written.decode()
 
 
 def test_bars_in_a_terminal(tmp_path: Path) -> None:
-    written = in_terminal(sys.executable, "-c", WATCHED, str(tmp_path), "")
+    written = in_terminal(lambda: work(tmp_path))
     assert "first" in written
     assert "second" in written
     assert "4/4" in written
@@ -132,8 +139,8 @@ def test_bars_in_a_terminal(tmp_path: Path) -> None:
 
 
 def test_lines_in_a_pipe(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", WATCHED, str(tmp_path), ""]
-    said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    ours, its = os.pipe()
+    said = read_child(fork(lambda: work(tmp_path), errors=its), ours, its)
     lines = [line.split(",")[0] for line in said.splitlines()]
     # How many reports are seen depends on the machine's load; a stage's end is never missed.
     ends = [line for line in lines if line.endswith("4/4 epochs")]
@@ -143,12 +150,12 @@ def test_lines_in_a_pipe(tmp_path: Path) -> None:
 
 
 def test_nothing_when_quiet(tmp_path: Path) -> None:
-    assert in_terminal(sys.executable, "-c", WATCHED, str(tmp_path), "quiet") == ""
+    assert in_terminal(lambda: work(tmp_path, quiet=True)) == ""
 
 
 def test_what_an_earlier_process_left_is_not_shown(tmp_path: Path) -> None:
     (tmp_path / "progress.json").write_text(json.dumps(state("stale", 3)))
-    assert "stale" not in in_terminal(sys.executable, "-c", WATCHED, str(tmp_path), "")
+    assert "stale" not in in_terminal(lambda: work(tmp_path))
 
 
 # ------------------------------------------------------------------------- tables
@@ -202,12 +209,8 @@ def test_lines_show_every_name_as_it_is_and_act_on_none(clock, capsys, name: str
 @pytest.mark.parametrize("name", ["\x1b]0;owned\x07\x1b[2Jx", "a\r\u202eb", "[red]x[/red] [/]"])
 def test_bars_show_every_name_as_it_is_and_act_on_none(tmp_path: Path, name: str) -> None:
     nodes = {name: {"state": "away", "since": time.time()}}
-    script = WATCHED.replace('"first"', repr(f"training ({name})")).replace(
-        "    time.sleep",
-        f'    write_atomically(folder / "nodes.json", json.dumps({nodes!r}).encode())\n'
-        "    time.sleep",
-    )
-    written = in_terminal(sys.executable, "-c", script, str(tmp_path), "")
+    stages = (f"training ({name})", "second")
+    written = in_terminal(lambda: work(tmp_path, stages, nodes))
     assert f"{escape_hidden(name)}: away for" in written
     assert f"training ({escape_hidden(name)})" in written
     assert not any(part in written for part in ("\x1b]0;owned", "\x1b[2Jx", "\u202e"))

@@ -116,6 +116,7 @@ def run_with_deaths(wanted: Experiment, directory: Path, at: tuple[int, ...]) ->
     assert next(pulls) > max(at)
 
 
+@pytest.mark.slow
 def test_of_two_workers_one_that_dies_changes_nothing(cluster: None, tmp_path: Path) -> None:
     wanted = experiment()
     inprocess.run(wanted, tmp_path / "here")
@@ -130,6 +131,7 @@ def split_experiment(*overrides: str) -> Experiment:
     return load_experiment("split-digits", [*SPLIT, *overrides])
 
 
+@pytest.mark.slow
 def test_split_learning_on_workers_is_that_in_process(cluster: None, tmp_path: Path) -> None:
     """In directories of the same name, which is a part of each message."""
     wanted = split_experiment(
@@ -146,6 +148,7 @@ def test_split_learning_on_workers_is_that_in_process(cluster: None, tmp_path: P
         assert all(torch.equal(one[0][name], other[0][name]) for name in one[0])
 
 
+@pytest.mark.slow
 def test_owners_of_disguised_images_on_workers_do_what_they_do_in_process(
     cluster: None, tmp_path: Path
 ) -> None:
@@ -157,6 +160,7 @@ def test_owners_of_disguised_images_on_workers_do_what_they_do_in_process(
     assert (here / "releases.json").read_text() == (there / "releases.json").read_text()
 
 
+@pytest.mark.slow
 def test_private_fronts_survive_a_worker_that_dies(
     cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -248,6 +252,7 @@ def test_shares_that_do_not_fit_are_refused_with_what_there_is(cluster: None) ->
             compute_worker_count(None, 1.0, 0.25, 2)
 
 
+@pytest.mark.slow
 def test_the_engine_leaves_no_process_behind(tmp_path: Path) -> None:
     import subprocess
     import sys

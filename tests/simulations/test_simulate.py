@@ -69,7 +69,7 @@ def test_the_same_arrays_in_process_and_on_ray(on_both: tuple[Context, Context],
     np.testing.assert_array_equal(here, there)
 
 
-@pytest.mark.slow_engine
+@pytest.mark.slow
 def test_what_flowers_own_simulation_gives(tmp_path: Path) -> None:
     names = ["fedprox", "stateful", "handlers", "secure_aggregation"]
     out = tmp_path / "flowers.npz"
@@ -466,6 +466,7 @@ def test_modules_of_an_app_come_first_and_only_while_it_runs(
     assert "server" not in sys.modules
 
 
+@pytest.mark.slow
 def test_an_app_in_a_script_reaches_the_workers(tmp_path: Path) -> None:
     """Its own functions, and modules that lie beside it."""
     (tmp_path / "helper.py").write_text("def double(x):\n    return 2 * x\n")

@@ -6,13 +6,13 @@ import itertools
 import json
 import os
 import signal
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from competition_helpers import rows_of, tiny
 from flwr.app import Message
+from forking import fork, wait_for
 
 import pudica.strategies.core.recorder
 from pudica.clients import protocol
@@ -28,8 +28,6 @@ SETTINGS = [
     "themis.cases={a: {update: joint}, b: {update: sequential, cheaters: [MLP], dropouts: 1}}",
     "themis.clip=1.1",
 ]
-SECONDS = 120
-"""A child that hangs is ended after that."""
 
 # In the order in which a run comes to them, each counted from where it was resumed. It is saved
 # after each exchange, so whatever a kill spoils is still spoilt when the next one comes.
@@ -94,9 +92,9 @@ def killed_at(what: str, number: int, directory: Path) -> bool:
         die_at(what, number)
         run(directory)
 
-    ended = forked(killed)
-    assert ended in (0, signal.SIGKILL), f"{what} {number}: a child ended by {ended}"
-    return ended == signal.SIGKILL
+    ended = wait_for(fork(killed))
+    assert ended in (0, -signal.SIGKILL), f"{what} {number}: a child ended by {ended}"
+    return ended == -signal.SIGKILL
 
 
 def die_at(what: str, number: int) -> None:
@@ -133,21 +131,6 @@ def _before(owner: Any, name: str, action: Any) -> None:
         return original(*arguments, **keywords)
 
     setattr(owner, name, wrapped)
-
-
-def forked(work: Callable[[], None]) -> int:
-    """Do the work in a child and return the signal that ended it, or 0, or less if it failed."""
-    child = os.fork()
-    if child == 0:
-        status = 1
-        try:
-            signal.alarm(SECONDS)
-            work()
-            status = 0
-        finally:
-            os._exit(status)
-    _, status = os.waitpid(child, 0)
-    return os.WTERMSIG(status) if os.WIFSIGNALED(status) else -os.WEXITSTATUS(status)
 
 
 def results(directory: Path) -> dict[str, Any]:

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 from competition_helpers import tiny
-from killed_runs import OFTEN, SELDOM, forked, killed_at, results, run
+from forking import fork, wait_for
+from killed_runs import OFTEN, SELDOM, killed_at, results, run
 
 import pudica.strategies.core.recorder
 from pudica.models.errors import RequestError
@@ -35,7 +36,7 @@ def test_killed_at_one_point_after_the_other_and_resumed_it_ends_the_same(
     directory = tmp_path / "run"
     for what, number in points:
         assert killed_at(what, number, directory), f"it did not come to {what} {number}"
-    assert forked(lambda: run(directory)) == 0
+    assert wait_for(fork(lambda: run(directory))) == 0
     assert results(directory) == undisturbed
 
 

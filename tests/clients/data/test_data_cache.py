@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+from forking import fork, wait_for
 
 from pudica.clients.data import DataConfig, DataError, cache, load
 from pudica.clients.data import decoding as decoding_module
@@ -116,33 +116,25 @@ def test_what_a_killed_process_left_is_removed(config, cache_folder, monkeypatch
     assert ".part-" not in entry.name
 
 
-CHILD = """
-import sys, time
-from pudica.clients.data import DataConfig, cache, load
-original = cache.decode
-def decode(*arguments):
-    print("decoding", flush=True)
-    time.sleep(1)
-    original(*arguments)
-cache.decode = decode
-print(load(DataConfig(name="image-folder", path=sys.argv[1]), seed=0).content_hash)
-"""
+def test_a_process_waits_for_the_decode_of_another(config, decodes, monkeypatch):
+    said, says = os.pipe()
+    decode = cache.decode
 
+    def slow(*arguments) -> None:
+        os.write(says, b"decoding")
+        time.sleep(1)
+        decode(*arguments)
 
-def test_a_process_waits_for_the_decode_of_another(config, decodes):
-    other = subprocess.Popen(
-        [sys.executable, "-c", CHILD, str(config.path)],
-        cwd=REPOSITORY,
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    with other:
-        assert other.stdout.readline() == "decoding\n"
-        ours = load(config, seed=0)
-        theirs = other.stdout.read().strip()
+    def other() -> None:
+        monkeypatch.setattr(cache, "decode", slow)
+        os.write(says, load(config, seed=0).content_hash.encode())
+
+    child = fork(other)
+    assert os.read(said, 8) == b"decoding"
+    ours = load(config, seed=0)
+    assert wait_for(child) == 0
     assert decodes == []
-    assert ours.content_hash == theirs
+    assert os.read(said, 100).decode() == ours.content_hash
 
 
 def test_files_that_change_while_they_are_read(config, make, monkeypatch, cache_folder):
