@@ -72,6 +72,7 @@ def test_the_claim_of_paper_004_is_refuted_for_an_image(epsilon: float) -> None:
 
 # So many outputs refute a guarantee nearly always where a third of the noise is missing; Gaussian
 # noise, of which an attack sees less, for the larger ε only.
+@pytest.mark.slow
 @pytest.mark.parametrize(("epsilon", "samples"), [(0.5, 8_000), (3, 2_000)])
 @pytest.mark.parametrize(("name", "settings"), RECORD_LEVEL.items())
 def test_no_guarantee_for_a_record_is_refuted(

@@ -278,6 +278,7 @@ def baselines(laboratory: Laboratory) -> dict[str, Likeness]:
 
 
 # Those that the cloud keeps are steered alike, as a test below shows.
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("fronts", ["private", "average"] if WANTED in os.environ else ["private"])
 def test_a_steered_front_gives_its_images_away(
@@ -444,6 +445,7 @@ def watched(
     return splitguard(fakes, first, second)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shield", ["none", *NOISY] if WANTED in os.environ else ["none"])
 def test_gradients_turn_with_the_labels_where_the_cloud_is_honest(
     laboratory: Laboratory, shield: str

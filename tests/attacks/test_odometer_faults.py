@@ -83,6 +83,7 @@ def killed_at(point: int, directory: Path, wire: Path) -> bool:
     return ended != 0
 
 
+@pytest.mark.slow
 def test_never_less_is_counted_than_was_sent_wherever_a_device_is_killed(tmp_path: Path) -> None:
     point, killed = 0, True
     while killed:
@@ -294,6 +295,7 @@ def fuzzed(
 REQUESTS = 1_000
 
 
+@pytest.mark.slow
 def test_a_thousand_requests_release_nothing_beyond_the_budget(tmp_path: Path) -> None:
     device, random, heard = NodeUnderAttack(tmp_path, **DEFAULT), np.random.default_rng(0), Heard()
     device.forgets = 0.01

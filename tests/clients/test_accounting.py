@@ -311,6 +311,7 @@ def repeated(settings: ShieldConfig) -> Repeated:
     return Repeated(**settings.model_dump(exclude={"name"})).bind((16,), 1)
 
 
+@pytest.mark.slow
 def test_an_attack_on_all_releases_stays_within_the_budget() -> None:
     # Thirty releases with the noise of one are found out; those of the budget are not.
     single = config("clip-gaussian", epsilon=1.0, delta=1e-3)

@@ -87,6 +87,7 @@ def test_robustness_has_every_kind_of_case() -> None:
     assert attacks == {"nan", "huge", "sign-flip", "wrong-shape", "wrong-key", "empty"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "settings"),
     [

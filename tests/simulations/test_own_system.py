@@ -62,6 +62,7 @@ def python(site: Path, *arguments: str, code: int = 0) -> str:
 RUN = ("run", "poll-digits", "--engine")
 
 
+@pytest.mark.slow
 def test_the_command_line_knows_it(site: Path) -> None:
     run = (*RUN, "inprocess", "--out", "runs")
     said = pudica(site, ("list",), run, ("show", "RUN"), ("plot", "RUN"))

@@ -39,6 +39,7 @@ RUNS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RUNS)
 def test_devices_do_not_meet(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also what a node refuses would be said: it counts as absent."""

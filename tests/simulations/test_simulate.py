@@ -376,6 +376,7 @@ def trained(path: Path) -> torch.Tensor:
     return torch.cat([values.flatten() for values in torch.load(path).values()])
 
 
+@pytest.mark.slow
 def test_the_command_runs_a_folder_on_either_engine(
     cluster: None, pudica: Callable[..., Result], tmp_path: Path
 ) -> None:

@@ -130,6 +130,7 @@ def test_layers_that_draw_draw_from_the_seed(tmp_path: Path, settings: tuple[str
     assert same(model_of(tmp_path / "a"), model_of(tmp_path / "b"))
 
 
+@pytest.mark.slow
 def test_an_anonymiser_fools_the_adversary_that_it_is_trained_against(tmp_path: Path) -> None:
     """A guess among ten digits is right in 0.1 of the cases; 600 of them are within 0.05 of it.
 

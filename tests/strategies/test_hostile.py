@@ -135,6 +135,7 @@ def absent(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, int], lis
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("system", EXPERIMENTS)
 @settings(
     max_examples=10,

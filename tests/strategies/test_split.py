@@ -494,6 +494,7 @@ def test_device_and_cloud_classify_alike_without_noise(tmp_path: Path) -> None:
     assert found["edge", "cloud"] > 0.15
 
 
+@pytest.mark.slow
 def test_every_image_is_judged_by_its_own_prediction(tmp_path: Path) -> None:
     """Over several messages, the last of them a short one."""
     experiment = tiny(

@@ -35,6 +35,7 @@ def shared_cache(tmp_path_factory, monkeypatch) -> None:
     monkeypatch.setenv("PUDICA_CACHE", str(run / "real-cache"))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("shared_cache")
 @pytest.mark.parametrize(
     ("name", "shape", "classes", "sizes"),
