@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from logging import WARN
+from logging import INFO, WARN
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from pudica.clients.runtime.role import Find, Handler, add_handlers, hello, repl
 from pudica.clients.runtime.systems import OURS, System, systems
 from pudica.clients.runtime.vault import Vault, is_deployed, vault_of, vault_path
 from pudica.clients.split.edge import Edge
+from pudica.models.printable import escape_hidden
 
 app = ClientApp()
 
@@ -45,6 +46,9 @@ def _make_node(vault: Vault, assignment: Assignment, context: Context) -> Any:
             "this node holds other images than when it joined this run: give it back those, or "
             "start a new run"
         )
+    if is_deployed(context):
+        for note in node.data.notes:
+            log(INFO, "data: %s", escape_hidden(note))
     return node
 
 

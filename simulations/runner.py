@@ -16,6 +16,7 @@ from pathlib import Path
 from types import FrameType
 
 from pudica.models.errors import RequestError, unknown_name_error
+from pudica.simulations.console import print_message
 from pudica.simulations.progress import watch
 from pudica.strategies.app import new_directory
 from pudica.strategies.core.experiment import Experiment
@@ -46,7 +47,8 @@ def prepare(
         raise RequestError("name an experiment: pudica run NAME (see `pudica list`)")
     experiment = load_experiment(source, overrides)
     _validate_out(out)
-    experiment.check()
+    for note in experiment.check().notes:
+        print_message(f"data: {note}")
     return experiment, _make_directory(out.absolute(), experiment)
 
 

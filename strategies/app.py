@@ -63,6 +63,8 @@ def run(
     """Run the experiment and record how it ended."""
     cohort = Cohort.on(grid, experiment.client, recorder, registry)
     try:
+        if registry is None:  # real nodes keep what they have noted of their data to themselves
+            recorder.note_data(experiment.load_data().notes)
         with Compute(experiment.client).use_threads():
             systems()[experiment.system].part("run")(cohort, experiment)
     except KeyboardInterrupt:

@@ -15,7 +15,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -25,17 +25,17 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from pudica.clients.data.decoding import Channels, decode
+from pudica.clients.data.decoding import LayoutRequest, decode
 from pudica.clients.data.disguised import Manifest, copy_images
 from pudica.clients.data.errors import DataError
 from pudica.clients.data.source import Content, Source, cache_root
 from pudica.models.files import file_lock, write_atomically
 from pudica.models.printable import to_nfc
 
-FORMAT = "1"
+FORMAT = "2"
 """Part of every fingerprint: increase it when decoding the same files gives different bytes."""
 
-_FIELDS = ("train", "test", "class_names", "unusable", "segments")
+_FIELDS = ("train", "test", "class_names", "unusable", "segments", "notes")
 # A file modified this recently may change again without a new time stamp.
 _UNSETTLED_NS = 2_000_000_000
 
@@ -51,7 +51,7 @@ class CachedDataset(Content):
     base: Path
 
 
-def fetch_cached(source: Source, size: int | None, channels: Channels | None) -> CachedDataset:
+def fetch_cached(source: Source, request: LayoutRequest) -> CachedDataset:
     """Return the decoded set; decode it first if it is not cached yet.
 
     Raises DataError if the data are broken or the cache folder is not writable.
@@ -60,11 +60,11 @@ def fetch_cached(source: Source, size: int | None, channels: Channels | None) ->
     try:
         cache.mkdir(mode=0o700, parents=True, exist_ok=True)
         fingerprint = compute_fingerprint(source, cache / "index")
-        entry = cache / f"{fingerprint[:32]}-{size or 'own'}-{channels or 'own'}"
+        entry = cache / f"{fingerprint[:32]}-{request.key()}"
         if not entry.is_dir():
             with file_lock(entry.with_suffix(".lock")):
                 if not entry.is_dir():
-                    _build_entry(source, size, channels, entry)
+                    _build_entry(source, request, entry)
     except OSError as error:
         raise DataError(
             f"cannot use the cache folder {cache}: {error}. "
@@ -73,7 +73,7 @@ def fetch_cached(source: Source, size: int | None, channels: Channels | None) ->
     return _read_entry(entry, fingerprint, source.base)
 
 
-def _build_entry(source: Source, size: int | None, channels: Channels | None, entry: Path) -> None:
+def _build_entry(source: Source, request: LayoutRequest, entry: Path) -> None:
     """Decode into a temporary folder and rename it; called with the entry's lock held."""
     for leftover in entry.parent.glob(f"{entry.name}.part-*"):
         shutil.rmtree(leftover)  # of a process that was killed: we hold the lock
@@ -82,13 +82,14 @@ def _build_entry(source: Source, size: int | None, channels: Channels | None, en
     try:
         content = source.open()
         if content.disguised is None:
-            decode(content, source.base, size, channels, folder / "images.npy")
-        elif size is None and channels is None:
+            found = decode(content, source.base, request, folder / "images.npy")
+            content = replace(content, notes=[*content.notes, *found])
+        elif request == LayoutRequest():
             copy_images(source.base, content.disguised, folder / "images.npy")
         else:
             raise DataError(
                 f"{source.base} holds disguised images, which can't be resized, nor their channels "
-                "changed: leave data.image_size and data.channels out"
+                "changed: leave data.image_size, data.channels and data.background out"
             )
         pq.write_table(content.columns, folder / "columns.parquet")
         metadata = {name: getattr(content, name) for name in _FIELDS}
@@ -139,8 +140,8 @@ def compute_fingerprint(source: Source, index: Path) -> str:
         return note.read_text()
     digest = hashlib.blake2b(f"{FORMAT}\0{source.kind}\n".encode(), digest_size=20)
     for file in source.files:
-        name = file.relative_to(source.base).as_posix()
-        digest.update(f"{name}\0{_read_source_file(file, _hash_file)}\n".encode())
+        name = os.fsencode(file.relative_to(source.base).as_posix())  # which need not be UTF-8
+        digest.update(name + f"\0{_read_source_file(file, _hash_file)}\n".encode())
     if newest < time.time_ns() - _UNSETTLED_NS:
         index.mkdir(exist_ok=True)
         write_atomically(note, digest.hexdigest().encode(), mode=0o600)
@@ -153,7 +154,8 @@ def _compute_signature(source: Source) -> tuple[str, int]:
     for file in source.files:
         stat = _read_source_file(file, os.stat)
         times = stat.st_mtime_ns, stat.st_ctime_ns
-        digest.update(f"{FORMAT}\0{file.absolute()}\0{stat.st_size}\0{times}\n".encode())
+        name = os.fsencode(file.absolute())
+        digest.update(name + f"\0{FORMAT}\0{stat.st_size}\0{times}\n".encode())
         newest = max(newest, *times)
     return digest.hexdigest(), newest
 

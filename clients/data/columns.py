@@ -23,7 +23,7 @@ from pudica.clients.data.errors import (
     validate_data_labels,
 )
 from pudica.clients.data.source import describe_origin
-from pudica.models.printable import to_nfc
+from pudica.models.printable import quote, to_nfc
 
 ALL_BINARY = "*"
 _NOTATION = re.compile(r"(?P<column>[^=:]+)(?:=(?P<value>.+)|:(?P<low>\d+)-(?P<high>\d+))?")
@@ -116,6 +116,50 @@ def _decode_text(value: pa.Scalar) -> str:
         return str(value.as_py())
     except UnicodeDecodeError:
         return value.as_buffer().to_pybytes().decode(errors="surrogateescape")  # type: ignore[no-any-return]
+
+
+def note_similar_names(classes: Sequence[str]) -> list[str]:
+    """Return the notes on classes whose names differ in case or spaces only."""
+    spelt: dict[str, list[str]] = {}
+    for name in classes:
+        spelt.setdefault("".join(name.split()).casefold(), []).append(name)
+    return [
+        f"the classes {' and '.join(map(quote, names))} differ in case or spaces only: are they "
+        "one?"
+        for names in spelt.values()
+        if len(names) > 1
+    ]
+
+
+def keep_large_classes(
+    stored: CachedDataset, labels: Integers, classes: list[str], minimum: int, notes: list[str]
+) -> tuple[Integers, Integers, list[str]]:
+    """Leave out classes of fewer images than a minimum, and note it.
+
+    Returns the rows that are kept; the labels of all rows, numbered anew (what is left out has
+    -1); and the names of the classes that are left.
+
+    Raises DataError if fewer than two are.
+    """
+    rows = np.arange(len(labels))
+    if minimum == 1:
+        return rows, labels, classes
+    counts = np.bincount(labels, minlength=len(classes))
+    large = np.flatnonzero(counts >= minimum)
+    if len(large) < 2:
+        raise DataError(
+            f"{stored.base}: {len(large)} classes have {minimum} images or more, at least 2 are "
+            f"needed; the largest has {counts.max()}"
+        )
+    if small := [name for name, count in zip(classes, counts, strict=True) if 0 < count < minimum]:
+        notes.append(
+            f"left out, with fewer than {minimum} images: {len(small)} classes "
+            f"({join_names(small[:5])}{', …' if len(small) > 5 else ''})"
+        )
+    number = np.full(len(classes), -1)
+    number[large] = np.arange(len(large))
+    renumbered = number[labels]
+    return rows[renumbered >= 0], renumbered, [classes[place] for place in large]
 
 
 def read_attributes(

@@ -6,10 +6,11 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from pudica.clients.data.decoding import MIN_SIDE, Channels
+from pudica.clients.data.decoding import MIN_SIDE, Background, Channels
 from pudica.clients.data.errors import DataError
 from pudica.clients.data.partition import PartitionConfig
 from pudica.clients.data.registry import DISGUISED, lookup
+from pudica.clients.data.split_names import Patterns, SplitRules
 from pudica.clients.shields.disguises import format_notation, parse_notation
 from pudica.models.files import AbsolutePath
 from pudica.models.naming import Label
@@ -28,6 +29,12 @@ class DataConfig(BaseModel):
         be missing; ``"train-test"`` trains on all the rest, without validation. ``"4:1:1"`` pools
         all rows; ``"9:1"`` splits each class into training and test, without validation. By
         default ``"own"`` if the set has a test split, else ``"4:1:1"``.
+    splits : mapping of str to sequence of str, "none" or None
+        Which files or folders are of which split, as patterns; by default their names tell.
+    min_per_class : int
+        Classes with fewer images are left out.
+    background : {"white", "black"}
+        What lies behind transparent pixels.
     shield, key : str or None, Path or None
         Disguise applied to all images before anybody sees them, in the notation of
         :func:`pudica.clients.shields.disguises.parse_notation`, and its key file. By default a
@@ -42,6 +49,9 @@ class DataConfig(BaseModel):
     download: bool = False
     label: Label | None = None
     attributes: tuple[Label, ...] = ()
+    splits: Patterns | None = None
+    min_per_class: int = Field(1, ge=1)
+    background: Background = "white"
     image_size: int | None = Field(None, ge=MIN_SIDE, le=1024)
     margin: int = Field(0, ge=0, le=64)
     channels: Channels | None = None
@@ -66,6 +76,18 @@ class DataConfig(BaseModel):
     @classmethod
     def _normalise_shield(cls, shield: str | None) -> str | None:
         return None if shield is None else format_notation(parse_notation(shield))
+
+    @field_validator("splits", mode="before")
+    @classmethod
+    def _wrap_single_patterns(cls, splits: object) -> object:
+        if not isinstance(splits, dict):
+            return splits
+        return {split: (p,) if isinstance(p, str) else p for split, p in splits.items()}
+
+    @property
+    def split_rules(self) -> SplitRules:
+        """How to tell which split a file or a folder holds."""
+        return SplitRules(self.splits, self.split in ("4:1:1", "9:1"))
 
     @property
     def uses_training_statistics(self) -> bool:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 import os
 import shutil
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from enum import Enum
 from io import BytesIO
 from itertools import chain, islice
 from pathlib import Path
@@ -27,8 +29,38 @@ HINT = "set PUDICA_CACHE, or a smaller data.image_size"
 _BLOCK = 256
 _MAX_THREADS = 16
 _GREY_MODES = {"1", "L", "LA", "La"}
+_ALPHA_MODES = {"RGBA", "LA", "La", "RGBa", "PA"}
+_SIXTEEN_BITS = {"I;16", "I;16B", "I;16L", "I;16N"}
 
 Channels = Literal[1, 3]
+Background = Literal["white", "black"]
+
+
+class LayoutRequest(NamedTuple):
+    """What is asked for; None takes it from the first image.
+
+    Attributes
+    ----------
+    background : {"white", "black"}
+        What lies behind transparent pixels.
+    """
+
+    size: int | None = None
+    channels: Channels | None = None
+    background: Background = "white"
+
+    def key(self) -> str:
+        """Return this as a part of a file's name."""
+        behind = "" if self.background == "white" else f"-{self.background}"
+        return f"{self.size or 'own'}-{self.channels or 'own'}{behind}"
+
+
+class Finding(Enum):
+    """What is noted about images, each with the words for a number of them."""
+
+    TRANSPARENT = "transparent images were laid on {background}"
+    DEEP = "grey images of 16 bits were scaled to 8"
+    EVEN = "images are of one colour all over: is that meant?"
 
 
 class Layout(NamedTuple):
@@ -38,23 +70,23 @@ class Layout(NamedTuple):
     channels: Channels
     resize: bool  # whether images may be resized, and converted to grey: only if requested
     to_grey: bool
+    background: Background
 
 
-def decode(
-    content: Content, base: Path, size: int | None, channels: Channels | None, file: Path
-) -> None:
-    """Decode every image into a ``.npy`` file of shape (N, C, H, W), block by block.
+def decode(content: Content, base: Path, request: LayoutRequest, file: Path) -> list[str]:
+    """Decode every image into a ``.npy`` file of shape (N, C, H, W); return what is to be said.
 
     Raises
     ------
     DataError
         Lists file and row of each broken image, up to :data:`MAX_REPORTED` of them.
     """
-    layout, stream = open_images(content, base, size, channels)
+    layout, stream = open_images(content, base, request)
     shape = (content.train + content.test, layout.channels, layout.size, layout.size)
     images = allocate(file, shape, "uint8", HINT)
     broken: list[str] = []
-    for row, result in enumerate(decode_stream(stream, layout)):
+    findings: list[Finding] = []
+    for row, result in enumerate(decode_stream(stream, layout, findings)):
         if isinstance(result, DataError):
             broken.append(f"{describe_origin(base, content.segments, row)}: {result}")
             if len(broken) == MAX_REPORTED:
@@ -64,6 +96,9 @@ def decode(
     if broken:
         raise DataError("\n".join(broken))
     images.flush()
+    counted = Counter(findings)
+    words = {kind: kind.value.format(background=layout.background) for kind in Finding}
+    return [f"{counted[kind]} {words[kind]}" for kind in Finding if counted[kind]]
 
 
 def allocate(
@@ -84,19 +119,20 @@ def allocate(
 
 
 def open_images(
-    content: Content, base: Path, size: int | None, channels: Channels | None
+    content: Content, base: Path, request: LayoutRequest
 ) -> tuple[Layout, Iterator[RawImage | None]]:
     """Return the images of a set, and their layout: as requested, else that of the first image.
 
     Raises DataError if there is none, or the first is broken, or not square and no size was
     requested.
     """
+    size, channels, background = request
     stream = iter(content.images)
     first = next(stream, None)
     if not content.train + content.test:
         raise DataError(f"{base} holds no images")
     try:
-        image = _open_image(first)
+        image = _open_image(first, background, [])
         if size is None and image.width != image.height:
             raise DataError(
                 f"the image is {image.width}×{image.height} pixels, not square: "
@@ -105,20 +141,23 @@ def open_images(
     except DataError as error:
         raise DataError(f"{describe_origin(base, content.segments, 0)}: {error}") from error
     own: Channels = 1 if image.mode in _GREY_MODES else 3
-    layout = Layout(size or image.width, channels or own, size is not None, channels is not None)
+    layout = Layout(
+        size or image.width, channels or own, size is not None, channels is not None, background
+    )
     return layout, chain([first], stream)
 
 
 def decode_stream(
-    stream: Iterable[RawImage | None], layout: Layout
+    stream: Iterable[RawImage | None], layout: Layout, findings: list[Finding]
 ) -> Iterator[NDArray[np.uint8] | DataError]:
     """Decode a stream of images in order, a few blocks at a time, on all cores.
 
-    Yields an image (C, H, W), or the error for a broken one.
+    Yields an image (C, H, W), or the error for a broken one; adds what is to be noted of them
+    to ``findings``.
     """
 
     def decode_block(block: list[RawImage | None]) -> list[NDArray[np.uint8] | DataError]:
-        return [_decode_or_error(raw, layout) for raw in block]
+        return [_decode_or_error(raw, layout, findings) for raw in block]
 
     workers = min(_MAX_THREADS, os.cpu_count() or 1)
     iterator = iter(stream)
@@ -127,23 +166,25 @@ def decode_stream(
             yield from chain.from_iterable(pool.map(decode_block, blocks))
 
 
-def _decode_or_error(raw: RawImage | None, layout: Layout) -> NDArray[np.uint8] | DataError:
+def _decode_or_error(
+    raw: RawImage | None, layout: Layout, findings: list[Finding]
+) -> NDArray[np.uint8] | DataError:
     try:
-        return to_pixels(raw, layout)
+        return to_pixels(raw, layout, findings)
     except DataError as error:
         return error
 
 
-def to_pixels(raw: RawImage | None, layout: Layout) -> NDArray[np.uint8]:
+def to_pixels(raw: RawImage | None, layout: Layout, findings: list[Finding]) -> NDArray[np.uint8]:
     """Decode, convert and resize one image: uint8 of shape (C, size, size).
 
     Images are resized by PIL's bilinear filter with antialiasing; an image that is not square is
-    stretched, not cropped.
+    stretched, not cropped. What is to be noted of it is added to ``findings``.
 
     Raises DataError if the image is broken or too small, or would need a conversion that was not
     requested.
     """
-    image, side = _open_image(raw), (layout.size, layout.size)
+    image, side = _open_image(raw, layout.background, findings), (layout.size, layout.size)
     mode = "L" if layout.channels == 1 else "RGB"
     if mode == "L" and image.mode not in _GREY_MODES and not layout.to_grey:
         raise DataError(
@@ -159,13 +200,23 @@ def to_pixels(raw: RawImage | None, layout: Layout) -> NDArray[np.uint8]:
             )
         image = image.resize(side, Image.Resampling.BILINEAR)
     pixels = np.asarray(image)
+    if pixels[0, 0].tolist() == pixels[-1, -1].tolist() and (pixels == pixels[0, 0]).all():
+        findings.append(Finding.EVEN)
     return pixels[None] if layout.channels == 1 else pixels.transpose(2, 0, 1)
 
 
-def _open_image(raw: RawImage | None) -> Image.Image:
+def _open_image(
+    raw: RawImage | None, background: Background, findings: list[Finding]
+) -> Image.Image:
     if raw is None:
         raise DataError("no image: its bytes are null")
-    image = Image.fromarray(raw) if isinstance(raw, np.ndarray) else _decode_file(raw)
+    image = _from_array(raw) if isinstance(raw, np.ndarray) else _decode_file(raw)
+    if image.mode in _SIXTEEN_BITS or (image.mode == "I" and image.format in ("PNG", "PPM")):
+        # The upper byte, as PIL itself takes it of colours of 16 bits.
+        image = Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
+        findings.append(Finding.DEEP)
+    if image.mode in _ALPHA_MODES or "transparency" in image.info:
+        image = _flatten(image, background, findings)
     if image.mode[0] in "IF":
         raise DataError(f"pixels are deeper than 8 bits (mode {image.mode}): convert to 8 bits")
     if min(image.size) < MIN_SIDE:
@@ -174,6 +225,24 @@ def _open_image(raw: RawImage | None) -> Image.Image:
             f"at least {MIN_SIDE}×{MIN_SIDE} are needed"
         )
     return image
+
+
+def _from_array(pixels: NDArray[np.uint8]) -> Image.Image:
+    """Return an image of an array (H, W), (H, W, 1) or (H, W, 3)."""
+    try:
+        return Image.fromarray(pixels[:, :, 0] if pixels.shape[2:] == (1,) else pixels)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"no image: an array of shape {pixels.shape}") from error
+
+
+def _flatten(image: Image.Image, background: Background, findings: list[Finding]) -> Image.Image:
+    """Return an image without transparency, laid on a background where it has any."""
+    grey = image.mode in _GREY_MODES
+    image = image.convert("RGBA")
+    if image.getchannel("A").getextrema() != (255, 255):
+        findings.append(Finding.TRANSPARENT)
+        image = Image.alpha_composite(Image.new("RGBA", image.size, background), image)
+    return image.convert("L" if grey else "RGB")
 
 
 def _decode_file(raw: bytes | Path) -> Image.Image:

@@ -3,40 +3,72 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
 
-from pudica.clients.data.errors import DataError, validate_data_label
-from pudica.clients.data.source import Content, DataLocation, Source, list_folder, walk_files
+from pudica.clients.data.errors import DataError, join_names, validate_data_label
+from pudica.clients.data.source import (
+    Content,
+    DataLocation,
+    Source,
+    describe_litter,
+    list_folder,
+    walk_files,
+)
+from pudica.clients.data.split_names import (
+    ADVICE,
+    BY_NAME,
+    KEYWORDS,
+    NONE,
+    SPLITS,
+    Split,
+    SplitRules,
+    describe_splits,
+    find_split,
+    match_splits,
+    require_training,
+)
 from pudica.models.printable import escape_hidden, to_nfc
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".pgm", ".ppm", ".tif", ".tiff", ".webp")
+EXTENSIONS = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".pgm", ".ppm", ".pnm"),
+    *(".tif", ".tiff", ".webp"),
+)
 """File extensions recognised as images."""
-SPLITS = {"train": "train", "test": "test", "val": "train", "valid": "train", "validation": "train"}
-"""Folder names recognised as splits; validation images join the training pool."""
 
 # `[age]_[gender]_[race]_[date]`; a handful of the original files lack gender or race.
 _UTKFACE = re.compile(r"^(?P<age>\d{1,3})_(?P<gender>[01]?)_(?:(?P<race>[0-4]?)_)?\d+")
 
 
-def scan_image_folder(folder: Path, column: str = "label") -> Source:
+def scan_image_folder(folder: Path, rules: SplitRules = BY_NAME, column: str = "label") -> Source:
     """Return a folder in torchvision's ``ImageFolder`` layout as a source.
 
     Parameters
     ----------
     folder : Path
-        ``folder/CLASS/image``, or ``folder/train/CLASS/image`` and ``folder/test/CLASS/image``.
+        ``folder/CLASS/image``, or ``folder/train/CLASS/image`` and ``folder/test/CLASS/image``;
+        validation images join the training pool.
     column : str
         Name of the label column.
 
     Raises DataError if there are no class folders; if one has an invalid name, is empty or contains
-    files other than images; or if training and test have different classes.
+    files other than images; if it is not plain which folders are splits; or if training and test
+    have different classes.
     """
-    parts = _find_split_folders(folder)
-    train, test = (_list_labelled(parts[split]) for split in ("train", "test"))
+    litter: list[Path] = []
+    folders = _find_class_folders(folder, litter)
+    splits = _assign_splits(folder, folders, rules)
+    if splits is None:
+        pool, held, notes = [folder], [], []
+    else:
+        pool, held = [*splits["train"], *splits["validation"]], splits["test"]
+        names = {split: [path.name for path in paths] for split, paths in splits.items()}
+        notes = [describe_splits(names)]
+    train, test = (_list_labelled(part, litter) for part in (pool, held))
     ours, theirs = ({to_nfc(label) for _, label in part} for part in (train, test))
     if test and ours != theirs:
         raise DataError(
@@ -46,8 +78,9 @@ def scan_image_folder(folder: Path, column: str = "label") -> Source:
         )
     files = tuple(file for file, _ in train + test)
     columns = {column: pa.array([label for _, label in train + test], pa.string())}
-    opener = partial(_build_content, folder, files, len(train), columns)
-    return Source(f"image-folder:{column}", folder, files, opener)
+    notes += describe_litter(folder, litter)
+    opener = partial(_build_content, folder, files, len(train), columns, notes)
+    return Source(f"image-folder:{column}:{len(train)}", folder, files, opener)
 
 
 def locate_utkface(location: DataLocation) -> Path | None:
@@ -63,7 +96,8 @@ def scan_utkface(folder: Path) -> Source:
 
     Raises DataError if a file is not an image or its name does not follow the pattern.
     """
-    files = tuple(_find_images(folder))
+    litter: list[Path] = []
+    files = tuple(_find_images(folder, litter))
     matches = [_UTKFACE.match(file.name) for file in files]
     if None in matches:
         raise DataError(
@@ -74,12 +108,17 @@ def scan_utkface(folder: Path) -> Source:
     for name in ("age", "gender", "race"):
         values = [match[name] for match in matches if match]
         columns[name] = pa.array([int(value) if value else None for value in values], pa.int64())
-    opener = partial(_build_content, folder, files, len(files), columns)
+    notes = describe_litter(folder, litter)
+    opener = partial(_build_content, folder, files, len(files), columns, notes)
     return Source("utkface", folder, files, opener)
 
 
 def _build_content(
-    folder: Path, files: Sequence[Path], train: int, columns: dict[str, pa.Array]
+    folder: Path,
+    files: Sequence[Path],
+    train: int,
+    columns: dict[str, pa.Array],
+    notes: Sequence[str],
 ) -> Content:
     return Content(
         train=train,
@@ -87,28 +126,70 @@ def _build_content(
         columns=pa.table(columns),
         segments=[(file.relative_to(folder).as_posix(), 1) for file in files],
         images=files,
+        notes=notes,
     )
 
 
-def _find_split_folders(folder: Path) -> dict[str, list[Path]]:
-    """Return the folders that contain class folders, by split."""
-    folders = _find_class_folders(folder)
-    if "train" not in {path.name for path in folders}:
-        return {"train": [folder], "test": []}
-    if strange := [path.name for path in folders if path.name not in SPLITS]:
-        raise DataError(
-            f"{folder} has a folder 'train' and beside it {strange}: allowed beside it are "
-            f"{', '.join(sorted(set(SPLITS) - {'train'}))}, or class folders and no 'train'"
-        )
-    return {
-        split: [path for path in folders if SPLITS[path.name] == split]
-        for split in ("train", "test")
-    }
+def _assign_splits(
+    folder: Path, folders: Sequence[Path], rules: SplitRules
+) -> dict[Split, list[Path]] | None:
+    """Return by split the folders that hold class folders; None if they are classes themselves.
+
+    Raises DataError where that is not plain: a silent mistake would train on test images.
+    """
+    by_name = {path.name: path for path in folders}
+    if rules.patterns == NONE:
+        return None
+    if rules.patterns is not None:
+        matched = match_splits(list(by_name), rules.patterns, str(folder))
+    else:
+        nested = [path.name for path in folders if _holds_folders_only(path)]
+        named = {name: split for name in by_name if (split := find_split(name))}
+        if len(named) == len(by_name) and not nested:
+            raise DataError(
+                f"{folder}: {join_names(named)} hold images without a class: put them at "
+                f"{next(iter(named))}/CLASS/image; if these are the classes, {ADVICE}"
+            )
+        if not set(named) & set(nested):
+            _refuse_unnamed_splits(folder, [by_name[name] for name in nested])
+            return None
+        if strange := [name for name in by_name if name not in named]:
+            raise DataError(
+                f"{folder} has the folders {join_names(named)} and beside them "
+                f"{join_names(strange)}: which split are those? Allowed are names with "
+                f"{', '.join(KEYWORDS)}; or {ADVICE}"
+            )
+        matched = {split: [n for n, own in named.items() if own == split] for split in SPLITS}
+    require_training(matched, str(folder))
+    return {split: [by_name[name] for name in names] for split, names in matched.items()}
 
 
-def _find_class_folders(folder: Path) -> list[Path]:
-    found = list_folder(folder)
-    if stray := [path for path in found if path.suffix.lower() in EXTENSIONS]:
+def _holds_folders_only(folder: Path) -> bool:
+    """Tell whether images lie deeper: as in a split's folder, or a class's with folders in it."""
+    found = list_folder(folder, [])
+    is_image = (path.suffix.lower() in EXTENSIONS and path.is_file() for path in found)
+    return any(path.is_dir() for path in found) and not any(is_image)
+
+
+def _refuse_unnamed_splits(folder: Path, nested: Sequence[Path]) -> None:
+    """Raise DataError if folders look like splits, since they hold folders of the same names."""
+    first: dict[str, str] = {}  # by the name of a folder inside, who had it before all others
+    for each in nested:
+        inside = [path.name for path in list_folder(each, []) if path.is_dir()]
+        for other, count in Counter(first[name] for name in inside if name in first).items():
+            if count > 1:
+                common = [name for name in inside if first.get(name) == other]
+                raise DataError(
+                    f"{folder}: the folders {join_names([other, each.name])} both hold "
+                    f"{join_names(common[:5])}: are they splits? Then {ADVICE}"
+                )
+        for name in inside:
+            first.setdefault(name, each.name)
+
+
+def _find_class_folders(folder: Path, litter: list[Path]) -> list[Path]:
+    found = list_folder(folder, litter)
+    if stray := [path for path in found if path.suffix.lower() in EXTENSIONS and path.is_file()]:
         first = escape_hidden(str(stray[0]))
         raise DataError(f"{first}: an image outside a class folder; put it at CLASS/image")
     folders = [path for path in found if path.is_dir()]
@@ -117,23 +198,23 @@ def _find_class_folders(folder: Path) -> list[Path]:
     return folders
 
 
-def _list_labelled(parts: Sequence[Path]) -> list[tuple[Path, str]]:
+def _list_labelled(parts: Sequence[Path], litter: list[Path]) -> list[tuple[Path, str]]:
     """Return the images of each class folder below some folders, with their labels."""
     labelled = []
     for part in parts:
-        folders = _find_class_folders(part)
+        folders = _find_class_folders(part, litter)
         for path in folders:
             validate_data_label(path.name, f"{part}: the class folder")
         for path in folders:
-            files = _find_images(path)
+            files = _find_images(path, litter)
             if not files:
                 raise DataError(f"empty class folder {path}: add images or remove it")
             labelled += [(file, path.name) for file in files]
     return labelled
 
 
-def _find_images(folder: Path) -> list[Path]:
-    files = list(walk_files(folder))
+def _find_images(folder: Path, litter: list[Path]) -> list[Path]:
+    files = list(walk_files(folder, litter))
     if strange := [file for file in files if file.suffix.lower() not in EXTENSIONS]:
         raise DataError(
             f"{escape_hidden(str(strange[0]))}: not an image file ({len(strange)} such); "

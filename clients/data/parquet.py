@@ -3,25 +3,47 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pudica.clients.data.classes import is_list, label_kind, match_classes, to_labels
 from pudica.clients.data.errors import DataError, join_names, validate_data_labels
-from pudica.clients.data.folders import SPLITS
-from pudica.clients.data.source import Content, DataLocation, RawImage, Source, list_folder
+from pudica.clients.data.source import (
+    Content,
+    DataLocation,
+    RawImage,
+    Source,
+    list_folder,
+    walk_files,
+)
+from pudica.clients.data.split_names import (
+    ADVICE,
+    BY_NAME,
+    KEYWORDS,
+    NONE,
+    SPLITS,
+    Split,
+    SplitRules,
+    are_shards,
+    describe_splits,
+    find_split,
+    match_splits,
+    require_training,
+)
 from pudica.models.printable import quote, to_nfc
 
 BATCH_ROWS = 256
 """Rows per batch: bounds the memory needed for decoding."""
 
-_SPLIT_NAME = re.compile(rf"^({'|'.join(sorted(SPLITS, key=len, reverse=True))})(?:[-_.].*)?$")
+ARRAYS = ("Array2D", "Array3D")
+SUFFIXES = (".parquet", ".parq", ".pq")
 
 
 def locate_parquet(location: DataLocation, folders: Sequence[str]) -> Path | None:
@@ -32,77 +54,100 @@ def locate_parquet(location: DataLocation, folders: Sequence[str]) -> Path | Non
     return None
 
 
-def scan_parquet(path: Path) -> Source:
+def scan_parquet(path: Path, rules: SplitRules = BY_NAME) -> Source:
     """Return a parquet file, or a folder of them, as a source.
 
     Parameters
     ----------
     path : Path
-        One file; or a folder with ``train*.parquet`` and ``test*.parquet`` (``validation*``
-        joins the training pool), or with other names, which form one pool.
+        One file; or a folder of files whose names, or folders, speak of splits (validation joins
+        the training pool), or of the pieces of one table, which form one pool.
 
-    Raises DataError if there is no parquet file, or the splits cannot be told from the files'
-    names.
+    Raises DataError if there is no parquet file, or it is not plain which split a file is of.
     """
-    parts = {"train": [path], "test": []} if path.is_file() else _assign_splits(path)
-    base = path.parent if path.is_file() else path
-    files = (*parts["train"], *parts["test"])
-    return Source("parquet", base, files, partial(_open_content, base, files, len(parts["train"])))
+    if path.is_file():
+        splits: dict[Split, list[Path]] | None = None
+        files, base = [path], path.parent
+    else:
+        files, base = _list_files(path), path
+        splits = _assign_splits(path, files, rules)
+    notes = []
+    if splits is not None:
+        names = {split: [_name_of(file, base) for file in own] for split, own in splits.items()}
+        notes = [describe_splits(names)]
+        files = [file for split in SPLITS for file in splits[split]]
+    train = len(files) - len(splits["test"]) if splits else len(files)
+    opener = partial(_open_content, base, files, train, notes)
+    return Source(f"parquet:{train}", base, tuple(files), opener)
 
 
 def _list_files(folder: Path) -> list[Path]:
-    """List a folder's parquet files; repositories of the Hugging Face Hub keep them in ``data``."""
-    found = [path for path in list_folder(folder) if path.suffix == ".parquet"]
-    return found or (_list_files(folder / "data") if (folder / "data").is_dir() else [])
+    """List a folder's parquet files, or else those below it, as in repositories of the Hub."""
+    found = [path for path in list_folder(folder) if _is_parquet(path)]
+    return found or [path for path in walk_files(folder) if _is_parquet(path)]
 
 
-def _assign_splits(folder: Path) -> dict[str, list[Path]]:
-    files = _list_files(folder)
+def _is_parquet(path: Path) -> bool:
+    return path.suffix.lower() in SUFFIXES
+
+
+def _name_of(file: Path, folder: Path) -> str:
+    """Return a file's name within a folder, without its suffix."""
+    return file.relative_to(folder).with_suffix("").as_posix()
+
+
+def _assign_splits(
+    folder: Path, files: Sequence[Path], rules: SplitRules
+) -> dict[Split, list[Path]] | None:
+    """Return by split the files that hold it; None if they are one pool.
+
+    Raises DataError where that is not plain: a silent mistake would train on test images.
+    """
     if not files:
         raise DataError(f"{folder} holds no *.parquet file")
-    splits = {path: _SPLIT_NAME.match(path.stem) for path in files}
-    if not any(splits.values()):
-        return {"train": files, "test": []}
-    if strange := [path.name for path, match in splits.items() if match is None]:
-        raise DataError(
-            f"{folder}: which split do {join_names(strange)} belong to? Allowed: names that "
-            f"begin with {', '.join(SPLITS)}, or no such name at all (one pool)"
-        )
-    parts = {
-        split: [path for path, match in splits.items() if match and SPLITS[match[1]] == split]
-        for split in ("train", "test")
-    }
-    if not parts["train"]:
-        raise DataError(f"{folder} has a test file but no train*.parquet")
-    return parts
+    by_name = {_name_of(file, folder): file for file in files}
+    if rules.patterns == NONE:
+        return None
+    if rules.patterns is not None:
+        matched = match_splits(list(by_name), rules.patterns, str(folder))
+    else:
+        named = {name: split for name in by_name if (split := find_split(name))}
+        if not named and (rules.pooled or are_shards(by_name)):
+            return None
+        if strange := [name for name in by_name if name not in named]:
+            raise DataError(
+                f"{folder}: which split do {join_names(strange)} belong to? Allowed are names "
+                f"with {', '.join(KEYWORDS)}; or {ADVICE}"
+            )
+        matched = {split: [n for n, own in named.items() if own == split] for split in SPLITS}
+    require_training(matched, str(folder))
+    return {split: [by_name[name] for name in names] for split, names in matched.items()}
 
 
-def _open_content(base: Path, files: Sequence[Path], train: int) -> Content:
+def _open_content(base: Path, files: Sequence[Path], train: int, notes: Sequence[str]) -> Content:
     schemas = [_read_schema(file) for file in files]
     image = _find_image_column(files[0], schemas[0])
     others = {column.name: column.type for column in schemas[0] if column.name != image}
-    usable = [name for name, kind in others.items() if _label_kind(kind)]
-    _check_same_columns(files, schemas, image, usable)
-    tables = [_read_table(file, usable) for file in files]
-    rows = [len(table) for table in tables]
+    _check_columns(files, schemas, [image])
+    usable = [name for name in others if _is_label(files[0], schemas[0].field(name))]
+    _check_columns(files, schemas, usable)
+    tables = [
+        _read_labels(file, schema, usable) for file, schema in zip(files, schemas, strict=True)
+    ]
+    _check_same_kinds(files, tables)
+    tables, class_names = match_classes(files, tables, [*map(_read_class_names, files, schemas)])
+    rows = [pq.read_metadata(file).num_rows for file in files]
     names = [file.relative_to(base).as_posix() for file in files]
     return Content(
         train=sum(rows[:train]),
         test=sum(rows[train:]),
-        columns=pa.table({name: _join_column(tables, name) for name in usable}),
+        columns=pa.concat_tables(tables) if usable else pa.table({}),
         segments=list(zip(names, rows, strict=True)),
         images=_stream_images(files, image),
-        class_names=_read_class_names(files, schemas),
+        class_names=class_names,
         unusable={name: str(kind) for name, kind in others.items() if name not in usable},
+        notes=notes,
     )
-
-
-def _join_column(tables: Sequence[pa.Table], name: str) -> pa.ChunkedArray:
-    """Join one column of all files, whose string and dictionary encodings may differ."""
-    kind = tables[0][name].type
-    plain = kind.value_type if pa.types.is_dictionary(kind) else kind
-    chunks = [chunk for table in tables for chunk in table[name].cast(plain).chunks]
-    return pa.chunked_array(chunks, plain)
 
 
 def _read_schema(file: Path) -> pa.Schema:
@@ -122,10 +167,20 @@ def _stored_names(file: Path, columns: Sequence[str]) -> list[str]:
     return [stored[name] for name in columns]
 
 
-def _read_table(file: Path, columns: list[str]) -> pa.Table:
+def _read_labels(file: Path, schema: pa.Schema, columns: Sequence[str]) -> pa.Table:
+    """Read columns of labels as whole numbers, strings or booleans."""
     with _translate_read_errors(file):
         table = pq.read_table(file, columns=_stored_names(file, columns))
-    return table.rename_columns(columns)
+    read: dict[str, pa.ChunkedArray] = {}
+    for name, column in zip(columns, table.columns, strict=True):
+        try:
+            read[name] = to_labels(column)
+        except (pa.ArrowException, ValueError) as error:
+            kind = schema.field(name).type
+            raise DataError(
+                f"{file}, column {quote(name)}, of {kind}, can't be read as labels: {error}"
+            ) from error
+    return pa.table(read)
 
 
 @contextmanager
@@ -136,16 +191,20 @@ def _translate_read_errors(file: Path) -> Iterator[None]:
         raise DataError(f"{file}: cannot be read as a parquet file: {error}") from error
 
 
-def _parse_features(schema: pa.Schema) -> dict[str, Any]:
+def _parse_features(file: Path, schema: pa.Schema) -> dict[str, dict[str, Any]]:
     """Return the Hugging Face features in the schema's metadata, if any."""
     stored = (schema.metadata or {}).get(b"huggingface", b"{}")
-    features = json.loads(stored).get("info", {}).get("features", {})
-    return {to_nfc(name): kind for name, kind in features.items() if isinstance(kind, dict)}
+    try:
+        info = json.loads(stored).get("info") or {}
+        features = (info.get("features") or {}).items()
+    except (ValueError, AttributeError) as error:
+        raise DataError(f"{file}: its Hugging Face features can't be read: {error}") from error
+    return {to_nfc(name): kind for name, kind in features if isinstance(kind, dict)}
 
 
 def _find_image_column(file: Path, schema: pa.Schema) -> str:
-    features = _parse_features(schema).items()
-    declared = {name for name, kind in features if kind.get("_type") == "Image"}
+    features = _parse_features(file, schema).items()
+    declared = {name for name, kind in features if kind.get("_type") in ("Image", *ARRAYS)}
     found = [c.name for c in schema if c.name in declared or _is_image_type(c.type)]
     if len(found) == 1 or "image" in found:
         return "image" if "image" in found else str(found[0])
@@ -155,64 +214,69 @@ def _find_image_column(file: Path, schema: pa.Schema) -> str:
             "'image', or leave the others out"
         )
     raise DataError(
-        f"{file} has no image column (a struct of bytes and path, or binary); "
+        f"{file} has no image column (a struct of bytes and path, binary, or rows of uint8); "
         f"it has: {join_names(schema.names)}"
     )
 
 
 def _is_image_type(kind: pa.DataType) -> bool:
-    if pa.types.is_struct(kind):
-        return any(kind.field(i).name == "bytes" for i in range(kind.num_fields))
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
-
-
-def _label_kind(kind: pa.DataType) -> str | None:
-    """Return the kind of label that a column of this type holds, or None."""
     types = pa.types
-    if types.is_dictionary(kind):
-        return _label_kind(kind.value_type)
-    if types.is_string(kind) or types.is_large_string(kind):
-        return "strings"
-    if types.is_integer(kind):
-        return "integers"
-    return "booleans" if types.is_boolean(kind) else None
+    if types.is_struct(kind):
+        return any(kind.field(i).name == "bytes" for i in range(kind.num_fields))
+    if is_list(kind) and is_list(kind.value_type):
+        rows = kind.value_type.value_type
+        return bool(types.is_uint8(rows.value_type if is_list(rows) else rows))
+    return bool(types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind))
 
 
-def _check_same_columns(
-    files: Sequence[Path], schemas: Sequence[pa.Schema], image: str, labels: Sequence[str]
+def _is_label(file: Path, field: pa.Field) -> bool:
+    """Tell whether a column may hold labels; of lists and fractions, by its first rows."""
+    kind = field.type
+    if label_kind(kind) is not None:
+        return True
+    if not is_list(kind) and not pa.types.is_floating(kind):
+        return False
+    with _translate_read_errors(file), pq.ParquetFile(file) as reader:
+        first = next(
+            reader.iter_batches(BATCH_ROWS, columns=_stored_names(file, [field.name])), None
+        )
+    try:
+        return first is not None and bool(to_labels(pa.chunked_array([first.column(0)])))
+    except (pa.ArrowException, ValueError):
+        return False
+
+
+def _check_columns(
+    files: Sequence[Path], schemas: Sequence[pa.Schema], columns: Sequence[str]
 ) -> None:
     for file, schema in zip(files, schemas, strict=True):
-        if missing := [name for name in (image, *labels) if name not in schema.names]:
+        if missing := [name for name in columns if name not in schema.names]:
             raise DataError(
                 f"{file} lacks the columns {join_names(missing)} that {files[0]} has; "
                 f"it has: {join_names(schema.names)}"
             )
-        for name in labels:
-            ours, theirs = (each.field(name).type for each in (schemas[0], schema))
-            if _label_kind(ours) != _label_kind(theirs):
+
+
+def _check_same_kinds(files: Sequence[Path], tables: Sequence[pa.Table]) -> None:
+    for file, table in zip(files, tables, strict=True):
+        for name in table.column_names:
+            ours, theirs = (each.schema.field(name).type for each in (tables[0], table))
+            if ours != theirs:
                 raise DataError(f"column '{name}' holds {ours} in {files[0]}, {theirs} in {file}")
 
 
-def _read_class_names(files: Sequence[Path], schemas: Sequence[pa.Schema]) -> dict[str, list[str]]:
-    """Read the declared class names, which must be the same in every file."""
-    declared: list[dict[str, list[str]]] = []
-    for file, schema in zip(files, schemas, strict=True):
-        classes = {
-            name: [*map(str, kind["names"])]
-            for name, kind in _parse_features(schema).items()
-            if kind.get("_type") == "ClassLabel" and kind.get("names") is not None
-        }
-        for name, given in classes.items():
-            classes[name] = validate_data_labels(given, f"{file}, column {quote(name)}: the class")
-        declared.append(classes)
-        for column, ours in declared[0].items():
-            theirs = classes.get(column, [])
-            if theirs != ours:
-                raise DataError(
-                    f"classes of '{column}' differ between splits: {files[0].name} declares "
-                    f"{len(ours)} {ours}, {file.name} {len(theirs)} {theirs}"
-                )
-    return declared[0]
+def _read_class_names(file: Path, schema: pa.Schema) -> dict[str, list[str]]:
+    """Return the names of the classes 0, 1, 2, … that a file declares, by column."""
+    classes: dict[str, list[str]] = {}
+    for name, kind in _parse_features(file, schema).items():
+        given = kind.get("names")
+        if kind.get("_type") != "ClassLabel" or given is None:
+            continue
+        where = f"{file}, column {quote(name)}: the class"
+        if not isinstance(given, list):
+            raise DataError(f"{where} names must be a list, are {type(given).__name__}")
+        classes[name] = validate_data_labels([*map(str, given)], where)
+    return classes
 
 
 def _stream_images(files: Sequence[Path], column: str) -> Iterator[RawImage | None]:
@@ -222,4 +286,15 @@ def _stream_images(files: Sequence[Path], column: str) -> Iterator[RawImage | No
                 images = batch.column(0)
                 if pa.types.is_struct(images.type):
                     images = images.field("bytes")
-                yield from images.to_pylist()
+                if is_list(images.type):
+                    yield from map(_to_array, images.to_pylist())
+                else:
+                    yield from images.to_pylist()
+
+
+def _to_array(rows: list[Any] | None) -> RawImage | None:
+    """Return an image that is stored as rows of pixels; what is none, as bytes that no image is."""
+    try:
+        return None if rows is None else np.asarray(rows, np.uint8)
+    except (ValueError, OverflowError, TypeError):
+        return b""

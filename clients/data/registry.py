@@ -16,10 +16,14 @@ from pudica.models.errors import unknown_name_error
 
 
 class DiskFormat(NamedTuple):
-    """One format of a data set on disk: how to locate it and how to open it as a source."""
+    """One format of a data set on disk: how to locate it and how to open it as a source.
+
+    Where names of files or folders tell the splits, ``scan`` takes :class:`.SplitRules` too.
+    """
 
     locate: Callable[[DataLocation], Path | None]
-    scan: Callable[[Path], Source]
+    scan: Callable[..., Source]
+    has_named_splits: bool = False
 
 
 class Statistics(NamedTuple):
@@ -109,11 +113,15 @@ def find_source(spec: DatasetSpec, location: DataLocation, download: bool) -> So
         missing = "" if where.exists() else ", which does not exist"
         raise DataError(f"'{spec.name}' was not found in {where.absolute()}{missing}. {spec.hint}")
     disk_format, path = found
+    if disk_format.has_named_splits:
+        return disk_format.scan(path, location.rules)
+    if location.rules.patterns is not None:
+        raise DataError(f"data.splits: '{spec.name}' in {path} has its own splits; leave it out")
     return disk_format.scan(path)
 
 
 def _parquet_format(*at: str) -> DiskFormat:
-    return DiskFormat(partial(parquet.locate_parquet, folders=at), parquet.scan_parquet)
+    return DiskFormat(partial(parquet.locate_parquet, folders=at), parquet.scan_parquet, True)
 
 
 def _torchvision_format(dataset: packaged.TorchvisionSet) -> DiskFormat:
@@ -124,7 +132,7 @@ def _image_folder_format(column: str, *at: str) -> DiskFormat:
     def locate(location: DataLocation) -> Path | None:
         return next((path for path in location.candidates(*at) if path.is_dir()), None)
 
-    return DiskFormat(locate, partial(folders.scan_image_folder, column=column))
+    return DiskFormat(locate, partial(folders.scan_image_folder, column=column), True)
 
 
 _DOWNLOAD = (

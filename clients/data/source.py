@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,10 +13,19 @@ import numpy as np
 import pyarrow as pa
 
 from pudica.clients.data.errors import DataError
+from pudica.clients.data.split_names import BY_NAME, SplitRules
 from pudica.models.printable import escape_hidden, to_nfc
 
 if TYPE_CHECKING:
     from pudica.clients.data.disguised.manifest import Manifest
+
+LITTER = frozenset(
+    (
+        *("__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin", "icon\r"),
+        *("system volume information", "lost+found", "@eadir", "__pycache__"),
+    )
+)
+"""What zips of a Mac, Windows, file servers and notebooks contain besides hidden files."""
 
 RawImage = bytes | Path | np.ndarray
 """An image before decoding: encoded bytes, a file, or an array of shape (H, W) or (H, W, 3)."""
@@ -27,6 +37,7 @@ class DataLocation:
 
     root: Path
     path: Path | None = None
+    rules: SplitRules = BY_NAME
 
     def candidates(self, *folders: str) -> list[Path]:
         """Return the paths to try: ``path`` if given, else each of ``folders`` under the root."""
@@ -50,6 +61,8 @@ class Content:
     unusable: Mapping[str, str] = field(default_factory=dict)
     # Of images that are disguised on disk, which `disguised.copy_images` reads.
     disguised: Manifest | None = None
+    # What was taken for what, left out or converted, each in a line to be shown once.
+    notes: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -74,25 +87,42 @@ def cache_root() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "pudica"
 
 
-def list_folder(folder: Path) -> list[Path]:
+def list_folder(folder: Path, litter: list[Path] | None = None) -> list[Path]:
     """List a folder without hidden files; raise DataError if it can't be read.
 
     Sorted by names in NFC, so the order is the same on macOS, which stores NFD.
+
+    Parameters
+    ----------
+    litter : list of Path, optional
+        What systems and tools leave in folders is left out, and put there.
     """
     try:
         paths = [path for path in folder.iterdir() if not path.name.startswith(".")]
-        return sorted(paths, key=lambda path: (to_nfc(path.name), path.name))
     except OSError as error:
         raise DataError(f"cannot read the folder {folder}: {error.strerror or error}") from error
+    if litter is not None:
+        litter += [path for path in paths if path.name.casefold() in LITTER]
+        paths = [path for path in paths if path.name.casefold() not in LITTER]
+    return sorted(paths, key=lambda path: (to_nfc(path.name), path.name))
 
 
-def walk_files(folder: Path) -> Iterator[Path]:
+def walk_files(folder: Path, litter: list[Path] | None = None) -> Iterator[Path]:
     """Yield every file below a folder, recursively, as :func:`list_folder` lists them."""
-    for path in list_folder(folder):
+    for path in list_folder(folder, litter):
         if path.is_dir():
-            yield from walk_files(path)
+            yield from walk_files(path, litter)
         else:
             yield path
+
+
+def describe_litter(base: Path, litter: Sequence[Path]) -> list[str]:
+    """Return the note on what was left out of a folder, if anything was."""
+    if not litter:
+        return []
+    found = Counter(path.name for path in litter)
+    shown = ", ".join(f"{name} ({n} times)" if n > 1 else name for name, n in sorted(found.items()))
+    return [f"left out of {base}, since no part of the data: {escape_hidden(shown)}"]
 
 
 def describe_origin(base: Path, segments: Sequence[tuple[str, int]], row: int) -> str:

@@ -14,8 +14,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pudica.clients.data.cache import CachedDataset, fetch_cached
-from pudica.clients.data.columns import encode_labels, read_attributes
+from pudica.clients.data.columns import (
+    encode_labels,
+    keep_large_classes,
+    note_similar_names,
+    read_attributes,
+)
 from pudica.clients.data.config import DataConfig
+from pudica.clients.data.decoding import LayoutRequest
 from pudica.clients.data.errors import DataError
 from pudica.clients.data.images import ImageSet
 from pudica.clients.data.partition import PartitionConfig, partition_once
@@ -47,6 +53,8 @@ class Splits:
         Names of the requested binary attributes.
     has_own_test : bool
         Whether the test part is the set's own test split, which can be kept from others.
+    notes : list of str
+        What was taken for what, left out or converted, to be shown once.
     """
 
     name: str
@@ -60,6 +68,7 @@ class Splits:
     test: ImageSet
     attributes: list[str] = field(default_factory=list)
     has_own_test: bool = False
+    notes: list[str] = field(default_factory=list)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -84,31 +93,36 @@ def load(config: DataConfig, seed: int) -> Splits:
     Raises DataError if the data are missing, broken, or do not fit the request.
     """
     spec = lookup(config.name)
-    location = DataLocation(data_root(config.root), config.path)
+    location = DataLocation(data_root(config.root), config.path, config.split_rules)
     source = find_source(spec, location, config.download)
-    stored = fetch_cached(
-        source, config.image_size or spec.image_size, config.channels or spec.channels
+    request = LayoutRequest(
+        config.image_size or spec.image_size, config.channels or spec.channels, config.background
     )
+    stored = fetch_cached(source, request)
     columns = stored.columns.column_names
     only = columns[0] if spec.label not in columns and len(columns) == 1 else spec.label
     label = config.label or only
     names = spec.class_names.get(label) or stored.class_names.get(label)
     labels, class_names = encode_labels(stored, label, names)
+    notes = [*stored.notes, *note_similar_names(class_names)]
+    minimum = max(config.min_per_class, 2 if config.split == "9:1" else 1)
+    kept, labels, class_names = keep_large_classes(stored, labels, class_names, minimum, notes)
     attributes: Rows = np.zeros((0, 0), np.int64)
     attribute_names: list[str] = []
     if config.attributes:
         known = {**stored.class_names, **spec.class_names}
         attributes, attribute_names = read_attributes(stored, config.attributes, known)
     own = _keeps_test_split(config, stored)
+    train, test = (kept[kept < stored.train], kept[kept >= stored.train])
     if own and names is None:
-        _check_classes_known(labels, class_names, stored)
+        _check_classes_known(labels[train], labels[test], class_names, stored)
     generator = numpy_generator(seed, "split")
     if own:
-        parts_by_name = _split_own(stored, generator, config.split)
+        parts_by_name = _split_own(stored, train, test, generator, config.split)
     elif config.split == "9:1":
-        parts_by_name = _split_9_1(stored, labels, generator)
+        parts_by_name = _split_9_1(kept, labels, generator)
     else:
-        parts_by_name = _split_4_1_1(stored, generator)
+        parts_by_name = _split_4_1_1(stored, kept, generator)
     parts = _apply_limit(parts_by_name, config.limit)
     _, channels, height, width = stored.images.shape
     shape = (channels, height + 2 * config.margin, width + 2 * config.margin)
@@ -151,6 +165,7 @@ def load(config: DataConfig, seed: int) -> Splits:
         test=part("test", mean, std),
         attributes=attribute_names,
         has_own_test=own and len(parts["test"]) > 0,
+        notes=notes,
     )
 
 
@@ -216,48 +231,51 @@ def _keeps_test_split(config: DataConfig, stored: CachedDataset) -> bool:
 
 
 def _split_own(
-    stored: CachedDataset, generator: np.random.Generator, split: str | None
+    stored: CachedDataset,
+    train: Rows,
+    test: Rows,
+    generator: np.random.Generator,
+    split: str | None,
 ) -> Mapping[str, Rows]:
-    test = np.arange(stored.train, stored.train + stored.test)
     if split == "public":
         test = test[:0]
     if split == "train-test":
-        train = generator.permutation(stored.train)
+        train = generator.permutation(train)
         return {"train": train, "validation": train[:0], "test": test}
-    if stored.train < 2:
-        raise DataError(f"{stored.base}: 1 training image cannot be divided 4:1")
-    pool = generator.permutation(stored.train)
-    fifth = max(1, round(stored.train / 5))
+    if len(train) < 2:
+        raise DataError(f"{stored.base}: {len(train)} training image cannot be divided 4:1")
+    pool = generator.permutation(train)
+    fifth = max(1, round(len(train) / 5))
     return {"train": pool[fifth:], "validation": pool[:fifth], "test": test}
 
 
-def _split_4_1_1(stored: CachedDataset, generator: np.random.Generator) -> Mapping[str, Rows]:
-    total = stored.train + stored.test
+def _split_4_1_1(
+    stored: CachedDataset, rows: Rows, generator: np.random.Generator
+) -> Mapping[str, Rows]:
+    total = len(rows)
     if total < MIN_ROWS:
         raise DataError(f"{stored.base}: {total} images; 4:1:1 needs at least {MIN_ROWS}")
-    pool, sixth = generator.permutation(total), total // 6
+    pool, sixth = generator.permutation(rows), total // 6
     validation, test, train = np.split(pool, [sixth, 2 * sixth])
     return {"train": train, "validation": validation, "test": test}
 
 
-def _split_9_1(
-    stored: CachedDataset, labels: Rows, generator: np.random.Generator
-) -> Mapping[str, Rows]:
-    pool = generator.permutation(stored.train + stored.test)
+def _split_9_1(rows: Rows, labels: Rows, generator: np.random.Generator) -> Mapping[str, Rows]:
+    pool = generator.permutation(rows)
     test = []
-    for label in np.unique(labels):
-        rows = pool[labels[pool] == label]
-        if len(rows) < 2:
-            raise DataError(f"{stored.base}: a class with a single image cannot be divided 9:1")
-        test.append(rows[: max(1, round(len(rows) / 10))])
+    for label in np.unique(labels[rows]):
+        own = pool[labels[pool] == label]
+        test.append(own[: max(1, round(len(own) / 10))])
     chosen = generator.permutation(np.concatenate(test))
     train = pool[~np.isin(pool, chosen)]
     return {"train": train, "validation": pool[:0], "test": chosen}
 
 
-def _check_classes_known(labels: Rows, class_names: list[str], stored: CachedDataset) -> None:
-    """Refuse a test split with classes that do not occur in training."""
-    ours, theirs = set(labels[: stored.train].tolist()), set(labels[stored.train :].tolist())
+def _check_classes_known(
+    train: Rows, test: Rows, class_names: list[str], stored: CachedDataset
+) -> None:
+    """Refuse a test split with classes that do not occur in training; given the labels."""
+    ours, theirs = set(train.tolist()), set(test.tolist())
     if strange := sorted(theirs - ours):
         shown = ", ".join(class_names[index] for index in strange[:10])
         raise DataError(

@@ -22,7 +22,7 @@ import json
 import os
 import platform
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from logging import INFO
@@ -322,6 +322,15 @@ class Recorder(MemoryRecorder):
     def _append(self, row: dict[str, Any]) -> None:
         super()._append(row)
         self._metrics.write(json.dumps(row) + "\n")
+
+    def note_data(self, notes: Sequence[str]) -> None:
+        """Say once what was taken for what, left out or converted as the data were read."""
+        self.run["data"] = list(notes)
+        self._write_run()
+        if "data" not in self.note:  # a resumed run has said it
+            self.note["data"] = list(notes)
+            for note in notes:
+                self.event(f"data: {note}")
 
     def event(self, text: str) -> None:
         """Put a line into ``events.log``; what a terminal or a reader would act on is escaped."""

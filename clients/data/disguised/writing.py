@@ -13,7 +13,7 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
-from pudica.clients.data.decoding import Channels, decode_stream, open_images
+from pudica.clients.data.decoding import Channels, LayoutRequest, decode_stream, open_images
 from pudica.clients.data.disguised.manifest import (
     IMAGE,
     MANIFEST,
@@ -146,7 +146,7 @@ def _decode_images(
 ) -> Iterator[NDArray[np.uint8]]:
     """Yield the images (C, H, W) of some shards, in order."""
     base = request.source.base
-    layout, stream = open_images(content, base, request.size, request.channels)
+    layout, stream = open_images(content, base, LayoutRequest(request.size, request.channels))
     shape = (layout.channels, layout.size, layout.size)
     if shape != manifest.shape:
         sizes = ["x".join(map(str, each)) for each in (shape, manifest.shape)]
@@ -158,7 +158,7 @@ def _decode_images(
     rows = [row for shard in shards for row in range(shard.first, shard.first + shard.rows)]
     wanted = set(rows)
     raw = compress(stream, (row in wanted for row in range(rows[-1] + 1)))
-    for row, image in zip(rows, decode_stream(raw, layout), strict=True):
+    for row, image in zip(rows, decode_stream(raw, layout, []), strict=True):
         if isinstance(image, DataError):
             raise DataError(f"{describe_origin(base, content.segments, row)}: {image}") from image
         yield image

@@ -30,9 +30,9 @@ def decodes(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """Count decodes: one entry each."""
     done: list[Path] = []
 
-    def counted(*arguments) -> None:
+    def counted(*arguments) -> list[str]:
         done.append(arguments[1])
-        original(*arguments)
+        return original(*arguments)
 
     original = cache.decode
     monkeypatch.setattr(cache, "decode", counted)

@@ -120,10 +120,10 @@ def test_a_process_waits_for_the_decode_of_another(config, decodes, monkeypatch)
     said, says = os.pipe()
     decode = cache.decode
 
-    def slow(*arguments) -> None:
+    def slow(*arguments) -> list[str]:
         os.write(says, b"decoding")
         time.sleep(1)
-        decode(*arguments)
+        return decode(*arguments)
 
     def other() -> None:
         monkeypatch.setattr(cache, "decode", slow)
@@ -140,9 +140,10 @@ def test_a_process_waits_for_the_decode_of_another(config, decodes, monkeypatch)
 def test_files_that_change_while_they_are_read(config, make, monkeypatch, cache_folder):
     original = cache.decode
 
-    def slow(*arguments) -> None:
-        original(*arguments)
+    def slow(*arguments) -> list[str]:
+        found = original(*arguments)
         make.image("own/a/0.png", 99)
+        return found
 
     monkeypatch.setattr(cache, "decode", slow)
     with pytest.raises(DataError, match="changed while they were read"):
