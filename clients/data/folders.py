@@ -79,8 +79,8 @@ def scan_image_folder(folder: Path, rules: SplitRules = BY_NAME, column: str = "
     files = tuple(file for file, _ in train + test)
     columns = {column: pa.array([label for _, label in train + test], pa.string())}
     notes += describe_litter(folder, litter)
-    opener = partial(_build_content, folder, files, len(train), columns, notes)
-    return Source(f"image-folder:{column}:{len(train)}", folder, files, opener)
+    opener = partial(_build_content, folder, files, len(train), columns)
+    return Source(f"image-folder:{column}:{len(train)}", folder, files, opener, notes)
 
 
 def locate_utkface(location: DataLocation) -> Path | None:
@@ -108,17 +108,12 @@ def scan_utkface(folder: Path) -> Source:
     for name in ("age", "gender", "race"):
         values = [match[name] for match in matches if match]
         columns[name] = pa.array([int(value) if value else None for value in values], pa.int64())
-    notes = describe_litter(folder, litter)
-    opener = partial(_build_content, folder, files, len(files), columns, notes)
-    return Source("utkface", folder, files, opener)
+    opener = partial(_build_content, folder, files, len(files), columns)
+    return Source("utkface", folder, files, opener, describe_litter(folder, litter))
 
 
 def _build_content(
-    folder: Path,
-    files: Sequence[Path],
-    train: int,
-    columns: dict[str, pa.Array],
-    notes: Sequence[str],
+    folder: Path, files: Sequence[Path], train: int, columns: dict[str, pa.Array]
 ) -> Content:
     return Content(
         train=train,
@@ -126,7 +121,6 @@ def _build_content(
         columns=pa.table(columns),
         segments=[(file.relative_to(folder).as_posix(), 1) for file in files],
         images=files,
-        notes=notes,
     )
 
 

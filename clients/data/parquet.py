@@ -77,8 +77,8 @@ def scan_parquet(path: Path, rules: SplitRules = BY_NAME) -> Source:
         notes = [describe_splits(names)]
         files = [file for split in SPLITS for file in splits[split]]
     train = len(files) - len(splits["test"]) if splits else len(files)
-    opener = partial(_open_content, base, files, train, notes)
-    return Source(f"parquet:{train}", base, tuple(files), opener)
+    opener = partial(_open_content, base, files, train)
+    return Source(f"parquet:{train}", base, tuple(files), opener, notes)
 
 
 def _list_files(folder: Path) -> list[Path]:
@@ -124,7 +124,7 @@ def _assign_splits(
     return {split: [by_name[name] for name in names] for split, names in matched.items()}
 
 
-def _open_content(base: Path, files: Sequence[Path], train: int, notes: Sequence[str]) -> Content:
+def _open_content(base: Path, files: Sequence[Path], train: int) -> Content:
     schemas = [_read_schema(file) for file in files]
     image = _find_image_column(files[0], schemas[0])
     others = {column.name: column.type for column in schemas[0] if column.name != image}
@@ -146,7 +146,6 @@ def _open_content(base: Path, files: Sequence[Path], train: int, notes: Sequence
         images=_stream_images(files, image),
         class_names=class_names,
         unusable={name: str(kind) for name, kind in others.items() if name not in usable},
-        notes=notes,
     )
 
 

@@ -61,7 +61,7 @@ class Content:
     unusable: Mapping[str, str] = field(default_factory=dict)
     # Of images that are disguised on disk, which `disguised.copy_images` reads.
     disguised: Manifest | None = None
-    # What was taken for what, left out or converted, each in a line to be shown once.
+    # What was converted, each in a line to be shown once.
     notes: Sequence[str] = ()
 
 
@@ -73,6 +73,7 @@ class Source:
     base: Path  # the folder that the files' names are relative to
     files: tuple[Path, ...]  # every file that the content depends on
     open: Callable[[], Content]
+    notes: Sequence[str] = ()  # what was taken for what, or left out, each in a line
 
 
 def data_root(root: Path | None = None) -> Path:

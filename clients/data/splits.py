@@ -104,7 +104,7 @@ def load(config: DataConfig, seed: int) -> Splits:
     label = config.label or only
     names = spec.class_names.get(label) or stored.class_names.get(label)
     labels, class_names = encode_labels(stored, label, names)
-    notes = [*stored.notes, *note_similar_names(class_names)]
+    notes = [*source.notes, *stored.notes, *note_similar_names(class_names)]
     minimum = max(config.min_per_class, 2 if config.split == "9:1" else 1)
     kept, labels, class_names = keep_large_classes(stored, labels, class_names, minimum, notes)
     attributes: Rows = np.zeros((0, 0), np.int64)

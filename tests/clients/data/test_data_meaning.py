@@ -78,7 +78,7 @@ def test_splits_that_are_not_plain_are_refused_until_they_are_said(make, train, 
     for name, place in (("parquet", "table"), ("image-folder", "folder")):
         with pytest.raises(DataError, match=rf"(?s){test}.*data\.splits"):
             read(name, make.root / place)
-        splits = read(name, make.root / place, splits={"train": train, "test": [test[:1] + "*"]})
+        splits = read(name, make.root / place, splits={"train": train, "test": [test[:-1] + "?"]})
         assert min(values(splits.test)) == 50
     pool = read("parquet", make.root / "table", splits="none")
     assert len(pool.train) + len(pool.validation) + len(pool.test) == 18
@@ -262,7 +262,7 @@ def test_plain_labels_are_read_however_they_are_stored(make, column) -> None:
 )
 def test_what_is_no_label_is_refused(make, column) -> None:
     path = make.parquet(label=column)
-    with pytest.raises(DataError, match="column 'label' of .* holds .*: labels must be integers"):
+    with pytest.raises(DataError, match=r"column 'label' of .* holds .*: labels must be integers"):
         read("parquet", path)
 
 
@@ -280,7 +280,7 @@ def test_files_may_store_the_same_numbers_in_different_widths(make) -> None:
     assert read("parquet", make.root / "own").num_classes == 3
     make.parquet("own/train.parquet", label=pa.array([0, 1, 200] * 4, pa.uint8()))
     make.parquet("own/test.parquet", label=pa.array([0, 1, 300] * 4, pa.int64()))
-    with pytest.raises(DataError, match="class counts differ .* not in train: 300"):
+    with pytest.raises(DataError, match=r"class counts differ .* not in train: 300"):
         read("parquet", make.root / "own")
     with pytest.raises(pa.ArrowInvalid):
         to_labels(pa.chunked_array([pa.array([2**63], pa.uint64())]))
@@ -294,7 +294,7 @@ def test_names_that_look_alike_are_told(make) -> None:
     assert splits.num_classes == 4
     assert said(splits, "'Cat' and 'cat' and 'cat ' differ in case or spaces only")
     plain = read("image-folder", make.image_folder("plain"))
-    assert plain.notes == []
+    assert not said(plain, "differ in case")
 
 
 # ---------------------------------------------------------------------------- files
@@ -305,7 +305,7 @@ def test_what_systems_leave_in_folders_is_left_out_and_told(make) -> None:
     clean = read("image-folder", path)
     litter = ("__MACOSX/a/0.png", "__pycache__/x.pyc", ".ipynb_checkpoints/0.png", "Thumbs.db")
     for below in ("", "train/", "train/a/"):
-        for file in (*litter, "desktop.ini", ".DS_Store", "a/../._0.png", "@eaDir/x"):
+        for file in (*litter, "desktop.ini", ".DS_Store", "._0.png", "@eaDir/x"):
             place = path / below / file
             place.parent.mkdir(parents=True, exist_ok=True)
             place.write_bytes(b"no image")
