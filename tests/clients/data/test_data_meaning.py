@@ -49,7 +49,7 @@ PLAIN = [
     ("train2017", "test2017"),
     ("train 1", "evaluation-final"),
 ]
-UNCLEAR = [("fit", "holdout"), ("a", "b"), ("trainset", "testset"), ("training", "holdout")]
+UNCLEAR = [("fit", "holdout"), ("aa", "bb"), ("trainset", "testset"), ("training", "holdout")]
 
 
 @pytest.mark.parametrize(("train", "test"), PLAIN)
