@@ -32,7 +32,7 @@ Integers = NDArray[np.int64]
 
 
 def encode_labels(
-    stored: CachedDataset, label: str, names: Sequence[str] | None
+    stored: CachedDataset, label: str, names: Sequence[str] | None, fewest: int = 2
 ) -> tuple[Integers, list[str]]:
     """Return the class index of every row, (N,), and the classes' names.
 
@@ -43,12 +43,14 @@ def encode_labels(
     names : sequence of str or None
         Names of the classes 0, 1, 2, … where known. Otherwise the sorted distinct values are
         the classes; strings that are equal in NFC count as one class.
+    fewest : int
+        How many different values are needed.
 
     Raises
     ------
     DataError
         If the column is missing; contains nulls, negative numbers, values outside the known
-        classes, or only a single value; is neither integers nor strings; or if a class has an
+        classes, or too few values; is neither integers nor strings; or if a class has an
         invalid name.
     """
     allowed = join_names(stored.columns.column_names)
@@ -77,7 +79,7 @@ def encode_labels(
         _check_range(stored, label, values, None)
         numbers, labels = np.unique(values, return_inverse=True)
         classes = [str(number) for number in numbers]
-    if len(classes) < 2:
+    if len(classes) < fewest:
         raise DataError(
             f"{_describe(stored, label, 0)}: every row has the label '{classes[0]}': at least 2 "
             "are needed"
@@ -118,6 +120,29 @@ def _decode_text(value: pa.Scalar) -> str:
         return value.as_buffer().to_pybytes().decode(errors="surrogateescape")  # type: ignore[no-any-return]
 
 
+def match_vocabulary(
+    stored: CachedDataset, labels: Integers, own: list[str], wanted: Sequence[str], notes: list[str]
+) -> tuple[Integers, list[str]]:
+    """Return labels numbered as wanted, by the names of their classes, and the wanted names.
+
+    What is left out already, with the label -1, stays so. Another numbering is noted.
+
+    Raises DataError if an image has a class that is not wanted.
+    """
+    number = {name: place for place, name in enumerate(wanted)}
+    present = [own[label] for label in np.unique(labels) if label >= 0]
+    if strange := [name for name in present if name not in number]:
+        raise DataError(
+            f"{stored.base} has images of {join_names(map(quote, strange[:5]))}, which the run's "
+            f"classes lack: {join_names(map(quote, wanted))}"
+        )
+    if list(wanted) != own:
+        told = ", ".join(f"{quote(name)} is {number[name]}" for name in present[:10])
+        notes.append(f"classes are numbered as the run names them: {told}")
+    places = np.array([number.get(name, -1) for name in own] + [-1], np.int64)
+    return places[labels], list(wanted)
+
+
 def note_similar_names(classes: Sequence[str]) -> list[str]:
     """Return the notes on classes whose names differ in case or spaces only."""
     spelt: dict[str, list[str]] = {}
@@ -132,24 +157,29 @@ def note_similar_names(classes: Sequence[str]) -> list[str]:
 
 
 def keep_large_classes(
-    stored: CachedDataset, labels: Integers, classes: list[str], minimum: int, notes: list[str]
+    stored: CachedDataset,
+    labels: Integers,
+    classes: list[str],
+    minimum: int,
+    fewest: int,
+    notes: list[str],
 ) -> tuple[Integers, Integers, list[str]]:
     """Leave out classes of fewer images than a minimum, and note it.
 
     Returns the rows that are kept; the labels of all rows, numbered anew (what is left out has
     -1); and the names of the classes that are left.
 
-    Raises DataError if fewer than two are.
+    Raises DataError if fewer than ``fewest`` are.
     """
     rows = np.arange(len(labels))
     if minimum == 1:
         return rows, labels, classes
     counts = np.bincount(labels, minlength=len(classes))
     large = np.flatnonzero(counts >= minimum)
-    if len(large) < 2:
+    if len(large) < fewest:
         raise DataError(
-            f"{stored.base}: {len(large)} classes have {minimum} images or more, at least 2 are "
-            f"needed; the largest has {counts.max()}"
+            f"{stored.base}: {len(large)} classes have {minimum} images or more, at least "
+            f"{fewest} are needed; the largest has {counts.max()}"
         )
     if small := [name for name, count in zip(classes, counts, strict=True) if 0 < count < minimum]:
         notes.append(

@@ -13,7 +13,7 @@ from pudica.clients.data.registry import DISGUISED, lookup
 from pudica.clients.data.split_names import Patterns, SplitRules
 from pudica.clients.shields.disguises import format_notation, parse_notation
 from pudica.models.files import AbsolutePath
-from pudica.models.naming import Label
+from pudica.models.naming import Label, validate_labels
 
 
 class DataConfig(BaseModel):
@@ -29,6 +29,9 @@ class DataConfig(BaseModel):
         be missing; ``"train-test"`` trains on all the rest, without validation. ``"4:1:1"`` pools
         all rows; ``"9:1"`` splits each class into training and test, without validation. By
         default ``"own"`` if the set has a test split, else ``"4:1:1"``.
+    classes : tuple of str or None
+        Names of the classes 0, 1, 2, …, to which labels are matched by name; what has another
+        label is refused. By default the data's own.
     splits : mapping of str to sequence of str, "none" or None
         Which files or folders are of which split, as patterns; by default their names tell.
     min_per_class : int
@@ -48,6 +51,7 @@ class DataConfig(BaseModel):
     path: AbsolutePath | None = None
     download: bool = False
     label: Label | None = None
+    classes: tuple[Label, ...] | None = Field(None, min_length=2)
     attributes: tuple[Label, ...] = ()
     splits: Patterns | None = None
     min_per_class: int = Field(1, ge=1)
@@ -76,6 +80,11 @@ class DataConfig(BaseModel):
     @classmethod
     def _normalise_shield(cls, shield: str | None) -> str | None:
         return None if shield is None else format_notation(parse_notation(shield))
+
+    @field_validator("classes")
+    @classmethod
+    def _validate_classes(cls, classes: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        return None if classes is None else tuple(validate_labels(classes))
 
     @field_validator("splits", mode="before")
     @classmethod

@@ -151,6 +151,15 @@ def as_examples(dataset: Any, what: str) -> Examples | ImageSet:
         return Examples(dataset, what)
 
 
+def name_classes(dataset: Any) -> str:
+    """Return what a data set, or what it is made of, calls its classes, a line each; or nothing."""
+    while dataset is not None:
+        if classes := getattr(dataset, "classes", None):
+            return "\n".join(map(str, classes))
+        dataset = getattr(dataset, "dataset", None)
+    return ""
+
+
 def _is_class(label: Any) -> bool:
     if isinstance(label, Tensor):
         return label.ndim == 0 and not label.is_floating_point() and int(label) >= 0

@@ -17,6 +17,7 @@ from pudica.clients.data.cache import CachedDataset, fetch_cached
 from pudica.clients.data.columns import (
     encode_labels,
     keep_large_classes,
+    match_vocabulary,
     note_similar_names,
     read_attributes,
 )
@@ -103,10 +104,15 @@ def load(config: DataConfig, seed: int) -> Splits:
     only = columns[0] if spec.label not in columns and len(columns) == 1 else spec.label
     label = config.label or only
     names = spec.class_names.get(label) or stored.class_names.get(label)
-    labels, class_names = encode_labels(stored, label, names)
+    fewest = 1 if config.classes else 2
+    labels, class_names = encode_labels(stored, label, names, fewest)
     notes = [*source.notes, *stored.notes, *note_similar_names(class_names)]
     minimum = max(config.min_per_class, 2 if config.split == "9:1" else 1)
-    kept, labels, class_names = keep_large_classes(stored, labels, class_names, minimum, notes)
+    kept, labels, class_names = keep_large_classes(
+        stored, labels, class_names, minimum, fewest, notes
+    )
+    if config.classes:
+        labels, class_names = match_vocabulary(stored, labels, class_names, config.classes, notes)
     attributes: Rows = np.zeros((0, 0), np.int64)
     attribute_names: list[str] = []
     if config.attributes:
@@ -114,7 +120,7 @@ def load(config: DataConfig, seed: int) -> Splits:
         attributes, attribute_names = read_attributes(stored, config.attributes, known)
     own = _keeps_test_split(config, stored)
     train, test = (kept[kept < stored.train], kept[kept >= stored.train])
-    if own and names is None:
+    if own and names is None and not config.classes:
         _check_classes_known(labels[train], labels[test], class_names, stored)
     generator = numpy_generator(seed, "split")
     if own:

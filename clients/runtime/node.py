@@ -23,6 +23,8 @@ from pudica.clients.assignments import (
     ParticipantAssignment,
 )
 from pudica.clients.data import DataConfig
+from pudica.clients.data.decoding import Background
+from pudica.clients.data.split_names import Patterns
 from pudica.clients.runtime.systems import systems
 from pudica.clients.shields import Mechanism
 from pudica.clients.shields.disguises import UNUSABLE, Key
@@ -63,6 +65,8 @@ class OwnData(BaseModel):
     root: AbsolutePath | None = None
     path: AbsolutePath | None = None
     label: str | None = None
+    splits: Patterns | None = None
+    background: Background | None = None
     split: Literal["own", "public", "train-test", "4:1:1", "9:1"] | None = None
     attributes: tuple[str, ...] = ()
 

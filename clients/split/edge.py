@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import asdict
 from typing import Any, ClassVar
@@ -17,7 +17,7 @@ from torch.utils.data import TensorDataset
 
 from pudica.clients.assignments import SplitTerms, hash_name, is_guaranteed
 from pudica.clients.data import Part
-from pudica.clients.data.examples import Examples, as_examples
+from pudica.clients.data.examples import Examples, as_examples, name_classes
 from pudica.clients.runtime.releasing import function_of
 from pudica.clients.runtime.role import Handler
 from pudica.clients.runtime.vault import AnyVault, MemoryVault
@@ -138,7 +138,8 @@ class Edge(TrainingAnswers, EvaluationAnswers):
         """Return how many classes there are as far as it is known here; else 0."""
         if self._back is not None:
             return count_logits("back", self._back, "activations", activations)
-        return next((len(found) for found in _find_classes(self.train)), 0)
+        names = name_classes(self.train)
+        return len(names.split("\n")) if names else 0
 
     # --------------------------------------------------------------------------- joining
 
@@ -221,6 +222,7 @@ class Edge(TrainingAnswers, EvaluationAnswers):
         image = self.train.batch(np.arange(1))[0].shape[1:]
         about: dict[str, Any] = {
             "classes": self.classes,
+            "names": name_classes(self.train),
             "key": "",
             "shape": "x".join(map(str, image)),
             "train": len(self.train),
@@ -292,14 +294,6 @@ class Edge(TrainingAnswers, EvaluationAnswers):
         else:
             return self.front.shield.guarantee()
         return Guarantee("record", None, reasons=(reason,))
-
-
-def _find_classes(dataset: Any) -> Iterator[Any]:
-    """Yield what a data set, or what it is made of, says its classes are."""
-    while dataset is not None:
-        if getattr(dataset, "classes", None):
-            yield dataset.classes
-        dataset = getattr(dataset, "dataset", None)
 
 
 def _identify_shield(shield: Shield, noise: str) -> str:

@@ -187,9 +187,10 @@ def _check_data(config: NodeConfig) -> str:
     if data is None:
         return "the organiser's; checked when the node joins"
     sizes = f"{len(data.train)} + {len(data.validation)} + {len(data.test)}"
+    noted = "".join(f"; {note}" for note in data.notes)
     return (
         f"{data.name}: {sizes} images of {'x'.join(map(str, data.shape))} in {data.num_classes} "
-        f"classes: {', '.join(data.class_names[:12])}"
+        f"classes, matched by name to the run's: {', '.join(data.class_names[:12])}{noted}"
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from itertools import zip_longest
 from typing import Any, NamedTuple, TypeVar
 
 from flwr.app import RecordDict
@@ -13,6 +14,7 @@ from pudica.clients import protocol
 from pudica.clients.assignments import Assignment
 from pudica.models.compute import ComputeConfig
 from pudica.models.naming import validate_node_name
+from pudica.models.printable import quote
 from pudica.models.randomness import derive
 from pudica.strategies.core.cohort import Cohort
 from pudica.strategies.core.experiment import Experiment
@@ -123,8 +125,12 @@ def base_assignments(experiment: Experiment, run: str, deployed: bool) -> dict[s
     """Return by name what the assignment of each node says, whatever the system."""
     compute = experiment.client.model_dump(include=set(ComputeConfig.model_fields))
     names = experiment.names()
-    # Where the organiser's own files lie is nobody's business, and of no use elsewhere.
-    here = {"root": None, "path": None, "key": None} if deployed else {}
+    here: dict[str, Any] = {}
+    if deployed:
+        # Where the organiser's own files lie is nobody's business, and of no use elsewhere. Nodes
+        # with images of their own match their classes to these by name.
+        own = {"root", "path", "key", "splits"}
+        here = dict.fromkeys(own) | {"classes": tuple(experiment.load_data().class_names)}
     common = {
         "run": run,
         "data": experiment.data.model_copy(update=here),
@@ -180,7 +186,27 @@ def agree_on_images(cohort: Cohort, joined: dict[str, Member]) -> Images:
                 "same data set, and the same disguise",
             )
             del joined[name]
+    _agree_on_names(cohort, joined)
     return wanted
+
+
+def _agree_on_names(cohort: Cohort, joined: dict[str, Member]) -> None:
+    """Leave out those that number their classes otherwise than most of those that name them."""
+    lists = {name: member.names for name, member in joined.items() if member.names}
+    if not lists:
+        return
+    wanted = Counter(lists.values()).most_common(1)[0][0].split("\n")
+    for name, own in lists.items():
+        pairs = zip_longest(own.split("\n"), wanted, fillvalue="none")
+        for place, (theirs, most) in enumerate(pairs):
+            if theirs != most:
+                cohort.leave_out(
+                    name,
+                    f"its class {place} is {quote(theirs)}, most have {quote(most)} there; give "
+                    "all the same classes in the same order",
+                )
+                del joined[name]
+                break
 
 
 # ----------------------------------------------------------- nodes that run somebody's own app

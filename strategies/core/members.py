@@ -40,6 +40,8 @@ class Member:
         Images of each part.
     reports : bool
         Whether it says how often models are right on its images.
+    names : str
+        What it calls the classes 0, 1, 2, …, a line each; empty if it does not say.
     """
 
     shape: Shape
@@ -50,6 +52,7 @@ class Member:
     validation: int
     test: int
     reports: bool
+    names: str = ""
 
     @classmethod
     def read(cls, words: Words) -> Self:
@@ -67,7 +70,10 @@ class Member:
         if not KEY.fullmatch(key):
             raise ValueError(f"{quote(key)} is no fingerprint of a key")
         reports = bool(protocol.whole({"reports": 1, **words}, "reports", 0, 1))
-        return cls(_shape(shape), classes, key, _span(words), **counts, reports=reports)
+        names = protocol.text({"names": "", **words}, "names")
+        return cls(
+            _shape(shape), classes, key, _span(words), **counts, reports=reports, names=names
+        )
 
 
 def _shape(text: str) -> Shape:

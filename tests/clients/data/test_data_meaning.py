@@ -486,3 +486,40 @@ def test_nine_to_one_keeps_everybody_with_two_images(make) -> None:
     assert np.bincount(splits.test.labels).tolist() == [1, 1, 1]
     assert np.bincount(splits.train.labels).tolist() == [5, 1, 2]
     assert said(splits, "left out, with fewer than 2 images: 1 classes (c)")
+
+
+# ---------------------------------------------------------------- one vocabulary for all nodes
+
+
+@pytest.mark.parametrize("kind", ["folders", "strings", "numbers", "declared"])
+def test_labels_are_numbered_by_name_as_the_run_says(make, kind) -> None:
+    words = ["1", "2"] if kind == "numbers" else ["dog", "wolf"]
+    run = ("0", "1", "2") if kind == "numbers" else ("cat", "wolf", "dog")
+    if kind == "folders":
+        for word, value in zip(words, (0, 1), strict=True):
+            for number in range(6):
+                make.image(f"own/{word}/{number}.png", value + 2 * number)
+        path, name = make.root / "own", "image-folder"
+    else:
+        label = {"numbers": [1, 2], "declared": [0, 1], "strings": words}[kind] * 6
+        features = declare(*words, "unused") if kind == "declared" else None
+        path, name = make.parquet(label=label, features=features), "parquet"
+    splits = read(name, path, classes=run)
+    assert splits.class_names == list(run)
+    assert named(splits.train, splits) == {v: words[v % 2] for v in values(splits.train)}
+    assert said(splits, f"'{words[0]}' is {run.index(words[0])}")
+    with pytest.raises(DataError, match=f"has images of '{words[1]}', which the run's classes lac"):
+        read(name, path, classes=[word for word in run if word != words[1]])
+
+
+def test_a_node_may_hold_one_class_of_the_run(make) -> None:
+    path = make.parquet(label=["dog"] * 12)
+    splits = read("parquet", path, classes=("cat", "dog"))
+    assert splits.num_classes == 2
+    assert set(splits.train.labels) == {1}
+
+
+@pytest.mark.parametrize("classes", [["cat"], ["cat", "cat"], ["cat", "d\nog"]])
+def test_classes_of_a_run_are_distinct_names(classes) -> None:
+    with pytest.raises(ValueError, match="classes"):
+        DataConfig(classes=classes)
