@@ -1,11 +1,11 @@
-# demo · test · test-slow · test-deploy · check · reference · bench. Everything runs in .venv, which is made when it is needed.
+# demo · test · test-slow · check · reference · bench. Everything runs in .venv, which is made when it is needed.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 FOLDERS := models clients strategies analysis simulations
 export FLWR_TELEMETRY_ENABLED = 0
 
-.PHONY: demo test test-slow test-deploy check reference bench install clean
+.PHONY: demo test test-slow check reference bench install clean
 
 install: $(VENV)/.installed
 
@@ -23,9 +23,6 @@ test: install
 
 test-slow: install
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m slow
-
-test-deploy: install
-	$(BIN)/python -m pytest -m deployment
 
 check: install
 	$(BIN)/ruff check .

@@ -499,7 +499,7 @@ SHORT = (
 )
 
 
-@pytest.mark.deployment
+@pytest.mark.slow
 def test_three_nodes_over_tls_make_the_table_that_one_process_makes(tmp_path: Path) -> None:
     """And nobody who is not registered gets at the server while it is up."""
     names = load_experiment("themis-digits", []).names()[:3]

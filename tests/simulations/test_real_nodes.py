@@ -1,6 +1,6 @@
 """Whole deployments over TLS: each system's table is that of one process, whatever dies.
 
-They take minutes each, so they are run by ``make test-deploy``.
+They take minutes each, so they are run by ``make test-slow``.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pudica.strategies.core.experiment import Experiment
 from pudica.strategies.core.recorder import lock
 from pudica.strategies.loading import load_experiment
 
-pytestmark = pytest.mark.deployment
+pytestmark = pytest.mark.slow
 
 # Seeded, so that the same can be computed here.
 SYSTEMS = {

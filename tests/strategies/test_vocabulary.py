@@ -1,0 +1,104 @@
+"""Classes mean the same on all nodes of a run: they are matched, or compared, by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import Context
+from PIL import Image
+from torch import nn
+from torch.utils.data import Subset, TensorDataset
+
+from pudica.clients import Edge, Participant
+from pudica.clients.data import DataError, load
+from pudica.clients.data.examples import name_classes
+from pudica.clients.runtime.node import OwnData
+from pudica.simulations.engines.inprocess import InProcessGrid
+from pudica.simulations.engines.local import build_server_context
+from pudica.strategies import SplitLearning, Themis
+from pudica.strategies.core.joining import base_assignments
+from pudica.strategies.loading import load_experiment
+
+NAMES = ("zoe", "adam", "mia")
+X, Y = torch.rand(24, 1, 4, 4), torch.arange(24) % 3
+
+
+class Named(TensorDataset):
+    """Images whose classes have names, as torchvision's ImageFolder has them."""
+
+    def __init__(self, *classes: str) -> None:
+        super().__init__(X, Y)
+        self.classes = list(classes)
+
+
+USUAL, OTHER = Named("cat", "dog", "wolf"), Named("dog", "cat", "wolf")
+
+
+def data_of(context: Context) -> tuple[str, Any]:
+    """Adam numbers his classes otherwise than the two others, and hides it in a subset."""
+    place = int(context.node_config["partition-id"])
+    return NAMES[place], Subset(OTHER, range(24)) if place == 1 else USUAL
+
+
+def participant(context: Context) -> Participant:
+    name, data = data_of(context)
+    return Participant(nn.Sequential(nn.Flatten(), nn.Linear(16, 3)), data, data, name=name)
+
+
+def edge(context: Context) -> Edge:
+    name, data = data_of(context)
+    front = nn.Sequential(nn.Flatten(), nn.Linear(16, 4))
+    return Edge(front, data, back=nn.Linear(4, 3), name=name)
+
+
+def split_learning(**more: Any) -> SplitLearning:
+    front = nn.Sequential(nn.Flatten(), nn.Linear(16, 4))
+    return SplitLearning(front=front, back=nn.Linear(4, 3), **more)
+
+
+@pytest.mark.parametrize(
+    ("app", "strategy"),
+    [(Participant.app(participant), Themis), (Edge.app(edge), split_learning)],
+    ids=["themis", "split"],
+)
+def test_who_numbers_its_classes_otherwise_is_left_out_by_name(
+    app: Any, strategy: Any, tmp_path: Path
+) -> None:
+    build_server_context({})
+    run = strategy(min_nodes=2, record=tmp_path / "run")
+    run.start(InProcessGrid(app, 3, {}), num_rounds=1)
+    assert set(run.cohort.nodes) == {"zoe", "mia"}
+    told = (tmp_path / "run" / "events.log").read_text()
+    assert "adam: its class 0 is 'dog', most have 'cat' there" in told
+
+
+def test_data_without_names_are_taken_as_they_are() -> None:
+    assert name_classes(TensorDataset(X, Y)) == ""
+    assert name_classes(Subset(USUAL, [0])) == "cat\ndog\nwolf"
+
+
+def test_a_deployed_run_says_its_classes_and_a_node_matches_its_own(tmp_path: Path) -> None:
+    experiment = load_experiment("themis-digits", [])
+    name = experiment.names()[0]
+    here, there = (
+        base_assignments(experiment, "run", deployed)[name] for deployed in (False, True)
+    )
+    assert here["data"].classes is None
+    assert there["data"].classes == tuple("0123456789")
+    for label in (7, 3):
+        for number in range(4):
+            place = tmp_path / f"own/{label}/{number}.png"
+            place.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.full((8, 8), 9 * label + number, np.uint8)).save(place)
+    own = OwnData(name="image-folder", path=tmp_path / "own").apply_to(there["data"])
+    splits = load(own, 0)
+    assert splits.num_classes == 10
+    values = (splits.train.pixels(slice(None))[:, 0, 0, 0] * 255).round().long() // 9
+    assert splits.train.labels.tolist() == values.tolist()
+    (tmp_path / "own/3").rename(tmp_path / "own/three")
+    with pytest.raises(DataError, match="has images of 'three', which the run's classes lack"):
+        load(own, 0)
