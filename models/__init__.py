@@ -7,6 +7,7 @@ from pudica.models.generator import GeneratorTraining, NoiseGenerator
 from pudica.models.training import Training, TrainingConfig, accuracy, predict
 from pudica.models.zoo import (
     build,
+    build_for,
     canonical_name,
     check_available,
     describe,
@@ -26,6 +27,7 @@ __all__ = [
     "TrainingConfig",
     "accuracy",
     "build",
+    "build_for",
     "canonical_name",
     "check_available",
     "describe",

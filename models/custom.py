@@ -83,7 +83,7 @@ def build(name: str, task: ImageTask) -> nn.Module:
         # So the model's modes and statistics stay as its author left them.
         return copy.deepcopy(model).eval()(images)
 
-    images = torch.zeros(2, task.channels, task.image_size, task.image_size)
+    images = torch.zeros(2, task.channels, *task.sides)
     with torch.no_grad():
         compute_logits(run_copy, images, f"model '{name}'", task.num_classes)
     return model

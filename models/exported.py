@@ -78,7 +78,7 @@ def load_program(path: Path, task: ImageTask) -> FrozenProgram:
     _check_mode(path, program)
     _check_input(path, program, task)
     model = FrozenProgram(program.module())
-    images = torch.zeros(2, task.channels, task.image_size, task.image_size, requires_grad=True)
+    images = torch.zeros(2, task.channels, *task.sides, requires_grad=True)
     with torch.enable_grad():
         logits = compute_logits(model, images, f"exported program '{path}'", task.num_classes)
     if not logits.requires_grad:
@@ -164,7 +164,7 @@ def _check_input(path: Path, program: ExportedProgram, task: ImageTask) -> None:
         for node in program.graph.nodes
         if node.op == "placeholder" and node.name in inputs
     ]
-    needed = (task.channels, task.image_size, task.image_size)
+    needed = (task.channels, *task.sides)
     if len(shapes) != 1 or len(shapes[0]) != 4:
         raise RequestError(
             f"exported program '{path}' takes {len(shapes)} inputs of "

@@ -22,7 +22,7 @@ def ssim(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     from torchmetrics.functional.image import structural_similarity_index_measure
 
     # The usual window does not fit small images such as 8x8 digits.
-    side = min(a.shape[-1], WINDOW)
+    side = min(*a.shape[-2:], WINDOW)
     window = side if side % 2 else side - 1
     similarity = structural_similarity_index_measure(
         a, b, gaussian_kernel=window == WINDOW, kernel_size=window, reduction="none", data_range=1.0

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from pudica.models import custom
-from pudica.models.architectures import ImageTask
+from pudica.models.architectures import ImageSize, ImageTask
 from pudica.models.errors import RequestError, unknown_name_error
 from pudica.models.randomness import temporary_seed
 
@@ -29,11 +29,11 @@ class Architecture(NamedTuple):
 
 
 def build(
-    name: str, *, num_classes: int, channels: int = 3, image_size: int = 32, seed: int = 0
+    name: str, *, num_classes: int, channels: int = 3, image_size: ImageSize = 32, seed: int = 0
 ) -> nn.Module:
     """Build a classifier with freshly drawn weights, in training mode.
 
-    It maps floats (batch, channels, image_size, image_size) to logits (batch, num_classes).
+    It maps floats (batch, channels, height, width) to logits (batch, num_classes).
 
     Parameters
     ----------
@@ -41,8 +41,10 @@ def build(
         A name from :func:`names` in any usual spelling, ``custom:package.module:callable``,
         ``torchvision:name``, or the path of an exported program that ends in ``.pt2`` (which
         brings its own weights and is frozen; see :func:`pudica.models.custom.is_frozen`).
-    num_classes, channels, image_size : int
-        At least 2; 1 (grey) or 3 (colour); at most 224 pixels.
+    num_classes, channels : int
+        At least 2; 1 (grey) or 3 (colour).
+    image_size : int or tuple of int, int
+        The side of square images, or height and width; at most 224 pixels.
     seed : int
         Determines the weights. The global generators are left as they were.
 
@@ -56,6 +58,15 @@ def build(
         return model  # in its own layout, since its code may depend on it
     # Channels-last is faster on the CPU for most models, in training too: docs/performance.md.
     return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+
+
+def build_for(
+    name: str, shape: tuple[int, int, int], *, num_classes: int, seed: int = 0
+) -> nn.Module:
+    """Build a classifier of images (C, H, W); otherwise as :func:`build`."""
+    channels, height, width = shape
+    size = height if height == width else (height, width)
+    return build(name, num_classes=num_classes, channels=channels, image_size=size, seed=seed)
 
 
 def check_available(name: str) -> None:
@@ -131,7 +142,7 @@ def _squash_spelling(name: str) -> str:
 
 
 def _validate_task(name: str, task: ImageTask) -> None:
-    smallest, side = minimum_side(name), task.image_size
+    smallest, (height, width) = minimum_side(name), task.sides
     if task.num_classes < 2:
         raise RequestError(
             f"model '{name}' needs at least 2 classes, got {task.num_classes}: "
@@ -142,16 +153,16 @@ def _validate_task(name: str, task: ImageTask) -> None:
             f"model '{name}' takes images of 1 or 3 channels, got {task.channels}: "
             "set channels to 1 (grey) or 3 (colour)"
         )
-    if side > LARGEST_SIDE:
+    if max(height, width) > LARGEST_SIDE:
         raise RequestError(
             f"model '{name}' takes images of at most {LARGEST_SIDE}x{LARGEST_SIDE} pixels, got "
-            f"{side}x{side}: set data.image_size to {LARGEST_SIDE} or less"
+            f"{height}x{width}: set data.image_size to {LARGEST_SIDE} or less"
         )
-    if side < smallest:
+    if (side := min(height, width)) < smallest:
         fitting = ", ".join(other for other, entry in _ZOO.items() if entry.minimum_side <= side)
         raise RequestError(
             f"model '{name}' needs images of at least {smallest}x{smallest} pixels, got "
-            f"{side}x{side}: set data.image_size to {smallest} or more"
+            f"{height}x{width}: set data.image_size to {smallest} or more"
             + (f", or choose one of: {fitting}" if fitting else "")
         )
 

@@ -135,7 +135,7 @@ def load_known_people(name: str, settings: list[str], run: Path) -> Splits:
         sizes = ["x".join(map(str, each)) for each in (splits.shape, shape)]
         raise RequestError(
             f"--data: images of {sizes[0]}, the model is for {sizes[1]}; "
-            f"--set channels={shape[0]} --set image_size={shape[1]}"
+            f"--set channels={shape[0]} --set 'image_size={list(shape[1:])}'"
         )
     return splits
 

@@ -6,6 +6,7 @@ The Hungarian algorithm matches drawn to true images for comparison.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +19,8 @@ from pudica.analysis.attacks.unmixing import UnmixingResult
 from pudica.analysis.attacks.view import Observation, View, split_evenly
 from pudica.models.randomness import derive, temporary_seed
 from pudica.models.similarity import psnr, ssim
+
+ImageShape = tuple[int, int, int]
 
 WIDTH = 32
 ADVERSARIAL_WEIGHT = 0.01
@@ -60,10 +63,10 @@ class Reconstruction:
 
 def train_generator(view: View, epochs: int, seed: int) -> Generator:
     """Train a generator to draw the images of the training part from what the cloud sees."""
-    channels, (colours, size, _) = view.model.shield.shape[0], view.data.shape
+    channels, shape = view.model.shield.shape[0], view.data.shape
     with temporary_seed(derive(seed, "pix2pix")):
-        generator = Generator(channels, view.group, colours, size)
-        critic = Discriminator(channels, colours, size)
+        generator = Generator(channels, view.group, shape)
+        critic = Discriminator(channels, shape)
     for network in (generator, critic):
         view.compute.move_model(network)  # in place
     _train_networks(view, generator, critic, epochs, seed)
@@ -116,16 +119,16 @@ def _mean_image(view: View) -> torch.Tensor:
 class Generator(nn.Module):
     """A U-Net from a feature map to the images of its group, (B, S, C, H, W) in [0, 1]."""
 
-    def __init__(self, channels: int, group: int, colours: int, size: int) -> None:
+    def __init__(self, channels: int, group: int, image: ImageShape) -> None:
         super().__init__()
-        self.shape = (group, colours, size, size)
+        self.shape = (group, *image)
         self.first = _block(channels, WIDTH)
         self.down = _block(WIDTH, 2 * WIDTH, stride=2)
         self.bottom = _block(2 * WIDTH, 2 * WIDTH, stride=2)
         self.up = _block(4 * WIDTH, WIDTH)
         self.last = _block(2 * WIDTH, WIDTH)
         self.fine = nn.Sequential(
-            _block(WIDTH, WIDTH), nn.Conv2d(WIDTH, group * colours, 3, padding=1)
+            _block(WIDTH, WIDTH), nn.Conv2d(WIDTH, group * image[0], 3, padding=1)
         )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -133,17 +136,17 @@ class Generator(nn.Module):
         first = self.first(x)
         down = self.down(first)
         bottom = self.bottom(down)
-        up = self.up(torch.cat([_resize(bottom, down.shape[-1]), down], 1))
-        last = self.last(torch.cat([_resize(up, first.shape[-1]), first], 1))
-        return torch.sigmoid(self.fine(_resize(last, self.shape[-1]))).reshape(len(x), *self.shape)
+        up = self.up(torch.cat([_resize(bottom, down.shape[2:]), down], 1))
+        last = self.last(torch.cat([_resize(up, first.shape[2:]), first], 1))
+        return torch.sigmoid(self.fine(_resize(last, self.shape[2:]))).reshape(len(x), *self.shape)
 
 
 class Discriminator(nn.Module):
     """A PatchGAN that judges whether each patch of an image is real, given the feature map."""
 
-    def __init__(self, channels: int, colours: int, size: int) -> None:
+    def __init__(self, channels: int, image: ImageShape) -> None:
         super().__init__()
-        self.size = size
+        colours, *self.size = image
         self.sides = (channels, colours)
         self.first = nn.Conv2d(channels + colours, WIDTH, 3, 2, 1, bias=False)
         self.rest = nn.Sequential(
@@ -172,8 +175,9 @@ def _block(inside: int, outside: int, stride: int = 1) -> nn.Sequential:
     )
 
 
-def _resize(x: torch.Tensor, side: int) -> torch.Tensor:
-    return x if x.shape[-1] == side else interpolate(x, size=(side, side), mode="nearest")
+def _resize(x: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+    size = tuple(size)
+    return x if x.shape[2:] == size else interpolate(x, size=size, mode="nearest")
 
 
 def chamfer(true: torch.Tensor, drawn: torch.Tensor) -> torch.Tensor:

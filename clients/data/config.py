@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from pudica.clients.data.decoding import MIN_SIDE, Background, Channels
+from pudica.clients.data.decoding import MIN_SIDE, Background, Channels, Fit
 from pudica.clients.data.errors import DataError
 from pudica.clients.data.partition import PartitionConfig
 from pudica.clients.data.registry import DISGUISED, lookup
@@ -14,6 +14,8 @@ from pudica.clients.data.split_names import Patterns, SplitRules
 from pudica.clients.shields.disguises import format_notation, parse_notation
 from pudica.models.files import AbsolutePath
 from pudica.models.naming import Label, validate_labels
+
+Side = Annotated[int, Field(ge=MIN_SIDE, le=1024)]
 
 
 class DataConfig(BaseModel):
@@ -37,7 +39,11 @@ class DataConfig(BaseModel):
     min_per_class : int
         Classes with fewer images are left out.
     background : {"white", "black"}
-        What lies behind transparent pixels.
+        What lies behind transparent pixels, and around images that are padded.
+    image_size : int or tuple of int, int or None
+        The side of a square, or height and width, to which all images are resized.
+    fit : {"stretch", "crop", "pad"}
+        How an image of other proportions is given that size.
     shield, key : str or None, Path or None
         Disguise applied to all images before anybody sees them, in the notation of
         :func:`pudica.clients.shields.disguises.parse_notation`, and its key file. By default a
@@ -56,7 +62,8 @@ class DataConfig(BaseModel):
     splits: Patterns | None = None
     min_per_class: int = Field(1, ge=1)
     background: Background = "white"
-    image_size: int | None = Field(None, ge=MIN_SIDE, le=1024)
+    image_size: Side | tuple[Side, Side] | None = None
+    fit: Fit = "stretch"
     margin: int = Field(0, ge=0, le=64)
     channels: Channels | None = None
     normalize: Literal["none", "dataset", "training"] | None = None

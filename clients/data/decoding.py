@@ -34,6 +34,7 @@ _SIXTEEN_BITS = {"I;16", "I;16B", "I;16L", "I;16N"}
 
 Channels = Literal[1, 3]
 Background = Literal["white", "black"]
+Fit = Literal["stretch", "crop", "pad"]
 
 
 class LayoutRequest(NamedTuple):
@@ -41,18 +42,29 @@ class LayoutRequest(NamedTuple):
 
     Attributes
     ----------
+    size : int or tuple of int, int or None
+        The side of a square, or height and width.
     background : {"white", "black"}
-        What lies behind transparent pixels.
+        What lies behind transparent pixels, and around images that are padded.
+    fit : {"stretch", "crop", "pad"}
+        How an image of other proportions is given that size.
     """
 
-    size: int | None = None
+    size: int | tuple[int, int] | None = None
     channels: Channels | None = None
     background: Background = "white"
+    fit: Fit = "stretch"
+
+    @property
+    def sides(self) -> tuple[int, int] | None:
+        """Height and width."""
+        return (self.size, self.size) if isinstance(self.size, int) else self.size
 
     def key(self) -> str:
         """Return this as a part of a file's name."""
-        behind = "" if self.background == "white" else f"-{self.background}"
-        return f"{self.size or 'own'}-{self.channels or 'own'}{behind}"
+        size = "x".join(map(str, self.sides)) if self.sides else "own"
+        rest = (self.background != "white" and self.background, self.fit != "stretch" and self.fit)
+        return "-".join(map(str, (size, self.channels or "own", *filter(None, rest))))
 
 
 class Finding(Enum):
@@ -64,13 +76,14 @@ class Finding(Enum):
 
 
 class Layout(NamedTuple):
-    """The shape that every image of a set is converted to: a square of ``size`` pixels."""
+    """The shape that every image of a set is converted to: ``size`` is height and width."""
 
-    size: int
+    size: tuple[int, int]
     channels: Channels
     resize: bool  # whether images may be resized, and converted to grey: only if requested
     to_grey: bool
     background: Background
+    fit: Fit
 
 
 def decode(content: Content, base: Path, request: LayoutRequest, file: Path) -> list[str]:
@@ -82,7 +95,7 @@ def decode(content: Content, base: Path, request: LayoutRequest, file: Path) -> 
         Lists file and row of each broken image, up to :data:`MAX_REPORTED` of them.
     """
     layout, stream = open_images(content, base, request)
-    shape = (content.train + content.test, layout.channels, layout.size, layout.size)
+    shape = (content.train + content.test, layout.channels, *layout.size)
     images = allocate(file, shape, "uint8", HINT)
     broken: list[str] = []
     findings: list[Finding] = []
@@ -123,26 +136,24 @@ def open_images(
 ) -> tuple[Layout, Iterator[RawImage | None]]:
     """Return the images of a set, and their layout: as requested, else that of the first image.
 
-    Raises DataError if there is none, or the first is broken, or not square and no size was
-    requested.
+    Raises DataError if there is none, or the first is broken.
     """
-    size, channels, background = request
     stream = iter(content.images)
     first = next(stream, None)
     if not content.train + content.test:
         raise DataError(f"{base} holds no images")
     try:
-        image = _open_image(first, background, [])
-        if size is None and image.width != image.height:
-            raise DataError(
-                f"the image is {image.width}×{image.height} pixels, not square: "
-                "set data.image_size to the side that all images are resized to"
-            )
+        image = _open_image(first, request.background, [])
     except DataError as error:
         raise DataError(f"{describe_origin(base, content.segments, 0)}: {error}") from error
     own: Channels = 1 if image.mode in _GREY_MODES else 3
     layout = Layout(
-        size or image.width, channels or own, size is not None, channels is not None, background
+        request.sides or (image.height, image.width),
+        request.channels or own,
+        request.size is not None,
+        request.channels is not None,
+        request.background,
+        request.fit,
     )
     return layout, chain([first], stream)
 
@@ -176,15 +187,16 @@ def _decode_or_error(
 
 
 def to_pixels(raw: RawImage | None, layout: Layout, findings: list[Finding]) -> NDArray[np.uint8]:
-    """Decode, convert and resize one image: uint8 of shape (C, size, size).
+    """Decode, convert and resize one image: uint8 of shape (C, H, W).
 
-    Images are resized by PIL's bilinear filter with antialiasing; an image that is not square is
-    stretched, not cropped. What is to be noted of it is added to ``findings``.
+    Images are resized by PIL's bilinear filter with antialiasing; one of other proportions is
+    stretched, cropped around its centre, or padded. What is to be noted of it is added to
+    ``findings``.
 
     Raises DataError if the image is broken or too small, or would need a conversion that was not
     requested.
     """
-    image, side = _open_image(raw, layout.background, findings), (layout.size, layout.size)
+    image, (height, width) = _open_image(raw, layout.background, findings), layout.size
     mode = "L" if layout.channels == 1 else "RGB"
     if mode == "L" and image.mode not in _GREY_MODES and not layout.to_grey:
         raise DataError(
@@ -192,17 +204,27 @@ def to_pixels(raw: RawImage | None, layout: Layout, findings: list[Finding]) -> 
         )
     if image.mode != mode:
         image = image.convert(mode)
-    if image.size != side:
+    if image.size != (width, height):
         if not layout.resize:
             raise DataError(
                 f"the image is {image.width}×{image.height} pixels, the first one "
-                f"{layout.size}×{layout.size}: set data.image_size to resize them all"
+                f"{width}×{height}: set data.image_size to resize them all"
             )
-        image = image.resize(side, Image.Resampling.BILINEAR)
+        image = _resize(image, (width, height), layout)
     pixels = np.asarray(image)
     if pixels[0, 0].tolist() == pixels[-1, -1].tolist() and (pixels == pixels[0, 0]).all():
         findings.append(Finding.EVEN)
     return pixels[None] if layout.channels == 1 else pixels.transpose(2, 0, 1)
+
+
+def _resize(image: Image.Image, size: tuple[int, int], layout: Layout) -> Image.Image:
+    """Return an image of a width and height."""
+    bilinear = Image.Resampling.BILINEAR
+    if layout.fit == "crop":
+        return ImageOps.fit(image, size, bilinear)
+    if layout.fit == "pad":
+        return ImageOps.pad(image, size, bilinear, color=layout.background)
+    return image.resize(size, bilinear)
 
 
 def _open_image(

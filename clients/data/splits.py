@@ -97,7 +97,10 @@ def load(config: DataConfig, seed: int) -> Splits:
     location = DataLocation(data_root(config.root), config.path, config.split_rules)
     source = find_source(spec, location, config.download)
     request = LayoutRequest(
-        config.image_size or spec.image_size, config.channels or spec.channels, config.background
+        config.image_size or spec.image_size,
+        config.channels or spec.channels,
+        config.background,
+        config.fit,
     )
     stored = fetch_cached(source, request)
     columns = stored.columns.column_names

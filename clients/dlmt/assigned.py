@@ -39,9 +39,9 @@ AUDITED = slice(0, 1000)
 
 
 @lru_cache(maxsize=2)
-def _build_model(name: str, classes: int, channels: int, side: int) -> nn.Module:
+def _build_model(name: str, classes: int, shape: tuple[int, int, int]) -> nn.Module:
     """Return a model, shared by the owners of one process: each request brings all its weights."""
-    return models.build(name, num_classes=classes, channels=channels, image_size=side)
+    return models.build_for(name, shape, num_classes=classes)
 
 
 class AssignedOwner(Owner):
@@ -138,8 +138,7 @@ class AssignedOwner(Owner):
 
     def _load_model(self, name: str, arrays: Arrays) -> nn.Module:
         """Return a model with the weights that were sent."""
-        channels, side, _ = self.data.shape
-        model = _build_model(name, self.data.num_classes, channels, side)
+        model = _build_model(name, self.data.num_classes, self.data.shape)
         model = self.compute.move_model(model)
         packing.load_model_arrays(model, arrays)
         return model

@@ -23,7 +23,7 @@ from pudica.clients.assignments import (
     ParticipantAssignment,
 )
 from pudica.clients.data import DataConfig
-from pudica.clients.data.decoding import Background
+from pudica.clients.data.decoding import Background, Fit
 from pudica.clients.data.split_names import Patterns
 from pudica.clients.runtime.systems import systems
 from pudica.clients.shields import Mechanism
@@ -67,6 +67,7 @@ class OwnData(BaseModel):
     label: str | None = None
     splits: Patterns | None = None
     background: Background | None = None
+    fit: Fit | None = None
     split: Literal["own", "public", "train-test", "4:1:1", "9:1"] | None = None
     attributes: tuple[str, ...] = ()
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from pudica import models
 from pudica.clients.shields import ShieldConfig, build
-from pudica.clients.shields.base import Shape, Shield
+from pudica.clients.shields.base import Shield
 from pudica.clients.shields.decoys import fill_groups
 from pudica.clients.shields.front import activation_shape
 from pudica.models.anonymiser import Anonymiser
@@ -54,7 +54,7 @@ class StagedModel(nn.Module):
 def build_staged(
     model: str,
     attributes: int,
-    image: Shape,
+    image: tuple[int, int, int],
     stages: tuple[str, str],
     shield: ShieldConfig,
     batch: int,
@@ -80,14 +80,11 @@ def build_staged(
     RequestError
         If the model is unknown or can't be cut there, or the shield does not fit.
     """
-    channels, side, _ = image
-    built = models.build(
-        model, num_classes=LOGITS * attributes, channels=channels, image_size=side, seed=seed
-    )
+    built = models.build_for(model, image, num_classes=LOGITS * attributes, seed=seed)
     parts: tuple[nn.Module, nn.Module, nn.Module] = (built, nn.Identity(), nn.Identity())
     if stages[0] == ANONYMISER:
         with temporary_seed(seed):
-            parts = (Anonymiser(channels), built, nn.Identity())
+            parts = (Anonymiser(image[0]), built, nn.Identity())
     elif stages[0] != OUTPUT:
         parts = Cutter(built).cut_stages(*stages)
     pre, main, post = parts

@@ -23,10 +23,9 @@ from pudica.models.cut import Cutter
 
 
 @lru_cache(maxsize=2)
-def _trace(model: str, classes: int, channels: int, side: int) -> Cutter:
+def _trace(model: str, classes: int, shape: tuple[int, int, int]) -> Cutter:
     """Return a traced model, shared by the devices of one process."""
-    built = models.build(model, num_classes=classes, channels=channels, image_size=side)
-    return Cutter(built)
+    return Cutter(models.build_for(model, shape, num_classes=classes))
 
 
 class AssignedEdge(Edge):
@@ -80,8 +79,7 @@ class AssignedEdge(Edge):
         return Front(layers, shields.build(a.shield, shape, a.batch_size))
 
     def _cutter(self) -> Cutter:
-        channels, side, _ = self.data.shape
-        return _trace(self.assignment.model, self.data.num_classes, channels, side)
+        return _trace(self.assignment.model, self.data.num_classes, self.data.shape)
 
     def make_back(self) -> nn.Module:
         """Return the layers behind the cut, with any weights."""

@@ -127,12 +127,10 @@ class AssignedParticipant(Participant):
         return saved if saved and saved[1]["of"] == self.assignment.fingerprint() else None
 
     def _build_model(self) -> nn.Module:
-        channels, side, _ = self.data.shape
-        model = models.build(
+        model = models.build_for(
             self.assignment.participant.model,
+            self.data.shape,
             num_classes=self.data.num_classes,
-            channels=channels,
-            image_size=side,
             seed=derive(self.assignment.training_seed, "weights"),
         )
         if weights := self.assignment.participant.weights:

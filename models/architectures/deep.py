@@ -93,7 +93,7 @@ def resnet_18(task: ImageTask) -> nn.Module:
     is torchvision's, which quarters the side.
     """
     model: nn.Module = resnet18(num_classes=task.num_classes)
-    if task.image_size <= _LARGEST_WITH_SMALL_STEM:
+    if max(task.sides) <= _LARGEST_WITH_SMALL_STEM:
         model.conv1 = conv3x3(task.channels, 64)
         model.maxpool = nn.Identity()
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from itertools import pairwise
 
@@ -97,8 +98,7 @@ def cnn_iot(task: ImageTask) -> nn.Module:
     Each dense layer is half as wide as the one before, a choice that the paper leaves open. Its
     batch norm belongs to the noise at the cut, after ``4``.
     """
-    side = _side_after_two_5x5(task)
-    widths = [80 * side * side, 640, 320, 160, 80]
+    widths = [80 * _area_after_two_5x5(task), 640, 320, 160, 80]
     dense = [
         layer
         for width, next_width in pairwise(widths)
@@ -120,7 +120,7 @@ def cnn_embedding(task: ImageTask) -> nn.Module:
 
     Only the features' direction is classified, so a cut after ``norm`` sends bounded activations.
     """
-    side = (task.image_size // 2 - 4) // 2
+    height, width = ((side // 2 - 4) // 2 for side in task.sides)
     layers: list[tuple[str, nn.Module]] = [
         ("conv1", nn.Conv2d(task.channels, 32, 5, padding=2)),
         ("relu1", nn.ReLU(inplace=True)),
@@ -130,7 +130,7 @@ def cnn_embedding(task: ImageTask) -> nn.Module:
         ("pool2", nn.MaxPool2d(2)),
         ("flatten", nn.Flatten()),
         ("dropout", nn.Dropout(0.25)),
-        ("features", nn.Linear(64 * side * side, 32)),
+        ("features", nn.Linear(64 * height * width, 32)),
         ("norm", UnitLength()),
         ("classes", nn.Linear(32, task.num_classes)),
     ]
@@ -153,7 +153,6 @@ def lenet(task: ImageTask) -> nn.Module:
 
     The first linear layer grows with the image; at 32 pixels it has the published size.
     """
-    side = _side_after_two_5x5(task)
     return nn.Sequential(
         nn.Conv2d(task.channels, 6, 5),
         nn.ReLU(inplace=True),
@@ -162,7 +161,7 @@ def lenet(task: ImageTask) -> nn.Module:
         nn.ReLU(inplace=True),
         nn.MaxPool2d(2),
         nn.Flatten(),
-        nn.Linear(16 * side * side, 120),
+        nn.Linear(16 * _area_after_two_5x5(task), 120),
         nn.ReLU(inplace=True),
         nn.Linear(120, 84),
         nn.ReLU(inplace=True),
@@ -205,9 +204,9 @@ def _separable(channels: int, width: int, stride: int) -> nn.Sequential:
 
 
 def _pixels(task: ImageTask) -> int:
-    return task.channels * task.image_size**2
+    return task.channels * math.prod(task.sides)
 
 
-def _side_after_two_5x5(task: ImageTask) -> int:
-    """Return the side after two unpadded 5x5 convolutions, each followed by pooling."""
-    return ((task.image_size - 4) // 2 - 4) // 2
+def _area_after_two_5x5(task: ImageTask) -> int:
+    """Return the pixels after two unpadded 5x5 convolutions, each followed by pooling."""
+    return math.prod(((side - 4) // 2 - 4) // 2 for side in task.sides)

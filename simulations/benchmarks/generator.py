@@ -72,8 +72,7 @@ class PlainGeneratorLoop:
 
     @staticmethod
     def _build_model(name: str, data: Splits, frozen: bool) -> nn.Module:
-        channels, side, _ = data.shape
-        model = models.build(name, num_classes=data.num_classes, channels=channels, image_size=side)
+        model = models.build_for(name, data.shape, num_classes=data.num_classes)
         if frozen:
             return models.freeze(name, model)
         return model.requires_grad_(False).eval().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload,no-any-return]

@@ -70,15 +70,11 @@ class PlainSplitLoop:
 
     def __init__(self, experiment: SplitExperiment, threads: int, batch: int) -> None:
         data = experiment.load_data()
-        channels, side, _ = data.shape
         self.images = data.train
         self.threads = threads
         self.batch = batch
-        self.model = models.build(
-            experiment.split.model,
-            num_classes=data.num_classes,
-            channels=channels,
-            image_size=side,
+        self.model = models.build_for(
+            experiment.split.model, data.shape, num_classes=data.num_classes
         ).train()
         learning = experiment.split.optimizer
         self.optimizer = torch.optim.SGD(

@@ -220,14 +220,13 @@ def _check_model(config: NodeConfig) -> str:
         if config.weights and not config.weights.is_file():
             raise RequestError(f"weights: there is no file {config.weights}")
         return f"{config.model}: found; tried when the node joins, once its data are known"
-    channels, side, _ = data.shape
     classes = data.num_classes
-    model = models.build(config.model, num_classes=classes, channels=channels, image_size=side)
+    model = models.build_for(config.model, data.shape, num_classes=classes)
     if config.weights:
         load_weights_into(model, config.weights)
     compute = Compute(config.configure_compute(ComputeConfig()))
     model = compute.move_model(model).eval()
-    images = compute.move_batch(torch.rand(SAMPLE, channels, side, side))
+    images = compute.move_batch(torch.rand(SAMPLE, *data.shape))
     before, began = psutil.Process().memory_info().rss, time.perf_counter()
     with compute.use_threads(), torch.no_grad():
         logits = compute.forward(model, images)

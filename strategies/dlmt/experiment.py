@@ -54,14 +54,11 @@ class DlmtExperiment(Experiment):
 
     def check_models(self, data: Splits) -> None:
         """Build the model of each case, and see whether its disguise fits."""
-        channels, side, _ = data.shape
         for case, settings in self.dlmt.each_case().items():
             where = f" (case '{case}')" if self.dlmt.cases else ""
             try:
                 _check_disguise(settings, data)
-                model = models.build(
-                    settings.model, num_classes=data.num_classes, channels=channels, image_size=side
-                )
+                model = models.build_for(settings.model, data.shape, num_classes=data.num_classes)
                 if models.is_frozen(model):
                     raise RequestError("an exported program can't be trained")
                 seed = derive(self.seed, "data")

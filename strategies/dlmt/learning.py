@@ -38,12 +38,10 @@ class Learning(RecordedStrategy):
         self.session = session
         self.settings = session.settings
         self.loss = float("nan")
-        channels, side, _ = session.image
-        self.model: nn.Module = models.build(
+        self.model: nn.Module = models.build_for(
             self.settings.model,
+            session.image,
             num_classes=session.classes,
-            channels=channels,
-            image_size=side,
             seed=derive(session.experiment.seed, "weights"),
         )
         self.attach(session.cohort, session.members, session.case)

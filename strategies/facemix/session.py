@@ -58,12 +58,10 @@ class Session(CaseSession[FacemixExperiment, FacemixConfig]):
             images=(data.train, data.validation),
         )
         if isinstance(strategy, AnonymisedFaceMix):
-            channels, side, _ = data.shape
-            strategy.adversary = models.build(
+            strategy.adversary = models.build_for(
                 settings.model,
+                data.shape,
                 num_classes=data.num_classes,
-                channels=channels,
-                image_size=side,
                 seed=derive(self.experiment.seed, "adversary"),
             )
         return strategy

@@ -47,13 +47,8 @@ def build_model(
     RequestError
         If the model or its weights do not exist, or do not fit.
     """
-    channels, side, _ = shape
-    model = models.build(
-        settings.model,
-        num_classes=classes,
-        channels=channels,
-        image_size=side,
-        seed=derive(seed, "weights"),
+    model = models.build_for(
+        settings.model, shape, num_classes=classes, seed=derive(seed, "weights")
     )
     if settings.weights == TORCHVISION:
         from pudica.models import published  # slow to import

@@ -40,11 +40,8 @@ def _train(
     experiment: SplitExperiment, recorder: Recorder, name: str, config: TrainingConfig
 ) -> None:
     data, task = experiment.load_public(), f"{TASK}/{name}"
-    channels, side, _ = data.shape
     seed = derive(experiment.seed, TASK, name)
-    model = models.build(
-        name, num_classes=data.num_classes, channels=channels, image_size=side, seed=seed
-    )
+    model = models.build_for(name, data.shape, num_classes=data.num_classes, seed=seed)
     training = Training(model, config, seed, Compute(experiment.client))
     if position := recorder.position(task):
         kept = select_prefix(f"{task}/", recorder.arrays)

@@ -104,12 +104,7 @@ class ThemisExperiment(Experiment):
             if model == OWN:
                 continue
             try:
-                built = models.build(
-                    model,
-                    num_classes=data.num_classes,
-                    channels=data.shape[0],
-                    image_size=data.shape[1],
-                )
+                built = models.build_for(model, data.shape, num_classes=data.num_classes)
                 if weights:
                     load_weights_into(built, weights)
             except RequestError as error:

@@ -64,7 +64,7 @@ class Denoiser:
             return self._smooth(clean * trust) / self._smooth(trust[None])
 
     def _smooth(self, x: torch.Tensor) -> torch.Tensor:
-        radius = min(max(1, round(3 * self.width)), x.shape[-1] - 1)
+        radius = min(max(1, round(3 * self.width)), min(x.shape[-2:]) - 1)
         offsets = torch.arange(-radius, radius + 1, dtype=x.dtype)
         window = torch.exp(-0.5 * (offsets / self.width) ** 2)
         window = window / window.sum()
@@ -112,11 +112,10 @@ class Examiner:
         self.model = self._load_or_train(config, recorder)
 
     def _load_or_train(self, config: ExaminerConfig, recorder: Recorder) -> nn.Module:
-        model = models.build(
+        model = models.build_for(
             config.model,
+            self.data.shape,
             num_classes=self.data.num_classes,
-            channels=self.data.shape[0],
-            image_size=self.data.shape[1],
             seed=derive(self.seed, "examiner", "weights"),
         )
         path = recorder.artefact("examiner.safetensors")

@@ -173,7 +173,7 @@ def test_images_are_rebuilt_from_what_is_in_the_clear(mixed: View) -> None:
 
 
 def test_the_critic_sees_an_image_beside_its_feature_map() -> None:
-    critic = Discriminator(5, 3, 8).eval()
+    critic = Discriminator(5, (3, 8, 8)).eval()
     maps, images = torch.randn(2, 5, 4, 4), torch.rand(2, 3, 3, 8, 8)
     beside = [
         torch.cat([interpolate(maps[i : i + 1], size=8), images[i, k][None]], 1)
@@ -185,7 +185,7 @@ def test_the_critic_sees_an_image_beside_its_feature_map() -> None:
 
 
 def test_each_group_is_rebuilt_once(mixed: View) -> None:
-    generator = Generator(mixed.model.shield.shape[0], group=8, colours=1, size=8).eval()
+    generator = Generator(mixed.model.shield.shape[0], group=8, image=(1, 8, 8)).eval()
     rebuilt = reconstruct(mixed, mixed.compute.move_model(generator), 40, seed=0)
     assert len(torch.unique(rebuilt.true.flatten(1), dim=0)) == 40
 

@@ -8,6 +8,7 @@ from torch import nn
 
 from pudica.models import (
     build,
+    build_for,
     canonical_name,
     describe,
     display_name,
@@ -231,3 +232,19 @@ def test_a_custom_model_is_frozen_as_it_is() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
     assert freeze("custom:their.module:model", model) is model
     assert not model.training
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("softmax", "mlp", "cnn-tiny", "cnn-wide", "cnn-iot", "cnn-embedding", "cnn-separable"),
+        *("lenet", "alexnet", "vgg-11", "resnet-8", "resnet-18", "densenet-121", "googlenet"),
+    ],
+)
+def test_images_need_not_be_square(name: str) -> None:
+    side = max(minimum_side(name), 12)
+    shape = (3, side + 4, side)
+    model = build_for(name, shape, num_classes=3).eval()
+    assert model(torch.rand(2, *shape)).shape == (2, 3)
+    with pytest.raises(RequestError, match=r"needs images of at least|takes images of at most"):
+        build_for(name, (3, 400, side), num_classes=3)

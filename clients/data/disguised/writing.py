@@ -147,7 +147,7 @@ def _decode_images(
     """Yield the images (C, H, W) of some shards, in order."""
     base = request.source.base
     layout, stream = open_images(content, base, LayoutRequest(request.size, request.channels))
-    shape = (layout.channels, layout.size, layout.size)
+    shape = (layout.channels, *layout.size)
     if shape != manifest.shape:
         sizes = ["x".join(map(str, each)) for each in (shape, manifest.shape)]
         raise DataError(

@@ -170,12 +170,10 @@ def test_deep_pixels(make):
     folder(path, r"b/1.tiff.*deeper than 8 bits")
 
 
-def test_images_that_are_not_square_or_differ_in_size(make):
+def test_images_that_differ_in_size(make):
     path = make.image_folder()
     make.image("own/b/1.png", size=(13, 13))
     folder(path, r"b/1.png.*13×13 pixels, the first one 12×12: set data.image_size")
-    make.image("own/a/0.png", size=(12, 10))
-    folder(path, r"a/0.png.*12×10 pixels, not square: set data.image_size")
     assert load(DataConfig(name="image-folder", path=path, image_size=8), 0).shape == (3, 8, 8)
 
 

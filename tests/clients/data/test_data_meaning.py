@@ -523,3 +523,46 @@ def test_a_node_may_hold_one_class_of_the_run(make) -> None:
 def test_classes_of_a_run_are_distinct_names(classes) -> None:
     with pytest.raises(ValueError, match="classes"):
         DataConfig(classes=classes)
+
+
+# ---------------------------------------------------------------- pictures that are not square
+
+
+def test_pictures_that_are_not_square_keep_their_size(make) -> None:
+    for label in ("a", "b"):
+        for number in range(4):
+            make.image(f"own/{label}/{number}.png", number, size=(10, 14))
+    splits = read("image-folder", make.root / "own")
+    assert splits.shape == (3, 14, 10)
+    assert splits.train.batch(slice(0, 2))[0].shape == (2, 3, 14, 10)
+    make.image("own/a/9.png", size=(14, 10))
+    with pytest.raises(DataError, match=r"a/9.png.*14×10 pixels, the first one 10×14: set"):
+        read("image-folder", make.root / "own")
+    assert read("image-folder", make.root / "own", image_size=(9, 11)).shape == (3, 9, 11)
+
+
+@pytest.mark.parametrize(
+    ("fit", "columns"),
+    [
+        ("stretch", [0, 0, 0, 0, 255, 255, 255, 255]),
+        ("crop", [0, 0, 0, 0, 255, 255, 255, 255]),
+        ("pad", [128, 128, 0, 0, 255, 255, 128, 128]),
+    ],
+)
+@pytest.mark.parametrize("turned", [False, True])
+def test_other_proportions_are_stretched_cropped_or_padded(make, fit, columns, turned) -> None:
+    """The picture is black and white, half and half, in a grey frame that pads would lie beside."""
+    wide = {"stretch": (32, 8), "crop": (32, 8), "pad": (8, 16)}[fit]
+    half = wide[0] // 2
+    pixels = np.zeros((wide[1], wide[0]), np.uint8)
+    pixels[:, half:] = 255
+    for label in ("a", "b"):
+        for number in range(3):
+            place = make.root / f"own/{label}/{number}.png"
+            place.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels.T if turned else pixels).save(place)
+    splits = read("image-folder", make.root / "own", image_size=8, fit=fit, background="black")
+    (image,) = splits.train.pixels(slice(0, 1))
+    found = (image[0].T if turned else image[0])[4] * 255
+    wanted = [0 if value == 128 else value for value in columns]  # padded with the background
+    assert found[[0, 1, 2, 5, 6, 7]].round().tolist() == [wanted[i] for i in (0, 1, 2, 5, 6, 7)]
