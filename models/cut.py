@@ -17,7 +17,7 @@ from torch import fx, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
-from pudica.models.errors import RequestError, unknown_name_error
+from pudica.models.errors import RequestError
 from pudica.models.trial import keep_modes
 
 INPUT, OUTPUT = "input", "output"
@@ -146,7 +146,11 @@ class Cutter:
             return self._cuts[name]
         inside = [node for node in self._nodes if name in node.meta.get("nn_module_stack", {})]
         if not inside:
-            raise unknown_name_error("cut", name, [INPUT, *self._cuts])
+            layers = (f"{cut} ({self._layer(node)})" for cut, node in self._cuts.items())
+            raise RequestError(
+                f"unknown cut '{name}'. Allowed, after these layers: {', '.join(layers)}; or "
+                f"'{INPUT}', before all"
+            )
         if inside[-1] not in self._cuts.values():
             raise RequestError(
                 f"the model can't be cut after '{name}': more than one value would cross there "

@@ -387,9 +387,24 @@ class Recorder(MemoryRecorder):
         write_atomically(self.directory / "run.json", json.dumps(self.run, indent=2).encode())
 
 
+def _cpu_model() -> str:
+    """Return what this machine's CPU calls itself; on systems other than Linux its family."""
+    with suppress(OSError):
+        for line in (
+            Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+        ):
+            key, _, value = line.partition(":")
+            if key.strip() == "model name":
+                return value.strip()
+    return platform.processor() or platform.machine()
+
+
 def _hardware() -> dict[str, Any]:
     return {
         "machine": platform.machine(),
+        "cpu": _cpu_model(),
+        # Which of PyTorch's kernels are taken: others round otherwise.
+        "instructions": torch.backends.cpu.get_cpu_capability(),
         "cpus": psutil.cpu_count(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "python": platform.python_version(),

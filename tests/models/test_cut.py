@@ -290,7 +290,7 @@ def test_three_stages_are_the_model(first: str, last: str) -> None:
         ("layer1.0", "layer1.0", "the stages do not meet"),
         ("layer1.0.conv1", "flatten", "more than one value would cross"),
         ("maxpool", "layer2.0.bn2", "more than one value would cross"),
-        ("nowhere", "flatten", "unknown cut 'nowhere'"),
+        ("nowhere", "flatten", r"unknown cut 'nowhere'.* conv1 \(Conv2d\), .*; or 'input', before"),
     ],
 )
 def test_stages_that_do_not_meet_say_why(first: str, last: str, why: str) -> None:
