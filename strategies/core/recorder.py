@@ -389,10 +389,8 @@ class Recorder(MemoryRecorder):
 
 def _cpu_model() -> str:
     """Return what this machine's CPU calls itself; on systems other than Linux its family."""
-    with suppress(OSError):
-        for line in (
-            Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-        ):
+    with suppress(OSError), Path("/proc/cpuinfo").open(errors="replace") as lines:
+        for line in lines:
             key, _, value = line.partition(":")
             if key.strip() == "model name":
                 return value.strip()

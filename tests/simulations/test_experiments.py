@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 from celeba_files import write_celeba
+from cli_helpers import TINY, as_options
+from click.testing import Result
 from PIL import Image
 
 from pudica import analysis, models
@@ -136,3 +140,32 @@ def test_celebas_experiment_runs_on_small_files(
     assert len(table) == 10
     assert table["published"].notna().all()
     assert table["accuracy"].between(0, 100).all()
+
+
+def test_what_was_taken_for_what_is_said_once_and_recorded(
+    pudica: Callable[..., Result], tmp_path: Path
+) -> None:
+    random = np.random.default_rng(0)
+    for split, count in (("Training", 30), ("Testing", 6)):
+        for label in ("cat", "Cat"):
+            for number in range(count):
+                place = tmp_path / f"own/{split}/{label}/{number}.png"
+                place.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(random.integers(0, 255, (8, 8), np.uint8)).save(place)
+    (tmp_path / "own/Training/Thumbs.db").touch()
+    chosen = as_options({**TINY, "data.name": "image-folder", "data.path": "own"})
+    done = pudica("run", "themis-digits", "--engine", "inprocess", "--quiet", *chosen)
+    noted = [
+        "taken for splits: Training as train; Testing as test",
+        f"left out of {tmp_path}/own, since no part of the data: Thumbs.db",
+        "the classes 'Cat' and 'cat' differ in case or spaces only: are they one?",
+    ]
+    assert [line for line in done.stderr.splitlines() if line.startswith("data: ")] == [
+        f"data: {note}" for note in noted
+    ]
+    directory = Path(done.stdout.strip())
+    record = json.loads((directory / "run.json").read_text())
+    assert record["data"] == noted
+    assert record["hardware"]["cpu"]
+    assert record["hardware"]["instructions"]
+    assert (directory / "events.log").read_text().count("taken for splits") == 1
