@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from pudica.clients.data.decoding import MIN_SIDE, Background, Channels, Fit
 from pudica.clients.data.errors import DataError
 from pudica.clients.data.partition import PartitionConfig
-from pudica.clients.data.registry import DISGUISED, lookup
+from pudica.clients.data.registry import DISGUISED, Where, lookup
 from pudica.clients.data.split_names import Patterns, SplitRules
 from pudica.clients.shields.disguises import format_notation, parse_notation
 from pudica.models.files import AbsolutePath
@@ -23,6 +23,8 @@ class DataConfig(BaseModel):
 
     Parameters
     ----------
+    source : {"here", "hub"}
+        Where ``name`` is known: here, or on the Hugging Face Hub.
     attributes : tuple of str
         Binary attributes besides the label, see :mod:`pudica.clients.data.columns`.
     split : {"own", "public", "train-test", "4:1:1", "9:1"} or None
@@ -52,6 +54,7 @@ class DataConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    source: Where = "here"
     name: str = "digits"
     root: AbsolutePath | None = None
     path: AbsolutePath | None = None
@@ -80,8 +83,8 @@ class DataConfig(BaseModel):
 
     @field_validator("name")
     @classmethod
-    def _validate_name(cls, name: str) -> str:
-        return lookup(name).name
+    def _validate_name(cls, name: str, info: ValidationInfo) -> str:
+        return lookup(name, info.data.get("source", "here")).name
 
     @field_validator("shield")
     @classmethod
@@ -129,7 +132,7 @@ class DataConfig(BaseModel):
         return self
 
     def _validate_statistics(self) -> None:
-        statistics = lookup(self.name).statistics
+        statistics = lookup(self.name, self.source).statistics
         if self.shield:
             problem = "the published mean and standard deviation are of plain images, these are "
             problem += "disguised"

@@ -6,13 +6,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
-from pudica.clients.data import disguised, folders, packaged, parquet
+from pudica.clients.data import disguised, folders, hub, packaged, parquet
 from pudica.clients.data.decoding import Channels
 from pudica.clients.data.errors import DataError
 from pudica.clients.data.source import DataLocation, Source, data_root
 from pudica.models.errors import unknown_name_error
+
+Where = Literal["here", "hub"]
 
 
 class DiskFormat(NamedTuple):
@@ -77,8 +79,13 @@ def dataset_names() -> list[str]:
     return list(_ENTRIES)
 
 
-def lookup(name: str) -> DatasetSpec:
-    """Return the specification of a data set; raise RequestError if there is none."""
+def lookup(name: str, source: Where = "here") -> DatasetSpec:
+    """Return the specification of a data set; raise RequestError if there is none.
+
+    ``source``: ``"hub"`` for any set of the Hugging Face Hub, by its name there.
+    """
+    if source == "hub":
+        return _describe_hub_set(name)
     if name not in _ENTRIES:
         raise unknown_name_error("data set", name, _ENTRIES)
     return _ENTRIES[name]
@@ -118,6 +125,23 @@ def find_source(spec: DatasetSpec, location: DataLocation, download: bool) -> So
     if location.rules.patterns is not None:
         raise DataError(f"data.splits: '{spec.name}' in {path} has its own splits; leave it out")
     return disk_format.scan(path)
+
+
+def _describe_hub_set(name: str) -> DatasetSpec:
+    if not hub.NAME.fullmatch(name):
+        raise DataError(f"name: '{name}' is none of the Hub; it has owner/set, or owner/set:subset")
+    folder = hub.hub_folder(name)
+
+    def locate(_: DataLocation) -> Path | None:
+        return folder if folder.is_dir() else None
+
+    return DatasetSpec(
+        name=name,
+        description="a data set of the Hugging Face Hub",
+        hint="Fetch it with `--set data.download=true`",
+        formats=(DiskFormat(locate, parquet.scan_parquet, True),),
+        download=lambda _: hub.download_hub(name),
+    )
 
 
 def _parquet_format(*at: str) -> DiskFormat:

@@ -93,7 +93,7 @@ def load(config: DataConfig, seed: int) -> Splits:
 
     Raises DataError if the data are missing, broken, or do not fit the request.
     """
-    spec = lookup(config.name)
+    spec = lookup(config.name, config.source)
     location = DataLocation(data_root(config.root), config.path, config.split_rules)
     source = find_source(spec, location, config.download)
     request = LayoutRequest(
