@@ -99,6 +99,7 @@ def decode(content: Content, base: Path, request: LayoutRequest, file: Path) -> 
     images = allocate(file, shape, "uint8", HINT)
     broken: list[str] = []
     findings: list[Finding] = []
+    even = 0
     for row, result in enumerate(decode_stream(stream, layout, findings)):
         if isinstance(result, DataError):
             broken.append(f"{describe_origin(base, content.segments, row)}: {result}")
@@ -106,12 +107,20 @@ def decode(content: Content, base: Path, request: LayoutRequest, file: Path) -> 
                 break
         else:
             images[row] = result
+        if (row + 1) % _BLOCK == 0 or row + 1 == len(images):  # while they are at hand
+            even += _count_even(images[row - row % _BLOCK : row + 1])
     if broken:
         raise DataError("\n".join(broken))
     images.flush()
-    counted = Counter(findings)
+    counted = Counter(findings) + Counter({Finding.EVEN: even})
     words = {kind: kind.value.format(background=layout.background) for kind in Finding}
     return [f"{counted[kind]} {words[kind]}" for kind in Finding if counted[kind]]
+
+
+def _count_even(images: NDArray[np.uint8]) -> int:
+    """Return how many images (N, C, H, W) are of one colour all over."""
+    pixels = images.reshape(len(images), images.shape[1], -1)
+    return int((pixels == pixels[:, :, :1]).all((1, 2)).sum())
 
 
 def allocate(
@@ -212,8 +221,6 @@ def to_pixels(raw: RawImage | None, layout: Layout, findings: list[Finding]) -> 
             )
         image = _resize(image, (width, height), layout)
     pixels = np.asarray(image)
-    if pixels[0, 0].tolist() == pixels[-1, -1].tolist() and (pixels == pixels[0, 0]).all():
-        findings.append(Finding.EVEN)
     return pixels[None] if layout.channels == 1 else pixels.transpose(2, 0, 1)
 
 

@@ -10,7 +10,7 @@ from typing import Annotated, Self
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from pudica.clients.data import DataConfig, PartitionConfig, Splits, load_once, partition_once
+from pudica.clients.data import DataConfig, PartitionConfig, Splits, load, partition_once
 from pudica.models.compute import Compute, ComputeConfig
 from pudica.models.errors import RequestError
 from pudica.models.files import AbsolutePath
@@ -113,7 +113,7 @@ class Experiment(BaseModel, ABC):
     def load_data(self) -> Splits:
         """Return the data, as one who holds all of them sees them."""
         try:
-            return load_once(self.data.model_dump_json(), derive(self.seed, "data"))
+            return load(self.data, derive(self.seed, "data"))
         except RequestError as error:
             raise RequestError(f"data: {error}") from error
 
