@@ -24,6 +24,7 @@ from pudica.clients.assignments import (
 )
 from pudica.clients.data import DataConfig
 from pudica.clients.data.decoding import Background, Fit
+from pudica.clients.data.registry import Where
 from pudica.clients.data.split_names import Patterns
 from pudica.clients.runtime.systems import systems
 from pudica.clients.shields import Mechanism
@@ -62,6 +63,7 @@ class OwnData(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str | None = None
+    source: Where | None = None
     root: AbsolutePath | None = None
     path: AbsolutePath | None = None
     label: str | None = None
@@ -75,8 +77,8 @@ class OwnData(BaseModel):
         """Return the organiser's settings with this node's own in them, or raise RequestError."""
         own = {key: value for key, value in self.model_dump().items() if value}
         # Nobody else says which files are read here, nor which column of one's own data counts.
-        foreign = {"root", "path", "key", "download"}
-        foreign |= {"label", "attributes"} if self.name else set()
+        foreign = {"root", "path", "key", "download", "splits"}
+        foreign |= {"label", "attributes", "source"} if self.name else set()
         theirs = {k: v for k, v in config.model_dump().items() if k not in foreign}
         try:
             return DataConfig.model_validate({**theirs, **own})

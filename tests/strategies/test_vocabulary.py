@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.data import Subset, TensorDataset
 
 from pudica.clients import Edge, Participant
-from pudica.clients.data import DataError, load
+from pudica.clients.data import DataConfig, DataError, load
 from pudica.clients.data.examples import name_classes
 from pudica.clients.runtime.node import OwnData
 from pudica.simulations.engines.inprocess import InProcessGrid
@@ -102,3 +102,16 @@ def test_a_deployed_run_says_its_classes_and_a_node_matches_its_own(tmp_path: Pa
     (tmp_path / "own/3").rename(tmp_path / "own/three")
     with pytest.raises(DataError, match="has images of 'three', which the run's classes lack"):
         load(own, 0)
+
+
+def test_an_organiser_does_not_say_how_a_nodes_own_data_are_read(tmp_path: Path) -> None:
+    """Which images are for test, above all: a node would train on them, or show them."""
+    asked = DataConfig(name="image-folder", splits={"train": "*"}, label="label", attributes=["x"])
+    own = OwnData(name="parquet", path=tmp_path, splits={"train": ["a"], "test": ["b"]})
+    read = own.apply_to(asked)
+    assert (read.name, read.source, read.label, read.attributes) == ("parquet", "here", None, ())
+    assert {split: [*own] for split, own in read.splits.items()} == {"train": ["a"], "test": ["b"]}
+    assert OwnData(path=tmp_path).apply_to(asked).splits is None
+    theirs = DataConfig(source="hub", name="somebody/cats")
+    assert OwnData().apply_to(theirs).name == "somebody/cats"
+    assert OwnData(name="parquet", path=tmp_path).apply_to(theirs).source == "here"
