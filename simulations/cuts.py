@@ -86,10 +86,7 @@ def build_stage_table(
 def _compute_costs(
     model: str, shape: tuple[int, int, int], num_classes: int, batch: int
 ) -> tuple[Cutter, list[CutCost]]:
-    channels, *sides = shape
-    cutter = Cutter(
-        models.build(model, num_classes=num_classes, channels=channels, image_size=min(sides))
-    )
+    cutter = Cutter(models.build_for(model, shape, num_classes=num_classes))
     try:
         return cutter, cutter.compute_costs(shape, batch)
     except RuntimeError as error:

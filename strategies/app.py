@@ -64,7 +64,7 @@ def run(
     cohort = Cohort.on(grid, experiment.client, recorder, registry)
     try:
         if registry is None:  # real nodes keep what they have noted of their data to themselves
-            recorder.note_data(experiment.load_data().notes)
+            recorder.note_data(experiment.load_shared().notes)
         with Compute(experiment.client).use_threads():
             systems()[experiment.system].part("run")(cohort, experiment)
     except KeyboardInterrupt:

@@ -89,7 +89,7 @@ def _build_entry(source: Source, request: LayoutRequest, entry: Path) -> None:
         else:
             raise DataError(
                 f"{source.base} holds disguised images, which can't be resized, nor their channels "
-                "changed: leave data.image_size, data.channels and data.background out"
+                "changed: leave data.image_size, fit, channels and background out"
             )
         pq.write_table(content.columns, folder / "columns.parquet")
         metadata = {name: getattr(content, name) for name in _FIELDS}

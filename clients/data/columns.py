@@ -159,12 +159,13 @@ def note_similar_names(classes: Sequence[str]) -> list[str]:
 def keep_large_classes(
     stored: CachedDataset,
     labels: Integers,
+    counted: Integers,
     classes: list[str],
     minimum: int,
     fewest: int,
     notes: list[str],
 ) -> tuple[Integers, Integers, list[str]]:
-    """Leave out classes of fewer images than a minimum, and note it.
+    """Leave out classes that are counted fewer times than a minimum, and note it.
 
     Returns the rows that are kept; the labels of all rows, numbered anew (what is left out has
     -1); and the names of the classes that are left.
@@ -174,7 +175,7 @@ def keep_large_classes(
     rows = np.arange(len(labels))
     if minimum == 1:
         return rows, labels, classes
-    counts = np.bincount(labels, minlength=len(classes))
+    counts = np.bincount(counted, minlength=len(classes))
     large = np.flatnonzero(counts >= minimum)
     if len(large) < fewest:
         raise DataError(

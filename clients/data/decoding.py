@@ -30,6 +30,7 @@ _BLOCK = 256
 _MAX_THREADS = 16
 _GREY_MODES = {"1", "L", "LA", "La"}
 _ALPHA_MODES = {"RGBA", "LA", "La", "RGBa", "PA"}
+_LEAST_DEEP = 4096
 _SIXTEEN_BITS = {"I;16", "I;16B", "I;16L", "I;16N"}
 
 Channels = Literal[1, 3]
@@ -241,8 +242,7 @@ def _open_image(
         raise DataError("no image: its bytes are null")
     image = _from_array(raw) if isinstance(raw, np.ndarray) else _decode_file(raw)
     if image.mode in _SIXTEEN_BITS or (image.mode == "I" and image.format in ("PNG", "PPM")):
-        # The upper byte, as PIL itself takes it of colours of 16 bits.
-        image = Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
+        image = _scale_to_8_bits(np.asarray(image).astype(np.uint16))
         findings.append(Finding.DEEP)
     if image.mode in _ALPHA_MODES or "transparency" in image.info:
         image = _flatten(image, background, findings)
@@ -254,6 +254,16 @@ def _open_image(
             f"at least {MIN_SIDE}×{MIN_SIDE} are needed"
         )
     return image
+
+
+def _scale_to_8_bits(pixels: NDArray[np.uint16]) -> Image.Image:
+    """Return a grey image of the upper bytes, as PIL itself takes them of colours of 16 bits."""
+    if 0 < pixels.max() < _LEAST_DEEP:
+        raise DataError(
+            f"pixels of 16 bits of which the largest is {pixels.max()}: little of the picture "
+            "would be left with 8 bits; scale them to the full range, or convert them"
+        )
+    return Image.fromarray((pixels >> 8).astype(np.uint8))
 
 
 def _from_array(pixels: NDArray[np.uint8]) -> Image.Image:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -151,13 +152,24 @@ def as_examples(dataset: Any, what: str) -> Examples | ImageSet:
         return Examples(dataset, what)
 
 
-def name_classes(dataset: Any) -> str:
-    """Return what a data set, or what it is made of, calls its classes, a line each; or nothing."""
+def list_classes(dataset: Any) -> list[str]:
+    """Return what a data set, or what it is made of, calls its classes, if it says so."""
     while dataset is not None:
-        if classes := getattr(dataset, "classes", None):
-            return "\n".join(map(str, classes))
+        classes = getattr(dataset, "classes", None)
+        if isinstance(classes, list | tuple) and all(isinstance(name, str) for name in classes):
+            return list(classes)
         dataset = getattr(dataset, "dataset", None)
-    return ""
+    return []
+
+
+def hash_classes(dataset: Any) -> str:
+    """Return a fingerprint of the names of a data set's classes, which may be private; or "".
+
+    Who guesses all of them in order can see that it was right.
+    """
+    names = list_classes(dataset)
+    text = json.dumps(names).encode()
+    return hashlib.blake2b(text, digest_size=8).hexdigest() if names else ""
 
 
 def _is_class(label: Any) -> bool:

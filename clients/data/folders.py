@@ -30,6 +30,7 @@ from pudica.clients.data.split_names import (
     describe_splits,
     find_split,
     match_splits,
+    require_one_family,
     require_training,
 )
 from pudica.models.printable import escape_hidden, to_nfc
@@ -80,7 +81,9 @@ def scan_image_folder(folder: Path, rules: SplitRules = BY_NAME, column: str = "
     columns = {column: pa.array([label for _, label in train + test], pa.string())}
     notes += describe_litter(folder, litter)
     opener = partial(_build_content, folder, files, len(train), columns)
-    return Source(f"image-folder:{column}:{len(train)}", folder, files, opener, notes)
+    # Which folder names an image's class, and which images are for test, hangs on it too.
+    kind = f"image-folder:{column}:{'classes' if splits is None else len(train)}"
+    return Source(kind, folder, files, opener, notes)
 
 
 def locate_utkface(location: DataLocation) -> Path | None:
@@ -153,6 +156,7 @@ def _assign_splits(
                 f"{join_names(strange)}: which split are those? Allowed are names with "
                 f"{', '.join(KEYWORDS)}; or {ADVICE}"
             )
+        require_one_family(named, str(folder))
         matched = {split: [n for n, own in named.items() if own == split] for split in SPLITS}
     require_training(matched, str(folder))
     return {split: [by_name[name] for name in names] for split, names in matched.items()}

@@ -44,14 +44,14 @@ def download_hub(name: str) -> None:
 
 def _write_splits(name: str, folder: Path) -> None:
     import datasets  # slow to import
+    from datasets.table import embed_table_storage
 
     where, _, configuration = name.partition(":")
     try:
         found = datasets.load_dataset(where, configuration or None)
         for split, rows in found.items():
-            for column, kind in rows.features.items():
-                if isinstance(kind, datasets.Image):
-                    rows = rows.cast_column(column, datasets.Image(decode=False))
-            rows.to_parquet(folder / f"{split}.parquet")
+            # Images that are files of their own are paths until then.
+            whole = rows.with_format("arrow").map(embed_table_storage, batched=True, batch_size=100)
+            whole.to_parquet(folder / f"{split}.parquet")
     except Exception as error:  # of the network, the Hub, or any of its formats
         raise DataError(f"'{name}' can't be fetched from the Hugging Face Hub: {error}") from error

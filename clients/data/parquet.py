@@ -35,6 +35,7 @@ from pudica.clients.data.split_names import (
     describe_splits,
     find_split,
     match_splits,
+    require_one_family,
     require_training,
 )
 from pudica.models.printable import quote, to_nfc
@@ -119,6 +120,7 @@ def _assign_splits(
                 f"{folder}: which split do {join_names(strange)} belong to? Allowed are names "
                 f"with {', '.join(KEYWORDS)}; or {ADVICE}"
             )
+        require_one_family(named, str(folder))
         matched = {split: [n for n, own in named.items() if own == split] for split in SPLITS}
     require_training(matched, str(folder))
     return {split: [by_name[name] for name in names] for split, names in matched.items()}

@@ -132,8 +132,8 @@ def _describe_hub_set(name: str) -> DatasetSpec:
         raise DataError(f"name: '{name}' is none of the Hub; it has owner/set, or owner/set:subset")
     folder = hub.hub_folder(name)
 
-    def locate(_: DataLocation) -> Path | None:
-        return folder if folder.is_dir() else None
+    def locate(location: DataLocation) -> Path | None:
+        return location.path or (folder if folder.is_dir() else None)
 
     return DatasetSpec(
         name=name,

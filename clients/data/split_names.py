@@ -29,6 +29,7 @@ ADVICE = (
     "are no splits"
 )
 _SEPARATORS = re.compile(r"[-_. 0-9/]+")
+_WORD = re.compile(r"[^-_. 0-9/]+")
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
@@ -91,6 +92,22 @@ def match_splits(
 def are_shards(names: Iterable[str]) -> bool:
     """Tell whether names differ in numbers only, as those of the pieces of one table do."""
     return len({re.sub(r"\d+", "", _UUID.sub("", name)) for name in names}) == 1
+
+
+def require_one_family(named: Mapping[str, Split], where: str) -> None:
+    """Raise DataError if splits are of several sets, or folds: one's test is another's training."""
+    if len(set(named.values())) == 1:
+        return
+    before: dict[str, str] = {}
+    for name in named:
+        words = _WORD.finditer(to_nfc(name).casefold())
+        start = next(word.start() for word in words if word[0] in KEYWORDS)
+        before.setdefault(to_nfc(name).casefold()[:start], name)
+    if len(before) > 1:
+        raise DataError(
+            f"{where}: {join_names([*before.values()][:3])} belong to different sets, or folds of "
+            f"one: name the folder of a single one, or {ADVICE}"
+        )
 
 
 def require_training(found: Mapping[Split, Sequence[str]], where: str) -> None:

@@ -106,22 +106,24 @@ def load(config: DataConfig, seed: int) -> Splits:
     columns = stored.columns.column_names
     only = columns[0] if spec.label not in columns and len(columns) == 1 else spec.label
     label = config.label or only
-    names = spec.class_names.get(label) or stored.class_names.get(label)
+    names = stored.class_names.get(label, spec.class_names.get(label))
     fewest = 1 if config.classes else 2
     labels, class_names = encode_labels(stored, label, names, fewest)
     notes = [*source.notes, *stored.notes, *note_similar_names(class_names)]
     minimum = max(config.min_per_class, 2 if config.split == "9:1" else 1)
+    own = _keeps_test_split(config, stored)
+    # Who holds no test images must come to the same classes as who does.
+    counted = labels[: stored.train] if own else labels
     kept, labels, class_names = keep_large_classes(
-        stored, labels, class_names, minimum, fewest, notes
+        stored, labels, counted, class_names, minimum, fewest, notes
     )
     if config.classes:
         labels, class_names = match_vocabulary(stored, labels, class_names, config.classes, notes)
     attributes: Rows = np.zeros((0, 0), np.int64)
     attribute_names: list[str] = []
     if config.attributes:
-        known = {**stored.class_names, **spec.class_names}
+        known = {**spec.class_names, **stored.class_names}
         attributes, attribute_names = read_attributes(stored, config.attributes, known)
-    own = _keeps_test_split(config, stored)
     train, test = (kept[kept < stored.train], kept[kept >= stored.train])
     if own and names is None and not config.classes:
         _check_classes_known(labels[train], labels[test], class_names, stored)

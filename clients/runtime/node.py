@@ -70,6 +70,7 @@ class OwnData(BaseModel):
     splits: Patterns | None = None
     background: Background | None = None
     fit: Fit | None = None
+    min_per_class: int | None = None
     split: Literal["own", "public", "train-test", "4:1:1", "9:1"] | None = None
     attributes: tuple[str, ...] = ()
 
@@ -78,7 +79,12 @@ class OwnData(BaseModel):
         own = {key: value for key, value in self.model_dump().items() if value}
         # Nobody else says which files are read here, nor which column of one's own data counts.
         foreign = {"root", "path", "key", "download", "splits"}
-        foreign |= {"label", "attributes", "source"} if self.name else set()
+        foreign |= {"label", "attributes", "source", "min_per_class"} if self.name else set()
+        if config.source == "hub" and not self.name and not self.path:
+            raise RequestError(
+                f"data: the organiser's images are '{config.name}' of the Hugging Face Hub; name "
+                "it, with source: hub, if this node is to use what was fetched of it here"
+            )
         theirs = {k: v for k, v in config.model_dump().items() if k not in foreign}
         try:
             return DataConfig.model_validate({**theirs, **own})

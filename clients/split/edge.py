@@ -17,7 +17,7 @@ from torch.utils.data import TensorDataset
 
 from pudica.clients.assignments import SplitTerms, hash_name, is_guaranteed
 from pudica.clients.data import Part
-from pudica.clients.data.examples import Examples, as_examples, name_classes
+from pudica.clients.data.examples import Examples, as_examples, hash_classes, list_classes
 from pudica.clients.runtime.releasing import function_of
 from pudica.clients.runtime.role import Handler
 from pudica.clients.runtime.vault import AnyVault, MemoryVault
@@ -138,8 +138,7 @@ class Edge(TrainingAnswers, EvaluationAnswers):
         """Return how many classes there are as far as it is known here; else 0."""
         if self._back is not None:
             return count_logits("back", self._back, "activations", activations)
-        names = name_classes(self.train)
-        return len(names.split("\n")) if names else 0
+        return len(list_classes(self.train))
 
     # --------------------------------------------------------------------------- joining
 
@@ -222,7 +221,7 @@ class Edge(TrainingAnswers, EvaluationAnswers):
         image = self.train.batch(np.arange(1))[0].shape[1:]
         about: dict[str, Any] = {
             "classes": self.classes,
-            "names": name_classes(self.train),
+            "names": hash_classes(self.train),
             "key": "",
             "shape": "x".join(map(str, image)),
             "train": len(self.train),

@@ -172,8 +172,9 @@ class EdgeReleases(OpenReleases):
     def _count_images(self) -> int:
         """Return how many images the device has, also those that the organiser leaves out."""
         a, data = self._assignment, self._data
-        if a.data.limit is not None:
-            everything = a.data.model_copy(update={"limit": None})
+        whole = {"limit": None, "min_per_class": 1}
+        if a.data.model_dump(include=set(whole)) != whole:
+            everything = a.data.model_copy(update=whole)
             data = load_once(everything.model_dump_json(), a.data_seed)
         return sum(len(a.share(data, part)) for part in get_args(Part))
 

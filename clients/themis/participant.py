@@ -15,7 +15,7 @@ from torch import nn
 
 from pudica.clients import protocol
 from pudica.clients.data import ImageSet
-from pudica.clients.data.examples import Examples, as_examples, name_classes
+from pudica.clients.data.examples import Examples, as_examples, hash_classes
 from pudica.clients.runtime.role import Arrays, Config, Role
 from pudica.models.compute import Compute, ComputeConfig
 from pudica.models.errors import RequestError
@@ -140,7 +140,7 @@ class Participant(Role):
         shape = tuple(self.train_set.batch(np.arange(1))[0].shape[1:])
         about: dict[str, int | str] = {
             "classes": self.classes,
-            "names": name_classes(self.train_set),
+            "names": hash_classes(self.train_set),
             "key": "",
             "shape": "x".join(map(str, shape)),
             "content": self.train_set.content if isinstance(self.train_set, Examples) else "",

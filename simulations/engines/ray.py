@@ -31,13 +31,15 @@ from pudica.simulations.engines.nodes import (
     Worker,
     build_error_reply,
     build_expiry_reply,
+    copy_records,
     expiry_time,
 )
 from pudica.strategies.core.experiment import Experiment
 
 ATTEMPTS = 3
 PATIENCE_SECONDS = 30.0
-BATCH_BYTES = 2**28  # all that passes through Ray's object store at a time must fit there
+# One object in Ray's store is no larger, as long as replies are no larger than requests.
+BATCH_BYTES = 2**28
 
 
 @dataclass
@@ -100,6 +102,7 @@ class RayGrid(LocalGrid):
         self._replies: dict[str, Message] = {}
         self._worker_of_node: dict[int, int] = {}
         self._states: dict[int, RecordDict] = {}
+        self._copies: dict[int, RecordDict] = {}  # by id, of what a push sends to several nodes
 
     def _new_worker(self) -> Any:
         return self._actor.remote(*self._arguments)
@@ -132,8 +135,9 @@ class RayGrid(LocalGrid):
             ray.kill(worker)
 
     def _push(self, messages: Iterable[Message], together: bool = False) -> list[str]:
-        identifiers = super()._push(messages)
         with self._lock:
+            identifiers = super()._push(messages)
+            self._copies.clear()
             outbox, self._outbox = self._outbox, []
             together = together or self._batched
             for batch in split_batches(outbox) if together else ([pending] for pending in outbox):
@@ -146,6 +150,11 @@ class RayGrid(LocalGrid):
             load = Counter(self._worker_of_node.values())
             workers = range(len(self.workers))
             self._worker_of_node[node] = min(workers, key=lambda worker: load[worker])
+        # What is sent again after a death must be what was sent; shared records stay shared.
+        key = id(message.content)
+        if key not in self._copies:
+            self._copies[key] = copy_records(message.content)
+        message.content = self._copies[key]
         self._outbox.append(_PendingMessage(identifier, message, self._worker_of_node[node], 1))
 
     def _submit(self, requests: list[_PendingMessage]) -> None:
@@ -199,7 +208,8 @@ class RayGrid(LocalGrid):
         if states:
             self.workers[worker].restore.remote(states)
         for position, pending in enumerate(lost):
-            # A worker answers in order, so only the first message can have killed it.
+            # A worker answers in order: alone, a message that comes first has killed it. Of several
+            # in one call any may have; sent again one by one, it shows.
             pending.attempts += position == 0
             if pending.attempts <= ATTEMPTS:
                 self._submit([pending])

@@ -10,7 +10,7 @@ from typing import Annotated, Self
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from pudica.clients.data import DataConfig, PartitionConfig, Splits, load, partition_once
+from pudica.clients.data import DataConfig, PartitionConfig, Splits, load, load_once, partition_once
 from pudica.models.compute import Compute, ComputeConfig
 from pudica.models.errors import RequestError
 from pudica.models.files import AbsolutePath
@@ -116,6 +116,10 @@ class Experiment(BaseModel, ABC):
             return load(self.data, derive(self.seed, "data"))
         except RequestError as error:
             raise RequestError(f"data: {error}") from error
+
+    def load_shared(self) -> Splits:
+        """Return the data as the nodes of this process see them: read once for all of them."""
+        return load_once(self.data.model_dump_json(), derive(self.seed, "data"))
 
     def remarks(self, data: Splits) -> list[str]:  # noqa: ARG002
         """Return what an organiser of real participants should know of the data, if anything."""

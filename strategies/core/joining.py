@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from itertools import zip_longest
 from typing import Any, NamedTuple, TypeVar
 
 from flwr.app import RecordDict
@@ -14,7 +13,6 @@ from pudica.clients import protocol
 from pudica.clients.assignments import Assignment
 from pudica.models.compute import ComputeConfig
 from pudica.models.naming import validate_node_name
-from pudica.models.printable import quote
 from pudica.models.randomness import derive
 from pudica.strategies.core.cohort import Cohort
 from pudica.strategies.core.experiment import Experiment
@@ -130,7 +128,7 @@ def base_assignments(experiment: Experiment, run: str, deployed: bool) -> dict[s
         # Where the organiser's own files lie is nobody's business, and of no use elsewhere. Nodes
         # with images of their own match their classes to these by name.
         own = {"root", "path", "key", "splits"}
-        here = dict.fromkeys(own) | {"classes": tuple(experiment.load_data().class_names)}
+        here = dict.fromkeys(own) | {"classes": tuple(experiment.load_shared().class_names)}
     common = {
         "run": run,
         "data": experiment.data.model_copy(update=here),
@@ -191,22 +189,16 @@ def agree_on_images(cohort: Cohort, joined: dict[str, Member]) -> Images:
 
 
 def _agree_on_names(cohort: Cohort, joined: dict[str, Member]) -> None:
-    """Leave out those that number their classes otherwise than most of those that name them."""
-    lists = {name: member.names for name, member in joined.items() if member.names}
-    if not lists:
-        return
-    wanted = Counter(lists.values()).most_common(1)[0][0].split("\n")
-    for name, own in lists.items():
-        pairs = zip_longest(own.split("\n"), wanted, fillvalue="none")
-        for place, (theirs, most) in enumerate(pairs):
-            if theirs != most:
-                cohort.leave_out(
-                    name,
-                    f"its class {place} is {quote(theirs)}, most have {quote(most)} there; give "
-                    "all the same classes in the same order",
-                )
-                del joined[name]
-                break
+    """Leave out those that name or number their classes otherwise than most that name them."""
+    known = {name: member.names for name, member in joined.items() if member.names}
+    for name, own in known.items():
+        if own != Counter(known.values()).most_common(1)[0][0]:
+            cohort.leave_out(
+                name,
+                "its classes have other names than those of most, or another order; give all the "
+                "same classes in the same order",
+            )
+            del joined[name]
 
 
 # ----------------------------------------------------------- nodes that run somebody's own app

@@ -41,7 +41,7 @@ class Member:
     reports : bool
         Whether it says how often models are right on its images.
     names : str
-        What it calls the classes 0, 1, 2, …, a line each; empty if it does not say.
+        A fingerprint of what it calls the classes 0, 1, 2, …; empty if it does not say.
     """
 
     shape: Shape

@@ -15,7 +15,7 @@ from torch.utils.data import Subset, TensorDataset
 
 from pudica.clients import Edge, Participant
 from pudica.clients.data import DataConfig, DataError, load
-from pudica.clients.data.examples import name_classes
+from pudica.clients.data.examples import hash_classes, list_classes
 from pudica.clients.runtime.node import OwnData
 from pudica.simulations.engines.inprocess import InProcessGrid
 from pudica.simulations.engines.local import build_server_context
@@ -73,12 +73,17 @@ def test_who_numbers_its_classes_otherwise_is_left_out_by_name(
     run.start(InProcessGrid(app, 3, {}), num_rounds=1)
     assert set(run.cohort.nodes) == {"zoe", "mia"}
     told = (tmp_path / "run" / "events.log").read_text()
-    assert "adam: its class 0 is 'dog', most have 'cat' there" in told
+    assert "adam: its classes have other names than those of most, or another order" in told
+    assert not any(word in told for word in ("cat", "dog", "wolf"))
 
 
 def test_data_without_names_are_taken_as_they_are() -> None:
-    assert name_classes(TensorDataset(X, Y)) == ""
-    assert name_classes(Subset(USUAL, [0])) == "cat\ndog\nwolf"
+    odd = TensorDataset(X, Y)
+    for classes in (None, 10, np.arange(3), [0, 1, 2]):
+        odd.classes = classes
+        assert hash_classes(odd) == ""
+    assert list_classes(Subset(USUAL, [0])) == ["cat", "dog", "wolf"]
+    assert hash_classes(USUAL) != hash_classes(OTHER)
 
 
 def test_a_deployed_run_says_its_classes_and_a_node_matches_its_own(tmp_path: Path) -> None:
@@ -112,6 +117,6 @@ def test_an_organiser_does_not_say_how_a_nodes_own_data_are_read(tmp_path: Path)
     assert (read.name, read.source, read.label, read.attributes) == ("parquet", "here", None, ())
     assert {split: [*own] for split, own in read.splits.items()} == {"train": ["a"], "test": ["b"]}
     assert OwnData(path=tmp_path).apply_to(asked).splits is None
-    theirs = DataConfig(source="hub", name="somebody/cats")
-    assert OwnData().apply_to(theirs).name == "somebody/cats"
+    theirs = DataConfig(source="hub", name="somebody/cats", min_per_class=50)
+    assert OwnData(name="parquet", path=tmp_path).apply_to(theirs).min_per_class == 1
     assert OwnData(name="parquet", path=tmp_path).apply_to(theirs).source == "here"

@@ -152,7 +152,7 @@ def _decode_images(
         sizes = ["x".join(map(str, each)) for each in (shape, manifest.shape)]
         raise DataError(
             f"{base} holds images of {sizes[0]}, the key {manifest.key} is for {sizes[1]}; make a "
-            f"key for {sizes[0]}, or give --image-size {manifest.shape[1]} "
+            f"key for {sizes[0]}, or give --image-size {max(manifest.shape[1:])} "
             f"--channels {manifest.shape[0]}"
         )
     rows = [row for shard in shards for row in range(shard.first, shard.first + shard.rows)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import datasets
@@ -10,22 +11,25 @@ from PIL import Image
 
 from pudica.clients.data import DataConfig, DataError, load
 from pudica.clients.runtime.node import OwnData
+from pudica.models.errors import RequestError
 
 NAME = "somebody/cats-and-dogs"
 
 
-def rows(values: range) -> datasets.Dataset:
-    """Return even images, of which every other is a dog."""
+def rows(values: range, folder: Path) -> datasets.Dataset:
+    """Return even images, each a file as in an image folder, of which every other is a dog."""
     features = datasets.Features(
         {"image": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog"])}
     )
-    images = [Image.new("RGB", (9, 9), (value, 0, 0)) for value in values]
+    images = [str(folder / f"{value}.png") for value in values]
+    for value, image in zip(values, images, strict=True):
+        Image.new("RGB", (9, 9), (value, 0, 0)).save(image)
     labels = [value % 2 for value in values]
     return datasets.Dataset.from_dict({"image": images, "label": labels}, features=features)
 
 
 @pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
+def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[Any, ...]]:
     """What the Hub is asked for; it knows one set."""
     asked: list[tuple[Any, ...]] = []
 
@@ -33,7 +37,8 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
         asked.append(what)
         if what[0] != NAME:
             raise ConnectionError("no such set")
-        return datasets.DatasetDict({"train": rows(range(12)), "test": rows(range(50, 54))})
+        parts = {"train": range(12), "test": range(50, 54)}
+        return datasets.DatasetDict({name: rows(part, tmp_path) for name, part in parts.items()})
 
     monkeypatch.setattr(datasets, "load_dataset", answer)
     return asked
@@ -77,4 +82,7 @@ def test_names_that_are_none_are_refused(name: str) -> None:
 
 
 def test_an_organiser_makes_no_node_fetch_anything() -> None:
-    assert not OwnData().apply_to(config(download=True)).download
+    with pytest.raises(RequestError, match=r"name it, with source: hub, if this node is to use"):
+        OwnData().apply_to(config(download=True))
+    own = OwnData(source="hub", name=NAME).apply_to(config(download=True))
+    assert (own.source, own.name, own.download) == ("hub", NAME, False)

@@ -455,11 +455,11 @@ def test_grey_of_16_bits_is_scaled_as_colour_of_16_bits_is(make, suffix) -> None
         for number in range(3):
             place = make.root / f"own/{label}/{number}{suffix}"
             place.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(np.full((12, 12), 257 * (10 + number), np.uint16)).save(place)
+            Image.fromarray(np.full((12, 12), 257 * (100 + number), np.uint16)).save(place)
     splits = read("image-folder", make.root / "own")
     assert splits.shape == (1, 12, 12)
     found = values(splits.train) + values(splits.validation) + values(splits.test)
-    assert sorted(set(found)) == [10, 11, 12]
+    assert sorted(set(found)) == [100, 101, 102]
     assert said(splits, "6 grey images of 16 bits were scaled to 8")
 
 
@@ -544,18 +544,16 @@ def test_pictures_that_are_not_square_keep_their_size(make) -> None:
 @pytest.mark.parametrize(
     ("fit", "columns"),
     [
-        ("stretch", [0, 0, 0, 0, 255, 255, 255, 255]),
+        ("stretch", [100, 100, 0, 0, 255, 255, 100, 100]),
         ("crop", [0, 0, 0, 0, 255, 255, 255, 255]),
-        ("pad", [128, 128, 0, 0, 255, 255, 128, 128]),
+        ("pad", [9, 9, 9, 9, 9, 9, 9, 9]),
     ],
 )
 @pytest.mark.parametrize("turned", [False, True])
 def test_other_proportions_are_stretched_cropped_or_padded(make, fit, columns, turned) -> None:
-    """The picture is black and white, half and half, in a grey frame that pads would lie beside."""
-    wide = {"stretch": (32, 8), "crop": (32, 8), "pad": (8, 16)}[fit]
-    half = wide[0] // 2
-    pixels = np.zeros((wide[1], wide[0]), np.uint8)
-    pixels[:, half:] = 255
+    """A picture twice as wide as high: grey, black, white and grey quarters."""
+    quarters = np.repeat([100, 0, 255, 100], 8).astype(np.uint8)
+    pixels = np.tile(quarters, (16, 1))
     for label in ("a", "b"):
         for number in range(3):
             place = make.root / f"own/{label}/{number}.png"
@@ -563,6 +561,68 @@ def test_other_proportions_are_stretched_cropped_or_padded(make, fit, columns, t
             Image.fromarray(pixels.T if turned else pixels).save(place)
     splits = read("image-folder", make.root / "own", image_size=8, fit=fit, background="black")
     (image,) = splits.train.pixels(slice(0, 1))
-    found = (image[0].T if turned else image[0])[4] * 255
-    wanted = [0 if value == 128 else value for value in columns]  # padded with the background
-    assert found[[0, 1, 2, 5, 6, 7]].round().tolist() == [wanted[i] for i in (0, 1, 2, 5, 6, 7)]
+    found = ((image[0].T if turned else image[0]) * 255).round()
+    if fit == "pad":  # black above and below, and all four quarters between
+        assert found[[0, 1, 6, 7]].unique().tolist() == [0]
+        assert found[3, [0, 7]].tolist() == [100, 100]
+    else:
+        inner = [0, 2, 3, 4, 5, 7] if fit == "crop" else [0, 3, 4, 7]  # away from soft edges
+        assert found[4, inner].tolist() == pytest.approx([columns[i] for i in inner], abs=40)
+
+
+def test_one_folder_is_read_both_ways(make) -> None:
+    """Its files and their order are the same, its classes are not: neither is the other's cache."""
+    for part in ("train", "val"):
+        make.image_folder(prefix=f"{part}/")
+    path = make.root / "own"
+    ways: list[dict[str, Any]] = [{}, {"splits": "none"}, {"splits": {"train": "*"}}]
+    wanted = [["a", "b"], ["train", "val"], ["a", "b"]]
+    for _ in range(2):
+        assert [read("image-folder", path, **way).class_names for way in ways] == wanted
+
+
+@pytest.mark.parametrize("where", ["{fold}/{part}", "{fold}_{part}", "{fold} {part} 0"])
+def test_folds_are_not_mixed(make, where) -> None:
+    """All images of one fold's test split are in another's training split."""
+    for fold in ("fold1", "fold2"):
+        for part in ("train", "test"):
+            make.parquet("table/" + where.format(fold=fold, part=part) + ".parquet")
+            make.image_folder("folder", prefix=where.format(fold=fold, part=part) + "/")
+    with pytest.raises(DataError, match="belong to different sets, or folds of one"):
+        read("parquet", make.root / "table")
+    if "/" not in where:
+        with pytest.raises(DataError, match="belong to different sets, or folds of one"):
+            read("image-folder", make.root / "folder")
+    one = {"train": where.format(fold="fold1", part="train")}
+    with pytest.raises(DataError, match="is of no split"):
+        read("parquet", make.root / "table", splits=one)
+
+
+def test_names_in_the_files_count_more_than_the_usual_ones(make) -> None:
+    features = {"gender": {"_type": "ClassLabel", "names": ["female", "male"]}}
+    make.parquet("utkface/train.parquet", gender=[0, 1] * 6, features=features)
+    splits = load(DataConfig(name="utkface", root=make.root), seed=0)
+    assert named(splits.train, splits) == {
+        value: ["female", "male"][value % 2] for value in values(splits.train)
+    }
+    assert splits.class_names == ["female", "male"]
+
+
+def test_small_classes_are_counted_without_test_images(make) -> None:
+    """Who holds training images only must leave out the same."""
+    make.parquet("own/train.parquet", range(12), label=["a"] * 5 + ["b"] * 5 + ["c"] * 2)
+    make.parquet("own/test.parquet", range(50, 56), label=["a", "b", "c", "c", "c", "c"])
+    make.parquet("public/train.parquet", range(12), label=["a"] * 5 + ["b"] * 5 + ["c"] * 2)
+    whole = read("parquet", make.root / "own", min_per_class=3)
+    public = read("parquet", make.root / "public", min_per_class=3, split="public")
+    assert whole.class_names == ["a", "b"]
+    assert whole.fingerprint == public.fingerprint
+    assert len(whole.test) == 2
+
+
+@pytest.mark.parametrize("largest", [1, 255, 4095])
+def test_grey_of_16_bits_that_uses_few_of_them_is_refused(make, largest) -> None:
+    path = make.image_folder()
+    Image.fromarray(np.full((12, 12), largest, np.uint16)).save(path / "a" / "0.png")
+    with pytest.raises(DataError, match=rf"a/0.png.*of which the largest is {largest}"):
+        read("image-folder", path)
