@@ -47,6 +47,7 @@ def python(folder: Path, *arguments: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_no_file_of_a_user_breaks_an_import(hostile: Path) -> None:
     """They lie in the working directory, on ``PYTHONPATH``, and beside the script."""
     lines = "\n".join(f"import {name}" for name in MODULES)

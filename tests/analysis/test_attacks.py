@@ -60,6 +60,7 @@ def mixed(directory: Path) -> View:
     return View.of(open_run(directory), "mixed")
 
 
+@pytest.mark.slow
 def test_rows_say_which_images_are_in_them(mixed: View) -> None:
     images = mixed.data.test
     for seen in mixed.observations(images, 0, "test"):
@@ -163,6 +164,7 @@ def test_the_chamfer_distance_takes_the_nearest_each_way() -> None:
     assert float(chamfer(true, true.flip(1))) == 0
 
 
+@pytest.mark.slow
 def test_images_are_rebuilt_from_what_is_in_the_clear(mixed: View) -> None:
     clear = mixed.without_shield()
     seen = reconstruct(clear, train_generator(clear, 6, seed=0), 64, seed=0).similarity()

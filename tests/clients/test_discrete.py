@@ -124,6 +124,7 @@ def tails_fit(draws: Integers, kind: NoiseKind, scale: float, reaches: tuple[flo
 # ---------------------------------------------------------------------------- the table
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("scale", "precision"),
     [*((scale, PRECISION) for scale in SCALES), *((scale, 2 * PRECISION) for scale in SCALES[:-1])],

@@ -83,11 +83,13 @@ print(run("poll-digits", engine="ray", out="on-ray").tables()["Poll"])
     assert "node-2" in python(site, call)
 
 
+@pytest.mark.slow
 def test_its_settings_are_validated_as_any(site: Path) -> None:
     said = pudica(site, ("run", "poll-digits", "--set", "poll.epsilon=0"), code=2)
     assert "poll.epsilon = 0: must be above 0" in said
 
 
+@pytest.mark.slow
 def test_without_the_package_it_is_unknown(site: Path, tmp_path: Path) -> None:
     other = tmp_path / "poll.yaml"
     other.write_text("system: poll\n")

@@ -387,6 +387,7 @@ DEFENCES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attack", ["huge", "sign-flip"])
 @pytest.mark.parametrize("defence", DEFENCES)
 def test_one_attacker_of_five_does_not_keep_the_generator_from_learning(
@@ -397,6 +398,7 @@ def test_one_attacker_of_five_does_not_keep_the_generator_from_learning(
     assert recovery(tmp_path / "run") > 0.08
 
 
+@pytest.mark.slow
 def test_without_defence_one_attacker_of_five_does(compete: Compete, tmp_path: Path) -> None:
     compete(FIVE, *LEARNING, "themis.clip=null", "themis.hostile={S2: sign-flip}")
     assert recovery(tmp_path / "run") < -0.1

@@ -136,6 +136,7 @@ def test_malformed_replies_of_all_kinds_change_nothing(
     check(name, Tried(ways), tmp_path / "run", undisturbed, LEAST)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RUNS)
 def test_malformed_replies_that_are_drawn_change_nothing(
     name: str, undisturbed: Measured, tmp_path: Path
