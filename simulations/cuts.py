@@ -87,11 +87,7 @@ def _compute_costs(
     model: str, shape: tuple[int, int, int], num_classes: int, batch: int
 ) -> tuple[Cutter, list[CutCost]]:
     cutter = Cutter(models.build_for(model, shape, num_classes=num_classes))
-    try:
-        return cutter, cutter.compute_costs(shape, batch)
-    except RuntimeError as error:
-        sizes, why = "x".join(map(str, shape)), str(error).splitlines()[0]
-        raise RequestError(f"model '{model}' can't process images of {sizes}: {why}") from error
+    return cutter, cutter.compute_costs(shape, batch)
 
 
 def find_best_cut(frame: pd.DataFrame) -> str:

@@ -66,6 +66,7 @@ def test_cuts_shows_what_each_cut_costs(pudica: Command) -> None:
     assert result.exit_code == 0
     assert "0.13   MaxPool2d" in result.stdout
     assert "The best cut by that cost is after '0.0'" in result.stdout
+    assert pudica("cuts", "lenet", "--input", "3x64x32").exit_code == 0
 
 
 def test_cuts_shows_what_three_stages_cost_as_paper_003_has_it(pudica: Command) -> None:
