@@ -91,6 +91,7 @@ def test_messages_travel_in_batches_that_fit_the_object_store(
     assert batches(300) == [[str(i)] for i in range(10)]
 
 
+@pytest.mark.slow
 def test_the_same_bits_in_process_and_on_a_worker(cluster: None, tmp_path: Path) -> None:
     wanted = experiment()
     inprocess.run(wanted, tmp_path / "here")

@@ -62,6 +62,7 @@ def on_both(cluster: None) -> tuple[Context, Context]:
     return here, there
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", stock_apps.ALL)
 def test_the_same_arrays_in_process_and_on_ray(on_both: tuple[Context, Context], name: str) -> None:
     here, there = (values_of(context, name) for context in on_both)
