@@ -6,7 +6,6 @@ The Hungarian algorithm matches drawn to true images for comparison.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -146,7 +145,7 @@ class Discriminator(nn.Module):
 
     def __init__(self, channels: int, image: ImageShape) -> None:
         super().__init__()
-        colours, *self.size = image
+        colours, self.size = image[0], image[1:]
         self.sides = (channels, colours)
         self.first = nn.Conv2d(channels + colours, WIDTH, 3, 2, 1, bias=False)
         self.rest = nn.Sequential(
@@ -175,8 +174,7 @@ def _block(inside: int, outside: int, stride: int = 1) -> nn.Sequential:
     )
 
 
-def _resize(x: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
-    size = tuple(size)
+def _resize(x: torch.Tensor, size: tuple[int, ...]) -> torch.Tensor:
     return x if x.shape[2:] == size else interpolate(x, size=size, mode="nearest")
 
 

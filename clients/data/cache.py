@@ -14,7 +14,8 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
@@ -74,12 +75,9 @@ def fetch_cached(source: Source, request: LayoutRequest) -> CachedDataset:
 
 
 def _build_entry(source: Source, request: LayoutRequest, entry: Path) -> None:
-    """Decode into a temporary folder and rename it; called with the entry's lock held."""
-    for leftover in entry.parent.glob(f"{entry.name}.part-*"):
-        shutil.rmtree(leftover)  # of a process that was killed: we hold the lock
+    """Decode into a new entry; called with the entry's lock held."""
     before = _compute_signature(source)
-    folder = Path(tempfile.mkdtemp(prefix=f"{entry.name}.part-", dir=entry.parent))
-    try:
+    with new_folder(entry) as folder:
         content = source.open()
         if content.disguised is None:
             found = decode(content, source.base, request, folder / "images.npy")
@@ -97,9 +95,22 @@ def _build_entry(source: Source, request: LayoutRequest, entry: Path) -> None:
         (folder / "content.json").write_text(json.dumps({**metadata, "disguised": manifest}))
         if _compute_signature(source) != before:
             raise DataError(f"the files in {source.base} changed while they were read: run again")
-        folder.rename(entry)
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """Give a temporary folder to fill, which gets its name once all is in it; or leave nothing.
+
+    Whoever calls this holds a lock: what a killed process has left is removed first.
+    """
+    for leftover in folder.parent.glob(f"{folder.name}.part-*"):
+        shutil.rmtree(leftover)
+    part = Path(tempfile.mkdtemp(prefix=f"{folder.name}.part-", dir=folder.parent))
+    try:
+        yield part
+        part.rename(folder)
     except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(part, ignore_errors=True)
         raise
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -19,20 +19,7 @@ from pudica.clients.data.source import (
     list_folder,
     walk_files,
 )
-from pudica.clients.data.split_names import (
-    ADVICE,
-    BY_NAME,
-    KEYWORDS,
-    NONE,
-    SPLITS,
-    Split,
-    SplitRules,
-    describe_splits,
-    find_split,
-    match_splits,
-    require_one_family,
-    require_training,
-)
+from pudica.clients.data.split_names import ADVICE, BY_NAME, KEYWORDS, SplitRules, assign_splits
 from pudica.models.printable import escape_hidden, to_nfc
 
 EXTENSIONS = (
@@ -62,13 +49,13 @@ def scan_image_folder(folder: Path, rules: SplitRules = BY_NAME, column: str = "
     """
     litter: list[Path] = []
     folders = _find_class_folders(folder, litter)
-    splits = _assign_splits(folder, folders, rules)
+    by_name = {path.name: path for path in folders}
+    splits = assign_splits(by_name, rules, folder, partial(_are_classes, folder, folders))
     if splits is None:
         pool, held, notes = [folder], [], []
     else:
-        pool, held = [*splits["train"], *splits["validation"]], splits["test"]
-        names = {split: [path.name for path in paths] for split, paths in splits.items()}
-        notes = [describe_splits(names)]
+        paths, note = splits
+        pool, held, notes = [*paths["train"], *paths["validation"]], paths["test"], [note]
     train, test = (_list_labelled(part, litter) for part in (pool, held))
     ours, theirs = ({to_nfc(label) for _, label in part} for part in (train, test))
     if test and ours != theirs:
@@ -127,39 +114,27 @@ def _build_content(
     )
 
 
-def _assign_splits(
-    folder: Path, folders: Sequence[Path], rules: SplitRules
-) -> dict[Split, list[Path]] | None:
-    """Return by split the folders that hold class folders; None if they are classes themselves.
+def _are_classes(folder: Path, folders: Sequence[Path], named: Collection[str]) -> bool:
+    """Tell whether folders, some of them named like splits, are classes themselves.
 
-    Raises DataError where that is not plain: a silent mistake would train on test images.
+    Raises DataError where that is not plain.
     """
-    by_name = {path.name: path for path in folders}
-    if rules.patterns == NONE:
-        return None
-    if rules.patterns is not None:
-        matched = match_splits(list(by_name), rules.patterns, str(folder))
-    else:
-        nested = [path.name for path in folders if _holds_folders_only(path)]
-        named = {name: split for name in by_name if (split := find_split(name))}
-        if len(named) == len(by_name) and not nested:
-            raise DataError(
-                f"{folder}: {join_names(named)} hold images without a class: put them at "
-                f"{next(iter(named))}/CLASS/image; if these are the classes, {ADVICE}"
-            )
-        if not set(named) & set(nested):
-            _refuse_unnamed_splits(folder, [by_name[name] for name in nested])
-            return None
-        if strange := [name for name in by_name if name not in named]:
-            raise DataError(
-                f"{folder} has the folders {join_names(named)} and beside them "
-                f"{join_names(strange)}: which split are those? Allowed are names with "
-                f"{', '.join(KEYWORDS)}; or {ADVICE}"
-            )
-        require_one_family(named, str(folder))
-        matched = {split: [n for n, own in named.items() if own == split] for split in SPLITS}
-    require_training(matched, str(folder))
-    return {split: [by_name[name] for name in names] for split, names in matched.items()}
+    nested = [path for path in folders if _holds_folders_only(path)]
+    if len(named) == len(folders) and not nested:
+        raise DataError(
+            f"{folder}: {join_names(named)} hold images without a class: put them at "
+            f"{next(iter(named))}/CLASS/image; if these are the classes, {ADVICE}"
+        )
+    if not any(path.name in named for path in nested):
+        _refuse_unnamed_splits(folder, nested)
+        return True
+    if strange := [path.name for path in folders if path.name not in named]:
+        raise DataError(
+            f"{folder} has the folders {join_names(named)} and beside them "
+            f"{join_names(strange)}: which split are those? Allowed are names with "
+            f"{', '.join(KEYWORDS)}; or {ADVICE}"
+        )
+    return False
 
 
 def _holds_folders_only(folder: Path) -> bool:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import re
-import shutil
-import tempfile
 from pathlib import Path
 
+from pudica.clients.data.cache import new_folder
 from pudica.clients.data.errors import DataError
 from pudica.clients.data.source import cache_root
 from pudica.models.files import file_lock
@@ -31,15 +30,9 @@ def download_hub(name: str) -> None:
     folder = hub_folder(name)
     folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with file_lock(folder.with_suffix(".lock")):
-        if folder.is_dir():
-            return
-        part = Path(tempfile.mkdtemp(prefix=f"{folder.name}.part-", dir=folder.parent))
-        try:
-            _write_splits(name, part)
-            part.rename(folder)
-        except BaseException:
-            shutil.rmtree(part, ignore_errors=True)
-            raise
+        if not folder.is_dir():
+            with new_folder(folder) as part:
+                _write_splits(name, part)
 
 
 def _write_splits(name: str, folder: Path) -> None:

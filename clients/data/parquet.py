@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -27,16 +27,10 @@ from pudica.clients.data.split_names import (
     ADVICE,
     BY_NAME,
     KEYWORDS,
-    NONE,
     SPLITS,
-    Split,
     SplitRules,
     are_shards,
-    describe_splits,
-    find_split,
-    match_splits,
-    require_one_family,
-    require_training,
+    assign_splits,
 )
 from pudica.models.printable import quote, to_nfc
 
@@ -67,17 +61,21 @@ def scan_parquet(path: Path, rules: SplitRules = BY_NAME) -> Source:
     Raises DataError if there is no parquet file, or it is not plain which split a file is of.
     """
     if path.is_file():
-        splits: dict[Split, list[Path]] | None = None
-        files, base = [path], path.parent
-    else:
-        files, base = _list_files(path), path
-        splits = _assign_splits(path, files, rules)
-    notes = []
-    if splits is not None:
-        names = {split: [_name_of(file, base) for file in own] for split, own in splits.items()}
-        notes = [describe_splits(names)]
-        files = [file for split in SPLITS for file in splits[split]]
-    train = len(files) - len(splits["test"]) if splits else len(files)
+        return _build_source(path.parent, [path], 1, [])
+    files = _list_files(path)
+    if not files:
+        raise DataError(f"{path} holds no *.parquet file")
+    by_name = {_name_of(file, path): file for file in files}
+    is_whole = partial(_are_one_pool, path, by_name, rules.pooled)
+    splits = assign_splits(by_name, rules, path, is_whole)
+    if splits is None:
+        return _build_source(path, files, len(files), [])
+    paths, note = splits
+    ordered = [file for split in SPLITS for file in paths[split]]
+    return _build_source(path, ordered, len(ordered) - len(paths["test"]), [note])
+
+
+def _build_source(base: Path, files: Sequence[Path], train: int, notes: Sequence[str]) -> Source:
     opener = partial(_open_content, base, files, train)
     return Source(f"parquet:{train}", base, tuple(files), opener, notes)
 
@@ -97,33 +95,21 @@ def _name_of(file: Path, folder: Path) -> str:
     return file.relative_to(folder).with_suffix("").as_posix()
 
 
-def _assign_splits(
-    folder: Path, files: Sequence[Path], rules: SplitRules
-) -> dict[Split, list[Path]] | None:
-    """Return by split the files that hold it; None if they are one pool.
+def _are_one_pool(
+    folder: Path, names: Collection[str], pooled: bool, named: Collection[str]
+) -> bool:
+    """Tell whether files, none of them named like a split, are one pool.
 
-    Raises DataError where that is not plain: a silent mistake would train on test images.
+    Raises DataError where that is not plain.
     """
-    if not files:
-        raise DataError(f"{folder} holds no *.parquet file")
-    by_name = {_name_of(file, folder): file for file in files}
-    if rules.patterns == NONE:
-        return None
-    if rules.patterns is not None:
-        matched = match_splits(list(by_name), rules.patterns, str(folder))
-    else:
-        named = {name: split for name in by_name if (split := find_split(name))}
-        if not named and (rules.pooled or are_shards(by_name)):
-            return None
-        if strange := [name for name in by_name if name not in named]:
-            raise DataError(
-                f"{folder}: which split do {join_names(strange)} belong to? Allowed are names "
-                f"with {', '.join(KEYWORDS)}; or {ADVICE}"
-            )
-        require_one_family(named, str(folder))
-        matched = {split: [n for n, own in named.items() if own == split] for split in SPLITS}
-    require_training(matched, str(folder))
-    return {split: [by_name[name] for name in names] for split, names in matched.items()}
+    if not named and (pooled or are_shards(names)):
+        return True
+    if strange := [name for name in names if name not in named]:
+        raise DataError(
+            f"{folder}: which split do {join_names(strange)} belong to? Allowed are names "
+            f"with {', '.join(KEYWORDS)}; or {ADVICE}"
+        )
+    return False
 
 
 def _open_content(base: Path, files: Sequence[Path], train: int) -> Content:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 from pudica.clients.data.errors import DataError, join_names
@@ -28,7 +29,6 @@ ADVICE = (
     "say it in data.splits, as {train: 'fit*', test: 'holdout*'}, or `data.splits: none` if there "
     "are no splits"
 )
-_SEPARATORS = re.compile(r"[-_. 0-9/]+")
 _WORD = re.compile(r"[^-_. 0-9/]+")
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
@@ -53,11 +53,56 @@ BY_NAME = SplitRules()
 
 def find_split(name: str) -> Split | None:
     """Return the split that a name speaks of, or None; DataError if it speaks of several."""
-    words = _SEPARATORS.split(to_nfc(name).casefold())
-    found = sorted({KEYWORDS[word] for word in words if word in KEYWORDS})
+    found = sorted({KEYWORDS[word[0]] for word in _find_keywords(name)})
     if len(found) > 1:
         raise DataError(f"{quote(name)} speaks of {' and of '.join(found)}: {ADVICE}")
     return found[0] if found else None
+
+
+def _find_keywords(name: str) -> list[re.Match[str]]:
+    """Return the words in a name that speak of a split."""
+    words = _WORD.finditer(to_nfc(name).casefold())
+    return [word for word in words if word[0] in KEYWORDS]
+
+
+class Assigned(NamedTuple):
+    """Which files or folders hold which split, and what to say of it."""
+
+    paths: dict[Split, list[Path]]
+    note: str
+
+
+def assign_splits(
+    by_name: Mapping[str, Path],
+    rules: SplitRules,
+    where: Path,
+    is_whole: Callable[[Mapping[str, Split]], bool],
+) -> Assigned | None:
+    """Return by split what holds it; None if there are no splits.
+
+    Parameters
+    ----------
+    by_name : mapping of str to Path
+        Files or folders by what is told by their names.
+    is_whole : callable
+        Given those whose names speak of a split, tells whether there are no splits after all;
+        raises DataError where that is not plain.
+
+    Raises DataError where it is not plain: a silent mistake would train on test images.
+    """
+    if rules.patterns == NONE:
+        return None
+    if rules.patterns is not None:
+        matched = match_splits(list(by_name), rules.patterns, str(where))
+    else:
+        named = {name: split for name in by_name if (split := find_split(name))}
+        if is_whole(named):
+            return None
+        require_one_family(named, str(where))
+        matched = {split: [n for n, own in named.items() if own == split] for split in SPLITS}
+    require_training(matched, str(where))
+    paths = {split: [by_name[name] for name in names] for split, names in matched.items()}
+    return Assigned(paths, describe_splits(matched))
 
 
 def match_splits(
@@ -100,9 +145,8 @@ def require_one_family(named: Mapping[str, Split], where: str) -> None:
         return
     before: dict[str, str] = {}
     for name in named:
-        words = _WORD.finditer(to_nfc(name).casefold())
-        start = next(word.start() for word in words if word[0] in KEYWORDS)
-        before.setdefault(to_nfc(name).casefold()[:start], name)
+        keyword = _find_keywords(name)[0]
+        before.setdefault(keyword.string[: keyword.start()], name)
     if len(before) > 1:
         raise DataError(
             f"{where}: {join_names([*before.values()][:3])} belong to different sets, or folds of "

@@ -191,8 +191,11 @@ def agree_on_images(cohort: Cohort, joined: dict[str, Member]) -> Images:
 def _agree_on_names(cohort: Cohort, joined: dict[str, Member]) -> None:
     """Leave out those that name or number their classes otherwise than most that name them."""
     known = {name: member.names for name, member in joined.items() if member.names}
+    if not known:
+        return
+    wanted, _ = Counter(known.values()).most_common(1)[0]
     for name, own in known.items():
-        if own != Counter(known.values()).most_common(1)[0][0]:
+        if own != wanted:
             cohort.leave_out(
                 name,
                 "its classes have other names than those of most, or another order; give all the "
