@@ -16,10 +16,9 @@ from torch.nn.functional import binary_cross_entropy_with_logits, conv2d, interp
 
 from pudica.analysis.attacks.unmixing import UnmixingResult
 from pudica.analysis.attacks.view import Observation, View, split_evenly
+from pudica.clients.shields.disguises.steps import ImageShape
 from pudica.models.randomness import derive, temporary_seed
 from pudica.models.similarity import psnr, ssim
-
-ImageShape = tuple[int, int, int]
 
 WIDTH = 32
 ADVERSARIAL_WEIGHT = 0.01
