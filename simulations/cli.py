@@ -13,6 +13,8 @@ from pudica.simulations.competition import competition_app
 from pudica.simulations.console import (
     ENGINE,
     INTERRUPTED,
+    RunPaths,
+    Settings,
     exit_on_request_error,
     explain_app_failure,
     explain_failures,
@@ -21,6 +23,8 @@ from pudica.simulations.console import (
     shorten_path,
 )
 from pudica.simulations.deployment.commands import deploy_app, node_app
+from pudica.simulations.key_commands import key_app
+from pudica.simulations.result_commands import results_app
 
 # Heavy imports (torch, ray, flwr, pandas) stay inside the commands: `pudica --help` is instant.
 
@@ -30,11 +34,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-key_app = typer.Typer(no_args_is_help=True, help="Create and inspect keys of image disguises.")
 app.add_typer(key_app, name="key")
 app.add_typer(competition_app, name="competition")
 app.add_typer(deploy_app, name="deploy")
 app.add_typer(node_app, name="node")
+app.add_typer(results_app)
 
 
 def _print_version(requested: bool) -> None:
@@ -55,13 +59,6 @@ def main_(
     ] = False,
 ) -> None:
     """Train and evaluate together without sharing data or models."""
-
-
-RunPaths = Annotated[list[Path], typer.Argument(help="Run directories.")]
-Settings = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override a setting (run, shield or data)."),
-]
 
 
 @app.command("list")
@@ -156,28 +153,6 @@ def simulate(
                 run_config=project.config,
                 seed=seed,
             )
-
-
-@app.command()
-def show(runs: RunPaths) -> None:
-    """Print the tables of one or several runs, side by side."""
-    from pudica import analysis
-    from pudica.simulations.display import print_frame
-
-    with exit_on_request_error():
-        for title, frame in analysis.tables(runs).items():
-            print_frame(frame, title)
-
-
-@app.command()
-def plot(runs: RunPaths) -> None:
-    """Draw the figures of one or several runs and print their paths."""
-    from pudica import analysis
-
-    with exit_on_request_error():
-        for run_directory in runs:
-            for figure in analysis.plot(run_directory):
-                typer.echo(shorten_path(figure.absolute()))
 
 
 @app.command()
@@ -330,68 +305,6 @@ def disguise(
         else:
             lines = disguising.disguise(images, out, key, label or [], image_size, channels)  # type: ignore[arg-type]
     print_message("\n".join(lines), err=False)
-
-
-@key_app.command("new")
-def new_key(
-    shield: Annotated[str, typer.Option(help="The disguise, such as MAT(256)+MMT(10).")],
-    shape: Annotated[str, typer.Option(metavar="CxHxW", help="Shape of an image.")],
-    out: Annotated[Path, typer.Option(help="A new file; only you may read it.")],
-    seed: Annotated[
-        int | None,
-        typer.Option(
-            min=0,
-            help="For experiments only: whoever knows it has the key. Default: the system's.",
-        ),
-    ] = None,
-) -> None:
-    """Create a key in a file that only its owner can read, and show its fingerprint."""
-    from pudica.simulations import arguments, keys
-
-    with exit_on_request_error():
-        key = keys.create_key(shield, arguments.parse_image_shape(shape, "--shape"), out, seed)
-    typer.echo("\n".join(keys.describe_key(key)))
-
-
-@key_app.command("show")
-def show_key(key: Annotated[Path, typer.Argument(help="A key file.")]) -> None:
-    """Show what a key is for and its fingerprint, but never the key."""
-    from pudica.clients.shields.disguises import Key
-    from pudica.simulations import keys
-
-    with exit_on_request_error():
-        loaded = Key.load(key)
-    typer.echo("\n".join(keys.describe_key(loaded)))
-
-
-@key_app.command("attack")
-def attack_key(
-    key: Annotated[Path, typer.Argument(help="A key file.")],
-    data: Annotated[str, typer.Option(help="A data set of `pudica list`.")],
-    set_: Settings = None,
-    count: Annotated[
-        int,
-        typer.Option("--images", min=2, help="Number of disguised images that the attack sees."),
-    ] = 1_000,
-    picture: Annotated[Path | None, typer.Option(help="A PNG file to draw.")] = None,
-) -> None:
-    """Undo a matrix transformation without its key, from disguised images alone."""
-    from pudica.clients.shields.disguises import Key
-    from pudica.models.errors import RequestError
-    from pudica.simulations import keys
-    from pudica.simulations.display import print_frame
-
-    with exit_on_request_error():
-        if picture and picture.suffix != ".png":
-            raise RequestError(f"--picture: {picture} must end in .png")
-        loaded = Key.load(key)
-        plain = keys.load_images(data, set_ or [], count)
-        frame, remark = keys.run_attack(loaded, plain)
-    print_frame(frame, f"{loaded.notation}, key {loaded.fingerprint}, without it")
-    typer.echo(remark)
-    if picture:
-        with exit_on_request_error():
-            typer.echo(keys.draw_attack(loaded, plain, picture))
 
 
 def main() -> None:

@@ -10,12 +10,18 @@ import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
     from pudica.simulations.deployment.checking import CheckResult
+
+RunPaths = Annotated[list[Path], typer.Argument(help="Run directories.")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a setting (run, shield or data)."),
+]
 
 FAILED, WRONG, INTERRUPTED = 1, 2, 130
 ENGINE = "ray"
