@@ -7,6 +7,7 @@ Examples
 >>> plot("results/seed0")                     # results/seed0/plots/*.png
 """
 
+from pudica.analysis.comparison import compare
 from pudica.analysis.dlmt import dlmt_accuracy, dlmt_breaks, dlmt_measures
 from pudica.analysis.drawing import plot
 from pudica.analysis.facemix import (
@@ -22,13 +23,14 @@ from pudica.analysis.runs import describe, find, load
 from pudica.analysis.split import split_accuracy, split_costs
 from pudica.analysis.summary import tables
 from pudica.analysis.themis import (
+    themis_leaderboard,
     themis_protection,
     themis_table1,
-    themis_table1_spread,
     themis_table2,
 )
 
 __all__ = [
+    "compare",
     "describe",
     "dlmt_accuracy",
     "dlmt_breaks",
@@ -46,8 +48,8 @@ __all__ = [
     "split_accuracy",
     "split_costs",
     "tables",
+    "themis_leaderboard",
     "themis_protection",
     "themis_table1",
-    "themis_table1_spread",
     "themis_table2",
 ]

@@ -13,8 +13,10 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from pudica.analysis.drawing import COLOURS, draw_curves, draw_image_rows, new_figure, stretch
+from pudica.analysis.published import load_paper_table
 from pudica.analysis.runs import Run, RunPaths, find_value, open_runs_of, select
-from pudica.analysis.summary import build_table, load_paper_table
+from pudica.analysis.spread import average_seeds
+from pudica.analysis.summary import build_table
 from pudica.clients.shields.disguises import KeyedDisguise
 from pudica.clients.shields.disguises.breaks import (
     COMMON_DIVISOR,
@@ -65,10 +67,12 @@ HALF = 4
 """Number of images to show as received, and as recovered."""
 
 
-def dlmt_accuracy(runs: RunPaths) -> pd.DataFrame:
+def dlmt_accuracy(runs: RunPaths, spread: bool = True) -> pd.DataFrame:
     """Return each case's accuracy on disguised test images: Table II of paper 001.
 
     Runs are named, and errors raised, as by :func:`pudica.analysis.load`.
+    Runs that differ only by their seed are taken together, unless ``spread`` is False; see
+    :func:`pudica.analysis.spread.average_seeds` for the intervals ``…_ci`` and for ``n``.
 
     Returns
     -------
@@ -78,12 +82,14 @@ def dlmt_accuracy(runs: RunPaths) -> pd.DataFrame:
         and so optimistic; ``published``, and the ``difference`` of ``accuracy`` from it, if the
         cloud trains and the paper has the disguise.
     """
-    rows = [row for run in open_runs_of("dlmt", runs) for row in _accuracy_rows(run)]
+    opened = open_runs_of("dlmt", runs)
+    rows = [row for run in opened for row in _accuracy_rows(run)]
     frame = build_table(rows, LABELS, ("accuracy", "best", "published"))
-    return frame.assign(difference=frame["accuracy"] - frame["published"])
+    frame = frame.assign(difference=frame["accuracy"] - frame["published"])
+    return average_seeds(frame, opened, ["case"], spread)
 
 
-def dlmt_measures(runs: RunPaths) -> pd.DataFrame:
+def dlmt_measures(runs: RunPaths, spread: bool = True) -> pd.DataFrame:
     """Return what each disguise costs and hides: Table III of paper 001 and further measures.
 
     Returns
@@ -97,12 +103,14 @@ def dlmt_measures(runs: RunPaths) -> pd.DataFrame:
         a lower limit for any disguise; ``psnr`` (dB) and ``ssim`` of disguised images, and after
         z-scores.
     """
-    rows = [row for run in open_runs_of("dlmt", runs) for row in _measure_rows(run)]
+    opened = open_runs_of("dlmt", runs)
+    rows = [row for run in opened for row in _measure_rows(run)]
     rates = ("MA", "VP", "VP_by_images", "VP_standardised", "VP_plain", "MM", "MM_by_images")
-    return build_table(rows, LABELS, [*rates, *(f"{n}_published" for n in PUBLISHED), *LIKENESS])
+    numbers = [*rates, *(f"{n}_published" for n in PUBLISHED), *LIKENESS]
+    return average_seeds(build_table(rows, LABELS, numbers), opened, ["case"], spread)
 
 
-def dlmt_breaks(runs: RunPaths) -> pd.DataFrame:
+def dlmt_breaks(runs: RunPaths, spread: bool = True) -> pd.DataFrame:
     """Return how far the exact attacks of :mod:`pudica.clients.shields.disguises.breaks` get.
 
     Returns
@@ -113,9 +121,11 @@ def dlmt_breaks(runs: RunPaths) -> pd.DataFrame:
         the key that is recovered exactly, in per cent: ``m_N`` by the greatest common divisor of N
         images, ``b_minimum_N`` and ``b_mid_range_N``, and ``known_pair`` from one known image.
     """
-    rows = [row for run in open_runs_of("dlmt", runs) for row in _break_rows(run)]
+    opened = open_runs_of("dlmt", runs)
+    rows = [row for run in opened for row in _break_rows(run)]
     found = [f"{name}_{n}" for name, (_, counts) in ATTACKS.items() for n in counts]
-    return build_table(rows, LABELS, ["search_space", *found, "known_pair"])
+    frame = build_table(rows, LABELS, ["search_space", *found, "known_pair"])
+    return average_seeds(frame, opened, ["case"], spread)
 
 
 def tables(runs: Sequence[Run]) -> dict[str, pd.DataFrame]:
@@ -133,6 +143,18 @@ def tables(runs: Sequence[Run]) -> dict[str, pd.DataFrame]:
             columns={"search_space": "log10 search_space"}
         ),
     }
+
+
+def methods(run: Run) -> Iterator[dict[str, Any]]:
+    """Yield each case's row of :func:`pudica.analysis.compare`."""
+    for row in dlmt_accuracy([run]).to_dict("records"):
+        macs = find_value(run.frame, 1e-6, stage="costs", metric="edge_macs", case=row["case"])
+        yield {
+            "case": row["case"],
+            "method": f"{row['shield'] or 'no disguise'}, {row['train']}",
+            "accuracy": row["accuracy"],
+            "edge_mmacs": macs,
+        }
 
 
 def _case_settings(run: Run) -> dict[str, DlmtConfig]:

@@ -10,8 +10,10 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from pudica.analysis.drawing import COLOURS, draw_curves, label_points, new_figure, plot_style, save
+from pudica.analysis.published import load_paper_table
 from pudica.analysis.runs import Run, RunPaths, find_value, open_runs_of, select
-from pudica.analysis.summary import build_table, load_paper_table
+from pudica.analysis.spread import average_seeds
+from pudica.analysis.summary import build_table
 from pudica.clients.shields import ShieldConfig
 from pudica.clients.shields.mixing import MixingConfig, group_size
 from pudica.clients.shields.obfuscation import AdditiveNoiseConfig, LowResolutionConfig
@@ -39,10 +41,12 @@ BLOCKS = {"maxpool": 1, "layer1.0": 2, "layer1.1": 3}
 """Number of ResNet-18 blocks computed by the edge, by its last layer."""
 
 
-def facemix_accuracy(runs: RunPaths) -> pd.DataFrame:
+def facemix_accuracy(runs: RunPaths, spread: bool = True) -> pd.DataFrame:
     """Return each case's costs, accuracy and success of attacks: Tables 2 and 3.
 
     Runs are named, and errors raised, as by :func:`pudica.analysis.load`.
+    Runs that differ only by their seed are taken together, unless ``spread`` is False; see
+    :func:`pudica.analysis.spread.average_seeds` for the intervals ``…_ci`` and for ``n``.
 
     Returns
     -------
@@ -57,14 +61,20 @@ def facemix_accuracy(runs: RunPaths) -> pd.DataFrame:
         model's accuracy on unmixed features and on reconstructed images;
         ``reconstruction_mse``, of pixels in [0, 1].
     """
-    rows = [row for run in open_runs_of("facemix", runs) for row in _accuracy_rows(run)]
+    opened = open_runs_of("facemix", runs)
+    rows = [row for run in opened for row in _accuracy_rows(run)]
     numbers = ["edge_parameters", "edge_mmacs", "edge_share", *RATES, "published"]
     numbers += [*(f"attack_{name}" for name in ATTACKS), "reconstruction_mse"]
-    return build_table(rows, LABELS, numbers).astype({"edge_parameters": "int64"})
+    frame = build_table(rows, LABELS, numbers).astype({"edge_parameters": "int64"})
+    return average_seeds(frame, opened, ["case"], spread)
 
 
 def facemix_transmission(
-    runs: RunPaths, up: float = 15.0, down: float = 30.0, delay: float = 25.0
+    runs: RunPaths,
+    up: float = 15.0,
+    down: float = 30.0,
+    delay: float = 25.0,
+    spread: bool = True,
 ) -> pd.DataFrame:
     """Return the traffic of one image, and how long it takes: Table 1.
 
@@ -82,8 +92,8 @@ def facemix_transmission(
         its share of decoys; ``milliseconds`` both ways; whether the cloud gets ``input`` and
         ``output`` in the clear, behind a shield, or not at all.
     """
-    rows = []
-    for run in open_runs_of("facemix", runs):
+    rows, opened = [], open_runs_of("facemix", runs)
+    for run in opened:
         for labels, measured, settings in _iterate_cases(run):
             costs = select(measured, stage="costs")
             if costs.empty:
@@ -106,10 +116,10 @@ def facemix_transmission(
             output = hidden if mixed else "in the clear"
             rows.append({**row, "milliseconds": 1e3 * seconds, "input": hidden, "output": output})
     columns = ["run", "case", "bytes_up", "bytes_down", "milliseconds", "input", "output"]
-    return pd.DataFrame(rows, columns=columns)
+    return average_seeds(pd.DataFrame(rows, columns=columns), opened, ["case"], spread)
 
 
-def facemix_attributes(runs: RunPaths) -> pd.DataFrame:
+def facemix_attributes(runs: RunPaths, spread: bool = True) -> pd.DataFrame:
     """Return each case's accuracy on each attribute.
 
     Returns
@@ -118,18 +128,19 @@ def facemix_attributes(runs: RunPaths) -> pd.DataFrame:
         A row per run, case and attribute: ``run, case, attribute``; ``accuracy`` and
         ``balanced_accuracy`` on test images, in per cent.
     """
-    rows = []
-    for run in open_runs_of("facemix", runs):
+    rows, opened = [], open_runs_of("facemix", runs)
+    for run in opened:
         for labels, measured, _ in _iterate_cases(run):
             tests = select(measured, stage="test").dropna(subset="attribute")
             for attribute, own in tests.groupby("attribute", sort=False):
                 rates = {rate: find_value(own, 100, metric=rate) for rate in RATES}
                 row = {"run": run.name, "case": labels["case"], "attribute": attribute}
                 rows.append(row | rates)
-    return pd.DataFrame(rows, columns=["run", "case", "attribute", *RATES])
+    frame = build_table(rows, ("run", "case", "attribute"), RATES)
+    return average_seeds(frame, opened, ["case", "attribute"], spread)
 
 
-def facemix_attacks(runs: RunPaths) -> pd.DataFrame:
+def facemix_attacks(runs: RunPaths, spread: bool = True) -> pd.DataFrame:
     """Return the success of attacks, beside the controls that show whether they work at all.
 
     Returns
@@ -143,12 +154,14 @@ def facemix_attacks(runs: RunPaths) -> pd.DataFrame:
         shuffling; ``of_the_mixtures``, on the mixtures as they are; ``chance``, of blind
         guessing.
     """
-    table = _build_attack_table(runs, ATTACKS, SUCCESSES, 100)
+    opened = open_runs_of("facemix", runs)
+    table = _build_attack_table(opened, ATTACKS, SUCCESSES, 100)
     # Older versions did not measure the success of reconstructions.
-    return table.dropna(subset=["success"])
+    table = table.dropna(subset=["success"])
+    return average_seeds(table, opened, ["case", "attack"], spread)
 
 
-def facemix_reconstructions(runs: RunPaths) -> pd.DataFrame:
+def facemix_reconstructions(runs: RunPaths, spread: bool = True) -> pd.DataFrame:
     """Return the similarity of reconstructed images to the originals.
 
     Returns
@@ -160,7 +173,9 @@ def facemix_reconstructions(runs: RunPaths) -> pd.DataFrame:
         ``psnr_known_groups``, and ``correlation``, the mean absolute correlation of a true
         feature map with its best match, also with ``_known_groups``, and ``_of_the_mixtures``.
     """
-    return _build_attack_table(runs, ATTACKS[2:], {name: name for name in SIMILARITIES}, 1)
+    opened = open_runs_of("facemix", runs)
+    table = _build_attack_table(opened, ATTACKS[2:], {name: name for name in SIMILARITIES}, 1)
+    return average_seeds(table, opened, ["case", "attack"], spread)
 
 
 def tables(runs: Sequence[Run]) -> dict[str, pd.DataFrame]:
@@ -174,6 +189,18 @@ def tables(runs: Sequence[Run]) -> dict[str, pd.DataFrame]:
         "How often attackers are right, mean over classes (%)": facemix_attacks(runs),
         "Images that attacks rebuilt": facemix_reconstructions(runs),
     }
+
+
+def methods(run: Run) -> Iterator[dict[str, Any]]:
+    """Yield each case's row of :func:`pudica.analysis.compare`."""
+    for row in facemix_accuracy([run]).to_dict("records"):
+        after = f" after {row['pre']}" if row["pre"] else f", all on the {row['place']}"
+        yield {
+            "case": row["case"],
+            "method": f"{row['shield']}{after}",
+            "accuracy": row["accuracy"],
+            "edge_mmacs": row["edge_mmacs"],
+        }
 
 
 def case_settings(run: Run) -> dict[str, FacemixConfig]:
@@ -238,11 +265,11 @@ def _accuracy_rows(run: Run) -> Iterator[dict[str, Any]]:
 
 
 def _build_attack_table(
-    runs: RunPaths, attacks: Sequence[str], metrics: dict[str, str], scale: float
+    runs: Sequence[Run], attacks: Sequence[str], metrics: dict[str, str], scale: float
 ) -> pd.DataFrame:
     """Return a row for each case and attack that was run; ``metrics`` by column."""
     rows = []
-    for run in open_runs_of("facemix", runs):
+    for run in runs:
         for labels, measured, _ in _iterate_cases(run):
             for attack in attacks:
                 own = select(measured[measured["attribute"].isna()], stage=f"attack {attack}")
@@ -325,7 +352,7 @@ def facemix_trade_off(runs: RunPaths, path: str | Path) -> Path:
 
 def _draw_trade_off(runs: Sequence[Run]) -> Figure | None:
     """Draw accuracy against the edge's computation and the success of attacks: Figure 4."""
-    table = facemix_accuracy(runs)
+    table = facemix_accuracy(runs, spread=False)
     cases = table["case"].unique().tolist()
     if len(cases) < 2:
         return None

@@ -11,8 +11,10 @@ from matplotlib.ticker import NullLocator
 
 from pudica.analysis.drawing import COLOURS, draw_curves, label_points, new_figure
 from pudica.analysis.privacy import claims, verdict
+from pudica.analysis.published import load_paper_table
 from pudica.analysis.runs import Run, RunPaths, find_value, open_runs_of, select
-from pudica.analysis.summary import load_paper_table
+from pudica.analysis.spread import average_seeds
+from pudica.analysis.summary import build_table
 from pudica.strategies.core.session import CLOUD
 from pudica.strategies.core.spreadsheets import read_csv
 from pudica.strategies.split.config import SplitConfig
@@ -31,10 +33,12 @@ PUBLISHED = {"batch-norm-laplace": "activation noise", "pixel-laplace": "raw pix
 MAX_ROWS = 8
 
 
-def split_accuracy(runs: RunPaths) -> pd.DataFrame:
+def split_accuracy(runs: RunPaths, spread: bool = True) -> pd.DataFrame:
     """Return each case's test accuracy, with and without noise.
 
     Runs are named, and errors raised, as by :func:`pudica.analysis.load`.
+    Runs that differ only by their seed are taken together, unless ``spread`` is False; see
+    :func:`pudica.analysis.spread.average_seeds` for the intervals ``…_ci`` and for ``n``.
 
     Returns
     -------
@@ -46,15 +50,19 @@ def split_accuracy(runs: RunPaths) -> pd.DataFrame:
         training record over all releases, as strings; ``published``, if the paper has this
         setting, and the ``difference`` of ``plain_edge`` from it.
     """
-    rows = [row for run in open_runs_of("split", runs) for row in _accuracy_rows(run)]
+    opened = open_runs_of("split", runs)
+    rows = [row for run in opened for row in _accuracy_rows(run)]
     columns = ["run", "experiment", "case", *SETTINGS, *TESTS, "claimed", "holds", "published"]
     frame = pd.DataFrame(rows, columns=columns)
     frame = frame.astype(dict.fromkeys(("epsilon", *TESTS, "published"), "float64"))
-    return frame.assign(difference=frame["plain_edge"] - frame["published"])
+    frame = frame.assign(difference=frame["plain_edge"] - frame["published"])
+    return average_seeds(frame, opened, ["case"], spread)
 
 
-def split_costs(runs: RunPaths) -> pd.DataFrame:
+def split_costs(runs: RunPaths, spread: bool = True) -> pd.DataFrame:
     """Return the costs of each device: Figures 8 and 11 of paper 004.
+
+    Seeds are taken together as by :func:`split_accuracy`.
 
     Returns
     -------
@@ -64,9 +72,10 @@ def split_costs(runs: RunPaths) -> pd.DataFrame:
         formula_down`` (the formula counts only the loss, but a gradient must come down);
         milliseconds per batch: ``forward_ms, backward_ms``.
     """
-    rows = [row for run in open_runs_of("split", runs) for row in _cost_rows(run)]
-    columns = ["run", "case", "node", *COSTS, "forward_ms", "backward_ms"]
-    return pd.DataFrame(rows, columns=columns)
+    opened = open_runs_of("split", runs)
+    rows = [row for run in opened for row in _cost_rows(run)]
+    frame = build_table(rows, ["run", "case", "node"], [*COSTS, "forward_ms", "backward_ms"])
+    return average_seeds(frame, opened, ["case", "node"], spread)
 
 
 def tables(runs: Sequence[Run]) -> dict[str, pd.DataFrame]:
@@ -81,6 +90,19 @@ def tables(runs: Sequence[Run]) -> dict[str, pd.DataFrame]:
         costs.insert(0, "devices", devices.size())
         costs = costs.reset_index()
     return {"Test accuracy": accuracy, "What a device pays, per epoch and per batch": costs}
+
+
+def methods(run: Run) -> Iterator[dict[str, Any]]:
+    """Yield each case's row of :func:`pudica.analysis.compare`."""
+    for row in split_accuracy([run]).to_dict("records"):
+        epsilon = "" if pd.isna(row["epsilon"]) else f", ε = {row['epsilon']:g} as set"
+        macs = find_value(run.frame, 1e-6, stage="costs", metric="edge_macs", case=row["case"])
+        yield {
+            "case": row["case"],
+            "method": f"split at {row['cut']}, {row['shield']}{epsilon}",
+            "accuracy": row["plain_edge"],
+            "edge_mmacs": macs,
+        }
 
 
 def _case_settings(run: Run) -> dict[str, SplitConfig]:

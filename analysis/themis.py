@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import product
 from typing import Any
 
@@ -23,9 +23,10 @@ from pudica.analysis.drawing import (
     label_lines,
     new_figure,
 )
+from pudica.analysis.published import compare_published, label_published, load_paper_table
 from pudica.analysis.runs import Run, RunPaths, open_runs_of, select
-from pudica.analysis.summary import by_name, join_side_by_side, load_paper_table
-from pudica.clients.data.registry import lookup
+from pudica.analysis.spread import average_seeds
+from pudica.analysis.summary import build_table, by_name
 from pudica.models.errors import RequestError
 from pudica.strategies.themis.config import ThemisConfig
 from pudica.strategies.themis.leaderboard import agreement, leaderboard, ranks
@@ -48,11 +49,32 @@ PROTECTION = (
 RELEASES = ("untrained", "trained")
 SHARED = ""  # the case of measurements shared by all cases
 CHEATING = " (cheating)"
-# Matched to the paper's rows, besides the task; participants may have any name.
-ARCHITECTURE = "architecture"
 
 
-def themis_table1(runs: RunPaths, case: str | None = None, M: float | None = None) -> pd.DataFrame:
+def themis_leaderboard(
+    runs: RunPaths, case: str | None = None, M: float | None = None, spread: bool = True
+) -> pd.DataFrame:
+    """Return the leaderboard: a row per run and participant, the best first.
+
+    Arguments and errors as of :func:`themis_table1`.
+
+    Returns
+    -------
+    DataFrame
+        ``run``, then as :func:`pudica.strategies.themis.leaderboard.leaderboard`.
+    """
+    opened = _open_themis_runs(runs, case, M)
+    boards = {run.name: build_leaderboard(run, case, M) for run in opened}
+    there = [board.assign(run=name) for name, board in boards.items() if board is not None]
+    table = pd.concat(there, ignore_index=True) if there else pd.DataFrame({"run": [], "model": []})
+    first = [name for name in ("run", "rank", "model", "trained_accuracy") if name in table]
+    table = table[[*first, *table.columns.drop(first)]]
+    return average_seeds(table, opened, ["model"], spread)
+
+
+def themis_table1(
+    runs: RunPaths, case: str | None = None, M: float | None = None, spread: bool = True
+) -> pd.DataFrame:
     """Return Table 1 of THEMIS: a row per run and participant, in the experiment's order.
 
     Parameters
@@ -63,6 +85,9 @@ def themis_table1(runs: RunPaths, case: str | None = None, M: float | None = Non
         By default each run's first case.
     M : float, optional
         Upper bound of σ at release; by default each run's official (first) one.
+    spread : bool
+        Whether runs that differ only by their seed are taken together; see
+        :func:`pudica.analysis.spread.average_seeds` for the intervals ``…_ci`` and for ``n``.
 
     Returns
     -------
@@ -76,38 +101,14 @@ def themis_table1(runs: RunPaths, case: str | None = None, M: float | None = Non
     RequestError
         As of :func:`pudica.analysis.load`; or no run has this case or M.
     """
-    parts = [_build_table1(run, case, M) for run in _open_themis_runs(runs, case, M)]
+    opened = _open_themis_runs(runs, case, M)
+    parts = [_build_table1(run, case, M) for run in opened]
     paper, last = load_paper_table("themis_table1"), ("run", "experiment", "case", "M")
-    return _compare(parts, paper, MEASURED, ("untrained_std", "trained_std"), last)
+    table = compare_published(parts, paper, MEASURED, ("untrained_std", "trained_std"), last)
+    return average_seeds(table, opened, ["model", "case", "M"], spread)
 
 
-def themis_table1_spread(
-    runs: RunPaths, case: str | None = None, M: float | None = None
-) -> pd.DataFrame:
-    """Return Table 1 over several runs, such as seeds: mean, minimum and maximum figures.
-
-    Arguments and errors as of :func:`themis_table1`. Runs of the same experiment are grouped.
-
-    Returns
-    -------
-    DataFrame
-        The columns of the published table (means over runs), ``runs`` (their number), each figure
-        with ``_min``, ``_max``, ``_published``, ``_difference``, then ``experiment, case, M``.
-    """
-    keys = ["experiment", "task", "model", "case", "M"]
-    groups = themis_table1(runs, case, M).groupby(keys, sort=False, dropna=False)
-    spread = groups[list(MEASURED)].mean().astype(float)
-    spread["runs"] = groups.size()
-    for name in MEASURED:
-        spread[f"{name}_min"] = groups[name].min()
-        spread[f"{name}_max"] = groups[name].max()
-    for name in MEASURED:
-        spread[f"{name}_published"] = groups[f"{name}_published"].first()
-        spread[f"{name}_difference"] = groups[f"{name}_difference"].mean().astype(float)
-    return _move_to_end(spread.reset_index(), ["experiment", "case", "M"])
-
-
-def themis_table2(runs: RunPaths, M: float | None = None) -> pd.DataFrame:
+def themis_table2(runs: RunPaths, M: float | None = None, spread: bool = True) -> pd.DataFrame:
     """Return Table 2 of THEMIS: each participant's rank in each case.
 
     If a participant cheats in a case, its rank there is its cheating model's. Arguments and errors
@@ -119,13 +120,14 @@ def themis_table2(runs: RunPaths, M: float | None = None) -> pd.DataFrame:
         The columns of the published table, from the cases ``case0, case1, case2``; a column per
         further case; ``…_published`` and ``…_difference`` as there; ``run, experiment``.
     """
-    parts = [_build_table2(run, M) for run in _open_themis_runs(runs, None, M)]
+    opened = _open_themis_runs(runs, None, M)
+    parts = [_build_table2(run, M) for run in opened]
     paper = load_paper_table("themis_table2").assign(task="cifar10")
-    table = _compare(parts, paper, tuple(RANKS.values()), (), ("run", "experiment"))
-    return table.drop(columns="task")
+    table = compare_published(parts, paper, tuple(RANKS.values()), (), ("run", "experiment"))
+    return average_seeds(table.drop(columns="task"), opened, ["model"], spread)
 
 
-def themis_protection(runs: RunPaths) -> pd.DataFrame:
+def themis_protection(runs: RunPaths, spread: bool = True) -> pd.DataFrame:
     """Return what the noise protects and costs, which the paper does not report.
 
     Returns
@@ -138,9 +140,11 @@ def themis_protection(runs: RunPaths) -> pd.DataFrame:
         plain and mean noisy accuracies of the case's participants. The untrained noise is the
         same in all cases; its rank agreement is not where participants differ.
     """
-    rows = [row for run in _open_themis_runs(runs) for row in _protection_rows(run)]
-    columns = ["run", "case", "M", "release", *PROTECTION, "kendall_tau", "spearman_rho"]
-    return pd.DataFrame(rows, columns=columns)
+    opened = _open_themis_runs(runs)
+    rows = [row for run in opened for row in _protection_rows(run)]
+    numbers = [*PROTECTION, "kendall_tau", "spearman_rho"]
+    table = build_table(rows, ["run", "case", "M", "release"], numbers)
+    return average_seeds(table, opened, ["case", "M", "release"], spread)
 
 
 def tables(runs: Sequence[Run]) -> dict[str, pd.DataFrame]:
@@ -149,9 +153,7 @@ def tables(runs: Sequence[Run]) -> dict[str, pd.DataFrame]:
     found = {}
     for case in cases:
         title = "Leaderboard" if len(cases) == 1 else f"Leaderboard, {case}"
-        boards = {run.name: build_leaderboard(run, case) for run in runs}
-        shown = ("rank", "plain_accuracy", "trained_accuracy")
-        found[title] = join_side_by_side(boards, "model", shown)
+        found[title] = sort_leaderboard(themis_leaderboard(runs, case))
     if len(cases) > 1:
         found["Ranks in each case"] = themis_table2(runs)
     found["Protection"] = themis_protection(runs)
@@ -159,6 +161,19 @@ def tables(runs: Sequence[Run]) -> dict[str, pd.DataFrame]:
     if table1["trained_accuracy_published"].notna().any():
         found["Beside the paper"] = table1.drop(columns=table1.filter(like="_std"))
     return found
+
+
+def methods(run: Run) -> Iterator[dict[str, Any]]:
+    """Yield each case's row of :func:`pudica.analysis.compare`: participants' mean accuracy."""
+    for case, settings in competition_settings(run).each_case().items():
+        board = build_leaderboard(run, case)
+        if board is not None:
+            yield {
+                "case": case,
+                "method": f"noise, M = {settings.release_bounds[0]:g}, {settings.update}",
+                "accuracy": float(board["trained_accuracy"].mean()),
+                "edge_mmacs": None,  # participants' models are their own
+            }
 
 
 def competition_settings(run: Run) -> ThemisConfig:
@@ -171,12 +186,24 @@ def participant_name(name: str) -> str:
     return name.removesuffix(CHEATING)
 
 
-def build_leaderboard(run: Run, case: str, M: float | None = None) -> pd.DataFrame | None:
-    """Build a case's leaderboard at one M, by default the official one; None if not measured yet.
+def sort_leaderboard(table: pd.DataFrame) -> pd.DataFrame:
+    """Return leaderboards with the best of each run, or group of runs, first."""
+    if table.empty:
+        return table
+    order = dict.fromkeys(table["run"])
+    place = table["run"].map({run: number for number, run in enumerate(order)})
+    return table.assign(_=place).sort_values(["_", "rank"], kind="stable").drop(columns="_")
+
+
+def build_leaderboard(
+    run: Run, case: str | None = None, M: float | None = None
+) -> pd.DataFrame | None:
+    """Build a case's leaderboard at one M, by default the first and official; None: not there yet.
 
     Columns as of :func:`pudica.strategies.themis.leaderboard.leaderboard`.
     """
-    M = M or competition_settings(run).release_bounds[0]
+    settings = competition_settings(run)
+    case, M = case or next(iter(settings.each_case())), M or settings.release_bounds[0]
     trained = _accuracies_per_draw(run, "trained", case, M)
     if trained.empty:
         return None
@@ -223,7 +250,7 @@ def _build_table1(run: Run, case: str | None, M: float | None) -> pd.DataFrame |
         return None
     place = ranked["model"].map(lambda name: run.nodes.index(participant_name(name)))
     table = ranked.drop(columns="rank").iloc[place.argsort()].reset_index(drop=True)
-    return table.assign(**_labels(run, table["model"]), case=case, M=M)
+    return table.assign(**label_published(run, table["model"]), case=case, M=M)
 
 
 def _build_table2(run: Run, M: float | None) -> pd.DataFrame | None:
@@ -240,7 +267,7 @@ def _build_table2(run: Run, M: float | None) -> pd.DataFrame | None:
     for case, accuracies in {"original_rank": honest, **cases}.items():
         ranked = {participant_name(n): rank for n, rank in ranks(by_name(accuracies)).items()}
         table[RANKS.get(case, case)] = table["model"].map(ranked).astype("Int64")
-    return table.assign(**_labels(run, table["model"]))
+    return table.assign(**label_published(run, table["model"]))
 
 
 def _protection_rows(run: Run) -> Iterator[dict[str, Any]]:
@@ -263,56 +290,6 @@ def _protection_rows(run: Run) -> Iterator[dict[str, Any]]:
             values |= agreement(*(by_name(each) for each in there))
         if values:
             yield {"run": run.name, "case": case, "M": M, "release": release, **values}
-
-
-def _labels(run: Run, names: Iterable[str]) -> dict[str, Any]:
-    """Return the columns that identify run, task and architectures of a table's rows."""
-    data = run.settings["data"]
-    task = str(data["name"])
-    if task == "utkface":
-        task = f"utkface_{data.get('label') or lookup('utkface').label}"
-    models_of = {p["name"]: p["model"] for p in run.settings["participants"]}
-    return {
-        "task": task,
-        ARCHITECTURE: [_published_name(models_of.get(name, "")) for name in names],
-        "run": run.name,
-        "experiment": run.info.get("experiment", ""),
-    }
-
-
-def _published_name(model: str) -> str:
-    """Return the published name of an architecture; a cheating model has none."""
-    try:
-        return models.display_name(model) if model else ""
-    except RequestError:
-        return model
-
-
-def _compare(
-    parts: Iterable[pd.DataFrame | None],
-    paper: pd.DataFrame,
-    measured: Sequence[str],
-    further: Sequence[str],
-    last: Sequence[str],
-) -> pd.DataFrame:
-    """Stack the parts, and add what is published of the same tasks and architectures."""
-    there = [part for part in parts if part is not None]
-    table = pd.concat(there, ignore_index=True) if there else pd.DataFrame()
-    first = ["task", "model", *measured, *further, ARCHITECTURE, *last]
-    table = table.reindex(columns=[*first, *(name for name in table if name not in first)])
-    keys = table[["task", ARCHITECTURE]].rename(columns={ARCHITECTURE: "model"})
-    # Ranks are nullable integers.
-    whole = {name: "Int64" for name in measured if "accuracy" not in name}
-    published = keys.merge(paper, on=["task", "model"], how="left").astype(whole)
-    table = table.astype(whole)
-    for name in measured:
-        table[f"{name}_published"] = published[name]
-        table[f"{name}_difference"] = table[name] - published[name]
-    return _move_to_end(table.drop(columns=ARCHITECTURE), last)
-
-
-def _move_to_end(table: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
-    return table[[*table.columns.drop(list(names)), *names]]
 
 
 # ---------------------------------------------------------------------------- figures

@@ -46,6 +46,10 @@ class System:
     figures : callable or None
         ``figures(run)`` yields names and matplotlib figures, for ``pudica plot``; None instead of
         a figure where nothing was measured.
+    methods : callable or None
+        ``methods(run)`` yields a row for each case that is measured, for
+        :func:`pudica.analysis.compare`: ``case``, ``method`` (what protects, in few words),
+        ``accuracy`` (per cent), ``edge_mmacs`` (million multiplications of an image).
     experiments : Path, str or None
         A folder of YAML experiments that come with it.
     """
@@ -58,6 +62,7 @@ class System:
     roles: Any
     tables: Any = None
     figures: Any = None
+    methods: Any = None
     experiments: Any = None
 
     def part(self, name: str) -> Any:
@@ -76,6 +81,7 @@ OURS = (
         roles="pudica.clients.dlmt.assigned:ROLES",
         tables="pudica.analysis.dlmt:tables",
         figures="pudica.analysis.dlmt:figures",
+        methods="pudica.analysis.dlmt:methods",
     ),
     System(
         name="facemix",
@@ -86,6 +92,7 @@ OURS = (
         roles="pudica.clients.facemix.assigned:ROLES",
         tables="pudica.analysis.facemix:tables",
         figures="pudica.analysis.facemix:figures",
+        methods="pudica.analysis.facemix:methods",
     ),
     System(
         name="split",
@@ -96,6 +103,7 @@ OURS = (
         roles="pudica.clients.split.assigned:ROLES",
         tables="pudica.analysis.split:tables",
         figures="pudica.analysis.split:figures",
+        methods="pudica.analysis.split:methods",
     ),
     System(
         name="themis",
@@ -106,6 +114,7 @@ OURS = (
         roles="pudica.clients.themis.assigned:ROLES",
         tables="pudica.analysis.themis:tables",
         figures="pudica.analysis.themis:figures",
+        methods="pudica.analysis.themis:methods",
     ),
 )
 

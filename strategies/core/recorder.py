@@ -114,7 +114,14 @@ class MemoryRecorder:
         self.name = experiment.name
         self.rows: list[dict[str, Any]] = []
         self.arrays: dict[str, torch.Tensor] = {}
-        self.note: dict[str, Any] = {"finished": {}, "position": {}, "exchanges": {}, "seconds": {}}
+        self.note: dict[str, Any] = {
+            "finished": {},
+            "position": {},
+            "exchanges": {},
+            "seconds": {},
+            "stage_bytes": {},
+        }
+        self._stage = ""
         self.run: dict[str, Any] = {"run": self.name, "engine": engine, "nodes": []}
 
     # -------------------------------------------------------------------- measurements
@@ -148,14 +155,18 @@ class MemoryRecorder:
         total["count"] += 1
         total["bytes_sent"] += sent
         total["bytes_received"] += received
+        stages = self.note.setdefault("stage_bytes", {})
+        stages[self._stage] = stages.get(self._stage, 0) + sent + received
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
-        """Add the time spent inside to the stage's seconds in ``run.json``."""
+        """Add the time spent inside, and what is exchanged, to the stage's in ``run.json``."""
+        before, self._stage = self._stage, stage
         start = time.monotonic()
         try:
             yield
         finally:
+            self._stage = before
             seconds = self.note["seconds"]
             seconds[stage] = round(seconds.get(stage, 0.0) + time.monotonic() - start, 3)
 
@@ -383,7 +394,8 @@ class Recorder(MemoryRecorder):
             self._lock.close()
 
     def _write_run(self) -> None:
-        self.run |= {"seconds": self.note["seconds"], "exchanges": self.note["exchanges"]}
+        kept = ("seconds", "stage_bytes", "exchanges")
+        self.run |= {name: self.note.get(name, {}) for name in kept}
         write_atomically(self.directory / "run.json", json.dumps(self.run, indent=2).encode())
 
 

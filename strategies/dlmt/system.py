@@ -12,6 +12,7 @@ from pudica.clients.shields.disguises.breaks import (
     is_affine,
     recover_factors,
 )
+from pudica.models.cut import count_flops
 from pudica.models.files import save_tensors
 from pudica.strategies.core.cohort import Cohort
 from pudica.strategies.core.releases import keep
@@ -72,6 +73,10 @@ class Case:
             with self.recorder.timed(f"measures/{case}"):
                 measure(session, model)
             session.note_dropouts(MEASURES)
+        # A disguise is no network: where the cloud trains, owners compute none.
+        federated = self.settings.train == "federated"
+        macs = count_flops(model, session.image) / 2 if federated else 0.0
+        session.log("costs", "edge_macs", macs)
         self._keep_model(learning)
         file_of(session).unlink(missing_ok=True)
         self.recorder.forget(learning.task)

@@ -6,7 +6,7 @@ from torch import nn
 
 from pudica.clients import shields
 from pudica.clients.shields.front import Front, activation_shape
-from pudica.models.cut import Cutter
+from pudica.models.cut import Cutter, count_flops
 from pudica.models.files import save_tensors
 from pudica.models.packing import select_prefix
 from pudica.strategies.core.cohort import Cohort
@@ -59,6 +59,8 @@ class Case:
             self._train()
         with self.recorder.timed(f"evaluation/{case}"):
             self._evaluate()
+        macs = count_flops(self.strategy.front.layers, self.session.image) / 2
+        self.session.log("costs", "edge_macs", macs)
         self._keep_model()
         self.recorder.forget(self.strategy.task)
 

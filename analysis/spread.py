@@ -1,0 +1,198 @@
+"""Runs that differ only by their seed, taken together: mean, 95 % interval and number."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+from scipy import stats
+
+from pudica.analysis.runs import Run
+
+CONFIDENCE = 0.95
+INTERVAL = "_ci"
+"""Suffix of a figure's interval: half its width, to be added and subtracted."""
+COUNT = "n"
+PUBLISHED = "published"
+UNRELATED = ("seed", "name", "description", "log")
+"""Settings in which runs of one group may differ, or that a label need not repeat."""
+
+
+def group_by_seed(runs: Sequence[Run]) -> dict[str, str]:
+    """Return the group of each run, by name: runs of equal settings but different seeds.
+
+    A group of one run is called by the run's name. Others are called by their experiment, and by
+    the settings in which they differ from other groups of it. Of runs with the same settings and
+    the same seed, which are no independent measurements, each is in a group of its own.
+    """
+    groups: dict[tuple[str, int], list[Run]] = {}
+    seen: dict[tuple[str, Any], int] = {}
+    for run in runs:
+        key = json.dumps(_comparable(run), sort_keys=True, default=str)
+        repetition = seen.setdefault((key, run.info.get("seed")), 0)
+        seen[key, run.info.get("seed")] += 1
+        groups.setdefault((key, repetition), []).append(run)
+    labels = label_variants([flatten(_comparable(own[0])) for own in groups.values()])
+    taken: dict[str, int] = {}
+    found: dict[str, str] = {}
+    for own, label in zip(groups.values(), labels, strict=True):
+        text = own[0].name if len(own) == 1 else label
+        taken[text] = taken.get(text, 0) + 1
+        text = text if taken[text] == 1 else f"{text} ({taken[text]})"
+        found |= dict.fromkeys((run.name for run in own), text)
+    return found
+
+
+def _comparable(run: Run) -> dict[str, Any]:
+    """Return what runs of a group have in common."""
+    own = {key: value for key, value in run.settings.items() if key not in UNRELATED}
+    return {"": run.info.get("experiment", ""), **own}
+
+
+def flatten(settings: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested settings with dotted keys, as ``--set`` takes them."""
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        inside = value
+        if isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
+            inside = dict(enumerate(value))
+        is_nested = isinstance(inside, Mapping) and bool(inside)
+        flat |= flatten(inside, f"{prefix}{key}.") if is_nested else {f"{prefix}{key}": value}
+    return flat
+
+
+def label_variants(variants: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return for each mapping of dotted settings what tells it from the others, in short.
+
+    The setting ``""`` is the experiment's name, with which each label begins.
+    """
+    return [" ".join(_label(own, variants)) for own in variants]
+
+
+def _label(own: Mapping[str, Any], variants: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    yield str(own[""])
+    others = [other for other in variants if other[""] == own[""]]
+    keys = dict.fromkeys(key for other in others for key in other)
+    varied = [key for key in keys if any(other.get(key) != own.get(key) for other in others)]
+    for key, short in zip(varied, shorten_keys(varied), strict=True):
+        if key in own:
+            yield f"{short}={format_setting(own[key])}"
+
+
+def shorten_keys(keys: Sequence[str]) -> list[str]:
+    """Return the last part of each dotted key, with more parts where that is ambiguous."""
+    depths = dict.fromkeys(keys, 1)
+    while True:
+        short = [".".join(key.split(".")[-depth:]) for key, depth in depths.items()]
+        clashing = [
+            key
+            for key, text in zip(depths, short, strict=True)
+            if short.count(text) > 1 and text != key
+        ]
+        if not clashing:
+            return short
+        for key in clashing:
+            depths[key] += 1
+
+
+def format_setting(value: Any) -> str:
+    """Return a setting's value in short, as in YAML."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, float):
+        return f"{value:g}"
+    return json.dumps(value, default=str).replace('"', "")
+
+
+def average_seeds(
+    table: pd.DataFrame, runs: Sequence[Run], keys: Sequence[str], spread: bool = True
+) -> pd.DataFrame:
+    """Return a table of runs with the rows of a group's seeds taken together.
+
+    Parameters
+    ----------
+    table : DataFrame
+        Rows by ``run`` and ``keys``.
+    runs : sequence of Run
+        The table's.
+    keys : sequence of str
+        Columns that identify a row among those of a run.
+    spread : bool
+        With False the table is returned as it is, a row per run.
+
+    Returns
+    -------
+    DataFrame
+        The table's columns, ``run`` being the group: figures are means over seeds, texts that
+        differ are counted. Then ``…_ci`` for each figure: half the width of Student's 95 %
+        interval of the mean, NaN for a single seed; and ``n``, the number of seeds with this row.
+    """
+    if not spread:
+        return table
+    figures = [name for name in table.select_dtypes("number") if name not in keys]
+    measured = [name for name in figures if not name.endswith(PUBLISHED)]
+    groups = table["run"].map(group_by_seed(runs))
+    grouped = table.assign(run=groups).groupby(["run", *keys], sort=False, dropna=False)
+    if len(grouped) == len(table):  # nothing to take together: types stay as they are
+        found = table.assign(run=groups)
+        return found.assign(**{f"{name}{INTERVAL}": float("nan") for name in measured}, n=1)
+    parts: dict[str, pd.Series] = {}
+    for name in table.columns.drop(["run", *keys]):
+        if name in measured:
+            parts[name] = grouped[name].mean().astype("float64")
+        else:
+            parts[name] = grouped[name].agg("first" if name in figures else _join_texts)
+    for name in measured:
+        values = grouped[name]
+        parts[f"{name}{INTERVAL}"] = compute_interval(values.std(), values.count())
+    found = pd.DataFrame(parts).assign(n=grouped.size()).reset_index()
+    return found[[*table.columns, *found.columns.drop(list(table.columns))]]
+
+
+def compute_interval(deviation: pd.Series, count: pd.Series) -> pd.Series:
+    """Return half the width of the 95 % interval of means of normal values (Student's t).
+
+    Parameters
+    ----------
+    deviation : Series
+        Standard deviations of the values, with n - 1.
+    count : Series of int
+        Numbers of values; a single one has no interval.
+    """
+    there = count.where(count > 1).astype("float64")
+    quantile = stats.t.ppf((1 + CONFIDENCE) / 2, there - 1)
+    return deviation.astype("float64") * quantile / there**0.5
+
+
+def _join_texts(values: pd.Series) -> Any:
+    """Return what all texts say, or how many different ones there are."""
+    different = list(dict.fromkeys(values.dropna()))
+    if len(different) > 1:
+        return f"{len(different)} different"
+    return different[0] if different else None
+
+
+def join_intervals(table: pd.DataFrame, digits: int = 2, sign: str = "±") -> pd.DataFrame:
+    """Return a table for people: figures with their intervals in one column, ``1.25 ± 0.03``.
+
+    The column ``n`` is left out where it is 1 in all rows.
+    """
+    found = table.copy()
+    for name in [name for name in table if name.endswith(INTERVAL)]:
+        figure, half = name.removesuffix(INTERVAL), found.pop(name)
+        if figure in found and half.notna().any():
+            found[figure] = [
+                _join_cell(value, width, digits, sign)
+                for value, width in zip(found[figure], half, strict=True)
+            ]
+    if COUNT in found and (found[COUNT] == 1).all():
+        found = found.drop(columns=COUNT)
+    return found
+
+
+def _join_cell(value: Any, half: float, digits: int, sign: str) -> str | None:
+    if pd.isna(value):
+        return None
+    return f"{value:.{digits}f}" + ("" if pd.isna(half) else f" {sign} {half:.{digits}f}")
