@@ -10,6 +10,7 @@ Examples
 from pudica.analysis.comparison import compare
 from pudica.analysis.dlmt import dlmt_accuracy, dlmt_breaks, dlmt_measures
 from pudica.analysis.drawing import plot
+from pudica.analysis.export import build_named_table, export, list_tables
 from pudica.analysis.facemix import (
     facemix_accuracy,
     facemix_attacks,
@@ -21,7 +22,8 @@ from pudica.analysis.facemix import (
 from pudica.analysis.page import publish
 from pudica.analysis.runs import describe, find, load
 from pudica.analysis.split import split_accuracy, split_costs
-from pudica.analysis.summary import tables
+from pudica.analysis.spread import join_intervals
+from pudica.analysis.summary import brief, tables
 from pudica.analysis.themis import (
     themis_leaderboard,
     themis_protection,
@@ -30,11 +32,14 @@ from pudica.analysis.themis import (
 )
 
 __all__ = [
+    "brief",
+    "build_named_table",
     "compare",
     "describe",
     "dlmt_accuracy",
     "dlmt_breaks",
     "dlmt_measures",
+    "export",
     "facemix_accuracy",
     "facemix_attacks",
     "facemix_attributes",
@@ -42,6 +47,8 @@ __all__ = [
     "facemix_trade_off",
     "facemix_transmission",
     "find",
+    "join_intervals",
+    "list_tables",
     "load",
     "plot",
     "publish",

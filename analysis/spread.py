@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -10,11 +12,14 @@ import pandas as pd
 from scipy import stats
 
 from pudica.analysis.runs import Run
+from pudica.models.printable import escape_hidden
 
 CONFIDENCE = 0.95
 INTERVAL = "_ci"
 """Suffix of a figure's interval: half its width, to be added and subtracted."""
 COUNT = "n"
+SIGN = " ± "
+FIGURE = re.compile(rf"-?\d+(\.\d+)?({SIGN}\d+(\.\d+)?)?")
 PUBLISHED = "published"
 UNRELATED = ("seed", "name", "description", "log")
 """Settings in which runs of one group may differ, or that a label need not repeat."""
@@ -131,7 +136,7 @@ def average_seeds(
     """
     if not spread:
         return table
-    figures = [name for name in table.select_dtypes("number") if name not in keys]
+    figures = [str(name) for name in table.select_dtypes("number") if name not in keys]
     measured = [name for name in figures if not name.endswith(PUBLISHED)]
     groups = table["run"].map(group_by_seed(runs))
     grouped = table.assign(run=groups).groupby(["run", *keys], sort=False, dropna=False)
@@ -139,7 +144,7 @@ def average_seeds(
         found = table.assign(run=groups)
         return found.assign(**{f"{name}{INTERVAL}": float("nan") for name in measured}, n=1)
     parts: dict[str, pd.Series] = {}
-    for name in table.columns.drop(["run", *keys]):
+    for name in map(str, table.columns.drop(["run", *keys])):
         if name in measured:
             parts[name] = grouped[name].mean().astype("float64")
         else:
@@ -162,8 +167,8 @@ def compute_interval(deviation: pd.Series, count: pd.Series) -> pd.Series:
         Numbers of values; a single one has no interval.
     """
     there = count.where(count > 1).astype("float64")
-    quantile = stats.t.ppf((1 + CONFIDENCE) / 2, there - 1)
-    return deviation.astype("float64") * quantile / there**0.5
+    quantiles = pd.Series(stats.t.ppf((1 + CONFIDENCE) / 2, there - 1), index=there.index)
+    return deviation.astype("float64") * quantiles / there**0.5
 
 
 def _join_texts(values: pd.Series) -> Any:
@@ -174,25 +179,49 @@ def _join_texts(values: pd.Series) -> Any:
     return different[0] if different else None
 
 
-def join_intervals(table: pd.DataFrame, digits: int = 2, sign: str = "±") -> pd.DataFrame:
+def join_intervals(table: pd.DataFrame) -> pd.DataFrame:
     """Return a table for people: figures with their intervals in one column, ``1.25 ± 0.03``.
 
-    The column ``n`` is left out where it is 1 in all rows.
+    The column ``n`` is left out where it is the same in all rows: :func:`describe_spread` says it.
     """
     found = table.copy()
-    for name in [name for name in table if name.endswith(INTERVAL)]:
+    for name in [str(name) for name in table if str(name).endswith(INTERVAL)]:
         figure, half = name.removesuffix(INTERVAL), found.pop(name)
         if figure in found and half.notna().any():
-            found[figure] = [
-                _join_cell(value, width, digits, sign)
-                for value, width in zip(found[figure], half, strict=True)
-            ]
-    if COUNT in found and (found[COUNT] == 1).all():
+            digits = 0 if found[figure].abs().min() >= 1000 else 2
+            pairs = zip(found[figure], half, strict=True)
+            found[figure] = [_join_cell(value, width, digits) for value, width in pairs]
+    if COUNT in found and len(set(found[COUNT])) <= 1:
         found = found.drop(columns=COUNT)
     return found
 
 
-def _join_cell(value: Any, half: float, digits: int, sign: str) -> str | None:
+def _join_cell(value: Any, half: float, digits: int) -> str | None:
     if pd.isna(value):
         return None
-    return f"{value:.{digits}f}" + ("" if pd.isna(half) else f" {sign} {half:.{digits}f}")
+    # What is the same for all seeds has no spread.
+    return f"{value:.{digits}f}" + (f"{SIGN}{half:.{digits}f}" if half > 0 else "")
+
+
+def is_figure(column: pd.Series) -> bool:
+    """Return whether a column holds numbers, if only as :func:`join_intervals` writes them."""
+    if column.dtype.kind in "fiu":
+        return True
+    texts = [value for value in column if isinstance(value, str)]
+    return bool(texts) and all(FIGURE.fullmatch(text) for text in texts)
+
+
+def describe_spread(table: pd.DataFrame) -> str:
+    """Return in words what figures of a table are, empty if each is of a single run."""
+    counts = set(table[COUNT]) if COUNT in table else {1}
+    if counts == {1}:
+        return ""
+    number = f"{counts.pop()} seeds" if len(counts) == 1 else "n seeds"
+    return f"mean and {CONFIDENCE:.0%} interval of {number}"
+
+
+def format_cell(value: Any) -> str:
+    """Return a cell as people read it: numbers to two places, nothing for what is missing."""
+    if isinstance(value, float):
+        return "" if math.isnan(value) else f"{value:.2f}"
+    return "" if value is None or value is pd.NA else escape_hidden(str(value))

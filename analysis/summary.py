@@ -11,6 +11,7 @@ from pudica.analysis.runs import Run, RunPaths, open_runs, open_runs_of
 from pudica.analysis.spread import average_seeds, group_by_seed
 from pudica.clients.runtime.systems import systems
 
+LOGISTICS = ("Exchanges", "Durations")
 OVERVIEW = ("status", "system", "experiment", "engine", "seed", "started")
 
 
@@ -43,8 +44,14 @@ def tables(runs: RunPaths) -> dict[str, pd.DataFrame]:
         "Runs": pd.DataFrame([_overview(run) for run in opened]),
     }
     if len(groups) == 1:
-        found |= {"Exchanges": _build_exchanges(opened), "Durations": _build_durations(opened)}
+        built = (_build_exchanges(opened), _build_durations(opened))
+        found |= dict(zip(LOGISTICS, built, strict=True))
     return {title: _make_printable(frame) for title, frame in found.items() if not frame.empty}
+
+
+def brief(found: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
+    """Return those of :func:`tables` that say what came out, without what was exchanged."""
+    return {title: frame for title, frame in found.items() if title not in LOGISTICS}
 
 
 def _build_exchanges(runs: Sequence[Run]) -> pd.DataFrame:

@@ -43,8 +43,8 @@ RANKS = {
     "case2": "case2_two_dropouts_per_epoch",
 }
 PROTECTION = (
-    *("mean_sigma", "mean_sigma_pixels", "psnr", "ssim", "psnr_denoised", "ssim_denoised"),
-    *("examiner_accuracy", "examiner_accuracy_as_released", "examiner_accuracy_plain"),
+    *("examiner_accuracy", "psnr", "ssim", "mean_sigma", "psnr_denoised", "ssim_denoised"),
+    *("examiner_accuracy_as_released", "examiner_accuracy_plain", "mean_sigma_pixels"),
 )
 RELEASES = ("untrained", "trained")
 SHARED = ""  # the case of measurements shared by all cases
@@ -133,16 +133,16 @@ def themis_protection(runs: RunPaths, spread: bool = True) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        A row per run, case, M at release, and release (untrained, trained):
-        ``mean_sigma`` (input units), ``mean_sigma_pixels`` (in [0, 1] pixels), ``psnr`` (dB),
-        ``ssim``, both again ``_denoised``; the examiner's accuracy in per cent after denoising,
-        ``_as_released``, and on ``_plain`` images; ``kendall_tau`` and ``spearman_rho`` between
-        plain and mean noisy accuracies of the case's participants. The untrained noise is the
-        same in all cases; its rank agreement is not where participants differ.
+        A row per run, case, M at release, and release (untrained, trained): ``kendall_tau`` and
+        ``spearman_rho`` between plain and mean noisy accuracies of the case's participants; the
+        examiner's accuracy in per cent after denoising, ``_as_released``, and on ``_plain``
+        images; ``psnr`` (dB) and ``ssim``, both again ``_denoised``; ``mean_sigma`` (input
+        units), ``mean_sigma_pixels`` (in [0, 1] pixels). The untrained noise is the same in all
+        cases; its rank agreement is not where participants differ.
     """
     opened = _open_themis_runs(runs)
     rows = [row for run in opened for row in _protection_rows(run)]
-    numbers = [*PROTECTION, "kendall_tau", "spearman_rho"]
+    numbers = ["kendall_tau", *PROTECTION, "spearman_rho"]
     table = build_table(rows, ["run", "case", "M", "release"], numbers)
     return average_seeds(table, opened, ["case", "M", "release"], spread)
 
@@ -150,12 +150,14 @@ def themis_protection(runs: RunPaths, spread: bool = True) -> pd.DataFrame:
 def tables(runs: Sequence[Run]) -> dict[str, pd.DataFrame]:
     """Return the tables that ``pudica show`` prints, by title."""
     cases = dict.fromkeys(case for run in runs for case in competition_settings(run).each_case())
+    boards = [sort_leaderboard(themis_leaderboard(runs, case)).assign(case=case) for case in cases]
     found = {}
-    for case in cases:
-        title = "Leaderboard" if len(cases) == 1 else f"Leaderboard, {case}"
-        found[title] = sort_leaderboard(themis_leaderboard(runs, case))
     if len(cases) > 1:
         found["Ranks in each case"] = themis_table2(runs)
+    board = pd.concat(boards, ignore_index=True)
+    first = ["run", *(["case"] if len(cases) > 1 else [])]
+    others = board.columns.drop(["run", "case"])
+    found["Leaderboard"] = board[[*first, *others]]
     found["Protection"] = themis_protection(runs)
     table1 = themis_table1(runs)
     if table1["trained_accuracy_published"].notna().any():

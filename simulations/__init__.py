@@ -1,4 +1,4 @@
-"""Running apps and experiments: ``simulate``, ``run``, command line, engines, deployment."""
+"""Running apps and experiments: ``simulate``, ``run``, ``study``, command line, deployment."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -6,10 +6,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pudica.simulations.laboratory import Run, run
     from pudica.simulations.simulation import simulate
+    from pudica.simulations.studies.study import Study, study
 
-__all__ = ["Run", "run", "simulate"]
+__all__ = ["Run", "Study", "run", "simulate", "study"]
 
-_HOMES = {"Run": "laboratory", "run": "laboratory", "simulate": "simulation"}
+_HOMES = {
+    **dict.fromkeys(("Run", "run"), "laboratory"),
+    **dict.fromkeys(("Study", "study"), "studies.study"),
+    "simulate": "simulation",
+}
 
 
 def __getattr__(name: str) -> Any:

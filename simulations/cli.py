@@ -20,6 +20,7 @@ from pudica.simulations.console import (
     explain_failures,
     print_message,
     print_results,
+    print_study,
     shorten_path,
 )
 from pudica.simulations.deployment.commands import deploy_app, node_app
@@ -113,6 +114,43 @@ def run(
     with explain_failures(directory, what="the run is done, but can't be shown"):
         print_results(directory, quiet)
     typer.echo(directory)
+
+
+@app.command()
+def study(
+    study: Annotated[
+        str | None,
+        typer.Argument(help="A study's YAML file, or an experiment to run with many settings."),
+    ] = None,
+    seeds: Annotated[str | None, typer.Option(help="Such as 0-4, or 0,2,5-7.")] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=[A, B]", help="Alternatives; all are combined."),
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Runs at a time; by default as many as fit.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for the study's directory.")] = Path("results"),
+    resume: Annotated[
+        Path | None, typer.Option(metavar="STUDY", help="Resume a study that was stopped.")
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print only its directory.")] = False,
+) -> None:
+    """Run many experiments in parallel. Exit code 0: done, 1: some failed, 2: wrong request."""
+    os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+    from pudica.simulations.studies import study as studies
+    from pudica.strategies.loading import parse_override
+
+    with exit_on_request_error():
+        settings = dict(parse_override(text) for text in set_ or [])
+        if resume:
+            experiments, directory = studies.prepare_resume(resume, study, settings, seeds)
+        else:
+            config = studies.build_config(study, settings, seeds)
+            experiments, directory = studies.prepare(config, out)
+        with explain_failures(directory, command="pudica study"):
+            failures = studies.execute(experiments, directory, workers, quiet)
+    print_study(directory, failures, quiet)
 
 
 @app.command()

@@ -7,7 +7,7 @@ import os
 import re
 import shlex
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -123,13 +123,13 @@ def _describe_disk_error(error: Exception) -> str:
 def print_results(directory: Path, quiet: bool) -> None:
     """Print the tables and draw the plots of a finished run."""
     from pudica import analysis
-    from pudica.simulations.display import print_frame
+    from pudica.simulations.display import print_result
 
     figures = analysis.plot(directory)
     if quiet:
         return
-    for title, frame in analysis.tables(directory).items():
-        print_frame(frame, title)
+    for title, frame in analysis.brief(analysis.tables(directory)).items():
+        print_result(frame, title)
     log = directory / "events.log"
     if dropouts := log.read_text().count(" dropout: ") if log.exists() else 0:
         print_message(f"{dropouts} dropouts: {shorten_path(log)} says whose and why")
@@ -137,6 +137,23 @@ def print_results(directory: Path, quiet: bool) -> None:
     for figure in figures:
         typer.echo(f"  {shorten_path(figure)}")
     typer.echo("\nRun")
+
+
+def print_study(directory: Path, failures: Mapping[str, str], quiet: bool) -> None:
+    """Print what a study came to; exit with code 1 if some of its runs failed."""
+    from pudica.simulations.display import print_result
+    from pudica.simulations.studies.study import Study
+
+    study, place = Study(directory), shorten_path(directory)
+    if not quiet and len(failures) < len(study.cells):
+        print_result(study.compare(), "Comparison")
+        typer.echo(f"More: pudica show {shlex.quote(str(place))}\n\nStudy")
+    typer.echo(directory)
+    for name, reason in failures.items():
+        print_message(f"error: {name} failed: {reason}")
+    if failures:
+        print_message(f"resume with: pudica study --resume {shlex.quote(str(place))}")
+        raise typer.Exit(FAILED)
 
 
 def shorten_path(path: Path) -> Path:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import os
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 from rich import box
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table
 
 from pudica.models.printable import escape_hidden
@@ -16,25 +16,36 @@ from pudica.models.printable import escape_hidden
 if TYPE_CHECKING:
     import pandas as pd
 
-# Width used for output that does not go to a terminal.
-FILE_WIDTH = 200
+# Widths used for output that does not go to a terminal: of whole tables, and of brief ones.
+FILE_WIDTH, BRIEF_WIDTH = 200, 80
+BRIEF_ROWS = 20
+# Texts longer than this are broken into lines where a table is too wide.
+BRIEF_TEXT = 18
 GAP = 3
 LONGEST_WORD = 12
 MAX_TRANSPOSED_ROWS = 4
 
 
 class Column(NamedTuple):
-    """A heading and the cells under it."""
+    """A heading and the cells under it, which may be broken between words if ``wrapped``."""
 
     heading: str
     cells: list[str]
     numeric: bool
+    wrapped: bool = False
 
     @property
     def width(self) -> int:
-        """Minimum width in which no cell is broken and the heading is readable."""
+        """Minimum width in which no cell, or no word, is broken and the heading is readable."""
         words = self.heading.split()
-        return max([*map(len, self.cells), *(min(len(w), LONGEST_WORD) for w in words), 1])
+        return max(
+            [*map(self._measure, self.cells), *(min(len(w), LONGEST_WORD) for w in words), 1]
+        )
+
+    def _measure(self, cell: str) -> int:
+        if not self.wrapped or len(cell) <= BRIEF_TEXT:
+            return len(cell)
+        return max(BRIEF_TEXT, *map(len, cell.split()))
 
 
 def print_frame(frame: pd.DataFrame, title: str) -> None:
@@ -43,26 +54,70 @@ def print_frame(frame: pd.DataFrame, title: str) -> None:
     A table too wide for the terminal is transposed if it has few rows, and otherwise split into
     parts, each with the columns that identify the rows. Control characters are escaped.
     """
-    # Cells such as "[a]" or ":x:" are shown literally.
-    console = Console(soft_wrap=False, markup=False, emoji=False)
-    if not console.is_terminal and "COLUMNS" not in os.environ:
-        console.width = FILE_WIDTH
+    console = _open_console(FILE_WIDTH)
     columns = [_build_column(frame, name) for name in frame.columns]
     for number, part in enumerate(_split_to_width(columns, len(frame), console.width)):
         heading = escape_hidden(title if number == 0 else f"{title} (continued)")
         console.print(_build_table(part, heading, console.width))
 
 
+def print_result(table: pd.DataFrame, title: str, wide: bool = False) -> None:
+    """Print a table of runs, figures with their intervals; briefly, unless it is to be wide."""
+    from pudica.analysis.spread import describe_spread, join_intervals
+
+    spread = describe_spread(table)
+    (print_frame if wide else print_brief)(
+        join_intervals(table), f"{title}: {spread}" if spread else title
+    )
+
+
+def print_brief(frame: pd.DataFrame, title: str) -> None:
+    """Print as many of a frame's first columns as fit, its first rows, and what is left out.
+
+    Long texts are broken into lines. Control characters are escaped.
+    """
+    console = _open_console(BRIEF_WIDTH)
+    columns = [_build_column(frame[:BRIEF_ROWS], name) for name in frame.columns]
+    shown = _fit_columns(columns, console.width)
+    console.print(_build_table(shown, escape_hidden(title), console.width), end="")
+    left = [column.heading.replace(" ", "_") for column in columns[len(shown) :]]
+    more = [f"{len(frame) - BRIEF_ROWS} more rows"] if len(frame) > BRIEF_ROWS else []
+    if left or more:
+        text = f"with --wide: {', '.join([*more, *left])}"
+        console.print(Padding(text, (0, 2), style="dim"))
+    console.print()
+
+
+def _open_console(file_width: int) -> Console:
+    # Cells such as "[a]" or ":x:" are shown literally.
+    console = Console(soft_wrap=False, markup=False, emoji=False, highlight=False)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = file_width
+    return console
+
+
+def _fit_columns(columns: list[Column], width: int) -> list[Column]:
+    """Return the first columns that fit, texts broken if need be; at least one."""
+    if _compute_width(columns) <= width:
+        return columns
+    broken = [column._replace(wrapped=not column.numeric) for column in columns]
+    counts = range(len(broken), 1, -1)
+    return next((broken[:n] for n in counts if _compute_width(broken[:n]) <= width), broken[:1])
+
+
+def choose_columns(frame: pd.DataFrame, wanted: Sequence[str]) -> pd.DataFrame:
+    """Return the columns that identify the rows, and those of the wanted ones that are there."""
+    columns = [_build_column(frame, name) for name in frame.columns]
+    keys = list(frame.columns[: len(_find_key_columns(columns))])
+    return frame[[*keys, *(name for name in wanted if name in frame and name not in keys)]]
+
+
 def _build_column(frame: pd.DataFrame, name: str) -> Column:
+    from pudica.analysis.spread import format_cell, is_figure
+
     values = frame[name]
     heading = escape_hidden(str(name)).replace("_", " ")
-    return Column(heading, [_format_cell(value) for value in values], values.dtype.kind in "fiu")
-
-
-def _format_cell(value: Any) -> str:
-    if isinstance(value, float):
-        return "" if math.isnan(value) else f"{value:.2f}"
-    return "" if value is None else escape_hidden(str(value))
+    return Column(heading, [format_cell(value) for value in values], is_figure(values))
 
 
 def _split_to_width(columns: list[Column], rows: int, width: int) -> Iterator[list[Column]]:

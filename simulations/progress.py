@@ -108,7 +108,9 @@ class BarDisplay:
         self._progress.update(self._tasks[stage], completed=done, total=total, rate=rate)
 
     def update_nodes(self, states: Nodes) -> None:
-        """Show the state of each node."""
+        """Show the state of each node; one that is no longer there disappears."""
+        for name in self._node_tasks.keys() - states.keys():
+            self._node_progress.remove_task(self._node_tasks.pop(name))
         for name, text in _describe_nodes(states).items():
             if name not in self._node_tasks:
                 self._node_tasks[name] = self._node_progress.add_task("")

@@ -1,25 +1,95 @@
-"""``pudica show`` and ``plot``: what was measured in runs, as tables and pictures."""
+"""``pudica show``, ``table`` and ``plot``: what was measured in runs, as tables and pictures."""
 
 from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pudica.simulations.console import RunPaths, exit_on_request_error, shorten_path
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 # Heavy imports stay inside the commands: `pudica --help` is instant.
 
 results_app = typer.Typer()
 
+Columns = Annotated[
+    str | None, typer.Option(metavar="A,B", help="Figures to show, beside what names the rows.")
+]
+
 
 @results_app.command()
-def show(runs: RunPaths) -> None:
-    """Print the tables of one or several runs, side by side."""
+def show(
+    runs: RunPaths,
+    wide: Annotated[
+        bool, typer.Option("--wide", help="Show all columns and rows, and what was exchanged.")
+    ] = False,
+    columns: Columns = None,
+) -> None:
+    """Print the tables of runs. Those that differ only by their seed are taken together."""
     from pudica import analysis
-    from pudica.simulations.display import print_frame
+    from pudica.simulations.display import choose_columns, print_result
 
     with exit_on_request_error():
-        for title, frame in analysis.tables(runs).items():
-            print_frame(frame, title)
+        tables = analysis.tables(runs)
+        wanted = _validate_columns(columns, tables)
+    for title, frame in analysis.brief(tables).items() if not (wide or wanted) else tables.items():
+        if wanted and not any(name in frame for name in wanted):
+            continue
+        chosen = choose_columns(frame, wanted) if wanted else frame
+        print_result(chosen, title, wide)
+
+
+def _validate_columns(columns: str | None, tables: dict[str, pd.DataFrame]) -> list[str]:
+    from pudica.models.errors import unknown_name_error
+
+    wanted = [name.strip().replace(" ", "_") for name in (columns or "").split(",") if name.strip()]
+    known = dict.fromkeys(str(name) for frame in tables.values() for name in frame)
+    for name in wanted:
+        if name not in known:
+            raise unknown_name_error("column", name, known)
+    return [part for name in wanted for part in (name, f"{name}_ci")]
+
+
+@results_app.command()
+def table(
+    name: Annotated[str, typer.Argument(help="Such as themis-table1; `list` names all.")],
+    runs: Annotated[list[Path] | None, typer.Argument(help="Run directories.")] = None,
+    format_: Annotated[str, typer.Option("--format", help="latex, markdown or csv.")] = "markdown",
+    rows: Annotated[
+        bool, typer.Option("--rows", help="A row per run; by default seeds are taken together.")
+    ] = False,
+    columns: Columns = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="A file to write.")] = None,
+) -> None:
+    """Export one table of runs, for a paper or a spreadsheet."""
+    from pudica import analysis
+    from pudica.simulations.display import choose_columns
+
+    with exit_on_request_error():
+        if name == "list":
+            typer.echo("\n".join(analysis.list_tables()))
+            return
+        frame = analysis.build_named_table(name, runs or [], spread=not rows)
+        if wanted := _validate_columns(columns, {name: frame}):
+            frame = choose_columns(frame, wanted)
+        text = analysis.export(frame, format_)
+        if out:
+            _write(out, text)
+    typer.echo(shorten_path(out.absolute()) if out else text, nl=bool(out))
+
+
+def _write(path: Path, text: str) -> None:
+    from pudica.models.errors import RequestError
+    from pudica.models.files import write_atomically
+
+    try:
+        write_atomically(path, text.encode())
+    except OSError as error:
+        raise RequestError(f"--out: can't write {path}: {error.strerror}") from error
 
 
 @results_app.command()

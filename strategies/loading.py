@@ -192,16 +192,27 @@ def _in_one_line(error: Exception) -> str:
     return f"line {mark.line + 1}, column {mark.column + 1}: {problem}"
 
 
-def _override(values: dict[str, Any], text: str) -> str:
-    """Put an override into the values, and return its key."""
+def parse_override(text: str) -> tuple[str, Any]:
+    """Return key and value of ``key=value``, the value as YAML reads it.
+
+    Raises
+    ------
+    RequestError
+        If it is something else, or the value is not valid YAML.
+    """
     key, equals, given = text.partition("=")
     if not equals or not key:
         raise RequestError(f"--set {text}: must be key=value, for example seed=3")
     try:
-        value = _parsed(given)
+        return key, _parsed(given)
     except yaml.YAMLError as error:
         problem = _in_one_line(error)
         raise RequestError(f"--set {text}: the value is not valid YAML: {problem}") from error
+
+
+def _override(values: dict[str, Any], text: str) -> str:
+    """Put an override into the values, and return its key."""
+    key, value = parse_override(text)
     *path, last = key.split(".")
     section: Any = values
     for part in path:

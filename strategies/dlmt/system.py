@@ -75,7 +75,7 @@ class Case:
             session.note_dropouts(MEASURES)
         # A disguise is no network: where the cloud trains, owners compute none.
         federated = self.settings.train == "federated"
-        macs = count_flops(model, session.image) / 2 if federated else 0.0
+        macs = count_flops(learning.model, session.image) / 2 if federated else 0.0
         session.log("costs", "edge_macs", macs)
         self._keep_model(learning)
         file_of(session).unlink(missing_ok=True)

@@ -59,7 +59,7 @@ class Case:
             self._train()
         with self.recorder.timed(f"evaluation/{case}"):
             self._evaluate()
-        macs = count_flops(self.strategy.front.layers, self.session.image) / 2
+        macs = count_flops(self.layers, self.session.image) / 2
         self.session.log("costs", "edge_macs", macs)
         self._keep_model()
         self.recorder.forget(self.strategy.task)
@@ -87,6 +87,7 @@ class Case:
         if settings.weights == PRETRAINED:
             start_from(model, load_pretrained(self.recorder, settings), PRETRAINED)
         layers, back = Cutter(model).cut(settings.cut)
+        self.layers = layers
         shape = activation_shape(layers, session.image)
         return Front(layers, shields.build(session.shield, shape, settings.batch_size)), back
 

@@ -28,33 +28,32 @@ def test_one_run_shows_its_leaderboard_in_full(small_run: Write) -> None:
     assert tables["Durations"]["seconds"].tolist() == [0.5, 2.0]
 
 
-def test_several_runs_stand_side_by_side(small_run: Write, tmp_path: Path) -> None:
+def test_runs_of_the_same_seed_are_not_taken_together(small_run: Write, tmp_path: Path) -> None:
     small_run("a")
     small_run("b")
     tables = analysis.tables(tmp_path)
     board = tables["Leaderboard"]
-    assert list(board.columns) == [
-        "model",
-        "rank (a)",
-        "rank (b)",
-        "plain_accuracy (a)",
-        "plain_accuracy (b)",
-        "trained_accuracy (a)",
-        "trained_accuracy (b)",
-    ]
-    assert (board["rank (a)"] == board["rank (b)"]).all()
+    assert list(board.columns[:4]) == ["run", "rank", "model", "trained_accuracy"]
+    assert board["run"].tolist() == ["a", "a", "b", "b"]
+    assert board["n"].tolist() == [1, 1, 1, 1]
     assert tables["Protection"]["run"].unique().tolist() == ["a", "b"]
-    assert list(tables["Durations"].columns) == ["stage", "seconds (a)", "seconds (b)"]
+    assert not {"Durations", "Exchanges"} & set(tables)
     assert len(tables["Runs"]) == 2
 
 
-def test_rows_follow_the_first_run_and_may_be_missing_in_another(tmp_path: Path) -> None:
-    for name, values in {"a": {"B": 0.8, "A": 0.6}, "b": {"A": 0.9, "C": 0.7}}.items():
+def test_seeds_are_taken_together(small_run: Write, tmp_path: Path) -> None:
+    for seed, accuracy in enumerate((0.6, 0.8)):
+        values = {"A": accuracy, "B": 0.7}
         rows = competition_rows(values, values, {"main": values})
-        write_run(tmp_path / name, rows, list(values))
-    board = analysis.tables(tmp_path)["Leaderboard"]
-    assert board["model"].tolist() == ["B", "A", "C"]
-    assert board["rank (b)"].tolist() == [None, 1, 2]
+        write_run(tmp_path / f"seed{seed}", rows, list(values), seed=seed)
+    tables = analysis.tables(tmp_path)
+    board = tables["Leaderboard"].set_index("model")
+    assert "run" not in board
+    assert board["trained_accuracy"].to_dict() == pytest.approx({"A": 70, "B": 70})
+    assert board["rank"].tolist() == [1.5, 1.5]
+    assert board["n"].tolist() == [2, 2]
+    assert {"Durations", "Exchanges"} <= set(tables)
+    assert len(tables["Runs"]) == 2
 
 
 def test_several_cases_show_their_ranks(tmp_path: Path) -> None:
@@ -63,13 +62,14 @@ def test_several_cases_show_their_ranks(tmp_path: Path) -> None:
     cases = {"case0": {}, "other": {}}
     path = write_run(tmp_path / "run", rows, list(values), cases=cases)
     tables = analysis.tables(path)
-    assert {"Leaderboard, case0", "Leaderboard, other"} <= set(tables)
+    assert tables["Leaderboard"]["case"].tolist() == ["case0", "case0", "other", "other"]
     # Columns that would be empty, such as the published ones, are left out.
     assert list(tables["Ranks in each case"].columns) == [
         "model",
         "original_rank",
         "case0_alphabetical",
         "other",
+        "n",
     ]
     assert "Beside the paper" not in tables
 
@@ -96,7 +96,8 @@ def test_a_real_run_is_read_as_it_was_written(
     inprocess.run(load_experiment("themis-digits", overrides), tmp_path / "run")
     tables = analysis.tables(tmp_path / "run")
     written = pd.read_csv(tmp_path / "run" / "main" / "leaderboard.csv")
-    pd.testing.assert_frame_equal(tables["Leaderboard"], written, check_dtype=False)
+    board = tables["Leaderboard"][list(written)]
+    pd.testing.assert_frame_equal(board, written, check_dtype=False)
     rows = analysis.load(tmp_path / "run")
     logged = rows[(rows["metric"] == "kendall_tau") & (rows["release"] == "trained")]["value"]
     table = analysis.themis_protection(tmp_path / "run").set_index("release")

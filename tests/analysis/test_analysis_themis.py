@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from scipy import stats
 from written_runs import accuracy_rows, competition_rows, write_run
 
 from pudica import analysis
@@ -30,7 +31,7 @@ def published_run(directory: Path, task: str) -> Path:
 # and GoogLeNet within 0.1 % of each other on noisy images, where Table 1 has 0.64 %.)
 @pytest.mark.parametrize("task", list(DATA))
 def test_the_papers_accuracies_give_the_papers_ranks(tmp_path: Path, task: str) -> None:
-    table = analysis.themis_table1(published_run(tmp_path / "run", task))
+    table = analysis.themis_table1(published_run(tmp_path / "run", task), spread=False)
     expected = TABLE1[TABLE1["task"] == task].reset_index(drop=True)
     pd.testing.assert_frame_equal(table[list(TABLE1)], expected, check_dtype=False)
     differences = table.filter(like="_difference").astype(float)
@@ -39,7 +40,7 @@ def test_the_papers_accuracies_give_the_papers_ranks(tmp_path: Path, task: str) 
 
 
 def test_table1_has_the_published_columns_first(small_run: Write) -> None:
-    table = analysis.themis_table1(small_run())
+    table = analysis.themis_table1(small_run(), spread=False)
     assert list(table.columns)[: len(TABLE1.columns)] == list(TABLE1.columns)
     assert list(table.columns)[-4:] == ["run", "experiment", "case", "M"]
     assert "architecture" not in table
@@ -115,18 +116,18 @@ def test_several_runs_are_stacked_and_spread(tmp_path: Path) -> None:
         values = {"LeNet": accuracy, "VGG16": 0.75}
         rows = competition_rows(values, values, {"main": values})
         write_run(tmp_path / f"seed{seed}", rows, list(values), seed=seed)
-    assert analysis.themis_table1(tmp_path)["run"].tolist() == [
+    assert analysis.themis_table1(tmp_path, spread=False)["run"].tolist() == [
         f"seed{seed}" for seed in range(3) for _ in range(2)
     ]
-    lenet, vgg = analysis.themis_table1_spread(tmp_path).to_dict("records")
-    assert lenet["runs"] == 3
+    lenet, vgg = analysis.themis_table1(tmp_path).to_dict("records")
+    assert (lenet["run"], lenet["n"]) == ("synthetic", 3)
     assert lenet["trained_accuracy"] == pytest.approx(70)
-    assert lenet["trained_accuracy_min"] == pytest.approx(60)
-    assert lenet["trained_accuracy_max"] == pytest.approx(80)
+    low, high = stats.t.interval(0.95, 2, 70, stats.sem([60, 70, 80]))
+    assert lenet["trained_accuracy_ci"] == pytest.approx((high - low) / 2)
     assert lenet["trained_accuracy_difference"] == pytest.approx(70 - 67.67)
     assert lenet["plain_rank"] == pytest.approx((2 + 2 + 1) / 3)
-    assert (vgg["plain_rank_min"], vgg["plain_rank_max"]) == (1, 2)
-    spread = analysis.themis_table1_spread(tmp_path)
+    assert vgg["trained_accuracy_ci"] == 0
+    spread = analysis.themis_table1(tmp_path)
     assert list(spread.columns)[: len(TABLE1.columns)] == list(TABLE1.columns)
 
 
@@ -134,7 +135,7 @@ def test_different_experiments_are_not_averaged(tmp_path: Path, small_run: Write
     other = small_run("other") / "run.json"
     other.write_text(other.read_text().replace("synthetic", "another"))
     small_run("one")
-    assert analysis.themis_table1_spread(tmp_path)["runs"].tolist() == [1, 1, 1, 1]
+    assert analysis.themis_table1(tmp_path)["n"].tolist() == [1, 1, 1, 1]
 
 
 def ranked_run(directory: Path, **further: dict[str, float]) -> Path:
@@ -151,7 +152,7 @@ def ranked_run(directory: Path, **further: dict[str, float]) -> Path:
 
 
 def test_table2_beside_the_published_one(tmp_path: Path) -> None:
-    table = analysis.themis_table2(ranked_run(tmp_path / "run"))
+    table = analysis.themis_table2(ranked_run(tmp_path / "run"), spread=False)
     pd.testing.assert_frame_equal(table[list(TABLE2)], TABLE2, check_dtype=False)
     for column in TABLE2.columns[1:]:
         assert (table[f"{column}_difference"] == 0).all()
@@ -199,7 +200,7 @@ def test_a_run_not_yet_evaluated_gives_no_rows(tmp_path: Path) -> None:
     assert list(analysis.themis_table1(path).columns)[: len(TABLE1.columns)] == list(TABLE1)
     assert analysis.themis_table2(path).empty
     assert analysis.themis_protection(path).empty
-    assert analysis.themis_table1_spread(path).empty
+    assert analysis.themis_leaderboard(path).empty
 
 
 def test_a_draw_cut_short_does_not_count(tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""Studies: many runs as one, over settings, seeds, data sets and systems."""

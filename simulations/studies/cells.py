@@ -1,0 +1,194 @@
+"""Running the cells of a study: each is one Ray task, and fails alone."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from pudica.models.errors import RequestError
+from pudica.simulations.engines.cluster import compute_worker_count, connect
+from pudica.simulations.programs.submission import close_record, read_run_record
+from pudica.simulations.runner import is_done
+from pudica.strategies.core.experiment import Experiment, RayConfig
+from pudica.strategies.core.recorder import lock
+from pudica.strategies.loading import load_experiment
+
+POLL_SECONDS = 0.25
+# A cell whose worker died is run again, from its checkpoint, so many times.
+RETRIES = 1
+# Workers of a study that was killed need a moment to end.
+UNLOCK_SECONDS = 30.0
+CANCEL_SECONDS = 5.0
+
+
+def run_cell(directory: str) -> str:
+    """Run the experiment of a directory in this process; return why it failed, or ""."""
+    from pudica.simulations.engines import inprocess
+
+    path = Path(directory)
+    try:
+        _wait_until_unlocked(path)
+        inprocess.run(load_experiment(str(path / "experiment.yaml"), []), path)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
+def _wait_until_unlocked(directory: Path) -> None:
+    deadline = time.monotonic() + UNLOCK_SECONDS
+    while True:
+        try:
+            lock(directory).close()
+        except RequestError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(POLL_SECONDS)
+        else:
+            return
+
+
+@dataclass
+class StudyProgress:
+    """How far a study is.
+
+    Attributes
+    ----------
+    done, total : int
+        Number of cells that have ended, and of all.
+    running : dict of str to dict
+        By cell, its stage (``state``), and since when it has been running (``since``).
+    failures : dict of str to str
+        Why cells failed.
+    """
+
+    total: int
+    done: int = 0
+    running: dict[str, dict[str, Any]] = field(default_factory=dict)
+    failures: dict[str, str] = field(default_factory=dict)
+
+
+def run_cells(
+    experiments: Mapping[str, Experiment],
+    directory: Path,
+    workers: int | None = None,
+    report: Callable[[StudyProgress], None] | None = None,
+) -> dict[str, str]:
+    """Run those cells that are not done, several at a time, and return why some failed.
+
+    Parameters
+    ----------
+    experiments : mapping of str to Experiment
+        By cell; each takes the shares of CPUs and GPUs that its ``client`` section says.
+    directory : Path
+        The study's; each cell has a folder in it, with its ``experiment.yaml``.
+    workers : int, optional
+        The most cells at a time; by default as many as fit.
+    report : callable, optional
+        Called several times a second.
+
+    Raises
+    ------
+    RequestError
+        If the cells are to run on different clusters, or one does not fit into it.
+    """
+    waiting = {name: one for name, one in experiments.items() if not is_done(directory / name)}
+    progress = StudyProgress(len(experiments), len(experiments) - len(waiting))
+    if not waiting:
+        return {}
+    with connect(_find_cluster(waiting)):
+        for name, experiment in waiting.items():
+            _check_resources(name, experiment, workers)
+        with _cancelling() as pending:
+            for ended in _run_tasks(waiting, directory, workers, pending):
+                progress.running = _find_running(pending.values(), directory, progress.running)
+                progress.done += len(ended)
+                progress.failures |= {name: reason for name, reason in ended.items() if reason}
+                if report:
+                    report(progress)
+    return progress.failures
+
+
+def _find_cluster(experiments: Mapping[str, Experiment]) -> RayConfig:
+    places = {(one.ray.address, one.ray.token) for one in experiments.values()}
+    if len(places) > 1:
+        raise RequestError("ray.address: all runs of a study must be on the same Ray cluster")
+    return next(iter(experiments.values())).ray
+
+
+def _check_resources(name: str, experiment: Experiment, workers: int | None) -> None:
+    client = experiment.client
+    try:
+        compute_worker_count(workers, client.num_cpus, client.num_gpus, 1)
+    except RequestError as error:
+        raise RequestError(f"{name}: {error}") from error
+
+
+@contextmanager
+def _cancelling() -> Iterator[dict[Any, str]]:
+    """Yield a place for tasks; those that are still in it at an interruption are cancelled."""
+    pending: dict[Any, str] = {}
+    try:
+        yield pending
+    except BaseException:
+        for reference in pending:
+            ray.cancel(reference)
+        ray.wait(list(pending), num_returns=len(pending), timeout=CANCEL_SECONDS)
+        raise
+
+
+def _run_tasks(
+    experiments: Mapping[str, Experiment],
+    directory: Path,
+    workers: int | None,
+    pending: dict[Any, str],
+) -> Iterator[dict[str, str]]:
+    """Run cells, at most ``workers`` at a time; yield often, with the outcome of those that ended.
+
+    ``pending`` holds what runs now.
+    """
+    task = ray.remote(max_retries=RETRIES)(run_cell)
+    left = list(experiments.items())
+    while left or pending:
+        while left and len(pending) < (workers or len(experiments)):
+            name, experiment = left.pop(0)
+            shares = {key: getattr(experiment.client, key) for key in ("num_cpus", "num_gpus")}
+            pending[task.options(**shares).remote(str(directory / name))] = name
+        ended, _ = ray.wait(list(pending), num_returns=1, timeout=POLL_SECONDS)
+        names = {reference: pending.pop(reference) for reference in ended}
+        yield {name: _read_outcome(ref, directory / name) for ref, name in names.items()}
+
+
+def _find_running(
+    names: Any, directory: Path, before: Mapping[str, dict[str, Any]]
+) -> dict[str, dict[str, Any]]:
+    """Return the state of each cell that has begun in this process's life, by name."""
+    found = {}
+    for name in names:
+        with suppress(FileNotFoundError):  # not begun
+            state = json.loads((directory / name / "progress.json").read_text())
+            since = before.get(name, {}).get("since", time.time())
+            found[name] = {
+                "state": f"{state['stage']}: {state['done']}/{state['total']} {state['unit']}s",
+                "since": since,
+            }
+    return found
+
+
+def _read_outcome(reference: Any, directory: Path) -> str:
+    """Return why a cell failed, or ""; note it in its ``run.json`` if the cell could not."""
+    try:
+        reason = str(ray.get(reference))
+    except ray.exceptions.RayError as error:
+        reason = f"its worker died: {str(error).strip().splitlines()[0]}"
+    if not reason and not is_done(directory):
+        reason = f"nothing of it is in {directory}: a cluster's machines must share this folder"
+    if reason:
+        close_record(directory, "failed", reason, read_run_record(directory))
+    return reason
