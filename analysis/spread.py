@@ -105,7 +105,7 @@ def shorten_keys(keys: Sequence[str]) -> list[str]:
 def format_setting(value: Any) -> str:
     """Return a setting's value in short, as in YAML."""
     if isinstance(value, str):
-        return value
+        return value.rstrip("/").rsplit("/", 1)[-1]  # of a path its end
     if isinstance(value, float):
         return f"{value:g}"
     return json.dumps(value, default=str).replace('"', "")

@@ -7,7 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pudica.simulations.console import RunPaths, exit_on_request_error, shorten_path
+from pudica.simulations.console import (
+    RunPaths,
+    exit_on_request_error,
+    print_message,
+    shorten_path,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -79,7 +84,10 @@ def table(
         text = analysis.export(frame, format_)
         if out:
             _write(out, text)
-    typer.echo(shorten_path(out.absolute()) if out else text, nl=bool(out))
+    if out:
+        typer.echo(shorten_path(out.absolute()))
+    else:
+        print_message(text.rstrip("\n"), err=False)
 
 
 def _write(path: Path, text: str) -> None:
