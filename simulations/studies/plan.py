@@ -17,6 +17,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pudica.analysis.spread import flatten, label_variants
 from pudica.models.errors import RequestError
 from pudica.models.files import write_atomically
+from pudica.simulations.console import print_message
 from pudica.strategies.core.experiment import Experiment
 from pudica.strategies.loading import load_experiment, read_settings
 
@@ -212,7 +213,7 @@ def _name_folder(label: str) -> str:
 
 
 def build_experiments(cells: Sequence[Cell]) -> dict[str, Experiment]:
-    """Return the validated experiment of each cell, by name.
+    """Return the validated experiment of each cell, by name, and say what is noted of the data.
 
     Data are read and models built once for each combination of settings.
 
@@ -223,17 +224,20 @@ def build_experiments(cells: Sequence[Cell]) -> dict[str, Experiment]:
     """
     experiments: dict[str, Experiment] = {}
     checked: set[str] = set()
+    notes: dict[str, None] = {}
     for cell in cells:
         overrides = [f"{key}={json.dumps(value)}" for key, value in cell.settings.items()]
         try:
             experiment = load_experiment(cell.experiment, overrides)
             key = experiment.model_dump_json(exclude={"seed"})
             if key not in checked:
-                experiment.check()
+                notes |= dict.fromkeys(experiment.check().notes)
             checked.add(key)
         except RequestError as error:
             raise RequestError(f"{cell.name}: {error}") from error
         experiments[cell.name] = experiment
+    for note in notes:
+        print_message(f"data: {note}")
     return experiments
 
 
