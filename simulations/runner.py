@@ -49,7 +49,7 @@ def prepare(
     _validate_out(out)
     for note in experiment.check().notes:
         print_message(f"data: {note}")
-    return experiment, _make_directory(out.absolute(), experiment)
+    return experiment, make_directory(out.absolute(), experiment.name)
 
 
 def _validate_out(out: Path) -> None:
@@ -66,9 +66,16 @@ def _validate_out(out: Path) -> None:
         raise RequestError(f"--out: no permission to write in {existing}; choose another --out")
 
 
-def _make_directory(out: Path, experiment: Experiment) -> Path:
+def make_directory(out: Path, name: str) -> Path:
+    """Make a new directory for a run, or a study, of this name.
+
+    Raises
+    ------
+    RequestError
+        If it can't be made.
+    """
     while True:
-        directory = new_directory(out, experiment)
+        directory = new_directory(out, name)
         try:
             directory.mkdir(parents=True)
         except FileExistsError:

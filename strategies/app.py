@@ -44,7 +44,7 @@ def run_from_config(
     source = resolve_path(organiser_dir, str(config["experiment"]))
     experiment = load_experiment(source, shlex.split(str(config["set"])))
     out = resolve_path(organiser_dir, str(config["out"]))
-    directory = Path(out) if out else new_directory(Path("results"), experiment)
+    directory = Path(out) if out else new_directory(Path("results"), experiment.name)
     recorder = Recorder(directory, experiment, str(config.get("engine", "flower")))
     run(grid, experiment, recorder, NodeRegistry(organiser_dir) if organiser_dir else None)
 
@@ -80,8 +80,8 @@ def run(
     recorder.close("done")
 
 
-def new_directory(out: Path, experiment: Experiment) -> Path:
-    """Return a directory for a new run that is not there yet: name, time, and a counter."""
-    stem = f"{experiment.name}-{datetime.now():%Y%m%d-%H%M%S}"
+def new_directory(out: Path, name: str) -> Path:
+    """Return a directory that is not there yet: a run's name, the time, and a counter."""
+    stem = f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
     candidates = [out / stem, *(out / f"{stem}-{number}" for number in range(2, 1000))]
     return next(path for path in candidates if not path.exists())

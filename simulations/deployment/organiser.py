@@ -353,7 +353,7 @@ class OrganiserServer(ProgramFolder):
         self.programs.notify("set for a deployment: " + ", ".join(settings))
         for remark in experiment.remarks(data):
             self.programs.notify(remark)
-        return experiment, new_directory(self.folder / "results", experiment)
+        return experiment, new_directory(self.folder / "results", experiment.name)
 
     def run(self, experiment: Experiment, directory: Path) -> None:
         """Run an experiment with the registered nodes.

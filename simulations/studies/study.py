@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from pudica.models.files import write_atomically
 from pudica.models.settings import explain_errors
 from pudica.simulations.programs.submission import read_run_record
 from pudica.simulations.progress import show_progress
-from pudica.simulations.runner import handle_signals
+from pudica.simulations.runner import handle_signals, make_directory
 from pudica.simulations.studies.cells import StudyProgress, run_cells
 from pudica.simulations.studies.plan import (
     Cell,
@@ -190,25 +189,12 @@ def prepare(config: StudyConfig, out: Path) -> tuple[dict[str, Experiment], Path
     """
     cells = expand(config)
     experiments = build_experiments(cells)
-    directory = _make_directory(out.absolute(), config.name)
+    directory = make_directory(out.absolute(), config.name)
     for name, experiment in experiments.items():
         (directory / name).mkdir()
         write_atomically(directory / name / "experiment.yaml", experiment.to_yaml().encode())
     write_plan(directory, config, cells)
     return experiments, directory
-
-
-def _make_directory(out: Path, name: str) -> Path:
-    stem = f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
-    candidates = [out / stem, *(out / f"{stem}-{number}" for number in range(2, 1000))]
-    directory = next(path for path in candidates if not path.exists())
-    try:
-        directory.mkdir(parents=True)
-    except OSError as error:
-        raise RequestError(
-            f"--out: can't make {directory}: {error.strerror}; choose another --out"
-        ) from error
-    return directory
 
 
 def prepare_resume(
