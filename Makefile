@@ -38,8 +38,9 @@ reference: install
 	$(BIN)/sphinx-build -W --keep-going -q docs/reference build/reference
 	@echo "open build/reference/index.html"
 
+# make bench ARGS="exchange-* --repeats 3": rows and options, in quotes so that the shell keeps them
 bench: install
-	$(BIN)/python -m pudica.simulations.benchmarks
+	$(BIN)/python -m pudica.simulations.benchmarks $(ARGS:%='%')
 
 clean:
 	rm -rf $(VENV) build *.egg-info

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import subprocess
-import sys
 import time
 
 import numpy as np
@@ -14,7 +12,8 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
 
-from pudica.simulations.benchmarks.measure import Row, make_ratio_row, measure_seconds
+from pudica.simulations.benchmarks.engines import run_module
+from pudica.simulations.benchmarks.measure import Benchmark, Samples, measure_seconds
 from pudica.simulations.simulation import simulate
 
 NODES = 10
@@ -66,19 +65,22 @@ def measure_ours() -> float:
     return measured[0]
 
 
-def measure_flower() -> float:
-    """Return the same of Flower's own simulation, in a process of its own."""
-    command = [sys.executable, "-m", "pudica.simulations.benchmarks.apps"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return float(json.loads(done.stdout.splitlines()[-1]))
-
-
-def measure_rows(repeats: int) -> list[Row]:
-    """Measure rounds of a stock app; Ray must be connected."""
+def _compare_with_flower(repeats: int) -> Samples:
     ours = [measure_ours() for _ in range(repeats)]
-    flowers = [measure_flower() for _ in range(repeats)]
-    what = "FedAvg round of 10 nodes, 31 kB, simulate on Ray, against Flower's own simulation"
-    return [make_ratio_row(what, "ms", 0.1, ours, flowers)]
+    return Samples(ours, [run_module(__name__) for _ in range(repeats)])
+
+
+BENCHMARKS = [
+    Benchmark(
+        "apps-fedavg",
+        "FedAvg round of 10 nodes, 31 kB, simulate on Ray / Flower's own simulation",
+        "ms",
+        0.1,
+        _compare_with_flower,
+        ray=True,
+        quick=True,
+    )
+]
 
 
 def main() -> None:

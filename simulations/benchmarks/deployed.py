@@ -15,7 +15,8 @@ from typing import Annotated
 
 import typer
 
-from pudica.simulations.benchmarks.measure import Row, build_table, make_ratio_row
+from pudica.simulations.benchmarks.measure import Row, Samples, make_row
+from pudica.simulations.benchmarks.table import build_frame
 from pudica.simulations.deployment.invitation import Invitation
 from pudica.simulations.deployment.kit import Kit
 from pudica.simulations.deployment.organiser import OrganiserServer
@@ -93,14 +94,11 @@ def measure_rows(repeats: int, rounds: int) -> list[Row]:
     """Measure exchanges of the three apps in turn."""
     with TemporaryDirectory(prefix="pudica-") as folder, ExitStack() as ends:
         measured = _measure_exchanges(Path(folder), ends, repeats, rounds)
-    what = "an exchange with a deployed node, against one of a Flower app"
+    what = "an exchange with a deployed node, against one of a Flower app that imports"
+    ours, torch, bare = (measured[name] for name in ("pudica", "torch", "bare"))
     return [
-        make_ratio_row(
-            f"{what} that imports PyTorch", "s", 1.1, measured["pudica"], measured["torch"]
-        ),
-        make_ratio_row(
-            f"{what} that imports nothing", "s", None, measured["pudica"], measured["bare"]
-        ),
+        make_row("deployed-torch", f"{what} PyTorch", "s", 1.1, Samples(ours, torch)),
+        make_row("deployed-bare", f"{what} nothing", "s", None, Samples(ours, bare)),
     ]
 
 
@@ -157,7 +155,7 @@ def main(
 ) -> None:
     """Compare exchanges with deployed nodes, on an idle machine."""
     print_frame(
-        build_table(measure_rows(repeats, rounds)), "Exchanges with deployed nodes, medians"
+        build_frame(measure_rows(repeats, rounds)), "Exchanges with deployed nodes, medians"
     )
 
 

@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import time
+from contextlib import ExitStack
+from functools import cache
 from statistics import median
 
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
-from pudica.simulations.benchmarks.measure import (
-    Row,
-    make_ratio_row,
-    make_value_row,
-    measure_seconds,
-)
+from pudica.simulations.benchmarks.engines import run_module, start_ray_grid
+from pudica.simulations.benchmarks.measure import Benchmark, Samples, measure_seconds
 from pudica.simulations.engines.inprocess import InProcessGrid
 from pudica.simulations.engines.local import LocalGrid, build_server_context
-from pudica.simulations.engines.ray import RayGrid
 
 NODES = 10
 ROUNDS = 50
@@ -50,36 +45,84 @@ def measure_round(grid: LocalGrid, nodes: int) -> float:
     return median(measure_seconds(lambda: run_round(grid, nodes)) for _ in range(ROUNDS))
 
 
-def measure_flower_round() -> float:
-    """Return the median seconds of a round on Flower's own simulation, in a process of its own."""
-    command = [sys.executable, "-m", "pudica.simulations.benchmarks.exchange"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    measured: list[float] = json.loads(done.stdout.splitlines()[-1])
-    return median(measured)
+@cache
+def measure_flower_rounds(repeats: int) -> list[float]:
+    """Return the milliseconds of rounds on Flower's own simulation, each in a new process."""
+    return [1000 * median(run_module(__name__)) for _ in range(repeats)]
 
 
-def measure_rows(repeats: int) -> list[Row]:
-    """Measure exchanges on all engines; Ray must be connected."""
+@cache
+def measure_ray_rounds(repeats: int) -> tuple[list[float], list[float]]:
+    """Return the milliseconds of rounds of 10 nodes, and of 100 nodes by ten, in turn."""
     build_server_context({})
-    inprocess = InProcessGrid(echo, NODES, {})
-    # Half a CPU each, so that the four workers of both grids fit; one pair is always idle.
-    small, large = (
-        RayGrid(echo, nodes, {}, workers=2, num_cpus=0.5) for nodes in (NODES, 10 * NODES)
-    )
-    here = [1000 * measure_round(inprocess, NODES) for _ in range(repeats)]
-    on_ray, per_node = [], []
-    for _ in range(repeats):
-        on_ray.append(1000 * measure_round(small, NODES))
-        per_node.append(1000 * measure_round(large, 10 * NODES) / 10)
-    small.stop()
-    large.stop()
-    on_flower = [1000 * measure_flower_round() for _ in range(repeats)]
-    return [
-        make_value_row("round of 10 nodes, tiny message, Ray, 2 workers", "ms", 10.0, on_ray),
-        make_ratio_row("the same against Flower's own simulation", "ms", 0.1, on_ray, on_flower),
-        make_value_row("the same in process", "ms", 1.0, here),
-        make_ratio_row("10 exchanges with 100 nodes against 10, Ray", "ms", 1.2, per_node, on_ray),
-    ]
+    with ExitStack() as ends:
+        # Half a CPU each, so that the four workers of both grids fit; one pair is always idle.
+        small, large = (
+            ends.enter_context(start_ray_grid(echo, nodes, {}, num_cpus=0.5))
+            for nodes in (NODES, 10 * NODES)
+        )
+        on_ray, per_ten = [], []
+        for _ in range(repeats):
+            on_ray.append(1000 * measure_round(small, NODES))
+            per_ten.append(1000 * measure_round(large, 10 * NODES) / 10)
+    return on_ray, per_ten
+
+
+def _measure_inprocess(repeats: int) -> Samples:
+    build_server_context({})
+    grid = InProcessGrid(echo, NODES, {})
+    return Samples([1000 * measure_round(grid, NODES) for _ in range(repeats)])
+
+
+def _measure_ray(repeats: int) -> Samples:
+    return Samples(measure_ray_rounds(repeats)[0])
+
+
+def _compare_ray_with_flower(repeats: int) -> Samples:
+    return Samples(measure_ray_rounds(repeats)[0], measure_flower_rounds(repeats))
+
+
+def _compare_ray_with_more_nodes(repeats: int) -> Samples:
+    few, many = measure_ray_rounds(repeats)
+    return Samples(many, few)
+
+
+BENCHMARKS = [
+    Benchmark(
+        "exchange-inprocess-10",
+        "round of 10 nodes, tiny message, in process",
+        "ms",
+        1.0,
+        _measure_inprocess,
+        quick=True,
+    ),
+    Benchmark(
+        "exchange-ray-10",
+        "round of 10 nodes, tiny message, Ray, 2 workers",
+        "ms",
+        10.0,
+        _measure_ray,
+        ray=True,
+        quick=True,
+    ),
+    Benchmark(
+        "exchange-ray-100",
+        "10 exchanges with 100 nodes / with 10, Ray, 2 workers",
+        "ms",
+        1.2,
+        _compare_ray_with_more_nodes,
+        ray=True,
+        quick=True,
+    ),
+    Benchmark(
+        "exchange-flower",
+        "round of 10 nodes, tiny message, Ray, 2 workers / Flower's own simulation",
+        "ms",
+        0.1,
+        _compare_ray_with_flower,
+        ray=True,
+    ),
+]
 
 
 def main() -> None:

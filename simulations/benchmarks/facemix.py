@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -17,13 +18,7 @@ from pudica.clients.shields import build, parse_config
 from pudica.clients.shields.stages import build_staged
 from pudica.models.attributes import LOGITS, attribute_loss
 from pudica.models.compute import Compute
-from pudica.simulations.benchmarks.measure import (
-    Row,
-    make_ratio_row,
-    make_value_row,
-    measure_seconds,
-    use_threads,
-)
+from pudica.simulations.benchmarks.measure import Benchmark, Samples, measure_seconds, use_threads
 from pudica.simulations.cuts import build_stage_table
 from pudica.simulations.engines.inprocess import InProcessGrid
 from pudica.simulations.engines.local import build_run_config, build_server_context
@@ -44,20 +39,7 @@ MODEL = "torchvision:resnet18"
 STAGES = ("maxpool", "flatten")
 
 
-def measure_rows(repeats: int) -> list[Row]:
-    """Measure mixing, training and serving; UTKFace must be available."""
-    with use_threads(os.cpu_count() or 1):
-        rows = [_measure_mixing(repeats)]
-    with use_threads(1):
-        return [
-            *rows,
-            _measure_training_steps(repeats),
-            _measure_serving(repeats),
-            *_compute_shares(),
-        ]
-
-
-def _measure_mixing(repeats: int) -> Row:
+def _measure_mixing(repeats: int) -> Samples:
     shield = build(parse_config({"name": "mixing"}), STEM, MAPS)
     maps = torch.from_numpy(
         np.random.default_rng(0).standard_normal((MAPS, *STEM), dtype=np.float32)
@@ -67,21 +49,23 @@ def _measure_mixing(repeats: int) -> Row:
         sent, key = shield.protect(maps, np.random.default_rng(0))
         shield.restore(sent, key)
 
-    what = f"mixing and unmixing {MAPS} feature maps of a stem, groups of 8 / a copy of them"
-    return _time_pairs(what, 3.0, repeats, mix_and_unmix, maps.clone)
+    with use_threads(os.cpu_count() or 1):
+        return _time_pairs(repeats, mix_and_unmix, maps.clone)
 
 
-def _compute_shares() -> list[Row]:
-    """Return the edge's share of multiplications, to compare with the paper; nothing is timed."""
-    table = build_stage_table(MODEL, (3, 218, 178), LOGITS * 40, STAGES[1]).set_index("pre")
-    what = "the edge's share of the multiplications of ResNet-18 at 218x178, N_pre ="
-    return [
-        make_value_row(f"{what} {blocks}", "%", bar, [float(table["share %"][pre])])
-        for blocks, pre, bar in [(1, "maxpool", 6.5), (2, "layer1.0", 19), (3, "layer1.1", 31)]
-    ]
+@cache
+def compute_shares() -> dict[str, float]:
+    """Return the edge's share of multiplications in percent, by the last layer it has."""
+    table = build_stage_table(MODEL, (3, 218, 178), LOGITS * 40, STAGES[1])
+    return dict(zip(table["pre"], map(float, table["share %"]), strict=True))
 
 
-def _measure_training_steps(repeats: int) -> Row:
+def _get_share(pre: str, _: int) -> Samples:
+    """Return a share, to compare with the paper; nothing is timed."""
+    return Samples([compute_shares()[pre]])
+
+
+def _measure_training_steps(repeats: int) -> Samples:
     plain = models.build(MODEL, num_classes=2 * ATTRIBUTES, channels=3, image_size=64)
     shield = parse_config({"name": "mixing"})
     mixed = build_staged(MODEL, ATTRIBUTES, FACES, STAGES, shield, BATCH)
@@ -101,15 +85,15 @@ def _measure_training_steps(repeats: int) -> Row:
 
         return run_steps
 
-    what = f"{STEPS} encryption-aware training steps of ResNet-18 on 64 faces / plain steps"
-    return _time_pairs(what, 1.10, repeats, steps(mixed), steps(plain))
+    with use_threads(1):
+        return _time_pairs(repeats, steps(mixed), steps(plain))
 
 
-def _measure_serving(repeats: int) -> Row:
+def _measure_serving(repeats: int) -> Samples:
     overrides = ["data.limit=2000", "facemix.cases={}", "facemix.report=false"]
     experiment = load_experiment("facemix-utkface", overrides)
     assert isinstance(experiment, FacemixExperiment)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, use_threads(1):
         # A new session for each run, since answered requests are not sent again.
         fresh = iter([_join_session(experiment, Path(folder) / f"{n}") for n in range(repeats + 2)])
         session = next(fresh)
@@ -130,8 +114,7 @@ def _measure_serving(repeats: int) -> Row:
                     x, _ = images.batch(slice(start, start + experiment.facemix.request))
                     compute.forward(model, x).argmax(1)
 
-        what = f"serving {len(images)} faces mixed, in process / inference of the whole model"
-        return _time_pairs(what, 1 / 0.85, repeats, mixed, plain)
+        return _time_pairs(repeats, mixed, plain)
 
 
 def _join_session(experiment: FacemixExperiment, directory: Path) -> Session:
@@ -147,15 +130,47 @@ def _join_session(experiment: FacemixExperiment, directory: Path) -> Session:
     return session
 
 
-def _time_pairs(
-    what: str,
-    bar: float,
-    repeats: int,
-    ours: Callable[[], object],
-    rival: Callable[[], object],
-) -> Row:
-    """Time two functions, each after a warm-up, and return their row."""
+def _time_pairs(repeats: int, ours: Callable[[], object], rival: Callable[[], object]) -> Samples:
+    """Return the milliseconds of two functions, in turn, after a warm-up of each."""
     ours()
     rival()
     pairs = [(1000 * measure_seconds(ours), 1000 * measure_seconds(rival)) for _ in range(repeats)]
-    return make_ratio_row(what, "ms", bar, *zip(*pairs, strict=True))
+    return Samples(*zip(*pairs, strict=True))
+
+
+BENCHMARKS = [
+    Benchmark(
+        "facemix-mixing",
+        f"mixing and unmixing {MAPS} feature maps of a stem, groups of 8 / a copy of them",
+        "ms",
+        3.0,
+        _measure_mixing,
+        quick=True,
+    ),
+    Benchmark(
+        "facemix-training",
+        f"{STEPS} encryption-aware training steps of ResNet-18 on 64 faces / plain steps",
+        "ms",
+        1.10,
+        _measure_training_steps,
+    ),
+    Benchmark(
+        "facemix-serving",
+        "serving 500 faces mixed, in process / inference of the whole model",
+        "ms",
+        1 / 0.85,
+        _measure_serving,
+        data=("utkface",),
+    ),
+    *(
+        Benchmark(
+            f"facemix-share-{blocks}",
+            f"the edge's share of ResNet-18's multiplications at 218x178, N_pre = {blocks}",
+            "%",
+            bar,
+            partial(_get_share, pre),
+            quick=True,
+        )
+        for blocks, pre, bar in [(1, "maxpool", 6.5), (2, "layer1.0", 19), (3, "layer1.1", 31)]
+    ),
+]

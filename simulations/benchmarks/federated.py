@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 import tempfile
+from collections.abc import Callable, Iterator
+from functools import cache, partial
 from pathlib import Path
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 from flwr.serverapp import Grid
 
 from pudica.clients.app import app
-from pudica.simulations.benchmarks.measure import (
-    Row,
-    make_ratio_row,
-    make_value_row,
-    measure_seconds,
-)
+from pudica.simulations.benchmarks.engines import run_module, start_ray_grid
+from pudica.simulations.benchmarks.measure import Benchmark, Samples, measure_seconds, use_threads
 from pudica.simulations.engines.inprocess import InProcessGrid
 from pudica.simulations.engines.local import build_run_config, build_server_context
-from pudica.simulations.engines.ray import RayGrid
 from pudica.strategies.core.cohort import Cohort
 from pudica.strategies.core.joining import gather
 from pudica.strategies.core.recorder import Recorder
@@ -31,7 +27,6 @@ from pudica.strategies.dlmt.session import Session
 from pudica.strategies.loading import load_experiment
 
 ROUNDS = 3
-SIZES = {"short": 300, "longer": 20_000}
 SETTINGS = [
     "dlmt.cases={}",
     f"dlmt.training.epochs={ROUNDS}",
@@ -76,59 +71,93 @@ class FederatedRounds:
         return float([row for row in rows if row["stage"] == "test"][-1]["value"])
 
 
-def measure_rows(repeats: int) -> list[Row]:
-    """Measure on all engines; Ray must be connected."""
-    return [row for name, images in SIZES.items() for row in _measure_size(name, images, repeats)]
+class Trainings(NamedTuple):
+    """Seconds of each training, and the accuracy of the last."""
+
+    seconds: list[float]
+    accuracy: float
 
 
-def _measure_size(name: str, images: int, repeats: int) -> list[Row]:
-    command = [
-        sys.executable,
-        "-m",
-        "pudica.simulations.benchmarks.federated",
-        str(images),
-        str(repeats),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    flower = json.loads(done.stdout.splitlines()[-1])
-    with tempfile.TemporaryDirectory() as folder:
-        here, there = Path(folder) / "inprocess", Path(folder) / "ray"
-        in_process, accuracy = _measure_in_process(here, images, repeats)
-        on_ray, of_ray = _measure_on_ray(there, images, repeats)
-    # At least twice as fast if rounds are short, and not slower otherwise.
-    bar = 0.5 if name == "short" else 1.0
-    what = f"FedAvg, 10 owners, {ROUNDS} {name} rounds ({images:,} images of MNIST)"
-    difference = max(abs(each - flower["accuracy"]) for each in (accuracy, of_ray))
-    return [
-        make_ratio_row(f"{what}, Ray / Flower's simulation", "s", bar, on_ray, flower["seconds"]),
-        make_ratio_row(f"{what}, in process / the same", "s", bar, in_process, flower["seconds"]),
-        make_value_row(f"{what}, accuracies apart", "", 0.01, [difference]),
-    ]
+@cache
+def measure_flower(images: int, repeats: int) -> Trainings:
+    """Measure on Flower's own simulation, in a process of its own."""
+    return Trainings(**run_module(__name__, images, repeats))
 
 
-def _measure_in_process(directory: Path, images: int, repeats: int) -> tuple[list[float], float]:
-    # As many cores as the other engines use.
+@cache
+def measure_inprocess(images: int, repeats: int) -> Trainings:
+    """Measure in process, with as many cores as the other engines use."""
     experiment = load_benchmark_experiment(images, threads=2)
-    config = build_run_config(experiment, directory, "benchmark")
-    build_server_context(config)
-    return _time_rounds(
-        FederatedRounds(experiment, InProcessGrid(app, 10, config), directory), repeats
+    with tempfile.TemporaryDirectory() as folder, use_threads(1):
+        config = build_run_config(experiment, Path(folder), "benchmark")
+        build_server_context(config)
+        grid = InProcessGrid(app, 10, config)
+        return _time_rounds(FederatedRounds(experiment, grid, Path(folder)), repeats)
+
+
+@cache
+def measure_ray(images: int, repeats: int) -> Trainings:
+    """Measure on Ray, which must be connected."""
+    experiment = load_benchmark_experiment(images)
+    with tempfile.TemporaryDirectory() as folder, use_threads(1):
+        config = build_run_config(experiment, Path(folder), "benchmark")
+        build_server_context(config)
+        with start_ray_grid(app, 10, config) as grid:
+            return _time_rounds(FederatedRounds(experiment, grid, Path(folder)), repeats)
+
+
+def _time_rounds(rounds: FederatedRounds, repeats: int) -> Trainings:
+    return Trainings([measure_seconds(rounds.train) for _ in range(repeats)], rounds.accuracy)
+
+
+def _compare_with_flower(
+    measure: Callable[[int, int], Trainings], images: int, repeats: int
+) -> Samples:
+    rival = measure_flower(images, repeats)
+    return Samples(measure(images, repeats).seconds, rival.seconds)
+
+
+def _compare_accuracies(images: int, repeats: int) -> Samples:
+    rival = measure_flower(images, repeats)
+    ours = [measure(images, repeats) for measure in (measure_inprocess, measure_ray)]
+    return Samples([max(abs(each.accuracy - rival.accuracy) for each in ours)])
+
+
+def _build_benchmarks(name: str, images: int, bar: float) -> Iterator[Benchmark]:
+    what = f"FedAvg, 10 owners, {ROUNDS} {name} rounds ({images:,} images of MNIST)"
+    yield Benchmark(
+        f"federated-{name}-ray",
+        f"{what}, Ray / Flower's simulation",
+        "s",
+        bar,
+        partial(_compare_with_flower, measure_ray, images),
+        data=("mnist",),
+        ray=True,
+    )
+    yield Benchmark(
+        f"federated-{name}-inprocess",
+        f"{what}, in process / Flower's simulation",
+        "s",
+        bar,
+        partial(_compare_with_flower, measure_inprocess, images),
+        data=("mnist",),
+    )
+    yield Benchmark(
+        f"federated-{name}-accuracy",
+        f"{what}, accuracies on the three engines apart",
+        "",
+        0.01,
+        partial(_compare_accuracies, images),
+        data=("mnist",),
+        ray=True,
     )
 
 
-def _measure_on_ray(directory: Path, images: int, repeats: int) -> tuple[list[float], float]:
-    experiment = load_benchmark_experiment(images)
-    config = build_run_config(experiment, directory, "benchmark")
-    build_server_context(config)
-    grid = RayGrid(app, 10, config, workers=2)
-    try:
-        return _time_rounds(FederatedRounds(experiment, grid, directory), repeats)
-    finally:
-        grid.stop()
-
-
-def _time_rounds(rounds: FederatedRounds, repeats: int) -> tuple[list[float], float]:
-    return [measure_seconds(rounds.train) for _ in range(repeats)], rounds.accuracy
+# At least twice as fast if rounds are short, and not slower otherwise.
+BENCHMARKS = [
+    *_build_benchmarks("short", 300, bar=0.5),
+    *_build_benchmarks("longer", 20_000, bar=1.0),
+]
 
 
 def main(images: int, repeats: int) -> None:
@@ -148,8 +177,8 @@ def main(images: int, repeats: int) -> None:
         def train(grid: Grid, context: Context) -> None:
             context.run_config = dict(config)
             torch.set_num_threads(1)
-            times, accuracy = _time_rounds(FederatedRounds(experiment, grid, directory), repeats)
-            measured.update(seconds=times, accuracy=accuracy)
+            rounds = FederatedRounds(experiment, grid, directory)
+            measured.update(_time_rounds(rounds, repeats)._asdict())
 
         resources = {"client_resources": {"num_cpus": 1, "num_gpus": 0.0}}
         run_simulation(server, app, 10, backend_config=resources)  # type: ignore[arg-type]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache, partial
 from pathlib import Path
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 from flwr.serverapp import Grid
@@ -18,10 +19,10 @@ from pudica.clients.app import app
 from pudica.clients.data import ImageSet, Splits
 from pudica.models.generator import NoiseGenerator
 from pudica.models.randomness import numpy_generator, torch_generator
-from pudica.simulations.benchmarks.measure import Row, make_ratio_row, measure_seconds
+from pudica.simulations.benchmarks.engines import start_ray_grid
+from pudica.simulations.benchmarks.measure import Benchmark, Samples, measure_seconds, use_threads
 from pudica.simulations.engines.inprocess import InProcessGrid
 from pudica.simulations.engines.local import build_run_config, build_server_context
-from pudica.simulations.engines.ray import RayGrid
 from pudica.strategies.core.cohort import Cohort
 from pudica.strategies.core.recorder import Recorder
 from pudica.strategies.loading import load_experiment
@@ -96,63 +97,106 @@ class PlainGeneratorLoop:
 
 
 @contextmanager
-def prepare_stage(
-    experiment: ThemisExperiment, grid: Grid, directory: Path
-) -> Iterator[tuple[Organiser, Themis]]:
-    """Let participants join and train; yield organiser and strategy, whose rounds are timed."""
+def prepare_stage(experiment: ThemisExperiment, grid: Grid, directory: Path) -> Iterator[Themis]:
+    """Let participants join and train; yield the strategy whose rounds are timed."""
     recorder = Recorder(directory, experiment, "benchmark")
     organiser = Organiser(Cohort.on(grid, experiment.client, recorder), experiment)
     join(organiser)
     train_models(organiser)
     strategy = organiser.strategy("main", experiment.themis)
     strategy.load_arrays(strategy.initial_arrays())
-    yield organiser, strategy
+    yield strategy
     recorder.close("done")
 
 
-def measure_rows(repeats: int) -> list[Row]:
-    """Measure on both engines; Ray must be connected."""
+class EpochTimes(NamedTuple):
+    """Seconds of epochs of both rivals and of ours, in turn."""
+
+    plain: list[float]
+    frozen: list[float]
+    ours: list[float]
+
+
+@cache
+def measure_inprocess(repeats: int) -> EpochTimes:
+    """Time epochs in process, and those of loops with one thread."""
     experiment = load_benchmark_experiment()
-    count = len(experiment.participants)
-    torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory() as folder:
-        here, there = Path(folder) / "inprocess", Path(folder) / "ray"
-        config = build_run_config(experiment, here, "benchmark")
+    with tempfile.TemporaryDirectory() as folder, use_threads(1):
+        config = build_run_config(experiment, Path(folder), "benchmark")
         build_server_context(config)
-        with prepare_stage(experiment, InProcessGrid(app, count, config), here) as prepared:
-            in_process = _compare_epochs(
-                "in process", *prepared, threads=1, bar=1.10, repeats=repeats
-            )
-        grid = RayGrid(app, count, build_run_config(experiment, there, "benchmark"), workers=2)
-        with prepare_stage(experiment, grid, there) as prepared:
-            on_ray = _compare_epochs(
-                "Ray, 2 workers", *prepared, threads=2, bar=1.00, repeats=repeats
-            )
-        grid.stop()
-    return in_process + on_ray
+        grid = InProcessGrid(app, len(experiment.participants), config)
+        return _time_epochs(experiment, grid, Path(folder), threads=1, repeats=repeats)
 
 
-def _compare_epochs(
-    engine: str,
-    organiser: Organiser,
-    strategy: Themis,
-    threads: int,
-    bar: float,
-    repeats: int,
-) -> list[Row]:
-    """Time epochs, alternating with both rivals."""
-    experiment = organiser.experiment
-    plain, frozen = (
-        PlainGeneratorLoop(experiment, threads),
-        PlainGeneratorLoop(experiment, threads, frozen=True),
-    )
-    epochs = [plain.epoch, frozen.epoch, lambda: strategy.run_round(strategy.arrays())]
-    for epoch in epochs:
-        epoch()
-    times = [[measure_seconds(epoch) for epoch in epochs] for _ in range(repeats)]
-    of_plain, of_frozen, ours = (list(each) for each in zip(*times, strict=True))
-    what = f"MNIST joint epoch, {engine} / plain loop, {threads} thread{'s' * (threads > 1)}"
-    return [
-        make_ratio_row(what, "s", bar, ours, of_plain),
-        make_ratio_row(f"{what}, frozen models", "s", None, ours, of_frozen),
-    ]
+@cache
+def measure_ray(repeats: int) -> EpochTimes:
+    """Time epochs on Ray, which must be connected, and those of loops with two threads."""
+    experiment = load_benchmark_experiment()
+    with tempfile.TemporaryDirectory() as folder, use_threads(1):
+        config = build_run_config(experiment, Path(folder), "benchmark")
+        build_server_context(config)
+        with start_ray_grid(app, len(experiment.participants), config) as grid:
+            return _time_epochs(experiment, grid, Path(folder), threads=2, repeats=repeats)
+
+
+def _time_epochs(
+    experiment: ThemisExperiment, grid: Grid, directory: Path, threads: int, repeats: int
+) -> EpochTimes:
+    with prepare_stage(experiment, grid, directory) as strategy:
+        plain, frozen = (
+            PlainGeneratorLoop(experiment, threads),
+            PlainGeneratorLoop(experiment, threads, frozen=True),
+        )
+        epochs = [plain.epoch, frozen.epoch, lambda: strategy.run_round(strategy.arrays())]
+        for epoch in epochs:
+            epoch()
+        times = [[measure_seconds(epoch) for epoch in epochs] for _ in range(repeats)]
+    return EpochTimes(*(list(each) for each in zip(*times, strict=True)))
+
+
+def _compare_with_plain(measure: Callable[[int], EpochTimes], repeats: int) -> Samples:
+    times = measure(repeats)
+    return Samples(times.ours, times.plain)
+
+
+def _compare_with_frozen(measure: Callable[[int], EpochTimes], repeats: int) -> Samples:
+    times = measure(repeats)
+    return Samples(times.ours, times.frozen)
+
+
+BENCHMARKS = [
+    Benchmark(
+        "generator-inprocess",
+        "MNIST joint epoch, in process / plain loop, 1 thread",
+        "s",
+        1.10,
+        partial(_compare_with_plain, measure_inprocess),
+        data=("mnist",),
+    ),
+    Benchmark(
+        "generator-inprocess-frozen",
+        "MNIST joint epoch, in process / plain loop over frozen models, 1 thread",
+        "s",
+        None,
+        partial(_compare_with_frozen, measure_inprocess),
+        data=("mnist",),
+    ),
+    Benchmark(
+        "generator-ray",
+        "MNIST joint epoch, Ray, 2 workers / plain loop, 2 threads",
+        "s",
+        1.00,
+        partial(_compare_with_plain, measure_ray),
+        data=("mnist",),
+        ray=True,
+    ),
+    Benchmark(
+        "generator-ray-frozen",
+        "MNIST joint epoch, Ray, 2 workers / plain loop over frozen models, 2 threads",
+        "s",
+        None,
+        partial(_compare_with_frozen, measure_ray),
+        data=("mnist",),
+        ray=True,
+    ),
+]

@@ -9,7 +9,7 @@ import ray
 
 from pudica.clients.data import DataConfig
 from pudica.models.randomness import numpy_generator
-from pudica.simulations.benchmarks.measure import Row, make_value_row
+from pudica.simulations.benchmarks.measure import Benchmark, Samples
 
 SMALL, LARGE = 6_000, 60_000
 
@@ -29,7 +29,7 @@ class DatasetReader:
         return int(psutil.Process().memory_full_info().uss)
 
 
-def measure_rows(repeats: int) -> list[Row]:
+def _measure_difference(repeats: int) -> Samples:
     """Measure the difference in USS between a large and a small data set.
 
     Both workers read the same data set at the same time, as in a run, so they share its pages.
@@ -38,8 +38,7 @@ def measure_rows(repeats: int) -> list[Row]:
     for _ in range(repeats):
         small, large = (_measure_uss(limit) for limit in (SMALL, LARGE))
         differences.append((large - small) / 1e6)
-    what = "USS of a worker with 60,000 MNIST images over one with 6,000"
-    return [make_value_row(what, "MB", 20.0, differences)]
+    return Samples(differences)
 
 
 def _measure_uss(images: int) -> float:
@@ -47,7 +46,22 @@ def _measure_uss(images: int) -> float:
     config = DataConfig(name="mnist", split="own", limit=images * 4 // 5).model_dump_json()
     actor: Any = ray.remote(num_cpus=1)(DatasetReader)
     workers = [actor.remote() for _ in range(2)]
-    used = ray.get([worker.read.remote(config) for worker in workers])
-    for worker in workers:
-        ray.kill(worker)
-    return float(max(used))
+    try:
+        return float(max(ray.get([worker.read.remote(config) for worker in workers])))
+    finally:
+        for worker in workers:
+            ray.kill(worker)
+
+
+BENCHMARKS = [
+    Benchmark(
+        "memory-worker",
+        "USS of a worker with 60,000 MNIST images over one with 6,000",
+        "MB",
+        20.0,
+        _measure_difference,
+        data=("mnist",),
+        ray=True,
+        quick=True,
+    )
+]

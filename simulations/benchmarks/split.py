@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import cache, partial
 from pathlib import Path
 from statistics import median
-from typing import cast
+from typing import Any, cast
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord
@@ -20,10 +20,10 @@ from pudica import models
 from pudica.clients import shields
 from pudica.clients.app import app
 from pudica.models.randomness import SecretGenerator, numpy_generator
-from pudica.simulations.benchmarks.measure import Row, make_ratio_row, measure_seconds
+from pudica.simulations.benchmarks.engines import run_module, start_ray_grid
+from pudica.simulations.benchmarks.measure import Benchmark, Samples, measure_seconds, use_threads
 from pudica.simulations.engines.inprocess import InProcessGrid
 from pudica.simulations.engines.local import build_run_config, build_server_context
-from pudica.simulations.engines.ray import RayGrid
 from pudica.strategies.core.cohort import Cohort
 from pudica.strategies.core.joining import gather
 from pudica.strategies.core.recorder import Recorder
@@ -33,14 +33,20 @@ from pudica.strategies.split.session import Session
 from pudica.strategies.split.strategy import SplitLearning
 from pudica.strategies.split.system import Case
 
+Settings = dict[str, Any]
+
 IMAGES = 12_000
 FLOWER_TURNS = 6
 BATCH, FEATURES = 64, (80, 4, 4)
-SHIELDS = {
-    "Laplace": {"name": "batch-norm-laplace", "epsilon": 5},
-    "Gaussian": {"name": "norm-gaussian", "epsilon": 5},
-    "clip and Gaussian": {"name": "clip-gaussian", "epsilon": 5},
-    "clip and Laplace": {"name": "clip-laplace", "epsilon": 5},
+SHIELDS: dict[str, Settings] = {
+    "laplace": {"name": "batch-norm-laplace", "epsilon": 5},
+    "gaussian": {"name": "norm-gaussian", "epsilon": 5},
+    "clip-gaussian": {"name": "clip-gaussian", "epsilon": 5},
+    "clip-laplace": {"name": "clip-laplace", "epsilon": 5},
+}
+RANDOMNESS: dict[str, Callable[[], object]] = {
+    "seeded": lambda: numpy_generator(0, "noise"),
+    "secret": lambda: SecretGenerator(bytes(32), bytes(4 * BATCH * 1280)),
 }
 
 
@@ -115,87 +121,71 @@ def take_turns(strategy: SplitLearning, arrays: ArrayRecord, count: int) -> Arra
     return arrays
 
 
-def measure_rows(repeats: int) -> list[Row]:
-    """Measure on both engines; Ray must be connected."""
-    torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory() as folder:
-        here, there = Path(folder) / "inprocess", Path(folder) / "ray"
-        return [
-            *_measure_in_process(here, repeats),
-            *_measure_on_ray(there, "average", 1.25, repeats),
-            *_measure_on_ray(there, "private", None, repeats),
-            *_measure_on_flower(),
-            *_measure_shields(repeats),
-        ]
-
-
-def _measure_in_process(directory: Path, repeats: int) -> list[Row]:
+def prepare_inprocess(directory: Path) -> SplitLearning:
+    """Let a single device join, in process."""
     experiment = load_benchmark_experiment(1, "split.front=private")
     config = build_run_config(experiment, directory, "benchmark")
     build_server_context(config)
-    training = prepare_training(experiment, InProcessGrid(app, 1, config), directory)
-    what = "MNIST epoch across the cut, 1 device, in process / plain loop, 1 thread"
-    row = _compare_epochs(what, 1.15, training, PlainSplitLoop(experiment, 1, BATCH), repeats)
-    return [row, _measure_traffic(training)]
+    return prepare_training(experiment, InProcessGrid(app, 1, config), directory)
 
 
-def _measure_on_ray(directory: Path, front: str, bar: float | None, repeats: int) -> list[Row]:
+def _measure_inprocess(repeats: int) -> Samples:
+    with tempfile.TemporaryDirectory() as folder, use_threads(1):
+        training = prepare_inprocess(Path(folder))
+        plain = PlainSplitLoop(load_benchmark_experiment(1), 1, BATCH)
+        return _time_epochs(training, plain, repeats)
+
+
+def _measure_ray(front: str, repeats: int) -> Samples:
     experiment = load_benchmark_experiment(4, f"split.front={front}", "split.threads=2")
-    config = build_run_config(experiment, directory / front, "benchmark")
-    build_server_context(config)
-    grid = RayGrid(app, 4, config, workers=2)
-    try:
-        training = prepare_training(experiment, grid, directory / front)
-        what = f"the same, 4 devices, {front} front, Ray, 2 workers / plain loop, 2 threads"
-        return [
-            _compare_epochs(what, bar, training, PlainSplitLoop(experiment, 2, 4 * BATCH), repeats)
-        ]
-    finally:
-        grid.stop()
+    with tempfile.TemporaryDirectory() as folder, use_threads(1):
+        config = build_run_config(experiment, Path(folder), "benchmark")
+        build_server_context(config)
+        with start_ray_grid(app, 4, config) as grid:
+            training = prepare_training(experiment, grid, Path(folder))
+            return _time_epochs(training, PlainSplitLoop(experiment, 2, 4 * BATCH), repeats)
 
 
-def _compare_epochs(
-    what: str, bar: float | None, training: SplitLearning, plain: PlainSplitLoop, repeats: int
-) -> Row:
+def _time_epochs(training: SplitLearning, plain: PlainSplitLoop, repeats: int) -> Samples:
     arrays = training.new_arrays()
     epochs = [plain.epoch, lambda: training.run_round(arrays)]
     for epoch in epochs:
         epoch()
     times = [[measure_seconds(epoch) for epoch in epochs] for _ in range(repeats)]
-    of_plain, ours = (list(each) for each in zip(*times, strict=True))
-    return make_ratio_row(what, "s", bar, ours, of_plain)
+    of_plain, ours = zip(*times, strict=True)
+    return Samples(ours, of_plain)
 
 
-def _measure_traffic(training: SplitLearning) -> Row:
+def _measure_traffic(_: int) -> Samples:
     """Compare bytes on the wire with those of activations, labels and gradients alone."""
-    cohort = training.cohort
-    arrays = take_turns(training, training.new_arrays(), 1)  # so that a gradient is waiting
-    before = [list(total) for total in cohort.traffic.values()]
-    take_turns(training, arrays, 1)
-    (sent, received) = (
-        after - then for after, then in zip(*cohort.traffic.values(), before[0], strict=True)
-    )
-    values = 4 * BATCH * 1280
-    payload = 2 * values + 4 * BATCH
-    what = "bytes on the wire / of the payload, one turn"
-    return make_ratio_row(what, "bytes", 1.02, [sent + received], [payload])
+    with tempfile.TemporaryDirectory() as folder, use_threads(1):
+        training = prepare_inprocess(Path(folder))
+        arrays = take_turns(training, training.new_arrays(), 1)  # so that a gradient is waiting
+        before = _count_bytes(training)
+        take_turns(training, arrays, 1)
+        values = 4 * BATCH * 1280
+        return Samples([_count_bytes(training) - before], [2 * values + 4 * BATCH])
 
 
-def _measure_shields(repeats: int) -> list[Row]:
-    """Time forward and backward through each shield, against a step of the plain loop."""
-    plain = PlainSplitLoop(load_benchmark_experiment(1), 1, BATCH)
-    steps = -(-IMAGES // BATCH)
-    of_step = [1000 * measure_seconds(plain.epoch) / steps for _ in range(repeats)]
-    rows = []
-    for noise, source in RANDOMNESS.items():
-        for name, settings in SHIELDS.items():
-            shield = shields.build(shields.parse_config(settings), FEATURES, BATCH)
-            ours = [_time_shield(shield, source) for _ in range(repeats)]
-            what = f"shield at 64x1280, {name}, {noise} noise / a step of the plain loop"
-            # Exact noise on integers takes longer; it is only used where a guarantee is given.
-            bar = None if shield.grid else 0.15
-            rows.append(make_ratio_row(what, "ms", bar, ours, of_step))
-    return rows
+def _count_bytes(training: SplitLearning) -> int:
+    return sum(map(sum, training.cohort.traffic.values()))
+
+
+@cache
+def measure_steps(repeats: int) -> list[float]:
+    """Return the milliseconds of a step of the plain loop, in epochs one after the other."""
+    with use_threads(1):
+        plain = PlainSplitLoop(load_benchmark_experiment(1), 1, BATCH)
+        steps = -(-IMAGES // BATCH)
+        return [1000 * measure_seconds(plain.epoch) / steps for _ in range(repeats)]
+
+
+def _measure_shield(settings: Settings, noise: str, repeats: int) -> Samples:
+    """Time forward and backward through a shield, against a step of the plain loop."""
+    shield = shields.build(shields.parse_config(settings), FEATURES, BATCH)
+    rival = measure_steps(repeats)
+    with use_threads(1):
+        return Samples([_time_shield(shield, RANDOMNESS[noise]) for _ in range(repeats)], rival)
 
 
 def _time_shield(shield: shields.Shield, source: Callable[[], object]) -> float:
@@ -208,25 +198,71 @@ def _time_shield(shield: shields.Shield, source: Callable[[], object]) -> float:
     return 1000 * median(measure_seconds(run_once) for _ in range(20))
 
 
-RANDOMNESS: dict[str, Callable[[], object]] = {
-    "seeded": lambda: numpy_generator(0, "noise"),
-    "secret": lambda: SecretGenerator(bytes(32), bytes(4 * BATCH * 1280)),
-}
-
-
-def _measure_on_flower() -> list[Row]:
+def _measure_flower(count: int, _: int) -> Samples:
     """Time turns on Flower's own simulation, once, since starting it takes more than a minute."""
-    rows = []
-    plain = PlainSplitLoop(load_benchmark_experiment(1), 1, BATCH)
-    steps = -(-IMAGES // BATCH)
-    for count in (1, 32):
-        command = [sys.executable, "-m", "pudica.simulations.benchmarks.split", str(count)]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-        ours = [json.loads(done.stdout.splitlines()[-1])]
-        rival = [1000 * measure_seconds(plain.epoch) / steps]
-        what = f"a batch on Flower's simulation, {count} per message / a step of the plain loop"
-        rows.append(make_ratio_row(what, "ms", None, ours, rival))
-    return rows
+    return Samples([run_module(__name__, count)], measure_steps(1))
+
+
+def _build_shield_benchmarks() -> Iterator[Benchmark]:
+    for noise in RANDOMNESS:
+        for name, settings in SHIELDS.items():
+            yield Benchmark(
+                f"split-{name}-{noise}",
+                f"shield {settings['name']} at 64x1280, {noise} noise / a step of the plain loop",
+                # Exact noise on integers takes longer; it is only used for a guarantee.
+                "ms",
+                None if name.startswith("clip") else 0.15,
+                partial(_measure_shield, settings, noise),
+                data=("mnist",),
+                quick=True,
+            )
+
+
+BENCHMARKS = [
+    Benchmark(
+        "split-inprocess",
+        "MNIST epoch across the cut, 1 device, in process / plain loop, 1 thread",
+        "s",
+        1.15,
+        _measure_inprocess,
+        data=("mnist",),
+        quick=True,
+    ),
+    Benchmark(
+        "split-traffic",
+        "bytes on the wire of a turn across the cut / of its payload",
+        "bytes",
+        1.02,
+        _measure_traffic,
+        data=("mnist",),
+        quick=True,
+    ),
+    *(
+        Benchmark(
+            f"split-ray-{front}",
+            f"MNIST epoch across the cut, 4 devices, {front} front, Ray, 2 workers / plain loop, "
+            "2 threads",
+            "s",
+            bar,
+            partial(_measure_ray, front),
+            data=("mnist",),
+            ray=True,
+        )
+        for front, bar in [("average", 1.25), ("private", None)]
+    ),
+    *(
+        Benchmark(
+            f"split-flower-{count}",
+            f"a batch on Flower's simulation, {count} per message / a step of the plain loop",
+            "ms",
+            None,
+            partial(_measure_flower, count),
+            data=("mnist",),
+        )
+        for count in (1, 32)
+    ),
+    *_build_shield_benchmarks(),
+]
 
 
 def main(count: int) -> None:
