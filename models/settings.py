@@ -19,6 +19,7 @@ KINDS = {
     "bool": "true or false",
     "string": "text (in quotes, if it looks like a number)",
     "list": "a list",
+    "tuple": "a list",
     "path": "a path",
     "finite": "a finite number",
 }

@@ -16,7 +16,7 @@ OWN_NAMES = (
     *("plots", "vault", "experiment.yaml", "run.json", "metrics.jsonl", "events.log"),
     *("progress.json", "checkpoint.safetensors", "examiner.safetensors", "releases.json"),
     *("nodes.json", "stages.json", "orders.json", "manifest.json", "submissions.safetensors"),
-    *("flower.log", "page"),
+    *("flower.log", "page", "loggers.json", "tensorboard", "wandb"),
 )
 MAIN = "main"
 

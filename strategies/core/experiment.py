@@ -8,7 +8,14 @@ from functools import partial
 from typing import Annotated, Self
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    model_validator,
+)
 
 from pudica.clients.data import DataConfig, PartitionConfig, Splits, load, load_once, partition_once
 from pudica.models.compute import Compute, ComputeConfig
@@ -16,8 +23,21 @@ from pudica.models.errors import RequestError
 from pudica.models.files import AbsolutePath
 from pudica.models.naming import validate_name, validate_text
 from pudica.models.randomness import derive
+from pudica.strategies.core.loggers import LoggerName, check_loggers
 
 LONGEST_NAME = 100
+
+
+def _as_list(value: object) -> object:
+    return [value] if isinstance(value, str) else value
+
+
+Log = Annotated[
+    tuple[LoggerName, ...],
+    BeforeValidator(_as_list),
+    AfterValidator(lambda names: tuple(dict.fromkeys(names))),
+]
+"""Names of loggers: one, or a list of different ones."""
 
 
 class ClientConfig(ComputeConfig):
@@ -69,6 +89,11 @@ class Experiment(BaseModel, ABC):
     """A whole experiment, each section as its owner defines it.
 
     A system's own sections are in a subclass.
+
+    Attributes
+    ----------
+    log : tuple of {"tensorboard", "mlflow", "wandb"}
+        Who is given the measurements, as the run goes; nodes hear nothing of it.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -84,6 +109,7 @@ class Experiment(BaseModel, ABC):
     data: DataConfig = DataConfig()
     client: ClientConfig = ClientConfig()
     ray: RayConfig = RayConfig()
+    log: Log = ()
 
     @abstractmethod
     def deployed(self, nodes: list[str]) -> list[str]:
@@ -133,6 +159,7 @@ class Experiment(BaseModel, ABC):
         RequestError
             Something is not there, or does not fit.
         """
+        check_loggers(self.log)
         Compute(self.client)
         data = self.load_data()
         self.check_models(data)

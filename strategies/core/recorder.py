@@ -9,6 +9,7 @@ A run is one directory::
     progress.json            where the run is now
     nodes.json               how it stands with each node, where they are real
     checkpoint.safetensors   from which a killed run goes on
+    loggers.json             how far TensorBoard and the like got; see :mod:`.delivery`
     .lock                    held while a process runs it
     …                        artefacts: leaderboards, images, plots
 
@@ -40,6 +41,8 @@ from pudica.models.clock import timestamp
 from pudica.models.errors import RequestError
 from pudica.models.files import load_tensors, save_tensors, try_lock, write_atomically
 from pudica.models.printable import escape_hidden
+from pudica.strategies.core.delivery import Loggers, settings_to_share
+from pudica.strategies.core.loggers import LoggedRun, LoggerName, check_loggers
 
 PROGRESS_SECONDS = 0.25
 CHECKPOINT_SECONDS = 15.0
@@ -91,6 +94,10 @@ class Description(Protocol):
     @property
     def seed(self) -> int:
         """Of everything that is drawn."""
+
+    @property
+    def log(self) -> Sequence[LoggerName]:
+        """The loggers that are given the measurements."""
 
     def names(self) -> list[str]:
         """Return the nodes' names, as far as they are known."""
@@ -249,8 +256,8 @@ class Recorder(MemoryRecorder):
     Raises
     ------
     RequestError
-        The directory holds another experiment's run, another process runs it, or it can't be
-        written.
+        The directory holds another experiment's run, another process runs it, it can't be
+        written, or a logger is not installed.
     """
 
     directory: Path
@@ -264,6 +271,7 @@ class Recorder(MemoryRecorder):
         self._open(engine)
 
     def _open(self, engine: str) -> None:
+        check_loggers(self.experiment.log)
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
             self._lock = lock(self.directory)
@@ -294,6 +302,9 @@ class Recorder(MemoryRecorder):
             "keys": self.note.setdefault("keys", {}),
         }
         self._write_run()
+        settings = settings_to_share(self.experiment.to_yaml(), deployed=engine == "deployment")
+        about = LoggedRun(self.directory, self.experiment.name, settings)
+        self._loggers = Loggers(self.experiment.log, about, self.rows, self.event)
 
     def _claim(self) -> None:
         resolved = self.experiment.to_yaml()
@@ -374,6 +385,7 @@ class Recorder(MemoryRecorder):
         self.note["metrics_bytes"] = self._metrics.tell()
         save_tensors(self.directory / "checkpoint.safetensors", self.arrays, self.note)
         self._write_run()
+        self._loggers.log(self.rows)  # what no resumed run measures again
         self._last_checkpoint = time.monotonic()
 
     # ------------------------------------------------------------------------- the end
@@ -391,6 +403,9 @@ class Recorder(MemoryRecorder):
         finally:
             self.run |= {"status": status, "reason": reason, "ended": timestamp()}
             self._write_run()
+            if status == "done":
+                self._loggers.log(self.rows)
+            self._loggers.close(status)
             self._lock.close()
 
     def _write_run(self) -> None:

@@ -11,6 +11,8 @@ import yaml
 from flwr.app import MetricRecord
 from flwr.serverapp.strategy import Result
 
+from pudica.strategies.core.loggers import LoggerName
+
 KINDS = ("train_metrics_clientapp", "evaluate_metrics_clientapp", "evaluate_metrics_serverapp")
 
 
@@ -54,12 +56,15 @@ class RunDescription:
     seed : int
     settings : dict
         Of the strategy; a record is resumed with the same only.
+    log : tuple of str
+        The loggers that are given the measurements.
     """
 
     system: str
     name: str
     seed: int
     settings: Mapping[str, Any]
+    log: tuple[LoggerName, ...] = ()
 
     def names(self) -> list[str]:
         """Return no names: nodes say theirs when they join."""

@@ -77,20 +77,20 @@ SELDOM = [
 ]
 
 
-def run(directory: Path) -> None:
+def run(directory: Path, *overrides: str) -> None:
     """Run, or go on with, the competition."""
     torch.set_num_threads(1)
-    experiment = tiny(*SETTINGS)
+    experiment = tiny(*SETTINGS, *overrides)
     config = build_run_config(experiment, directory, "inprocess")
     server_app(InProcessGrid(client_app, 3, config), build_server_context(config))
 
 
-def killed_at(what: str, number: int, directory: Path) -> bool:
+def killed_at(what: str, number: int, directory: Path, *overrides: str) -> bool:
     """Run, or go on, up to a point; tell whether it came to that."""
 
     def killed() -> None:
         die_at(what, number)
-        run(directory)
+        run(directory, *overrides)
 
     ended = wait_for(fork(killed))
     assert ended in (0, -signal.SIGKILL), f"{what} {number}: a child ended by {ended}"
