@@ -15,6 +15,7 @@ from pudica.simulations.benchmarks import (
     generator,
     memory,
     split,
+    studies,
 )
 from pudica.simulations.benchmarks.measure import Benchmark
 
@@ -27,6 +28,7 @@ BENCHMARKS: list[Benchmark] = [
     *disguises.BENCHMARKS,
     *federated.BENCHMARKS,
     *facemix.BENCHMARKS,
+    *studies.BENCHMARKS,
 ]
 
 
