@@ -21,6 +21,7 @@ from typing import Any, ClassVar, Literal
 import yaml
 
 from pudica.models.errors import RequestError
+from pudica.models.files import file_lock
 
 LoggerName = Literal["tensorboard", "mlflow", "wandb"]
 Row = Mapping[str, Any]
@@ -156,33 +157,52 @@ class MlflowLogger(Logger):
 
     def __init__(self, run: LoggedRun) -> None:
         super().__init__(run)
-        from mlflow import MlflowClient
-
         getLogger("mlflow.store.db").setLevel(WARNING)  # it tells of each table it creates
-        here = run.directory.parent.absolute()
+        folder = run.directory.parent.absolute()
         server = os.environ.get("MLFLOW_TRACKING_URI")
-        self._client = MlflowClient(server or f"sqlite:///{here / 'mlflow.db'}")
+        self._client = self._connect(server, folder)
         if run.id:
             self._client.update_run(run.id, status="RUNNING")
         else:
-            self._create(run, None if server else (here / "mlruns").as_uri())
+            self._create(run, None if server else (folder / "mlruns").as_uri())
+
+    def _connect(self, server: str | None, folder: Path) -> Any:
+        """Return a client of the server, or of the folder's database."""
+        from mlflow import MlflowClient
+
+        if server:
+            return MlflowClient(server)
+        # If two runs of a study created the tables at the same time, both would fail.
+        with file_lock(folder / ".mlflow.lock"):
+            return MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
 
     def _create(self, run: LoggedRun, artifacts: str | None) -> None:
         from mlflow.entities import Param
 
-        known = self._client.get_experiment_by_name(run.experiment)
-        experiment = (
-            known.experiment_id
-            if known
-            else self._client.create_experiment(run.experiment, artifact_location=artifacts)
-        )
+        experiment = self._get_experiment(run.experiment, artifacts)
         self.id = self._client.create_run(experiment, run_name=run.directory.name).info.run_id
-        params = (
-            Param(re.sub(r"[^\w.-]", "_", key)[:LONGEST_KEY], text[:LONGEST_VALUE])
+        # Two values of one name would be an error.
+        texts = {
+            re.sub(self.forbidden, "_", key)[:LONGEST_KEY]: text
             for key, text in _flatten(run.settings)
-        )
+        }
+        params = (Param(key, text[:LONGEST_VALUE]) for key, text in texts.items())
         while batch := list(islice(params, MOST_PARAMS)):
             self._client.log_batch(self.id, params=batch)
+
+    def _get_experiment(self, name: str, artifacts: str | None) -> str:
+        """Return the id of MLflow's experiment, which is created if need be."""
+        from mlflow.exceptions import MlflowException
+
+        known = self._client.get_experiment_by_name(name)
+        if known is None:
+            try:
+                return str(self._client.create_experiment(name, artifact_location=artifacts))
+            except MlflowException:
+                known = self._client.get_experiment_by_name(name)
+                if known is None:  # else another run was faster
+                    raise
+        return str(known.experiment_id)
 
     def log(self, rows: Sequence[Row], first: int) -> None:  # noqa: ARG002
         """Write measurements, as many at once as MLflow takes."""
