@@ -93,11 +93,11 @@ class ParticipantConfig(_Settings):
         A name of the zoo, ``custom:FILE.py:callable`` or a ``.pt2`` file; ``own`` where only the
         participant knows it.
     weights : Path or None
-        Safetensors of a model that is trained already, and is not trained on.
+        Safetensors of a model that is trained already, and is not trained on. None: it is trained.
     name : str
-        On the leaderboard; the model's published name if left out.
+        The name on the leaderboard; if left out, the model's published name.
     training : TrainingConfig or None
-        In place of the experiment's own schedule.
+        How this participant trains. None: as ``training`` of the experiment says.
     """
 
     model: ModelName

@@ -19,8 +19,8 @@ class ComputeConfig(BaseModel):
     Attributes
     ----------
     device : {"auto", "cpu", "cuda"}
-        ``auto`` uses a GPU if there is one.
-    threads : int
+        Where a node computes; ``auto`` uses a GPU if there is one.
+    threads : int, in threads
         PyTorch threads while a node computes. Floating-point sums depend on them, so the same
         seed gives the same numbers only with the same ``threads``.
     bfloat16 : bool

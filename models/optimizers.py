@@ -27,10 +27,18 @@ class OptimizerConfig(BaseModel):
 
     Attributes
     ----------
+    name : {"sgd", "adam", "adamw", "nadam", "radam", "rmsprop", "adagrad"}
+        Which optimiser of PyTorch it is.
+    learning_rate : float
+        The learning rate that training begins with.
     momentum : float
-        Only for ``sgd`` and ``rmsprop``.
-    step_size, gamma : int or None, float
-        Every ``step_size`` epochs the learning rate is multiplied by ``gamma``.
+        The momentum; only for ``sgd`` and ``rmsprop``.
+    weight_decay : float
+        The weight decay.
+    step_size : int or None, in epochs
+        Every so many epochs the learning rate is multiplied by ``gamma``; None: never.
+    gamma : float
+        The factor for ``step_size``.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

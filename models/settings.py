@@ -127,17 +127,18 @@ def _describe_problem(item: Any, location: Location, schema: type[BaseModel]) ->
         return f"must be a section{allowed}"
     # The whole range of a field, for example "above 0 and at most 10".
     bounds = [
-        _describe_bounds({name: getattr(limit, name, None) for name in BOUNDS})
+        describe_bounds({name: getattr(limit, name, None) for name in BOUNDS})
         for limit in (field.metadata if field else [])
     ]
-    limits = " and ".join(filter(None, bounds)) or _describe_bounds(item.get("ctx", {}))
+    limits = " and ".join(filter(None, bounds)) or describe_bounds(item.get("ctx", {}))
     word = KINDS.get(kind.split("_")[0])
     if word is None and not limits:
         return str(item["msg"])
     return "must be " + ", ".join(filter(None, [word, limits]))
 
 
-def _describe_bounds(values: dict[str, Any]) -> str:
+def describe_bounds(values: Mapping[str, Any]) -> str:
+    """Return bounds by pydantic's names, such as ``{"gt": 0}``, in words: ``above 0``."""
     return " and ".join(f"{BOUNDS[k]} {values[k]:g}" for k in BOUNDS if values.get(k) is not None)
 
 

@@ -51,15 +51,30 @@ class TrainingConfig(BaseModel):
 
     Attributes
     ----------
-    patience : int or None
-        Stop early after this many epochs without a better validation accuracy.
+    epochs : int, in epochs
+        How often training goes through all training images.
+    batch_size : int, in images
+        How many images a step of training takes.
+    learning_rate : float
+        The learning rate of SGD, before ``schedule`` lowers it.
+    momentum : float
+        The momentum of SGD.
+    weight_decay : float
+        The weight decay of SGD.
     schedule : {"step", "cosine"}
         How the learning rate falls. ``step`` multiplies it by ``gamma`` every ``step_size``
         epochs. ``cosine`` follows half a cosine wave down to 0 after the last epoch (SGDR without
         a restart, Loshchilov and Hutter 2017, Eq. (5)).
+    step_size : int, in epochs
+        ``step``: after how many epochs the learning rate falls, each time.
+    gamma : float
+        ``step``: the factor by which it falls.
+    patience : int or None, in epochs
+        Stop early after this many epochs without a better validation accuracy.
     augment : {"none", "crop-flip", "handwriting"}
-        ``crop-flip``: random crop with 4 pixels of black padding, and horizontal flip.
-        ``handwriting``: strokes slanted, stretched, bent, and made thinner or thicker.
+        How training images are changed at random. ``crop-flip``: random crop with 4 pixels of
+        black padding, and horizontal flip. ``handwriting``: strokes slanted, stretched, bent, and
+        made thinner or thicker.
     augment_first : bool
         Augment before images are disguised, as only their owner can; otherwise afterwards, as a
         cloud could.

@@ -86,6 +86,26 @@ def list_() -> None:
 
 
 @app.command()
+def settings(
+    system: Annotated[str, typer.Argument(help="A system, such as themis or split.")],
+    prefix: Annotated[
+        str | None, typer.Argument(help="A section or a key; by default all.")
+    ] = None,
+    json_schema: Annotated[
+        bool, typer.Option("--json-schema", help="Print a JSON Schema, for editors.")
+    ] = False,
+) -> None:
+    """Print every setting of a system: its key, type, default, unit and meaning."""
+    from pudica.simulations import settings_text
+
+    with exit_on_request_error():
+        if json_schema:
+            typer.echo(settings_text.format_json_schema(system, prefix))
+        else:
+            typer.echo(settings_text.format_settings(system, prefix))
+
+
+@app.command()
 def run(
     experiment: Annotated[
         str | None, typer.Argument(help="A name from `pudica list`, or a YAML file.")

@@ -54,13 +54,20 @@ def load_experiment(source: str, overrides: list[str]) -> Experiment:
     return _validated(schema, values, where, keys)
 
 
+def find_schema(system: str) -> type[Experiment]:
+    """Return the schema of a system's experiments; RequestError if there is no such system."""
+    if system not in systems():
+        raise unknown_name_error("system", system, systems())
+    schema: type[Experiment] = systems()[system].part("experiment")
+    return schema
+
+
 def _system(values: dict[str, Any], where: str) -> type[Experiment]:
     """Return the schema of the system that an experiment is of; THEMIS if it does not say."""
-    name = values.get("system", "themis")
-    if name not in systems():
-        raise RequestError(f"{where}: {unknown_name_error('system', str(name), systems())}")
-    schema: type[Experiment] = systems()[name].part("experiment")
-    return schema
+    try:
+        return find_schema(str(values.get("system", "themis")))
+    except RequestError as error:
+        raise RequestError(f"{where}: {error}") from error
 
 
 def validated(

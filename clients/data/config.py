@@ -10,7 +10,7 @@ from pudica.clients.data.decoding import MIN_SIDE, Background, Channels, Fit
 from pudica.clients.data.errors import DataError
 from pudica.clients.data.partition import PartitionConfig
 from pudica.clients.data.registry import DISGUISED, Where, lookup
-from pudica.clients.data.split_names import Patterns, SplitRules
+from pudica.clients.data.split_names import GivenPatterns, Patterns, SplitRules
 from pudica.clients.shields.disguises import format_notation, parse_notation
 from pudica.models.files import AbsolutePath
 from pudica.models.naming import Label, validate_labels
@@ -19,37 +19,64 @@ Side = Annotated[int, Field(ge=MIN_SIDE, le=1024)]
 
 
 class DataConfig(BaseModel):
-    """The ``data`` section of an experiment; docs/data.md describes every setting.
+    """Which images there are, how they are read, and how they are divided; see docs/data.md.
 
-    Parameters
+    Attributes
     ----------
     source : {"here", "hub"}
         Where ``name`` is known: here, or on the Hugging Face Hub.
-    attributes : tuple of str
-        Binary attributes besides the label, see :mod:`pudica.clients.data.columns`.
-    split : {"own", "public", "train-test", "4:1:1", "9:1"} or None
-        ``"own"`` keeps the set's test split and splits the rest 4:1 into training and
-        validation; ``"public"`` the same without reading any test image, so the test split may
-        be missing; ``"train-test"`` trains on all the rest, without validation. ``"4:1:1"`` pools
-        all rows; ``"9:1"`` splits each class into training and test, without validation. By
-        default ``"own"`` if the set has a test split, else ``"4:1:1"``.
+    name : str
+        The data set: one that ``pudica list`` shows, or ``owner/set`` of the Hub.
+    root : Path or None
+        The folder below which data sets are. None: ``PUDICA_DATA``, or else ``data``.
+    path : Path or None
+        The folder or file of this set, wherever it is. None: its usual place below ``root``.
+    download : bool
+        Whether the set may be fetched from the network, if it is not there.
+    label : str or None
+        The column of the class. None: the set's usual one, or the only one.
     classes : tuple of str or None
         Names of the classes 0, 1, 2, …, to which labels are matched by name; what has another
-        label is refused. By default the data's own.
+        label is refused. None: the data's own.
+    attributes : tuple of str
+        Yes-or-no questions besides the label: a binary column, ``COLUMN=VALUE``,
+        ``COLUMN:LOW-HIGH``, or ``*`` for every binary column.
     splits : mapping of str to sequence of str, "none" or None
-        Which files or folders are of which split, as patterns; by default their names tell.
-    min_per_class : int
+        Which files or folders are of which split, as patterns; ``none``: there are no splits.
+        None: their names tell.
+    min_per_class : int, in images
         Classes with fewer images are left out.
     background : {"white", "black"}
         What lies behind transparent pixels, and around images that are padded.
-    image_size : int or tuple of int, int or None
-        The side of a square, or height and width, to which all images are resized.
+    image_size : int or tuple of int, int or None, in pixels
+        The side of a square, or height and width, to which all images are resized. None: their
+        own, or the set's usual size.
     fit : {"stretch", "crop", "pad"}
-        How an image of other proportions is given that size.
-    shield, key : str or None, Path or None
-        Disguise applied to all images before anybody sees them, in the notation of
-        :func:`pudica.clients.shields.disguises.parse_notation`, and its key file. By default a
-        key is derived from the run's seed, which is for experiments only.
+        How an image of other proportions is given that size: stretched, cropped around the
+        centre, or padded with the background.
+    margin : int, in pixels
+        How much black is then added on each side.
+    channels : {1, 3} or None
+        1: grey, 3: colour. None: as the first image.
+    normalize : {"none", "dataset", "training"} or None
+        ``none``: pixels in [0, 1]; ``dataset``: by the published mean and standard deviation;
+        ``training``: by those of this training part. None: ``training`` with a shield, ``dataset``
+        for CIFAR in colour, else ``none``.
+    split : {"own", "public", "train-test", "4:1:1", "9:1"} or None
+        ``own`` keeps the set's test split and splits the rest 4:1 into training and
+        validation; ``public`` the same without reading any test image, so the test split may
+        be missing; ``train-test`` trains on all the rest, without validation. ``4:1:1`` pools
+        all rows; ``9:1`` splits each class into training and test, without validation. None:
+        ``own`` if the set has a test split, else ``4:1:1``.
+    limit : int or None, in images
+        At most so many training images; validation and test shrink in proportion. None: all.
+    partition : PartitionConfig or None
+        How training images are divided among nodes. None: as the system needs it.
+    shield : str or None
+        Disguise of all images before anybody sees them, such as ``MAT(256)+MMT(10)``; see
+        docs/disguises.md.
+    key : Path or None
+        The file of the disguise's key. None: derived from the run's seed, for experiments only.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -76,7 +103,7 @@ class DataConfig(BaseModel):
     shield: str | None = None
     key: AbsolutePath | None = None
 
-    @field_validator("attributes", mode="before")
+    @field_validator("attributes", mode="before", json_schema_input_type=Label | tuple[Label, ...])
     @classmethod
     def _wrap_single_attribute(cls, attributes: object) -> object:
         return (attributes,) if isinstance(attributes, str) else attributes
@@ -96,7 +123,7 @@ class DataConfig(BaseModel):
     def _validate_classes(cls, classes: tuple[str, ...] | None) -> tuple[str, ...] | None:
         return None if classes is None else tuple(validate_labels(classes))
 
-    @field_validator("splits", mode="before")
+    @field_validator("splits", mode="before", json_schema_input_type=GivenPatterns | None)
     @classmethod
     def _wrap_single_patterns(cls, splits: object) -> object:
         if not isinstance(splits, dict):

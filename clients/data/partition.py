@@ -20,15 +20,35 @@ Rows = NDArray[np.int64]
 
 
 class PartitionConfig(BaseModel):
-    """How training rows are partitioned among nodes; docs/data.md describes every setting."""
+    """How training images are partitioned among nodes.
+
+    Attributes
+    ----------
+    scheme : str
+        ``iid``: equal shares, at random. ``dirichlet``: of each class, shares drawn from a
+        Dirichlet distribution. ``pathological``: few classes for each node. ``shard``: few runs of
+        the images sorted by class. ``linear``, ``square``, ``exponential``: at random, shares of
+        growing size.
+    alpha : float
+        ``dirichlet``: the concentration; the smaller it is, the more the nodes differ.
+    min_rows_per_node : int, in images
+        ``dirichlet``: it draws again until each node has at least so many images.
+    self_balancing : bool
+        ``dirichlet``: whether nodes that are above the average get no more images.
+    classes_per_node : int, in classes
+        ``pathological``: how many classes each node has.
+    class_assignment : {"random", "deterministic", "first-deterministic"}
+        ``pathological``: whether a node's classes are drawn, follow from its number, or only the
+        first of them does.
+    shards_per_node : int, in shards
+        ``shard``: how many runs of the sorted images each node has.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     scheme: Literal[
         "iid", "dirichlet", "pathological", "shard", "linear", "exponential", "square"
     ] = "iid"
-    # Of `dirichlet`: the smaller the concentration, the more the nodes differ; it draws again until
-    # each has enough rows; if it balances, it gives no more to nodes above the average.
     alpha: float = Field(0.5, gt=0, allow_inf_nan=False)
     min_rows_per_node: int = Field(1, gt=0)
     self_balancing: bool = False

@@ -24,6 +24,8 @@ Hugging Face Hub."""
 
 NONE: Literal["none"] = "none"
 Patterns = Mapping[Split, Sequence[str]] | Literal["none"]
+GivenPatterns = Mapping[Split, str | Sequence[str]] | Literal["none"]
+"""As they may be written: a single pattern needs no list."""
 
 ADVICE = (
     "say it in data.splits, as {train: 'fit*', test: 'holdout*'}, or `data.splits: none` if there "

@@ -15,10 +15,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from importlib import import_module
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Union
 
 import torch
-from pydantic import BeforeValidator, SerializeAsAny, ValidationError
+from pydantic import BeforeValidator, Field, SerializeAsAny, ValidationError
 
 from pudica.clients.shields.base import Guarantee, Mechanism, Shape, Shield, ShieldConfig
 from pudica.clients.shields.element_level import BatchNormLaplace, NormGaussian, PixelLaplace
@@ -111,7 +111,14 @@ def _read_settings(values: Any) -> ShieldConfig:
         raise ValueError("; ".join(explain_errors(error, schema))) from error
 
 
-AnyShield = Annotated[SerializeAsAny[ShieldConfig], BeforeValidator(_read_settings)]
+_OneOf: Any = Annotated[
+    Union[tuple(schema for schema, _ in SHIELDS.values())],  # noqa: UP007
+    Field(discriminator="name"),
+]
+AnyShield = Annotated[
+    SerializeAsAny[ShieldConfig],
+    BeforeValidator(_read_settings, json_schema_input_type=_OneOf),
+]
 """A shield's settings as a field of others."""
 
 

@@ -33,10 +33,22 @@ REMOVES = "an obfuscation: what it removes can't be recovered, what it leaves ev
 """Why something lossy has no guarantee."""
 
 
-class ShieldConfig(BaseModel):
-    """The settings of a shield; ``name`` selects it."""
+def _require_name(schema: dict[str, Any]) -> None:
+    schema["required"] = ["name", *(key for key in schema.get("required", []) if key != "name")]
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+class ShieldConfig(BaseModel):
+    """The settings of a shield.
+
+    Attributes
+    ----------
+    name : str
+        Which shield it is.
+    """
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, allow_inf_nan=False, json_schema_extra=_require_name
+    )
 
     name: str
 

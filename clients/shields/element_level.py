@@ -29,9 +29,15 @@ SENSITIVITY = 1 / math.sqrt(2)
 
 
 class BatchNormLaplaceConfig(ShieldConfig):
-    """Settings of :class:`BatchNormLaplace`: ε of one element (None: no noise).
+    """Normalise each feature over the batch, add Laplace noise (paper 002).
 
-    The sensitivity is 2√(N−1) as the paper's analysis proves, or √(N−1) as in its experiments.
+    Attributes
+    ----------
+    epsilon : float or None, in ε of one element
+        How much noise there is: the smaller, the more. None: no noise.
+    sensitivity : {"analysis", "experiments"}
+        What the noise is calibrated to: 2√(N−1) for batches of N as the paper's analysis proves,
+        or √(N−1) as in its experiments.
     """
 
     name: Literal["batch-norm-laplace"] = "batch-norm-laplace"
@@ -123,7 +129,13 @@ def _require_two_examples(batch: int) -> None:
 
 
 class PixelLaplaceConfig(ShieldConfig):
-    """Settings of :class:`PixelLaplace`: ε of a pixel (None: no noise)."""
+    """Add Laplace noise to pixels in [0, 1], the baseline of paper 002.
+
+    Attributes
+    ----------
+    epsilon : float or None, in ε of one pixel
+        How much noise there is: the smaller, the more. None: no noise.
+    """
 
     name: Literal["pixel-laplace"] = "pixel-laplace"
     epsilon: float | None = Field(gt=0)
@@ -159,10 +171,17 @@ class PixelLaplace(Mechanism):
 
 
 class NormGaussianConfig(ShieldConfig):
-    """Settings of :class:`NormGaussian`: (ε, δ) of one element (None: no noise).
+    """Normalise over neighbouring channels, add Gaussian noise: DP-A (paper 004).
 
-    σ is √(2 ln(1.25/δ))/ε as in the paper, proven for ε < 1, or analytically the smallest that
-    holds.
+    Attributes
+    ----------
+    epsilon : float or None, in ε of one element
+        How much noise there is: the smaller, the more. None: no noise.
+    delta : float
+        The δ that goes with ε.
+    calibration : {"classical", "analytic"}
+        The noise's σ: √(2 ln(1.25/δ))/ε as in the paper, proven for ε < 1, or the smallest that
+        holds.
     """
 
     name: Literal["norm-gaussian"] = "norm-gaussian"

@@ -173,7 +173,15 @@ class Clipped(IntegerMechanism):
 
 
 class ClipLaplaceConfig(ShieldConfig):
-    """Settings of :class:`ClipLaplace`: ε of a record (None: no noise) and the L1 norm C."""
+    """Clip each example's L1 norm, add discrete Laplace noise.
+
+    Attributes
+    ----------
+    epsilon : float or None, in ε of one record
+        How much noise there is: the smaller, the more. None: no noise.
+    clip : float, in units of the activations
+        The L1 norm C to which an example is scaled down if it is larger.
+    """
 
     name: Literal["clip-laplace"] = "clip-laplace"
     epsilon: float | None = Field(gt=0)
@@ -193,7 +201,17 @@ class ClipLaplace(Clipped):
 
 
 class ClipGaussianConfig(ShieldConfig):
-    """Settings of :class:`ClipGaussian`: (ε, δ) of a record (None: no noise) and the L2 norm C."""
+    """Clip each example's L2 norm, add discrete Gaussian noise.
+
+    Attributes
+    ----------
+    epsilon : float or None, in ε of one record
+        How much noise there is: the smaller, the more. None: no noise.
+    delta : float
+        The δ that goes with ε.
+    clip : float, in units of the activations
+        The L2 norm C to which an example is scaled down if it is larger.
+    """
 
     name: Literal["clip-gaussian"] = "clip-gaussian"
     epsilon: float | None = Field(gt=0)
@@ -214,7 +232,13 @@ class ClipGaussian(Clipped):
 
 
 class CountsConfig(ShieldConfig):
-    """Settings of :class:`Counts`: ε of a record for all counts of one reply (None: no noise)."""
+    """Add discrete Laplace noise to counts of images, such as those classified correctly.
+
+    Attributes
+    ----------
+    epsilon : float or None, in ε of one record
+        Of all counts of one reply together: the smaller, the more noise. None: no noise.
+    """
 
     name: Literal["counts"] = "counts"
     epsilon: float | None = Field(gt=0)

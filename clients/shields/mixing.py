@@ -23,9 +23,16 @@ SEPARABLE = (
 
 
 class MixingConfig(ShieldConfig):
-    """How examples are mixed: S_G of them with each other, and the mixtures of all groups shuffled.
+    """Mix groups of examples by random orthogonal matrices: FaceMix (paper 003).
 
-    An incomplete last group is filled with decoys (:mod:`.decoys`) if ``pad``, else an error.
+    Attributes
+    ----------
+    group : int, in images
+        How many examples are mixed with each other, S_G of the paper.
+    shuffle : bool
+        Whether the mixtures of all groups of a request are shuffled.
+    pad : bool
+        Whether an incomplete last group is filled with decoys; otherwise it is refused.
     """
 
     name: Literal["mixing"] = "mixing"

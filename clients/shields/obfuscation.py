@@ -13,7 +13,7 @@ from pudica.models.randomness import Randomness
 
 
 class NoShieldConfig(ShieldConfig):
-    """Nothing to set."""
+    """Leave everything as it is; there is nothing to set."""
 
     name: Literal["none"] = "none"
 
@@ -33,7 +33,13 @@ class NoShield(Shield):
 
 
 class AdditiveNoiseConfig(ShieldConfig):
-    """Settings of :class:`AdditiveNoise`: the noise's variance, in the units of the input."""
+    """Add Gaussian noise to values without a bound, a baseline of paper 003.
+
+    Attributes
+    ----------
+    variance : float, in squared units of the input
+        The variance of the noise.
+    """
 
     name: Literal["noise"] = "noise"
     variance: float = Field(default=4.0, ge=0)
@@ -53,7 +59,13 @@ class AdditiveNoise(Shield):
 
 
 class LowResolutionConfig(ShieldConfig):
-    """Settings of :class:`LowResolution`: the side of the reduced image, in pixels."""
+    """Reduce images to few pixels, a baseline of paper 003.
+
+    Attributes
+    ----------
+    side : int, in pixels
+        The side of the reduced image.
+    """
 
     name: Literal["low-resolution"] = "low-resolution"
     side: int = Field(default=16, ge=1)

@@ -45,11 +45,13 @@ class ClientConfig(ComputeConfig):
 
     Attributes
     ----------
-    num_cpus, num_gpus : float
-        Ray's share per worker; fractions let several share a GPU.
-    timeout : float or None
-        Seconds after which a node that has not answered counts as dropped out.
-    patience : float or None
+    num_cpus : float, in CPUs
+        Ray's share of the CPUs for each worker.
+    num_gpus : float, in GPUs
+        Ray's share of the GPUs for each worker; with a fraction several share one.
+    timeout : float or None, in seconds
+        Seconds after which a node that has not answered counts as dropped out. None: never.
+    patience : float or None, in seconds
         Seconds for which a node may be away; meanwhile, and while it is silent, it is asked again.
         None, as in simulations: nobody is asked twice.
     """
@@ -65,10 +67,12 @@ class RayConfig(BaseModel):
 
     Attributes
     ----------
+    address : str or None
+        The cluster's address, ``HOST:PORT``. None: a local instance, for this run only.
     token : Path or None
         A file with the cluster's token; None: what Ray's own variables say, ``RAY_AUTH_MODE``
         above all. A local instance has a token of its own.
-    workers : int or None
+    workers : int or None, in processes
         Worker processes; None: as many as the shares in ``client`` allow.
     """
 
@@ -92,6 +96,15 @@ class Experiment(BaseModel, ABC):
 
     Attributes
     ----------
+    name : str
+        The experiment's name, with which the names of its runs' directories begin; by default the
+        file's.
+    system : str
+        Which system it is for; a file that does not say is for ``themis``.
+    description : str
+        What it is about, in a line for ``pudica list``.
+    seed : int
+        What all randomness is derived from, but for what is set to be secret.
     log : tuple of {"tensorboard", "mlflow", "wandb"}
         Who is given the measurements, as the run goes; nodes hear nothing of it.
     """

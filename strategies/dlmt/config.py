@@ -31,6 +31,11 @@ class ScheduleConfig(TrainingConfig):
 
     Momentum, weight decay and batch size are those of kuangliu/pytorch-cifar, on which its
     implementation is based.
+
+    Attributes
+    ----------
+    patience : None
+        There is no early stopping.
     """
 
     epochs: int = Field(default=200, ge=1)
@@ -45,7 +50,20 @@ class AggregationConfig(BaseModel):
     """How the owners' models become one: Flower's FedAvg, or FedOpt (Reddi et al. 2021).
 
     Buffers, such as running variances, are averaged in any case: an optimiser could make them
-    negative. The settings are FedOpt's, at the cloud; the betas are of ``fedadam`` and ``fedyogi``.
+    negative.
+
+    Attributes
+    ----------
+    name : {"fedavg", "fedadagrad", "fedadam", "fedyogi"}
+        How models are combined; the last three are FedOpt, to which the other settings belong.
+    learning_rate : float
+        The learning rate at the cloud.
+    beta_1 : float
+        ``fedadam``, ``fedyogi``: the decay of the mean of updates.
+    beta_2 : float
+        ``fedadam``, ``fedyogi``: the decay of the mean of their squares.
+    tau : float
+        FedOpt's τ: the smaller it is, the more a step adapts to each weight.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -62,35 +80,40 @@ class DlmtConfig(CasesConfig):
 
     Attributes
     ----------
+    owners : int, in owners
+        How many owners there are.
     partition : PartitionConfig
         How training images are divided among owners, by default evenly at random; the others
         are divided evenly.
     shield : str or None
-        How images are disguised, in the notation of :mod:`pudica.clients.shields.disguises`.
+        How images are disguised, for example ``MAT(256)+MMT(10)``; see docs/disguises.md. None:
+        not at all.
     key : str
         ``shared`` by all owners, or one ``per-owner``, both from the run's seed; or a key file.
     train : {"central", "federated"}
         ``central``: owners send disguised images, the cloud trains. ``federated``: owners train
         on their own disguised images, the cloud averages their models.
+    model : str
+        A name of the zoo, ``custom:FILE.py:callable`` or ``torchvision:NAME``.
     training : ScheduleConfig
-        ``federated``: of each owner, all rounds together.
-    local_epochs : int
-        ``federated``: in a round.
+        How the network is trained; ``federated``: by each owner, all rounds together.
+    local_epochs : int, in epochs
+        ``federated``: how many epochs an owner trains in a round.
     participation : float
         ``federated``: the share of the owners that is drawn for each round.
     keep_momentum : bool
         ``federated``: whether an owner's optimiser remembers its last round.
     aggregate : AggregationConfig
-        ``federated``.
-    evaluate_every : int
+        ``federated``: how the owners' models become one.
+    evaluate_every : int, in epochs or rounds
         Evaluate on the owners' validation and test images after every so many epochs or rounds.
     measures : bool
         Also measure, in the end, what Table III has, how the disguise looks, and how far attacks
         on it come. The owners measure; only numbers leave them.
     examiner : str or None
-        The case whose model stands in for a human who looks at disguised images; by default
-        the first without a shield.
-    min_owners : int
+        The case whose model stands in for a human who looks at disguised images. None: the
+        first without a shield.
+    min_owners : int, in owners
         The run stops, to be resumed, if fewer answer.
     cases : dict of str to dict
         Several settings on the same data; each names what differs from the above.

@@ -18,7 +18,14 @@ from pudica.strategies.dlmt.config import OWN_KEYS, SHARED_KEY, DlmtConfig
 
 
 class DlmtExperiment(Experiment):
-    """DLMT: the owners, how they disguise their images, and how a network learns from them."""
+    """DLMT: the owners, how they disguise their images, and how a network learns from them.
+
+    Attributes
+    ----------
+    data : DataConfig
+        Which images there are, and how they are read; see docs/data.md. Their shield, key and
+        partition are settings of ``dlmt`` here.
+    """
 
     system: Literal["dlmt"] = "dlmt"
     dlmt: DlmtConfig = DlmtConfig()

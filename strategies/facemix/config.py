@@ -37,7 +37,25 @@ class FacemixTraining(BaseModel):
     """How the three stages are trained; the defaults are paper 003's, where it says them.
 
     The optimiser, its weight decay and the epochs on CelebA are from the paper; learning rate,
-    its schedule and the batch are ours. Settings as of :class:`.FaceMix`.
+    its schedule and the batch are ours.
+
+    Attributes
+    ----------
+    epochs : int, in epochs
+        How often training goes through all training images.
+    batch_size : int, in images
+        How many images a step of training takes, on each edge where edges train.
+    optimizer : OptimizerConfig
+        What trains all three stages.
+    schedule : {"cosine", "step"}
+        How the learning rate falls: by half a cosine wave to 0, or as the optimiser's
+        ``step_size`` says.
+    class_weights : {"none", "balanced"}
+        ``balanced``: all answers to a question count the same, however many images have them.
+    augment : {"none", "crop-flip", "handwriting"}
+        How training images are changed at random. ``crop-flip``: random crop with 4 pixels of
+        black padding, and horizontal flip. ``handwriting``: strokes slanted, stretched, bent, and
+        made thinner or thicker.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -62,9 +80,9 @@ class AnonymiserConfig(BaseModel):
     Attributes
     ----------
     weight : float
-        Of what the adversary knows.
+        The weight of what the adversary knows, against the attributes.
     likeness : float
-        Of the mean distance between normalised images and redrawn ones.
+        The weight of the mean distance between normalised images and redrawn ones.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -76,30 +94,45 @@ class AnonymiserConfig(BaseModel):
 class FacemixConfig(CasesConfig):
     """A model in three stages, how it is trained, and how it is served.
 
-    Settings that :class:`.FaceMix` has too are explained there.
-
     Attributes
     ----------
+    edges : int, in edges
+        How many there are; test images are divided evenly among them.
     model : str
-        It gets two logits for each attribute.
+        A name of the zoo, ``custom:FILE.py:callable`` or ``torchvision:NAME``, which gets two
+        logits for each attribute.
     place : {"both", "cloud", "edge"}
         Who computes: the edge the first and the last layers and the cloud those between; the
         cloud everything, on images behind the shield; or the edge everything.
-    pre, post : str
-        ``both``: the layers after which the edge's first stage ends, and its last begins.
-    shield : ShieldConfig
-        Around what the cloud computes; by default ``mixing``, or none where the place is not
-        ``both``.
+    pre : str
+        ``both``: the layer after which the edge's first stage ends.
+    post : str
+        ``both``: the layer after which the edge's last stage begins.
+    shield : ShieldConfig or None
+        What protects what the cloud computes on. None: ``mixing``, or nothing where the place is
+        not ``both``.
     anonymiser : AnonymiserConfig or None
         ``cloud``: a network on the edge redraws images before they leave, so that nobody tells
-        the classes of ``data.label`` apart; trained against somebody who tries.
+        the classes of ``data.label`` apart; trained against somebody who tries. None: none does.
     keys : {"seeded", "secret"}
         What the edge draws matrices and orders from: the run's seed, which is for experiments, or
         the system's randomness.
     train : {"central", "split"}
         ``central``: the cloud owns the model and trains it on its own images, as it will be used.
         ``split``: edges hold images and labels, the cloud its stage.
-    min_edges : int
+    training : FacemixTraining
+        How the three stages are trained.
+    request : int, in images
+        How many images a request to the cloud holds.
+    batch : int, in images
+        The most images that the cloud computes at once, of all edges' requests.
+    wire : {"float32", "float16"}
+        The type of what crosses between edges and cloud.
+    report : bool
+        Whether edges are asked how often they were right; what they predict stays there.
+    evaluate_every : int, in epochs
+        The model is measured on validation images after every so many epochs, and after the last.
+    min_edges : int, in edges
         The run stops, to be resumed, if fewer answer.
     cases : dict of str to dict
         Several settings on the same data; each names what differs from the above.

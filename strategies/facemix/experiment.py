@@ -23,7 +23,14 @@ LARGEST_MESSAGE = 2**30
 
 
 class FacemixExperiment(Experiment):
-    """FaceMix: the edges, the model in three stages, and how it is trained and served."""
+    """FaceMix: the edges, the model in three stages, and how it is trained and served.
+
+    Attributes
+    ----------
+    data : DataConfig
+        Which images there are, how they are read, and how they are divided; see docs/data.md. At
+        least one of ``attributes`` is needed here.
+    """
 
     system: Literal["facemix"] = "facemix"
     facemix: FacemixConfig = FacemixConfig()

@@ -30,6 +30,13 @@ class PretrainingConfig(BaseModel):
     """A public data set on which the cloud trains the model beforehand.
 
     It is another set than the devices', with images of the same size and channels.
+
+    Attributes
+    ----------
+    data : DataConfig
+        The public data set.
+    training : TrainingConfig
+        How the whole model is trained on it.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -43,9 +50,13 @@ class BudgetConfig(BaseModel):
 
     Attributes
     ----------
-    releases : int or None
-        How often an example may be released; None: as often as the experiment does.
-    report : float or None
+    epsilon : float, in ε of one record
+        What all releases of an example may add up to.
+    delta : float
+        The δ that goes with ε.
+    releases : int or None, in releases
+        How often an example may be released. None: as often as the experiment does.
+    report : float or None, in ε of one record
         The ε of each answer to how often models were right on a device's validation or test
         images, out of the budget of these images. None: all of it that the part has left, for
         all answers alike; a fifth, where test activations are sent, too.
@@ -62,36 +73,72 @@ class BudgetConfig(BaseModel):
 class SplitConfig(CasesConfig):
     """A model between devices and cloud, and how it is trained.
 
-    ``front`` is what :class:`.SplitLearning` calls ``fronts``; release, batch_size,
-    batches_per_message, wire, train, fit, threads, validate_every and dropouts mean what they
-    mean there. Results depend on ``threads`` as on ``client.threads``.
-
     Attributes
     ----------
-    devices : int
+    devices : int, in devices
         How many there are; the training data are divided among them by ``data.partition``,
         by default evenly at random.
-    model, cut : str
-        A name of the zoo, ``custom:module:callable`` or ``torchvision:name``, and the layer
-        after which it is cut (``pudica cuts MODEL`` lists them; ``input``: before the first).
+    model : str
+        A name of the zoo, ``custom:FILE.py:callable`` or ``torchvision:NAME``.
+    cut : str
+        The layer after which the model is cut (``pudica cuts MODEL`` lists them; ``input``: before
+        the first). In quotes, if it looks like a number.
+    shield : ShieldConfig
+        What protects activations before they leave a device.
     noise : {"seeded", "secret"}
         Drawn from the run's seed, which can be repeated and subtracted; or from keys that
         the devices draw and keep.
+    front : {"average", "handoff", "private", "frozen"}
+        What becomes of the fronts, which :class:`.SplitLearning` calls ``fronts``. ``average``:
+        their gradients are averaged in each turn. ``handoff``: one front goes from device to
+        device. ``private``: each device keeps its own. ``frozen``: none learns.
+    release : {"every-step", "once"}
+        ``every-step``: each activation is sent in each epoch. ``once``, with frozen fronts: a
+        single time, and the cloud trains on what there is.
+    batch_size : int, in images
+        How many images a step takes on each device.
+    batches_per_message : int, in batches
+        How many batches a message holds; above 1 a front learns from gradients at weights that are
+        some batches old.
+    wire : {"float32", "float16"}
+        The type of activations and gradients in messages.
+    epochs : int, in epochs
+        How often training goes through the devices' images.
+    optimizer : OptimizerConfig
+        What trains the back.
+    front_optimizer : OptimizerConfig or None
+        What trains the fronts. None: the same as the back.
     weights : str or None
         Start from a safetensors file, from ``pretraining`` (``pretrained``), or from what
         torchvision publishes for its models (``torchvision``). A layer whose shape differs, as
-        the last with other classes, starts afresh.
+        the last with other classes, starts afresh. None: all do.
+    train : {"all", "last-layer"}
+        What learns; ``last-layer``: nothing but the back's last layer, for frozen fronts.
+    pretraining : PretrainingConfig or None
+        A public data set on which the cloud trains the model beforehand.
     budget : BudgetConfig or None
-        The shield's noise follows from it; for shields that protect a record.
-    classify : list of {"edge", "cloud"}
+        What all releases of an example together may cost. The shield's noise follows from it; for
+        shields that protect a record.
+    fit : {"sgd", "means", "none"}
+        How the back is found; the last two with ``release: once``. ``sgd``: by training.
+        ``means``: a single linear layer, from the classes' mean activations. ``none``: not at all,
+        to compare with.
+    classify : list of {"edge", "cloud"} or None
         Who classifies the test images in the end: the devices, which are given the back, or
         the cloud, which is sent activations. None: both; with a budget the devices alone, since
         what is sent of a test image is paid for, too.
     plain_to_cloud : bool
         Also send test activations without noise, to compare. Never for real: it gives them
         away.
-    min_devices : int
+    threads : int or None, in threads
+        PyTorch threads of the cloud, on which results depend. None: as ``client.threads``.
+    validate_every : int, in epochs
+        The model is measured on the devices' validation images after every so many epochs, and
+        after the last; 0: never.
+    min_devices : int, in devices
         With fewer answers than this the run stops, to be resumed.
+    dropouts : int, in devices
+        So many devices, chosen at random, miss each epoch.
     cases : dict of str to dict
         Several settings on the same data; each names what differs from the above.
     """

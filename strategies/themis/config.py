@@ -34,9 +34,19 @@ class ReleaseConfig(BaseModel):
 
     Attributes
     ----------
-    M : list of float
-        Upper bounds of σ at release; the first makes the official leaderboard. By default the
-        bound of the training. (The authors' code releases at a third of it.)
+    M : list of float or None, in units of the models' input
+        Upper bounds of σ at release; the first makes the official leaderboard. None: the bound of
+        the training. (The authors' code releases at a third of it.)
+    draws : int, in draws
+        How often the noise is drawn and the test set released; the mean accuracy decides.
+    secret : bool
+        Draw the noise from the system's randomness, not from the run's seed, which others may
+        guess.
+    compare : bool
+        Also release the test set plain and under untrained noise, to compare. Never for real: it
+        gives the test set away.
+    images_per_message : int, in images
+        How many test images a message holds.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
@@ -58,7 +68,15 @@ class ReleaseConfig(BaseModel):
 
 
 class ExaminerConfig(BaseModel):
-    """The network that stands in for a human who labels the noisy test images."""
+    """The network that stands in for a human who labels the noisy test images.
+
+    Attributes
+    ----------
+    model : str
+        A name of the zoo, ``custom:FILE.py:callable`` or ``torchvision:NAME``.
+    training : TrainingConfig
+        How it is trained, on plain public images.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -71,8 +89,12 @@ class StageConfig(BaseModel):
 
     Attributes
     ----------
-    opens, closes : datetime with time zone, "command" or None
-        None: opens when the previous stage closes, closes when everybody has finished.
+    opens : datetime with time zone, "command" or None
+        When it opens; ``command``: by ``pudica competition open``. None: when the previous stage
+        closes.
+    closes : datetime with time zone, "command" or None
+        When it closes; ``command``: by ``pudica competition close``. None: when everybody has
+        finished.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -115,20 +137,61 @@ class StagesConfig(BaseModel):
 
 
 class ThemisConfig(CasesConfig):
-    """The organiser's settings of a competition; those not listed here are :class:`.Themis`'s.
+    """The organiser's settings of a competition.
 
     Attributes
     ----------
+    M : float, in units of the models' input
+        The upper bound of the noise's σ in training.
     weight : float
-        ``lambda`` in YAML.
-    epochs : int
-        Of the generator.
-    epochs_per_message : int
+        λ of Eq. (2), the weight of the models' accuracy against the amount of noise, for a single
+        model; ``joint`` uses λ/F with F models.
+    learning_rate : float
+        The learning rate of Adam, which trains the noise generator.
+    batch_size : int, in images
+        How many public images a step of the generator takes.
+    epochs : int, in epochs
+        How often the generator's training goes through the public training set.
+    update : {"joint", "sequential", "averaged"}
+        ``joint``: all get the same noisy batch, one step on the sum (Eq. 2 as written).
+        ``sequential``: the generator visits one participant after the other (the authors' code).
+        ``averaged``: each takes local steps, the organiser averages.
+    steps_per_visit : int, in batches
+        Batches per message: local steps, or with ``joint`` the batches whose gradients are
+        averaged into one step.
+    epochs_per_message : int, in epochs
         The most epochs that a participant trains its own model before it answers.
-    min_participants : int
+    noise : {"per-image", "per-batch"}
+        How often noise is drawn in training. ``per-batch``, as the authors' code does, can be
+        averaged out.
+    aggregate : {"mean", "median", "trimmed-mean", "krum"}
+        How the participants' replies are combined.
+    clip : float or None
+        A reply whose norm is more than this many times the median norm is scaled down to it. None:
+        none is, and nothing is defended.
+    malicious : int, in participants
+        How many hostile participants ``krum`` and ``trimmed-mean`` assume.
+    min_participants : int, in participants
         With fewer replies than this the run stops, to be resumed.
+    validate_every : int, in epochs
+        Participants measure their accuracy on noisy validation images after every so many epochs.
+    order : {"listed", "alphabetical", "reverse", "random"} or list of str
+        In which order participants update the generator; ``random`` anew in each epoch.
+    dropouts : int, in participants
+        So many participants, chosen at random, miss each epoch (Case 2 of Table 2).
+    bystanders : list of str
+        Participants that are ranked without having trained the generator.
+    late : dict of str to int, in epochs
+        By participant, the epoch, counted from 0, in which it joins.
+    cheaters : list of str
+        Participants that train their model together with a noise generator of their own.
+    hostile : dict of str to str
+        By participant, how it attacks the training, to test defences.
+    examiner : ExaminerConfig or None
+        The network that stands in for a human who labels the noisy test images. None: there is
+        none, and what it would label is not measured.
     stages : StagesConfig
-        For a competition of one case.
+        When the competition's stages open and close; for a competition of one case.
     cases : dict of str to dict
         Several settings on the same trained models; each names what differs from the above.
     """

@@ -24,7 +24,15 @@ REHEARSAL = (
 
 
 class ThemisExperiment(Experiment):
-    """A competition: its participants, how they train, and what the organiser decides."""
+    """A competition: its participants, how they train, and what the organiser decides.
+
+    Attributes
+    ----------
+    participants : list of ParticipantConfig
+        The participants, partition 0 first; in a deployment by default those who are registered.
+    training : TrainingConfig
+        How participants train their models, if they do not say otherwise.
+    """
 
     system: Literal["themis"] = "themis"
     participants: list[ParticipantConfig] = []

@@ -10,6 +10,10 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
+
+from pudica.clients.runtime.systems import systems
+from pudica.simulations.cli import app
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "own_system"
 
@@ -72,6 +76,19 @@ def test_the_command_line_knows_it(site: Path) -> None:
         assert "Poll" in text
         assert "node-2" in text
     assert "poll.png" in plotted
+
+
+def test_its_settings_are_listed_as_any(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(site)
+    systems.cache_clear()
+    try:
+        said = CliRunner().invoke(app, ["settings", "poll", "poll"]).stdout
+        schema = json.loads(CliRunner().invoke(app, ["settings", "poll", "--json-schema"]).stdout)
+    finally:
+        systems.cache_clear()
+    assert "  poll.epsilon\n      number above 0; in ε of one image; default: 1.0\n" in said
+    assert "The privacy of an answer" in said
+    assert schema["$defs"]["PollConfig"]["properties"]["nodes"]["x-unit"] == "nodes"
 
 
 @pytest.mark.slow

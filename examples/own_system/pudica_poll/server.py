@@ -15,7 +15,17 @@ from pudica_poll.client import ANSWER, PollAssignment
 
 
 class PollConfig(BaseModel):
-    """The ``poll`` section of an experiment."""
+    """Whom to ask what, and how often they lie.
+
+    Attributes
+    ----------
+    nodes : int, in nodes
+        How many nodes are asked.
+    label : int
+        The number of the class that images are counted of.
+    epsilon : float, in ε of one image
+        The privacy of an answer: the smaller, the more lies.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
