@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 from flwr.clientapp import ClientApp
 
+from pudica.simulations.engines.flower import temporary_flower_home
 from pudica.simulations.engines.ray import RayGrid
 
 
@@ -29,14 +28,18 @@ def start_ray_grid(
 def run_module(module: str, *arguments: object) -> Any:
     """Run a module in a process of its own, and return the JSON in the last line it prints.
 
+    The Ray that Flower starts there is its own, too: left to itself, Flower would join any that it
+    finds, and wait for ever for one that is dead.
+
     Raises
     ------
     RuntimeError
         If it fails; the message is the last line that it wrote on standard error.
     """
-    command = [sys.executable, "-m", module, *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        reason = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-        raise RuntimeError(f"python -m {module}: {reason[-1]}")
-    return json.loads(done.stdout.splitlines()[-1])
+    with temporary_flower_home() as home:
+        errors, output = home.path / "errors", home.path / "output"
+        code = home.start(errors, "-m", module, *map(str, arguments), output=output).wait()
+        if code:
+            lines = errors.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+            raise RuntimeError(f"python -m {module}: {(lines or [f'exit code {code}'])[-1]}")
+        return json.loads(output.read_text(encoding="utf-8").splitlines()[-1])

@@ -168,6 +168,12 @@ class Worker:
         """Return the actor's process id."""
         return os.getpid()
 
+    def machine(self) -> str:
+        """Return the id that Ray has given to the machine that this is on."""
+        import ray
+
+        return str(ray.get_runtime_context().get_node_id())
+
 
 @contextmanager
 def use_global_seed(seed: int) -> Iterator[None]:

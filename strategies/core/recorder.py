@@ -80,6 +80,15 @@ def _abandon(file: IO[str]) -> None:
         file.close()
 
 
+def append_event(directory: Path, text: str) -> None:
+    """Put a line into a run's ``events.log``; what a terminal or a reader would act on is escaped.
+
+    From wherever something happens that the run's recorder does not hear of.
+    """
+    with (directory / "events.log").open("a", encoding="utf-8") as file:
+        file.write(f"{timestamp()} {escape_hidden(text)}\n")
+
+
 class Description(Protocol):
     """What a recorder is told of a run; an experiment says as much."""
 
@@ -356,8 +365,7 @@ class Recorder(MemoryRecorder):
 
     def event(self, text: str) -> None:
         """Put a line into ``events.log``; what a terminal or a reader would act on is escaped."""
-        with (self.directory / "events.log").open("a", encoding="utf-8") as file:
-            file.write(f"{timestamp()} {escape_hidden(text)}\n")
+        append_event(self.directory, text)
 
     def progress(self, stage: str, done: int, total: int, unit: str) -> None:
         """Say how far a stage is; between begin and end at most four times a second."""

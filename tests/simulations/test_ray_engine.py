@@ -44,6 +44,7 @@ SPLIT = [
     "split.optimizer={learning_rate: 0.1, momentum: 0.9}",
     "split.shield.epsilon=50",
 ]
+SHARE = 0.25
 
 
 def experiment(*overrides: str) -> Experiment:
@@ -195,7 +196,7 @@ def grid(cluster: None) -> Iterator[RayGrid]:
     build_server_context({})
     here = (str(Path(__file__).parent),)
     app = fragile_app.app
-    made = RayGrid(app, 4, {}, workers=2, num_cpus=0.5, batched=False, search_path=here)
+    made = RayGrid(app, 4, {}, workers=2, num_cpus=SHARE, batched=False, search_path=here)
     yield made
     made.stop()
 
@@ -240,6 +241,27 @@ def test_a_slow_node_is_not_waited_for_beyond_the_timeout(grid: RayGrid) -> None
     assert time.monotonic() - start < 10
     assert {0, 1, 2} <= set(replies)
     assert 3 not in replies
+
+
+def test_nodes_of_a_worker_for_which_there_is_no_room_move(
+    grid: RayGrid, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("START_SECONDS", "PATIENCE_SECONDS", "REPLACE_SECONDS"):
+        monkeypatch.setattr(f"pudica.simulations.engines.ray.{name}", 0.5)
+    build_server_context({})
+    said: list[str] = []
+    # Beside the other grid's workers there is room for one of these.
+    share = 0.75 * (ray.cluster_resources()["CPU"] - len(grid.workers) * SHARE)
+    here = (str(Path(__file__).parent),)
+    large = RayGrid(fragile_app.app, 4, {}, 2, share, search_path=here, observe=said.append)
+    try:
+        replies = ask(large, {}, timeout=60)
+        assert len(replies) == 4
+        assert not any(reply.has_error() for reply in replies.values())
+        assert len(large.workers) == 1
+        assert ["1 of 2 Ray workers are gone" in text for text in said] == [True]
+    finally:
+        large.stop()
 
 
 def test_shares_that_do_not_fit_are_refused_with_what_there_is(cluster: None) -> None:
