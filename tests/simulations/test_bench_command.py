@@ -254,7 +254,7 @@ def test_each_module_has_rows_and_some_are_quick() -> None:
     modules = {benchmark.name.split("-")[0] for benchmark in REAL}
     assert modules == {
         *("exchange", "apps", "generator", "split", "memory", "disguises"),
-        *("federated", "facemix"),
+        *("federated", "facemix", "study"),
     }
     assert 0 < sum(benchmark.quick for benchmark in REAL) < len(REAL)
     assert select_benchmarks([]) == REAL
