@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pudica.analysis.drawing import COLOURS, draw_curves, draw_image_rows, new_figure, stretch
 from pudica.analysis.published import load_paper_table
 from pudica.analysis.runs import Run, RunPaths, find_value, open_runs_of, select
-from pudica.analysis.spread import average_seeds
+from pudica.analysis.spread import average_seeds, drop_columns, keep_columns
 from pudica.analysis.summary import build_table
 from pudica.clients.shields.disguises import KeyedDisguise
 from pudica.clients.shields.disguises.breaks import (
@@ -132,15 +132,15 @@ def tables(runs: Sequence[Run]) -> dict[str, pd.DataFrame]:
     """Return the tables that ``pudica show`` prints, by title."""
     accuracy = dlmt_accuracy(runs)
     if accuracy["published"].isna().all():
-        accuracy = accuracy.drop(columns="difference")
-    breaks = dlmt_breaks(runs)[["run", "case", "search_space", *SHOWN_BREAKS]]
+        accuracy = drop_columns(accuracy, ["difference"])
+    breaks = keep_columns(dlmt_breaks(runs), ["run", "case", *SHOWN_BREAKS, "search_space"])
     # A case is mostly called after its disguise.
     disguise = ["shield", "key", "train"]
     return {
         "Accuracy on disguised test images": accuracy.drop(columns=disguise),
         "What disguises cost and hide": dlmt_measures(runs).drop(columns=disguise),
         "How much of the key attacks find (%), by how many images they see": breaks.rename(
-            columns={"search_space": "log10 search_space"}
+            columns=lambda name: name.replace("search_space", "log10 search_space")
         ),
     }
 

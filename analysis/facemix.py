@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from pudica.analysis.drawing import COLOURS, draw_curves, label_points, new_figure, plot_style, save
 from pudica.analysis.published import load_paper_table
 from pudica.analysis.runs import Run, RunPaths, find_value, open_runs_of, select
-from pudica.analysis.spread import average_seeds
+from pudica.analysis.spread import average_seeds, drop_columns
 from pudica.analysis.summary import build_table
 from pudica.clients.shields import ShieldConfig
 from pudica.clients.shields.mixing import MixingConfig, group_size
@@ -184,7 +184,7 @@ def tables(runs: Sequence[Run]) -> dict[str, pd.DataFrame]:
     # A case is mostly called after these, and attacks have a table of their own.
     left_out = ["place", "shield", "pre", *(f"attack_{name}" for name in ATTACKS)]
     return {
-        "Accuracy on test images, and what the edge pays": accuracy.drop(columns=left_out),
+        "Accuracy on test images, and what the edge pays": drop_columns(accuracy, left_out),
         "What crosses for one image, over 15 and 30 Mbit/s": facemix_transmission(runs),
         "How often attackers are right, mean over classes (%)": facemix_attacks(runs),
         "Images that attacks rebuilt": facemix_reconstructions(runs),

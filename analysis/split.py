@@ -13,7 +13,7 @@ from pudica.analysis.drawing import COLOURS, draw_curves, label_points, new_figu
 from pudica.analysis.privacy import claims, verdict
 from pudica.analysis.published import load_paper_table
 from pudica.analysis.runs import Run, RunPaths, find_value, open_runs_of, select
-from pudica.analysis.spread import average_seeds
+from pudica.analysis.spread import average_seeds, drop_columns
 from pudica.analysis.summary import build_table
 from pudica.strategies.core.session import CLOUD
 from pudica.strategies.core.spreadsheets import read_csv
@@ -80,16 +80,22 @@ def split_costs(runs: RunPaths, spread: bool = True) -> pd.DataFrame:
 
 def tables(runs: Sequence[Run]) -> dict[str, pd.DataFrame]:
     """Return the tables that ``pudica show`` prints, by title."""
-    accuracy = split_accuracy(runs).drop(columns=[*SETTINGS])
+    accuracy = drop_columns(split_accuracy(runs), SETTINGS)
     if accuracy["published"].isna().all():
-        accuracy = accuracy.drop(columns=["published", "difference"])
+        accuracy = drop_columns(accuracy, ["published", "difference"])
+    accuracy.insert(list(accuracy).index("noisy_edge") + 1, "holds", accuracy.pop("holds"))
     costs = split_costs(runs)
     if len(costs) > MAX_ROWS:
-        devices = costs.groupby(["run", "case"], sort=False)
-        costs = devices.mean(numeric_only=True)
-        costs.insert(0, "devices", devices.size())
-        costs = costs.reset_index()
+        costs = average_seeds(_average_devices(split_costs(runs, spread=False)), runs, ["case"])
     return {"Test accuracy": accuracy, "What a device pays, per epoch and per batch": costs}
+
+
+def _average_devices(costs: pd.DataFrame) -> pd.DataFrame:
+    """Return the costs of a mean device of each run and case, and the number of devices."""
+    devices = costs.groupby(["run", "case"], sort=False)
+    found = devices.mean(numeric_only=True)
+    found.insert(0, "devices", devices.size())
+    return found.reset_index()
 
 
 def methods(run: Run) -> Iterator[dict[str, Any]]:

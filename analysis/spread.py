@@ -179,6 +179,19 @@ def _join_texts(values: pd.Series) -> Any:
     return different[0] if different else None
 
 
+def keep_columns(table: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
+    """Return some columns of a table in this order, with their intervals, and ``n``."""
+    intervals = [f"{name}{INTERVAL}" for name in names]
+    further = [name for name in (*intervals, COUNT) if name in table and name not in names]
+    return table[[*names, *further]]
+
+
+def drop_columns(table: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
+    """Return a table without some columns and their intervals."""
+    intervals = [f"{name}{INTERVAL}" for name in names]
+    return table.drop(columns=[*names, *(name for name in intervals if name in table)])
+
+
 def join_intervals(table: pd.DataFrame) -> pd.DataFrame:
     """Return a table for people: figures with their intervals in one column, ``1.25 ± 0.03``.
 

@@ -107,9 +107,11 @@ def _fit_columns(columns: list[Column], width: int) -> list[Column]:
 
 def choose_columns(frame: pd.DataFrame, wanted: Sequence[str]) -> pd.DataFrame:
     """Return the columns that identify the rows, and those of the wanted ones that are there."""
+    from pudica.analysis.spread import keep_columns
+
     columns = [_build_column(frame, name) for name in frame.columns]
     keys = list(frame.columns[: len(_find_key_columns(columns))])
-    return frame[[*keys, *(name for name in wanted if name in frame and name not in keys)]]
+    return keep_columns(frame, [*keys, *(n for n in wanted if n in frame and n not in keys)])
 
 
 def _build_column(frame: pd.DataFrame, name: str) -> Column:

@@ -56,7 +56,7 @@ def _validate_columns(columns: str | None, tables: dict[str, pd.DataFrame]) -> l
     for name in wanted:
         if name not in known:
             raise unknown_name_error("column", name, known)
-    return [part for name in wanted for part in (name, f"{name}_ci")]
+    return wanted
 
 
 @results_app.command()

@@ -15,14 +15,17 @@ from written_runs import competition_rows, write_run
 
 from pudica import analysis
 from pudica.analysis.runs import Run, open_runs
+from pudica.analysis.split import _average_devices
 from pudica.analysis.spread import (
     average_seeds,
     compute_interval,
     describe_spread,
+    drop_columns,
     flatten,
     group_by_seed,
     is_figure,
     join_intervals,
+    keep_columns,
     label_variants,
     shorten_keys,
 )
@@ -156,6 +159,27 @@ def test_a_figure_and_its_interval_share_a_cell() -> None:
     assert describe_spread(table) == "mean and 95% interval of 3 seeds"
     assert describe_spread(table.assign(n=[3, 2])) == "mean and 95% interval of n seeds"
     assert "n" in join_intervals(table.assign(n=[3, 2]))
+
+
+def test_intervals_go_with_their_figures() -> None:
+    table = pd.DataFrame(
+        {"run": ["a"], "x": [1.0], "y": [2.0], "x_ci": [0.1], "y_ci": [0.2], "n": 2}
+    )
+    assert list(keep_columns(table, ["run", "y"])) == ["run", "y", "y_ci", "n"]
+    assert list(drop_columns(table, ["x"])) == ["run", "y", "y_ci", "n"]
+
+
+def test_costs_of_many_devices_are_of_a_mean_device_over_seeds() -> None:
+    runs = [run_of(name, seed) for seed, name in enumerate("ab")]
+    rows = [
+        {"run": run.name, "case": "x", "node": f"device-{i}", "bytes_up": 10.0 * seed + i}
+        for seed, run in enumerate(runs)
+        for i in range(3)
+    ]
+    (row,) = average_seeds(_average_devices(pd.DataFrame(rows)), runs, ["case"]).to_dict("records")
+    assert (row["devices"], row["bytes_up"], row["n"]) == (3, 6, 2)
+    low, high = stats.t.interval(0.95, 1, 6, stats.sem([1, 11]))
+    assert row["bytes_up_ci"] == pytest.approx((high - low) / 2)
 
 
 def test_labels_say_what_differs_within_an_experiment() -> None:
