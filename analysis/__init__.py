@@ -9,7 +9,7 @@ Examples
 
 from pudica.analysis.comparison import compare
 from pudica.analysis.dlmt import dlmt_accuracy, dlmt_breaks, dlmt_measures
-from pudica.analysis.drawing import plot
+from pudica.analysis.drawing import figures, plot
 from pudica.analysis.export import build_named_table, export, list_tables
 from pudica.analysis.facemix import (
     facemix_accuracy,
@@ -46,6 +46,7 @@ __all__ = [
     "facemix_reconstructions",
     "facemix_trade_off",
     "facemix_transmission",
+    "figures",
     "find",
     "join_intervals",
     "list_tables",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from io import BytesIO
 from itertools import product
 from pathlib import Path
 from textwrap import fill
@@ -23,10 +24,10 @@ from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import Bbox, BboxBase
 from scipy.optimize import isotonic_regression
 
-from pudica.analysis.runs import open_run
+from pudica.analysis.runs import Run, open_run
 from pudica.clients.runtime.systems import systems
 
-DPI = 130
+SAVING: dict[str, Any] = {"dpi": 130, "bbox_inches": "tight", "pad_inches": 0.12}
 IMAGE_INCHES = 0.95
 LABEL_GAP = 11.5
 RC_PARAMS: dict[str, Any] = {
@@ -75,11 +76,46 @@ def plot(run: str | Path) -> list[Path]:
     """
     opened = open_run(run)
     folder = opened.directory / "plots"
-    system = systems().get(opened.info.get("system", ""))
-    draw = system.part("figures") if system else None
     with plot_style():
-        found = draw(opened) if draw else ()
-        return [save(f, folder / f"{name}.png") for name, f in found if f is not None]
+        return [save(figure, folder / f"{name}.png") for name, figure in _draw(opened)]
+
+
+def figures(run: str | Path) -> Figures:
+    """Draw the figures that :func:`plot` writes, without writing them.
+
+    Returns
+    -------
+    dict of str to Figure
+        By the name of the file that :func:`plot` writes, without ``.png``. A notebook shows the
+        figures, all or one.
+    """
+    opened = open_run(run)
+    with plot_style():
+        return Figures(_draw(opened))
+
+
+def _draw(run: Run) -> Iterator[tuple[str, Figure]]:
+    system = systems().get(run.info.get("system", ""))
+    draw = system.part("figures") if system else None
+    found = draw(run) if draw else ()
+    return ((name, figure) for name, figure in found if figure is not None)
+
+
+class Figures(dict[str, Figure]):
+    """Figures by name, all of which a notebook shows."""
+
+    def _ipython_display_(self) -> None:
+        from IPython.display import Image, display
+
+        for name, figure in self.items():
+            display(Image(render_png(figure), alt=name))
+
+
+class RunFigure(Figure):
+    """A figure that a notebook shows, whether or not ``pyplot`` is in use there."""
+
+    def _repr_png_(self) -> bytes:
+        return render_png(self)
 
 
 @contextmanager
@@ -93,7 +129,7 @@ def plot_style() -> Iterator[None]:
 
 def new_figure(width: float, height: float, title: str) -> Figure:
     """Return an empty figure; sizes in inches."""
-    figure = Figure((width, height), layout=ConstrainedLayoutEngine(h_pad=0.07))
+    figure = RunFigure((width, height), layout=ConstrainedLayoutEngine(h_pad=0.07))
     FigureCanvasAgg(figure)
     figure.suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold")
     return figure
@@ -156,8 +192,16 @@ def stretch(images: np.ndarray, least: float) -> np.ndarray:
 def save(figure: Figure, path: Path) -> Path:
     """Write a PNG and return its path."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=DPI, bbox_inches="tight", pad_inches=0.12)
+    figure.savefig(path, **SAVING)
     return path
+
+
+def render_png(figure: Figure) -> bytes:
+    """Return a figure as a PNG."""
+    buffer = BytesIO()
+    with plot_style():
+        figure.savefig(buffer, format="png", **SAVING)
+    return buffer.getvalue()
 
 
 def assign_styles(names: Sequence[str]) -> dict[str, dict[str, Any]]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from pudica.analysis.rendering import Tables
 from pudica.analysis.runs import Run, RunPaths, open_runs, open_runs_of
 from pudica.analysis.spread import average_seeds, group_by_seed
 from pudica.clients.runtime.systems import systems
@@ -15,7 +16,7 @@ LOGISTICS = ("Exchanges", "Durations")
 OVERVIEW = ("status", "system", "experiment", "engine", "seed", "started")
 
 
-def tables(runs: RunPaths) -> dict[str, pd.DataFrame]:
+def tables(runs: RunPaths) -> Tables:
     """Return the non-empty tables of one or several runs by title.
 
     Runs that differ only by their seed are taken together, as by
@@ -26,8 +27,9 @@ def tables(runs: RunPaths) -> dict[str, pd.DataFrame]:
     Returns
     -------
     dict of str to DataFrame
-        Accuracies in per cent, sizes in bytes, durations in seconds. The columns that matter most
-        come first. Columns that would be empty are left out, and missing cells are None or NaN.
+        A notebook shows them as tables, a terminal as text. Accuracies in per cent, sizes in
+        bytes, durations in seconds. The columns that matter most come first. Columns that would be
+        empty are left out, and missing cells are None or NaN.
     """
     opened = open_runs(runs)
     groups = set(group_by_seed(opened).values())
@@ -46,12 +48,14 @@ def tables(runs: RunPaths) -> dict[str, pd.DataFrame]:
     if len(groups) == 1:
         built = (_build_exchanges(opened), _build_durations(opened))
         found |= dict(zip(LOGISTICS, built, strict=True))
-    return {title: _make_printable(frame) for title, frame in found.items() if not frame.empty}
+    return Tables(
+        (title, _make_printable(frame)) for title, frame in found.items() if not frame.empty
+    )
 
 
-def brief(found: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
+def brief(found: Mapping[str, pd.DataFrame]) -> Tables:
     """Return those of :func:`tables` that say what came out, without what was exchanged."""
-    return {title: frame for title, frame in found.items() if title not in LOGISTICS}
+    return Tables((title, frame) for title, frame in found.items() if title not in LOGISTICS)
 
 
 def _build_exchanges(runs: Sequence[Run]) -> pd.DataFrame:

@@ -18,6 +18,10 @@ class RequestError(ValueError):
         """Return the message with hidden characters escaped, except line breaks."""
         return escape_hidden(super().__str__(), keep="\n")
 
+    def _render_traceback_(self) -> list[str]:
+        """Return what a notebook shows: the message, which says all, without our own lines."""
+        return [f"{type(self).__name__}: {self}"]
+
 
 def unknown_name_error(kind: str, name: str, allowed: Iterable[str]) -> RequestError:
     """Return the error for a name of a ``kind``, say a model, that is none of the allowed ones."""

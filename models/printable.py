@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 import unicodedata
 
@@ -36,6 +37,11 @@ def escape_hidden(text: str, keep: str = "") -> str:
     return "".join(
         c if c in keep or not is_hidden(c) else c.encode("unicode_escape").decode() for c in text
     )
+
+
+def escape_html(text: str) -> str:
+    """Return a text with hidden characters and markup escaped."""
+    return html.escape(escape_hidden(text))
 
 
 def quote(text: str) -> str:

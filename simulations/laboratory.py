@@ -12,12 +12,19 @@ from typing import Any
 import pandas as pd
 
 from pudica import analysis
+from pudica.analysis.drawing import Figures
+from pudica.analysis.rendering import Tables, render_frame, wrap_html
+from pudica.models.errors import RequestError
+from pudica.models.printable import escape_html
 from pudica.simulations import runner
+from pudica.simulations.console import shorten_path
+from pudica.simulations.progress import is_notebook
+from pudica.strategies.core.experiment import Experiment
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run that is done, with all its files in a directory."""
+    """A run that is done, with all its files in a directory; a notebook shows its tables."""
 
     directory: Path
 
@@ -25,13 +32,27 @@ class Run:
         """Return all measurements; see :func:`pudica.analysis.load`."""
         return analysis.load(self.directory)
 
-    def tables(self) -> dict[str, pd.DataFrame]:
+    def tables(self) -> Tables:
         """Return the tables by title; see :func:`pudica.analysis.tables`."""
         return analysis.tables(self.directory)
+
+    def figures(self) -> Figures:
+        """Draw the figures, which a notebook shows; see :func:`pudica.analysis.figures`."""
+        return analysis.figures(self.directory)
 
     def plot(self) -> list[Path]:
         """Draw the figures and return their files; see :func:`pudica.analysis.plot`."""
         return analysis.plot(self.directory)
+
+    def _repr_html_(self) -> str:
+        info = analysis.describe(self.directory)
+        about = f"{info['status']}, seed {info['seed']}, in {shorten_path(self.directory)}"
+        parts = [f"<p><b>{escape_html(info['experiment'])}</b> {escape_html(about)}</p>"]
+        for title, frame in self.tables().items():
+            is_open = " open" if len(parts) == 1 else ""
+            summary = f"<summary>{escape_html(title)}</summary>"
+            parts.append(f"<details{is_open}>{summary}{render_frame(frame)}</details>")
+        return wrap_html("".join(parts))
 
 
 def run(
@@ -41,7 +62,7 @@ def run(
     engine: str = "ray",
     out: str | Path | None = None,
     resume: str | Path | None = None,
-    progress: bool = False,
+    progress: bool | None = None,
 ) -> Run:
     """Run an experiment, or resume one that was stopped.
 
@@ -56,8 +77,9 @@ def run(
         Folder in which the run's directory is made; by default ``results``.
     resume : str or Path, optional
         Directory of a run that was stopped. One that is done is returned as it is.
-    progress : bool
-        Whether to show progress on standard error.
+    progress : bool, optional
+        Whether to show progress, elsewhere than in a notebook on standard error. By default it is
+        shown in a notebook only.
 
     Returns
     -------
@@ -67,6 +89,10 @@ def run(
     ------
     RequestError
         If the request is wrong; nothing was started then.
+    Exception
+        If the run fails, with a note of how to resume it.
+    KeyboardInterrupt
+        If it is stopped. The message says how to resume it.
 
     Examples
     --------
@@ -79,5 +105,21 @@ def run(
     place = Path(out or "results")
     prepared, directory = runner.prepare(source, overrides, place, stopped, engine)
     if stopped is None or not runner.is_done(directory):
-        runner.execute(prepared, directory, engine, quiet=not progress)
+        is_shown = is_notebook() if progress is None else progress
+        _execute(prepared, directory, engine, quiet=not is_shown)
     return Run(directory)
+
+
+def _execute(experiment: Experiment, directory: Path, engine: str, quiet: bool) -> None:
+    """Run the experiment; an error, or a stop, says how to resume it."""
+    hint = f"resume with: run(resume={str(shorten_path(directory))!r}, engine={engine!r})"
+    try:
+        runner.execute(experiment, directory, engine, quiet)
+    except RequestError:
+        raise
+    except KeyboardInterrupt:
+        # Where it was stopped says nothing, in many lines.
+        raise KeyboardInterrupt(f"stopped; {hint}") from None
+    except Exception as error:
+        error.add_note(hint)
+        raise

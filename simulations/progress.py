@@ -11,9 +11,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console, Group
+from rich.console import Console
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
 
 from pudica.models.printable import escape_hidden
 
@@ -25,10 +26,10 @@ LINE_SECONDS = 10.0
 
 @contextmanager
 def watch(directory: Path, quiet: bool = False) -> Iterator[None]:
-    """Show the progress of a run on standard error, unless it is to be quiet.
+    """Show the progress of a run, unless it is to be quiet.
 
-    In a terminal it shows bars; elsewhere it prints a line when a stage begins, every ten seconds,
-    and when it ends.
+    In a terminal, on standard error, and in a notebook it shows bars; elsewhere it prints a line on
+    standard error when a stage begins, every ten seconds, and when it ends.
     """
     if quiet:
         yield
@@ -69,11 +70,20 @@ def call_repeatedly(function: Callable[[], None], seconds: float) -> Iterator[No
 @contextmanager
 def show_progress() -> Iterator[BarDisplay | LineDisplay]:
     """Show the progress of work in this process."""
-    display = BarDisplay() if sys.stderr.isatty() else LineDisplay()
+    display: BarDisplay | LineDisplay
+    if is_notebook():
+        display = NotebookDisplay()
+    else:
+        display = BarDisplay() if sys.stderr.isatty() else LineDisplay()
     try:
         yield display
     finally:
         display.close()
+
+
+def is_notebook() -> bool:
+    """Return whether this process is the kernel of a notebook."""
+    return Console().is_jupyter
 
 
 class BarDisplay:
@@ -91,7 +101,12 @@ class BarDisplay:
         self._tasks: dict[str, Any] = {}
         self._node_tasks: dict[str, Any] = {}
         self._rates: dict[str, Rate] = {}
-        self._live = Live(Group(self._progress, self._node_progress), console=Console(stderr=True))
+        self._bars = Table.grid()
+        self._bars.add_row(self._progress)
+        self._start()
+
+    def _start(self) -> None:
+        self._live = Live(self._bars, console=Console(stderr=True))
         self._live.start()
 
     def update(self, state: dict[str, Any]) -> None:
@@ -111,6 +126,8 @@ class BarDisplay:
         """Show the state of each node; one that is no longer there disappears."""
         for name in self._node_tasks.keys() - states.keys():
             self._node_progress.remove_task(self._node_tasks.pop(name))
+        if states and self._bars.row_count == 1:
+            self._bars.add_row(self._node_progress)
         for name, text in _describe_nodes(states).items():
             if name not in self._node_tasks:
                 self._node_tasks[name] = self._node_progress.add_task("")
@@ -121,6 +138,31 @@ class BarDisplay:
     def close(self) -> None:
         """Stop updating; the bars remain on the screen."""
         self._live.stop()
+
+
+class NotebookDisplay(BarDisplay):
+    """The same bars in one output of a notebook's cell, which is replaced in place.
+
+    rich's own live display needs ipywidgets in a notebook.
+    """
+
+    def _start(self) -> None:
+        from IPython.display import display
+
+        self._output = display(self._bars, display_id=True)
+
+    def update(self, state: dict[str, Any]) -> None:
+        """Move the stage's bar."""
+        super().update(state)
+        self._output.update(self._bars)
+
+    def update_nodes(self, states: Nodes) -> None:
+        """Show the state of each node."""
+        super().update_nodes(states)
+        self._output.update(self._bars)
+
+    def close(self) -> None:
+        """Do nothing; the bars remain in the notebook."""
 
 
 class LineDisplay:

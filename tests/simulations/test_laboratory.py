@@ -8,7 +8,7 @@ import pytest
 
 from pudica import analysis
 from pudica.models.errors import RequestError
-from pudica.simulations import Run, run
+from pudica.simulations import Run, run, runner
 
 SETTINGS = {
     "seed": 3,
@@ -35,7 +35,9 @@ def test_a_run_has_its_measurements_tables_and_figures(done: Run) -> None:
     tables = done.tables()
     assert tables.keys() == analysis.tables(done.directory).keys()
     assert "Runs" in tables
-    assert all(figure.exists() for figure in done.plot())
+    files = done.plot()
+    assert all(file.exists() for file in files)
+    assert list(done.figures()) == [file.stem for file in files]
 
 
 def test_it_is_quiet_unless_it_is_asked_for_progress(
@@ -56,6 +58,30 @@ def test_a_run_that_is_done_is_returned_as_it_is(done: Run) -> None:
     before = (done.directory / "metrics.jsonl").stat().st_mtime_ns
     assert run(resume=done.directory) == done
     assert (done.directory / "metrics.jsonl").stat().st_mtime_ns == before
+
+
+def test_a_notebook_shows_what_a_run_is_and_its_tables(done: Run) -> None:
+    shown = done._repr_html_()
+    assert "<b>themis-digits</b> done, seed 3" in shown
+    for title, frame in done.tables().items():
+        assert f"<summary>{title}</summary>" in shown
+        assert all(f"<th>{name}</th>" in shown for name in frame)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_an_error_says_how_to_resume(
+    error: type[BaseException], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise error("half-way")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(runner, "execute", fail)
+    with pytest.raises(error) as raised:
+        run("themis-digits", engine="inprocess")
+    (folder,) = tmp_path.glob("results/*")
+    hint = f"resume with: run(resume='results/{folder.name}', engine='inprocess')"
+    assert hint in "\n".join([str(raised.value), *getattr(raised.value, "__notes__", [])])
 
 
 def test_wrong_requests_are_refused(tmp_path: Path) -> None:
