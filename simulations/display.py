@@ -63,12 +63,11 @@ def print_frame(frame: pd.DataFrame, title: str) -> None:
 
 def print_result(table: pd.DataFrame, title: str, wide: bool = False) -> None:
     """Print a table of runs, figures with their intervals; briefly, unless it is to be wide."""
-    from pudica.analysis.spread import describe_spread, join_intervals
+    from pudica.analysis.rendering import build_heading
+    from pudica.analysis.spread import join_intervals
 
-    spread = describe_spread(table)
-    (print_frame if wide else print_brief)(
-        join_intervals(table), f"{title}: {spread}" if spread else title
-    )
+    show = print_frame if wide else print_brief
+    show(join_intervals(table), build_heading(title, table))
 
 
 def print_brief(frame: pd.DataFrame, title: str) -> None:
