@@ -226,7 +226,6 @@ BENCHMARKS = [
         1.15,
         _measure_inprocess,
         data=("mnist",),
-        quick=True,
     ),
     Benchmark(
         "split-traffic",
