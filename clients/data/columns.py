@@ -23,6 +23,7 @@ from pudica.clients.data.errors import (
     validate_data_labels,
 )
 from pudica.clients.data.source import describe_origin
+from pudica.models.errors import suggest_name
 from pudica.models.printable import quote, to_nfc
 
 ALL_BINARY = "*"
@@ -61,7 +62,8 @@ def encode_labels(
         )
     if label not in stored.columns.column_names:
         raise DataError(
-            f"unknown label column '{label}' in {stored.base}. Set data.label to one of: {allowed}"
+            f"unknown label column '{label}' in {stored.base}."
+            f"{suggest_name(label, stored.columns.column_names)} Set data.label to one of: {allowed}"
         )
     column = _require_no_nulls(
         stored, validate_data_label(label, f"{stored.base}: the column"), "label"
@@ -234,9 +236,10 @@ def _read_attribute(
         )
     name = parts["column"]
     if name not in stored.columns.column_names:
-        allowed = join_names(stored.columns.column_names)
+        columns = stored.columns.column_names
         raise DataError(
-            f"attributes: there is no column '{name}' in {stored.base}; have: {allowed}"
+            f"attributes: there is no column '{name}' in {stored.base}."
+            f"{suggest_name(name, columns)} Allowed: {join_names(columns)}"
         )
     column = _require_no_nulls(stored, name, "value")
     if parts["value"] is not None:

@@ -125,7 +125,8 @@ def load(config: DataConfig, seed: int) -> Splits:
         known = {**spec.class_names, **stored.class_names}
         attributes, attribute_names = read_attributes(stored, config.attributes, known)
     train, test = (kept[kept < stored.train], kept[kept >= stored.train])
-    if own and names is None and not config.classes:
+    # Of attributes, which are then what is learnt, everybody's are the same.
+    if own and names is None and not config.classes and not config.attributes:
         _check_classes_known(labels[train], labels[test], class_names, stored)
     generator = numpy_generator(seed, "split")
     if own:
