@@ -1,8 +1,8 @@
 """LFWA: the faces of LFW with 40 binary attributes, as the authors of CelebA give it away.
 
-``lfw_att_40.mat`` holds ``AttrName``, ``label`` (images × attributes, 0 or 1) and ``name``, with
-Windows' separators: ``Aaron_Eckhart\\Aaron_Eckhart_0001.jpg``; ``indices_train_test.mat`` which of
-these are for training and for test, counted from 1.
+``lfw_att_40.mat`` holds ``AttrName``, ``label`` (images × attributes, 0 or 1) and ``name``, person
+and file with a backslash between; ``indices_train_test.mat`` says which of these are for training
+and which for test, counted from 1.
 """
 
 from __future__ import annotations
@@ -166,7 +166,8 @@ def _read_indices(file: Path, variable: str, values: Any, count: int) -> Rows:
     wrong = ~((numbers >= 1) & (numbers <= count) & (numbers == np.floor(numbers)))  # NaN, too
     if wrong.any():
         raise DataError(
-            f"{file}: {variable} has {numbers[wrong][0]:g}; allowed: whole numbers from 1 to {count}"
+            f"{file}: {variable} has {numbers[wrong][0]:g}; allowed: whole numbers from 1 to "
+            f"{count}"
         )
     rows, times = np.unique(numbers.astype(np.int64), return_counts=True)
     if times.max() > 1:
