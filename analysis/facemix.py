@@ -36,7 +36,7 @@ SIMILARITIES = (
     *("psnr", "ssim", "mse", "psnr_of_the_mean", "psnr_in_the_clear", "psnr_known_groups"),
     *("correlation", "correlation_known_groups", "correlation_of_the_mixtures"),
 )
-PAPER_TABLES = {"celeba": "facemix_table2"}
+PAPER_TABLES = {"celeba": "facemix_table2", "lfwa": "facemix_table3"}
 BLOCKS = {"maxpool": 1, "layer1.0": 2, "layer1.1": 3}
 """Number of ResNet-18 blocks computed by the edge, by its last layer."""
 
@@ -55,7 +55,7 @@ def facemix_accuracy(runs: RunPaths, spread: bool = True) -> pd.DataFrame:
         ``edge_parameters``; ``edge_mmacs``, multiplications of an image in millions, and
         ``edge_share`` of all multiplications in per cent; ``accuracy`` and ``balanced_accuracy``
         on test images, means over attributes in per cent, and ``published``, the paper's accuracy
-        where it has the setting on these data (CelebA); the attacks' balanced success in per
+        where it has the setting on these data (CelebA, LFWA); the attacks' balanced success in per
         cent, for attacks that were run (``pudica attack``): ``attack_attributes``,
         ``attack_identity``, and ``attack_separation`` and ``attack_reconstruction``, the
         model's accuracy on unmixed features and on reconstructed images;

@@ -26,7 +26,12 @@ class RequestError(ValueError):
 def unknown_name_error(kind: str, name: str, allowed: Iterable[str]) -> RequestError:
     """Return the error for a name of a ``kind``, say a model, that is none of the allowed ones."""
     choices = sorted(allowed)
-    lower = {choice.lower(): choice for choice in choices}
-    close = get_close_matches(name.lower(), lower, n=1, cutoff=0.5)
-    hint = f" Did you mean '{lower[close[0]]}'?" if close else ""
+    hint = suggest_name(name, choices)
     return RequestError(f"unknown {kind} '{name}'.{hint} Allowed: {', '.join(choices)}")
+
+
+def suggest_name(name: str, allowed: Iterable[str]) -> str:
+    """Return a question after the allowed name that is most like this one; "" if none is."""
+    lower = {choice.lower(): choice for choice in allowed}
+    close = get_close_matches(name.lower(), lower, n=1, cutoff=0.5)
+    return f" Did you mean '{lower[close[0]]}'?" if close else ""

@@ -81,7 +81,7 @@ def _build_entry(source: Source, request: LayoutRequest, entry: Path) -> None:
         content = source.open()
         if content.disguised is None:
             found = decode(content, source.base, request, folder / "images.npy")
-            content = replace(content, notes=found)
+            content = replace(content, notes=[*content.notes, *found])
         elif request == LayoutRequest():
             copy_images(source.base, content.disguised, folder / "images.npy")
         else:

@@ -23,6 +23,7 @@ from pudica.clients.data.errors import (
     validate_data_labels,
 )
 from pudica.clients.data.source import describe_origin
+from pudica.models.errors import suggest_name
 from pudica.models.printable import quote, to_nfc
 
 ALL_BINARY = "*"
@@ -61,7 +62,9 @@ def encode_labels(
         )
     if label not in stored.columns.column_names:
         raise DataError(
-            f"unknown label column '{label}' in {stored.base}. Set data.label to one of: {allowed}"
+            f"unknown label column '{label}' in {stored.base}."
+            f"{suggest_name(label, stored.columns.column_names)} "
+            f"Set data.label to one of: {allowed}"
         )
     column = _require_no_nulls(
         stored, validate_data_label(label, f"{stored.base}: the column"), "label"
@@ -120,29 +123,6 @@ def _decode_text(value: pa.Scalar) -> str:
         return value.as_buffer().to_pybytes().decode(errors="surrogateescape")  # type: ignore[no-any-return]
 
 
-def match_vocabulary(
-    stored: CachedDataset, labels: Integers, own: list[str], wanted: Sequence[str], notes: list[str]
-) -> tuple[Integers, list[str]]:
-    """Return labels numbered as wanted, by the names of their classes, and the wanted names.
-
-    What is left out already, with the label -1, stays so. Another numbering is noted.
-
-    Raises DataError if an image has a class that is not wanted.
-    """
-    number = {name: place for place, name in enumerate(wanted)}
-    present = [own[label] for label in np.unique(labels) if label >= 0]
-    if strange := [name for name in present if name not in number]:
-        raise DataError(
-            f"{stored.base} has images of {join_names(map(quote, strange[:5]))}, which the run's "
-            f"classes lack: {join_names(map(quote, wanted))}"
-        )
-    if list(wanted) != own:
-        told = ", ".join(f"{quote(name)} is {number[name]}" for name in present[:10])
-        notes.append(f"classes are numbered as the run names them: {told}")
-    places = np.array([number.get(name, -1) for name in own] + [-1], np.int64)
-    return places[labels], list(wanted)
-
-
 def note_similar_names(classes: Sequence[str]) -> list[str]:
     """Return the notes on classes whose names differ in case or spaces only."""
     spelt: dict[str, list[str]] = {}
@@ -194,7 +174,10 @@ def keep_large_classes(
 
 
 def read_attributes(
-    stored: CachedDataset, requested: Sequence[str], names: Mapping[str, Sequence[str]]
+    stored: CachedDataset,
+    requested: Sequence[str],
+    names: Mapping[str, Sequence[str]],
+    fewest: int = 2,
 ) -> tuple[Integers, list[str]]:
     """Return binary attributes of every image, 0 or 1 of shape (N, A), and their names.
 
@@ -204,6 +187,8 @@ def read_attributes(
         Attributes in the notation above.
     names : mapping of str to sequence of str
         For each column the names of its classes 0, 1, 2, …, where known.
+    fewest : int
+        How many different answers are needed to each: 1 or 2.
 
     Raises DataError if an attribute cannot be parsed; its column is missing, contains nulls or is
     not binary; or if all images have it, or none.
@@ -217,7 +202,7 @@ def read_attributes(
         raise DataError(f"attributes: {', '.join(sorted(repeated))} is named twice")
     columns = [_read_attribute(stored, name, names) for name in written]
     for name, column in zip(written, columns, strict=True):
-        if column.min() == column.max():
+        if column.min() == column.max() and fewest > 1:
             holds = "every image has" if column.all() else "no image has"
             raise DataError(f"attributes: {holds} '{name}' in {stored.base}; leave it out")
     return np.stack(columns, axis=1), written
@@ -234,9 +219,10 @@ def _read_attribute(
         )
     name = parts["column"]
     if name not in stored.columns.column_names:
-        allowed = join_names(stored.columns.column_names)
+        columns = stored.columns.column_names
         raise DataError(
-            f"attributes: there is no column '{name}' in {stored.base}; have: {allowed}"
+            f"attributes: there is no column '{name}' in {stored.base}."
+            f"{suggest_name(name, columns)} Allowed: {join_names(columns)}"
         )
     column = _require_no_nulls(stored, name, "value")
     if parts["value"] is not None:
@@ -257,11 +243,12 @@ def _match_value(
 ) -> Integers:
     if pa.types.is_boolean(column.type):
         column = column.cast(pa.int64())
+    numbers: dict[str, str] = {}
     if pa.types.is_integer(column.type):
-        known = {to_nfc(known): str(number) for number, known in enumerate(names or ())}
-        value = known.get(value, value)
+        numbers = {to_nfc(known): str(number) for number, known in enumerate(names or ())}
+        value = numbers.get(value, value)
     texts = np.asarray([to_nfc(str(each)) for each in column.to_pylist()])
-    if value not in texts:
+    if value not in texts and value not in numbers.values():
         allowed = join_names(names) if names else _summarise_values(column)
         raise DataError(f"attributes: no image has {name}={value}; column '{name}' holds {allowed}")
     same: Integers = (texts == value).astype(np.int64)

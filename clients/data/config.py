@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
@@ -41,6 +42,11 @@ class DataConfig(BaseModel):
     attributes : tuple of str
         Yes-or-no questions besides the label: a binary column, ``COLUMN=VALUE``,
         ``COLUMN:LOW-HIGH``, or ``*`` for every binary column.
+    attribute_names : tuple of str or None
+        Names of the attributes 0, 1, 2, …, to which ``attributes`` are matched by name. None:
+        they are ``attributes``.
+    rename : mapping of str to str
+        What classes and attributes are called instead of their own names, before they are matched.
     splits : mapping of str to sequence of str, "none" or None
         Which files or folders are of which split, as patterns; ``none``: there are no splits.
         None: their names tell.
@@ -89,6 +95,8 @@ class DataConfig(BaseModel):
     label: Label | None = None
     classes: tuple[Label, ...] | None = Field(None, min_length=2)
     attributes: tuple[Label, ...] = ()
+    attribute_names: tuple[Label, ...] | None = Field(None, min_length=1)
+    rename: Mapping[Label, Label] = {}
     splits: Patterns | None = None
     min_per_class: int = Field(1, ge=1)
     background: Background = "white"
@@ -118,10 +126,10 @@ class DataConfig(BaseModel):
     def _normalise_shield(cls, shield: str | None) -> str | None:
         return None if shield is None else format_notation(parse_notation(shield))
 
-    @field_validator("classes")
+    @field_validator("classes", "attribute_names")
     @classmethod
-    def _validate_classes(cls, classes: tuple[str, ...] | None) -> tuple[str, ...] | None:
-        return None if classes is None else tuple(validate_labels(classes))
+    def _validate_distinct(cls, names: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        return None if names is None else tuple(validate_labels(names))
 
     @field_validator("splits", mode="before", json_schema_input_type=GivenPatterns | None)
     @classmethod

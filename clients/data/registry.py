@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from pudica.clients.data import disguised, folders, hub, packaged, parquet
+from pudica.clients.data import disguised, folders, hub, lfwa, packaged, parquet
 from pudica.clients.data.decoding import Channels
 from pudica.clients.data.errors import DataError
 from pudica.clients.data.source import DataLocation, Source, data_root
@@ -261,6 +261,17 @@ _ENTRIES: dict[str, DatasetSpec] = {
             "people.txt and lfw-names.txt; or use name: image-folder on any copy of it",
             formats=(_torchvision_format(packaged.LFW),),
             label="identity",
+            image_size=64,
+            channels=3,
+        ),
+        DatasetSpec(
+            name="lfwa",
+            description="13,143 faces of LFW with CelebA's 40 attributes, resized to 64×64 colour",
+            hint="Get LFWA from CelebA's authors (for research only), and set PUDICA_DATA or "
+            f"data.root to the folder that holds lfwa/ with {lfwa.ATTRIBUTES}, {lfwa.INDICES} and "
+            "the images at lfw/PERSON/PERSON_0001.jpg",
+            formats=(DiskFormat(lfwa.locate_lfwa, lfwa.scan_lfwa),),
+            label="Male",
             image_size=64,
             channels=3,
         ),

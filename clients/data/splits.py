@@ -17,7 +17,6 @@ from pudica.clients.data.cache import CachedDataset, fetch_cached
 from pudica.clients.data.columns import (
     encode_labels,
     keep_large_classes,
-    match_vocabulary,
     note_similar_names,
     read_attributes,
 )
@@ -28,6 +27,12 @@ from pudica.clients.data.images import ImageSet
 from pudica.clients.data.partition import PartitionConfig, partition_once
 from pudica.clients.data.registry import DatasetSpec, find_source, lookup
 from pudica.clients.data.source import DataLocation, data_root
+from pudica.clients.data.vocabulary import (
+    check_renamed,
+    match_attributes_of_run,
+    match_classes_of_run,
+    rename,
+)
 from pudica.clients.shields.disguises import Key, KeyedDisguise, Span
 from pudica.models.errors import RequestError
 from pudica.models.randomness import numpy_generator
@@ -108,7 +113,8 @@ def load(config: DataConfig, seed: int) -> Splits:
     label = config.label or only
     names = stored.class_names.get(label, spec.class_names.get(label))
     fewest = 1 if config.classes else 2
-    labels, class_names = encode_labels(stored, label, names, fewest)
+    labels, own_classes = encode_labels(stored, label, names, fewest)
+    class_names = rename(own_classes, config.rename, "classes")
     notes = [*source.notes, *stored.notes, *note_similar_names(class_names)]
     minimum = max(config.min_per_class, 2 if config.split == "9:1" else 1)
     own = _keeps_test_split(config, stored)
@@ -118,14 +124,19 @@ def load(config: DataConfig, seed: int) -> Splits:
         stored, labels, counted, class_names, minimum, fewest, notes
     )
     if config.classes:
-        labels, class_names = match_vocabulary(stored, labels, class_names, config.classes, notes)
-    attributes: Rows = np.zeros((0, 0), np.int64)
-    attribute_names: list[str] = []
-    if config.attributes:
-        known = {**spec.class_names, **stored.class_names}
-        attributes, attribute_names = read_attributes(stored, config.attributes, known)
+        labels, class_names = match_classes_of_run(
+            stored, labels, class_names, config.classes, notes
+        )
+    attributes, own_attributes = _read_attributes(config, spec, stored)
+    check_renamed(config.rename, [*own_classes, *own_attributes], stored)
+    attribute_names = rename(own_attributes, config.rename, "attributes")
+    if config.attribute_names:
+        attributes, attribute_names = match_attributes_of_run(
+            stored, attributes, attribute_names, config.attribute_names, notes
+        )
     train, test = (kept[kept < stored.train], kept[kept >= stored.train])
-    if own and names is None and not config.classes:
+    # Of attributes, which are then what is learnt, everybody's are the same.
+    if own and names is None and not config.classes and not config.attributes:
         _check_classes_known(labels[train], labels[test], class_names, stored)
     generator = numpy_generator(seed, "split")
     if own:
@@ -200,6 +211,16 @@ def select_node_images(
         return images
     shares = partition_once(images.labels, nodes, scheme or PartitionConfig(), seed)
     return images.subset(shares[number])
+
+
+def _read_attributes(
+    config: DataConfig, spec: DatasetSpec, stored: CachedDataset
+) -> tuple[Rows, list[str]]:
+    """Return the attributes of all images, (N, A), and the data's own names of them."""
+    if not config.attributes:
+        return np.zeros((0, 0), np.int64), []
+    known = {**spec.class_names, **stored.class_names}
+    return read_attributes(stored, config.attributes, known, 1 if config.attribute_names else 2)
 
 
 def _load_key(config: DataConfig, shape: tuple[int, int, int], seed: int) -> Key | None:

@@ -176,6 +176,7 @@ class InferenceEdge(EdgeStages):
         labelled = isinstance(test, AttributeImages) and test.questions > 0
         about: dict[str, int | str] = {
             "classes": LOGITS,
+            "names": test.names if isinstance(test, AttributeImages) else "",
             "key": "",
             "shape": "x".join(map(str, self.shape)),
             "attributes": "\n".join(self.attributes),

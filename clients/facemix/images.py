@@ -13,7 +13,7 @@ from torch.utils.data import TensorDataset, default_collate
 
 from pudica.clients.data import ImageSet
 from pudica.clients.data.errors import DataError
-from pudica.clients.data.examples import Examples, describe
+from pudica.clients.data.examples import Examples, describe, hash_classes
 from pudica.clients.data.images import Positions
 from pudica.models.errors import RequestError
 
@@ -76,6 +76,11 @@ class AttributeImages(Examples):
         parts = [self.batch(slice(n, n + 256))[1] for n in range(0, len(self), 256)]
         answers: np.ndarray = torch.cat(parts).numpy()
         return answers
+
+    @property
+    def names(self) -> str:
+        """A fingerprint of what labels call the classes, where they are classes; else empty."""
+        return hash_classes(self.dataset) if self.questions == 1 else ""
 
     @property
     def black(self) -> Tensor:

@@ -34,7 +34,7 @@ from pudica.models.compute import ComputeConfig
 from pudica.models.custom import PREFIX, SUFFIX, ModelName
 from pudica.models.errors import RequestError
 from pudica.models.files import AbsolutePath
-from pudica.models.naming import NodeName
+from pudica.models.naming import Label, NodeName
 from pudica.models.settings import explain_errors
 
 NODE = "node"
@@ -58,6 +58,8 @@ class OwnData(BaseModel):
     name : str or None
         A data set's name: its own images, of which it holds nobody else's share. Left out: the
         organiser's set, of which the node takes its share where a system divides it.
+    rename : dict of str to str
+        What its own classes and attributes are called in runs.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -73,13 +75,21 @@ class OwnData(BaseModel):
     min_per_class: int | None = None
     split: Literal["own", "public", "train-test", "4:1:1", "9:1"] | None = None
     attributes: tuple[str, ...] = ()
+    rename: dict[Label, Label] = {}
+
+    @model_validator(mode="after")
+    def _renames_its_own(self) -> Self:
+        if self.rename and self.name is None:
+            raise ValueError("rename: is for images of one's own; name them, or leave it out")
+        return self
 
     def apply_to(self, config: DataConfig) -> DataConfig:
         """Return the organiser's settings with this node's own in them, or raise RequestError."""
         own = {key: value for key, value in self.model_dump().items() if value}
         # Nobody else says which files are read here, nor which column of one's own data counts.
         foreign = {"root", "path", "key", "download", "splits"}
-        foreign |= {"label", "attributes", "source", "min_per_class"} if self.name else set()
+        if self.name:
+            foreign |= {"label", "attributes", "rename", "source", "min_per_class"}
         if config.source == "hub" and not self.name and not self.path:
             raise RequestError(
                 f"data: the organiser's images are '{config.name}' of the Hugging Face Hub; name "

@@ -19,7 +19,6 @@ import torch
 
 from pudica import models
 from pudica.clients.assignments import OWN
-from pudica.clients.data import DataConfig, Splits, load
 from pudica.clients.runtime.node import NodeConfig
 from pudica.clients.shields.disguises import Key
 from pudica.models.compute import Compute, ComputeConfig
@@ -27,6 +26,12 @@ from pudica.models.errors import RequestError
 from pudica.models.files import load_weights_into
 from pudica.simulations.deployment import authority
 from pudica.simulations.deployment.invitation import Invitation
+from pudica.simulations.deployment.vocabulary import (
+    NOT_KNOWN,
+    Expected,
+    describe_match,
+    load_own_data,
+)
 
 SAMPLE = 64
 AHEAD_SECONDS, BEHIND_SECONDS = 4.0, 250.0
@@ -48,8 +53,13 @@ class CheckResult(NamedTuple):
     message: str
 
 
-def check_node(path: Path) -> list[CheckResult]:
+def check_node(path: Path, expected: Expected = NOT_KNOWN) -> list[CheckResult]:
     """Run all checks of a node, even if some fail.
+
+    Parameters
+    ----------
+    expected : Expected
+        The names of classes and attributes that a run is expected to say.
 
     Raises
     ------
@@ -66,8 +76,9 @@ def check_node(path: Path) -> list[CheckResult]:
         run_check("vault", lambda: _check_vault(config)),
         run_check("device", lambda: _check_device(config)),
         run_check("data", lambda: _check_data(config)),
+        run_check("names", lambda: describe_match(config, expected)),
         run_check("test labels", lambda: _check_test_labels(config)),
-        run_check("model", lambda: _check_model(config)),
+        run_check("model", lambda: _check_model(config, expected)),
         run_check("image key", lambda: _check_image_key(config)),
     ]
 
@@ -176,27 +187,21 @@ def _check_device(config: NodeConfig) -> str:
     return f"{compute.device.type}, {compute.config.threads} thread(s), {memory:.1f} GiB free"
 
 
-def _load_own_data(config: NodeConfig) -> Splits | None:
-    if config.data.name is None:
-        return None
-    return load(config.data.apply_to(DataConfig(name=config.data.name)), 0)
-
-
 def _check_data(config: NodeConfig) -> str:
-    data = _load_own_data(config)
+    data = load_own_data(config)
     if data is None:
         return "the organiser's; checked when the node joins"
     sizes = f"{len(data.train)} + {len(data.validation)} + {len(data.test)}"
     noted = "".join(f"; {note}" for note in data.notes)
     return (
         f"{data.name}: {sizes} images of {'x'.join(map(str, data.shape))} in {data.num_classes} "
-        f"classes, matched by name to the run's: {', '.join(data.class_names[:12])}{noted}"
+        f"classes: {', '.join(data.class_names[:12])}{noted}"
     )
 
 
 def _check_test_labels(config: NodeConfig) -> str:
     """Check that a participant of a competition holds no test set: it is the organiser's alone."""
-    data = _load_own_data(config) if "themis" in config.systems else None
+    data = load_own_data(config) if "themis" in config.systems else None
     if data is not None and data.has_own_test and len(data.test):
         raise RequestError(
             f"{data.name} has {len(data.test)} labelled test images, which a participant of a "
@@ -206,7 +211,7 @@ def _check_test_labels(config: NodeConfig) -> str:
     return "none are read"
 
 
-def _check_model(config: NodeConfig) -> str:
+def _check_model(config: NodeConfig, expected: Expected) -> str:
     if config.model is None or config.model == OWN:
         if "themis" in config.systems:
             raise RequestError(
@@ -214,13 +219,13 @@ def _check_model(config: NodeConfig) -> str:
                 "the zoo (`pudica list`), custom:./my_models.py:callable or FILE.pt2"
             )
         return "none of its own"
-    data = _load_own_data(config)
+    data = load_own_data(config)
     if data is None:
         models.check_available(config.model)
         if config.weights and not config.weights.is_file():
             raise RequestError(f"weights: there is no file {config.weights}")
         return f"{config.model}: found; tried when the node joins, once its data are known"
-    classes = data.num_classes
+    classes = len(expected.classes or data.class_names)
     model = models.build_for(config.model, data.shape, num_classes=classes)
     if config.weights:
         load_weights_into(model, config.weights)

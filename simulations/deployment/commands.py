@@ -206,15 +206,27 @@ def attempt(
 @node_app.command("check")
 def check(
     settings: Annotated[Path, typer.Argument(help="node.yaml")] = Path("node.yaml"),
+    classes: Annotated[
+        str | None, typer.Option(help="The run's classes: a,b,c, or a file, one name a line.")
+    ] = None,
+    attributes: Annotated[
+        str | None, typer.Option(help="The run's attributes (FaceMix), likewise.")
+    ] = None,
 ) -> None:
     """Check a node's settings, keys, server, data and model before a competition begins."""
     with exit_on_request_error():
         from pudica.clients.runtime.node import NodeConfig
-        from pudica.simulations.deployment import budgeting, checking
+        from pudica.simulations.deployment import budgeting, checking, vocabulary
+        from pudica.simulations.display import print_frame
 
-        findings = checking.check_node(settings.absolute())
-        lines = budgeting.describe_promises(NodeConfig.read(settings.absolute()))
+        expected = vocabulary.Expected.read(classes, attributes)
+        config = NodeConfig.read(settings.absolute())
+        findings = checking.check_node(settings.absolute(), expected)
+        lines = budgeting.describe_promises(config)
+        tables = vocabulary.build_tables(config, expected)
     typer.echo("\n".join(["what this node releases at most, and what it refuses", *lines, ""]))
+    for table in tables:
+        print_frame(table.frame, table.title)
     print_check_results(findings)
 
 

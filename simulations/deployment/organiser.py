@@ -22,6 +22,7 @@ from pudica.simulations.deployment import authority
 from pudica.simulations.deployment.invitation import Invitation
 from pudica.simulations.deployment.place import ProgramFolder, make_folder
 from pudica.simulations.deployment.serverapp import ORGANISER_DIR
+from pudica.simulations.deployment.vocabulary import describe_names
 from pudica.simulations.programs.bundle import COMPONENTS, write_bundle
 from pudica.simulations.programs.calling import (
     CONNECTION,
@@ -351,7 +352,7 @@ class OrganiserServer(ProgramFolder):
         _check_cases(experiment, settings)
         data = experiment.check()
         self.programs.notify("set for a deployment: " + ", ".join(settings))
-        for remark in experiment.remarks(data):
+        for remark in (*describe_names(data), *experiment.remarks(data)):
             self.programs.notify(remark)
         return experiment, new_directory(self.folder / "results", experiment.name)
 

@@ -126,9 +126,12 @@ def base_assignments(experiment: Experiment, run: str, deployed: bool) -> dict[s
     here: dict[str, Any] = {}
     if deployed:
         # Where the organiser's own files lie is nobody's business, and of no use elsewhere. Nodes
-        # with images of their own match their classes to these by name.
-        own = {"root", "path", "key", "splits"}
-        here = dict.fromkeys(own) | {"classes": tuple(experiment.load_shared().class_names)}
+        # with images of their own match their classes and attributes to these by name.
+        own, data = {"root", "path", "key", "splits"}, experiment.load_shared()
+        here = dict.fromkeys(own) | {
+            "classes": tuple(data.class_names),
+            "attribute_names": tuple(data.attributes) or None,
+        }
     common = {
         "run": run,
         "data": experiment.data.model_copy(update=here),
@@ -184,22 +187,29 @@ def agree_on_images(cohort: Cohort, joined: dict[str, Member]) -> Images:
                 "same data set, and the same disguise",
             )
             del joined[name]
-    _agree_on_names(cohort, joined)
+    agree_on_names(cohort, joined)
     return wanted
 
 
-def _agree_on_names(cohort: Cohort, joined: dict[str, Member]) -> None:
-    """Leave out those that name or number their classes otherwise than most that name them."""
+def agree_on_names(cohort: Cohort, joined: dict[str, Member], ours: str = "") -> None:
+    """Leave out those that name or number their classes otherwise than most that name them.
+
+    Parameters
+    ----------
+    ours : str
+        A fingerprint of the server's own names, where it has some: these count instead.
+    """
     known = {name: member.names for name, member in joined.items() if member.names}
     if not known:
         return
-    wanted, _ = Counter(known.values()).most_common(1)[0]
+    wanted = ours or Counter(known.values()).most_common(1)[0][0]
+    whose = "the server's" if ours else "those of most"
     for name, own in known.items():
         if own != wanted:
             cohort.leave_out(
                 name,
-                "its classes have other names than those of most, or another order; give all the "
-                "same classes in the same order",
+                f"its classes have other names than {whose}, or another order; give all the same "
+                "classes in the same order",
             )
             del joined[name]
 

@@ -23,6 +23,7 @@ from pudica.models.compute import Compute
 from pudica.models.errors import RequestError
 from pudica.models.packing import model_arrays, select_prefix
 from pudica.strategies.core.cohort import Cohort
+from pudica.strategies.core.joining import agree_on_names
 from pudica.strategies.core.members import Member
 from pudica.strategies.core.session import CLOUD
 from pudica.strategies.core.strategy import RecordedStrategy
@@ -154,6 +155,9 @@ class StagedStrategy(RecordedStrategy):
 
     def agree(self, cohort: Cohort, joined: dict[str, Member]) -> None:
         """Leave out edges whose images or attributes do not fit; build the model for the others."""
+        if isinstance(self.images, AttributeImages):
+            agree_on_names(cohort, joined, self.images.names)
+            cohort.require_min_replies(self.min_nodes, len(joined), protocol.JOIN)
         super().agree(cohort, joined)
         members = {n: m for n, m in joined.items() if isinstance(m, EdgeMember)}
         names = Counter(member.attributes for member in members.values() if member.attributes)

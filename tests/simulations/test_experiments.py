@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 from celeba_files import write_celeba
 from cli_helpers import TINY, as_options
 from click.testing import Result
+from lfwa_files import write_lfwa
 from PIL import Image
 
 from pudica import analysis, models
@@ -123,21 +125,35 @@ def test_a_whole_competition_on_a_slice_of_each_real_data_set(
 
 
 @pytest.mark.slow
-def test_celebas_experiment_runs_on_small_files(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("name", "write", "size", "cases"),
+    [
+        ("celeba", partial(write_celeba, young="110", apart=True), (218, 178), 10),
+        ("lfwa", write_lfwa, (250, 250), 9),
+    ],
+    ids=["celeba", "lfwa"],
+)
+def test_experiments_of_paper_003_run_on_small_files(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    write: Callable[[Path], list[str]],
+    size: tuple[int, int],
+    cases: int,
 ) -> None:
-    """All cases of the paper's Table 2, and their rows beside the paper's."""
+    """All cases of the paper's Tables 2 and 3, and their rows beside the paper's."""
     rng = np.random.default_rng(0)
-    for name in write_celeba(tmp_path, young="110"):
-        pixels = rng.integers(0, 256, (218, 178, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(tmp_path / name)
+    for file in write(tmp_path):
+        place = tmp_path / file
+        place.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8)).save(place)
     monkeypatch.setattr("torchvision.datasets.celeba.check_integrity", lambda *_: True)
     small = ["facemix.edges=1", "client.num_gpus=0", "data.image_size=80"]
     training = "facemix.training={epochs: 1, batch_size: 8}"
-    experiment = load_experiment("facemix-celeba", [f"data.root={tmp_path}", training, *small])
+    experiment = load_experiment(f"facemix-{name}", [f"data.root={tmp_path}", training, *small])
     inprocess.run(experiment, tmp_path / "run")
     table = analysis.facemix_accuracy(tmp_path / "run").set_index("case")
-    assert len(table) == 10
+    assert len(table) == cases
     assert table["published"].notna().all()
     assert table["accuracy"].between(0, 100).all()
 

@@ -436,8 +436,8 @@ def test_a_cloud_that_computes_no_numbers_is_told_so(tmp_path: Path) -> None:
 SAID = {
     protocol.HELLO: {"code", "partition"},
     protocol.JOIN: {
-        *("attributes", "classes", "content", "group", "key", "lasting", "name", "reports"),
-        *("shape", "train", "validation", "test"),
+        *("attributes", "classes", "content", "group", "key", "lasting", "name", "names"),
+        *("reports", "shape", "train", "validation", "test"),
     },
     protocol.ADOPT: {"requests"},
     protocol.INFER: {"done", "number", "mixtures"},

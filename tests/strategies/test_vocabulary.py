@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from flwr.app import Context
@@ -13,13 +16,13 @@ from PIL import Image
 from torch import nn
 from torch.utils.data import Subset, TensorDataset
 
-from pudica.clients import Edge, Participant
+from pudica.clients import Edge, InferenceEdge, Participant
 from pudica.clients.data import DataConfig, DataError, load
 from pudica.clients.data.examples import hash_classes, list_classes
 from pudica.clients.runtime.node import OwnData
 from pudica.simulations.engines.inprocess import InProcessGrid
 from pudica.simulations.engines.local import build_server_context
-from pudica.strategies import SplitLearning, Themis
+from pudica.strategies import FaceMix, SplitLearning, Themis
 from pudica.strategies.core.joining import base_assignments
 from pudica.strategies.loading import load_experiment
 
@@ -60,10 +63,29 @@ def split_learning(**more: Any) -> SplitLearning:
     return SplitLearning(front=front, back=nn.Linear(4, 3), **more)
 
 
+def stages() -> tuple[nn.Module, nn.Module, nn.Module]:
+    main = nn.Sequential(nn.Conv2d(2, 2, 3, padding=1), nn.Flatten())
+    return nn.Conv2d(1, 2, 3, padding=1), main, nn.Linear(32, 3)
+
+
+def inference_edge(context: Context) -> InferenceEdge:
+    name, data = data_of(context)
+    pre, _, post = stages()
+    return InferenceEdge(pre, post, data, train=data, name=name)
+
+
+def facemix(**more: Any) -> FaceMix:
+    return FaceMix(*stages(), batch_size=8, request=8, **more)
+
+
 @pytest.mark.parametrize(
     ("app", "strategy"),
-    [(Participant.app(participant), Themis), (Edge.app(edge), split_learning)],
-    ids=["themis", "split"],
+    [
+        (Participant.app(participant), Themis),
+        (Edge.app(edge), split_learning),
+        (InferenceEdge.app(inference_edge), facemix),
+    ],
+    ids=["themis", "split", "facemix"],
 )
 def test_who_numbers_its_classes_otherwise_is_left_out_by_name(
     app: Any, strategy: Any, tmp_path: Path
@@ -74,6 +96,18 @@ def test_who_numbers_its_classes_otherwise_is_left_out_by_name(
     assert set(run.cohort.nodes) == {"zoe", "mia"}
     told = (tmp_path / "run" / "events.log").read_text()
     assert "adam: its classes have other names than those of most, or another order" in told
+    assert not any(word in told for word in ("cat", "dog", "wolf"))
+
+
+@pytest.mark.parametrize(("owns", "stay"), [(USUAL, {"zoe", "mia"}), (OTHER, {"adam"})])
+def test_the_names_of_a_cloud_that_trains_count(owns: Any, stay: set[str], tmp_path: Path) -> None:
+    """However many edges there are that number their classes otherwise than the model's owner."""
+    build_server_context({})
+    run = facemix(min_nodes=1, train=owns, record=tmp_path / "run")
+    run.start(InProcessGrid(InferenceEdge.app(inference_edge), 3, {}), num_rounds=1)
+    assert set(run.cohort.nodes) == stay
+    told = (tmp_path / "run" / "events.log").read_text()
+    assert "its classes have other names than the server's, or another order" in told
     assert not any(word in told for word in ("cat", "dog", "wolf"))
 
 
@@ -109,6 +143,40 @@ def test_a_deployed_run_says_its_classes_and_a_node_matches_its_own(tmp_path: Pa
         load(own, 0)
 
 
+def test_a_deployed_run_says_its_attributes_and_an_edge_matches_its_own(tmp_path: Path) -> None:
+    experiment = load_experiment("facemix-digits", ["data.attributes=['label=3', 'label:5-9']"])
+    name = experiment.names()[0]
+    here, there = (
+        base_assignments(experiment, "run", deployed)[name]["data"] for deployed in (False, True)
+    )
+    assert here.attribute_names is None
+    assert there.attribute_names == ("label=3", "label:5-9")
+    rows = {"odd": [n % 2 for n in range(12)], "three": [int(n == 3) for n in range(12)]}
+    write_parquet(tmp_path / "own.parquet", label=[str(n % 10) for n in range(12)], **rows)
+    own = {"name": "parquet", "path": tmp_path, "label": "label"}
+    called = {"odd": "label:5-9", "three": "label=3"}
+    chosen = OwnData(**own, attributes=[*called, "label=7"], rename=called)
+    splits = load(chosen.apply_to(there), 0)
+    assert splits.attributes == ["label=3", "label:5-9"]
+    for part in (splits.train, splits.validation, splits.test):
+        pixels = (part.pixels(slice(None))[:, 0, 0, 0] * 255).round().long()
+        expected = torch.stack([pixels == 3, pixels % 2 == 1], 1).long()
+        assert part.attributes.tolist() == expected.tolist()
+    assert any("attributes are numbered as the run names them" in note for note in splits.notes)
+    with pytest.raises(DataError, match=r"the run asks for 'label=3', 'label:5-9'.*lack: none"):
+        load(OwnData(**own).apply_to(there), 0)
+
+
+def write_parquet(file: Path, **columns: Any) -> None:
+    """Write even images of the values 0, 1, 2, …."""
+    images = []
+    for value in range(len(columns["label"])):
+        stream = BytesIO()
+        Image.fromarray(np.full((8, 8), value, np.uint8)).save(stream, "PNG")
+        images.append({"bytes": stream.getvalue(), "path": None})
+    pq.write_table(pa.table({"image": images, **columns}), file)
+
+
 def test_an_organiser_does_not_say_how_a_nodes_own_data_are_read(tmp_path: Path) -> None:
     """Which images are for test, above all: a node would train on them, or show them."""
     asked = DataConfig(name="image-folder", splits={"train": "*"}, label="label", attributes=["x"])
@@ -120,3 +188,6 @@ def test_an_organiser_does_not_say_how_a_nodes_own_data_are_read(tmp_path: Path)
     theirs = DataConfig(source="hub", name="somebody/cats", min_per_class=50)
     assert OwnData(name="parquet", path=tmp_path).apply_to(theirs).min_per_class == 1
     assert OwnData(name="parquet", path=tmp_path).apply_to(theirs).source == "here"
+    renamed = DataConfig(name="image-folder", rename={"a": "b"})
+    assert OwnData(name="parquet", path=tmp_path).apply_to(renamed).rename == {}
+    assert OwnData(path=tmp_path).apply_to(renamed).rename == {"a": "b"}

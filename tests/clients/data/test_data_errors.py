@@ -50,7 +50,9 @@ def test_impossible_settings(section, pattern):
         DataConfig(**section)
 
 
-@pytest.mark.parametrize("name", ["mnist", "cifar10", "celeba", "lfw", "utkface", "att-faces"])
+@pytest.mark.parametrize(
+    "name", ["mnist", "cifar10", "celeba", "lfw", "lfwa", "utkface", "att-faces"]
+)
 def test_missing_data_say_where_and_how(name, tmp_path, make):
     message = refused("was not found in", name=name, root=make.root)
     assert str(make.root) in message

@@ -21,7 +21,7 @@ def test_the_names():
     assert dataset_names()[0] == "digits"
     assert set(dataset_names()) == {
         *("digits", "mnist", "fashion-mnist", "cifar10", "cifar100", "celeba", "lfw"),
-        *("utkface", "att-faces", "image-folder", "parquet", "disguised"),
+        *("lfwa", "utkface", "att-faces", "image-folder", "parquet", "disguised"),
     }
 
 
@@ -180,6 +180,19 @@ def test_celeba_attributes_and_identity(make, monkeypatch):
     assert identity.train.labels.tolist() == [value % 3 for value in values(identity.train)]
     with pytest.raises(DataError, match="one of: Male, Young, identity"):
         load(DataConfig(name="celeba", root=make.root, label="Hat"), seed=0)
+
+
+def test_who_is_shown_need_not_be_the_same_where_attributes_are_asked_for(make, monkeypatch):
+    """As in CelebA, whose test images show other people: an anonymiser is to hide who they are."""
+    for i, name in enumerate(write_celeba(make.root, young="110", apart=True)):
+        make.image(name, i, size=(178, 218))
+    monkeypatch.setattr("torchvision.datasets.celeba.check_integrity", lambda *_: True)
+    config = DataConfig(name="celeba", root=make.root, label="identity", attributes=["*"])
+    splits = load(config, seed=0)
+    assert splits.attributes == ["Male", "Young"]
+    assert not {*splits.train.labels} & {*splits.test.labels}
+    with pytest.raises(DataError, match="class counts differ between splits"):
+        load(config.model_copy(update={"attributes": ()}), seed=0)
 
 
 def test_lfw_people(make, monkeypatch):
