@@ -20,6 +20,7 @@ from pudica.analysis.facemix import (
     facemix_transmission,
 )
 from pudica.analysis.page import publish
+from pudica.analysis.reporting import report
 from pudica.analysis.runs import describe, find, load
 from pudica.analysis.split import split_accuracy, split_costs
 from pudica.analysis.spread import join_intervals
@@ -53,6 +54,7 @@ __all__ = [
     "load",
     "plot",
     "publish",
+    "report",
     "split_accuracy",
     "split_costs",
     "tables",

@@ -306,7 +306,7 @@ def _draw_received(run: Run) -> Figure | None:
         title = f"{title}\n{note}"
     for case, images in rows.items():
         if len(images) == HALF:
-            rows[case] = np.concatenate([images, np.ones_like(images)])
+            rows[case] = np.concatenate([images, np.full_like(images, np.nan)])
     return draw_image_rows(rows, title)
 
 

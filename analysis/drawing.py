@@ -136,14 +136,16 @@ def new_figure(width: float, height: float, title: str) -> Figure:
 
 
 def draw_image_rows(rows: Mapping[str, np.ndarray], title: str) -> Figure:
-    """Draw as many images (N, C, H, W) in [0, 1] per kind side by side, a labelled row each."""
+    """Draw as many images (N, C, H, W) in [0, 1] per kind side by side, a labelled row each.
+
+    Images of NaN leave their places empty.
+    """
     count, _, height, width = next(iter(rows.values())).shape
     across = IMAGE_INCHES * count * width / height
     figure = new_figure(max(across + 1.7, 5.5), (IMAGE_INCHES + 0.12) * len(rows) + 0.5, title)
     column = figure.subplots(len(rows), 1, squeeze=False)[:, 0]
     for axes, (label, images) in zip(column, rows.items(), strict=True):
-        wide = _concatenate_images(images)
-        axes.imshow(wide, interpolation="nearest", cmap="gray", vmin=0, vmax=1)
+        axes.imshow(_concatenate_images(images), interpolation="nearest")
         axes.set_anchor("W")
         axes.set_axis_off()
         place = (-0.02 * 8 / count, 0.5)
@@ -152,14 +154,15 @@ def draw_image_rows(rows: Mapping[str, np.ndarray], title: str) -> Figure:
 
 
 def _concatenate_images(images: np.ndarray) -> np.ndarray:
-    """Join images (N, C, H, W) side by side with white gaps: (H, W') or (H, W', 3)."""
-    count, channels, height, width = images.shape
+    """Join images (N, C, H, W) side by side with transparent gaps: (H, W', 4)."""
+    count, _, height, width = images.shape
     gap = max(1, round(width / 16))
-    wide = np.ones((height, count * (width + gap) - gap, channels))
+    wide = np.zeros((height, count * (width + gap) - gap, 4))
     for i, image in enumerate(images.clip(0, 1)):
-        start = i * (width + gap)
-        wide[:, start : start + width] = image.transpose(1, 2, 0)
-    return wide[..., 0] if channels == 1 else wide
+        if not np.isnan(image).all():
+            place = wide[:, i * (width + gap) :][:, :width]
+            place[..., :3], place[..., 3] = image.transpose(1, 2, 0), 1
+    return wide
 
 
 def draw_heat_maps(

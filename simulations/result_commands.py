@@ -1,4 +1,4 @@
-"""``pudica show``, ``table`` and ``plot``: what was measured in runs, as tables and pictures."""
+"""``pudica show``, ``table``, ``plot`` and ``report``: what was measured, to be looked at."""
 
 from __future__ import annotations
 
@@ -109,3 +109,17 @@ def plot(runs: RunPaths) -> None:
         for run_directory in runs:
             for figure in analysis.plot(run_directory):
                 typer.echo(shorten_path(figure.absolute()))
+
+
+@results_app.command()
+def report(
+    runs: RunPaths,
+    out: Annotated[Path, typer.Option("--out", "-o", help="The file to write.")] = Path(
+        "report.html"
+    ),
+) -> None:
+    """Write a page with all tables, figures and guarantees of runs, in one file."""
+    from pudica import analysis
+
+    with exit_on_request_error():
+        typer.echo(shorten_path(analysis.report(runs, out).absolute()))
