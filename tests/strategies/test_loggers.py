@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -239,6 +240,27 @@ def test_where_mlflow_is_its_own_variable_says(
     recorder(tmp_path / "elsewhere", "mlflow", "name=other").close("done")
     assert not (tmp_path / "mlflow.db").exists()
     assert only_mlflow_run(results / "elsewhere").info.status == "FINISHED"
+
+
+@pytest.mark.slow
+def test_runs_that_begin_together_find_one_database(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("mlflow")
+    monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+    def begin(directory: Path) -> None:
+        first = recorder(directory, "mlflow")
+        first.log("local", "loss", 1.0)
+        first.close("done")
+
+    runs = [tmp_path / f"run-{number}" for number in range(4)]
+    children = [fork(partial(begin, directory)) for directory in runs]
+    assert [wait_for(child) for child in children] == [0] * len(runs)
+    for directory in runs:
+        assert events(directory) == ""
+        assert read_mlflow(directory) == {("local/loss/organiser", 0): [1.0]}
 
 
 # ------------------------------------------------------------------------------ privacy
