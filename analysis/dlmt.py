@@ -140,7 +140,7 @@ def tables(runs: Sequence[Run]) -> dict[str, pd.DataFrame]:
         "Accuracy on disguised test images": accuracy.drop(columns=disguise),
         "What disguises cost and hide": dlmt_measures(runs).drop(columns=disguise),
         "How much of the key attacks find (%), by how many images they see": breaks.rename(
-            columns=lambda name: name.replace("search_space", "log10 search_space")
+            columns=lambda name: name.replace("search_space", "log10_search_space")
         ),
     }
 

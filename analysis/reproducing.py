@@ -28,7 +28,7 @@ def build_command(run: Run) -> str | None:
         version, or its settings can't be given on a command line.
     """
     name = run.info.get("experiment", "")
-    if name not in shipped():
+    if name not in shipped() or not is_simulation(run):
         return None
     try:
         own = load_experiment(json.dumps(run.settings, default=str), [])
@@ -38,6 +38,11 @@ def build_command(run: Run) -> str | None:
         return None
     command = join_command(run, name, changes)
     return command if is_exact and escape_hidden(command) == command else None
+
+
+def is_simulation(run: Run) -> bool:
+    """Return whether ``pudica run`` ran it: not real nodes, nor somebody's own app."""
+    return run.info.get("engine") in ("inprocess", "ray", "flower") and "data" in run.settings
 
 
 def join_command(run: Run, source: str, changes: list[str]) -> str:

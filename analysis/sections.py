@@ -12,7 +12,7 @@ from markupsafe import Markup
 from pudica.analysis import facemix
 from pudica.analysis.drawing import plot_style
 from pudica.analysis.guarantees import LedgerReport, build_ledger_report, describe_competition
-from pudica.analysis.reproducing import FILE, build_command, join_command, to_yaml
+from pudica.analysis.reproducing import FILE, build_command, is_simulation, join_command, to_yaml
 from pudica.analysis.runs import Run, open_runs_of
 from pudica.analysis.spread import (
     describe_spread,
@@ -170,7 +170,11 @@ def _build_group(label: str, runs: list[Run]) -> Group:
     exact = [command for command in found if command]
     is_exact = len(exact) == len(runs)
     seeds = [[f"seed={run.info.get('seed')}"] if run is not first else [] for run in runs]
-    from_file = [join_command(run, FILE, own) for run, own in zip(runs, seeds, strict=True)]
+    from_file = [
+        join_command(run, FILE, own)
+        for run, own in zip(runs, seeds, strict=True)
+        if is_simulation(run)
+    ]
     notes = dict.fromkeys(
         str(note) for run in runs for key in ("data", "remarks") for note in run.info.get(key, [])
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -26,19 +27,23 @@ UNRELATED = ("seed", "name", "description", "log")
 
 
 def group_by_seed(runs: Sequence[Run]) -> dict[str, str]:
-    """Return the group of each run, by name: runs of equal settings but different seeds.
+    """Return the group of each run, by name: done runs of equal settings but different seeds.
 
     A group of one run is called by the run's name. Others are called by their experiment, and by
     the settings in which they differ from other groups of it. Of runs with the same settings and
-    the same seed, which are no independent measurements, each is in a group of its own.
+    the same seed, which are no independent measurements, each is in a group of its own; so is a
+    run that is not done, whose figures are those of a shorter one.
     """
-    groups: dict[tuple[str, int], list[Run]] = {}
+    groups: dict[tuple[str, Any], list[Run]] = {}
     seen: dict[tuple[str, Any], int] = {}
     for run in runs:
         key = json.dumps(_comparable(run), sort_keys=True, default=str)
-        repetition = seen.setdefault((key, run.info.get("seed")), 0)
-        seen[key, run.info.get("seed")] += 1
-        groups.setdefault((key, repetition), []).append(run)
+        repetition = seen.get((key, run.info.get("seed")), 0)
+        if run.info.get("status") == "done":
+            seen[key, run.info.get("seed")] = repetition + 1
+            groups.setdefault((key, repetition), []).append(run)
+        else:
+            groups[key, run.name] = [run]
     labels = label_variants([flatten(_comparable(own[0])) for own in groups.values()])
     taken: dict[str, int] = {}
     found: dict[str, str] = {}
@@ -47,7 +52,7 @@ def group_by_seed(runs: Sequence[Run]) -> dict[str, str]:
         taken[text] = taken.get(text, 0) + 1
         text = text if taken[text] == 1 else f"{text} ({taken[text]})"
         found |= dict.fromkeys((run.name for run in own), text)
-    return found
+    return {run.name: found[run.name] for run in runs}
 
 
 def _comparable(run: Run) -> dict[str, Any]:
@@ -73,17 +78,28 @@ def label_variants(variants: Sequence[Mapping[str, Any]]) -> list[str]:
 
     The setting ``""`` is the experiment's name, with which each label begins.
     """
-    return [" ".join(_label(own, variants)) for own in variants]
+    names = dict.fromkeys(str(own[""]) for own in variants)
+    short = {name: _find_varied([own for own in variants if own[""] == name]) for name in names}
+    return [" ".join(_build_label(own, short[str(own[""])])) for own in variants]
 
 
-def _label(own: Mapping[str, Any], variants: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+def _build_label(own: Mapping[str, Any], short: Mapping[str, str]) -> Iterator[str]:
     yield str(own[""])
-    others = [other for other in variants if other[""] == own[""]]
-    keys = dict.fromkeys(key for other in others for key in other)
-    varied = [key for key in keys if any(other.get(key) != own.get(key) for other in others)]
-    for key, short in zip(varied, shorten_keys(varied), strict=True):
+    for key, text in short.items():
         if key in own:
-            yield f"{short}={format_setting(own[key])}"
+            yield f"{text}={format_setting(own[key])}"
+
+
+def _find_varied(variants: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Return the short name of each setting in which variants differ, or that some lack."""
+    values: dict[str, set[str]] = {}
+    counts: Counter[str] = Counter()
+    for own in variants:
+        counts.update(own.keys())
+        for key, value in own.items():
+            values.setdefault(key, set()).add(repr(value))
+    varied = [k for k, seen in values.items() if len(seen) > 1 or counts[k] < len(variants)]
+    return dict(zip(varied, shorten_keys(varied), strict=True))
 
 
 def shorten_keys(keys: Sequence[str]) -> list[str]:

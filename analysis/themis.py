@@ -69,7 +69,7 @@ def themis_leaderboard(
     table = pd.concat(there, ignore_index=True) if there else pd.DataFrame({"run": [], "model": []})
     first = [name for name in ("run", "rank", "model", "trained_accuracy") if name in table]
     table = table[[*first, *table.columns.drop(first)]]
-    return average_seeds(table, opened, ["model"], spread)
+    return sort_leaderboard(average_seeds(table, opened, ["model"], spread))
 
 
 def themis_table1(
@@ -150,7 +150,7 @@ def themis_protection(runs: RunPaths, spread: bool = True) -> pd.DataFrame:
 def tables(runs: Sequence[Run]) -> dict[str, pd.DataFrame]:
     """Return the tables that ``pudica show`` prints, by title."""
     cases = dict.fromkeys(case for run in runs for case in competition_settings(run).each_case())
-    boards = [sort_leaderboard(themis_leaderboard(runs, case)).assign(case=case) for case in cases]
+    boards = [themis_leaderboard(runs, case).assign(case=case) for case in cases]
     found = {}
     if len(cases) > 1:
         found["Ranks in each case"] = themis_table2(runs)
@@ -194,7 +194,8 @@ def sort_leaderboard(table: pd.DataFrame) -> pd.DataFrame:
         return table
     order = dict.fromkeys(table["run"])
     place = table["run"].map({run: number for number, run in enumerate(order)})
-    return table.assign(_=place).sort_values(["_", "rank"], kind="stable").drop(columns="_")
+    ranked = table.assign(_=place).sort_values(["_", "rank"], kind="stable")
+    return ranked.drop(columns="_").reset_index(drop=True)
 
 
 def build_leaderboard(

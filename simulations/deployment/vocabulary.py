@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -62,7 +63,7 @@ def _read_names(option: str, text: str | None) -> tuple[str, ...] | None:
     if text is None:
         return None
     try:
-        if Path(text).is_file():
+        if os.path.isfile(text):
             lines = Path(text).read_text(encoding="utf-8").splitlines()
             return tuple(validate_labels([line.strip() for line in lines if line.strip()]))
         return tuple(validate_labels([name.strip() for name in text.split(",")]))

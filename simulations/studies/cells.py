@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 import ray
 
 from pudica.models.errors import RequestError
+from pudica.models.files import write_atomically
 from pudica.simulations.engines.cluster import compute_worker_count, connect
 from pudica.simulations.programs.submission import close_record, read_run_record
 from pudica.simulations.runner import is_done
@@ -21,7 +23,7 @@ from pudica.strategies.core.recorder import lock
 from pudica.strategies.loading import load_experiment
 
 POLL_SECONDS = 0.25
-# A cell whose worker died is run again, from its checkpoint, so many times.
+# A cell whose worker died, or was ended for its memory, goes on from its checkpoint so often.
 RETRIES = 1
 # Workers of a study that was killed need a moment to end.
 UNLOCK_SECONDS = 30.0
@@ -102,12 +104,15 @@ def run_cells(
     progress = StudyProgress(len(experiments), len(experiments) - len(waiting))
     if not waiting:
         return {}
+    start = time.time()
     with connect(_find_cluster(waiting)):
         for name, experiment in waiting.items():
             _check_resources(name, experiment, workers)
         with _cancelling() as pending:
             for ended in _run_tasks(waiting, directory, workers, pending):
-                progress.running = _find_running(pending.values(), directory, progress.running)
+                progress.running = _find_running(
+                    pending.values(), directory, progress.running, start
+                )
                 progress.done += len(ended)
                 progress.failures |= {name: reason for name, reason in ended.items() if reason}
                 if report:
@@ -153,26 +158,42 @@ def _run_tasks(
 
     ``pending`` holds what runs now.
     """
-    task = ray.remote(max_retries=RETRIES)(run_cell)
-    left = list(experiments.items())
+    # Ray itself would run a task again for ever if it takes too much memory.
+    task = ray.remote(max_retries=0)(run_cell)
+    left, deaths = list(experiments), Counter[str]()
     while left or pending:
         while left and len(pending) < (workers or len(experiments)):
-            name, experiment = left.pop(0)
-            shares = {key: getattr(experiment.client, key) for key in ("num_cpus", "num_gpus")}
+            name = left.pop(0)
+            client = experiments[name].client
+            shares = {"num_cpus": client.num_cpus, "num_gpus": client.num_gpus}
             pending[task.options(**shares).remote(str(directory / name))] = name
         ended, _ = ray.wait(list(pending), num_returns=1, timeout=POLL_SECONDS)
-        names = {reference: pending.pop(reference) for reference in ended}
-        yield {name: _read_outcome(ref, directory / name) for ref, name in names.items()}
+        outcomes = {}
+        for reference in ended:
+            name = pending.pop(reference)
+            try:
+                outcomes[name] = _explain_outcome(str(ray.get(reference)), directory / name)
+            except ray.exceptions.RayError as error:
+                deaths[name] += 1
+                if deaths[name] <= RETRIES:
+                    left.insert(0, name)
+                else:
+                    reason = f"its worker died: {str(error).strip().splitlines()[0]}"
+                    outcomes[name] = _explain_outcome(reason, directory / name)
+        yield outcomes
 
 
 def _find_running(
-    names: Any, directory: Path, before: Mapping[str, dict[str, Any]]
+    names: Iterable[str], directory: Path, before: Mapping[str, dict[str, Any]], start: float
 ) -> dict[str, dict[str, Any]]:
-    """Return the state of each cell that has begun in this process's life, by name."""
+    """Return the state of each cell that has begun since ``start``, by name."""
     found = {}
     for name in names:
+        path = directory / name / "progress.json"
         with suppress(FileNotFoundError):  # not begun
-            state = json.loads((directory / name / "progress.json").read_text())
+            if path.stat().st_mtime < start:
+                continue
+            state = json.loads(path.read_text())
             since = before.get(name, {}).get("since", time.time())
             found[name] = {
                 "state": f"{state['stage']}: {state['done']}/{state['total']} {state['unit']}s",
@@ -181,14 +202,14 @@ def _find_running(
     return found
 
 
-def _read_outcome(reference: Any, directory: Path) -> str:
+def _explain_outcome(reason: str, directory: Path) -> str:
     """Return why a cell failed, or ""; note it in its ``run.json`` if the cell could not."""
-    try:
-        reason = str(ray.get(reference))
-    except ray.exceptions.RayError as error:
-        reason = f"its worker died: {str(error).strip().splitlines()[0]}"
     if not reason and not is_done(directory):
         reason = f"nothing of it is in {directory}: a cluster's machines must share this folder"
-    if reason:
-        close_record(directory, "failed", reason, read_run_record(directory))
+    record = read_run_record(directory)
+    if reason and record:
+        close_record(directory, "failed", reason, record)
+    elif reason:
+        record = {"run": directory.name, "status": "failed", "reason": reason}
+        write_atomically(directory / "run.json", json.dumps(record, indent=2).encode())
     return reason

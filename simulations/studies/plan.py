@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from pudica.analysis.spread import flatten, label_variants
 from pudica.models.errors import RequestError
 from pudica.models.files import write_atomically
+from pudica.models.naming import validate_case_name
 from pudica.simulations.console import print_message
 from pudica.strategies.core.experiment import Experiment
 from pudica.strategies.loading import load_experiment, read_settings
@@ -91,7 +92,7 @@ class StudyConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    name: str = "study"
+    name: Annotated[str, AfterValidator(validate_case_name)] = "study"
     description: str = ""
     experiments: tuple[Annotated[StudiedExperiment, BeforeValidator(_wrap_name)], ...] = Field(
         min_length=1
@@ -168,13 +169,18 @@ def expand(config: StudyConfig) -> tuple[Cell, ...]:
         [{"": _short_name(source), **_without_seed(settings)} for source, settings in parts]
     )
     cells: dict[str, Cell] = {}
+    known: set[str] = set()
     for (source, settings), label in zip(parts, labels, strict=True):
         seed = f" seed={settings['seed']}" if "seed" in settings else ""
-        name = _name_folder(f"{label}{seed}")
-        if name in cells:
+        whole = json.dumps([source, settings], sort_keys=True, default=str)
+        if whole in known:
             raise RequestError(
                 f"two runs of the study are the same: {label}{seed}; name each value and seed once"
             )
+        known.add(whole)
+        name = _name_folder(f"{label}{seed}")
+        if name in cells:  # settings that are the same in short
+            name = _mark_name(name, whole)
         cells[name] = Cell(name, source, settings)
     return tuple(cells.values())
 
@@ -208,7 +214,12 @@ def _name_folder(label: str) -> str:
     name = re.sub(r"[^\w.,=+()-]", "_", label.replace(" ", ","))
     if len(name) <= LONGEST_NAME and name == label.replace(" ", ","):
         return name
-    mark = hashlib.sha256(label.encode()).hexdigest()[:8]
+    return _mark_name(name, label)
+
+
+def _mark_name(name: str, whole: str) -> str:
+    """Return a name that tells from others what it leaves out."""
+    mark = hashlib.sha256(whole.encode()).hexdigest()[:8]
     return f"{name[: LONGEST_NAME - 9]}~{mark}"
 
 
@@ -266,7 +277,7 @@ def read_plan(directory: Path) -> tuple[Cell, ...]:
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
         cells = tuple(Cell(**cell) for cell in values["cells"])
-        if any(not isinstance(c.name, str) or Path(c.name).name != c.name for c in cells):
+        if any(c.name != _name_folder(str(c.name)) or c.name[:1] in (".", "") for c in cells):
             raise ValueError("a cell's name is no folder's")
     except (yaml.YAMLError, ValueError, KeyError, TypeError) as error:
         raise RequestError(f"{path}: can't be read: {error}") from error

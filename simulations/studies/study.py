@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -33,6 +33,7 @@ from pudica.simulations.studies.plan import (
     write_plan,
 )
 from pudica.strategies.core.experiment import Experiment
+from pudica.strategies.core.recorder import lock
 from pudica.strategies.loading import load_experiment
 
 
@@ -219,8 +220,14 @@ def prepare_resume(
 def execute(
     experiments: Mapping[str, Experiment], directory: Path, workers: int | None, quiet: bool
 ) -> dict[str, str]:
-    """Run what is not done yet, show its progress, and return why some runs failed."""
-    with handle_signals(), _watch(directory.name, quiet) as report:
+    """Run what is not done yet, show its progress, and return why some runs failed.
+
+    Raises
+    ------
+    RequestError
+        If another process runs the study; or as :func:`run_cells`.
+    """
+    with closing(lock(directory)), handle_signals(), _watch(directory.name, quiet) as report:
         return run_cells(experiments, directory, workers, report)
 
 

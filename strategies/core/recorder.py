@@ -137,7 +137,7 @@ class MemoryRecorder:
             "seconds": {},
             "stage_bytes": {},
         }
-        self._stage = ""
+        self._stage, self._seconds_within = "", 0.0
         self.run: dict[str, Any] = {"run": self.name, "engine": engine, "nodes": []}
 
     # -------------------------------------------------------------------- measurements
@@ -171,20 +171,23 @@ class MemoryRecorder:
         total["count"] += 1
         total["bytes_sent"] += sent
         total["bytes_received"] += received
-        stages = self.note.setdefault("stage_bytes", {})
-        stages[self._stage] = stages.get(self._stage, 0) + sent + received
+        if (stages := self.note["stage_bytes"]) is not None:
+            stages[self._stage] = stages.get(self._stage, 0) + sent + received
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
-        """Add the time spent inside, and what is exchanged, to the stage's in ``run.json``."""
+        """Add seconds and bytes to the stage's; what stages within it take is theirs alone."""
         before, self._stage = self._stage, stage
+        others, self._seconds_within = self._seconds_within, 0.0
         start = time.monotonic()
         try:
             yield
         finally:
             self._stage = before
+            whole = time.monotonic() - start
+            own, self._seconds_within = whole - self._seconds_within, others + whole
             seconds = self.note["seconds"]
-            seconds[stage] = round(seconds.get(stage, 0.0) + time.monotonic() - start, 3)
+            seconds[stage] = round(seconds.get(stage, 0.0) + own, 3)
 
     def progress(self, stage: str, done: int, total: int, unit: str) -> None:
         """Say how far a stage is."""
@@ -343,6 +346,8 @@ class Recorder(MemoryRecorder):
         kept = load_tensors(self.directory / "checkpoint.safetensors")
         if kept:
             self.arrays, self.note = kept
+            # Older versions counted none: the rest of a run would not be all.
+            self.note.setdefault("stage_bytes", None)
         self._metrics.truncate(self.note.get("metrics_bytes", 0))
         self._metrics.seek(0, os.SEEK_END)
         with (self.directory / "metrics.jsonl").open(encoding="utf-8") as lines:
@@ -418,7 +423,7 @@ class Recorder(MemoryRecorder):
 
     def _write_run(self) -> None:
         kept = ("seconds", "stage_bytes", "exchanges")
-        self.run |= {name: self.note.get(name, {}) for name in kept}
+        self.run |= {name: self.note[name] or {} for name in kept}
         write_atomically(self.directory / "run.json", json.dumps(self.run, indent=2).encode())
 
 

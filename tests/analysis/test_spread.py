@@ -34,7 +34,7 @@ FINITE = st.floats(-1e6, 1e6, allow_nan=False).map(lambda value: round(value, 3)
 
 
 def run_of(name: str, seed: int, **settings: object) -> Run:
-    info = {"experiment": "digits", "system": "themis", "seed": seed}
+    info = {"experiment": "digits", "system": "themis", "seed": seed, "status": "done"}
     return Run(name, Path(name), info, {"name": "digits", "seed": seed, **settings})
 
 
@@ -114,6 +114,16 @@ def test_the_same_seed_twice_is_no_second_measurement() -> None:
     four = [*runs, run_of("again1", 1)]
     assert len(set(group_by_seed(four).values())) == 2
     assert len(set(group_by_seed([run_of("a", 0), run_of("b", 0)]).values())) == 2
+
+
+def test_a_run_that_is_not_done_is_no_seed_of_its_group() -> None:
+    stopped = run_of("stopped", 2)
+    stopped.info["status"] = "failed"
+    table = pd.DataFrame({"run": ["a", "b", "stopped"], "x": [1.0, 3.0, 90.0]})
+    runs = [run_of("a", 0), run_of("b", 1), stopped]
+    found = average_seeds(table, runs, []).set_index("run")
+    assert found["x"].to_dict() == {"digits": 2, "stopped": 90}
+    assert found["n"].to_dict() == {"digits": 2, "stopped": 1}
 
 
 def test_descriptions_and_loggers_do_not_tell_runs_apart() -> None:

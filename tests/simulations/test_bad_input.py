@@ -28,7 +28,7 @@ SETTINGS = [
     # wrong keys
     (
         "data.nam=mnist",
-        "data: unknown key 'nam'. Did you mean 'name'? Allowed: attributes, background, ",
+        "data: unknown key 'nam'. Did you mean 'name'? Allowed: attribute_names, attributes, ",
     ),
     ("themis.epoch=3", "themis: unknown key 'epoch'. Did you mean 'epochs'? Allowed: M, "),
     ("them.epochs=3", "unknown key 'them'. Did you mean 'themis'? Allowed: client, data"),

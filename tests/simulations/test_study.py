@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pandas as pd
@@ -19,6 +20,8 @@ from click.testing import Result
 from pudica import analysis
 from pudica.models.errors import RequestError
 from pudica.simulations import Study, run, study
+from pudica.simulations.programs.submission import read_run_record
+from pudica.simulations.studies.cells import _explain_outcome
 from pudica.simulations.studies.plan import (
     StudyConfig,
     build_experiments,
@@ -27,6 +30,7 @@ from pudica.simulations.studies.plan import (
     parse_seeds,
     read_plan,
 )
+from pudica.strategies.core.recorder import lock
 
 Command = Callable[..., Result]
 
@@ -197,6 +201,37 @@ def test_names_are_those_of_folders_and_distinct() -> None:
     names = [cell.name for cell in expand(config)]
     assert len(set(names)) == 5
     assert all(Path(name).name == name and len(name) <= 100 for name in names)
+
+
+def test_settings_that_are_the_same_in_short_are_different_runs() -> None:
+    paths = ["/data/2023/faces", "/data/2024/faces"]
+    config = StudyConfig(experiments=["themis-digits"], set={"data.path": paths}, seeds="0-1")
+    names = [cell.name for cell in expand(config)]
+    assert len(set(names)) == 4
+    assert expand(config)[3].settings == {"data.path": paths[1], "seed": 1}
+
+
+def test_two_processes_never_run_the_same_study(of_four: Study) -> None:
+    with closing(lock(of_four.directory)), pytest.raises(RequestError, match="another process"):
+        study(resume=of_four.directory)
+
+
+@pytest.mark.parametrize("name", ["../x", "/tmp/x", "a/b", "", ".", "a\nb"])
+def test_a_study_has_the_name_of_a_folder(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "study.yaml"
+    path.write_text(yaml.safe_dump({"name": name, "experiments": ["themis-digits"]}))
+    with pytest.raises(RequestError, match="name"):
+        study(path, out=tmp_path / "out")
+    for other in ("..", "", "a/b"):
+        path.write_text(f"cells: [{{name: '{other}', experiment: a, settings: {{}}}}]")
+        with pytest.raises(RequestError, match="can't be read"):
+            read_plan(tmp_path)
+
+
+def test_a_run_that_leaves_nothing_says_why(tmp_path: Path) -> None:
+    reason = _explain_outcome("", tmp_path)
+    assert "must share this folder" in reason
+    assert read_run_record(tmp_path)["reason"] == reason
 
 
 @pytest.mark.parametrize(
