@@ -16,6 +16,7 @@ import pandas as pd
 import pytest
 import yaml
 from click.testing import Result
+from forking import fork, wait_for
 
 from pudica import analysis
 from pudica.models.errors import RequestError
@@ -212,8 +213,12 @@ def test_settings_that_are_the_same_in_short_are_different_runs() -> None:
 
 
 def test_two_processes_never_run_the_same_study(of_four: Study) -> None:
-    with closing(lock(of_four.directory)), pytest.raises(RequestError, match="another process"):
-        study(resume=of_four.directory)
+    def resume() -> None:
+        with pytest.raises(RequestError, match="another process"):
+            study(resume=of_four.directory)
+
+    with closing(lock(of_four.directory)):
+        assert wait_for(fork(resume)) == 0
 
 
 @pytest.mark.parametrize("name", ["../x", "/tmp/x", "a/b", "", ".", "a\nb"])
