@@ -11,11 +11,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import yaml
+from pydantic import BaseModel
 
 from pudica.models.errors import RequestError, unknown_name_error
 from pudica.simulations.settings_kinds import describe_kind, find_sections, is_list_of_sections
 from pudica.simulations.settings_schema import UNIT, build_json_schema
-from pudica.strategies.core.experiment import Experiment
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Section:
     settings: tuple[Setting, ...]
 
 
-def describe_settings(experiment: type[Experiment]) -> list[Section]:
+def describe_settings(experiment: type[BaseModel]) -> list[Section]:
     """Return all settings of a system's experiments by section, the whole experiment first."""
     schema = build_json_schema(experiment)
     whole = _resolve(schema, schema.get("$defs", {}))
@@ -69,7 +69,7 @@ def describe_settings(experiment: type[Experiment]) -> list[Section]:
 
 
 def describe_values(setting: Setting) -> str:
-    """Return a setting's type, unit and default in a line; nothing for a section that is usual."""
+    """Return a setting's type, unit and default in a line; of an ordinary section, nothing."""
     if (setting.kind, setting.default) == ("section", "{}"):
         return ""
     unit = f"in {setting.unit}" if setting.unit else ""

@@ -6,6 +6,7 @@ import importlib.util
 import json
 from collections.abc import Callable, Iterator
 from copy import deepcopy
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +16,7 @@ import pytest
 import yaml
 from click.testing import Result
 from jsonschema import Draft202012Validator
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from pudica.clients.data import PartitionConfig
 from pudica.clients.runtime.systems import systems
@@ -376,6 +377,51 @@ def test_a_wrong_name_is_refused_with_those_that_are_near(
 def test_types_are_said_in_words(field: dict[str, Any], one: str, many: str) -> None:
     assert describe_kind(field) == one
     assert describe_kind(field, many=True) == many
+
+
+class Coin(BaseModel):
+    """Toss a coin."""
+
+    fair: bool = Field(default=True, description="Whether both sides are as likely.")
+
+
+class Dice(BaseModel):
+    """Throw dice.
+
+    Attributes
+    ----------
+    sides, count : int, in numbers
+        How many there are.
+    """
+
+    sides: int = Field(default=6, ge=2)
+    count: int
+
+
+class Game(BaseModel):
+    """What another package may bring: any kind of field that pydantic has."""
+
+    either: Coin | Dice = Field(default=Coin(fair=False), description="One of two.")
+    several: list[Dice] | None = Field(default=None, description="Some dice.")
+
+
+def test_sections_of_any_package_are_described() -> None:
+    either, coin, dice, several = describe_settings(Game)[1:]
+    assert (either.head.kind, either.head.default) == ("section", "{fair: false}")
+    assert (coin.variant, dice.variant) == ("1 of 2", "2 of 2")
+    expected = Setting(
+        "either.fair", "true or false", "true", "", "Whether both sides are as likely."
+    )
+    assert coin.settings == (expected,)
+    sides = Setting(
+        "either.sides", "whole number at least 2", "6", "numbers", "How many there are."
+    )
+    assert dice.settings == (
+        sides,
+        replace(sides, key="either.count", kind="whole number", default=None),
+    )
+    assert several.head.kind == "list of sections or null"
+    assert [setting.key for setting in several.settings] == ["several.0.sides", "several.0.count"]
 
 
 def test_the_reference_has_a_page_of_each_system(tmp_path: Path) -> None:
