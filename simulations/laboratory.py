@@ -13,7 +13,7 @@ import pandas as pd
 
 from pudica import analysis
 from pudica.analysis.drawing import Figures
-from pudica.analysis.rendering import Tables, render_frame, wrap_html
+from pudica.analysis.rendering import Tables, build_heading, render_frame, wrap_html
 from pudica.models.errors import RequestError
 from pudica.models.printable import escape_html
 from pudica.simulations import runner
@@ -50,7 +50,7 @@ class Run:
         parts = [f"<p><b>{escape_html(info['experiment'])}</b> {escape_html(about)}</p>"]
         for title, frame in self.tables().items():
             is_open = " open" if len(parts) == 1 else ""
-            summary = f"<summary>{escape_html(title)}</summary>"
+            summary = f"<summary>{escape_html(build_heading(title, frame))}</summary>"
             parts.append(f"<details{is_open}>{summary}{render_frame(frame)}</details>")
         return wrap_html("".join(parts))
 

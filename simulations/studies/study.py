@@ -13,12 +13,13 @@ import pandas as pd
 from pydantic import ValidationError
 
 from pudica import analysis
+from pudica.analysis.rendering import Tables
 from pudica.analysis.runs import open_runs
 from pudica.models.errors import RequestError
 from pudica.models.files import write_atomically
 from pudica.models.settings import explain_errors
 from pudica.simulations.programs.submission import read_run_record
-from pudica.simulations.progress import show_progress
+from pudica.simulations.progress import is_notebook, show_progress
 from pudica.simulations.runner import handle_signals, make_directory
 from pudica.simulations.studies.cells import StudyProgress, run_cells
 from pudica.simulations.studies.plan import (
@@ -59,7 +60,7 @@ class Study:
         """Return all methods side by side, seeds together; see :func:`pudica.analysis.compare`."""
         return analysis.compare(self._runs(), spread)
 
-    def tables(self) -> dict[str, pd.DataFrame]:
+    def tables(self) -> Tables:
         """Return the tables by title, seeds together; see :func:`pudica.analysis.tables`."""
         return analysis.tables(self._runs())
 
@@ -95,7 +96,7 @@ def study(
     out: str | Path | None = None,
     resume: str | Path | None = None,
     workers: int | None = None,
-    progress: bool = False,
+    progress: bool | None = None,
 ) -> Study:
     """Run experiments over settings and seeds, in parallel, or resume a study that was stopped.
 
@@ -118,8 +119,8 @@ def study(
         Directory of a study that was stopped: runs that are done stay, the others go on.
     workers : int, optional
         The most runs at a time; by default as many as the CPUs and GPUs allow.
-    progress : bool
-        Whether to show progress on standard error.
+    progress : bool, optional
+        As of :func:`pudica.simulations.run`: by default it is shown in a notebook only.
 
     Returns
     -------
@@ -139,7 +140,8 @@ def study(
     else:
         config = build_config(experiments, set, seeds)
         prepared, directory = prepare(config, Path(out or "results"))
-    execute(prepared, directory, workers, quiet=not progress)
+    is_shown = is_notebook() if progress is None else progress
+    execute(prepared, directory, workers, quiet=not is_shown)
     return Study(directory)
 
 
