@@ -38,6 +38,16 @@ def test_all_tables_are_shown_with_titles_and_two_places(board: pd.DataFrame, sh
     assert not any(word in shown for word in ("91.234", "nan", "NaN", "None"))
 
 
+@pytest.mark.parametrize("show", [repr, Tables._repr_html_])
+def test_figures_of_several_seeds_are_shown_with_their_interval(show: Any) -> None:
+    shown = show(
+        Tables({"Board": pd.DataFrame({"accuracy": [91.0], "accuracy_ci": [1.5], "n": [3]})})
+    )
+    assert "Board: mean and 95% interval of 3 seeds" in shown
+    assert "91.00 ± 1.50" in shown
+    assert "accuracy_ci" not in shown
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_name_is_shown_as_it_is(name: str) -> None:
     tables = Tables({name: pd.DataFrame({name: [name]})})
