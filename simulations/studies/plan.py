@@ -211,7 +211,7 @@ def _short_name(source: str) -> str:
 
 def _name_folder(label: str) -> str:
     """Return a label as a folder's name; what no folder's name may have is replaced."""
-    name = re.sub(r"[^\w.,=+()-]", "_", label.replace(" ", ","))
+    name = re.sub(r"[^\w.,=+()~-]", "_", label.replace(" ", ","))
     if len(name) <= LONGEST_NAME and name == label.replace(" ", ","):
         return name
     return _mark_name(name, label)

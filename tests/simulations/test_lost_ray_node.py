@@ -148,6 +148,14 @@ def test_nodes_of_a_lost_machine_move_with_their_states_and_messages(
     assert ask(grid) == {0: 5, 1: 6, 2: 6, 3: 6}
 
 
+def list_without_workers(said: list[str]) -> list[str]:
+    """Return what was said of no worker being left; the second may be missed later than the first.
+
+    Then the first one's nodes have moved to the second before.
+    """
+    return [text for text in said if text.startswith("all Ray workers are gone")]
+
+
 def test_without_any_machine_the_grid_says_what_it_waits_for(
     two_machines: Machines, grid: RayGrid, said: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -158,8 +166,8 @@ def test_without_any_machine_the_grid_says_what_it_waits_for(
     with pytest.raises(NoWorkersLeft, match=r"Ray has .* CPUs free; .* resume the run"):
         ask(grid)
     assert time.monotonic() - start < REPLY_SECONDS
-    assert len(said) == 1
-    assert "waiting up to 2 s" in said[0]
+    (last,) = list_without_workers(said)
+    assert "waiting up to 2 s" in last
 
 
 def test_a_machine_that_comes_takes_all_nodes_if_none_was_left(
@@ -170,9 +178,9 @@ def test_a_machine_that_comes_takes_all_nodes_if_none_was_left(
     for worker in both:
         two_machines.lose(*worker)
     deadline = time.monotonic() + REPLY_SECONDS
-    while not said and time.monotonic() < deadline:
+    while not list_without_workers(said) and time.monotonic() < deadline:
         assert list(grid.pull_messages(asked)) == []
-    assert len(said) == 1
+    assert len(list_without_workers(said)) == 1
     two_machines.add()
     assert counts(pull(grid, asked)) == {0: 3, 1: 3, 2: 3, 3: 3}
     assert len(grid.workers) == 1

@@ -30,6 +30,7 @@ from pudica.simulations.studies.plan import (
     expand_grid,
     parse_seeds,
     read_plan,
+    write_plan,
 )
 from pudica.strategies.core.recorder import lock
 
@@ -196,12 +197,17 @@ def test_lists_of_settings_follow_each_other_and_seeds_vary_fastest() -> None:
     ]
 
 
-def test_names_are_those_of_folders_and_distinct() -> None:
+def test_names_are_those_of_folders_and_distinct(tmp_path: Path) -> None:
     long = [f"{'x' * 150}/{number}" for number in range(3)]
     config = StudyConfig(experiments=["themis-digits"], set={"data.path": [*long, "../up", "a b"]})
     names = [cell.name for cell in expand(config)]
     assert len(set(names)) == 5
     assert all(Path(name).name == name and len(name) <= 100 for name in names)
+    cells = expand(config)
+    directory = tmp_path / "study"
+    directory.mkdir()
+    write_plan(directory, config, cells)
+    assert read_plan(directory) == cells
 
 
 def test_settings_that_are_the_same_in_short_are_different_runs() -> None:
