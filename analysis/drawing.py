@@ -77,7 +77,7 @@ def plot(run: str | Path) -> list[Path]:
     opened = open_run(run)
     folder = opened.directory / "plots"
     with plot_style():
-        return [save(figure, folder / f"{name}.png") for name, figure in _draw(opened)]
+        return [save(figure, folder / f"{name}.png") for name, figure in draw_figures(opened)]
 
 
 def figures(run: str | Path) -> Figures:
@@ -91,10 +91,11 @@ def figures(run: str | Path) -> Figures:
     """
     opened = open_run(run)
     with plot_style():
-        return Figures(_draw(opened))
+        return Figures(draw_figures(opened))
 
 
-def _draw(run: Run) -> Iterator[tuple[str, Figure]]:
+def draw_figures(run: Run) -> Iterator[tuple[str, Figure]]:
+    """Yield name and figure for everything that was measured, to be drawn in :func:`plot_style`."""
     system = systems().get(run.info.get("system", ""))
     draw = system.part("figures") if system else None
     found = draw(run) if draw else ()

@@ -10,12 +10,12 @@ import pandas as pd
 from markupsafe import Markup
 
 from pudica.analysis import facemix
-from pudica.analysis.drawing import plot_style
+from pudica.analysis.drawing import draw_figures, plot_style
 from pudica.analysis.guarantees import LedgerReport, build_ledger_report, describe_competition
+from pudica.analysis.rendering import build_heading
 from pudica.analysis.reproducing import FILE, build_command, is_simulation, join_command, to_yaml
 from pudica.analysis.runs import Run, open_runs_of
 from pudica.analysis.spread import (
-    describe_spread,
     format_cell,
     group_by_seed,
     is_figure,
@@ -24,7 +24,6 @@ from pudica.analysis.spread import (
 from pudica.analysis.summary import tables
 from pudica.analysis.themis import competition_settings
 from pudica.analysis.vectors import render_svg, take_title
-from pudica.clients.runtime.systems import systems
 from pudica.strategies.core.releases import FILE as LEDGER
 
 TITLES = {"themis": "THEMIS", "split": "Split learning", "dlmt": "DLMT", "facemix": "FaceMix"}
@@ -144,7 +143,7 @@ def group_by(items: Iterable[Item], key: Callable[[Item], Hashable]) -> list[lis
 
 def build_table(key: str, title: str, frame: pd.DataFrame) -> Table:
     """Return a frame as people read it: a figure and its interval are in one cell."""
-    joined, spread = join_intervals(frame), describe_spread(frame)
+    joined = join_intervals(frame)
     columns, cells = [], []
     for name in joined:
         values = [_to_number(value) for value in frame[name].tolist()]
@@ -152,8 +151,7 @@ def build_table(key: str, title: str, frame: pd.DataFrame) -> Table:
         columns.append(Column(str(name).replace("_", " "), numeric))
         texts = map(format_cell, joined[name].tolist())
         cells.append([Cell(*both) for both in zip(texts, values, strict=True)])
-    heading = f"{title}: {spread}" if spread else title
-    return Table(key, heading, columns, list(zip(*cells, strict=True)))
+    return Table(key, build_heading(title, frame), columns, list(zip(*cells, strict=True)))
 
 
 def _to_number(value: Any) -> float | int | None:
@@ -249,15 +247,12 @@ def _draw_pictures(key: str, runs: list[Run]) -> Iterator[tuple[str, list[Pictur
 
 
 def _draw_figures(key: str, run: Run) -> Iterator[Picture]:
-    system = systems().get(run.info.get("system", ""))
-    draw = system.part("figures") if system else None
     with plot_style():
-        for number, (name, figure) in enumerate(draw(run) if draw else ()):
-            if figure is not None:
-                title = take_title(figure).replace(f" — {run.name}", "") or name
-                svg = Markup(render_svg(figure, f"{key}-{number}"))
-                private = _describe_private(run, name)
-                yield Picture(f"{key}-{number}", run.name, title, svg, private=private)
+        for number, (name, figure) in enumerate(draw_figures(run)):
+            title = take_title(figure).replace(f" — {run.name}", "") or name
+            svg = Markup(render_svg(figure, f"{key}-{number}"))
+            private = _describe_private(run, name)
+            yield Picture(f"{key}-{number}", run.name, title, svg, private=private)
 
 
 def _describe_private(run: Run, name: str) -> str:

@@ -22,7 +22,7 @@ from written_runs import competition_rows, write_artefacts, write_run
 
 from pudica import analysis
 from pudica.analysis.reproducing import build_command
-from pudica.analysis.runs import Run
+from pudica.analysis.runs import Run, open_run
 from pudica.analysis.spread import format_cell, join_intervals
 from pudica.models.errors import RequestError
 from pudica.models.files import save_tensors
@@ -311,14 +311,21 @@ def test_the_command_runs_the_same_settings(experiment: str, overrides: list[str
 
 
 def test_what_no_command_can_tell_is_a_file(tmp_path: Path, small_run: Write) -> None:
-    other = run_of("themis-digits", ["name=mine"])
+    other = run_of("themis-digits", ["name=mine"], engine="ray")
     assert build_command(other) is None
-    later = run_of("themis-digits", [])
+    later = run_of("themis-digits", [], engine="ray")
+    assert build_command(later) == "pudica run themis-digits --engine ray"
     later.settings["themis"]["added_later"] = 1
     assert build_command(later) is None
     page = read_report(small_run(), tmp_path / "report.html")
     assert "pudica run experiment.yaml --engine inprocess" in page.text
     assert "name: synthetic" in page.text
+
+
+def test_no_command_repeats_what_real_nodes_did(tmp_path: Path) -> None:
+    run = write_shipped(tmp_path / "run", "themis-digits")
+    assert "no command of one machine repeats it" in read_report(run, tmp_path / "a.html").text
+    assert build_command(open_run(run)) is None
 
 
 def test_only_a_report_is_replaced(tmp_path: Path, small_run: Write) -> None:

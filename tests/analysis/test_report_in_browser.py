@@ -108,7 +108,7 @@ def test_tables_sort(page: Any, by: str) -> None:
     table = page.locator("table").first
     original = read_board(page)
     names = [row[1] for row in original]
-    accuracy = table.get_by_role("button", name="plain accuracy")
+    accuracy = table.get_by_role("button", name="plain accuracy", exact=True)
     head = table.get_by_role("columnheader", name="plain accuracy")
 
     def press() -> None:
