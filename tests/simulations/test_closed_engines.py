@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -69,10 +69,13 @@ REFUSED, ABSENT = grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.UNIMPLEMENTED
 START_SECONDS = 60.0
 
 
-class Listener(NamedTuple):
-    process: str
+@dataclass(frozen=True)
+class Listener:
+    process: psutil.Process
     host: str
     port: int
+    name: str = field(compare=False)
+    """The name of the process, which changes as Ray gives it a title."""
 
 
 def family(process: psutil.Process) -> list[psutil.Process]:
@@ -84,7 +87,7 @@ def listeners(processes: list[psutil.Process]) -> set[Listener]:
     for process in processes:
         with suppress(psutil.NoSuchProcess):  # an idle worker that was not needed any more
             found |= {
-                Listener(process.name(), connection.laddr.ip, connection.laddr.port)
+                Listener(process, connection.laddr.ip, connection.laddr.port, process.name())
                 for connection in process.net_connections("tcp")
                 if connection.status == psutil.CONN_LISTEN
             }
@@ -284,6 +287,8 @@ class Instance:
 
     address: str
     token: Path
+    worker: int
+    """The id of the worker's process."""
     former_listeners: set[Listener]
 
     def listeners(self) -> set[Listener]:
@@ -309,13 +314,13 @@ def instance(former: Former) -> Iterator[Instance]:
     before = listeners(family(psutil.Process()))
 
     class Actor:
-        def answer(self) -> bool:
-            return True
+        def process(self) -> int:
+            return os.getpid()
 
     with connect(RayConfig()):
         actor: Any = ray.remote(num_cpus=0)(Actor).remote()
-        assert ray.get(actor.answer.remote(), timeout=60)
-        yield Instance(ray.get_runtime_context().gcs_address, token_file(), before)
+        worker = ray.get(actor.process.remote(), timeout=60)
+        yield Instance(ray.get_runtime_context().gcs_address, token_file(), worker, before)
 
 
 def test_code_runs_for_who_has_the_token_and_nobody_else(
@@ -331,9 +336,11 @@ def test_code_runs_for_who_has_the_token_and_nobody_else(
 
 def test_every_port_is_on_loopback_and_asks_for_the_token(instance: Instance) -> None:
     found = instance.listeners()
-    assert {"gcs_server", "raylet", "ray::RuntimeEnvAgent", "ray::Actor"} <= {
-        each.process for each in found
-    }
+    names = {each.process.pid: each.name for each in found}
+    assert {"gcs_server", "raylet"} <= set(names.values())
+    python = {pid for pid, name in names.items() if name not in ("gcs_server", "raylet")}
+    # And Ray's agent for environments. Ray can't always give what runs in Python a title.
+    assert {os.getpid(), instance.worker} < python
     assert [each for each in found if not is_loopback(each.host)] == []
     assert [each for each in found if not refuses(each.port)] == []
 
@@ -376,6 +383,6 @@ def test_flowers_ray_is_closed_too(tmp_path: Path) -> None:
             assert time.monotonic() < deadline
             time.sleep(0.1)
         found = listeners(family(psutil.Process(process.pid)))
-        assert any(each.process == "gcs_server" for each in found)
+        assert "gcs_server" in {each.name for each in found}
         assert [each for each in found if not is_loopback(each.host)] == []
         assert [each for each in found if not refuses(each.port)] == []
