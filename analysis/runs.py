@@ -38,6 +38,7 @@ STAGES = (
     *("pretraining", "training", "validation", "test", "costs", "measures", "breaks"),
     *("serving", "attack attributes", "attack identity"),
     *("attack separation", "attack reconstruction"),
+    *("attack inversion", "attack matching"),
 )
 SERVERS = ("organiser", "cloud")
 ATTACKS = "*/attack-*.jsonl"

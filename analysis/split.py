@@ -9,6 +9,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
+from pudica.analysis import releases
 from pudica.analysis.drawing import COLOURS, draw_curves, label_points, new_figure
 from pudica.analysis.privacy import claims, verdict
 from pudica.analysis.published import load_paper_table
@@ -87,7 +88,11 @@ def tables(runs: Sequence[Run]) -> dict[str, pd.DataFrame]:
     costs = split_costs(runs)
     if len(costs) > MAX_ROWS:
         costs = average_seeds(_average_devices(split_costs(runs, spread=False)), runs, ["case"])
-    return {"Test accuracy": accuracy, "What a device pays, per epoch and per batch": costs}
+    return {
+        "Test accuracy": accuracy,
+        **releases.tables("split", runs),
+        "What a device pays, per epoch and per batch": costs,
+    }
 
 
 def _average_devices(costs: pd.DataFrame) -> pd.DataFrame:

@@ -7,61 +7,29 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
-import numpy as np
-import torch
-
-from pudica.analysis.attacks import (
-    View,
-    attribute_accuracies,
-    infer_attributes,
-    infer_identity,
-    reconstruct,
-    reconstruct_unmixed,
-    score_mixtures,
-    score_plain,
-    train_generator,
-    unmix,
-)
-from pudica.analysis.attacks.view import mean
-from pudica.analysis.drawing import draw_image_rows, plot_style, save, stretch
-from pudica.analysis.facemix import case_settings
+from pudica.analysis.attacks import Effort, FacemixView, Outcome, attacks
+from pudica.analysis.attacks.base import Metrics
+from pudica.analysis.drawing import draw_image_rows, plot_style, save
 from pudica.analysis.runs import Run, open_run
-from pudica.clients.data import DataConfig, ImageSet, Splits, load
-from pudica.clients.shields.mixing import padded_count
+from pudica.clients.data import DataConfig, Splits, load
+from pudica.clients.runtime.systems import systems
 from pudica.models.compute import Compute
 from pudica.models.errors import RequestError, unknown_name_error
 from pudica.models.files import write_atomically
 from pudica.models.printable import to_nfc
 from pudica.models.randomness import derive
+from pudica.simulations.replaying import replay
 from pudica.strategies.core.experiment import ClientConfig
 from pudica.strategies.core.session import CLOUD
+from pudica.strategies.core.wire_log import Exchanged
 from pudica.strategies.facemix.system import MODEL
 from pudica.strategies.loading import validated
 
-SHOWN = 8
-CLEAR = "_in_the_clear"
-
-Metrics = dict[str, float]
-
-
-class Effort(NamedTuple):
-    """How much effort attacks spend: epochs of training, images to rebuild, requests to unmix."""
-
-    epochs: int
-    images: int
-    requests: int
-    seed: int
-
-
-class Outcome(NamedTuple):
-    """What an attack measured, also of each attribute, and the rows of its figure if any."""
-
-    metrics: Metrics
-    pictures: Mapping[str, np.ndarray]
-    attributes: Mapping[str, Metrics] = {}
+OpenTarget = Callable[[Run, str, int, int, Callable[[Callable[[Exchanged], None]], None]], Any]
 
 
 def attack(
@@ -77,7 +45,7 @@ def attack(
     Parameters
     ----------
     cases : sequence of str
-        Cases to attack; if empty, all finished cases in which something leaves the edge.
+        Cases to attack; if empty, all finished cases in which something leaves the nodes.
     kinds : sequence of str
         Attacks; if empty, all that apply, ``identity`` only with ``people``.
     people : Splits or None
@@ -88,34 +56,92 @@ def attack(
     Raises
     ------
     RequestError
-        As of :meth:`View.of`; an unknown attack; ``identity`` without people.
+        An unknown attack or case, one that does not fit, or a system without attacks; as of
+        :func:`.replay`.
     """
     opened = open_run(run)
-    if opened.info.get("system") != "facemix":
-        raise RequestError(f"{run}: attacks are for runs of the system facemix")
     for kind in kinds:
-        if kind not in ATTACKS:
-            raise unknown_name_error("attack", kind, ATTACKS)
+        if kind not in attacks():
+            raise unknown_name_error("attack", kind, attacks())
     if "identity" in kinds and people is None:
         raise RequestError("identity: name images of known people with --data")
+    targets = _list_targets(opened)
+    chosen = [*map(to_nfc, cases)] or _list_finished(opened, targets)
+    for case in chosen:
+        if case not in targets:
+            raise RequestError(
+                f"{opened.name}: no case '{case}' in which something leaves the nodes; allowed: "
+                f"{', '.join(targets) or '(none)'}"
+            )
+        if not _is_finished(opened, case):
+            raise RequestError(f"{opened.name}: case '{case}' is not done yet: it has no {MODEL}")
     with Compute(opened.section("client", ClientConfig)).use_threads():
-        for case in [*map(to_nfc, cases)] or _list_attackable_cases(opened):
-            view = View.of(opened, case)
-            for kind in kinds:
-                if why := _explain_unfit(kind, view, people):
-                    raise RequestError(f"{kind}: in case '{case}' {why}")
-            fitting = (kind for kind in ATTACKS if not _explain_unfit(kind, view, people))
-            for kind in kinds or fitting:
-                notify(f"{case}: {kind} …")
-                began = time.perf_counter()
-                outcome = ATTACKS[kind](view, effort, people)
-                _save_metrics(opened, case, kind, effort._asdict() | outcome.metrics, outcome)
-                notify(f"{case}: {kind}: {time.perf_counter() - began:.1f} s")
-                if outcome.pictures:
-                    with plot_style():
-                        title = f"{kind}: {case} — {opened.name}"
-                        figure = draw_image_rows(outcome.pictures, title)
-                        save(figure, opened.directory / "plots" / f"{case}-{kind}.png")
+        for case in chosen:
+            again = partial(_replay, opened, case, notify)
+            target = targets[case](opened, case, effort.images, effort.seed, again)
+            if people is not None and isinstance(target, FacemixView):
+                target = replace(target, people=people)
+            for kind in kinds or _list_fitting(target, case):
+                _attack(opened, case, kind, target, effort, notify)
+
+
+def _list_targets(run: Run) -> Mapping[str, OpenTarget]:
+    """Return by case what opens its target."""
+    system = systems().get(str(run.info.get("system")))
+    find = system.part("targets") if system else None
+    if find is None:
+        able = ", ".join(name for name, each in systems().items() if each.targets)
+        raise RequestError(
+            f"{run.name}: is a run of {run.info.get('system')}; attacks are for runs of {able}"
+        )
+    found: Mapping[str, OpenTarget] = find(run)
+    return found
+
+
+def _list_finished(run: Run, targets: Mapping[str, OpenTarget]) -> list[str]:
+    done = [case for case in targets if _is_finished(run, case)]
+    if not done:
+        raise RequestError(f"{run.name}: no case is done yet in which something leaves the nodes")
+    return done
+
+
+def _is_finished(run: Run, case: str) -> bool:
+    return (run.directory / case / MODEL).is_file()
+
+
+def _list_fitting(target: object, case: str) -> list[str]:
+    fitting = [kind for kind, attack in attacks().items() if not attack.explain_unfit(target)]
+    if not fitting:
+        reasons = "; ".join(f"{k}: {a.explain_unfit(target)}" for k, a in attacks().items())
+        raise RequestError(f"no attack fits case '{case}': {reasons}")
+    return fitting
+
+
+def _replay(
+    run: Run, case: str, notify: Callable[[str], None], note: Callable[[Exchanged], None]
+) -> None:
+    notify(f"{case}: once more, to see what crosses …")
+    replay(run, case, note, notify)
+
+
+def _attack(
+    run: Run, case: str, kind: str, target: object, effort: Effort, notify: Callable[[str], None]
+) -> None:
+    attack = attacks()[kind]
+    if why := attack.explain_unfit(target):
+        fitting = ", ".join(_list_fitting(target, case))
+        raise RequestError(f"{kind}: in case '{case}' {why}; allowed: {fitting}")
+    notify(f"{case}: {kind} …")
+    began = time.perf_counter()
+    outcome = attack.run(target, effort)
+    seconds = time.perf_counter() - began
+    metrics = effort._asdict() | outcome.metrics | {"seconds": seconds}
+    _save_metrics(run, case, kind, metrics, outcome)
+    notify(f"{case}: {kind}: {seconds:.1f} s")
+    if outcome.pictures:
+        with plot_style():
+            figure = draw_image_rows(outcome.pictures, f"{kind}: {case} — {run.name}")
+            save(figure, run.directory / "plots" / f"{case}-{kind}.png")
 
 
 def load_known_people(name: str, settings: list[str], run: Path) -> Splits:
@@ -138,130 +164,6 @@ def load_known_people(name: str, settings: list[str], run: Path) -> Splits:
             f"--set channels={shape[0]} --set 'image_size={list(shape[1:])}'"
         )
     return splits
-
-
-def _list_attackable_cases(run: Run) -> list[str]:
-    """Return the finished cases in which something leaves the edge."""
-    cases = case_settings(run).items()
-    attackable = [case for case, settings in cases if settings.place != "edge"]
-    done = [case for case in attackable if (run.directory / case / MODEL).is_file()]
-    if not done:
-        raise RequestError(f"{run.name}: no case is done yet in which something leaves the edge")
-    return done
-
-
-def _explain_unfit(kind: str, view: View, people: Splits | None) -> str:
-    """Return why an attack does not apply to a case, or "" if it does."""
-    images, shape = len(view.data.test), tuple(view.model.shield.shape)
-    if images < view.group:
-        return f"there are {images} test images, fewer than a group of {view.group}"
-    if kind == "identity":
-        if people is None:
-            return "people are not known"
-        if (few := len(people.test)) < view.group:
-            return f"{few} images of known people are fewer than a group of {view.group}"
-    if kind == "separation" and view.group == 1:
-        return "nothing is mixed"
-    if kind in ("separation", "reconstruction") and (len(shape) < 3 or min(shape[1:]) < 2):
-        return f"values of shape {shape} are sent, not feature maps of at least 2x2"
-    return ""
-
-
-def _attack_attributes(view: View, effort: Effort, _: Splits | None) -> Outcome:
-    shielded, clear = (
-        infer_attributes(sees, effort.epochs, effort.seed) for sees in (view, view.without_shield())
-    )
-    each = {
-        name: {"success": rate, f"success{CLEAR}": clear.rates[name]}
-        for name, rate in shielded.rates.items()
-    }
-    metrics = {"success": shielded.success, f"success{CLEAR}": clear.success}
-    return Outcome({**metrics, "chance": shielded.chance}, {}, each)
-
-
-def _attack_identity(view: View, effort: Effort, people: Splits | None) -> Outcome:
-    if people is None:
-        raise RequestError("identity: name images of known people with --data")
-    mean, std = view.data.train.mean, view.data.train.std
-    known, unknown = (replace(part, mean=mean, std=std) for part in (people.train, people.test))
-    epochs = 4 * effort.epochs  # these data are few, so epochs are short
-    shielded, clear = (
-        infer_identity(sees, known, unknown, epochs, effort.seed)
-        for sees in (view, view.without_shield())
-    )
-    shown = [image for image in sorted(shielded.taken_for) if image in clear.taken_for][:SHOWN]
-    pictures = {"to be recognised": unknown.pixels(np.array(shown)).numpy()}
-    for label, guess in {"taken for": shielded, "the same in the clear": clear}.items():
-        faces = [_find_first_image(known, guess.taken_for[image]) for image in shown]
-        pictures[label] = torch.cat(faces).numpy()
-    metrics = {"success": shielded.success, f"success{CLEAR}": clear.success}
-    return Outcome({**metrics, "chance": shielded.chance, "epochs": epochs}, pictures)
-
-
-def _find_first_image(images: ImageSet, person: int) -> torch.Tensor:
-    """Return the first image of a person, (1, C, H, W), or a black one if there is none."""
-    first = np.flatnonzero(images.labels == person)[:1]
-    return images.pixels(first) if len(first) else torch.zeros_like(images.pixels(slice(0, 1)))
-
-
-def _attack_separation(view: View, effort: Effort, _: Splits | None) -> Outcome:
-    generator = train_generator(view.without_shield(), effort.epochs, effort.seed)
-    metrics: Metrics = {"chance": 0.5}
-    pictures: dict[str, np.ndarray] = {}
-    for suffix, known in {"": False, "_known_groups": True}.items():
-        unmixed = unmix(view, effort.requests, known, effort.seed)
-        rebuilt = reconstruct_unmixed(view, generator, unmixed)
-        metrics |= {
-            f"success{suffix}": unmixed.success,
-            f"correlation{suffix}": float(unmixed.correlations.mean()),
-            f"recognised{suffix}": unmixed.recognised,
-            **{f"{name}{suffix}": value for name, value in rebuilt.similarity().items()},
-        }
-        if not known:
-            shown = unmixed.images[:SHOWN]
-            metrics[f"success{CLEAR}"] = mean(score_plain(view, unmixed.images))
-            whole = padded_count(SHOWN, view.model.shield.config)
-            mixed, _ = view.model.shield.protect(unmixed.true[:whole], np.random.default_rng(0))
-            pictures = {
-                "original": rebuilt.true[:SHOWN].numpy(),
-                "true feature maps, mean": _render_maps(unmixed.true),
-                "mixed, mean": _render_maps(mixed),
-            }
-        places = [int(np.flatnonzero(unmixed.images == image)[0]) for image in shown]
-        pictures[f"recovered, groups {'' if known else 'un'}known"] = rebuilt.drawn[places].numpy()
-    mixtures = score_mixtures(view, effort.requests, effort.seed)
-    metrics |= {
-        "success_of_the_mixtures": mixtures.success,
-        "correlation_of_the_mixtures": float(mixtures.correlations.mean()),
-    }
-    return Outcome(metrics, pictures)
-
-
-def _render_maps(maps: torch.Tensor) -> np.ndarray:
-    """Render the first feature maps by their mean over channels."""
-    return stretch(maps[:SHOWN].mean(1, keepdim=True).numpy(), 1e-9)
-
-
-def _attack_reconstruction(view: View, effort: Effort, _: Splits | None) -> Outcome:
-    metrics: Metrics = {"chance": 0.5}
-    pictures: dict[str, np.ndarray] = {}
-    for suffix, sees in {"": view, CLEAR: view.without_shield()}.items():
-        generator = train_generator(sees, effort.epochs, effort.seed)
-        rebuilt = reconstruct(sees, generator, effort.images, effort.seed)
-        metrics |= {f"{name}{suffix}": value for name, value in rebuilt.similarity().items()}
-        metrics[f"success{suffix}"] = mean(attribute_accuracies(view, rebuilt))
-        where = " (in the clear)" if suffix else ""
-        pictures[f"original{where}"] = rebuilt.true[:SHOWN].numpy()
-        pictures[f"rebuilt{where}"] = rebuilt.drawn[:SHOWN].numpy()
-    return Outcome(metrics, pictures)
-
-
-ATTACKS: Mapping[str, Callable[[View, Effort, Splits | None], Outcome]] = {
-    "attributes": _attack_attributes,
-    "identity": _attack_identity,
-    "separation": _attack_separation,
-    "reconstruction": _attack_reconstruction,
-}
 
 
 def _save_metrics(run: Run, case: str, kind: str, metrics: Metrics, outcome: Outcome) -> None:

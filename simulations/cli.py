@@ -316,6 +316,7 @@ def attack(
 ) -> None:
     """Attack what the cloud saw in a run, and show what it could learn."""
     from pudica import analysis
+    from pudica.analysis.attacks import Effort
     from pudica.models.errors import RequestError
     from pudica.simulations import attacking
     from pudica.simulations.display import print_frame
@@ -324,7 +325,7 @@ def attack(
         if set_ and not data:
             raise RequestError("--set: only with --data, which is missing")
         people = attacking.load_known_people(data, set_ or [], run) if data else None
-        effort = attacking.Effort(epochs, images, requests, seed)
+        effort = Effort(epochs, images, requests, seed)
         attacking.attack(run, case or [], kind or [], effort, people, print_message)
         for title, frame in analysis.tables(run).items():
             if "attack" in title:

@@ -1,9 +1,8 @@
-"""Attacks by a cloud without the key: those of paper 003, and unmixing.
+"""Attacks by an adversary that sees what crosses: one file each.
 
-The attacker is the cloud. It has the model, knows how the shield works, and owns images of the
-same kind (the training part), which it can protect with its own shields to learn from. It then
-attacks the test part. Each attack also runs without the shield: one that fails there proves
-nothing.
+The adversary is the cloud. It has the model, knows how the shield works, and owns images of the
+same kind, which it can protect itself to learn from. Each attack also runs where nothing protects:
+one that fails there proves nothing.
 """
 
 from pudica.analysis.attacks.attribute_inference import (
@@ -11,6 +10,9 @@ from pudica.analysis.attacks.attribute_inference import (
     infer_attributes,
     infer_identity,
 )
+from pudica.analysis.attacks.base import Attack, Effort, Outcome
+from pudica.analysis.attacks.inversion import invert
+from pudica.analysis.attacks.matching import match
 from pudica.analysis.attacks.reconstruction import (
     Reconstruction,
     attribute_accuracies,
@@ -18,17 +20,27 @@ from pudica.analysis.attacks.reconstruction import (
     reconstruct_unmixed,
     train_generator,
 )
+from pudica.analysis.attacks.registry import attacks
 from pudica.analysis.attacks.unmixing import UnmixingResult, score_mixtures, score_plain, unmix
-from pudica.analysis.attacks.view import View
+from pudica.analysis.views.facemix import FacemixView
+from pudica.analysis.views.releases import ReleasesView, Target
 
 __all__ = [
+    "Attack",
+    "Effort",
+    "FacemixView",
     "InferenceResult",
+    "Outcome",
     "Reconstruction",
+    "ReleasesView",
+    "Target",
     "UnmixingResult",
-    "View",
+    "attacks",
     "attribute_accuracies",
     "infer_attributes",
     "infer_identity",
+    "invert",
+    "match",
     "reconstruct",
     "reconstruct_unmixed",
     "score_mixtures",

@@ -5,14 +5,15 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from pudica.analysis.attacks.view import View, mean, split_evenly
+from pudica.analysis.attacks.base import CLEAR, SHOWN, Attack, Effort, Outcome
+from pudica.analysis.views.facemix import FacemixView, explain_few, mean, split_evenly
 from pudica.clients.data import ImageSet
 from pudica.clients.shields.front import activation_shape
 from pudica.models.attributes import attribute_loss, compute_balancing_weights
@@ -49,7 +50,7 @@ class InferenceResult:
 Loss = Callable[[torch.Tensor, np.ndarray], torch.Tensor]
 
 
-def infer_attributes(view: View, epochs: int, seed: int) -> InferenceResult:
+def infer_attributes(view: FacemixView, epochs: int, seed: int) -> InferenceResult:
     """Train a copy of the cloud's stages to predict the attributes of the image in each row.
 
     Parameters
@@ -71,7 +72,7 @@ def infer_attributes(view: View, epochs: int, seed: int) -> InferenceResult:
 
 
 def infer_identity(
-    view: View, known: ImageSet, unknown: ImageSet, epochs: int, seed: int
+    view: FacemixView, known: ImageSet, unknown: ImageSet, epochs: int, seed: int
 ) -> InferenceResult:
     """Train a copy of the cloud's stages to predict the person in each row.
 
@@ -104,7 +105,7 @@ def infer_identity(
 
 
 def _train_network(
-    view: View, network: nn.Module, images: ImageSet, loss: Loss, epochs: int, seed: int
+    view: FacemixView, network: nn.Module, images: ImageSet, loss: Loss, epochs: int, seed: int
 ) -> nn.Module:
     network = view.compute.move_model(network)
     optimizer = torch.optim.Adam(network.parameters(), LEARNING_RATE)
@@ -122,7 +123,67 @@ def _train_network(
 
 @torch.no_grad()
 def _predict(
-    view: View, network: nn.Module, images: ImageSet, seed: int
+    view: FacemixView, network: nn.Module, images: ImageSet, seed: int
 ) -> Iterator[tuple[torch.Tensor, np.ndarray]]:
     for seen in view.observations(images, seed, "test"):
         yield network(seen.rows), seen.images
+
+
+class AttributeInference(Attack):
+    """Reads the attributes that the model answers off what the cloud sees."""
+
+    kind = "attributes"
+    target = FacemixView
+
+    def _explain_unfit(self, view: FacemixView) -> str:
+        return explain_few(view, len(view.data.test))
+
+    def run(self, view: FacemixView, effort: Effort) -> Outcome:
+        """Train on what crosses, and on the same in the clear."""
+        shielded, clear = (
+            infer_attributes(sees, effort.epochs, effort.seed)
+            for sees in (view, view.without_shield())
+        )
+        each = {
+            name: {"success": rate, f"success{CLEAR}": clear.rates[name]}
+            for name, rate in shielded.rates.items()
+        }
+        metrics = {"success": shielded.success, f"success{CLEAR}": clear.success}
+        return Outcome({**metrics, "chance": shielded.chance}, {}, each)
+
+
+class IdentityInference(Attack):
+    """Recognises people, of whom the cloud has other images."""
+
+    kind = "identity"
+    target = FacemixView
+
+    def _explain_unfit(self, view: FacemixView) -> str:
+        if view.people is None:
+            return "people are not known"
+        return explain_few(view, len(view.people.test), "images of known people")
+
+    def run(self, view: FacemixView, effort: Effort) -> Outcome:
+        """Train on what crosses of known people, and on the same in the clear."""
+        people = view.people
+        assert people is not None
+        mean, std = view.data.train.mean, view.data.train.std
+        known, unknown = (replace(part, mean=mean, std=std) for part in (people.train, people.test))
+        epochs = 4 * effort.epochs  # these data are few, so epochs are short
+        shielded, clear = (
+            infer_identity(sees, known, unknown, epochs, effort.seed)
+            for sees in (view, view.without_shield())
+        )
+        shown = [image for image in sorted(shielded.taken_for) if image in clear.taken_for][:SHOWN]
+        pictures = {"to be recognised": unknown.pixels(np.array(shown)).numpy()}
+        for label, guess in {"taken for": shielded, "the same in the clear": clear}.items():
+            faces = [_find_first_image(known, guess.taken_for[image]) for image in shown]
+            pictures[label] = torch.cat(faces).numpy()
+        metrics = {"success": shielded.success, f"success{CLEAR}": clear.success}
+        return Outcome({**metrics, "chance": shielded.chance, "epochs": epochs}, pictures)
+
+
+def _find_first_image(images: ImageSet, person: int) -> torch.Tensor:
+    """Return the first image of a person, (1, C, H, W), or a black one if there is none."""
+    first = np.flatnonzero(images.labels == person)[:1]
+    return images.pixels(first) if len(first) else torch.zeros_like(images.pixels(slice(0, 1)))

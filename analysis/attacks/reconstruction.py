@@ -14,8 +14,16 @@ from scipy.optimize import linear_sum_assignment
 from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits, conv2d, interpolate
 
+from pudica.analysis.attacks.base import CLEAR, SHOWN, Attack, Effort, Metrics, Outcome
 from pudica.analysis.attacks.unmixing import UnmixingResult
-from pudica.analysis.attacks.view import Observation, View, split_evenly
+from pudica.analysis.views.facemix import (
+    FacemixView,
+    Observation,
+    explain_few,
+    explain_no_maps,
+    mean,
+    split_evenly,
+)
 from pudica.clients.shields.disguises.steps import ImageShape
 from pudica.models.randomness import derive, temporary_seed
 from pudica.models.similarity import psnr, ssim
@@ -59,7 +67,7 @@ class Reconstruction:
         }
 
 
-def train_generator(view: View, epochs: int, seed: int) -> Generator:
+def train_generator(view: FacemixView, epochs: int, seed: int) -> Generator:
     """Train a generator to draw the images of the training part from what the cloud sees."""
     channels, shape = view.model.shield.shape[0], view.data.shape
     with temporary_seed(derive(seed, "pix2pix")):
@@ -72,7 +80,7 @@ def train_generator(view: View, epochs: int, seed: int) -> Generator:
 
 
 @torch.no_grad()
-def reconstruct(view: View, generator: Generator, images: int, seed: int) -> Reconstruction:
+def reconstruct(view: FacemixView, generator: Generator, images: int, seed: int) -> Reconstruction:
     """Reconstruct at most ``images`` of the test part with a generator trained for this view.
 
     Each group is drawn as a whole, from one of its rows.
@@ -93,7 +101,7 @@ def reconstruct(view: View, generator: Generator, images: int, seed: int) -> Rec
 
 @torch.no_grad()
 def reconstruct_unmixed(
-    view: View, generator: Generator, unmixed: UnmixingResult
+    view: FacemixView, generator: Generator, unmixed: UnmixingResult
 ) -> Reconstruction:
     """Draw images from unmixed feature maps with a generator trained on maps in the clear."""
     found = unmixed.found.split(BATCH)
@@ -102,7 +110,7 @@ def reconstruct_unmixed(
     return Reconstruction(true, torch.cat(parts), unmixed.images, _mean_image(view))
 
 
-def attribute_accuracies(view: View, rebuilt: Reconstruction) -> dict[str, float]:
+def attribute_accuracies(view: FacemixView, rebuilt: Reconstruction) -> dict[str, float]:
     """Return the model's balanced accuracy per attribute on reconstructed images, 0 to 1."""
     parts = split_evenly(np.arange(len(rebuilt.images)), view.request)
     return view.score_attributes(
@@ -110,7 +118,31 @@ def attribute_accuracies(view: View, rebuilt: Reconstruction) -> dict[str, float
     )
 
 
-def _mean_image(view: View) -> torch.Tensor:
+class ImageReconstruction(Attack):
+    """Redraws the images of a group from one of its rows."""
+
+    kind = "reconstruction"
+    target = FacemixView
+
+    def _explain_unfit(self, view: FacemixView) -> str:
+        return explain_few(view, len(view.data.test)) or explain_no_maps(view)
+
+    def run(self, view: FacemixView, effort: Effort) -> Outcome:
+        """Train on what crosses, and on the same in the clear."""
+        metrics: Metrics = {"chance": 0.5}
+        pictures: dict[str, np.ndarray] = {}
+        for suffix, sees in {"": view, CLEAR: view.without_shield()}.items():
+            generator = train_generator(sees, effort.epochs, effort.seed)
+            rebuilt = reconstruct(sees, generator, effort.images, effort.seed)
+            metrics |= {f"{name}{suffix}": value for name, value in rebuilt.similarity().items()}
+            metrics[f"success{suffix}"] = mean(attribute_accuracies(view, rebuilt))
+            where = " (in the clear)" if suffix else ""
+            pictures[f"original{where}"] = rebuilt.true[:SHOWN].numpy()
+            pictures[f"rebuilt{where}"] = rebuilt.drawn[:SHOWN].numpy()
+        return Outcome(metrics, pictures)
+
+
+def _mean_image(view: FacemixView) -> torch.Tensor:
     return view.known.pixels(slice(0, 1000)).mean(0)
 
 
@@ -192,7 +224,7 @@ def chamfer(true: torch.Tensor, drawn: torch.Tensor) -> torch.Tensor:
 
 
 def _train_networks(
-    view: View, generator: Generator, critic: Discriminator, epochs: int, seed: int
+    view: FacemixView, generator: Generator, critic: Discriminator, epochs: int, seed: int
 ) -> None:
     generator_optimizer, critic_optimizer = (
         torch.optim.Adam(network.parameters(), LEARNING_RATE, BETAS)
@@ -227,7 +259,9 @@ def _step(optimizer: torch.optim.Optimizer, loss: torch.Tensor) -> None:
     optimizer.step()
 
 
-def _draw_matched(view: View, generator: Generator, seen: Observation, row: int) -> torch.Tensor:
+def _draw_matched(
+    view: FacemixView, generator: Generator, seen: Observation, row: int
+) -> torch.Tensor:
     """Draw the images of a row's group, in the order that matches the true ones best."""
     true = view.data.test.pixels(seen.groups[row])
     drawn = generator(seen.rows[row : row + 1])[0].cpu()

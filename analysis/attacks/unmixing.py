@@ -19,7 +19,7 @@ from scipy.optimize import linear_sum_assignment
 from sklearn.decomposition import FastICA
 from sklearn.exceptions import ConvergenceWarning
 
-from pudica.analysis.attacks.view import Observation, View, mean, split_evenly
+from pudica.analysis.views.facemix import FacemixView, Observation, mean, split_evenly
 from pudica.models.randomness import derive, numpy_generator
 
 ITERATIONS = 500
@@ -63,7 +63,7 @@ class UnmixingResult:
         return float((self.correlations >= RECOGNISED).mean())
 
 
-def unmix(view: View, requests: int, known_groups: bool, seed: int) -> UnmixingResult:
+def unmix(view: FacemixView, requests: int, known_groups: bool, seed: int) -> UnmixingResult:
     """Unmix some requests of test images.
 
     ``known_groups``: the attacker knows which mixtures belong together, as without shuffling.
@@ -78,19 +78,19 @@ def unmix(view: View, requests: int, known_groups: bool, seed: int) -> UnmixingR
     return _score(view, parts)
 
 
-def score_mixtures(view: View, requests: int, seed: int) -> UnmixingResult:
+def score_mixtures(view: FacemixView, requests: int, seed: int) -> UnmixingResult:
     """Score mixtures as they are, matched in the same way: the baseline for :func:`unmix`."""
     tried = _observe_requests(view, requests, seed)
     return _score(view, [(seen.rows.cpu(), seen.images) for seen in tried])
 
 
-def score_plain(view: View, images: np.ndarray) -> dict[str, float]:
+def score_plain(view: FacemixView, images: np.ndarray) -> dict[str, float]:
     """Return the model's balanced accuracy per attribute on test images without the shield."""
     parts, test = split_evenly(images, view.request), view.data.test
     return view.score_attributes((view.logits(view.features(test, part)), part) for part in parts)
 
 
-def _observe_requests(view: View, requests: int, seed: int) -> Iterator[Observation]:
+def _observe_requests(view: FacemixView, requests: int, seed: int) -> Iterator[Observation]:
     return islice(view.observations(view.data.test, seed, "separation"), requests)
 
 
@@ -127,7 +127,7 @@ def match_rows(true: Rows, found: Rows) -> tuple[np.ndarray, np.ndarray]:
     return columns, sizes[rows, columns]
 
 
-def _score(view: View, parts: list[tuple[torch.Tensor, np.ndarray]]) -> UnmixingResult:
+def _score(view: FacemixView, parts: list[tuple[torch.Tensor, np.ndarray]]) -> UnmixingResult:
     # Recovering what all feature maps have in common is no success.
     common = view.features(view.known, slice(0, COMMON)).cpu().mean(0, keepdim=True)
     trues = [view.features(view.data.test, images).cpu() for _, images in parts]

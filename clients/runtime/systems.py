@@ -10,12 +10,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from importlib.metadata import entry_points
 from logging import WARN
 from pkgutil import resolve_name
 from typing import Any
 
 from flwr.common.logger import log
+
+from pudica.models.plugins import load_plugins
 
 GROUP = "pudica.systems"
 
@@ -50,6 +51,11 @@ class System:
         ``methods(run)`` yields a row for each case that is measured, for
         :func:`pudica.analysis.compare`: ``case``, ``method`` (what protects, in few words),
         ``accuracy`` (per cent), ``edge_mmacs`` (million multiplications of an image).
+    targets : callable or None
+        ``targets(run)`` returns, by case in which something crosses, what opens it for ``pudica
+        attack``: ``open(run, case, images, seed, replay)`` returns a view of
+        :mod:`pudica.analysis.views` or one with the images behind it, ``images`` at most.
+        ``replay(note)`` runs the case once more and calls ``note`` with each exchange.
     experiments : Path, str or None
         A folder of YAML experiments that come with it.
     """
@@ -63,6 +69,7 @@ class System:
     tables: Any = None
     figures: Any = None
     methods: Any = None
+    targets: Any = None
     experiments: Any = None
 
     def part(self, name: str) -> Any:
@@ -93,6 +100,7 @@ OURS = (
         tables="pudica.analysis.facemix:tables",
         figures="pudica.analysis.facemix:figures",
         methods="pudica.analysis.facemix:methods",
+        targets="pudica.analysis.views.facemix:targets",
     ),
     System(
         name="split",
@@ -104,6 +112,7 @@ OURS = (
         tables="pudica.analysis.split:tables",
         figures="pudica.analysis.split:figures",
         methods="pudica.analysis.split:methods",
+        targets="pudica.analysis.views.split:targets",
     ),
     System(
         name="themis",
@@ -127,18 +136,6 @@ def systems() -> Mapping[str, System]:
     and left out: the others work without.
     """
     known = {system.name: system for system in OURS}
-    for point in entry_points(group=GROUP):
-        try:
-            system = point.load()
-        except Exception as error:
-            reason = f"can't be loaded: {type(error).__name__}: {error}"
-        else:
-            if isinstance(system, System) and system.name not in known:
-                known[system.name] = system
-                continue
-            taken = isinstance(system, System)
-            reason = f"there is a system '{system.name}'" if taken else "is no System"
-        package = point.dist.name if point.dist else "an unknown package"
-        text = "entry point %s = %s of %s: %s; left out"
-        log(WARN, text, point.name, point.value, package, reason)
+    for remark in load_plugins(GROUP, System, known, lambda system: system.name):
+        log(WARN, "%s", remark)
     return known

@@ -28,6 +28,15 @@ def _trace(model: str, classes: int, shape: tuple[int, int, int]) -> Cutter:
     return Cutter(models.build_for(model, shape, num_classes=classes))
 
 
+def build_front(assignment: EdgeAssignment, data: Splits) -> Front:
+    """Return a front with its shield, with any weights, for images of the data's shape."""
+    cutter = _trace(assignment.model, data.num_classes, data.shape)
+    # A copy: the traced model is shared with the other devices of this process.
+    layers = copy.deepcopy(cutter.cut(assignment.cut)[0])
+    shape = activation_shape(layers, data.shape)
+    return Front(layers, shields.build(assignment.shield, shape, assignment.batch_size))
+
+
 class AssignedEdge(Edge):
     """An edge whose model, data and shield an experiment names.
 
@@ -44,7 +53,7 @@ class AssignedEdge(Edge):
         self.compute = Compute(a.compute)
         self.data: Splits = load_once(a.data.model_dump_json(), a.data_seed)
         self.train = self.images("train")
-        front = self._build()
+        front = build_front(a, self.data)
         self.releases = EdgeReleases(vault, a, self.data, front.shield)
         terms = Terms(
             a.case, a.fronts, a.batch_size, a.wire, a.noise, a.seed, a.partition, a.optimizer
@@ -70,20 +79,10 @@ class AssignedEdge(Edge):
         """Return this device's share of the training, validation or test images."""
         return self.assignment.share(self.data, part)
 
-    def _build(self) -> Front:
-        a = self.assignment
-        layers, _ = self._cutter().cut(a.cut)
-        # A copy: the traced model is shared with the other devices of this process.
-        layers = copy.deepcopy(layers)
-        shape = activation_shape(layers, self.data.shape)
-        return Front(layers, shields.build(a.shield, shape, a.batch_size))
-
-    def _cutter(self) -> Cutter:
-        return _trace(self.assignment.model, self.data.num_classes, self.data.shape)
-
     def make_back(self) -> nn.Module:
         """Return the layers behind the cut, with any weights."""
-        _, layers = self._cutter().cut(self.assignment.cut)
+        cutter = _trace(self.assignment.model, self.data.num_classes, self.data.shape)
+        _, layers = cutter.cut(self.assignment.cut)
         return copy.deepcopy(layers)
 
     def _check_front(self, layers: np.ndarray) -> None:

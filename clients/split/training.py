@@ -88,8 +88,8 @@ class TrainingAnswers(FrontHolder):
     def _positions(self, epoch: int, step: int) -> np.ndarray:
         """Return which of the own images a batch consists of."""
         if epoch not in self._orders:
-            randomness = numpy_generator(self.terms.seed, "order", self.terms.place, epoch)
-            self._orders = {epoch: randomness.permutation(len(self.train))}
+            seed, place = self.terms.seed, self.terms.place
+            self._orders = {epoch: draw_order(seed, place, epoch, len(self.train))}
         ends = self._ends
         if not 0 <= step < len(ends):
             raise ValueError(f"batch {step} of an epoch of {len(ends)} was asked for")
@@ -190,6 +190,11 @@ class TrainingAnswers(FrontHolder):
         state = optimizers.optimizer_state(self.optimizer).items()
         kept = {f"optimizer/{name}": value.cpu().numpy() for name, value in state}
         return {"front": packing.pack(packing.state_tensors(self.shared)), **kept}
+
+
+def draw_order(seed: int, place: int | str, epoch: int, count: int) -> np.ndarray:
+    """Return in which order a device's images come in an epoch; who knows the seed knows it."""
+    return numpy_generator(seed, "order", place, epoch).permutation(count)
 
 
 def concatenate(parts: Mapping[str, np.ndarray]) -> np.ndarray:

@@ -10,7 +10,7 @@ import torch
 from torch.nn.functional import interpolate
 
 from pudica.analysis.attacks import (
-    View,
+    FacemixView,
     infer_attributes,
     infer_identity,
     reconstruct,
@@ -55,13 +55,13 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def mixed(directory: Path) -> View:
+def mixed(directory: Path) -> FacemixView:
     """Return what the cloud sees of mixed features."""
-    return View.of(open_run(directory), "mixed")
+    return FacemixView.of(open_run(directory), "mixed")
 
 
 @pytest.mark.slow
-def test_rows_say_which_images_are_in_them(mixed: View) -> None:
+def test_rows_say_which_images_are_in_them(mixed: FacemixView) -> None:
     images = mixed.data.test
     for seen in mixed.observations(images, 0, "test"):
         features = mixed.features(images, seen.images)
@@ -76,7 +76,7 @@ def test_rows_say_which_images_are_in_them(mixed: View) -> None:
             torch.testing.assert_close(base @ weights, mixtures, atol=1e-4, rtol=0)
 
 
-def test_networks_learn_what_is_in_the_clear_and_little_of_mixtures(mixed: View) -> None:
+def test_networks_learn_what_is_in_the_clear_and_little_of_mixtures(mixed: FacemixView) -> None:
     """Chance is 0.5; with 200 test images a rate is within 0.1 of it in 99 of 100 cases."""
     clear = infer_attributes(mixed.without_shield(), 3, seed=0)
     hidden = infer_attributes(mixed, 3, seed=0)
@@ -85,7 +85,7 @@ def test_networks_learn_what_is_in_the_clear_and_little_of_mixtures(mixed: View)
     assert hidden.chance == 0.5
 
 
-def test_people_are_told_apart_where_features_are_in_the_clear(mixed: View) -> None:
+def test_people_are_told_apart_where_features_are_in_the_clear(mixed: FacemixView) -> None:
     """Digits stand for people: ten of them."""
     parts = mixed.data.train, mixed.data.test
     clear = infer_identity(mixed.without_shield(), *parts, epochs=4, seed=0)
@@ -123,7 +123,7 @@ def test_the_scale_and_sign_of_positive_sources_are_found() -> None:
     assert (found[columns].mean((1, 2, 3)) > 0).all()
 
 
-def test_unmixed_maps_are_scored_against_the_truth(mixed: View) -> None:
+def test_unmixed_maps_are_scored_against_the_truth(mixed: FacemixView) -> None:
     unmixed = unmix(mixed, requests=1, known_groups=True, seed=0)
     assert len(unmixed.images) == len(set(unmixed.images.tolist())) == 32
     features = mixed.features(mixed.data.test, unmixed.images)
@@ -136,10 +136,10 @@ def test_unmixed_maps_are_scored_against_the_truth(mixed: View) -> None:
     assert score_mixtures(clear, 9, seed=0).success > score_mixtures(mixed, 9, seed=0).success + 0.1
 
 
-def test_known_groups_are_unmixed_one_by_one(mixed: View) -> None:
+def test_known_groups_are_unmixed_one_by_one(mixed: FacemixView) -> None:
     """Of independent sources: eight of a group are found, thirty-two of a request less well."""
 
-    class Sources(View):
+    class Sources(FacemixView):
         """Features are independent of each other, as no images' are."""
 
         def features(self, images: ImageSet, chosen: Positions) -> torch.Tensor:
@@ -165,7 +165,7 @@ def test_the_chamfer_distance_takes_the_nearest_each_way() -> None:
 
 
 @pytest.mark.slow
-def test_images_are_rebuilt_from_what_is_in_the_clear(mixed: View) -> None:
+def test_images_are_rebuilt_from_what_is_in_the_clear(mixed: FacemixView) -> None:
     clear = mixed.without_shield()
     seen = reconstruct(clear, train_generator(clear, 6, seed=0), 64, seed=0).similarity()
     assert seen["psnr"] > seen["psnr_of_the_mean"] + 3
@@ -186,7 +186,7 @@ def test_the_critic_sees_an_image_beside_its_feature_map() -> None:
     torch.testing.assert_close(critic(maps, images), wanted)
 
 
-def test_each_group_is_rebuilt_once(mixed: View) -> None:
+def test_each_group_is_rebuilt_once(mixed: FacemixView) -> None:
     generator = Generator(mixed.model.shield.shape[0], group=8, image=(1, 8, 8)).eval()
     rebuilt = reconstruct(mixed, mixed.compute.move_model(generator), 40, seed=0)
     assert len(torch.unique(rebuilt.true.flatten(1), dim=0)) == 40
@@ -197,13 +197,13 @@ def test_people_are_learnt_from_what_the_cloud_computes_before_it_answers(direct
     shapes = {
         case: activation_shape(view.copy_trunk(), view.model.shield.shape)
         for case in ("mixed", "blurred", "anonymised")
-        for view in [View.of(run, case)]
+        for view in [FacemixView.of(run, case)]
     }
     assert len(set(shapes.values())) == 1
 
 
 def test_an_anonymised_image_is_plain_in_the_clear(directory: Path) -> None:
-    view = View.of(open_run(directory), "anonymised")
+    view = FacemixView.of(open_run(directory), "anonymised")
     images = view.data.test
     (seen, *_) = view.without_shield().observations(images, 0, "test")
     plain, _ = images.batch(seen.images)
@@ -227,4 +227,4 @@ def test_what_can_not_be_attacked_says_why(directory: Path, tmp_path: Path) -> N
         "other": "no case 'other'; allowed: mixed, edge, blurred, anonymised",
     }.items():
         with pytest.raises(RequestError, match=why):
-            View.of(run, case)
+            FacemixView.of(run, case)

@@ -16,6 +16,7 @@ from pudica.clients.app import register_roles
 from pudica.clients.runtime import systems as module
 from pudica.clients.runtime.systems import GROUP, OURS, System
 from pudica.clients.themis.assigned import AssignedParticipant
+from pudica.models import plugins
 from pudica.models.compute import Compute, ComputeConfig
 from pudica.simulations.engines.local import build_server_context
 
@@ -67,7 +68,7 @@ def test_broken_packages_are_left_out(clear: None, monkeypatch: pytest.MonkeyPat
         EntryPoint("none", "pudica.clients.runtime.systems:GROUP", GROUP),
         EntryPoint("taken", "pudica.clients.runtime.systems:OURS", GROUP),
     ]
-    monkeypatch.setattr(module, "entry_points", lambda group: points if group == GROUP else [])
+    monkeypatch.setattr(plugins, "entry_points", lambda group: points if group == GROUP else [])
     assert list(module.systems()) == [each.name for each in OURS]
     assert "entry point gone = no_such_module:SYSTEM" in said[0]
     assert "can't be loaded: ModuleNotFoundError" in said[0]

@@ -122,8 +122,11 @@ def test_cases_of_several_runs_are_drawn_together(
 @pytest.mark.parametrize(
     ("words", "why"),
     [
-        (("--case", "edge"), "nothing leaves the edge"),
-        (("--case", "other"), "no case 'other'; allowed: cloud, edge, mixed"),
+        (
+            ("--case", "edge"),
+            "no case 'edge' in which something leaves the nodes; allowed: cloud, mixed",
+        ),
+        (("--case", "other"), "no case 'other' in which something leaves the nodes"),
         (("--kind", "magic"), "unknown attack 'magic'"),
         (("--kind", "identity"), "name images of known people with --data"),
         (("--case", "cloud", "--kind", "separation"), "nothing is mixed"),

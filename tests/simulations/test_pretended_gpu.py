@@ -9,10 +9,10 @@ import pytest
 import torch
 from pretended_gpu import pretended_gpu
 
-from pudica.analysis.attacks import View
+from pudica.analysis.attacks import Effort, FacemixView, attacks
 from pudica.analysis.runs import open_run
 from pudica.models.compute import Compute, ComputeConfig
-from pudica.simulations.attacking import ATTACKS, Effort
+from pudica.simulations.attacking import attack
 from pudica.simulations.engines import inprocess
 from pudica.strategies.loading import load_experiment
 
@@ -52,8 +52,10 @@ def test_devices_do_not_meet(name: str, tmp_path: Path, monkeypatch: pytest.Monk
         assert not told.exists() or "dropout" not in told.read_text()
         if name == "facemix":
             for kind, case in {"separation": "mixed", "attributes": "cloud"}.items():
-                view = View.of(open_run(place), case)
-                assert ATTACKS[kind](view, Effort(1, 8, 1, 0), None).metrics
+                view = FacemixView.of(open_run(place), case)
+                assert attacks()[kind].run(view, Effort(1, 8, 1, 0)).metrics
+        if name == "split, averaged":
+            attack(place, [], [], Effort(1, 40, 1, 0), None, print)
 
 
 def test_what_is_pretended_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,10 +1,10 @@
-"""The cloud's view of images in one case of a run."""
+"""What the cloud of FaceMix gets of images: the rows that stand for them in requests."""
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -28,6 +28,12 @@ from pudica.strategies.core.experiment import ClientConfig
 from pudica.strategies.facemix.system import MODEL
 
 
+def targets(run: Run) -> dict[str, Callable[..., FacemixView]]:
+    """Return what opens each case; see :class:`pudica.clients.runtime.systems.System`."""
+    cases = [case for case, settings in case_settings(run).items() if settings.place != "edge"]
+    return dict.fromkeys(cases, lambda run, case, *_: FacemixView.of(run, case))
+
+
 class Observation(NamedTuple):
     """What the cloud sees of a few images at once.
 
@@ -47,7 +53,7 @@ class Observation(NamedTuple):
 
 
 @dataclass(frozen=True)
-class View:
+class FacemixView:
     """A case as the cloud sees it: the target of an attack.
 
     Attributes
@@ -67,6 +73,8 @@ class View:
         The layer after which the model answers.
     shielded : bool
         Whether the shield or the anonymiser is applied.
+    people : Splits or None
+        Images of known people, labelled with the person, to recognise them by.
     """
 
     run: Run
@@ -78,9 +86,10 @@ class View:
     known: ImageSet
     post: str
     shielded: bool = True
+    people: Splits | None = None
 
     @classmethod
-    def of(cls, run: Run, case: str) -> View:
+    def of(cls, run: Run, case: str) -> FacemixView:
         """Return the view of a finished case.
 
         Raises
@@ -129,7 +138,7 @@ class View:
         """Number of images that are mixed with each other."""
         return group_size(self.model.shield.config) if self.shielded else 1
 
-    def without_shield(self) -> View:
+    def without_shield(self) -> FacemixView:
         """Return the same view without the shield."""
         return replace(self, shielded=False)
 
@@ -217,3 +226,16 @@ def split_evenly(rows: np.ndarray, size: int) -> list[np.ndarray]:
 def mean(rates: Mapping[str, float]) -> float:
     """Return the mean of rates; NaN if there are none."""
     return sum(rates.values()) / len(rates) if rates else math.nan
+
+
+def explain_few(view: FacemixView, images: int, what: str = "test images") -> str:
+    """Return that there are fewer images than a group has, or ""."""
+    return f"{images} {what} are fewer than a group of {view.group}" if images < view.group else ""
+
+
+def explain_no_maps(view: FacemixView) -> str:
+    """Return that no feature maps are sent, or ""."""
+    shape = tuple(view.model.shield.shape)
+    if len(shape) < 3 or min(shape[1:]) < 2:
+        return f"values of shape {shape} are sent, not feature maps of at least 2x2"
+    return ""

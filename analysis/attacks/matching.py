@@ -1,0 +1,60 @@
+"""Re-identification: each release is matched to the image that it most likely came from.
+
+No network is trained. The adversary computes what each candidate would send, with the weights that
+it knows, and takes the nearest: with normal noise the most likely one. Releases add up.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from pudica.analysis.attacks.base import (
+    CLEAR,
+    SHOWN,
+    Attack,
+    Effort,
+    Metrics,
+    Outcome,
+    count_successes,
+)
+from pudica.analysis.views.releases import Target
+from pudica.models.randomness import numpy_generator
+
+
+class CandidateMatching(Attack):
+    """Picks, for each release, one of the images that were attacked."""
+
+    kind = "matching"
+    target = Target
+
+    def run(self, target: Target, effort: Effort) -> Outcome:
+        """Match releases to images, of the last release alone and of all of them."""
+        view = target.view
+        metrics: Metrics = {"chance": 1 / view.count, "releases": view.releases}
+        targets = {"": target, CLEAR: target.in_the_clear(effort.seed)}
+        if view.releases > 1:
+            targets["_once"] = target.last(1)
+        found = {suffix: match(each, effort.seed) for suffix, each in targets.items()}
+        for suffix, picked in found.items():
+            rates = count_successes(picked == np.arange(view.count))
+            metrics |= {f"{name}{suffix}": value for name, value in rates.items()}
+        shown = target.pixels[:SHOWN]
+        pictures = {"released": shown, "taken for": target.pixels[found[""][:SHOWN]]}
+        return Outcome(metrics, {name: each.numpy() for name, each in pictures.items()})
+
+
+def match(target: Target, seed: int) -> np.ndarray:
+    """Return which image each release is taken for, (n,)."""
+    view = target.view
+    clear = replace(view, noisy=False)
+    picked = np.zeros(view.count, np.int64)
+    for node in np.unique(view.nodes):
+        own = np.flatnonzero(view.nodes == node)
+        values = view.compute(target.images, slice(None), seed, int(node))
+        sent = clear.protect(values, numpy_generator(seed, "unused"))
+        distances = torch.cdist(view.seen[own].flatten(1), sent.flatten(1))
+        picked[own] = distances.argmin(1).numpy()
+    return picked

@@ -1,0 +1,45 @@
+"""The attacks there are: ours, and those that other packages bring.
+
+Another package adds one without a change to ours: it derives a class from :class:`.Attack` and
+names an object of it as an entry point of the group ``pudica.attacks``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from logging import WARN
+
+from flwr.common.logger import log
+
+from pudica.analysis.attacks.attribute_inference import AttributeInference, IdentityInference
+from pudica.analysis.attacks.base import Attack
+from pudica.analysis.attacks.inversion import LearnedInversion
+from pudica.analysis.attacks.matching import CandidateMatching
+from pudica.analysis.attacks.reconstruction import ImageReconstruction
+from pudica.analysis.attacks.separation import Separation
+from pudica.models.plugins import load_plugins
+
+GROUP = "pudica.attacks"
+OURS: tuple[Attack, ...] = (
+    AttributeInference(),
+    IdentityInference(),
+    Separation(),
+    ImageReconstruction(),
+    LearnedInversion(),
+    CandidateMatching(),
+)
+
+
+@cache
+def attacks() -> Mapping[str, Attack]:
+    """Return all attacks by their kind, ours first.
+
+    What a package brings that can't be loaded, is no Attack, or has a name that is taken is logged
+    and left out: the others work without.
+    """
+    known = {attack.kind: attack for attack in OURS}
+    found = load_plugins(GROUP, Attack, known, lambda attack: attack.kind)  # type: ignore[type-abstract]
+    for remark in found:
+        log(WARN, "%s", remark)
+    return known

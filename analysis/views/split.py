@@ -1,0 +1,255 @@
+"""What the cloud of split learning gets of training images: their releases in every epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from itertools import pairwise
+
+import numpy as np
+import torch
+
+from pudica.analysis.runs import Run
+from pudica.analysis.views.releases import ReleasesView, Target
+from pudica.clients import protocol
+from pudica.clients.assignments import EdgeAssignment, parse_assignment
+from pudica.clients.data import ImageSet, Splits, load_once
+from pudica.clients.data.images import Positions
+from pudica.clients.shields import protect_without_noise
+from pudica.clients.shields.front import Front
+from pudica.clients.split.assigned import build_front
+from pudica.clients.split.training import draw_order
+from pudica.models import packing
+from pudica.models.compute import Compute
+from pudica.models.errors import RequestError
+from pudica.models.randomness import Randomness, derive, numpy_generator, temporary_seed
+from pudica.strategies.core.wire_log import Exchanged
+from pudica.strategies.split.config import SplitConfig
+
+KnownFronts = Mapping[tuple[int, int], Sequence[np.ndarray]]
+"""By device and epoch, fronts that the cloud has had in its hands, packed: first and last."""
+
+
+def targets(run: Run) -> dict[str, Callable[..., Target]]:
+    """Return what opens each case; see :class:`pudica.clients.runtime.systems.System`."""
+    return dict.fromkeys(run.section("split", SplitConfig).each_case(), observe)
+
+
+def observe(
+    run: Run,
+    case: str,
+    images: int,
+    seed: int,
+    replay: Callable[[Callable[[Exchanged], None]], None],
+) -> Target:
+    """Return the releases of at most ``images`` training images in a case, which is run again.
+
+    Raises
+    ------
+    RequestError
+        No image crossed in every epoch.
+    """
+    observer = SplitObserver(f"{run.name}: case '{case}'", case, images, seed)
+    replay(observer.note)
+    return observer.target()
+
+
+@dataclass(frozen=True)
+class SplitView(ReleasesView):
+    """The releases of split learning; see :class:`ReleasesView`.
+
+    Attributes
+    ----------
+    front : Front
+        The devices' layers and shield, which are public.
+    fronts : mapping
+        Their weights. Of fronts that stay on their devices, those that they began with.
+    batch_size : int
+        How many images a device's shield sees at once.
+    """
+
+    front: Front
+    fronts: KnownFronts
+    batch_size: int
+
+    @torch.no_grad()
+    def compute(
+        self, images: ImageSet, positions: Positions, seed: int, node: int | None = None
+    ) -> torch.Tensor:
+        """Return a front's activations of other images; see :meth:`ReleasesView.compute`."""
+        chosen = np.arange(len(images))[positions]
+        draws = numpy_generator(seed, "which front")
+        devices = sorted({device for device, _ in self.fronts})
+        values = torch.empty(len(chosen), self.releases, *self.shape)
+        with temporary_seed(derive(seed, "random layers")):
+            for part in _batches(len(chosen), self.batch_size):
+                x = self.device.move_batch(images.batch(chosen[part])[0])
+                who = devices[draws.integers(len(devices))] if node is None else node
+                for place, epoch in enumerate(self._epochs(who)):
+                    known = self.fronts[who, epoch]
+                    self._take(known[int(draws.integers(len(known)))])
+                    values[part, place] = self.device.forward(self.front, x).cpu()
+        return values
+
+    @torch.no_grad()
+    def protect(self, values: torch.Tensor, randomness: Randomness) -> torch.Tensor:
+        """Return activations as they would cross; see :meth:`ReleasesView.protect`."""
+        crossed, shield = torch.empty_like(values), self.front.shield
+        for part in _batches(len(values), self.batch_size):
+            for place in range(self.releases):
+                x = self.device.move_batch(values[part, place])
+                noisy, clear = partial(shield.protect, x, randomness), protect_without_noise
+                crossed[part, place] = (noisy()[0] if self.noisy else clear(shield, x)).cpu()
+        return crossed
+
+    def _epochs(self, device: int) -> list[int]:
+        return sorted(epoch for own, epoch in self.fronts if own == device)[-self.releases :]
+
+    def _take(self, packed: np.ndarray) -> None:
+        values = torch.from_numpy(packed).to(self.device.device)
+        packing.unpack(values, packing.state_tensors(self.front))
+
+
+class SplitObserver:
+    """Collects what crossed of some training images while a case runs.
+
+    Parameters
+    ----------
+    name : str
+        Of run and case.
+    case : str
+    count : int
+        How many images are attacked at most; drawn from all devices'.
+    seed : int
+    """
+
+    def __init__(self, name: str, case: str, count: int, seed: int) -> None:
+        self.name, self.case = name, case
+        self._count, self._seed = count, seed
+        self._assignments: dict[int, EdgeAssignment] = {}
+        self._current: dict[int, np.ndarray] = {}
+        self._fronts: dict[tuple[int, int], list[np.ndarray]] = {}
+        self._seen: dict[int, dict[int, torch.Tensor]] = {}
+
+    # ------------------------------------------------------------------ what is attacked
+
+    @cached_property
+    def _any(self) -> EdgeAssignment:
+        return next(iter(self._assignments.values()))
+
+    @cached_property
+    def _data(self) -> Splits:
+        return load_once(self._any.data.model_dump_json(), self._any.data_seed)
+
+    @cached_property
+    def _shares(self) -> list[ImageSet]:
+        each = range(self._any.partitions)
+        places = [self._any.model_copy(update={"partition": number}) for number in each]
+        return [place.share(self._data, "train") for place in places]
+
+    @cached_property
+    def _front(self) -> Front:
+        front = build_front(self._any, self._data)
+        front.layers.train(self._any.fronts != "frozen")
+        front.shield.train()
+        self._compute.move_model(front)
+        return front.requires_grad_(False)
+
+    @cached_property
+    def _compute(self) -> Compute:
+        return Compute(self._any.compute)
+
+    @cached_property
+    def _slots(self) -> list[np.ndarray]:
+        """For each image of each device, its number among those that are attacked, or -1."""
+        sizes = [len(share) for share in self._shares]
+        total = sum(sizes)
+        slots = np.full(total, -1)
+        drawn = numpy_generator(self._seed, "attacked").permutation(total)[: self._count]
+        slots[drawn] = np.arange(len(drawn))
+        return np.split(slots, np.cumsum(sizes)[:-1])
+
+    # ---------------------------------------------------------------------- what crosses
+
+    def note(self, exchanged: Exchanged) -> None:
+        """Take note of a request and its reply."""
+        words, node = protocol.words_of(exchanged.request), exchanged.node
+        if exchanged.kind == protocol.JOIN:
+            assignment = parse_assignment(str(words["assignment"]))
+            if assignment.case == self.case:
+                self._assignments[node] = assignment
+        elif words.get("case") == self.case:
+            if exchanged.kind == protocol.SMASH and words["count"]:
+                self._note_batches(exchanged, words)
+            elif exchanged.kind == protocol.FRONT:
+                self._note_front(node, protocol.arrays_of(exchanged.reply)["front"])
+
+    def _note_front(self, node: int, packed: np.ndarray) -> None:
+        """Keep a front that came back, beside the one with which the device began its epoch."""
+        device = self._assignments[node].partition
+        last = max(epoch for own, epoch in self._fronts if own == device)
+        self._fronts[device, last][1:] = [packed]
+
+    def _note_batches(self, exchanged: Exchanged, words: Mapping[str, protocol.Scalar]) -> None:
+        a, sent = self._assignments[exchanged.node], protocol.arrays_of(exchanged.request)
+        epoch, device = int(words["epoch"]), a.partition
+        if "front" in sent:
+            self._current[device] = sent["front"]
+        known = self._fronts.setdefault((device, epoch), [self._current[device]])
+        if known[0] is not self._current[device]:
+            known[1:] = [self._current[device]]
+        count, first = len(self._shares[device]), int(words["step"])
+        ends = np.cumsum([0, *protocol.batch_sizes(count, a.batch_size)])
+        rows = slice(ends[first], ends[first + int(words["count"])])
+        slots = self._slots[device][draw_order(a.seed, device, epoch, count)[rows]]
+        smashed = protocol.arrays_of(exchanged.reply)["smashed"]
+        for row in np.flatnonzero(slots >= 0):
+            values = self._to_values(smashed[row])
+            self._seen.setdefault(epoch, {})[int(slots[row])] = values
+
+    def _to_values(self, crossed: np.ndarray) -> torch.Tensor:
+        grid = self._front.shield.grid
+        return grid.to_values(crossed) if grid else torch.from_numpy(crossed.copy()).float()
+
+    # ---------------------------------------------------------------------------- result
+
+    def target(self) -> Target:
+        """Return what was collected of the images that crossed in every epoch.
+
+        Raises
+        ------
+        RequestError
+            There is none.
+        """
+        epochs = sorted(self._seen)
+        whole = [slot for slot in range(self._count) if all(slot in self._seen[e] for e in epochs)]
+        if not epochs or not whole:
+            raise RequestError(f"{self.name}: no image crossed in every epoch: nothing to attack")
+        nodes, rows, labels = self._describe(np.array(whole))
+        view = SplitView(
+            name=self.name,
+            seen=torch.stack([torch.stack([self._seen[e][i] for e in epochs]) for i in whole]),
+            nodes=nodes,
+            own=self._data.test,
+            front=self._front,
+            fronts=self._fronts,
+            batch_size=self._any.batch_size,
+            device=self._compute,
+        )
+        return Target(view, replace(self._data.train, rows=rows, labels=labels))
+
+    def _describe(self, slots: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return the devices, rows and labels of attacked images."""
+        order = np.argsort(all_slots := np.concatenate(self._slots))
+        places = order[np.searchsorted(all_slots, slots, sorter=order)]
+        nodes = np.repeat(np.arange(len(self._shares)), [len(share) for share in self._shares])
+        rows = np.concatenate([share.rows for share in self._shares])
+        labels = np.concatenate([share.labels for share in self._shares])
+        return nodes[places], rows[places], labels[places]
+
+
+def _batches(count: int, size: int) -> Iterator[slice]:
+    """Yield an epoch's batches as the devices make them."""
+    ends = np.cumsum([0, *protocol.batch_sizes(count, size)])
+    return (slice(first, last) for first, last in pairwise(map(int, ends)))
