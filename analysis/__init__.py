@@ -22,7 +22,7 @@ from pudica.analysis.facemix import (
 from pudica.analysis.page import publish
 from pudica.analysis.reporting import report
 from pudica.analysis.runs import describe, find, load
-from pudica.analysis.split import split_accuracy, split_costs
+from pudica.analysis.split import split_accuracy, split_attacks, split_costs
 from pudica.analysis.spread import join_intervals
 from pudica.analysis.summary import brief, tables
 from pudica.analysis.themis import (
@@ -56,6 +56,7 @@ __all__ = [
     "publish",
     "report",
     "split_accuracy",
+    "split_attacks",
     "split_costs",
     "tables",
     "themis_leaderboard",

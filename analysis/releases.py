@@ -43,7 +43,7 @@ def release_attacks(system: str, runs: RunPaths, spread: bool = True) -> pd.Data
     return average_seeds(frame, opened, ["case", "attack", "releases"], spread)
 
 
-def tables(system: str, runs: Sequence[Run]) -> dict[str, pd.DataFrame]:
+def release_tables(system: str, runs: Sequence[Run]) -> dict[str, pd.DataFrame]:
     """Return the table by its title, if anything was attacked."""
     found = release_attacks(system, runs).dropna(axis="columns", how="all")
     return {"How often attacks pick out the right image (%)": found} if len(found) else {}

@@ -295,18 +295,19 @@ def privacy(
 
 @app.command()
 def attack(
-    run: Annotated[Path, typer.Argument(help="A run of facemix that is done.")],
+    run: Annotated[Path, typer.Argument(help="A run of facemix or split that is done.")],
     case: Annotated[
         list[str] | None, typer.Option(help="Cases; by default all. May be repeated.")
     ] = None,
     kind: Annotated[
         list[str] | None,
         typer.Option(
-            help="attributes, identity, separation or reconstruction; by default all that fit."
+            help="inversion or matching; facemix: attributes, identity, separation or "
+            "reconstruction. By default all that fit."
         ),
     ] = None,
     epochs: Annotated[int, typer.Option(min=1, help="Epochs of networks that are trained.")] = 5,
-    images: Annotated[int, typer.Option(min=1, help="Images to reconstruct.")] = 256,
+    images: Annotated[int, typer.Option(min=1, help="Images to attack, or to reconstruct.")] = 256,
     requests: Annotated[int, typer.Option(min=1, help="Requests to unmix.")] = 4,
     data: Annotated[
         str | None, typer.Option(help="Images of known people, for identity: a data set's name.")
@@ -314,7 +315,10 @@ def attack(
     set_: Settings = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
 ) -> None:
-    """Attack what the cloud saw in a run, and show what it could learn."""
+    """Attack what the cloud saw in a run, and show what it could learn.
+
+    A case of split learning is run once more, to see what crosses.
+    """
     from pudica import analysis
     from pudica.analysis.attacks import Effort
     from pudica.models.errors import RequestError
