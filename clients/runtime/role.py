@@ -168,8 +168,7 @@ def _wrap_handler(handler: Handler, find: Find) -> Callable[[Message, Context], 
     """Turn ``handler(role, config, arrays)`` into a Flower message handler."""
 
     def answer(message: Message, context: Context) -> Message:
-        exchange = exchange_of(message)
-        config = {**protocol.words_of(message.content), "exchange": exchange}
+        config = protocol.words_of(message.content)
 
         @keep_to_itself()
         def content() -> RecordDict:

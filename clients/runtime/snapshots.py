@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -23,9 +24,9 @@ class Snapshots:
         self._stem = f"{case}-turn-"
         self._pattern = re.compile(re.escape(self._stem) + r"(\d+)")
 
-    def newest(self) -> int:
-        """Return the newest turn, -1 if there is none."""
-        return max(self._turns(), default=-1)
+    def newest(self, before: float = math.inf) -> int:
+        """Return the newest turn before another, -1 if there is none."""
+        return max((kept for kept in self._turns() if kept < before), default=-1)
 
     def keep(
         self, turn: int, needed: int, tensors: dict[str, torch.Tensor], note: Mapping[str, Any]
@@ -40,9 +41,11 @@ class Snapshots:
             The turn of the cloud's last checkpoint, to which a killed run would go back.
         """
         self.vault.save(self._name(turn), tensors, {"of": self.of, **note})
-        older = [kept for kept in self._turns() if kept <= needed]
-        for kept in older[:-1]:
-            self.vault.drop(self._name(kept))
+        # A turn whose answer is lost with the device's process is asked for again.
+        back = {self.newest(needed + 1), self.newest(turn)}
+        for kept in self._turns():
+            if kept < turn and kept not in back:
+                self.vault.drop(self._name(kept))
 
     def load(self, turn: int) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
         """Return tensors and note of a turn, or None if it is not of these settings."""

@@ -243,11 +243,11 @@ class Edge(TrainingAnswers, EvaluationAnswers):
         """How messages name this device and where its model is cut."""
         return f"{self.name or 'this edge'}: the activation at the cut"
 
-    def begin(self, exchange: str) -> None:
+    def begin(self, turn: int = -1, of: int | None = None) -> None:
         """Be up to date; see :meth:`.FrontHolder.begin`."""
         if not hasattr(self, "terms"):
             raise RuntimeError("this node has not joined the run, or its vault was emptied")
-        super().begin(exchange)
+        super().begin(turn, of)
 
     def images(self, part: Part) -> Images:
         """Return this device's own images of one part."""

@@ -58,7 +58,7 @@ def _prepare(handler: Handler) -> Handler:
     """Return a handler of a device that is up to date, with the front that was sent."""
 
     def prepared(edge: Edge, config: Config, arrays: Arrays) -> RecordDict:
-        edge.begin(config["exchange"])
+        edge.begin(config.get("turn", -1), config.get("of"))
         if "front" in arrays:
             edge.adopt(arrays)
         return handler(edge, config, arrays)

@@ -104,7 +104,7 @@ class FrontHolder(Role):
         self.compute.move_model(front)
         self.optimizer = optimizers.build(terms.optimizer, front.parameters())
         self.snapshots = Snapshots(self.vault, terms.case, fingerprint)
-        self.turn, self.exchange = -1, ""
+        self.turn = -1
         self.pending: Sent | None = None
         self._ready = False
         self._has_random_layers = has_random_layers(front)
@@ -269,26 +269,32 @@ class FrontHolder(Role):
         tensors |= {f"optimizer/{k}": v for k, v in state.items()}
         names = ("turn", "epoch", "step", "count")
         pending = self.pending and {name: getattr(self.pending, name) for name in names}
-        note = {"pending": pending, "exchange": self.exchange}
-        self.snapshots.keep(turn, needed, tensors, note)
+        self.snapshots.keep(turn, needed, tensors, {"pending": pending})
         self.turn = turn
 
-    def begin(self, exchange: str) -> None:
-        """Be up to date, and as before an exchange that is repeated.
+    def begin(self, turn: int = -1, of: int | None = None) -> None:
+        """Be up to date, and as before a turn that is asked for again.
 
-        A device that was killed after it had kept a turn, and before it had kept its answer, is
-        asked for that turn again: with the front as it was, it says the same.
+        A device whose process was lost after it had kept a turn, and before its answer had
+        arrived, is asked for that turn again: with the front as it was, it says the same.
 
         Parameters
         ----------
-        exchange : str
-            By which a repetition is known; empty where there are none.
+        turn : int
+            The turn that is asked for, -1 if none is.
+        of : int, optional
+            Of which turn the gradient is that comes along, if one does.
         """
-        newest, self.exchange = self.snapshots.newest(), exchange
-        kept = self.snapshots.load(newest) if exchange else None
-        if kept and kept[1].get("exchange") == exchange:
-            self.snapshots.drop_after(newest - 1)
+        was_kept = turn > self.turn and turn == self.snapshots.newest()
+        # Fronts are flushed more than once in the same turn; the gradient comes the first time.
+        if was_kept and self._pending_before(turn) == of:
+            self.snapshots.drop_after(turn - 1)
         self.catch_up()
+
+    def _pending_before(self, turn: int) -> int | None:
+        """Return of which turn a gradient was awaited before a turn was kept, if of any."""
+        kept = self.snapshots.load(self.snapshots.newest(before=turn))
+        return kept[1]["pending"]["turn"] if kept and kept[1]["pending"] else None
 
     def catch_up(self) -> None:
         """Go on where another process left off, if one has answered for this device since."""

@@ -30,6 +30,8 @@ class Session(CaseSession[SplitExperiment, SplitConfig]):
         threads = settings.threads or experiment.client.threads
         self.compute = Compute(experiment.client.model_copy(update={"threads": threads}))
         self.shield = calibrate_shield(settings)
+        # Machines of a cluster may go away, and their devices' processes with them.
+        self.fresh = self.fresh or experiment.ray.address is not None
 
     def join(self, turn: Callable[[str], int]) -> None:
         """Give every device its part, and ask what data it has.

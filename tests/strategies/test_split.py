@@ -952,9 +952,9 @@ def test_a_turn_that_was_kept_and_not_answered_is_taken_again(tmp_path: Path) ->
     )
     before = edges_anew(tmp_path / "run").snapshots.newest()
 
-    def answered(exchange: str, turn: int) -> list[np.ndarray]:
+    def answered(turn: int, of: int | None) -> list[np.ndarray]:
         device = edges_anew(tmp_path / "run")
-        device.begin(exchange)
+        device.begin(turn, of)
         if device.pending:
             like = device._recompute(device.pending)[0]
             gradient = torch.linspace(-0.01, 0.01, like.numel()).view_as(like)
@@ -963,11 +963,11 @@ def test_a_turn_that_was_kept_and_not_answered_is_taken_again(tmp_path: Path) ->
         device.keep(turn, turn - 2)
         return [smashed, front_of(device).numpy()]
 
-    answered("first", before + 2)
-    second = answered("second", before + 4)
-    for ours, wanted in zip(answered("second", before + 4), second, strict=True):
+    answered(before + 2, None)
+    second = answered(before + 4, before + 2)
+    for ours, wanted in zip(answered(before + 4, before + 2), second, strict=True):
         assert np.array_equal(ours, wanted)
-    assert not np.array_equal(answered("third", before + 6)[0], second[0])
+    assert not np.array_equal(answered(before + 6, before + 4)[0], second[0])
 
 
 WRONG = [
