@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pandas as pd
 from pylatexenc.latexencode import unicode_to_latex
@@ -16,7 +16,7 @@ from pudica.analysis.facemix import (
     facemix_reconstructions,
     facemix_transmission,
 )
-from pudica.analysis.runs import RunPaths
+from pudica.analysis.runs import RunPaths, open_runs
 from pudica.analysis.split import split_accuracy, split_attacks, split_costs
 from pudica.analysis.spread import format_cell, is_figure, join_intervals
 from pudica.analysis.summary import tables
@@ -43,9 +43,16 @@ NAMED: dict[str, Callable[..., pd.DataFrame]] = {
 FORMATS = ("latex", "markdown", "csv")
 
 
-def list_tables() -> list[str]:
-    """Return the names of tables that :func:`build_named_table` knows, whatever the runs."""
-    return sorted(NAMED)
+def list_tables(runs: RunPaths = ()) -> list[str]:
+    """Return the names of tables that :func:`build_named_table` knows, whatever the runs.
+
+    With runs, those of which they have something, and their titles.
+    """
+    if isinstance(runs, Sequence) and not runs:
+        return sorted(NAMED)
+    opened = open_runs(runs)
+    named = [name for name in sorted(NAMED) if not NAMED[name](opened).empty]
+    return [*named, *tables(opened)]
 
 
 def build_named_table(name: str, runs: RunPaths, spread: bool = True) -> pd.DataFrame:

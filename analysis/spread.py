@@ -211,15 +211,17 @@ def drop_columns(table: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
 def join_intervals(table: pd.DataFrame) -> pd.DataFrame:
     """Return a table for people: figures with their intervals in one column, ``1.25 ± 0.03``.
 
-    The column ``n`` is left out where it is the same in all rows: :func:`describe_spread` says it.
+    A column without figures below 1,000, of bytes say, is rounded to whole numbers. The column
+    ``n`` is left out where it is the same in all rows: :func:`describe_spread` says it.
     """
     found = table.copy()
-    for name in [str(name) for name in table if str(name).endswith(INTERVAL)]:
-        figure, half = name.removesuffix(INTERVAL), found.pop(name)
-        if figure in found and half.notna().any():
-            digits = 0 if found[figure].abs().min() >= 1000 else 2
-            pairs = zip(found[figure], half, strict=True)
-            found[figure] = [_join_cell(value, width, digits) for value, width in pairs]
+    halves = {name: found.pop(name) for name in map(str, table) if name.endswith(INTERVAL)}
+    for name in [str(name) for name in found if found[name].dtype.kind == "f"]:
+        half = halves.get(f"{name}{INTERVAL}", pd.Series(math.nan, found.index))
+        digits = 0 if found[name].abs().min() >= 1000 else 2
+        if half.notna().any() or not digits:
+            pairs = zip(found[name], half, strict=True)
+            found[name] = [_join_cell(value, width, digits) for value, width in pairs]
     if COUNT in found and len(set(found[COUNT])) <= 1:
         found = found.drop(columns=COUNT)
     return found

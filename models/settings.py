@@ -98,7 +98,8 @@ def _describe_mistake(item: Any, location: Location, schema: type[BaseModel]) ->
     if kind == "extra_forbidden":
         section, _ = _find_place(schema, location[:-1])
         known = list_yaml_keys(section) if section else []
-        return owner, str(unknown_name_error("key", str(location[-1]), known))
+        problem = str(unknown_name_error("key", str(location[-1]), known))
+        return owner, problem + _describe_nested(str(location[-1]), location[:-1], section)
     if kind == "missing":
         return owner, f"the key '{location[-1]}' is missing"
     if kind == "value_error":
@@ -145,6 +146,18 @@ def describe_bounds(values: Mapping[str, Any]) -> str:
 def list_yaml_keys(section: type[BaseModel]) -> list[str]:
     """Return the keys of a section as they are written in YAML."""
     return [field.alias or name for name, field in section.model_fields.items()]
+
+
+def _describe_nested(key: str, place: Location, section: type[BaseModel] | None) -> str:
+    """Name the subsections that have a key which their section lacks."""
+    found = [
+        ".".join(map(str, (*place, name, key)))
+        for name in (list_yaml_keys(section) if section else [])
+        for inner, _ in [_find_place(section, (name,))]  # type: ignore[arg-type]
+        if inner and key in list_yaml_keys(inner)
+    ]
+    verb = "is" if len(found) == 1 else "are"
+    return f". There {verb} {' and '.join(found)}" if found else ""
 
 
 def _find_place(

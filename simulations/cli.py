@@ -13,6 +13,7 @@ from pudica.simulations.competition import competition_app
 from pudica.simulations.console import (
     ENGINE,
     INTERRUPTED,
+    DataSettings,
     RunPaths,
     Settings,
     exit_on_request_error,
@@ -258,12 +259,15 @@ def cuts(
 
 @app.command()
 def audit(
-    shield: Annotated[str, typer.Argument(help="A mechanism, such as batch-norm-laplace.")],
-    set_: Settings = None,
+    shield: Annotated[str, typer.Argument(help="A mechanism, such as clip-gaussian.")],
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Its settings, such as epsilon=1."),
+    ] = None,
     shape: Annotated[str, typer.Option(metavar="CxHxW", help="Shape of an example.")] = "80x4x4",
     batch: Annotated[int, typer.Option(min=1, help="Examples per batch.")] = 64,
     samples: Annotated[int, typer.Option(min=4, help="Outputs per neighbouring input.")] = 5_000,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of all randomness.")] = 0,
 ) -> None:
     """Attack a shield: show its claim, what holds, and what privacy loss can be shown."""
     from pudica.simulations import arguments, audits
@@ -312,8 +316,8 @@ def attack(
     data: Annotated[
         str | None, typer.Option(help="Images of known people, for identity: a data set's name.")
     ] = None,
-    set_: Settings = None,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    set_: DataSettings = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of all randomness.")] = 0,
 ) -> None:
     """Attack what the cloud saw in a run, and show what it could learn.
 
@@ -323,7 +327,7 @@ def attack(
     from pudica.analysis.attacks import Effort
     from pudica.models.errors import RequestError
     from pudica.simulations import attacking
-    from pudica.simulations.display import print_frame
+    from pudica.simulations.display import print_result
 
     with exit_on_request_error():
         if set_ and not data:
@@ -333,7 +337,7 @@ def attack(
         attacking.attack(run, case or [], kind or [], effort, people, print_message)
         for title, frame in analysis.tables(run).items():
             if "attack" in title:
-                print_frame(frame, title)
+                print_result(frame, title, wide=True)
     analysis.plot(run)
     for picture in sorted((run / "plots").glob("*.png")):
         typer.echo(shorten_path(picture.absolute()))

@@ -24,7 +24,12 @@ competition_app = typer.Typer(
 )
 
 Run = Annotated[Path, typer.Argument(help="The competition's run.")]
-Stage = Annotated[str | None, typer.Argument(help="join, noise or test; by default the next.")]
+Stage = Annotated[
+    str | None,
+    typer.Argument(
+        help="join, noise or test; by default the one that is next to open, or to close."
+    ),
+]
 POLL_SECONDS = 1.0
 
 

@@ -20,7 +20,11 @@ if TYPE_CHECKING:
 RunPaths = Annotated[list[Path], typer.Argument(help="Run directories.")]
 Settings = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override a setting (run, shield or data)."),
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a setting; may be repeated."),
+]
+DataSettings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="A setting of --data, such as limit=500."),
 ]
 
 FAILED, WRONG, INTERRUPTED = 1, 2, 130
@@ -146,8 +150,10 @@ def print_study(directory: Path, failures: Mapping[str, str], quiet: bool) -> No
 
     study, place = Study(directory), shorten_path(directory)
     if not quiet and len(failures) < len(study.cells):
-        print_result(study.compare(), "Comparison")
-        typer.echo(f"More: pudica show {shlex.quote(str(place))}\n\nStudy")
+        measured = study.compare().dropna(axis="columns", how="all")
+        print_result(measured, "Comparison", rest="with `pudica table compare`")
+        named = shlex.quote(str(place))
+        typer.echo(f"More: pudica show {named}\n      pudica table compare {named}\n\nStudy")
     typer.echo(directory)
     for name, reason in failures.items():
         print_message(f"error: {name} failed: {reason}")

@@ -80,7 +80,7 @@ def disguise(
         f"fingerprint  {manifest.key}",
         f"labels       {', '.join(manifest.labels)}"
         + (f"; left out: {', '.join(left_out)}" if left_out else ""),
-        f"the way back {describe_inverse(own)}",
+        f"undone by    {describe_inverse(own)}",
         f"protects     {own.guarantee().reasons[0]}",
         f"use it by    --set data.name=disguised --set {shlex.quote(f'data.path={out}')}",
     ]

@@ -19,20 +19,20 @@ if TYPE_CHECKING:
 # Widths used for output that does not go to a terminal: of whole tables, and of brief ones.
 FILE_WIDTH, BRIEF_WIDTH = 200, 80
 BRIEF_ROWS = 20
-# Texts longer than this are broken into lines where a table is too wide.
-BRIEF_TEXT = 18
+# Texts longer than this are broken into lines where a table, or a brief one, is too wide.
+TEXT, BRIEF_TEXT = 24, 18
 GAP = 3
 LONGEST_WORD = 12
 MAX_TRANSPOSED_ROWS = 4
 
 
 class Column(NamedTuple):
-    """A heading and the cells under it, which may be broken between words if ``wrapped``."""
+    """A heading and the cells under it, broken between words if longer than ``limit``, if any."""
 
     heading: str
     cells: list[str]
     numeric: bool
-    wrapped: bool = False
+    limit: int | None = None
 
     @property
     def width(self) -> int:
@@ -43,16 +43,17 @@ class Column(NamedTuple):
         )
 
     def _measure(self, cell: str) -> int:
-        if not self.wrapped or len(cell) <= BRIEF_TEXT:
+        if self.limit is None or len(cell) <= self.limit:
             return len(cell)
-        return max(BRIEF_TEXT, *map(len, cell.split()))
+        return max(self.limit, *map(len, cell.split()))
 
 
 def print_frame(frame: pd.DataFrame, title: str) -> None:
     """Print a frame as a table on standard output, numbers to two places.
 
-    A table too wide for the terminal is transposed if it has few rows, and otherwise split into
-    parts, each with the columns that identify the rows. Control characters are escaped.
+    A table too wide for the terminal is transposed if it has few rows; otherwise long texts are
+    broken into lines, and if that is not enough it is split into parts, each with the columns that
+    identify the rows. Control characters are escaped.
     """
     console = _open_console(FILE_WIDTH)
     columns = [_build_column(frame, name) for name in frame.columns]
@@ -61,28 +62,35 @@ def print_frame(frame: pd.DataFrame, title: str) -> None:
         console.print(_build_table(part, heading, console.width))
 
 
-def print_result(table: pd.DataFrame, title: str, wide: bool = False) -> None:
+def print_result(
+    table: pd.DataFrame, title: str, wide: bool = False, rest: str = "with --wide"
+) -> None:
     """Print a table of runs, figures with their intervals; briefly, unless it is to be wide."""
     from pudica.analysis.rendering import build_heading
     from pudica.analysis.spread import join_intervals
 
-    show = print_frame if wide else print_brief
-    show(join_intervals(table), build_heading(title, table))
+    joined, heading = join_intervals(table), build_heading(title, table)
+    if wide:
+        print_frame(joined, heading)
+    else:
+        print_brief(joined, heading, rest)
 
 
-def print_brief(frame: pd.DataFrame, title: str) -> None:
+def print_brief(frame: pd.DataFrame, title: str, rest: str = "with --wide") -> None:
     """Print as many of a frame's first columns as fit, its first rows, and what is left out.
 
-    Long texts are broken into lines. Control characters are escaped.
+    Long texts are broken into lines, and texts that are the same in all rows make room if no figure
+    would fit. ``rest`` says where to find what is left out. Control characters are escaped.
     """
     console = _open_console(BRIEF_WIDTH)
     columns = [_build_column(frame[:BRIEF_ROWS], name) for name in frame.columns]
+    columns = _put_constants_last(columns, console.width)
     shown = _fit_columns(columns, console.width)
     console.print(_build_table(shown, escape_hidden(title), console.width), end="")
     left = [column.heading.replace(" ", "_") for column in columns[len(shown) :]]
     more = [f"{len(frame) - BRIEF_ROWS} more rows"] if len(frame) > BRIEF_ROWS else []
     if left or more:
-        text = f"with --wide: {', '.join([*more, *left])}"
+        text = f"{rest}: {', '.join([*more, *left])}"
         console.print(Padding(text, (0, 2), style="dim"))
     console.print()
 
@@ -99,9 +107,22 @@ def _fit_columns(columns: list[Column], width: int) -> list[Column]:
     """Return the first columns that fit, texts broken if need be; at least one."""
     if _compute_width(columns) <= width:
         return columns
-    broken = [column._replace(wrapped=not column.numeric) for column in columns]
+    broken = _break_texts(columns, BRIEF_TEXT)
     counts = range(len(broken), 1, -1)
     return next((broken[:n] for n in counts if _compute_width(broken[:n]) <= width), broken[:1])
+
+
+def _break_texts(columns: list[Column], limit: int) -> list[Column]:
+    return [column if column.numeric else column._replace(limit=limit) for column in columns]
+
+
+def _put_constants_last(columns: list[Column], width: int) -> list[Column]:
+    """Return the columns; if no figure would fit, with texts that say the same in all rows last."""
+    if any(column.numeric for column in _fit_columns(columns, width)):
+        return columns
+    first, *others = columns
+    others.sort(key=lambda column: not column.numeric and len(set(column.cells)) == 1)
+    return [first, *others]
 
 
 def choose_columns(frame: pd.DataFrame, wanted: Sequence[str]) -> pd.DataFrame:
@@ -129,6 +150,10 @@ def _split_to_width(columns: list[Column], rows: int, width: int) -> Iterator[li
     upright = _transpose(columns, rows)
     if rows <= MAX_TRANSPOSED_ROWS and _compute_width(upright) <= width:
         yield upright
+        return
+    columns = _break_texts(columns, TEXT)
+    if _compute_width(columns) <= width:
+        yield columns
         return
     keys = _find_key_columns(columns)
     part: list[Column] = []
@@ -162,14 +187,18 @@ def _find_key_columns(columns: list[Column]) -> list[Column]:
 def _compute_widths(columns: list[Column], width: int) -> list[int]:
     """Return each column's width: what its cells need, plus room for its heading if available.
 
+    What is left then goes to broken texts.
+
     By default, rich narrows the widest columns first, even below what their cells need, and then
     cuts off the last columns.
     """
-    widths, left = [], max(0, width - _compute_width(columns))
-    for column in columns:
-        more = min(left, max(0, len(column.heading) - column.width))
-        widths.append(column.width + more)
-        left -= more
+    widths = [column.width for column in columns]
+    left = max(0, width - _compute_width(columns))
+    for wanted in ([len(c.heading) for c in columns], [max(map(len, c.cells)) for c in columns]):
+        for number, size in enumerate(wanted):
+            more = min(left, max(0, size - widths[number]))
+            widths[number] += more
+            left -= more
     return widths
 
 

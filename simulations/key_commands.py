@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from pudica.simulations.console import Settings, exit_on_request_error
+from pudica.simulations.console import DataSettings, exit_on_request_error
 
 # Heavy imports stay inside the commands: `pudica --help` is instant.
 
@@ -50,7 +50,7 @@ def show_key(key: Annotated[Path, typer.Argument(help="A key file.")]) -> None:
 def attack_key(
     key: Annotated[Path, typer.Argument(help="A key file.")],
     data: Annotated[str, typer.Option(help="A data set of `pudica list`.")],
-    set_: Settings = None,
+    set_: DataSettings = None,
     count: Annotated[
         int,
         typer.Option("--images", min=2, help="Number of disguised images that the attack sees."),

@@ -45,7 +45,7 @@ def describe_key(key: Key) -> list[str]:
     return [
         f"disguise     {key.notation}",
         f"images       {'x'.join(map(str, key.shape))}, become {values}",
-        f"the way back {describe_inverse(disguise)}",
+        f"undone by    {describe_inverse(disguise)}",
         f"fingerprint  {key.fingerprint}",
         f"protects     {disguise.guarantee().reasons[0]}",
     ]
@@ -54,7 +54,7 @@ def describe_key(key: Key) -> list[str]:
 def describe_inverse(disguise: KeyedDisguise) -> str:
     """Describe how the disguise can be undone, if at all."""
     lost = describe_loss(disguise.key.steps)
-    return f"none: {lost}" if lost else "with this key"
+    return f"nothing: {lost}" if lost else "this key"
 
 
 def load_images(data: str, settings: list[str], count: int) -> np.ndarray:

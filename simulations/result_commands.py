@@ -61,7 +61,9 @@ def _validate_columns(columns: str | None, tables: dict[str, pd.DataFrame]) -> l
 
 @results_app.command()
 def table(
-    name: Annotated[str, typer.Argument(help="Such as themis-table1; `list` names all.")],
+    name: Annotated[
+        str, typer.Argument(help="Such as themis-table1; `list` names all, of RUNS if given.")
+    ],
     runs: Annotated[list[Path] | None, typer.Argument(help="Run directories.")] = None,
     format_: Annotated[str, typer.Option("--format", help="latex, markdown or csv.")] = "markdown",
     rows: Annotated[
@@ -76,7 +78,7 @@ def table(
 
     with exit_on_request_error():
         if name == "list":
-            typer.echo("\n".join(analysis.list_tables()))
+            typer.echo("\n".join(analysis.list_tables(runs or [])))
             return
         frame = analysis.build_named_table(name, runs or [], spread=not rows)
         if wanted := _validate_columns(columns, {name: frame}):
@@ -106,7 +108,7 @@ def plot(runs: RunPaths) -> None:
     from pudica import analysis
 
     with exit_on_request_error():
-        for run_directory in runs:
+        for run_directory in analysis.find(runs):
             for figure in analysis.plot(run_directory):
                 typer.echo(shorten_path(figure.absolute()))
 

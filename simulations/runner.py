@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shlex
 import shutil
 import signal
 import threading
@@ -96,6 +97,9 @@ def prepare_resume(source: str | None, overrides: list[str], run: Path) -> tuple
         If there is no run, it is of another experiment, or another process is running it.
     """
     file = run / "experiment.yaml"
+    if not file.is_file() and (run / "study.yaml").is_file():
+        named = shlex.quote(str(run))
+        raise RequestError(f"--resume: {run} is a study; use pudica study --resume {named}")
     if not file.is_file():
         raise RequestError(f"--resume: {run} holds no run (there is no experiment.yaml in it)")
     experiment = load_experiment(str(file.absolute()), [])

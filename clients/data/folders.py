@@ -121,8 +121,9 @@ def _are_classes(folder: Path, folders: Sequence[Path], named: Collection[str]) 
     """
     nested = [path for path in folders if _holds_folders_only(path)]
     if len(named) == len(folders) and not nested:
+        verb = "holds" if len(named) == 1 else "hold"
         raise DataError(
-            f"{folder}: {join_names(named)} hold images without a class: put them at "
+            f"{folder}: {join_names(named)} {verb} images without a class: put them at "
             f"{next(iter(named))}/CLASS/image; if these are the classes, {ADVICE}"
         )
     if not any(path.name in named for path in nested):

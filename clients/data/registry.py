@@ -121,10 +121,22 @@ def find_source(spec: DatasetSpec, location: DataLocation, download: bool) -> So
         raise DataError(f"'{spec.name}' was not found in {where.absolute()}{missing}. {spec.hint}")
     disk_format, path = found
     if disk_format.has_named_splits:
-        return disk_format.scan(path, location.rules)
+        return _scan_by_rules(disk_format, path, location, spec.hint)
     if location.rules.patterns is not None:
         raise DataError(f"data.splits: '{spec.name}' in {path} has its own splits; leave it out")
     return disk_format.scan(path)
+
+
+def _scan_by_rules(
+    disk_format: DiskFormat, path: Path, location: DataLocation, hint: str
+) -> Source:
+    try:
+        return disk_format.scan(path, location.rules)
+    except DataError as error:
+        if location.path is None and path == location.root:
+            # All data sets are below this folder; it is hardly a set itself.
+            raise DataError(f"{error}. {hint}") from error
+        raise
 
 
 def _describe_hub_set(name: str) -> DatasetSpec:

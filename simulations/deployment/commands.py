@@ -32,6 +32,7 @@ deploy_app = typer.Typer(
 node_app = typer.Typer(no_args_is_help=True, help="Look after a participant's node.")
 
 Folder = Annotated[Path, typer.Option("--folder", help="The organiser's, or a node's.")]
+OrganiserFolder = Annotated[Path, typer.Option("--folder", help="The organiser's.")]
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override a setting; may be repeated."),
@@ -85,7 +86,7 @@ def node(
 def register(
     public_key: Annotated[Path, typer.Argument(help="NAME.pub, as the participant sent it.")],
     name: Annotated[str | None, typer.Option(help="By default the file's name.")] = None,
-    folder: Folder = HERE,
+    folder: OrganiserFolder = HERE,
 ) -> None:
     """Register a participant's node, so that it can take part."""
     with exit_on_request_error():
@@ -98,7 +99,7 @@ def register(
 @deploy_app.command("remove")
 def remove(
     name: Annotated[str, typer.Argument(help="As `pudica deploy status` shows it.")],
-    folder: Folder = HERE,
+    folder: OrganiserFolder = HERE,
 ) -> None:
     """Remove a participant's node, so that it can no longer take part; its submissions stay."""
     with exit_on_request_error():
@@ -154,7 +155,7 @@ def run(
         str | None, typer.Argument(help="A name from `pudica list`, or a YAML file.")
     ] = None,
     set_: Overrides = None,
-    folder: Folder = HERE,
+    folder: OrganiserFolder = HERE,
     resume: Annotated[
         Path | None, typer.Option(metavar="RUN", help="Resume a run that was stopped.")
     ] = None,

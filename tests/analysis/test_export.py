@@ -79,3 +79,14 @@ def test_tables_have_names_and_titles(tmp_path: Path) -> None:
     pd.testing.assert_frame_equal(by_name, analysis.themis_leaderboard(path))
     assert analysis.build_named_table("Leaderboard", path)["model"].tolist() == ["B", "A"]
     assert {"compare", "split-accuracy", "themis-table2"} <= set(analysis.list_tables())
+
+
+def test_the_listed_tables_of_runs_can_all_be_had(tmp_path: Path) -> None:
+    values = {"A": 0.5, "B": 0.6}
+    path = write_run(
+        tmp_path / "run", competition_rows(values, values, {"main": values}), ["A", "B"]
+    )
+    listed = analysis.list_tables(path)
+    assert {"themis-table1", "Leaderboard"} <= set(listed)
+    assert not any(name.startswith(("split", "dlmt", "facemix")) for name in listed)
+    assert not any(analysis.build_named_table(name, path).empty for name in listed)

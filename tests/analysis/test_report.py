@@ -359,10 +359,13 @@ def write_shipped(path: Path, experiment: str) -> Path:
 def test_attack_pictures_are_shown_and_marked(tmp_path: Path) -> None:
     run = write_shipped(tmp_path / "run", "facemix-digits")
     (run / "plots").mkdir()
-    (run / "plots" / "mixed-separation.png").write_bytes(b"a picture")
+    for name in ("mixed-separation", "mixed-reconstruction"):
+        (run / "plots" / f"{name}.png").write_bytes(b"a picture")
     page = read_report(run, tmp_path / "report.html")
     assert f"data:image/png;base64,{base64.b64encode(b'a picture').decode()}" in page.addresses
-    assert "Contains images and what attacks rebuilt of them: don’t publish it." in page.text
+    assert "Contains images and what attacks rebuilt of them: don’t publish it. In run ." in (
+        " ".join(page.text.split())
+    )
 
 
 def test_images_of_owners_are_shown_and_marked(tmp_path: Path) -> None:

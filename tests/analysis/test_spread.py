@@ -171,6 +171,15 @@ def test_a_figure_and_its_interval_share_a_cell() -> None:
     assert "n" in join_intervals(table.assign(n=[3, 2]))
 
 
+def test_large_figures_are_whole_numbers_with_and_without_intervals() -> None:
+    table = pd.DataFrame({"bytes": [6923353.0, math.nan], "seconds": [20.96, 1234.5]})
+    joined = join_intervals(table)
+    assert joined["bytes"].tolist()[0] == "6923353"
+    assert pd.isna(joined["bytes"].tolist()[1])
+    assert joined["seconds"].tolist() == [20.96, 1234.5]
+    assert is_figure(joined["bytes"])
+
+
 def test_intervals_go_with_their_figures() -> None:
     table = pd.DataFrame(
         {"run": ["a"], "x": [1.0], "y": [2.0], "x_ci": [0.1], "y_ci": [0.2], "n": 2}

@@ -31,6 +31,7 @@ SETTINGS = [
         "data: unknown key 'nam'. Did you mean 'name'? Allowed: attribute_names, attributes, ",
     ),
     ("themis.epoch=3", "themis: unknown key 'epoch'. Did you mean 'epochs'? Allowed: M, "),
+    ("epochs=3", "themis, training. There are training.epochs and themis.epochs"),
     ("them.epochs=3", "unknown key 'them'. Did you mean 'themis'? Allowed: client, data"),
     ("participants=[{mode: mlp}]", "participants.0: unknown key 'mode'. Did you mean 'model'?"),
     ("participants=[{name: x}]", "participants.0: the key 'model' is missing"),

@@ -11,7 +11,7 @@ from hostile_names import HIDDEN, MARKUP
 
 from pudica.models.printable import escape_hidden
 from pudica.simulations.cuts import build_cut_table
-from pudica.simulations.display import print_frame
+from pudica.simulations.display import print_brief, print_frame
 
 WORDS = ("accuracy", "edge", "of", "MiB", "differential-privacy", "ε", "batch", "64", "a")
 CELLS = ("Conv2d", "16x28x28", "", "a name of three words", "[red]", "a[b]c", ":heart:", "0.13")
@@ -105,3 +105,37 @@ def test_a_terminal_acts_on_no_name(
     if width > 100:  # else long ones go on in the next line
         assert output.count(escape_hidden(name)) >= 2
         assert output.count(escape_hidden(heading)) >= 1
+
+
+def test_long_texts_leave_room_for_whole_words(
+    capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even where the texts that identify the rows would fill a line alone."""
+    what = "how many images have each attribute, and how often answers were right"
+    names = ("records", "mechanism", "randomness", "assumptions", "composed")
+    frame = pd.DataFrame(
+        {"case": ["low resolution 4"] * 5, "what": [f"{what} {n}" for n in range(5)]}
+    )
+    for name in names:
+        frame[name] = "low-resolution"
+    for width in range(80, 140, 5):
+        output = printed(frame, width, capsys, monkeypatch)
+        words = output.split()
+        assert max(map(len, output.splitlines())) <= width
+        assert all(name in words for name in names)
+        assert words.count("low-resolution") == len(names) * len(frame)
+
+
+def test_a_brief_table_shows_a_figure(
+    capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is the same in all rows makes room for it, and is named below."""
+    monkeypatch.setenv("COLUMNS", "80")
+    frame = pd.DataFrame({"run": ["a run with settings M=1", "a run with settings M=2"]})
+    for name in ("system", "case", "data", "method"):
+        frame[name] = f"the {name} that all of them have"
+    frame["accuracy"] = [71.25, 72.5]
+    print_brief(frame, "Title", "elsewhere")
+    output = capsys.readouterr().out
+    assert "71.25" in output
+    assert "elsewhere: data, method" in " ".join(output.split())

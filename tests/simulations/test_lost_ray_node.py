@@ -213,7 +213,6 @@ def lose_a_machine_midway(
     ("name", "settings", "at"),
     [
         ("themis-digits", TINY, 12),
-        ("split-digits", ["data.limit=600", "split.epochs=3"], 31),
         ("split-digits", ["data.limit=600", "split.epochs=3", "split.front=private"], 22),
     ],
 )

@@ -154,6 +154,20 @@ def test_a_table_is_exported_by_its_name(of_four: Study, pudica: Command, tmp_pa
     assert "compare" in pudica("table", "list").stdout.split()
 
 
+def test_the_comparison_at_the_end_shows_figures_in_80_columns(
+    of_four: Study, pudica: Command
+) -> None:
+    output = pudica("study", "--resume", of_four.directory, COLUMNS="80").stdout
+    table, _ = output.split("More:")
+    assert max(map(len, table.splitlines())) <= 80
+    assert "accuracy" in table.split("with `pudica table compare`")[0]
+
+
+def test_all_runs_of_a_study_are_drawn(of_four: Study, pudica: Command, figures: None) -> None:
+    drawn = pudica("plot", of_four.directory).stdout
+    assert all(cell.name in drawn for cell in of_four.cells)
+
+
 # ------------------------------------------------------------------------------ plans
 
 
@@ -341,6 +355,8 @@ def test_a_study_is_resumed_as_it_is(of_four: Study) -> None:
         study(resume=of_four.directory, seeds="0-3")
     with pytest.raises(RequestError, match="holds no study"):
         study(resume=of_four.directory / "themis-digits,seed=0")
+    with pytest.raises(RequestError, match="is a study; use pudica study --resume"):
+        run(resume=of_four.directory)
     before = of_four.frame()
     again = study(resume=of_four.directory)
     pd.testing.assert_frame_equal(again.frame(), before)

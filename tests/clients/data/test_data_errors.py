@@ -24,6 +24,16 @@ def folder(path: Path, pattern: str, **more) -> str:
     return refused(pattern, name="image-folder", path=path, **more)
 
 
+def test_own_images_without_a_place_are_asked_for(tmp_path):
+    """The folder of all data sets is tried, which is hardly meant."""
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "all.parquet").touch()
+    for name in ("image-folder", "parquet"):
+        refused("Set data.path to a", name=name, root=tmp_path)
+    assert "Set data.path" not in folder(tmp_path, "not an image file")
+
+
 def test_a_data_error_is_a_request_error():
     assert issubclass(DataError, RequestError)
 
