@@ -69,6 +69,9 @@ def _only(experiment: Experiment, case: str) -> Experiment:
 
 def _compare(run: Run, again: Run, case: str, notify: Callable[[str], None]) -> None:
     before, now = (_measurements(each, case) for each in (run, again))
+    if _is_secret(run, case):
+        notify(f"{case}: its noise is secret, and drawn anew")
+        return
     if before.equals(now):
         return
     if run.info.get("code") != protocol.code_fingerprint():
@@ -79,6 +82,13 @@ def _compare(run: Run, again: Run, case: str, notify: Callable[[str], None]) -> 
     notify(
         f"{case}: comes out otherwise on this machine; what is attacked is the run as it is here"
     )
+
+
+def _is_secret(run: Run, case: str) -> bool:
+    """Tell whether a case draws from what nobody else knows, so that it can't be repeated."""
+    section = run.settings[str(run.info["system"])]
+    own = {**section, **(section.get("cases") or {}).get(case, {})}
+    return "secret" in (own.get("noise"), own.get("keys"))
 
 
 def _measurements(run: Run, case: str) -> pd.DataFrame:

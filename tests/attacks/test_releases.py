@@ -105,6 +105,16 @@ def test_a_replay_lets_cross_what_crossed(tmp_path: Path) -> None:
     assert said == []
 
 
+def test_a_replay_with_secret_noise_says_that_it_is_new(tmp_path: Path) -> None:
+    first, again, said = Wire(), Wire(), []
+    run(tmp_path / "run", ["split.front=frozen", "split.noise=secret"], first.note)
+    replay(open_run(tmp_path / "run"), "main", again.note, said.append)
+    assert said == ["main: its noise is secret, and drawn anew"]
+    labels = [[label for _, label in wire.rows[0]] for wire in (first, again)]
+    assert labels[0] == labels[1]
+    assert first.rows != again.rows
+
+
 def test_without_noise_attacks_succeed(tmp_path: Path) -> None:
     target = observe(tmp_path / "run", NONE)
     found = CandidateMatching().run(target, EFFORT).metrics
