@@ -233,7 +233,8 @@ class SplitObserver:
             nodes=nodes,
             own=self._data.test,
             front=self._front,
-            fronts=self._fronts,
+            # Of devices that took part in every epoch: only their images are there.
+            fronts={key: own for key, own in self._fronts.items() if key[0] in nodes},
             batch_size=self._any.batch_size,
             device=self._compute,
         )

@@ -92,6 +92,10 @@ def test_a_view_holds_what_crossed_of_its_images_and_nothing_else(
         # All images are attacked: without dropouts, nothing that crossed is missing.
         assert "split.dropouts=1" in settings or sorted(found) == crossed
     assert target.view.releases == len(wire.rows)
+    # And an adversary can do for images of its own what any of those devices did.
+    assert {device for device, _ in target.view.fronts} == set(target.view.nodes)
+    alike = target.view.compute(target.view.own, slice(0, 40), seed=0)
+    assert alike.shape == (40, *target.view.seen.shape[1:])
 
 
 def test_a_replay_lets_cross_what_crossed(tmp_path: Path) -> None:
