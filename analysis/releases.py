@@ -32,8 +32,9 @@ def release_attacks(system: str, runs: RunPaths, spread: bool = True) -> pd.Data
     -------
     DataFrame
         A row per run, case, attack and number of ``releases`` that it saw of each image: in per
-        cent of the images, ``success``, how often the right one was picked out, with its 95 %
-        interval over images ``low`` to ``high``, ``chance``, and ``in_the_clear``, the same where
+        cent of the images, ``success``, how often the right one was picked out (``labels``: its
+        class, all classes counting the same), with its 95 % interval over images ``low`` to
+        ``high``, ``chance``, and ``in_the_clear``, the same where
         nothing protects, of all releases; in dB, ``psnr`` of images that were drawn, and
         ``psnr_of_the_mean`` image, which needs no attack.
     """
@@ -46,7 +47,7 @@ def release_attacks(system: str, runs: RunPaths, spread: bool = True) -> pd.Data
 def release_tables(system: str, runs: Sequence[Run]) -> dict[str, pd.DataFrame]:
     """Return the table by its title, if anything was attacked."""
     found = release_attacks(system, runs).dropna(axis="columns", how="all")
-    return {"How often attacks pick out the right image (%)": found} if len(found) else {}
+    return {"How far attacks on what crossed come (%)": found} if len(found) else {}
 
 
 def _rows(run: Run) -> Iterator[dict[str, Any]]:

@@ -29,7 +29,9 @@ from pudica.strategies.core.wire_log import Exchanged
 from pudica.strategies.facemix.system import MODEL
 from pudica.strategies.loading import validated
 
-OpenTarget = Callable[[Run, str, int, int, Callable[[Callable[[Exchanged], None]], None]], Any]
+OpenTargets = Callable[
+    [Run, str, int, int, Callable[[Callable[[Exchanged], None]], None]], Sequence[Any]
+]
 
 
 def attack(
@@ -78,14 +80,14 @@ def attack(
     with Compute(opened.section("client", ClientConfig)).use_threads():
         for case in chosen:
             again = partial(_replay, opened, case, notify)
-            target = targets[case](opened, case, effort.images, effort.seed, again)
-            if people is not None and isinstance(target, FacemixView):
-                target = replace(target, people=people)
-            for kind in kinds or _list_fitting(target, case):
-                _attack(opened, case, kind, target, effort, notify)
+            found = targets[case](opened, case, effort.images, effort.seed, again)
+            if people is not None:
+                found = [_with_people(target, people) for target in found]
+            for kind in kinds or _list_fitting(found, case):
+                _attack(opened, case, kind, found, effort, notify)
 
 
-def _list_targets(run: Run) -> Mapping[str, OpenTarget]:
+def _list_targets(run: Run) -> Mapping[str, OpenTargets]:
     """Return by case what opens its target."""
     system = systems().get(str(run.info.get("system")))
     find = system.part("targets") if system else None
@@ -94,11 +96,11 @@ def _list_targets(run: Run) -> Mapping[str, OpenTarget]:
         raise RequestError(
             f"{run.name}: is a run of {run.info.get('system')}; attacks are for runs of {able}"
         )
-    found: Mapping[str, OpenTarget] = find(run)
+    found: Mapping[str, OpenTargets] = find(run)
     return found
 
 
-def _list_finished(run: Run, targets: Mapping[str, OpenTarget]) -> list[str]:
+def _list_finished(run: Run, targets: Mapping[str, OpenTargets]) -> list[str]:
     done = [case for case in targets if _is_finished(run, case)]
     if not done:
         raise RequestError(f"{run.name}: no case is done yet in which something leaves the nodes")
@@ -109,11 +111,16 @@ def _is_finished(run: Run, case: str) -> bool:
     return (run.directory / case / MODEL).is_file()
 
 
-def _list_fitting(target: object, case: str) -> list[str]:
-    fitting = [kind for kind, attack in attacks().items() if not attack.explain_unfit(target)]
+def _with_people(target: object, people: Splits) -> object:
+    return replace(target, people=people) if isinstance(target, FacemixView) else target
+
+
+def _list_fitting(targets: Sequence[object], case: str) -> list[str]:
+    reasons = {kind: attack.explain_unfit(targets) for kind, attack in attacks().items()}
+    fitting = [kind for kind, why in reasons.items() if not why]
     if not fitting:
-        reasons = "; ".join(f"{k}: {a.explain_unfit(target)}" for k, a in attacks().items())
-        raise RequestError(f"no attack fits case '{case}': {reasons}")
+        listed = "; ".join(f"{kind}: {why}" for kind, why in reasons.items())
+        raise RequestError(f"no attack fits case '{case}': {listed}")
     return fitting
 
 
@@ -125,15 +132,20 @@ def _replay(
 
 
 def _attack(
-    run: Run, case: str, kind: str, target: object, effort: Effort, notify: Callable[[str], None]
+    run: Run,
+    case: str,
+    kind: str,
+    targets: Sequence[object],
+    effort: Effort,
+    notify: Callable[[str], None],
 ) -> None:
     attack = attacks()[kind]
-    if why := attack.explain_unfit(target):
-        fitting = ", ".join(_list_fitting(target, case))
+    if why := attack.explain_unfit(targets):
+        fitting = ", ".join(_list_fitting(targets, case))
         raise RequestError(f"{kind}: in case '{case}' {why}; allowed: {fitting}")
     notify(f"{case}: {kind} …")
     began = time.perf_counter()
-    outcome = attack.run(target, effort)
+    outcome = attack.run(attack.find_target(targets), effort)
     seconds = time.perf_counter() - began
     metrics = effort._asdict() | outcome.metrics | {"seconds": seconds}
     _save_metrics(run, case, kind, metrics, outcome)

@@ -10,7 +10,7 @@ from pudica.analysis.attacks.attribute_inference import (
     infer_attributes,
     infer_identity,
 )
-from pudica.analysis.attacks.base import Attack, Effort, Outcome
+from pudica.analysis.attacks.base import GOALS, Attack, Effort, Outcome
 from pudica.analysis.attacks.inversion import invert
 from pudica.analysis.attacks.matching import match
 from pudica.analysis.attacks.reconstruction import (
@@ -26,6 +26,7 @@ from pudica.analysis.views.facemix import FacemixView
 from pudica.analysis.views.releases import ReleasesView, Target
 
 __all__ = [
+    "GOALS",
     "Attack",
     "Effort",
     "FacemixView",

@@ -133,6 +133,7 @@ class AttributeInference(Attack):
     """Reads the attributes that the model answers off what the cloud sees."""
 
     kind = "attributes"
+    goal = "attribute"
     target = FacemixView
 
     def _explain_unfit(self, view: FacemixView) -> str:
@@ -156,6 +157,7 @@ class IdentityInference(Attack):
     """Recognises people, of whom the cloud has other images."""
 
     kind = "identity"
+    goal = "identity"
     target = FacemixView
 
     def _explain_unfit(self, view: FacemixView) -> str:

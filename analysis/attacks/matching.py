@@ -28,6 +28,7 @@ class CandidateMatching(Attack):
     """Picks, for each release, one of the images that were attacked."""
 
     kind = "matching"
+    goal = "image"
     target = Target
 
     def run(self, target: Target, effort: Effort) -> Outcome:

@@ -122,6 +122,7 @@ class ImageReconstruction(Attack):
     """Redraws the images of a group from one of its rows."""
 
     kind = "reconstruction"
+    goal = "attribute"
     target = FacemixView
 
     def _explain_unfit(self, view: FacemixView) -> str:

@@ -15,6 +15,7 @@ from flwr.common.logger import log
 from pudica.analysis.attacks.attribute_inference import AttributeInference, IdentityInference
 from pudica.analysis.attacks.base import Attack
 from pudica.analysis.attacks.inversion import LearnedInversion
+from pudica.analysis.attacks.labels import LabelInference
 from pudica.analysis.attacks.matching import CandidateMatching
 from pudica.analysis.attacks.reconstruction import ImageReconstruction
 from pudica.analysis.attacks.separation import Separation
@@ -28,6 +29,7 @@ OURS: tuple[Attack, ...] = (
     ImageReconstruction(),
     LearnedInversion(),
     CandidateMatching(),
+    LabelInference(),
 )
 
 

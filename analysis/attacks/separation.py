@@ -17,6 +17,7 @@ class Separation(Attack):
     """Unmixes mixtures, knowing which belong together and not, and redraws the images."""
 
     kind = "separation"
+    goal = "attribute"
     target = FacemixView
 
     def _explain_unfit(self, view: FacemixView) -> str:

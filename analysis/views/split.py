@@ -31,7 +31,7 @@ KnownFronts = Mapping[tuple[int, int], Sequence[np.ndarray]]
 """By device and epoch, fronts that the cloud has had in its hands, packed: first and last."""
 
 
-def targets(run: Run) -> dict[str, Callable[..., Target]]:
+def targets(run: Run) -> dict[str, Callable[..., tuple[Target]]]:
     """Return what opens each case; see :class:`pudica.clients.runtime.systems.System`."""
     return dict.fromkeys(run.section("split", SplitConfig).each_case(), observe)
 
@@ -42,7 +42,7 @@ def observe(
     images: int,
     seed: int,
     replay: Callable[[Callable[[Exchanged], None]], None],
-) -> Target:
+) -> tuple[Target]:
     """Return the releases of at most ``images`` training images in a case, which is run again.
 
     Raises
@@ -52,7 +52,7 @@ def observe(
     """
     observer = SplitObserver(f"{run.name}: case '{case}'", case, images, seed)
     replay(observer.note)
-    return observer.target()
+    return (observer.target(),)
 
 
 @dataclass(frozen=True)

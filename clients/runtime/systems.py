@@ -52,9 +52,9 @@ class System:
         :func:`pudica.analysis.compare`: ``case``, ``method`` (what protects, in few words),
         ``accuracy`` (per cent), ``edge_mmacs`` (million multiplications of an image).
     targets : callable or None
-        ``targets(run)`` returns, by case in which something crosses, what opens it for ``pudica
-        attack``: ``open(run, case, images, seed, replay)`` returns a view of
-        :mod:`pudica.analysis.views` or one with the images behind it, ``images`` at most.
+        ``targets(run)`` returns, by case in which something crosses, what opens its targets for
+        ``pudica attack``: ``open(run, case, images, seed, replay)`` returns views of
+        :mod:`pudica.analysis.views`, or views with the images behind them, ``images`` at most.
         ``replay(note)`` runs the case once more and calls ``note`` with each exchange.
     experiments : Path, str or None
         A folder of YAML experiments that come with it.
