@@ -20,8 +20,11 @@ from pudica.analysis.attacks.base import (
     Outcome,
     count_successes,
 )
+from pudica.analysis.attacks.inversion import name_pictures
 from pudica.analysis.views.releases import Target
 from pudica.models.randomness import numpy_generator
+
+KEYED = "what crosses depends on a secret key, so that nobody else can compute it"
 
 
 class CandidateMatching(Attack):
@@ -30,6 +33,9 @@ class CandidateMatching(Attack):
     kind = "matching"
     goal = "image"
     target = Target
+
+    def _explain_unfit(self, target: Target) -> str:
+        return KEYED if target.view.is_keyed else ""
 
     def run(self, target: Target, effort: Effort) -> Outcome:
         """Match releases to images, of the last release alone and of all of them."""
@@ -42,9 +48,8 @@ class CandidateMatching(Attack):
         for suffix, picked in found.items():
             rates = count_successes(picked == np.arange(view.count))
             metrics |= {f"{name}{suffix}": value for name, value in rates.items()}
-        shown = target.pixels[:SHOWN]
-        pictures = {"released": shown, "taken for": target.pixels[found[""][:SHOWN]]}
-        return Outcome(metrics, {name: each.numpy() for name, each in pictures.items()})
+        taken_for = target.pixels[found[""][:SHOWN]]
+        return Outcome(metrics, name_pictures(target.pixels, {"": taken_for}))
 
 
 def match(target: Target, seed: int) -> np.ndarray:
