@@ -19,6 +19,7 @@ from pudica.analysis.facemix import (
     facemix_trade_off,
     facemix_transmission,
 )
+from pudica.analysis.frontiers import attack_cells, frontier
 from pudica.analysis.page import publish
 from pudica.analysis.reporting import report
 from pudica.analysis.runs import describe, find, load
@@ -33,6 +34,7 @@ from pudica.analysis.themis import (
 )
 
 __all__ = [
+    "attack_cells",
     "brief",
     "build_named_table",
     "compare",
@@ -49,6 +51,7 @@ __all__ = [
     "facemix_transmission",
     "figures",
     "find",
+    "frontier",
     "join_intervals",
     "list_tables",
     "load",
