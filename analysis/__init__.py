@@ -23,7 +23,7 @@ from pudica.analysis.frontiers import attack_cells, frontier
 from pudica.analysis.page import publish
 from pudica.analysis.reporting import report
 from pudica.analysis.runs import describe, find, load
-from pudica.analysis.split import split_accuracy, split_attacks, split_costs
+from pudica.analysis.split import split_accuracy, split_costs
 from pudica.analysis.spread import join_intervals
 from pudica.analysis.summary import brief, tables
 from pudica.analysis.themis import (
@@ -59,7 +59,6 @@ __all__ = [
     "publish",
     "report",
     "split_accuracy",
-    "split_attacks",
     "split_costs",
     "tables",
     "themis_leaderboard",

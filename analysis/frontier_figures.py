@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from pudica.analysis.attacks.base import CROSSED, DRAWN, ORIGINAL
 from pudica.analysis.drawing import COLOURS, MARKERS, draw_image_rows, label_points, new_figure
-from pudica.analysis.frontiers import attack_cells, frontier, order_attacks
+from pudica.analysis.frontiers import attack_cells, frontier, of_all_releases, order_attacks
 from pudica.analysis.runs import Run
 from pudica.analysis.spread import INTERVAL, group_by_seed
 from pudica.models.files import load_tensors
@@ -94,7 +94,7 @@ def draw_heat_map(cells: pd.DataFrame) -> Figure | None:
         As of :func:`.attack_cells`. A cell is as dark as its success lies above chance; one that
         was not measured is hatched.
     """
-    measured = cells.dropna(subset=["success"])
+    measured = of_all_releases(cells).dropna(subset=["success"])
     if measured.empty:
         return None
     columns = [pair for pair in order_attacks(measured) if pair[0]]

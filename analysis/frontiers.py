@@ -25,9 +25,12 @@ from pudica.models.randomness import derive
 REASONS = "attacks.json"
 """In a case's folder: why attacks measured nothing."""
 STAGE = "attack "
-CELL_LABELS = ("run", "system", "case", "attack", "goal", "assumes")
+ONCE = "_once"
+"""How names of measurements of the last release alone end."""
+CELL_LABELS = ("run", "system", "case", "attack", "goal")
 RATES = ("success", "low", "high", "chance", "in_the_clear")
-CELL_NUMBERS = (*RATES, "releases", "psnr", "psnr_of_the_mean", "seconds")
+CELL_NUMBERS = ("releases", *RATES, "psnr", "psnr_of_the_mean", "seconds")
+CELL_KEYS = ("case", "attack", "goal", "releases")
 BEST = ("", "_low", "_high", "_chance")
 COSTS = ("edge_parameters", "bytes_per_image")
 
@@ -45,18 +48,19 @@ def attack_cells(runs: RunPaths, spread: bool = True) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        A row per run, case, attack and ``goal`` (one of :data:`.GOALS`). In per cent ``success``
-        with its 95 % interval over images ``low`` to ``high``, ``chance``, what a blind guess
-        reaches, and ``in_the_clear``, the same where nothing protects; of how many ``releases`` of
-        an image; ``psnr`` in dB of images that were drawn, and of the mean image; ``seconds``.
+        A row per run, case, attack, ``goal`` (one of :data:`.GOALS`) and number of ``releases`` of
+        an image that it saw. In per cent ``success`` with its 95 % interval over images ``low`` to
+        ``high``, ``chance``, what a blind guess reaches, and ``in_the_clear``, the same where
+        nothing protects, of all releases; ``psnr`` in dB of images that were drawn, and of the mean
+        image, which needs no attack; ``seconds``, with the control.
         ``assumes`` is what the attack needs beyond the view of an honest but curious adversary.
         Where nothing was measured, ``reason`` says why.
     """
     opened = open_runs(runs)
     rows = [row for run in opened for row in _iterate_cells(run)]
-    frame = pd.DataFrame(rows, columns=[*CELL_LABELS, *CELL_NUMBERS, "reason"])
+    frame = pd.DataFrame(rows, columns=[*CELL_LABELS, *CELL_NUMBERS, "assumes", "reason"])
     frame = frame.astype(dict.fromkeys(CELL_NUMBERS, "float64"))
-    return average_seeds(frame, opened, ["case", "attack", "goal"], spread)
+    return average_seeds(frame, opened, CELL_KEYS, spread)
 
 
 def frontier(runs: RunPaths, spread: bool = True) -> pd.DataFrame:
@@ -96,6 +100,19 @@ def frontier(runs: RunPaths, spread: bool = True) -> pd.DataFrame:
     frame = pd.DataFrame(rows, columns=[*table.columns, *numbers, *labels])
     frame = frame.astype(dict.fromkeys(numbers, "float64"))
     return average_seeds(frame, opened, ["case"], spread)
+
+
+def of_all_releases(cells: pd.DataFrame) -> pd.DataFrame:
+    """Return the cells that saw most releases of each image, where attacks tried several."""
+    keys = ["run", "case", "attack", "goal"]
+    return cells.sort_values("releases", kind="stable").drop_duplicates(keys, keep="last")
+
+
+def attack_tables(runs: Sequence[Run]) -> dict[str, pd.DataFrame]:
+    """Return what was measured of :func:`attack_cells` by its title, if anything was attacked."""
+    cells = attack_cells(runs).dropna(subset=["success"])
+    found = cells.drop(columns=["reason", "seconds", "system"]).dropna(axis="columns", how="all")
+    return {"How far attacks come (%)": found} if len(found) else {}
 
 
 def read_reasons(directory: Path) -> dict[str, str]:
@@ -146,11 +163,14 @@ def _describe_cells(
     rates = {"success": "success", "low": "success_low", "high": "success_high"}
     rates |= {"chance": "chance", "in_the_clear": f"success{CLEAR}"}
     others = ("releases", "psnr", "psnr_of_the_mean")
-    yield {
-        **common,
-        **{name: find_value(frame, 100, metric=metric) for name, metric in rates.items()},
-        **{name: find_value(frame, metric=name) for name in others},
-    }
+    measured = {name: find_value(frame, 100, metric=metric) for name, metric in rates.items()}
+    measured |= {name: find_value(frame, metric=name) for name in others}
+    if find_value(frame, metric=f"success{ONCE}") is not None:
+        ends = {name: rates[name] + ONCE for name in ("success", "low", "high")}
+        one = {name: find_value(frame, 100, metric=metric) for name, metric in ends.items()}
+        one["psnr"] = find_value(frame, metric=f"psnr{ONCE}")
+        yield {**common, **measured, **one, "releases": 1.0}
+    yield {**common, **measured}
     attack = attacks().get(kind)
     for goal, metric in attack.further.items() if attack else ():
         success = find_value(frame, 100, metric=metric)
@@ -163,6 +183,7 @@ def _find_best(
     """Return the best attack of each goal that needs nothing but the view."""
     alike = cells["run"].map(groups) == groups[run]
     own = cells[alike & (cells["case"] == case) & (cells["assumes"] == "")]
+    own = of_all_releases(own)
     found: dict[str, Any] = {}
     for goal in GOALS:
         means = own[own["goal"] == goal].groupby("attack", sort=False)["success"].mean().dropna()

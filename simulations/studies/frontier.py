@@ -15,8 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from pudica import analysis
 from pudica.analysis.attacks import Effort, attacks
 from pudica.analysis.drawing import Figures, plot_style, save
-from pudica.analysis.frontiers import REASONS, attack_cells, frontier, read_reasons
 from pudica.analysis.frontier_figures import draw_frontier
+from pudica.analysis.frontiers import REASONS, attack_cells, frontier, read_reasons
 from pudica.analysis.runs import Run, open_run
 from pudica.clients.runtime.systems import systems
 from pudica.models.compute import Compute
