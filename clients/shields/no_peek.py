@@ -26,7 +26,7 @@ class NoPeekConfig(ShieldConfig):
     """
 
     name: Literal["no-peek"] = "no-peek"
-    weight: float = Field(default=1.0, ge=0)
+    weight: float = Field(default=0.1, ge=0)
 
 
 class NoPeek(Shield):
