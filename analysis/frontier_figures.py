@@ -74,6 +74,8 @@ def draw_trade_off(table: pd.DataFrame, goal: str) -> Figure | None:
     chance = float(rows[f"{goal}_chance"].mean())
     axes.axvline(chance, color="#999999", linewidth=1, linestyle=(0, (5, 3)))
     axes.set_xlim(-4, 104)
+    margin = max(3.0, 0.12 * float(np.ptp(rows["accuracy"])))
+    axes.set_ylim(rows["accuracy"].min() - margin, rows["accuracy"].max() + margin)
     axes.set_xlabel(f"Success of the best attack: {NAMES[goal]} (%); dashed: chance")
     axes.set_ylabel("Accuracy (%)")
     for system in systems:
@@ -161,7 +163,7 @@ def draw_strip(runs: Sequence[Run], table: pd.DataFrame) -> Figure | None:
     for _, row in table.iterrows():
         name = _name_row(table, row)
         run = next(each for each in runs if labels[each.name] == row["run"])
-        kept = _load_pictures(run, str(row["case"]), str(row["image_by"]))
+        kept = _load_pictures(run, str(row["case"]), str(row["psnr_by"]))
         if kept is not None:
             rows[name] = kept
     if not rows:

@@ -78,9 +78,9 @@ def frontier(runs: RunPaths, spread: bool = True) -> pd.DataFrame:
         ``bytes_per_image``, the case's traffic per image of the data. Then for each goal of
         attacks, in per cent, the success of the best one that assumes nothing more than the view,
         with the ends of its interval over images and chance (``image``, ``image_low``,
-        ``image_high``, ``image_chance``), and which it was (``image_by``); the best is that of
-        the largest mean over seeds. ``psnr`` in dB of the best drawings, beside that of the mean
-        image.
+        ``image_high``, ``image_chance``), and which it was (``image_by``); the best is that which
+        is furthest above chance, on average over seeds. ``psnr`` in dB of the best drawings, beside
+        that of the mean image, and what drew them (``psnr_by``).
     """
     opened = open_runs(runs)
     table, cells = compare(opened, spread=False), attack_cells(opened, spread=False)
@@ -96,7 +96,7 @@ def frontier(runs: RunPaths, spread: bool = True) -> pd.DataFrame:
     ]
     numbers = [*COSTS, *(f"{goal}{end}" for goal in GOALS for end in BEST)]
     numbers += ["psnr", "psnr_of_the_mean"]
-    labels = [f"{goal}_by" for goal in GOALS]
+    labels = [*(f"{goal}_by" for goal in GOALS), "psnr_by"]
     frame = pd.DataFrame(rows, columns=[*table.columns, *numbers, *labels])
     frame = frame.astype(dict.fromkeys(numbers, "float64"))
     return average_seeds(frame, opened, ["case"], spread)
@@ -145,7 +145,10 @@ def _iterate_cells(run: Run) -> Iterator[dict[str, Any]]:
 
 
 def _list_cases(run: Run) -> list[str]:
-    return [path.parent.name for path in sorted(run.directory.glob(f"*/{REASONS}"))]
+    """Return the cases that were attacked, in the experiment's order."""
+    found = [path.parent.name for path in sorted(run.directory.glob(f"*/{REASONS}"))]
+    listed = list(run.settings.get(str(run.info.get("system")), {}).get("cases") or {})
+    return sorted(found, key=lambda case: listed.index(case) if case in listed else len(listed))
 
 
 def _describe_attack(kind: str) -> dict[str, str]:
@@ -186,20 +189,30 @@ def _find_best(
     own = of_all_releases(own)
     found: dict[str, Any] = {}
     for goal in GOALS:
-        means = own[own["goal"] == goal].groupby("attack", sort=False)["success"].mean().dropna()
-        if means.empty:
+        tried = own[own["goal"] == goal].dropna(subset=["success"])
+        if tried.empty:
             continue
-        best = str(means.idxmax())
+        best = str(_above_chance(tried).groupby(tried["attack"], sort=False).mean().idxmax())
         mine = own[(own["run"] == run) & (own["attack"] == best) & (own["goal"] == goal)]
         if len(mine):
             row = mine.iloc[0]
             ends = {f"{goal}_{end}": row[end] for end in ("low", "high", "chance")}
             found |= {goal: row["success"], **ends, f"{goal}_by": best}
-    drawn = own[own["run"] == run].dropna(subset=["psnr"])
+    drawn = own.dropna(subset=["psnr"])
     if len(drawn):
-        row = drawn.sort_values("psnr").iloc[-1]
+        best = str(drawn.groupby("attack", sort=False)["psnr"].mean().idxmax())
+        found["psnr_by"] = best
+        drawn = drawn[(drawn["run"] == run) & (drawn["attack"] == best)]
+    if len(drawn):
+        row = drawn.iloc[0]
         found |= {"psnr": row["psnr"], "psnr_of_the_mean": row["psnr_of_the_mean"]}
     return found
+
+
+def _above_chance(cells: pd.DataFrame) -> pd.Series:
+    """Return how far success is above chance, as a share of what there is above it."""
+    chance = cells["chance"].fillna(0)
+    return (cells["success"] - chance) / (100 - chance).clip(lower=1e-9)
 
 
 def _describe_costs(run: Run, case: str, traffic: float | None) -> dict[str, Any]:
