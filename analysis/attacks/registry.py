@@ -17,8 +17,10 @@ from pudica.analysis.attacks.base import Attack
 from pudica.analysis.attacks.inversion import LearnedInversion
 from pudica.analysis.attacks.labels import LabelInference
 from pudica.analysis.attacks.matching import CandidateMatching
+from pudica.analysis.attacks.neighbours import NeighbourAudit
 from pudica.analysis.attacks.reconstruction import ImageReconstruction
 from pudica.analysis.attacks.separation import Separation
+from pudica.analysis.attacks.steering import Hijacking
 from pudica.models.plugins import load_plugins
 
 GROUP = "pudica.attacks"
@@ -30,6 +32,8 @@ OURS: tuple[Attack, ...] = (
     LearnedInversion(),
     CandidateMatching(),
     LabelInference(),
+    Hijacking(),
+    NeighbourAudit(),
 )
 
 
