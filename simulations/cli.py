@@ -306,8 +306,8 @@ def attack(
     kind: Annotated[
         list[str] | None,
         typer.Option(
-            help="inversion or matching; facemix: attributes, identity, separation or "
-            "reconstruction. By default all that fit."
+            help="split: inversion, matching, labels, hijacking or audit; facemix: attributes, "
+            "identity, separation or reconstruction. By default all that fit."
         ),
     ] = None,
     epochs: Annotated[int, typer.Option(min=1, help="Epochs of networks that are trained.")] = 5,
