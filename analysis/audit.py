@@ -80,6 +80,15 @@ def audit(
     ValueError
         For fewer samples, or for a mechanism without noise, whose outputs reveal everything.
     """
+    return judge(mechanism, *draw_log_ratios(mechanism, samples, seed), confidence)
+
+
+def draw_log_ratios(mechanism: Mechanism, samples: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the log likelihood ratios of outputs on one neighbour, and on the other.
+
+    Each of shape (samples,), in nats: above 0, an output is more likely on the first neighbour.
+    Errors as of :func:`audit`.
+    """
     if samples < 4:
         raise ValueError(f"an audit needs at least 4 samples, got {samples}")
     if mechanism.is_noiseless:
@@ -90,6 +99,14 @@ def audit(
         attacker.log_ratios(batch, samples, numpy_generator(seed, "audit", number))
         for number, batch in enumerate(mechanism.neighbours())
     )
+    return one, other
+
+
+def judge(
+    mechanism: Mechanism, one: np.ndarray, other: np.ndarray, confidence: float = 0.95
+) -> Audit:
+    """Return the :func:`audit` of a mechanism from its outputs' log likelihood ratios."""
+    samples = len(one)
     guarantee, half, error = mechanism.guarantee(), samples // 2, 1 - confidence
     threshold, mirrored = _choose_threshold(one[:half], other[:half], guarantee.delta)
     rates = _bound_rates(one[half:], other[half:], threshold, mirrored, error)

@@ -163,7 +163,9 @@ def draw_strip(runs: Sequence[Run], table: pd.DataFrame) -> Figure | None:
     for _, row in table.iterrows():
         name = _name_row(table, row)
         run = next(each for each in runs if labels[each.name] == row["run"])
-        kept = _load_pictures(run, str(row["case"]), str(row["psnr_by"]))
+        # Where nothing was drawn, the images that were picked.
+        kind = row["psnr_by"] if isinstance(row["psnr_by"], str) else row["image_by"]
+        kept = _load_pictures(run, str(row["case"]), str(kind))
         if kept is not None:
             rows[name] = kept
     if not rows:

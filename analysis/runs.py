@@ -38,7 +38,8 @@ STAGES = (
     *("pretraining", "training", "validation", "test", "costs", "measures", "breaks"),
     *("serving", "attack attributes", "attack identity"),
     *("attack separation", "attack reconstruction"),
-    *("attack inversion", "attack matching"),
+    *("attack inversion", "attack matching", "attack labels"),
+    *("attack hijacking", "attack audit"),
 )
 SERVERS = ("organiser", "cloud")
 ATTACKS = "*/attack-*.jsonl"

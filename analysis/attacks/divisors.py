@@ -44,7 +44,7 @@ class CommonDivisors(Attack):
     def run(self, target: Target, effort: Effort) -> Outcome:  # noqa: ARG002
         """Undo the disguise of all images under one key together."""
         true, drawn = target.pixels, divide(as_disguised(target))
-        found = {**compare(drawn, true), **describe_mean(target.view, true)}
+        found = {**compare(drawn, true), **describe_mean(target.view.own, true)}
         return Outcome(
             {"chance": 1 / len(true), "releases": 1, **found}, name_pictures(true, {"": drawn})
         )

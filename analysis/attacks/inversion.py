@@ -24,6 +24,7 @@ from pudica.analysis.attacks.base import (
 )
 from pudica.analysis.attacks.learning import STEPS, choose_own, explain_few, read, train_reader
 from pudica.analysis.views.releases import ReleasesView, Target
+from pudica.clients.data import ImageSet
 from pudica.models.similarity import psnr, ssim
 
 MEAN = 1000
@@ -38,7 +39,7 @@ class LearnedInversion(Attack):
     target = Target
 
     def _explain_unfit(self, target: Target) -> str:
-        return explain_few(target.view)
+        return explain_few(target.view.own)
 
     def run(self, target: Target, effort: Effort) -> Outcome:
         """Invert the last release of each image, all of them, and all without noise."""
@@ -51,7 +52,7 @@ class LearnedInversion(Attack):
                 continue
             drawn[suffix] = invert(sees, STEPS * effort.epochs, effort.seed)
             metrics |= {f"{k}{suffix}": v for k, v in compare(drawn[suffix], true).items()}
-        metrics |= describe_mean(view, true)
+        metrics |= describe_mean(view.own, true)
         return Outcome(metrics, name_pictures(true, drawn))
 
 
@@ -94,7 +95,7 @@ def compare(drawn: torch.Tensor, true: torch.Tensor) -> Metrics:
     return {**likeness(drawn, true[: len(drawn)]), **count_successes(hits)}
 
 
-def describe_mean(view: ReleasesView, true: torch.Tensor) -> Metrics:
+def describe_mean(own: ImageSet, true: torch.Tensor) -> Metrics:
     """Return :func:`likeness` of the mean of the adversary's own images, which is a blind guess."""
-    blind = view.own.pixels(slice(0, MEAN)).mean(0).expand_as(true)
+    blind = own.pixels(slice(0, MEAN)).mean(0).expand_as(true)
     return {f"{name}_of_the_mean": value for name, value in likeness(blind, true).items()}

@@ -52,7 +52,7 @@ class KnownPairs(Attack):
         rows = np.flatnonzero(attacked)
         nearest = torch.cdist(drawn[rows].flatten(1), true.flatten(1)).argmin(1).numpy()
         found = {**likeness(drawn[rows], true[rows]), **count_successes(nearest == rows)}
-        found |= describe_mean(target.view, true)
+        found |= describe_mean(target.view.own, true)
         pictures = name_pictures(true[rows], {"": drawn[rows]})
         return Outcome({"chance": 1 / len(true), "releases": 1, **found}, pictures)
 

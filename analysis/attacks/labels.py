@@ -27,7 +27,7 @@ class LabelInference(Attack):
     def _explain_unfit(self, target: Target) -> str:
         if len(np.unique(target.images.labels)) < 2:
             return "all images are of one class"
-        return explain_few(target.view)
+        return explain_few(target.view.own)
 
     def run(self, target: Target, effort: Effort) -> Outcome:
         """Read the last release of each image, all of them, and all without noise."""

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from pudica.analysis.views.releases import ReleasesView
+from pudica.clients.data import ImageSet
 from pudica.clients.data.images import Positions
 from pudica.models.randomness import derive, numpy_generator, temporary_seed
 
@@ -59,9 +60,9 @@ class Reader(nn.Module):
         return self.layers(self.take_in(mean))  # type: ignore[no-any-return]
 
 
-def explain_few(view: ReleasesView) -> str:
+def explain_few(own: ImageSet) -> str:
     """Return that the adversary has too few images to learn from, or ""."""
-    few = len(view.own)
+    few = len(own)
     return f"the adversary has {few} images of its own, fewer than {LEAST}" if few < LEAST else ""
 
 

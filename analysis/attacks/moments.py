@@ -29,12 +29,12 @@ class Moments(Attack):
     target = Target
 
     def _explain_unfit(self, target: Target) -> str:
-        return explain_no_disguise(target) or explain_few(target.view)
+        return explain_no_disguise(target) or explain_few(target.view.own)
 
     def run(self, target: Target, effort: Effort) -> Outcome:  # noqa: ARG002
         """Undo the disguise of all images under one key together."""
         true, drawn = target.pixels, undo(as_disguised(target))
-        found = {**compare(drawn, true), **describe_mean(target.view, true)}
+        found = {**compare(drawn, true), **describe_mean(target.view.own, true)}
         return Outcome(
             {"chance": 1 / len(true), "releases": 1, **found}, name_pictures(true, {"": drawn})
         )

@@ -20,8 +20,10 @@ from pudica.analysis.attacks.known_pairs import KnownPairs
 from pudica.analysis.attacks.labels import LabelInference
 from pudica.analysis.attacks.matching import CandidateMatching
 from pudica.analysis.attacks.moments import Moments
+from pudica.analysis.attacks.neighbours import NeighbourAudit
 from pudica.analysis.attacks.reconstruction import ImageReconstruction
 from pudica.analysis.attacks.separation import Separation
+from pudica.analysis.attacks.steering import Hijacking
 from pudica.analysis.attacks.total_variation import TotalVariationInversion
 from pudica.models.plugins import load_plugins
 
@@ -38,6 +40,8 @@ OURS: tuple[Attack, ...] = (
     Moments(),
     CommonDivisors(),
     KnownPairs(),
+    Hijacking(),
+    NeighbourAudit(),
 )
 
 

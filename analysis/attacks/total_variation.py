@@ -38,7 +38,7 @@ class TotalVariationInversion(Attack):
     target = Target
 
     def _explain_unfit(self, target: Target) -> str:
-        return KEYED if target.view.is_keyed else explain_few(target.view)
+        return KEYED if target.view.is_keyed else explain_few(target.view.own)
 
     def run(self, target: Target, effort: Effort) -> Outcome:
         """Invert the last release of some images, all of them, and all without noise."""
@@ -53,7 +53,7 @@ class TotalVariationInversion(Attack):
             weight = choose_weight(each.view, steps, effort.seed)
             drawn = found[suffix] = descend(each.view, weight, steps)
             metrics |= {f"{name}{suffix}": value for name, value in compare(drawn, true).items()}
-        metrics |= describe_mean(few.view, few.pixels)
+        metrics |= describe_mean(few.view.own, few.pixels)
         return Outcome(metrics, name_pictures(true, found))
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from pudica.analysis.runs import Run
+from pudica.analysis.views.active import ActiveTarget, to_values
 from pudica.analysis.views.releases import (
     Note,
     Release,
@@ -19,6 +20,7 @@ from pudica.analysis.views.releases import (
     Target,
     choose_slots,
 )
+from pudica.analysis.views.shielded import ShieldTarget
 from pudica.clients import protocol
 from pudica.clients.assignments import EdgeAssignment, parse_assignment
 from pudica.clients.data import ImageSet, Splits, load_once
@@ -34,11 +36,12 @@ from pudica.models.randomness import Randomness, derive, numpy_generator, tempor
 from pudica.strategies.core.wire_log import Exchanged
 from pudica.strategies.split.config import SplitConfig
 
+Targets = tuple[Target, ActiveTarget, ShieldTarget]
 KnownFronts = Mapping[tuple[int, int], Sequence[np.ndarray]]
 """By device and epoch, fronts that the cloud has had in its hands, packed: first and last."""
 
 
-def targets(run: Run) -> dict[str, Callable[..., tuple[Target]]]:
+def targets(run: Run) -> dict[str, Callable[..., Targets]]:
     """Return what opens each case; see :class:`pudica.clients.runtime.systems.System`."""
     return dict.fromkeys(run.section("split", SplitConfig).each_case(), observe)
 
@@ -49,8 +52,10 @@ def observe(
     images: int,
     seed: int,
     replay: Callable[[Note], None],
-) -> tuple[Target]:
-    """Return the releases of at most ``images`` training images in a case, which is run again.
+) -> Targets:
+    """Return what can be attacked of a case, which is run again.
+
+    The releases of at most ``images`` training images; a device; the shield.
 
     Raises
     ------
@@ -59,7 +64,7 @@ def observe(
     """
     observer = SplitObserver(f"{run.name}: case '{case}'", case, images, seed)
     replay(observer.note)
-    return (observer.target(),)
+    return observer.target(), observer.active_target(), observer.shield_target()
 
 
 @dataclass(frozen=True)
@@ -228,12 +233,8 @@ class SplitObserver:
         slots = self._slots[device][draw_order(a.seed, device, epoch, count)[rows]]
         smashed = protocol.arrays_of(exchanged.reply)["smashed"]
         for row in np.flatnonzero(slots >= 0):
-            values = self._to_values(smashed[row])
+            values = to_values(smashed[row], self._front.shield.grid)
             self._seen.setdefault(epoch, {})[int(slots[row])] = values
-
-    def _to_values(self, crossed: np.ndarray) -> torch.Tensor:
-        grid = self._front.shield.grid
-        return grid.to_values(crossed) if grid else torch.from_numpy(crossed.copy()).float()
 
     # ---------------------------------------------------------------------------- result
 
@@ -262,6 +263,15 @@ class SplitObserver:
             device=self._compute,
         )
         return Target(view, replace(self._data.train, rows=rows, labels=labels))
+
+    def active_target(self) -> ActiveTarget:
+        """Return the first device of those that joined."""
+        first = min(self._assignments.values(), key=lambda each: each.partition)
+        return ActiveTarget(self.name, first)
+
+    def shield_target(self) -> ShieldTarget:
+        """Return the devices' shield."""
+        return ShieldTarget(self.name, self._front.shield)
 
     def _describe(self, slots: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return the devices, rows and labels of attacked images."""

@@ -261,6 +261,16 @@ class Shield(nn.Module, ABC):
         """Return the guarantee for a whole example in one release; by default, that it has none."""
         return Guarantee("record", None, reasons=self.reasons)
 
+    def neighbours(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return two batches that differ in one example, as far apart as we know how.
+
+        Here black images or activations, and the same with the first of them white.
+        """
+        black = torch.zeros(self.batch_size, *self.shape)
+        white = black.clone()
+        white[0] = 1
+        return black, white
+
     @property
     def grid(self) -> IntegerGrid | None:
         """The grid on which it releases whole steps; None if it releases floats."""
@@ -319,16 +329,6 @@ class Mechanism(Shield):
     def noise_centres(self, tensor: torch.Tensor) -> torch.Tensor:
         """Return what the noise is added to: the bounded function, rounded to the grid if any."""
         return self.bounded(tensor)
-
-    def neighbours(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return two batches that differ in one example, as far apart as we know how.
-
-        Here black images or activations, and the same with the first of them white.
-        """
-        black = torch.zeros(self.batch_size, *self.shape)
-        white = black.clone()
-        white[0] = 1
-        return black, white
 
     def _protect(self, tensor: torch.Tensor, randomness: Randomness) -> tuple[torch.Tensor, None]:
         bounded = self.bounded(self.validate_input(tensor))

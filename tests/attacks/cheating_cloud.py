@@ -10,17 +10,15 @@ import numpy as np
 import torch
 from flwr.app import Array, RecordDict
 
-from pudica import models
-from pudica.clients import protocol, shields
+from pudica.analysis.views.active import SteeredDevice, make_front, pack_front
+from pudica.clients import protocol
 from pudica.clients.app import app as client_app
 from pudica.clients.assignments import EdgeAssignment
 from pudica.clients.data import DataConfig, ImageSet, Splits, load_once
-from pudica.clients.shields.front import Front, activation_shape
-from pudica.models import packing
+from pudica.clients.shields.front import Front
+from pudica.clients.split.training import draw_order
 from pudica.models.compute import ComputeConfig
-from pudica.models.cut import Cutter
 from pudica.models.optimizers import OptimizerConfig
-from pudica.models.randomness import derive, numpy_generator
 from pudica.simulations.engines.inprocess import InProcessGrid
 from pudica.simulations.engines.local import build_server_context
 
@@ -175,27 +173,25 @@ class CheatingCloud:
             raise Refused(reply.error.reason)
         return decoded(reply.content)
 
+    def steer(self, front: Front) -> SteeredDevice:
+        """Return the device, to be steered from a front on."""
+        return SteeredDevice(
+            lambda kind, config, arrays: self.ask(kind, config, arrays).arrays,
+            self.assignment,
+            len(self.private),
+            front,
+        )
+
     # ------------------------------------------------------------- what the cloud has
 
     def front(self, seed: int) -> Front:
         """Return a front as the assignment has it, layers and shield, with weights of a seed."""
-        data, assignment = self.data, self.assignment
-        channels, side, _ = data.shape
-        model = models.build(
-            assignment.model,
-            num_classes=data.num_classes,
-            channels=channels,
-            image_size=side,
-            seed=derive(seed, "weights"),
-        )
-        layers, _ = Cutter(model).cut(assignment.cut)
-        shape = activation_shape(layers, data.shape)
-        return Front(layers, shields.build(assignment.shield, shape, assignment.batch_size))
+        return make_front(self.assignment, self.data, seed)
 
     @staticmethod
     def packed(front: Front) -> np.ndarray:
         """Return a front as it travels."""
-        return packing.pack(packing.state_tensors(front))
+        return pack_front(front)
 
     def batches(self) -> list[int]:
         """Return the sizes of the device's batches, which make an epoch."""
@@ -204,8 +200,7 @@ class CheatingCloud:
     def order(self, epoch: int) -> np.ndarray:
         """Return in which order the device's images come in an epoch: the cloud drew the seed."""
         assignment = self.assignment
-        randomness = numpy_generator(assignment.seed, "order", assignment.partition, epoch)
-        return randomness.permutation(len(self.private))
+        return draw_order(assignment.seed, assignment.partition, epoch, len(self.private))
 
     # ---------------------------------------------------------------- to judge an attack
 

@@ -30,11 +30,9 @@ from pudica.analysis.attacks.hijacking import (
     correlations,
     splitguard,
 )
+from pudica.analysis.views.active import STEERING, SteeredDevice
 from pudica.clients.data import ImageSet
-from pudica.clients.shields.front import Front
-from pudica.models import optimizers, packing
 from pudica.models.cut import Cutter
-from pudica.models.optimizers import OptimizerConfig
 from pudica.models.randomness import derive, numpy_generator
 from pudica.models.similarity import psnr, ssim
 
@@ -45,8 +43,6 @@ SEEDS = range(int(os.environ.get(WANTED, "1")))
 EPOCHS = {"2": 36, "1": 24}
 """By the cut. The wider activation is followed sooner, and takes longer."""
 DRAWS = 16
-STEERING = OptimizerConfig(name="adam", learning_rate=0.005)
-"""Of the front: the cloud chooses that, too."""
 BATCH_NORM = {"name": "batch-norm-laplace", "epsilon": 5.0}
 SHIELDS: dict[str, dict[str, Any]] = {
     "none": {"shield": {"name": "none"}, "cut": "2"},
@@ -83,63 +79,6 @@ class Likeness(NamedTuple):
     correlation: float
     within: float
     mismatched: float
-
-
-class Victim:
-    """A device whose front is steered, by the messages that its mode has.
-
-    Parameters
-    ----------
-    cloud : CheatingCloud
-        That it has joined.
-    front : Front
-        With which it begins.
-    """
-
-    def __init__(self, cloud: CheatingCloud, front: Front) -> None:
-        self.cloud = cloud
-        self.front = front
-        self.optimizer = optimizers.build(STEERING, front.parameters())
-        self.epoch = 0
-        self.waiting: dict[str, Any] = {"front": cloud.packed(front)}
-
-    def release(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return smashed data and labels of a batch, after bringing what waits for the device."""
-        sent, self.waiting = self.waiting, {}
-        arrays = self.cloud.smash(self.epoch, step, **sent).arrays
-        return arrays["smashed"], arrays["labels"].long()
-
-    def steer(self, gradient: torch.Tensor) -> None:
-        """Bring the gradient of the last batch to the front, as the mode has it."""
-        if self.cloud.assignment.fronts != "average":
-            self.waiting = {"gradient": gradient}
-            return
-        self.learn(self.cloud.front_gradient(gradient).arrays["values"])
-
-    def learn(self, values: torch.Tensor) -> None:
-        """Let the cloud take a step with a front gradient, as a device returned it."""
-        gradients = [torch.empty_like(parameter) for parameter in self.front.parameters()]
-        packing.unpack(values[: sum(g.numel() for g in gradients)], gradients)
-        for parameter, own in zip(self.front.parameters(), gradients, strict=True):
-            parameter.grad = own
-        self.optimizer.step()
-        self.waiting = {"front": self.cloud.packed(self.front)}
-
-    def release_all(self, attacker: FeatureSpaceHijacking | None = None) -> torch.Tensor:
-        """Return an epoch's smashed data in the order of the images; an attacker steers."""
-        smashed = []
-        for step in range(len(self.cloud.batches())):
-            batch, labels = self.release(step)
-            smashed.append(batch)
-            if attacker:
-                self.steer(attacker.gradient(batch, labels))
-        order = self.cloud.order(self.epoch)
-        self.epoch += 1
-        return torch.cat(smashed)[np.argsort(order)]
-
-    def release_mean(self, draws: int) -> torch.Tensor:
-        """Return the mean of what the next epochs release of each image."""
-        return torch.stack([self.release_all() for _ in range(draws)]).mean(0)
 
 
 def cached(method: Callable[..., T]) -> Callable[..., T]:
@@ -182,11 +121,11 @@ class Laboratory:
         """Return what steering gives, from one release of each image and from several."""
         cloud = self.cloud(fronts, shield, seed)
         attacker = copy.deepcopy(self.attacker("pilot", shield, seed))
-        victim = Victim(cloud, cloud.front(derive(seed, "front")))
+        victim = cloud.steer(cloud.front(derive(seed, "front")))
         # Neither a frozen front nor the decoder changes, however long this goes on.
         for _ in range(2 if fronts == "frozen" else EPOCHS[SHIELDS[shield]["cut"]]):
-            victim.release_all(attacker)
-        return measured(victim, attacker, (1, DRAWS) if shield in NOISY else (1,))
+            victim.steer_epoch(attacker.gradient)
+        return measured(cloud, victim, attacker, (1, DRAWS) if shield in NOISY else (1,))
 
     @cached
     def inverted(self, pilot: str, shield: str, seed: int) -> dict[int, Likeness]:
@@ -199,7 +138,7 @@ class Laboratory:
         """
         cloud = self.cloud("frozen", shield, seed)
         attacker = copy.deepcopy(self.attacker(pilot, shield, seed))
-        return measured(Victim(cloud, attacker.pilot), attacker, (1,))
+        return measured(cloud, cloud.steer(attacker.pilot), attacker, (1,))
 
     def rows(self) -> Iterator[tuple[str, str, str, int, list[Likeness]]]:
         """Yield each line of the table: how, fronts, shield, releases, and a likeness per seed."""
@@ -248,11 +187,14 @@ def likeness(cloud: CheatingCloud, drawn: torch.Tensor) -> Likeness:
 
 
 def measured(
-    victim: Victim, attacker: FeatureSpaceHijacking, draws: tuple[int, ...]
+    cloud: CheatingCloud,
+    victim: SteeredDevice,
+    attacker: FeatureSpaceHijacking,
+    draws: tuple[int, ...],
 ) -> dict[int, Likeness]:
     """Return the likeness of what is rebuilt from so many releases of each image."""
     return {
-        count: likeness(victim.cloud, attacker.rebuild(victim.release_mean(count), count))
+        count: likeness(cloud, attacker.rebuild(victim.release_mean(count), count))
         for count in draws
     }
 
@@ -306,7 +248,7 @@ def test_a_frozen_front_is_not_steered(
 
 def test_gradients_do_not_move_a_frozen_front(laboratory: Laboratory) -> None:
     cloud = laboratory.cloud("frozen", "none", 0)
-    victim = Victim(cloud, cloud.front(1))
+    victim = cloud.steer(cloud.front(1))
     before, _ = victim.release(0)
     for _ in range(3):
         victim.steer(torch.ones_like(before))
@@ -319,7 +261,7 @@ def test_a_front_is_steered_alike_however_it_is_kept(laboratory: Laboratory) -> 
     smashed = []
     for fronts in ("private", "handoff", "average"):
         cloud = laboratory.cloud(fronts, "none", 0)
-        victim = Victim(cloud, cloud.front(1))
+        victim = cloud.steer(cloud.front(1))
         gradients = torch.Generator().manual_seed(0)
         for step in range(4):
             last, _ = victim.release(step)
@@ -361,8 +303,8 @@ def test_secret_noise_is_new_in_each_epoch(laboratory: Laboratory) -> None:
     cloud = laboratory.cloud("private", "paper 004", 0)
     cloud.join(noise="secret")
     front = cloud.front(0)
-    victim = Victim(cloud, front)
-    one, other = victim.release_all(), victim.release_all()
+    victim = cloud.steer(front)
+    one, other = victim.release_mean(1), victim.release_mean(1)
     assert float((one - other).std()) == pytest.approx(2**0.5 * front.shield.scale, rel=0.02)
 
 
@@ -422,7 +364,7 @@ def watched(
         Whether a cheating cloud makes use of the labels.
     """
     cloud = laboratory.cloud("average", shield, seed)
-    victim = Victim(cloud, cloud.front(derive(seed, "front")))
+    victim = cloud.steer(cloud.front(derive(seed, "front")))
     teacher: Teacher = HonestCloud(cloud)
     if cheats:
         teacher = copy.deepcopy(laboratory.attacker("pilot", shield, seed))
@@ -434,7 +376,7 @@ def watched(
         fake = turn >= WATCHED_FROM and randomness.random() < FAKE
         sent = (labels + int(randomness.integers(1, 10))) % 10 if fake else labels
         gradient = teacher.gradient(smashed, sent if labels_used else None)
-        values = cloud.front_gradient(gradient).arrays["values"]
+        values = victim.get_front_gradient(gradient)
         if not fake:
             victim.learn(values)
         if turn >= WATCHED_FROM:
@@ -506,7 +448,8 @@ def test_a_device_that_refuses_says_why(laboratory: Laboratory) -> None:
     cloud = laboratory.cloud("private", "none", 0)
     with pytest.raises(Refused, match="this device has no front"):
         cloud.smash()
-    victim = Victim(cloud, cloud.front(0))
+    victim = cloud.steer(cloud.front(0))
     smashed, _ = victim.release(0)
+    victim.steer(smashed[1:])
     with pytest.raises(Refused, match="a gradient of shape"):
-        cloud.smash(gradient=smashed[1:])
+        victim.release(1)

@@ -13,7 +13,7 @@ from types import ModuleType
 import pytest
 from click.testing import Result
 
-from pudica.analysis.attacks import attacks, registry
+from pudica.analysis.attacks import attacks, hijacking, registry, steering
 from pudica.analysis.frontiers import attack_cells
 from pudica.models import plugins
 from pudica.simulations import run
@@ -30,15 +30,27 @@ def directory(tmp_path: Path) -> Path:
     return run("split-digits", set=settings, engine="inprocess", out=tmp_path / "runs").directory
 
 
+@pytest.fixture
+def little_steering(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let hijacking do too little to succeed, and take seconds."""
+    monkeypatch.setattr(steering, "LEAST_TURNS", 10)
+    monkeypatch.setattr(hijacking, "PILOT_STEPS", 10)
+
+
+@pytest.mark.usefixtures("little_steering")
 def test_the_command_shows_how_far_attacks_come(pudica: Command, directory: Path) -> None:
     result = pudica("attack", directory, "--images", "60", "--epochs", "1")
     assert result.exit_code == 0, result.stderr
     assert "How far attacks come (%)" in result.stdout
-    for picture in ("main-inversion.png", "main-matching.png"):
+    for picture in ("main-inversion.png", "main-matching.png", "main-hijacking.png"):
         assert picture in result.stdout
     table = attack_cells(directory)
     for kind in ("inversion", "matching", "labels"):
         assert list(table["releases"][table["attack"] == kind]) == [1, 2]
+    rows = table.set_index("attack")
+    assert list(rows["releases"][["hijacking"]]) == [1, 16]
+    assert rows["chance"]["audit"] == 50
+    assert rows["success"]["audit"] > 99
     assert (table["low"] <= table["success"]).all()
     assert (table["success"] <= table["high"]).all()
     assert "matching" in pudica("show", directory).stdout
