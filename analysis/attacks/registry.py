@@ -14,7 +14,9 @@ from flwr.common.logger import log
 
 from pudica.analysis.attacks.attribute_inference import AttributeInference, IdentityInference
 from pudica.analysis.attacks.base import Attack
+from pudica.analysis.attacks.gradient_inversion import GradientInversion
 from pudica.analysis.attacks.inversion import LearnedInversion
+from pudica.analysis.attacks.label_inference import ClassInference
 from pudica.analysis.attacks.labels import LabelInference
 from pudica.analysis.attacks.matching import CandidateMatching
 from pudica.analysis.attacks.reconstruction import ImageReconstruction
@@ -30,6 +32,8 @@ OURS: tuple[Attack, ...] = (
     LearnedInversion(),
     CandidateMatching(),
     LabelInference(),
+    GradientInversion(),
+    ClassInference(),
 )
 
 

@@ -58,11 +58,6 @@ class CaseObserver(ABC):
         self._compute.move_model(front)
         return front
 
-    def _all_rows(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return the rows and labels of all devices' images, one device after the other."""
-        rows = np.concatenate([share.rows for share in self._shares])
-        return rows, np.concatenate([share.labels for share in self._shares])
-
     def note(self, exchanged: Exchanged) -> None:
         """Take note of a request and its reply."""
         words = protocol.words_of(exchanged.request)

@@ -12,6 +12,8 @@ import torch
 
 from pudica.analysis.runs import Run
 from pudica.analysis.views.devices import CaseObserver
+from pudica.analysis.views.fronts import FrontsObserver
+from pudica.analysis.views.gradients import GradientTarget
 from pudica.analysis.views.releases import ReleasesView, Target
 from pudica.clients import protocol
 from pudica.clients.data import ImageSet
@@ -28,7 +30,7 @@ KnownFronts = Mapping[tuple[int, int], Sequence[np.ndarray]]
 """By device and epoch, fronts that the cloud has had in its hands, packed: first and last."""
 
 
-def targets(run: Run) -> dict[str, Callable[..., tuple[Target]]]:
+def targets(run: Run) -> dict[str, Callable[..., tuple[Target | GradientTarget, ...]]]:
     """Return what opens each case; see :class:`pudica.clients.runtime.systems.System`."""
     return dict.fromkeys(run.section("split", SplitConfig).each_case(), observe)
 
@@ -39,17 +41,27 @@ def observe(
     images: int,
     seed: int,
     replay: Callable[[Callable[[Exchanged], None]], None],
-) -> tuple[Target]:
-    """Return the releases of at most ``images`` training images in a case, which is run again.
+) -> tuple[Target | GradientTarget, ...]:
+    """Return what crossed in a case, which is run again.
+
+    That is the releases of at most ``images`` training images, and the first gradients of fronts
+    that are averaged.
 
     Raises
     ------
     RequestError
         No image crossed in every epoch.
     """
-    observer = SplitObserver(f"{run.name}: case '{case}'", case, images, seed)
-    replay(observer.note)
-    return (observer.target(),)
+    name = f"{run.name}: case '{case}'"
+    releases, fronts = SplitObserver(name, case, images, seed), FrontsObserver(name, case)
+    averaged = run.section("split", SplitConfig).each_case()[case].front == "average"
+
+    def note(exchanged: Exchanged) -> None:
+        releases.note(exchanged)
+        fronts.note(exchanged)
+
+    replay(note)
+    return (releases.target(), *([fronts.target()] if averaged else []))
 
 
 @dataclass(frozen=True)
@@ -207,7 +219,8 @@ class SplitObserver(CaseObserver):
         order = np.argsort(all_slots := np.concatenate(self._slots))
         places = order[np.searchsorted(all_slots, slots, sorter=order)]
         nodes = np.repeat(np.arange(len(self._shares)), [len(share) for share in self._shares])
-        rows, labels = self._all_rows()
+        rows = np.concatenate([share.rows for share in self._shares])
+        labels = np.concatenate([share.labels for share in self._shares])
         return nodes[places], rows[places], labels[places]
 
 

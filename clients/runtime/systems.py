@@ -89,6 +89,7 @@ OURS = (
         tables="pudica.analysis.dlmt:tables",
         figures="pudica.analysis.dlmt:figures",
         methods="pudica.analysis.dlmt:methods",
+        targets="pudica.analysis.views.updates:targets",
     ),
     System(
         name="facemix",

@@ -1,0 +1,151 @@
+"""Gradient inversion: images are changed until they give the gradient that crossed.
+
+Zhu et al. 2019, "Deep leakage from gradients", minimise the distance of gradients; here it is done
+as Geiping et al. 2020, "Inverting gradients: how easy is it to break privacy in federated
+learning?": Eq. (4), with Adam on the signs of its gradient, and their schedule of rates.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch.nn.functional import cosine_similarity
+
+from pudica.analysis.views.gradients import Gradient, GradientsView
+from pudica.models.randomness import derive, temporary_seed, torch_generator
+
+STEPS = 100
+"""For each epoch of effort, and each gradient."""
+RATE = 0.1
+DECAYS = (3 / 8, 5 / 8, 7 / 8)
+"""After which shares of the steps the rate falls to a tenth."""
+VARIATION = 1e-2
+"""Weight of the total variation, the mean difference of neighbouring pixels."""
+LARGEST = 128
+"""Most images that are drawn together."""
+
+
+class GradientInversion(Attack):
+    """Draws the images behind gradients, and looks for the right one of n next to each drawing.
+
+    Whose batch they are from, the adversary knows; not in which order. So each drawing is judged
+    by the image of its batch to which it is assigned (the Hungarian algorithm, by squared
+    distance). By chance, as many drawings have their own image for the nearest of n as at most B/n,
+    for batches of B: so likely is it that the nearest is of the batch at all. Labels are those that
+    crossed, or what :mod:`.label_inference` makes of the gradient. Disguised images are looked for
+    among disguised ones: what undoes a disguise is another matter.
+    """
+
+    kind = "gradient-inversion"
+    goal = "image"
+    target = GradientTarget
+
+    def _explain_unfit(self, target: GradientTarget) -> str:
+        least = min(gradient.count for gradient in target.view.seen)
+        if least > LARGEST:
+            return f"each gradient is of {least} images or more; {LARGEST} at most can be drawn"
+        return ""
+
+    def run(self, target: GradientTarget, effort: Effort) -> Outcome:
+        """Invert the first gradients of different images, and those of single images."""
+        chosen, candidates = target.choose(effort.images, effort.seed, LARGEST)
+        sizes = [gradient.count for gradient in chosen.view.seen]
+        metrics: Metrics = {
+            "chance": float(np.average(sizes, weights=sizes) / len(candidates)),
+            f"chance{CLEAR}": 1 / len(candidates),
+            "releases": 1,
+            "gradients": len(sizes),
+            "batch": max(sizes),
+        }
+        steps, pictures = STEPS * effort.epochs, {}
+        for suffix, each in {"": chosen, CLEAR: chosen.in_the_clear()}.items():
+            drawn, positions, distance = draw_all(each, steps, effort.seed)
+            true, pool = each.pixels(positions), each.pixels(candidates)
+            nearest = candidates[torch.cdist(drawn.flatten(1), pool.flatten(1)).argmin(1)]
+            found = {
+                **count_successes(nearest == positions),
+                **likeness(drawn, true),
+                "distance": distance,
+            }
+            metrics |= {f"{name}{suffix}": value for name, value in found.items()}
+            if not suffix:
+                blind = likeness(each.view.blind.expand_as(true), true)
+                metrics |= {f"{name}_of_the_mean": value for name, value in blind.items()}
+            where = "of one image, in the clear" if suffix else "of a batch"
+            pictures |= {f"images {where}": true, f"drawn from the gradient {where}": drawn}
+        return Outcome(metrics, {name: each[:SHOWN].numpy() for name, each in pictures.items()})
+
+
+def draw_all(
+    target: GradientTarget, steps: int, seed: int
+) -> tuple[torch.Tensor, np.ndarray, float]:
+    """Invert all gradients, and assign each drawing to an image of its batch.
+
+    Returns
+    -------
+    drawn : Tensor of shape (m, C, H, W)
+        In [0, 1].
+    positions : int64 ndarray of shape (m,)
+        Of the images that they are assigned to.
+    distance : float
+        Of the gradients that drawings give from those that crossed, on average; see
+        :func:`invert_gradient`.
+    """
+    drawn, positions, distances = [], [], []
+    for gradient, own in zip(target.view.seen, target.behind, strict=True):
+        labels = gradient.labels
+        if labels is None:
+            labels = infer_labels(target.view, gradient, seed)
+        images, distance = invert_gradient(target.view, gradient, labels, steps, seed)
+        costs = torch.cdist(images.flatten(1), target.pixels(own).flatten(1)).square()
+        rows, columns = linear_sum_assignment(costs.numpy())
+        drawn.append(images[torch.from_numpy(rows)])
+        positions.append(own[columns])
+        distances.append(distance)
+    return torch.cat(drawn), np.concatenate(positions), float(np.mean(distances))
+
+
+def invert_gradient(
+    view: GradientsView, gradient: Gradient, labels: torch.Tensor, steps: int, seed: int
+) -> tuple[torch.Tensor, float]:
+    """Return images that give nearly the same gradient, in no order, and how nearly.
+
+    Parameters
+    ----------
+    labels : int64 Tensor of shape (B,)
+    steps : int
+
+    Returns
+    -------
+    images : Tensor of shape (B, C, H, W)
+        In [0, 1].
+    distance : float
+        1 minus the cosine of the angle between the gradients, of what was the best step.
+    """
+    device = view.device.device
+    view.load(gradient)
+    wanted, labels = gradient.values.to(device), labels.to(device)
+    start = torch.rand(gradient.count, *view.shape, generator=torch_generator(seed, "start"))
+    x = start.to(device).requires_grad_()
+    optimizer = torch.optim.Adam([x], RATE)
+    milestones = [round(share * steps) for share in DECAYS]
+    schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones, 0.1)
+    best, least, nearest = x.detach().clone(), float("inf"), 1.0
+    with temporary_seed(derive(seed, "random layers")):
+        for _ in range(steps):
+            found = view.compute(gradient, x, labels, differentiable=True)
+            distance = 1 - cosine_similarity(found, wanted, dim=0)
+            loss = distance + VARIATION * measure_variation(x)
+            if loss.item() < least:
+                best, least, nearest = x.detach().clone(), loss.item(), distance.item()
+            (slope,) = torch.autograd.grad(loss, [x])
+            x.grad = slope.sign()
+            optimizer.step()
+            schedule.step()
+            with torch.no_grad():
+                x.clamp_(0, 1)
+    return best.cpu(), nearest
+
+
+def measure_variation(x: torch.Tensor) -> torch.Tensor:
+    """Return the total variation of images (B, C, H, W): mean |difference| down plus across."""
+    return x.diff(dim=2).abs().mean() + x.diff(dim=3).abs().mean()
