@@ -7,10 +7,25 @@ learning?": Eq. (4), with Adam on the signs of its gradient, and their schedule 
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
+import numpy as np
 import torch
+from scipy.optimize import linear_sum_assignment
 from torch.nn.functional import cosine_similarity
 
-from pudica.analysis.views.gradients import Gradient, GradientsView
+from pudica.analysis.attacks.base import (
+    CLEAR,
+    SHOWN,
+    Attack,
+    Effort,
+    Metrics,
+    Outcome,
+    count_successes,
+)
+from pudica.analysis.attacks.inversion import likeness
+from pudica.analysis.attacks.label_inference import infer_labels
+from pudica.analysis.views.gradients import Gradient, GradientsView, GradientTarget
 from pudica.models.randomness import derive, temporary_seed, torch_generator
 
 STEPS = 100
@@ -56,40 +71,55 @@ class GradientInversion(Attack):
             "gradients": len(sizes),
             "batch": max(sizes),
         }
-        steps, pictures = STEPS * effort.epochs, {}
+        pictures = {}
         for suffix, each in {"": chosen, CLEAR: chosen.in_the_clear()}.items():
-            drawn, positions, distance = draw_all(each, steps, effort.seed)
-            true, pool = each.pixels(positions), each.pixels(candidates)
-            nearest = candidates[torch.cdist(drawn.flatten(1), pool.flatten(1)).argmin(1)]
-            found = {
-                **count_successes(nearest == positions),
-                **likeness(drawn, true),
-                "distance": distance,
-            }
+            drawn = draw_all(each, STEPS * effort.epochs, effort.seed)
+            found = judge(each, drawn, candidates)
             metrics |= {f"{name}{suffix}": value for name, value in found.items()}
-            if not suffix:
-                blind = likeness(each.view.blind.expand_as(true), true)
-                metrics |= {f"{name}_of_the_mean": value for name, value in blind.items()}
-            where = "of one image, in the clear" if suffix else "of a batch"
-            pictures |= {f"images {where}": true, f"drawn from the gradient {where}": drawn}
+            end = ", one at a time, in the clear" if suffix else ""
+            pictures[f"original{end}"] = each.pixels(drawn.positions)
+            pictures[f"from gradients{end}"] = drawn.images
+        metrics |= describe_blind(chosen)
         return Outcome(metrics, {name: each[:SHOWN].numpy() for name, each in pictures.items()})
 
 
-def draw_all(
-    target: GradientTarget, steps: int, seed: int
-) -> tuple[torch.Tensor, np.ndarray, float]:
-    """Invert all gradients, and assign each drawing to an image of its batch.
+class Drawn(NamedTuple):
+    """What was drawn from some gradients.
 
-    Returns
-    -------
-    drawn : Tensor of shape (m, C, H, W)
+    Attributes
+    ----------
+    images : Tensor of shape (m, C, H, W)
         In [0, 1].
     positions : int64 ndarray of shape (m,)
         Of the images that they are assigned to.
     distance : float
-        Of the gradients that drawings give from those that crossed, on average; see
+        Between the gradients that drawings give and those that crossed, on average; see
         :func:`invert_gradient`.
     """
+
+    images: torch.Tensor
+    positions: np.ndarray
+    distance: float
+
+
+def judge(target: GradientTarget, drawn: Drawn, candidates: np.ndarray) -> Metrics:
+    """Return how often the nearest of n candidates is the right image, and the likeness to it."""
+    pool = target.pixels(candidates).flatten(1)
+    nearest = torch.cdist(drawn.images.flatten(1), pool).argmin(1).numpy()
+    rates = count_successes(candidates[nearest] == drawn.positions)
+    alike = likeness(drawn.images, target.pixels(drawn.positions))
+    return {**rates, **alike, "distance": drawn.distance}
+
+
+def describe_blind(target: GradientTarget) -> Metrics:
+    """Return the likeness of a guess without any gradient to the images behind them."""
+    true = target.pixels(np.concatenate(target.behind))
+    found = likeness(target.view.blind.expand_as(true), true)
+    return {f"{name}_of_the_mean": value for name, value in found.items()}
+
+
+def draw_all(target: GradientTarget, steps: int, seed: int) -> Drawn:
+    """Invert all gradients, and assign each drawing to an image of its batch."""
     drawn, positions, distances = [], [], []
     for gradient, own in zip(target.view.seen, target.behind, strict=True):
         labels = gradient.labels
@@ -101,7 +131,7 @@ def draw_all(
         drawn.append(images[torch.from_numpy(rows)])
         positions.append(own[columns])
         distances.append(distance)
-    return torch.cat(drawn), np.concatenate(positions), float(np.mean(distances))
+    return Drawn(torch.cat(drawn), np.concatenate(positions), float(np.mean(distances)))
 
 
 def invert_gradient(
