@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from pudica.analysis.drawing import COLOURS, draw_curves, draw_image_rows, new_figure, stretch
 from pudica.analysis.published import load_paper_table
+from pudica.analysis.releases import release_tables
 from pudica.analysis.runs import Run, RunPaths, find_value, open_runs_of, select
 from pudica.analysis.spread import average_seeds, drop_columns, keep_columns
 from pudica.analysis.summary import build_table
@@ -139,6 +140,7 @@ def tables(runs: Sequence[Run]) -> dict[str, pd.DataFrame]:
     return {
         "Accuracy on disguised test images": accuracy.drop(columns=disguise),
         "What disguises cost and hide": dlmt_measures(runs).drop(columns=disguise),
+        **release_tables("dlmt", runs),
         "How much of the key attacks find (%), by how many images they see": breaks.rename(
             columns=lambda name: name.replace("search_space", "log10_search_space")
         ),

@@ -39,6 +39,7 @@ STAGES = (
     *("serving", "attack attributes", "attack identity"),
     *("attack separation", "attack reconstruction"),
     *("attack inversion", "attack matching"),
+    *("attack gradient-inversion", "attack label-inference"),
 )
 SERVERS = ("organiser", "cloud")
 ATTACKS = "*/attack-*.jsonl"

@@ -29,7 +29,9 @@ from pudica.analysis.views.gradients import Gradient, GradientsView, GradientTar
 from pudica.models.randomness import derive, temporary_seed, torch_generator
 
 STEPS = 100
-"""For each epoch of effort, and each gradient."""
+"""For each epoch of effort, each gradient and each start."""
+STARTS = 2
+"""From which images are changed; the best end counts."""
 RATE = 0.1
 DECAYS = (3 / 8, 5 / 8, 7 / 8)
 """After which shares of the steps the rate falls to a tenth."""
@@ -94,7 +96,7 @@ class Drawn(NamedTuple):
         Of the images that they are assigned to.
     distance : float
         Between the gradients that drawings give and those that crossed, on average; see
-        :func:`invert_gradient`.
+        :class:`Inverted`.
     """
 
     images: torch.Tensor
@@ -125,7 +127,7 @@ def draw_all(target: GradientTarget, steps: int, seed: int) -> Drawn:
         labels = gradient.labels
         if labels is None:
             labels = infer_labels(target.view, gradient, seed)
-        images, distance = invert_gradient(target.view, gradient, labels, steps, seed)
+        _, distance, images = invert_gradient(target.view, gradient, labels, steps, seed)
         costs = torch.cdist(images.flatten(1), target.pixels(own).flatten(1)).square()
         rows, columns = linear_sum_assignment(costs.numpy())
         drawn.append(images[torch.from_numpy(rows)])
@@ -134,46 +136,67 @@ def draw_all(target: GradientTarget, steps: int, seed: int) -> Drawn:
     return Drawn(torch.cat(drawn), np.concatenate(positions), float(np.mean(distances)))
 
 
+class Inverted(NamedTuple):
+    """Images that give nearly the gradient that crossed.
+
+    Attributes
+    ----------
+    loss : float
+        The distance, and the images' total variation as far as it counts.
+    distance : float
+        1 minus the cosine of the angle between the gradients.
+    images : Tensor of shape (B, C, H, W)
+        In [0, 1], in no order.
+    """
+
+    loss: float
+    distance: float
+    images: torch.Tensor
+
+
 def invert_gradient(
     view: GradientsView, gradient: Gradient, labels: torch.Tensor, steps: int, seed: int
-) -> tuple[torch.Tensor, float]:
-    """Return images that give nearly the same gradient, in no order, and how nearly.
+) -> Inverted:
+    """Return the best images that any start leads to.
 
     Parameters
     ----------
     labels : int64 Tensor of shape (B,)
     steps : int
-
-    Returns
-    -------
-    images : Tensor of shape (B, C, H, W)
-        In [0, 1].
-    distance : float
-        1 minus the cosine of the angle between the gradients, of what was the best step.
+        From each start.
     """
-    device = view.device.device
     view.load(gradient)
+    shape = (gradient.count, *view.shape)
+    starts = [torch.rand(shape, generator=torch_generator(seed, "start", i)) for i in range(STARTS)]
+    with temporary_seed(derive(seed, "random layers")):
+        found = [_descend(view, gradient, labels, steps, start) for start in starts]
+    return min(found, key=lambda each: each.loss)
+
+
+def _descend(
+    view: GradientsView, gradient: Gradient, labels: torch.Tensor, steps: int, start: torch.Tensor
+) -> Inverted:
+    """Return the best images on the way from a start."""
+    device = view.device.device
     wanted, labels = gradient.values.to(device), labels.to(device)
-    start = torch.rand(gradient.count, *view.shape, generator=torch_generator(seed, "start"))
     x = start.to(device).requires_grad_()
     optimizer = torch.optim.Adam([x], RATE)
     milestones = [round(share * steps) for share in DECAYS]
     schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones, 0.1)
-    best, least, nearest = x.detach().clone(), float("inf"), 1.0
-    with temporary_seed(derive(seed, "random layers")):
-        for _ in range(steps):
-            found = view.compute(gradient, x, labels, differentiable=True)
-            distance = 1 - cosine_similarity(found, wanted, dim=0)
-            loss = distance + VARIATION * measure_variation(x)
-            if loss.item() < least:
-                best, least, nearest = x.detach().clone(), loss.item(), distance.item()
-            (slope,) = torch.autograd.grad(loss, [x])
-            x.grad = slope.sign()
-            optimizer.step()
-            schedule.step()
-            with torch.no_grad():
-                x.clamp_(0, 1)
-    return best.cpu(), nearest
+    best = Inverted(float("inf"), 1.0, start)
+    for _ in range(steps):
+        found = view.compute(gradient, x, labels, differentiable=True)
+        distance = 1 - cosine_similarity(found, wanted, dim=0)
+        loss = distance + VARIATION * measure_variation(x)
+        if loss.item() < best.loss:
+            best = Inverted(loss.item(), distance.item(), x.detach().clone())
+        (slope,) = torch.autograd.grad(loss, [x])
+        x.grad = slope.sign()
+        optimizer.step()
+        schedule.step()
+        with torch.no_grad():
+            x.clamp_(0, 1)
+    return best._replace(images=best.images.cpu())
 
 
 def measure_variation(x: torch.Tensor) -> torch.Tensor:

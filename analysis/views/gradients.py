@@ -23,7 +23,7 @@ MOST = 24
 """Gradients that are noted, the first that cross: there they are largest."""
 LARGEST = 2**27
 """Most values of weights and gradients that are kept: 512 MiB."""
-CONTROLS = 24
+CONTROLS = 12
 """Images of the positive control, one to a gradient."""
 
 
