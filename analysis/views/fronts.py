@@ -112,7 +112,8 @@ class FrontsObserver(CaseObserver):
         self.behind: list[np.ndarray] = []
 
     def _note(self, exchanged: Exchanged, words: Mapping[str, protocol.Scalar]) -> None:
-        if len(self.gradients) == MOST or self._kept > LARGEST:
+        is_full = len(self.gradients) == MOST or self._kept > LARGEST
+        if is_full or self._any.fronts != "average":
             return
         if exchanged.kind == protocol.SMASH and words["count"]:
             self._note_front(exchanged, words)

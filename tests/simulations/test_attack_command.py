@@ -64,7 +64,7 @@ def test_what_does_not_fit_is_explained(
     ("change", "why"),
     [
         ({"engine": "deployment"}, "with real nodes, whose images are not here"),
-        ({"system": "themis"}, "attacks are for runs of facemix, split"),
+        ({"system": "themis"}, "attacks are for runs of dlmt, facemix, split"),
         ({"code": "0" * 32}, "another version of Pudica wrote it"),
     ],
 )
