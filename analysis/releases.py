@@ -33,9 +33,9 @@ def release_attacks(system: str, runs: RunPaths, spread: bool = True) -> pd.Data
     DataFrame
         A row per run, case, attack and number of ``releases`` that it saw of each image: in per
         cent of the images, ``success``, how often the right one was picked out (``labels``: its
-        class, all classes counting the same), with its 95 % interval over images ``low`` to
-        ``high``, ``chance``, and ``in_the_clear``, the same where
-        nothing protects, of all releases; in dB, ``psnr`` of images that were drawn, and
+        class, all classes counting the same; ``label-inference``: whether a class is there), with
+        its 95 % interval over images ``low`` to ``high``, ``chance``, and ``in_the_clear``, the
+        same where nothing protects, of all releases; in dB, ``psnr`` of images that were drawn, and
         ``psnr_of_the_mean`` image, which needs no attack.
     """
     opened = open_runs_of(system, runs)

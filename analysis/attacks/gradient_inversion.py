@@ -46,10 +46,9 @@ class GradientInversion(Attack):
 
     Whose batch they are from, the adversary knows; not in which order. So each drawing is judged
     by the image of its batch to which it is assigned (the Hungarian algorithm, by squared
-    distance). By chance, as many drawings have their own image for the nearest of n as at most B/n,
-    for batches of B: so likely is it that the nearest is of the batch at all. Labels are those that
-    crossed, or what :mod:`.label_inference` makes of the gradient. Disguised images are looked for
-    among disguised ones: what undoes a disguise is another matter.
+    distance). ``chance`` is :func:`bound_chance`. Labels are those that crossed, or what
+    :mod:`.label_inference` makes of the gradient. Disguised images are looked for among disguised
+    ones: what undoes a disguise is another matter.
     """
 
     kind = "gradient-inversion"
@@ -67,8 +66,6 @@ class GradientInversion(Attack):
         chosen, candidates = target.choose(effort.images, effort.seed, LARGEST)
         sizes = [gradient.count for gradient in chosen.view.seen]
         metrics: Metrics = {
-            "chance": float(np.average(sizes, weights=sizes) / len(candidates)),
-            f"chance{CLEAR}": 1 / len(candidates),
             "releases": 1,
             "gradients": len(sizes),
             "batch": max(sizes),
@@ -76,7 +73,7 @@ class GradientInversion(Attack):
         pictures = {}
         for suffix, each in {"": chosen, CLEAR: chosen.in_the_clear()}.items():
             drawn = draw_all(each, STEPS * effort.epochs, effort.seed)
-            found = judge(each, drawn, candidates)
+            found = judge(each, drawn, candidates) | {"chance": bound_chance(each, candidates)}
             metrics |= {f"{name}{suffix}": value for name, value in found.items()}
             end = ", one at a time, in the clear" if suffix else ""
             pictures[f"original{end}"] = each.pixels(drawn.positions)
@@ -111,6 +108,21 @@ def judge(target: GradientTarget, drawn: Drawn, candidates: np.ndarray) -> Metri
     rates = count_successes(candidates[nearest] == drawn.positions)
     alike = likeness(drawn.images, target.pixels(drawn.positions))
     return {**rates, **alike, "distance": drawn.distance}
+
+
+def bound_chance(target: GradientTarget, candidates: np.ndarray) -> float:
+    """Return how often at most the right image is the nearest by chance, if labels are known.
+
+    A drawing that shows its class and nothing else has some image of the class for the nearest.
+    It counts only if that one is of the batch: k of the class's m candidates are.
+    """
+    known = np.bincount(target.labels[candidates], minlength=target.view.classes)
+    every = []
+    for own in target.behind:
+        labels = target.labels[own]
+        counts = np.bincount(labels, minlength=target.view.classes)
+        every.append(counts[labels] / known[labels])
+    return float(np.concatenate(every).mean())
 
 
 def describe_blind(target: GradientTarget) -> Metrics:

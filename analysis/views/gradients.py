@@ -147,7 +147,9 @@ class GradientsView(ABC):
         mean, std = self.mean.to(pixels.device), self.std.to(pixels.device)
         loss = self.loss(gradient, (pixels - mean) / std, labels)
         parameters = list(self.model.parameters())
-        found = torch.autograd.grad(loss, parameters, create_graph=differentiable)
+        found = torch.autograd.grad(
+            loss, parameters, create_graph=differentiable, allow_unused=True, materialize_grads=True
+        )
         return torch.cat([each.reshape(-1) for each in found])
 
 

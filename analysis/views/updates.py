@@ -73,7 +73,10 @@ class Update(Gradient):
 
 @dataclass(frozen=True, eq=False)
 class UpdatesView(GradientsView):
-    """Updates of whole models; see :class:`.GradientsView`."""
+    """Updates of whole models; see :class:`.GradientsView`.
+
+    Where owners augment images, gradients are taken as if they were the images before that.
+    """
 
     def loss(self, gradient: Gradient, x: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Return the mean loss over all batches, as if weights stayed as they were."""
@@ -206,7 +209,7 @@ def average_gradient(
 
     With SGD from rest and momentum m, the velocity after t steps is g·(1 − mᵗ)/(1 − m); weight
     decay is part of g, and taken off. After a single step that is the batch's gradient exactly,
-    but for rounding.
+    but for rounding. Momentum that an owner kept from an earlier round is taken for gradient.
 
     Parameters
     ----------

@@ -11,7 +11,12 @@ import pytest
 import torch
 
 from pudica.analysis.attacks import Effort, GradientTarget
-from pudica.analysis.attacks.gradient_inversion import GradientInversion, draw_all, invert_gradient
+from pudica.analysis.attacks.gradient_inversion import (
+    GradientInversion,
+    bound_chance,
+    draw_all,
+    invert_gradient,
+)
 from pudica.analysis.attacks.label_inference import ClassInference, infer_labels
 from pudica.analysis.runs import open_run
 from pudica.analysis.views.fronts import FrontGradient, FrontsObserver
@@ -177,8 +182,7 @@ def test_images_behind_an_update_of_one_step_give_it(
 def test_single_images_are_drawn_from_the_gradient_of_a_wide_front(tmp_path: Path) -> None:
     target = observe_fronts(tmp_path / "run")
     found = GradientInversion().run(target.keep(range(3)), EFFORT).metrics
-    assert found["chance"] == pytest.approx(16 / 200)
-    assert found["success_low_in_the_clear"] > 100 * found["chance_in_the_clear"]
+    assert found["success_low_in_the_clear"] > 5 * found["chance_in_the_clear"]
     assert found["psnr_in_the_clear"] > found["psnr_of_the_mean"] + 10
     # Of 16 images that batch norm ties together, nothing is recognised.
     assert found["success_low"] < found["chance"]
@@ -187,27 +191,43 @@ def test_single_images_are_drawn_from_the_gradient_of_a_wide_front(tmp_path: Pat
 def test_images_of_a_small_batch_are_drawn_where_nothing_is_between(tmp_path: Path) -> None:
     target = observe_fronts(tmp_path / "run", NONE, "split.batch_size=4")
     found = GradientInversion().run(target.keep(range(4)), EFFORT).metrics
-    assert found["success_low"] > 10 * found["chance"]
+    assert found["success_low"] > 5 * found["chance"]
 
 
 def test_images_are_drawn_from_updates_of_one_step(tmp_path: Path) -> None:
     """Without labels, which are read off the update first."""
     target = observe_updates(tmp_path / "run", *MANY)
     found = GradientInversion().run(target.keep(range(2)), EFFORT).metrics
-    assert found["success_low_in_the_clear"] > 50 * found["chance_in_the_clear"]
-    assert found["success_low"] > 2 * found["chance"]
+    assert found["success_low_in_the_clear"] > 5 * found["chance_in_the_clear"]
+    assert found["success_low"] > found["chance"]
 
 
 def test_from_random_gradients_nothing_is_drawn(tmp_path: Path) -> None:
-    """Chance is an upper bound; above three times as many: less than 1 in 10,000."""
     target = observe_fronts(tmp_path / "run", NONE)
     chosen, candidates = randomise(target).choose(200, 0, 16)
     drawn = draw_all(chosen, 40, 0)
     pool = target.pixels(candidates).flatten(1)
     nearest = candidates[torch.cdist(drawn.images.flatten(1), pool).argmin(1).numpy()]
     assert len(drawn.positions) == 96
-    assert np.count_nonzero(nearest == drawn.positions) <= 3 * 96 * 16 / 200
+    hits = np.count_nonzero(nearest == drawn.positions)
+    assert hits <= 96 * bound_chance(chosen, candidates)
     assert drawn.distance > 0.5
+
+
+def test_drawings_of_classes_alone_are_at_chance(tmp_path: Path) -> None:
+    """Each image of the right class, but another's: chance says how often it is of the batch."""
+    target = observe_updates(tmp_path / "run", *MANY)
+    generator = np.random.default_rng(0)
+    chosen, candidates = target.choose(200, 0, 128)
+    classes = target.labels[candidates]
+    hits = [
+        generator.choice(candidates[classes == label], 500)
+        for own in chosen.behind
+        for label in target.labels[own]
+    ]
+    owners = [own for own in chosen.behind for _ in own]
+    rates = [np.isin(hit, own).mean() for hit, own in zip(hits, owners, strict=True)]
+    assert np.mean(rates) == pytest.approx(bound_chance(chosen, candidates), abs=0.01)
 
 
 def test_of_an_inversion_everything_is_seeded(tmp_path: Path) -> None:
