@@ -112,20 +112,24 @@ class FrontsObserver(CaseObserver):
         self.behind: list[np.ndarray] = []
 
     def _note(self, exchanged: Exchanged, words: Mapping[str, protocol.Scalar]) -> None:
-        is_full = len(self.gradients) == MOST or self._kept > LARGEST
-        if is_full or self._any.fronts != "average":
+        if len(self.gradients) == MOST or self._kept > LARGEST:
             return
         if exchanged.kind == protocol.SMASH and words["count"]:
-            self._note_front(exchanged, words)
+            # Only fronts that are averaged, and have weights, go along with every request.
+            sent = protocol.arrays_of(exchanged.request)
+            if "front" in sent:
+                self._note_front(exchanged, words, sent["front"])
         elif exchanged.kind == protocol.FRONT_GRADIENT:
             self._note_gradient(exchanged, words)
 
-    def _note_front(self, exchanged: Exchanged, words: Mapping[str, protocol.Scalar]) -> None:
+    def _note_front(
+        self, exchanged: Exchanged, words: Mapping[str, protocol.Scalar], front: np.ndarray
+    ) -> None:
         a = self._assignments[exchanged.node]
         labels = protocol.arrays_of(exchanged.reply)["labels"]
         self._asked[a.partition] = _Turn(
             turn=int(words["turn"]),
-            front=torch.from_numpy(protocol.arrays_of(exchanged.request)["front"]),
+            front=torch.from_numpy(front),
             sizes=self._sizes(a, words),
             labels=torch.from_numpy(labels).long(),
             behind=self._first_of(a.partition) + self._positions(a, words),

@@ -114,7 +114,7 @@ class GradientsView(ABC):
 
     @abstractmethod
     def pick(self, gradient: Gradient, row: int) -> Gradient:
-        """Return what is public of a gradient of one of its images alone, without values."""
+        """Return a gradient of one of its images alone; its values are still those of all."""
 
     def load(self, gradient: Gradient) -> None:
         """Put the weights into the model at which a gradient was computed."""

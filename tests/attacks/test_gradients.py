@@ -297,10 +297,10 @@ def test_what_does_not_fit_says_why(tmp_path: Path) -> None:
 
 def test_a_replayed_case_opens_with_its_gradients(tmp_path: Path) -> None:
     directory = tmp_path / "run"
-    cases = "split.cases={averaged: {}, private: {front: private}}"
+    cases = "split.cases={averaged: {}, private: {front: private}, none: {cut: input}}"
     run(directory, "split-digits", ["split.epochs=1", cases], lambda _: None)
     opened = open_run(directory)
-    for case, kinds in (("averaged", 2), ("private", 1)):
+    for case, kinds in (("averaged", 2), ("private", 1), ("none", 1)):
 
         def again(note: Note, case: str = case) -> None:
             replay(opened, case, note, lambda _: None)
