@@ -39,6 +39,7 @@ STAGES = (
     *("serving", "attack attributes", "attack identity"),
     *("attack separation", "attack reconstruction"),
     *("attack inversion", "attack matching", "attack labels"),
+    *("attack gradient-inversion", "attack label-inference"),
     *("attack hijacking", "attack audit"),
 )
 SERVERS = ("organiser", "cloud")

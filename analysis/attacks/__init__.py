@@ -23,6 +23,7 @@ from pudica.analysis.attacks.reconstruction import (
 from pudica.analysis.attacks.registry import attacks
 from pudica.analysis.attacks.unmixing import UnmixingResult, score_mixtures, score_plain, unmix
 from pudica.analysis.views.facemix import FacemixView
+from pudica.analysis.views.gradients import Gradient, GradientsView, GradientTarget
 from pudica.analysis.views.releases import ReleasesView, Target
 
 __all__ = [
@@ -30,6 +31,9 @@ __all__ = [
     "Attack",
     "Effort",
     "FacemixView",
+    "Gradient",
+    "GradientTarget",
+    "GradientsView",
     "InferenceResult",
     "Outcome",
     "Reconstruction",

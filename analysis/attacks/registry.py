@@ -15,8 +15,10 @@ from flwr.common.logger import log
 from pudica.analysis.attacks.attribute_inference import AttributeInference, IdentityInference
 from pudica.analysis.attacks.base import Attack
 from pudica.analysis.attacks.divisors import CommonDivisors
+from pudica.analysis.attacks.gradient_inversion import GradientInversion
 from pudica.analysis.attacks.inversion import LearnedInversion
 from pudica.analysis.attacks.known_pairs import KnownPairs
+from pudica.analysis.attacks.label_inference import ClassInference
 from pudica.analysis.attacks.labels import LabelInference
 from pudica.analysis.attacks.matching import CandidateMatching
 from pudica.analysis.attacks.moments import Moments
@@ -40,6 +42,8 @@ OURS: tuple[Attack, ...] = (
     Moments(),
     CommonDivisors(),
     KnownPairs(),
+    GradientInversion(),
+    ClassInference(),
     Hijacking(),
     NeighbourAudit(),
 )

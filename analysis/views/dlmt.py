@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -11,6 +11,8 @@ import torch
 from numpy.typing import NDArray
 
 from pudica.analysis.runs import Run
+from pudica.analysis.views.devices import CaseObserver
+from pudica.analysis.views.gradients import GradientTarget
 from pudica.analysis.views.releases import (
     Note,
     Release,
@@ -18,22 +20,25 @@ from pudica.analysis.views.releases import (
     Target,
     choose_slots,
 )
+from pudica.analysis.views.updates import updates_target
 from pudica.clients import protocol
-from pudica.clients.assignments import OwnerAssignment, parse_assignment
-from pudica.clients.data import ImageSet, Splits, load_once
+from pudica.clients.assignments import OwnerAssignment
+from pudica.clients.data import ImageSet
 from pudica.clients.data.images import Positions
 from pudica.clients.shields.disguises import Key, KeyedDisguise
-from pudica.models.compute import Compute
 from pudica.models.errors import RequestError
 from pudica.models.randomness import Randomness
 from pudica.strategies.core.wire_log import Exchanged
 from pudica.strategies.dlmt.config import DlmtConfig
 
+Opener = Callable[..., tuple[Target | GradientTarget, ...]]
 
-def targets(run: Run) -> dict[str, Callable[..., tuple[Target, ...]]]:
-    """Return what opens each case in which owners send their images; see :class:`.System`."""
+
+def targets(run: Run) -> dict[str, Opener]:
+    """Return what opens each case; see :class:`pudica.clients.runtime.systems.System`."""
+    openers: dict[str, Opener] = {"central": observe, "federated": updates_target}
     cases = run.section("dlmt", DlmtConfig).each_case().items()
-    return {case: observe for case, settings in cases if settings.train == "central"}
+    return {case: openers[settings.train] for case, settings in cases}
 
 
 def observe(
@@ -98,7 +103,7 @@ class DisguisedView(ReleasesView):
         return lambda images: images[:, None].expand(-1, self.releases, -1, -1, -1)
 
 
-class DlmtObserver:
+class DlmtObserver(CaseObserver[OwnerAssignment]):
     """Collects what crossed of some training images while a case runs.
 
     Parameters
@@ -112,43 +117,22 @@ class DlmtObserver:
     """
 
     def __init__(self, name: str, case: str, count: int, seed: int) -> None:
-        self.name, self.case = name, case
+        super().__init__(name, case)
         self._count, self._seed = count, seed
-        self._assignments: dict[int, OwnerAssignment] = {}
         self._seen: dict[int, tuple[int, NDArray[np.generic]]] = {}
-
-    @cached_property
-    def _any(self) -> OwnerAssignment:
-        return next(iter(self._assignments.values()))
-
-    @cached_property
-    def _data(self) -> Splits:
-        return load_once(self._any.data.model_dump_json(), self._any.data_seed)
-
-    @cached_property
-    def _shares(self) -> list[ImageSet]:
-        each = range(self._any.partitions)
-        places = [self._any.model_copy(update={"partition": number}) for number in each]
-        return [place.share(self._data, "train") for place in places]
 
     @cached_property
     def _slots(self) -> list[np.ndarray]:
         return choose_slots([len(share) for share in self._shares], self._count, self._seed)
 
-    def note(self, exchanged: Exchanged) -> None:
-        """Take note of a request and its reply."""
-        words = protocol.words_of(exchanged.request)
-        if exchanged.kind == protocol.JOIN:
-            assignment = parse_assignment(str(words["assignment"]))
-            if assignment.case == self.case:
-                self._assignments[exchanged.node] = assignment
-        elif exchanged.kind == protocol.IMAGES and words.get("case") == self.case:
-            owner = self._assignments[exchanged.node].partition
-            first = int(words["start"])
-            slots = self._slots[owner][first : first + int(words["count"])]
-            images = protocol.arrays_of(exchanged.reply)["images"]
-            for row in np.flatnonzero(slots >= 0):
-                self._seen[int(slots[row])] = owner, images[row].copy()
+    def _note(self, exchanged: Exchanged, words: Mapping[str, protocol.Scalar]) -> None:
+        if exchanged.kind != protocol.IMAGES:
+            return
+        owner, first = self._assignments[exchanged.node].partition, int(words["start"])
+        slots = self._slots[owner][first : first + int(words["count"])]
+        images = protocol.arrays_of(exchanged.reply)["images"]
+        for row in np.flatnonzero(slots >= 0):
+            self._seen[int(slots[row])] = owner, images[row].copy()
 
     def target(self) -> Target:
         """Return what was collected; errors as of :func:`observe`."""
@@ -168,7 +152,7 @@ class DlmtObserver:
             seen=self._scale(received)[:, None],
             nodes=np.array([self._seen[slot][0] for slot in slots]),
             own=self._data.test,
-            device=Compute(self._any.compute),
+            device=self._compute,
             disguise=self._any.shield,
             received=received,
         )

@@ -13,6 +13,9 @@ import torch
 
 from pudica.analysis.runs import Run
 from pudica.analysis.views.active import ActiveTarget, to_values
+from pudica.analysis.views.devices import DeviceObserver
+from pudica.analysis.views.fronts import FrontsObserver
+from pudica.analysis.views.gradients import GradientTarget
 from pudica.analysis.views.releases import (
     Note,
     Release,
@@ -22,21 +25,17 @@ from pudica.analysis.views.releases import (
 )
 from pudica.analysis.views.shielded import ShieldTarget
 from pudica.clients import protocol
-from pudica.clients.assignments import EdgeAssignment, parse_assignment
-from pudica.clients.data import ImageSet, Splits, load_once
+from pudica.clients.data import ImageSet
 from pudica.clients.data.images import Positions
 from pudica.clients.shields import protect_without_noise
 from pudica.clients.shields.front import Front
-from pudica.clients.split.assigned import build_front
-from pudica.clients.split.training import draw_order
 from pudica.models import packing
-from pudica.models.compute import Compute
 from pudica.models.errors import RequestError
 from pudica.models.randomness import Randomness, derive, numpy_generator, temporary_seed
 from pudica.strategies.core.wire_log import Exchanged
 from pudica.strategies.split.config import SplitConfig
 
-Targets = tuple[Target, ActiveTarget, ShieldTarget]
+Targets = tuple[Target | GradientTarget | ActiveTarget | ShieldTarget, ...]
 KnownFronts = Mapping[tuple[int, int], Sequence[np.ndarray]]
 """By device and epoch, fronts that the cloud has had in its hands, packed: first and last."""
 
@@ -55,16 +54,25 @@ def observe(
 ) -> Targets:
     """Return what can be attacked of a case, which is run again.
 
-    The releases of at most ``images`` training images; a device; the shield.
+    The releases of at most ``images`` training images; the first gradients of fronts that are
+    averaged; a device; the shield.
 
     Raises
     ------
     RequestError
         No image crossed in every epoch.
     """
-    observer = SplitObserver(f"{run.name}: case '{case}'", case, images, seed)
-    replay(observer.note)
-    return observer.target(), observer.active_target(), observer.shield_target()
+    name = f"{run.name}: case '{case}'"
+    releases, fronts = SplitObserver(name, case, images, seed), FrontsObserver(name, case)
+
+    def note(exchanged: Exchanged) -> None:
+        releases.note(exchanged)
+        fronts.note(exchanged)
+
+    replay(note)
+    gradients = [fronts.target()] if fronts.gradients else []
+    seen = releases.target()
+    return seen, *gradients, releases.active_target(), releases.shield_target()
 
 
 @dataclass(frozen=True)
@@ -145,7 +153,7 @@ class SplitView(ReleasesView):
         packing.unpack(values, packing.state_tensors(self.front))
 
 
-class SplitObserver:
+class SplitObserver(DeviceObserver):
     """Collects what crossed of some training images while a case runs.
 
     Parameters
@@ -159,40 +167,15 @@ class SplitObserver:
     """
 
     def __init__(self, name: str, case: str, count: int, seed: int) -> None:
-        self.name, self.case = name, case
+        super().__init__(name, case)
         self._count, self._seed = count, seed
-        self._assignments: dict[int, EdgeAssignment] = {}
         self._current: dict[int, np.ndarray] = {}
         self._fronts: dict[tuple[int, int], list[np.ndarray]] = {}
         self._seen: dict[int, dict[int, torch.Tensor]] = {}
 
-    # ------------------------------------------------------------------ what is attacked
-
-    @cached_property
-    def _any(self) -> EdgeAssignment:
-        return next(iter(self._assignments.values()))
-
-    @cached_property
-    def _data(self) -> Splits:
-        return load_once(self._any.data.model_dump_json(), self._any.data_seed)
-
-    @cached_property
-    def _shares(self) -> list[ImageSet]:
-        each = range(self._any.partitions)
-        places = [self._any.model_copy(update={"partition": number}) for number in each]
-        return [place.share(self._data, "train") for place in places]
-
     @cached_property
     def _front(self) -> Front:
-        front = build_front(self._any, self._data)
-        front.layers.train(self._any.fronts != "frozen")
-        front.shield.train()
-        self._compute.move_model(front)
-        return front.requires_grad_(False)
-
-    @cached_property
-    def _compute(self) -> Compute:
-        return Compute(self._any.compute)
+        return self._make_front().requires_grad_(False)
 
     @cached_property
     def _slots(self) -> list[np.ndarray]:
@@ -200,18 +183,11 @@ class SplitObserver:
 
     # ---------------------------------------------------------------------- what crosses
 
-    def note(self, exchanged: Exchanged) -> None:
-        """Take note of a request and its reply."""
-        words, node = protocol.words_of(exchanged.request), exchanged.node
-        if exchanged.kind == protocol.JOIN:
-            assignment = parse_assignment(str(words["assignment"]))
-            if assignment.case == self.case:
-                self._assignments[node] = assignment
-        elif words.get("case") == self.case:
-            if exchanged.kind == protocol.SMASH and words["count"]:
-                self._note_batches(exchanged, words)
-            elif exchanged.kind == protocol.FRONT:
-                self._note_front(node, protocol.arrays_of(exchanged.reply)["front"])
+    def _note(self, exchanged: Exchanged, words: Mapping[str, protocol.Scalar]) -> None:
+        if exchanged.kind == protocol.SMASH and words["count"]:
+            self._note_batches(exchanged, words)
+        elif exchanged.kind == protocol.FRONT:
+            self._note_front(exchanged.node, protocol.arrays_of(exchanged.reply)["front"])
 
     def _note_front(self, node: int, packed: np.ndarray) -> None:
         """Keep a front that came back, beside the one with which the device began its epoch."""
@@ -227,10 +203,7 @@ class SplitObserver:
         known = self._fronts.setdefault((device, epoch), [self._current[device]])
         if known[0] is not self._current[device]:
             known[1:] = [self._current[device]]
-        count, first = len(self._shares[device]), int(words["step"])
-        ends = np.cumsum([0, *protocol.batch_sizes(count, a.batch_size)])
-        rows = slice(ends[first], ends[first + int(words["count"])])
-        slots = self._slots[device][draw_order(a.seed, device, epoch, count)[rows]]
+        slots = self._slots[device][self._positions(a, words)]
         smashed = protocol.arrays_of(exchanged.reply)["smashed"]
         for row in np.flatnonzero(slots >= 0):
             values = to_values(smashed[row], self._front.shield.grid)

@@ -20,7 +20,7 @@ from pudica.clients.dlmt.owner import Owner
 from pudica.clients.dlmt.standardising import PixelStandardiser, StandardisedImages
 from pudica.clients.runtime.role import Arrays, Config
 from pudica.clients.runtime.snapshots import Snapshots
-from pudica.clients.runtime.vault import Vault
+from pudica.clients.runtime.vault import AnyVault
 from pudica.clients.shields.disguises import UNUSABLE, Key, KeyedDisguise
 from pudica.clients.shields.disguises.breaks import (
     KNOWN_PAIR,
@@ -49,12 +49,12 @@ class AssignedOwner(Owner):
 
     Parameters
     ----------
-    vault : Vault
+    vault : AnyVault
         Holds what the owner remembers of its own training.
     assignment : OwnerAssignment
     """
 
-    def __init__(self, vault: Vault, assignment: OwnerAssignment) -> None:
+    def __init__(self, vault: AnyVault, assignment: OwnerAssignment) -> None:
         self.vault = vault
         self.assignment = assignment
         self.training, self.local_epochs = assignment.training, assignment.local_epochs

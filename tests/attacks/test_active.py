@@ -63,9 +63,7 @@ def test_without_a_shield_a_steered_device_gives_its_images_away(target: ActiveT
     assert found["releases"] == 1
     assert found["turns"] >= LEAST_TURNS
     shapes = {name: picture.shape for name, picture in outcome.pictures.items()}
-    assert shapes == dict.fromkeys(
-        ("original", "drawn", "drawn, in the clear"), (8, 1, 8, 8)
-    )
+    assert shapes == dict.fromkeys(("original", "drawn", "drawn, in the clear"), (8, 1, 8, 8))
 
 
 @pytest.mark.slow

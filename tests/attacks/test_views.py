@@ -223,7 +223,10 @@ def test_on_random_images_disguises_are_not_undone(disguised: tuple[Run, Target,
 
 
 def test_owners_that_train_send_no_images(disguised: tuple[Run, Target, Images]) -> None:
-    assert "trained by owners" not in dlmt.targets(disguised[0])
+    opened, case = disguised[0], "trained by owners"
+    (target,) = dlmt.targets(opened)[case](opened, case, 10, 0, replaying(opened, case))
+    assert not isinstance(target, Target)
+    assert "needs a Target" in CandidateMatching().explain_unfit([target])
 
 
 def test_images_disguised_beforehand_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
