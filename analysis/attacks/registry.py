@@ -17,6 +17,7 @@ from pudica.analysis.attacks.base import Attack
 from pudica.analysis.attacks.inversion import LearnedInversion
 from pudica.analysis.attacks.labels import LabelInference
 from pudica.analysis.attacks.matching import CandidateMatching
+from pudica.analysis.attacks.membership import MembershipInference
 from pudica.analysis.attacks.reconstruction import ImageReconstruction
 from pudica.analysis.attacks.separation import Separation
 from pudica.models.plugins import load_plugins
@@ -30,6 +31,7 @@ OURS: tuple[Attack, ...] = (
     LearnedInversion(),
     CandidateMatching(),
     LabelInference(),
+    MembershipInference(),
 )
 
 

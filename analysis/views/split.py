@@ -11,7 +11,9 @@ import numpy as np
 import torch
 
 from pudica.analysis.runs import Run
+from pudica.analysis.views.models import ModelTarget, NoModel
 from pudica.analysis.views.releases import ReleasesView, Target
+from pudica.analysis.views.split_models import split_model_target
 from pudica.clients import protocol
 from pudica.clients.assignments import EdgeAssignment, parse_assignment
 from pudica.clients.data import ImageSet, Splits, load_once
@@ -31,7 +33,7 @@ KnownFronts = Mapping[tuple[int, int], Sequence[np.ndarray]]
 """By device and epoch, fronts that the cloud has had in its hands, packed: first and last."""
 
 
-def targets(run: Run) -> dict[str, Callable[..., tuple[Target]]]:
+def targets(run: Run) -> dict[str, Callable[..., tuple[Target, ModelTarget | NoModel]]]:
     """Return what opens each case; see :class:`pudica.clients.runtime.systems.System`."""
     return dict.fromkeys(run.section("split", SplitConfig).each_case(), observe)
 
@@ -42,8 +44,13 @@ def observe(
     images: int,
     seed: int,
     replay: Callable[[Callable[[Exchanged], None]], None],
-) -> tuple[Target]:
-    """Return the releases of at most ``images`` training images in a case, which is run again.
+) -> tuple[Target, ModelTarget | NoModel]:
+    """Return the releases of training images in a case, which is run again, and its model.
+
+    Parameters
+    ----------
+    images : int
+        Images of each kind, at most.
 
     Raises
     ------
@@ -52,7 +59,7 @@ def observe(
     """
     observer = SplitObserver(f"{run.name}: case '{case}'", case, images, seed)
     replay(observer.note)
-    return (observer.target(),)
+    return observer.target(), split_model_target(run, case, images, seed)
 
 
 @dataclass(frozen=True)
