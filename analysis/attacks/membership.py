@@ -43,17 +43,19 @@ FEWEST = 4
 """Shadow models, at least."""
 LEAST = 100
 """Images of the adversary's own, and candidates of each kind, at least: one false alarm."""
-SHARE = 0.8
+SHARE = 0.5
 """Of the adversary's own images, those that a shadow model is trained on."""
 LARGEST = 100.0
 """Beyond it confidences, in logits, are cut off: a class may be impossible."""
+CONTROLS = 5
+"""Models of the positive control: with one alone, a single lucky guess decides."""
+BY_HEART, OTHERS = 32, 200
+"""Images that each of them knows by heart, and others that it does not; of the latter, at most."""
+PASSES, RATE = 400, 3e-3
+"""How these models are trained: passes at most, and Adam's learning rate."""
+KNOWN = 0.01
+"""The mean loss at which images count as known by heart."""
 RESAMPLES = 1000
-MEMORISED, RANDOM_LABELS = 100, 100
-"""Images of the positive control: learnt by heart, and not seen."""
-PASSES, RATE, BATCH = 400, 1e-3, 20
-"""How the positive control is trained, with Adam: passes at most."""
-BY_HEART = 0.01
-"""The mean loss at which its images count as known by heart."""
 
 
 class MembershipInference(Attack):
@@ -84,7 +86,7 @@ class MembershipInference(Attack):
         return f"needs {LEAST} images or more of each kind, there are {few[0]}" if few else ""
 
     def run(self, target: ModelTarget, effort: Effort) -> Outcome:
-        """Score all candidates, and a model without protection that knows images by heart."""
+        """Score all candidates, and those of models without a shield that know theirs by heart."""
         view, members = target.view, target.members
         shadows = train_shadows(view, max(FEWEST, effort.epochs), effort.seed)
         logits = compute_logits(view.model, view.candidates, view.device)
@@ -98,10 +100,8 @@ class MembershipInference(Attack):
             "accuracy_on_others": float(right[~members].mean()),
             **measure_scores(scores, members, effort.seed),
         }
-        control = memorise(view, effort.seed)
-        known = score(control.view.model, shadows, control.view)
-        measured = measure_scores(known, control.members, effort.seed)
-        metrics |= {f"{name}{CLEAR}": value for name, value in measured.items()}
+        control = measure_control(view, shadows, effort.seed)
+        metrics |= {f"{name}{CLEAR}": value for name, value in control.items()}
         return Outcome(metrics, {})
 
 
@@ -204,40 +204,42 @@ def _resample(inside: np.ndarray, outside: np.ndarray, seed: int) -> tuple[float
 # ------------------------------------------------------------------------ positive control
 
 
-def memorise(view: ModelView, seed: int) -> ModelTarget:
-    """Return the positive control: a model without a shield that knows some images by heart.
+def measure_control(view: ModelView, shadows: Sequence[Classifier], seed: int) -> Metrics:
+    """Return :func:`measure_scores` of models that know some images by heart, taken together."""
+    controls = [memorise(view, derive(seed, "control", number)) for number in range(CONTROLS)]
+    scores = [score(each.view.model, shadows, each.view) for each in controls]
+    members = [each.members for each in controls]
+    return measure_scores(np.concatenate(scores), np.concatenate(members), seed)
 
-    It is the same architecture, trained until it tells the random labels of half of some images,
-    which nobody can but who has seen them; candidates are these and the other half. All are of
-    the adversary's own.
+
+def memorise(view: ModelView, seed: int) -> ModelTarget:
+    """Return a model without a shield that knows some of the adversary's own images by heart.
+
+    It has the same architecture, and is trained until it tells these images' random labels, which
+    nobody can who has not seen them. Candidates are these and others.
     """
-    draws = numpy_generator(seed, "control")
-    size = min(MEMORISED + RANDOM_LABELS, len(view.own))
-    chosen = draws.permutation(len(view.own))[:size]
+    draws = numpy_generator(seed, "labels")
+    chosen = draws.permutation(len(view.own))[: BY_HEART + OTHERS]
     images = view.own.subset(chosen)
-    images = replace(images, labels=draws.integers(images.num_classes, size=size))
-    members = np.arange(size) < size // 2
+    images = replace(images, labels=draws.integers(images.num_classes, size=len(chosen)))
+    members = np.arange(len(chosen)) < BY_HEART
     model = _learn_by_heart(view, images.subset(np.flatnonzero(members)), seed)
     return ModelTarget(replace(view, model=model, candidates=images), members)
 
 
 def _learn_by_heart(view: ModelView, images: ImageSet, seed: int) -> Classifier:
     device = view.device
-    model = device.move_model(view.build(derive(seed, "control")))
+    model = device.move_model(view.build(derive(seed, "weights")))
     model.requires_grad_(True).train()
     optimizer = torch.optim.Adam(model.parameters(), RATE)
+    x, labels = images.batch(slice(None))
+    x, labels = device.move_batch(x), labels.to(device.device)
     with temporary_seed(derive(seed, "random layers")):
-        for number in range(PASSES):
-            order = numpy_generator(seed, "by heart", number).permutation(len(images))
-            losses = []
-            for chosen in np.array_split(order, max(1, len(order) // BATCH)):
-                x, labels = images.batch(chosen)
-                logits = device.forward(model, device.move_batch(x))
-                loss = cross_entropy(logits, labels.to(device.device))
-                optimizer.zero_grad()
-                loss.backward()  # type: ignore[no-untyped-call]
-                optimizer.step()
-                losses.append(float(loss.detach()))
-            if np.mean(losses) < BY_HEART:
+        for _ in range(PASSES):
+            loss = cross_entropy(device.forward(model, x), labels)
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            if float(loss.detach()) < KNOWN:
                 break
     return model.eval()
