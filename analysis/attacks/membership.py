@@ -1,4 +1,4 @@
-"""Membership inference: was an image a training image of a model that the adversary holds?
+"""Membership inference: whether an image was a training image of a model.
 
 LiRA, the likelihood ratio attack of Carlini et al. 2022, "Membership inference attacks from first
 principles": its offline variant (section VI.C) with a global variance (section VI.A), for few
@@ -47,13 +47,13 @@ SHARE = 0.5
 """Of the adversary's own images, those that a shadow model is trained on."""
 LARGEST = 100.0
 """Beyond it confidences, in logits, are cut off: a class may be impossible."""
-CONTROLS = 5
+CONTROLS = 4
 """Models of the positive control: with one alone, a single lucky guess decides."""
-BY_HEART, OTHERS = 32, 200
-"""Images that each of them knows by heart, and others that it does not; of the latter, at most."""
+BY_HEART = 32
+"""Images that each of them knows by heart."""
 PASSES, RATE = 400, 3e-3
-"""How these models are trained: passes at most, and Adam's learning rate."""
-KNOWN = 0.01
+"""How they are trained: passes at most, and Adam's learning rate."""
+KNOWN = 0.05
 """The mean loss at which images count as known by heart."""
 RESAMPLES = 1000
 
@@ -216,30 +216,36 @@ def memorise(view: ModelView, seed: int) -> ModelTarget:
     """Return a model without a shield that knows some of the adversary's own images by heart.
 
     It has the same architecture, and is trained until it tells these images' random labels, which
-    nobody can who has not seen them. Candidates are these and others.
+    nobody can who has not seen them. Half of the other images come with another random label in
+    each pass, so that it is sure of nothing else; candidates are the rest.
     """
+    images = view.own.subset(numpy_generator(seed, "order").permutation(len(view.own)))
     draws = numpy_generator(seed, "labels")
-    chosen = draws.permutation(len(view.own))[: BY_HEART + OTHERS]
-    images = view.own.subset(chosen)
-    images = replace(images, labels=draws.integers(images.num_classes, size=len(chosen)))
-    members = np.arange(len(chosen)) < BY_HEART
-    model = _learn_by_heart(view, images.subset(np.flatnonzero(members)), seed)
-    return ModelTarget(replace(view, model=model, candidates=images), members)
+    images = replace(images, labels=draws.integers(images.num_classes, size=len(images)))
+    known, others = np.split(np.arange(len(images)), [BY_HEART])
+    seen, unseen = np.array_split(others, 2)
+    model = _learn_by_heart(view, images.subset(known), images.subset(seen), seed)
+    candidates = images.subset(np.concatenate([known, unseen]))
+    members = np.arange(len(candidates)) < len(known)
+    return ModelTarget(replace(view, model=model, candidates=candidates), members)
 
 
-def _learn_by_heart(view: ModelView, images: ImageSet, seed: int) -> Classifier:
-    device = view.device
+def _learn_by_heart(view: ModelView, known: ImageSet, seen: ImageSet, seed: int) -> Classifier:
+    device, draws = view.device, numpy_generator(seed, "by heart")
     model = device.move_model(view.build(derive(seed, "weights")))
     model.requires_grad_(True).train()
     optimizer = torch.optim.Adam(model.parameters(), RATE)
-    x, labels = images.batch(slice(None))
-    x, labels = device.move_batch(x), labels.to(device.device)
+    x, labels = known.batch(slice(None))
     with temporary_seed(derive(seed, "random layers")):
         for _ in range(PASSES):
-            loss = cross_entropy(device.forward(model, x), labels)
+            others = seen.batch(draws.choice(len(seen), min(len(seen), len(x)), replace=False))[0]
+            drawn = torch.from_numpy(draws.integers(known.num_classes, size=len(others)))
+            batch = device.move_batch(torch.cat([x, others]))
+            wanted = torch.cat([labels, drawn]).to(device.device)
+            losses = cross_entropy(device.forward(model, batch), wanted, reduction="none")
             optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            losses.mean().backward()  # type: ignore[no-untyped-call]
             optimizer.step()
-            if float(loss.detach()) < KNOWN:
+            if float(losses[: len(x)].detach().mean()) < KNOWN:
                 break
     return model.eval()

@@ -112,7 +112,8 @@ def choose_candidates(train: ImageSet, test: ImageSet, count: int, seed: int) ->
     parts = [train.subset(chosen), test.subset(others[:count])]
     order = draws.permutation(2 * count)
     rows, labels = (
-        np.concatenate([getattr(part, name) for part in parts])[order] for name in ("rows", "labels")
+        np.concatenate([getattr(part, name) for part in parts])[order]
+        for name in ("rows", "labels")
     )
     # A copy, numbered anew: rows of the data set would say of which part they are.
     copied = replace(
