@@ -47,11 +47,11 @@ SHARE = 0.5
 """Of the adversary's own images, those that a shadow model is trained on."""
 LARGEST = 100.0
 """Beyond it confidences, in logits, are cut off: a class may be impossible."""
-CONTROLS = 4
+CONTROLS = FEWEST + 1
 """Models of the positive control: with one alone, a single lucky guess decides."""
-BY_HEART = 32
+BY_HEART = 16
 """Images that each of them knows by heart."""
-PASSES, RATE = 400, 3e-3
+PASSES, RATE = 300, 3e-3
 """How they are trained: passes at most, and Adam's learning rate."""
 KNOWN = 0.05
 """The mean loss at which images count as known by heart."""
@@ -100,7 +100,7 @@ class MembershipInference(Attack):
             "accuracy_on_others": float(right[~members].mean()),
             **measure_scores(scores, members, effort.seed),
         }
-        control = measure_control(view, shadows, effort.seed)
+        control = measure_control(view, effort.seed)
         metrics |= {f"{name}{CLEAR}": value for name, value in control.items()}
         return Outcome(metrics, {})
 
@@ -193,8 +193,8 @@ def _resample(inside: np.ndarray, outside: np.ndarray, seed: int) -> tuple[float
     draws = numpy_generator(seed, "resampled")
 
     def draw() -> float:
-        again = [draws.choice(each, len(each)) for each in (inside, outside)]
-        return float(find_hits(*again, FALSE_ALARMS).mean())
+        scores, others = (draws.choice(each, len(each)) for each in (inside, outside))
+        return float(find_hits(scores, others, FALSE_ALARMS).mean())
 
     ends = (1 - CONFIDENCE) / 2
     low, high = np.quantile([draw() for _ in range(RESAMPLES)], [ends, 1 - ends])
@@ -204,12 +204,18 @@ def _resample(inside: np.ndarray, outside: np.ndarray, seed: int) -> tuple[float
 # ------------------------------------------------------------------------ positive control
 
 
-def measure_control(view: ModelView, shadows: Sequence[Classifier], seed: int) -> Metrics:
-    """Return :func:`measure_scores` of models that know some images by heart, taken together."""
+def measure_control(view: ModelView, seed: int) -> Metrics:
+    """Return :func:`measure_scores` of models that know some images by heart, taken together.
+
+    Each one's shadow models are the others: they are trained alike, with other labels.
+    """
     controls = [memorise(view, derive(seed, "control", number)) for number in range(CONTROLS)]
-    scores = [score(each.view.model, shadows, each.view) for each in controls]
-    members = [each.members for each in controls]
-    return measure_scores(np.concatenate(scores), np.concatenate(members), seed)
+    scores = []
+    for control in controls:
+        shadows = [other.view.model for other in controls if other is not control]
+        scores.append(score(control.view.model, shadows, control.view))
+    members = np.concatenate([control.members for control in controls])
+    return measure_scores(np.concatenate(scores), members, seed)
 
 
 def memorise(view: ModelView, seed: int) -> ModelTarget:
