@@ -19,10 +19,11 @@ from pudica.analysis.facemix import (
     facemix_trade_off,
     facemix_transmission,
 )
+from pudica.analysis.frontiers import attack_cells, frontier
 from pudica.analysis.page import publish
 from pudica.analysis.reporting import report
 from pudica.analysis.runs import describe, find, load
-from pudica.analysis.split import split_accuracy, split_attacks, split_costs
+from pudica.analysis.split import split_accuracy, split_costs
 from pudica.analysis.spread import join_intervals
 from pudica.analysis.summary import brief, tables
 from pudica.analysis.themis import (
@@ -33,6 +34,7 @@ from pudica.analysis.themis import (
 )
 
 __all__ = [
+    "attack_cells",
     "brief",
     "build_named_table",
     "compare",
@@ -49,6 +51,7 @@ __all__ = [
     "facemix_transmission",
     "figures",
     "find",
+    "frontier",
     "join_intervals",
     "list_tables",
     "load",
@@ -56,7 +59,6 @@ __all__ = [
     "publish",
     "report",
     "split_accuracy",
-    "split_attacks",
     "split_costs",
     "tables",
     "themis_leaderboard",

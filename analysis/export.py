@@ -16,8 +16,9 @@ from pudica.analysis.facemix import (
     facemix_reconstructions,
     facemix_transmission,
 )
+from pudica.analysis.frontiers import attack_cells, frontier
 from pudica.analysis.runs import RunPaths, open_runs
-from pudica.analysis.split import split_accuracy, split_attacks, split_costs
+from pudica.analysis.split import split_accuracy, split_costs
 from pudica.analysis.spread import format_cell, is_figure, join_intervals
 from pudica.analysis.summary import tables
 from pudica.analysis.themis import (
@@ -32,10 +33,11 @@ from pudica.strategies.core.spreadsheets import to_csv
 NAMED: dict[str, Callable[..., pd.DataFrame]] = {
     function.__name__.replace("_", "-"): function
     for function in (
-        *(compare, dlmt_accuracy, dlmt_breaks, dlmt_measures),
+        *(attack_cells, compare, frontier),
+        *(dlmt_accuracy, dlmt_breaks, dlmt_measures),
         *(facemix_accuracy, facemix_attacks, facemix_attributes),
         *(facemix_reconstructions, facemix_transmission),
-        *(split_accuracy, split_attacks, split_costs),
+        *(split_accuracy, split_costs),
         *(themis_leaderboard, themis_protection, themis_table1, themis_table2),
     )
 }

@@ -9,12 +9,13 @@ from typing import Any, NamedTuple, TypeVar
 import pandas as pd
 from markupsafe import Markup
 
-from pudica.analysis import facemix
 from pudica.analysis.drawing import draw_figures, plot_style
+from pudica.analysis.frontier_figures import draw_frontier
+from pudica.analysis.frontiers import attack_cells, frontier
 from pudica.analysis.guarantees import LedgerReport, build_ledger_report, describe_competition
 from pudica.analysis.rendering import build_heading
 from pudica.analysis.reproducing import FILE, build_command, is_simulation, join_command, to_yaml
-from pudica.analysis.runs import Run, open_runs_of
+from pudica.analysis.runs import ATTACKS, Run, open_runs_of
 from pudica.analysis.spread import (
     format_cell,
     group_by_seed,
@@ -27,6 +28,7 @@ from pudica.analysis.vectors import render_svg, take_title
 from pudica.strategies.core.releases import FILE as LEDGER
 
 TITLES = {"themis": "THEMIS", "split": "Split learning", "dlmt": "DLMT", "facemix": "FaceMix"}
+REBUILT = "images and what attacks rebuilt of them"
 MAX_NODES = 12
 NO_LEDGER = f"There is no ledger of what was released ({LEDGER}), so nothing is known to hold."
 
@@ -108,10 +110,37 @@ class Section(NamedTuple):
 def build_sections(runs: Sequence[Run]) -> list[Section]:
     """Return a section for each system."""
     names = sorted({str(run.info.get("system", "")) for run in runs})
-    return [
+    each = [
         _build_section(f"s{number}", name, open_runs_of(name, runs))
         for number, name in enumerate(names)
     ]
+    return [*_build_frontier("f", runs), *each]
+
+
+def _build_frontier(key: str, runs: Sequence[Run]) -> Iterator[Section]:
+    """Yield a section on all methods together, if they were attacked."""
+    if not any(any(run.directory.glob(ATTACKS)) for run in runs):
+        return
+    table = frontier(runs).dropna(axis="columns", how="all")
+    unmeasured = attack_cells(runs).query("success.isna()")
+    frames = {
+        "Frontier: the best attack of each kind, in per cent": table,
+        "Attacks that did not begin": unmeasured[["run", "case", "attack", "reason"]],
+    }
+    shown = [(title, frame) for title, frame in frames.items() if len(frame)]
+    tables = [build_table(f"{key}-t{n}", *each) for n, each in enumerate(shown)]
+    pictures = {"": list(_draw_frontier(f"{key}-f", runs))}
+    yield Section(key, "All methods, and the best attacks on them", [], tables, pictures, [])
+
+
+def _draw_frontier(key: str, runs: Sequence[Run]) -> Iterator[Picture]:
+    with plot_style():
+        for number, (name, figure) in enumerate(draw_frontier(runs)):
+            if figure is not None:
+                title = take_title(figure)
+                svg = Markup(render_svg(figure, f"{key}-{number}"))
+                private = REBUILT if name.endswith("images") else ""
+                yield Picture(f"{key}-{number}", "all methods", title, svg, private=private)
 
 
 def _build_section(key: str, system: str, runs: list[Run]) -> Section:
@@ -267,11 +296,10 @@ def _describe_private(run: Run, name: str) -> str:
 
 def _load_attack_pictures(key: str, run: Run) -> Iterator[Picture]:
     """Yield the pictures that ``pudica attack`` left."""
-    cases = facemix.case_settings(run) if run.info.get("system") == "facemix" else ()
-    wanted = [(case, attack) for case in cases for attack in facemix.ATTACKS]
+    measured = sorted(run.directory.glob(ATTACKS))
+    wanted = [(p.parent.name, p.stem.removeprefix("attack-")) for p in measured]
     for number, (case, attack) in enumerate(wanted):
         path = run.directory / "plots" / f"{case}-{attack}.png"
         if path.is_file():
             png = f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
-            private = "images and what attacks rebuilt of them"
-            yield Picture(f"{key}-{number}", run.name, f"{attack}: {case}", None, png, private)
+            yield Picture(f"{key}-{number}", run.name, f"{attack}: {case}", None, png, REBUILT)

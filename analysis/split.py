@@ -12,7 +12,6 @@ from matplotlib.ticker import NullLocator
 from pudica.analysis.drawing import COLOURS, draw_curves, label_points, new_figure
 from pudica.analysis.privacy import claims, verdict
 from pudica.analysis.published import load_paper_table
-from pudica.analysis.releases import release_attacks, release_tables
 from pudica.analysis.runs import Run, RunPaths, find_value, open_runs_of, select
 from pudica.analysis.spread import average_seeds, drop_columns
 from pudica.analysis.summary import build_table
@@ -79,11 +78,6 @@ def split_costs(runs: RunPaths, spread: bool = True) -> pd.DataFrame:
     return average_seeds(frame, opened, ["case", "node"], spread)
 
 
-def split_attacks(runs: RunPaths, spread: bool = True) -> pd.DataFrame:
-    """Return how far attacks on the activations that crossed came; see :func:`release_attacks`."""
-    return release_attacks("split", runs, spread)
-
-
 def tables(runs: Sequence[Run]) -> dict[str, pd.DataFrame]:
     """Return the tables that ``pudica show`` prints, by title."""
     accuracy = drop_columns(split_accuracy(runs), SETTINGS)
@@ -95,7 +89,6 @@ def tables(runs: Sequence[Run]) -> dict[str, pd.DataFrame]:
         costs = average_seeds(_average_devices(split_costs(runs, spread=False)), runs, ["case"])
     return {
         "Test accuracy": accuracy,
-        **release_tables("split", runs),
         "What a device pays, per epoch and per batch": costs,
     }
 

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from pudica.analysis.rendering import Tables
-from pudica.analysis.runs import Run, RunPaths, open_runs, open_runs_of
+from pudica.analysis.runs import ATTACKS, Run, RunPaths, open_runs, open_runs_of
 from pudica.analysis.spread import average_seeds, group_by_seed
 from pudica.clients.runtime.systems import systems
 
@@ -40,6 +40,8 @@ def tables(runs: RunPaths) -> Tables:
                 # In the tables of a single run, or group, its name would be the same in every row.
                 one = frame.drop(columns=["run", "experiment"], errors="ignore")
                 found[title] = frame if len(groups) > 1 else one
+    for title, frame in _build_attacks(opened).items():
+        found[title] = frame if len(groups) > 1 else frame.drop(columns="run")
     disguised = [{"run": run.name, "disguise": run.disguise} for run in opened if run.disguise]
     found |= {
         "Images that were disguised beforehand": pd.DataFrame(disguised),
@@ -56,6 +58,15 @@ def tables(runs: RunPaths) -> Tables:
 def brief(found: Mapping[str, pd.DataFrame]) -> Tables:
     """Return those of :func:`tables` that say what came out, without what was exchanged."""
     return Tables((title, frame) for title, frame in found.items() if title not in LOGISTICS)
+
+
+def _build_attacks(runs: Sequence[Run]) -> dict[str, pd.DataFrame]:
+    if not any(any(run.directory.glob(ATTACKS)) for run in runs):
+        return {}
+    # All attacks, and what they are built on, are slow to import.
+    from pudica.analysis.frontiers import attack_tables
+
+    return attack_tables(runs)
 
 
 def _build_exchanges(runs: Sequence[Run]) -> pd.DataFrame:

@@ -6,12 +6,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pudica.simulations.laboratory import Run, run
     from pudica.simulations.simulation import simulate
+    from pudica.simulations.studies.frontier import Frontier, run_frontier
     from pudica.simulations.studies.study import Study, study
 
-__all__ = ["Run", "Study", "run", "simulate", "study"]
+__all__ = ["Frontier", "Run", "Study", "run", "run_frontier", "simulate", "study"]
 
 _HOMES = {
     **dict.fromkeys(("Run", "run"), "laboratory"),
+    **dict.fromkeys(("Frontier", "run_frontier"), "studies.frontier"),
     **dict.fromkeys(("Study", "study"), "studies.study"),
     "simulate": "simulation",
 }

@@ -11,24 +11,29 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pudica.analysis.attacks import Effort, FacemixView, Outcome, attacks
-from pudica.analysis.attacks.base import Metrics
+import numpy as np
+import torch
+
+from pudica.analysis.attacks import Effort, FacemixView, Outcome, Target, attacks
+from pudica.analysis.attacks.base import CROSSED, ORIGINAL, Metrics
 from pudica.analysis.drawing import draw_image_rows, plot_style, save
 from pudica.analysis.runs import Run, open_run
+from pudica.analysis.views.releases import depict
 from pudica.clients.data import DataConfig, Splits, load
 from pudica.clients.runtime.systems import systems
 from pudica.models.compute import Compute
 from pudica.models.errors import RequestError, unknown_name_error
-from pudica.models.files import write_atomically
+from pudica.models.files import save_tensors, write_atomically
 from pudica.models.printable import to_nfc
 from pudica.models.randomness import derive
 from pudica.simulations.replaying import replay
 from pudica.strategies.core.experiment import ClientConfig
 from pudica.strategies.core.session import CLOUD
 from pudica.strategies.core.wire_log import Exchanged
-from pudica.strategies.facemix.system import MODEL
 from pudica.strategies.loading import validated
 
+LAST_FILES = ("model.safetensors", "generator.npz")
+"""What cases keep in the end."""
 OpenTargets = Callable[
     [Run, str, int, int, Callable[[Callable[[Exchanged], None]], None]], Sequence[Any]
 ]
@@ -62,32 +67,44 @@ def attack(
         :func:`.replay`.
     """
     opened = open_run(run)
-    for kind in kinds:
-        if kind not in attacks():
-            raise unknown_name_error("attack", kind, attacks())
+    validate_kinds(kinds)
     if "identity" in kinds and people is None:
         raise RequestError("identity: name images of known people with --data")
-    targets = _list_targets(opened)
-    chosen = [*map(to_nfc, cases)] or _list_finished(opened, targets)
+    openers = list_targets(opened)
+    chosen = [*map(to_nfc, cases)] or _list_finished(opened, openers)
     for case in chosen:
-        if case not in targets:
+        if case not in openers:
             raise RequestError(
                 f"{opened.name}: no case '{case}' in which something leaves the nodes; allowed: "
-                f"{', '.join(targets) or '(none)'}"
+                f"{', '.join(openers) or '(none)'}"
             )
-        if not _is_finished(opened, case):
-            raise RequestError(f"{opened.name}: case '{case}' is not done yet: it has no {MODEL}")
+        if not is_finished(opened, case):
+            raise RequestError(f"{opened.name}: case '{case}' is not done yet")
     with Compute(opened.section("client", ClientConfig)).use_threads():
         for case in chosen:
-            again = partial(_replay, opened, case, notify)
-            found = targets[case](opened, case, effort.images, effort.seed, again)
+            found = open_targets(opened, case, openers[case], effort, notify)
             if people is not None:
                 found = [_with_people(target, people) for target in found]
             for kind in kinds or _list_fitting(found, case):
-                _attack(opened, case, kind, found, effort, notify)
+                attack_targets(opened, case, kind, found, effort, notify)
 
 
-def _list_targets(run: Run) -> Mapping[str, OpenTargets]:
+def validate_kinds(kinds: Sequence[str]) -> None:
+    """Raise RequestError if there is no such attack."""
+    for kind in kinds:
+        if kind not in attacks():
+            raise unknown_name_error("attack", kind, attacks())
+
+
+def open_targets(
+    run: Run, case: str, opener: OpenTargets, effort: Effort, notify: Callable[[str], None]
+) -> Sequence[Any]:
+    """Return what there is to attack of a case; errors as of :func:`attack`."""
+    again = partial(_replay, run, case, notify)
+    return opener(run, case, effort.images, effort.seed, again)
+
+
+def list_targets(run: Run) -> Mapping[str, OpenTargets]:
     """Return by case what opens its target."""
     system = systems().get(str(run.info.get("system")))
     find = system.part("targets") if system else None
@@ -101,14 +118,15 @@ def _list_targets(run: Run) -> Mapping[str, OpenTargets]:
 
 
 def _list_finished(run: Run, targets: Mapping[str, OpenTargets]) -> list[str]:
-    done = [case for case in targets if _is_finished(run, case)]
+    done = [case for case in targets if is_finished(run, case)]
     if not done:
         raise RequestError(f"{run.name}: no case is done yet in which something leaves the nodes")
     return done
 
 
-def _is_finished(run: Run, case: str) -> bool:
-    return (run.directory / case / MODEL).is_file()
+def is_finished(run: Run, case: str) -> bool:
+    """Return whether a case is done, also of a run that goes on."""
+    return any((run.directory / case / name).is_file() for name in LAST_FILES)
 
 
 def _with_people(target: object, people: Splits) -> object:
@@ -131,29 +149,44 @@ def _replay(
     replay(run, case, note, notify)
 
 
-def _attack(
+def attack_targets(
     run: Run,
     case: str,
     kind: str,
-    targets: Sequence[object],
+    targets: Sequence[Any],
     effort: Effort,
     notify: Callable[[str], None],
 ) -> None:
+    """Attack a case in one way, and save what came out; RequestError if it does not fit."""
     attack = attacks()[kind]
     if why := attack.explain_unfit(targets):
         fitting = ", ".join(_list_fitting(targets, case))
         raise RequestError(f"{kind}: in case '{case}' {why}; allowed: {fitting}")
     notify(f"{case}: {kind} …")
-    began = time.perf_counter()
-    outcome = attack.run(attack.find_target(targets), effort)
+    began, target = time.perf_counter(), attack.find_target(targets)
+    outcome = attack.run(target, effort)
     seconds = time.perf_counter() - began
+    if pictures := _add_crossed(outcome.pictures, target):
+        _save_pictures(run, case, kind, pictures)
     metrics = effort._asdict() | outcome.metrics | {"seconds": seconds}
     _save_metrics(run, case, kind, metrics, outcome)
     notify(f"{case}: {kind}: {seconds:.1f} s")
-    if outcome.pictures:
-        with plot_style():
-            figure = draw_image_rows(outcome.pictures, f"{kind}: {case} — {run.name}")
-            save(figure, run.directory / "plots" / f"{case}-{kind}.png")
+
+
+def _add_crossed(pictures: Mapping[str, np.ndarray], target: object) -> dict[str, np.ndarray]:
+    """Put what crossed below the true images, where it can be drawn."""
+    if ORIGINAL not in pictures or not isinstance(target, Target):
+        return dict(pictures)
+    crossed = depict(target.view, len(pictures[ORIGINAL]))
+    return {ORIGINAL: pictures[ORIGINAL], CROSSED: crossed, **pictures}
+
+
+def _save_pictures(run: Run, case: str, kind: str, pictures: Mapping[str, np.ndarray]) -> None:
+    with plot_style():
+        figure = draw_image_rows(pictures, f"{kind}: {case} — {run.name}")
+        save(figure, run.directory / "plots" / f"{case}-{kind}.png")
+    tensors = {name: torch.from_numpy(np.ascontiguousarray(p)) for name, p in pictures.items()}
+    save_tensors(run.directory / case / f"attack-{kind}.safetensors", tensors, {})
 
 
 def load_known_people(name: str, settings: list[str], run: Path) -> Splits:

@@ -5,24 +5,22 @@ from __future__ import annotations
 import pandas as pd
 
 from pudica.analysis.audit import Audit, audit
-from pudica.clients.shields import SHIELDS, Guarantee, Mechanism, build
-from pudica.models.errors import RequestError, unknown_name_error
+from pudica.clients.shields import Guarantee, Mechanism, build, find_shield
+from pudica.models.errors import RequestError
 from pudica.strategies.loading import validated
 
 
 def audit_shield(
     name: str, settings: list[str], shape: tuple[int, ...], batch: int, samples: int, seed: int
 ) -> Audit:
-    """Audit a shield of :data:`pudica.clients.shields.SHIELDS`, for examples of a shape.
+    """Audit a shield by its name, for examples of a shape.
 
     Raises
     ------
     RequestError
         If there is no such shield, it has no noise, or a setting ``KEY=VALUE`` is not valid.
     """
-    if name not in SHIELDS:
-        raise unknown_name_error("shield", name, SHIELDS)
-    schema, _ = SHIELDS[name]
+    schema = find_shield(name).schema
     shield = build(validated(schema, {"name": name}, name, settings), shape, batch)
     if not isinstance(shield, Mechanism) or shield.is_noiseless:
         raise RequestError(

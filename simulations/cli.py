@@ -9,11 +9,11 @@ from typing import Annotated
 
 import typer
 
+from pudica.simulations.attack_commands import attacks_app
 from pudica.simulations.competition import competition_app
 from pudica.simulations.console import (
     ENGINE,
     INTERRUPTED,
-    DataSettings,
     RunPaths,
     Settings,
     exit_on_request_error,
@@ -40,6 +40,7 @@ app.add_typer(key_app, name="key")
 app.add_typer(competition_app, name="competition")
 app.add_typer(deploy_app, name="deploy")
 app.add_typer(node_app, name="node")
+app.add_typer(attacks_app)
 app.add_typer(results_app)
 
 
@@ -70,10 +71,14 @@ def list_() -> None:
 
     from pudica import models
     from pudica.clients.data import catalogue
+    from pudica.simulations.studies.shipping import shipped_frontiers
     from pudica.strategies.loading import shipped
 
     typer.echo("Experiments (pudica run NAME)")
     for name, path in shipped().items():
+        typer.echo(f"  {name:24} {yaml.safe_load(path.read_text())['description']}")
+    typer.echo("\nFrontiers (pudica frontier NAME)")
+    for name, path in shipped_frontiers().items():
         typer.echo(f"  {name:24} {yaml.safe_load(path.read_text())['description']}")
     typer.echo("\nData sets (--set data.name=NAME)")
     with exit_on_request_error():
@@ -295,52 +300,6 @@ def privacy(
     for report in reports:
         print_frame(report.table, report.title)
         print_message("\n".join(report.lines) + "\n", err=False)
-
-
-@app.command()
-def attack(
-    run: Annotated[Path, typer.Argument(help="A run of facemix or split that is done.")],
-    case: Annotated[
-        list[str] | None, typer.Option(help="Cases; by default all. May be repeated.")
-    ] = None,
-    kind: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="inversion or matching; facemix: attributes, identity, separation or "
-            "reconstruction. By default all that fit."
-        ),
-    ] = None,
-    epochs: Annotated[int, typer.Option(min=1, help="Epochs of networks that are trained.")] = 5,
-    images: Annotated[int, typer.Option(min=1, help="Images to attack, or to reconstruct.")] = 256,
-    requests: Annotated[int, typer.Option(min=1, help="Requests to unmix.")] = 4,
-    data: Annotated[
-        str | None, typer.Option(help="Images of known people, for identity: a data set's name.")
-    ] = None,
-    set_: DataSettings = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of all randomness.")] = 0,
-) -> None:
-    """Attack what the cloud saw in a run, and show what it could learn.
-
-    A case of split learning is run once more, to see what crosses.
-    """
-    from pudica import analysis
-    from pudica.analysis.attacks import Effort
-    from pudica.models.errors import RequestError
-    from pudica.simulations import attacking
-    from pudica.simulations.display import print_result
-
-    with exit_on_request_error():
-        if set_ and not data:
-            raise RequestError("--set: only with --data, which is missing")
-        people = attacking.load_known_people(data, set_ or [], run) if data else None
-        effort = Effort(epochs, images, requests, seed)
-        attacking.attack(run, case or [], kind or [], effort, people, print_message)
-        for title, frame in analysis.tables(run).items():
-            if "attack" in title:
-                print_result(frame, title, wide=True)
-    analysis.plot(run)
-    for picture in sorted((run / "plots").glob("*.png")):
-        typer.echo(shorten_path(picture.absolute()))
 
 
 @app.command()

@@ -86,7 +86,7 @@ def _compare(run: Run, again: Run, case: str, notify: Callable[[str], None]) -> 
 
 def _is_secret(run: Run, case: str) -> bool:
     """Tell whether a case draws from what nobody else knows, so that it can't be repeated."""
-    section = run.settings[str(run.info["system"])]
+    section = run.settings.get(str(run.info["system"]), {})
     own = {**section, **(section.get("cases") or {}).get(case, {})}
     return "secret" in (own.get("noise"), own.get("keys"))
 

@@ -22,6 +22,8 @@ GOALS = {
 """What attacks are after, and what their success is."""
 SHOWN = 8
 """Images in a figure's row."""
+ORIGINAL, CROSSED, DRAWN = "original", "what crossed", "drawn"
+"""Rows of a figure: true images, their last releases, and the best that an attack drew."""
 CLEAR = "_in_the_clear"
 """How names of a positive control's measurements end."""
 CONFIDENCE = 0.95
@@ -57,12 +59,19 @@ class Attack(ABC):
         Its name.
     goal : str
         One of :data:`GOALS`.
+    further : mapping of str to str
+        Other goals that it reaches, and the name of the measurement that says how often. Of these
+        a blind guess reaches nothing.
+    assumes : str
+        What it needs beyond a case's view, such as images known in plain; empty for nothing.
     target : type
         What it attacks: a view, or a view with the images behind it, by which it is judged.
     """
 
     kind: ClassVar[str]
     goal: ClassVar[str]
+    further: ClassVar[Mapping[str, str]] = {}
+    assumes: ClassVar[str] = ""
     target: ClassVar[type]
 
     def find_target(self, targets: Sequence[Any]) -> Any:

@@ -5,12 +5,16 @@ All releases of an image are given to the decoder together, so that it averages 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import torch
 from torch.nn.functional import mse_loss
 
 from pudica.analysis.attacks.base import (
     CLEAR,
+    DRAWN,
+    ORIGINAL,
     SHOWN,
     Attack,
     Effort,
@@ -48,9 +52,7 @@ class LearnedInversion(Attack):
             drawn[suffix] = invert(sees, STEPS * effort.epochs, effort.seed)
             metrics |= {f"{k}{suffix}": v for k, v in compare(drawn[suffix], true).items()}
         metrics |= describe_mean(view, true)
-        names = {"": "from all releases", "_once": "from one", CLEAR: "from all, in the clear"}
-        pictures = {"original": true, **{names[suffix]: each for suffix, each in drawn.items()}}
-        return Outcome(metrics, {name: each[:SHOWN].numpy() for name, each in pictures.items()})
+        return Outcome(metrics, name_pictures(true, drawn))
 
 
 def invert(view: ReleasesView, steps: int, seed: int) -> torch.Tensor:
@@ -64,6 +66,13 @@ def invert(view: ReleasesView, steps: int, seed: int) -> torch.Tensor:
 
     decoder = train_reader(view, own, true[0].numel(), loss, steps, seed)
     return read(view, decoder).sigmoid().reshape(-1, *true.shape[1:])
+
+
+def name_pictures(true: torch.Tensor, drawn: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
+    """Return the rows of a figure: some true images, and what was drawn of them by view."""
+    names = {"": DRAWN, "_once": f"{DRAWN} from one release", CLEAR: f"{DRAWN}, in the clear"}
+    rows = {ORIGINAL: true, **{names[suffix]: images for suffix, images in drawn.items()}}
+    return {name: images[:SHOWN].numpy() for name, images in rows.items()}
 
 
 def likeness(drawn: torch.Tensor, true: torch.Tensor) -> Metrics:

@@ -7,8 +7,11 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from pudica.analysis.attacks.base import CLEAR, Attack, Effort, Metrics, Outcome, balance_successes
-from pudica.analysis.attacks.learning import STEPS, choose_own, explain_few, read, train_reader
+from pudica.analysis.attacks.learning import choose_own, explain_few, read, train_reader
 from pudica.analysis.views.releases import ReleasesView, Target
+
+STEPS = 100
+"""For each epoch of effort: a class is learnt sooner than an image."""
 
 
 class LabelInference(Attack):

@@ -6,8 +6,6 @@ it knows, and takes the nearest: with normal noise the most likely one. Releases
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import torch
 
@@ -20,8 +18,12 @@ from pudica.analysis.attacks.base import (
     Outcome,
     count_successes,
 )
+from pudica.analysis.attacks.inversion import name_pictures
 from pudica.analysis.views.releases import Target
-from pudica.models.randomness import numpy_generator
+
+TOGETHER = 1024
+"""Candidates whose releases are computed at a time."""
+KEYED = "what crosses depends on a secret key, so that nobody else can compute it"
 
 
 class CandidateMatching(Attack):
@@ -31,6 +33,9 @@ class CandidateMatching(Attack):
     goal = "image"
     target = Target
 
+    def _explain_unfit(self, target: Target) -> str:
+        return KEYED if target.view.is_keyed else ""
+
     def run(self, target: Target, effort: Effort) -> Outcome:
         """Match releases to images, of the last release alone and of all of them."""
         view = target.view
@@ -38,24 +43,22 @@ class CandidateMatching(Attack):
         targets = {"": target, CLEAR: target.in_the_clear(effort.seed)}
         if view.releases > 1:
             targets["_once"] = target.last(1)
-        found = {suffix: match(each, effort.seed) for suffix, each in targets.items()}
+        found = {suffix: match(each) for suffix, each in targets.items()}
         for suffix, picked in found.items():
             rates = count_successes(picked == np.arange(view.count))
             metrics |= {f"{name}{suffix}": value for name, value in rates.items()}
-        shown = target.pixels[:SHOWN]
-        pictures = {"released": shown, "taken for": target.pixels[found[""][:SHOWN]]}
-        return Outcome(metrics, {name: each.numpy() for name, each in pictures.items()})
+        taken_for = target.pixels[found[""][:SHOWN]]
+        return Outcome(metrics, name_pictures(target.pixels, {"": taken_for}))
 
 
-def match(target: Target, seed: int) -> np.ndarray:
+@torch.no_grad()
+def match(target: Target) -> np.ndarray:
     """Return which image each release is taken for, (n,)."""
-    view = target.view
-    clear = replace(view, noisy=False)
+    view, parts = target.view, target.pixels.split(TOGETHER)
     picked = np.zeros(view.count, np.int64)
     for node in np.unique(view.nodes):
-        own = np.flatnonzero(view.nodes == node)
-        values = view.compute(target.images, slice(None), seed, int(node))
-        sent = clear.protect(values, numpy_generator(seed, "unused"))
+        own, release = np.flatnonzero(view.nodes == node), view.function_of(int(node))
+        sent = torch.cat([release(view.device.move_batch(part)).cpu() for part in parts])
         distances = torch.cdist(view.seen[own].flatten(1), sent.flatten(1))
         picked[own] = distances.argmin(1).numpy()
     return picked

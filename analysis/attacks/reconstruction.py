@@ -14,7 +14,16 @@ from scipy.optimize import linear_sum_assignment
 from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits, conv2d, interpolate
 
-from pudica.analysis.attacks.base import CLEAR, SHOWN, Attack, Effort, Metrics, Outcome
+from pudica.analysis.attacks.base import (
+    CLEAR,
+    DRAWN,
+    ORIGINAL,
+    SHOWN,
+    Attack,
+    Effort,
+    Metrics,
+    Outcome,
+)
 from pudica.analysis.attacks.unmixing import UnmixingResult
 from pudica.analysis.views.facemix import (
     FacemixView,
@@ -137,9 +146,9 @@ class ImageReconstruction(Attack):
             rebuilt = reconstruct(sees, generator, effort.images, effort.seed)
             metrics |= {f"{name}{suffix}": value for name, value in rebuilt.similarity().items()}
             metrics[f"success{suffix}"] = mean(attribute_accuracies(view, rebuilt))
-            where = " (in the clear)" if suffix else ""
-            pictures[f"original{where}"] = rebuilt.true[:SHOWN].numpy()
-            pictures[f"rebuilt{where}"] = rebuilt.drawn[:SHOWN].numpy()
+            where = ", in the clear" if suffix else ""
+            pictures[f"{ORIGINAL}{where}"] = rebuilt.true[:SHOWN].numpy()
+            pictures[f"{DRAWN}{where}"] = rebuilt.drawn[:SHOWN].numpy()
         return Outcome(metrics, pictures)
 
 

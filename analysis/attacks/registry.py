@@ -14,12 +14,16 @@ from flwr.common.logger import log
 
 from pudica.analysis.attacks.attribute_inference import AttributeInference, IdentityInference
 from pudica.analysis.attacks.base import Attack
+from pudica.analysis.attacks.divisors import CommonDivisors
 from pudica.analysis.attacks.inversion import LearnedInversion
+from pudica.analysis.attacks.known_pairs import KnownPairs
 from pudica.analysis.attacks.labels import LabelInference
 from pudica.analysis.attacks.matching import CandidateMatching
 from pudica.analysis.attacks.membership import MembershipInference
+from pudica.analysis.attacks.moments import Moments
 from pudica.analysis.attacks.reconstruction import ImageReconstruction
 from pudica.analysis.attacks.separation import Separation
+from pudica.analysis.attacks.total_variation import TotalVariationInversion
 from pudica.models.plugins import load_plugins
 
 GROUP = "pudica.attacks"
@@ -30,8 +34,12 @@ OURS: tuple[Attack, ...] = (
     ImageReconstruction(),
     LearnedInversion(),
     CandidateMatching(),
+    TotalVariationInversion(),
     LabelInference(),
     MembershipInference(),
+    Moments(),
+    CommonDivisors(),
+    KnownPairs(),
 )
 
 

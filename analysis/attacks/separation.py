@@ -18,6 +18,7 @@ class Separation(Attack):
 
     kind = "separation"
     goal = "attribute"
+    further = {"image": "recognised"}
     target = FacemixView
 
     def _explain_unfit(self, view: FacemixView) -> str:

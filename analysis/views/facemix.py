@@ -13,9 +13,11 @@ import torch
 
 from pudica.analysis.facemix import case_settings
 from pudica.analysis.runs import Run
+from pudica.analysis.views.releases import Release, ReleasesView, Target
 from pudica.clients.data import DataConfig, ImageSet, Splits, load
 from pudica.clients.data.images import Positions
-from pudica.clients.shields.mixing import MixingKey, group_size
+from pudica.clients.shields.mixing import MixingKey, group_size, padded_count
+from pudica.clients.shields.obfuscation import LowResolution
 from pudica.clients.shields.stages import StagedModel, build_staged
 from pudica.models.anonymiser import Anonymiser
 from pudica.models.attributes import compute_balanced_accuracies, count_confusions, predict_answers
@@ -28,10 +30,15 @@ from pudica.strategies.core.experiment import ClientConfig
 from pudica.strategies.facemix.system import MODEL
 
 
-def targets(run: Run) -> dict[str, Callable[..., FacemixView]]:
+def targets(run: Run) -> dict[str, Callable[..., tuple[FacemixView, Target]]]:
     """Return what opens each case; see :class:`pudica.clients.runtime.systems.System`."""
     cases = [case for case, settings in case_settings(run).items() if settings.place != "edge"]
-    return dict.fromkeys(cases, lambda run, case, *_: FacemixView.of(run, case))
+    return dict.fromkeys(cases, _open)
+
+
+def _open(run: Run, case: str, images: int, seed: int, *_: object) -> tuple[FacemixView, Target]:
+    view = FacemixView.of(run, case)
+    return view, release_rows(view, images, seed)
 
 
 class Observation(NamedTuple):
@@ -163,7 +170,7 @@ class FacemixView:
         """Return what the cloud sees of some images that cross together."""
         if not self.shielded:
             plain = isinstance(self.model.pre, Anonymiser)
-            clear = self._load_images(images, chosen) if plain else self.features(images, chosen)
+            clear = self.load_images(images, chosen) if plain else self.features(images, chosen)
             return Observation(clear, chosen, chosen[:, None])
         rows, secret = self.model.shield.protect(self.features(images, chosen), randomness)
         groups = np.repeat(chosen.reshape(-1, self.group), self.group, axis=0)
@@ -175,10 +182,11 @@ class FacemixView:
     @torch.no_grad()
     def features(self, images: ImageSet, chosen: Positions) -> torch.Tensor:
         """Return the output of the first stage, (n, *shape)."""
-        features: torch.Tensor = self.model.pre(self._load_images(images, chosen))
+        features: torch.Tensor = self.model.pre(self.load_images(images, chosen))
         return features
 
-    def _load_images(self, images: ImageSet, chosen: Positions) -> torch.Tensor:
+    def load_images(self, images: ImageSet, chosen: Positions) -> torch.Tensor:
+        """Return normalised images, (n, C, H, W), on the adversary's device."""
         return self.compute.move_batch(images.batch(chosen)[0])
 
     @torch.no_grad()
@@ -239,3 +247,87 @@ def explain_no_maps(view: FacemixView) -> str:
     if len(shape) < 3 or min(shape[1:]) < 2:
         return f"values of shape {shape} are sent, not feature maps of at least 2x2"
     return ""
+
+
+@dataclass(frozen=True)
+class RowsView(ReleasesView):
+    """The rows that stand for test images, each once.
+
+    A row of mixtures is that at the image's place among the group's; which one that is depends on
+    the key, and so does the row.
+
+    Attributes
+    ----------
+    cloud : FacemixView
+        What is public.
+    """
+
+    cloud: FacemixView
+
+    @property
+    def is_keyed(self) -> bool:
+        """Whether rows are mixtures."""
+        return self.noisy and self.cloud.group > 1
+
+    def compute(
+        self,
+        images: ImageSet,
+        positions: Positions,
+        seed: int,  # noqa: ARG002
+        node: int | None = None,  # noqa: ARG002
+    ) -> torch.Tensor:
+        """Return features before the shield; see :meth:`ReleasesView.compute`."""
+        cloud, chosen = self.cloud, np.arange(len(images))[positions]
+        parts = split_evenly(chosen, cloud.request) if len(chosen) else []
+        plain = not self.noisy and isinstance(cloud.model.pre, Anonymiser)
+        make = cloud.load_images if plain else cloud.features
+        return torch.cat([make(images, part).cpu() for part in parts])[:, None]
+
+    @torch.no_grad()
+    def protect(self, values: torch.Tensor, randomness: Randomness) -> torch.Tensor:
+        """Return rows as they would cross; see :meth:`ReleasesView.protect`.
+
+        A group that is not full is filled with others of these rows.
+        """
+        if not self.noisy:
+            return values
+        fill = torch.arange(padded_count(len(values), self.cloud.model.shield.config)) % len(values)
+        rows, secret = self.cloud.model.shield.protect(
+            self.device.move_batch(values[fill, 0]), randomness
+        )
+        if isinstance(secret, MixingKey):
+            rows = rows[secret.order.argsort()]
+        return rows[: len(values)].cpu()[:, None]
+
+    def function_of(self, node: int) -> Release:
+        """Return the features of images; see :meth:`ReleasesView.function_of`."""
+        if self.is_keyed:
+            return super().function_of(node)
+        mean, std = (self.device.move_batch(each) for each in (self.own.mean, self.own.std))
+        pre, shield = self.cloud.model.pre, self.cloud.model.shield
+        plain = not self.noisy and isinstance(pre, Anonymiser)
+
+        def release(images: torch.Tensor) -> torch.Tensor:
+            x = (images - mean) / std
+            features = x if plain else pre(x)
+            lossy = self.noisy and isinstance(shield, LowResolution)
+            return (shield(features) if lossy else features)[:, None]
+
+        return release
+
+
+def release_rows(cloud: FacemixView, images: int, seed: int) -> Target:
+    """Return the rows of at most ``images`` test images, in whole groups if there is one."""
+    randomness, test = numpy_generator(seed, "attack", "rows"), cloud.data.test
+    chosen = randomness.permutation(len(test))[:images]
+    chosen = chosen[: max(len(chosen) // cloud.group, 1) * cloud.group]
+    view = RowsView(
+        name=f"{cloud.run.name}: case '{cloud.case}'",
+        seen=torch.zeros(len(chosen), 1, *cloud.model.shield.shape),
+        nodes=np.zeros(len(chosen), np.int64),
+        own=cloud.known,
+        device=cloud.compute,
+        cloud=cloud,
+    )
+    values = view.compute(test, chosen, seed)
+    return Target(replace(view, seen=view.protect(values, randomness)), test.subset(chosen))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Self
 
@@ -14,6 +16,11 @@ from pudica.clients.data.images import Positions
 from pudica.clients.shields import Shape
 from pudica.models.compute import Compute
 from pudica.models.randomness import Randomness, numpy_generator
+from pudica.strategies.core.wire_log import Exchanged
+
+Note = Callable[[Exchanged], None]
+"""What an observer does with each exchange of a case that is run again."""
+Release = Callable[[torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -59,6 +66,11 @@ class ReleasesView(ABC):
         """Shape of one release."""
         return tuple(self.seen.shape[2:])
 
+    @property
+    def is_keyed(self) -> bool:
+        """Whether what crosses depends on a key that the adversary has not."""
+        return False
+
     def last(self, releases: int) -> Self:
         """Return the same view with the last releases only."""
         return replace(self, seen=self.seen[:, -releases:])
@@ -78,6 +90,59 @@ class ReleasesView(ABC):
     @abstractmethod
     def protect(self, values: torch.Tensor, randomness: Randomness) -> torch.Tensor:
         """Return :meth:`compute`'s values as they would cross."""
+
+    def function_of(self, node: int) -> Release:
+        """Return what a node releases of images, but for noise: a differentiable function.
+
+        It takes images in [0, 1], (n, C, H, W), on the adversary's device, and returns
+        (n, k, *shape).
+
+        Raises
+        ------
+        NotImplementedError
+            Nobody but the owner can compute it; see :attr:`is_keyed`.
+        """
+        raise NotImplementedError(f"{self.name}: what crosses depends on a secret key")
+
+    def variance(self) -> torch.Tensor | float:
+        """Return the noise's variance of each value of a release, up to a factor."""
+        return 1.0
+
+
+def choose_slots(sizes: Sequence[int], count: int, seed: int) -> list[np.ndarray]:
+    """Draw which images are attacked, at most ``count`` of all nodes'.
+
+    Returns
+    -------
+    list of ndarray
+        By node, for each of its images its number among those that are attacked, or -1.
+    """
+    total = sum(sizes)
+    slots = np.full(total, -1)
+    drawn = numpy_generator(seed, "attacked").permutation(total)[:count]
+    slots[drawn] = np.arange(len(drawn))
+    return np.split(slots, np.cumsum(sizes)[:-1])
+
+
+def depict(view: ReleasesView, count: int) -> np.ndarray:
+    """Return pictures of the last releases of the first images: (count, C, H, W) in [0, 1].
+
+    Feature maps by their mean over channels, vectors as a square; each stretched to black and
+    white, without the outermost hundredths.
+    """
+    seen = view.seen[:count, -1].float()
+    if seen.ndim == 4 and seen.shape[1] not in (1, 3):
+        seen = seen.mean(1, keepdim=True)
+    if seen.ndim != 4:
+        flat = seen.flatten(1)
+        side = math.isqrt(flat.shape[1] - 1) + 1
+        filled = torch.zeros(len(flat), side * side)
+        filled[:, : flat.shape[1]] = flat
+        seen = filled.reshape(-1, 1, side, side)
+    values = seen.numpy()
+    low, high = (np.quantile(values, q, axis=(1, 2, 3), keepdims=True) for q in (0.01, 0.99))
+    shown: np.ndarray = ((values - low) / np.maximum(high - low, 1e-9)).clip(0, 1)
+    return shown
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -12,7 +13,13 @@ import torch
 
 from pudica.analysis.runs import Run
 from pudica.analysis.views.models import ModelTarget, NoModel
-from pudica.analysis.views.releases import ReleasesView, Target
+from pudica.analysis.views.releases import (
+    Note,
+    Release,
+    ReleasesView,
+    Target,
+    choose_slots,
+)
 from pudica.analysis.views.split_models import split_model_target
 from pudica.clients import protocol
 from pudica.clients.assignments import EdgeAssignment, parse_assignment
@@ -43,7 +50,7 @@ def observe(
     case: str,
     images: int,
     seed: int,
-    replay: Callable[[Callable[[Exchanged], None]], None],
+    replay: Callable[[Note], None],
 ) -> tuple[Target, ModelTarget | NoModel]:
     """Return the releases of training images in a case, which is run again, and its model.
 
@@ -110,6 +117,28 @@ class SplitView(ReleasesView):
                 crossed[part, place] = (noisy()[0] if self.noisy else clear(shield, x)).cpu()
         return crossed
 
+    def function_of(self, node: int) -> Release:
+        """Return a device's activations by its last front of each epoch, as the shield bounds them.
+
+        See :meth:`ReleasesView.function_of`. A shield that normalises by the batch does so by the
+        images that it is given.
+        """
+        mean, std = (self.device.move_batch(each) for each in (self.own.mean, self.own.std))
+        fronts = []
+        for epoch in self._epochs(node):
+            self._take(self.fronts[node, epoch][-1])
+            fronts.append(copy.deepcopy(self.front))
+
+        def release(images: torch.Tensor) -> torch.Tensor:
+            each = [self._activate(front, (images - mean) / std) for front in fronts]
+            return torch.stack(each, 1)
+
+        return release
+
+    def _activate(self, front: Front, x: torch.Tensor) -> torch.Tensor:
+        parts = self.device.forward(front, x).split(self.batch_size)
+        return torch.cat([protect_without_noise(front.shield, part) for part in parts])
+
     def _epochs(self, device: int) -> list[int]:
         return sorted(epoch for own, epoch in self.fronts if own == device)[-self.releases :]
 
@@ -169,13 +198,7 @@ class SplitObserver:
 
     @cached_property
     def _slots(self) -> list[np.ndarray]:
-        """For each image of each device, its number among those that are attacked, or -1."""
-        sizes = [len(share) for share in self._shares]
-        total = sum(sizes)
-        slots = np.full(total, -1)
-        drawn = numpy_generator(self._seed, "attacked").permutation(total)[: self._count]
-        slots[drawn] = np.arange(len(drawn))
-        return np.split(slots, np.cumsum(sizes)[:-1])
+        return choose_slots([len(share) for share in self._shares], self._count, self._seed)
 
     # ---------------------------------------------------------------------- what crosses
 

@@ -65,20 +65,27 @@ def shield_settings(mixing: Shield | ShieldConfig | Mapping[str, Any] | None) ->
     Raises
     ------
     RequestError
-        A setting that is unknown or out of range.
+        A setting that is unknown or out of range, or a shield that adds to a loss.
     """
-    if isinstance(mixing, Shield):
-        config: ShieldConfig = mixing.config
-        return config
-    if mixing is None:
-        return MixingConfig()
+    given = mixing.config if isinstance(mixing, Shield) else mixing
     try:
-        given = mixing if isinstance(mixing, ShieldConfig) else {"name": "mixing", **mixing}
-        return shields.parse_config(given)
+        if not isinstance(given, ShieldConfig):
+            given = {"name": "mixing", **(given or {})}
+        return require_no_penalty(shields.parse_config(given))
     except ValidationError as error:
         raise RequestError("\n".join(explain_errors(error, MixingConfig, "mixing"))) from error
     except (TypeError, ValueError) as error:
         raise RequestError(f"mixing: {error}") from error
+
+
+def require_no_penalty(config: ShieldConfig) -> ShieldConfig:
+    """Return a shield's settings, or raise RequestError if it would add to a loss."""
+    if shields.find_shield(config.name).has_penalty():
+        raise RequestError(
+            f"'{config.name}' adds to the loss of a front; it is for split learning, not for "
+            "facemix, where it would have no effect"
+        )
+    return config
 
 
 def stage_shape(name: str, stage: nn.Module, shape: Shape) -> Shape:

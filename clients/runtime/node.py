@@ -170,14 +170,14 @@ class NodeConfig(BaseModel):
         if settings is None:
             return None
         shields.validate_names(settings)
-        schema, kind = shields.SHIELDS[settings["name"]]
+        kind = shields.find_shield(settings["name"])
         if issubclass(kind, Mechanism) and settings.get("epsilon") is None:
             raise ValueError(
                 f"'{settings['name']}' without epsilon leaves it to the organiser whether there is "
                 "any noise; say how large it may be"
             )
         # What is said has to be possible; what is left out has a default.
-        schema.model_validate(settings)
+        kind.schema.model_validate(settings)
         return settings
 
     @model_validator(mode="after")
@@ -186,6 +186,11 @@ class NodeConfig(BaseModel):
             for name in ("fronts", "cut", "releases", "budget", "front"):
                 if getattr(self, name) is not None:
                     raise ValueError(f"{name}: needs a shield, behind which it holds")
+        if self._has_penalty and "frozen" in self.allowed_fronts:
+            raise ValueError(
+                "fronts: 'frozen' learns nothing, and this shield adds to the front's loss; "
+                "allowed: average, handoff, private"
+            )
         if self.guarantees and self.report == "exact":
             raise ValueError(
                 "report: 'exact' counts are no part of what this shield promises; allowed: noisy, "
@@ -212,10 +217,17 @@ class NodeConfig(BaseModel):
         return self.shield is not None and self.shield["name"] in shields.RECORD_LEVEL
 
     @property
+    def _has_penalty(self) -> bool:
+        """Whether the shield adds to the loss of a front, which has to learn then."""
+        return self.shield is not None and shields.find_shield(self.shield["name"]).has_penalty()
+
+    @property
     def allowed_fronts(self) -> tuple[Fronts, ...]:
         """How fronts may be kept: as it says, else only in ways that spoil no guarantee."""
         if self.fronts is not None:
             return self.fronts
+        if self._has_penalty:
+            return ("private",)
         return ("frozen",) if self._is_record_level else ("frozen", "private")
 
     @property

@@ -56,6 +56,11 @@ class ShieldMod:
                 f"ShieldMod: shield must be a Shield of pudica.clients.shields, is "
                 f"{type(shield).__name__}"
             )
+        if shield.has_penalty():
+            raise RequestError(
+                f"ShieldMod: {type(shield).__name__} adds to the loss of a front, and a mod trains "
+                "none; give it to an Edge"
+            )
         for name, value in (("array", array), ("restored", restored)):
             if not isinstance(value, str) or not value:
                 raise RequestError(f"ShieldMod: {name} must be the name of an array, is {value!r}")

@@ -89,6 +89,7 @@ OURS = (
         tables="pudica.analysis.dlmt:tables",
         figures="pudica.analysis.dlmt:figures",
         methods="pudica.analysis.dlmt:methods",
+        targets="pudica.analysis.views.dlmt:targets",
     ),
     System(
         name="facemix",
@@ -124,6 +125,7 @@ OURS = (
         tables="pudica.analysis.themis:tables",
         figures="pudica.analysis.themis:figures",
         methods="pudica.analysis.themis:methods",
+        targets="pudica.analysis.views.themis:targets",
     ),
 )
 

@@ -24,8 +24,10 @@ from pudica.clients.shields.base import Guarantee, Mechanism, Shape, Shield, Shi
 from pudica.clients.shields.element_level import BatchNormLaplace, NormGaussian, PixelLaplace
 from pudica.clients.shields.integers import ClipGaussian, ClipLaplace, Counts
 from pudica.clients.shields.mixing import Mixing
-from pudica.clients.shields.obfuscation import AdditiveNoise, LowResolution, NoShield
-from pudica.models.errors import RequestError, unknown_name_error
+from pudica.clients.shields.no_peek import NoPeek
+from pudica.clients.shields.obfuscation import AdditiveNoise, LowResolution, NoShield, Quantise
+from pudica.clients.shields.registry import SHIELDS, find_shield, load_shields
+from pudica.models.errors import RequestError
 from pudica.models.settings import explain_errors
 
 if TYPE_CHECKING:
@@ -46,14 +48,17 @@ __all__ = [
     "LowResolution",
     "Mechanism",
     "Mixing",
+    "NoPeek",
     "NoShield",
     "NormGaussian",
     "PixelLaplace",
+    "Quantise",
     "Shape",
     "Shield",
     "ShieldConfig",
     "ShieldMod",
     "build",
+    "find_shield",
     "parse_config",
     "protect_without_noise",
 ]
@@ -71,22 +76,6 @@ def __getattr__(name: str) -> Any:
     return getattr(import_module(_HOMES[name]), name)
 
 
-_KINDS: tuple[type[Shield], ...] = (
-    BatchNormLaplace,
-    ClipGaussian,
-    ClipLaplace,
-    Counts,
-    LowResolution,
-    Mixing,
-    AdditiveNoise,
-    NoShield,
-    NormGaussian,
-    PixelLaplace,
-)
-SHIELDS: dict[str, tuple[type[ShieldConfig], type[Shield]]] = {
-    kind.schema.model_fields["name"].default: (kind.schema, kind) for kind in _KINDS
-}
-"""The settings class and the shield class for each name."""
 RECORD_LEVEL = ("clip-gaussian", "clip-laplace")
 """Shields whose ε holds for a whole example."""
 
@@ -96,38 +85,33 @@ def parse_config(values: Any) -> ShieldConfig:
     if isinstance(values, ShieldConfig):
         return values
     if not isinstance(values, Mapping) or not isinstance(values.get("name"), str):
-        raise ValueError(f"must be a section with a name; allowed: {', '.join(SHIELDS)}")
-    name = values["name"]
-    if name not in SHIELDS:
-        raise unknown_name_error("shield", name, SHIELDS)
-    return SHIELDS[name][0].model_validate(dict(values))
+        raise ValueError(f"must be a section with a name; allowed: {', '.join(load_shields())}")
+    return find_shield(values["name"]).schema.model_validate(dict(values))
 
 
 def _read_settings(values: Any) -> ShieldConfig:
     try:
         return parse_config(values)
     except ValidationError as error:
-        schema = SHIELDS[values["name"]][0]
+        schema = find_shield(values["name"]).schema
         raise ValueError("; ".join(explain_errors(error, schema))) from error
 
 
-_OneOf: Any = Annotated[
-    Union[tuple(schema for schema, _ in SHIELDS.values())],  # noqa: UP007
+_OneOfOurs: Any = Annotated[
+    Union[tuple(kind.schema for kind in SHIELDS.values())],  # noqa: UP007
     Field(discriminator="name"),
 ]
 AnyShield = Annotated[
     SerializeAsAny[ShieldConfig],
-    BeforeValidator(_read_settings, json_schema_input_type=_OneOf),
+    BeforeValidator(_read_settings, json_schema_input_type=_OneOfOurs),
 ]
-"""A shield's settings as a field of others."""
+"""A shield's settings as a field of others; a JSON schema of it lists our shields alone."""
 
 
 def validate_names(values: Mapping[str, Any]) -> None:
     """Raise ValueError unless there is such a shield with such settings; some may be missing."""
-    name = values.get("name")
-    if name not in SHIELDS:
-        raise unknown_name_error("shield", str(name), SHIELDS)
-    schema = SHIELDS[name][0]
+    name = str(values.get("name"))
+    schema = find_shield(name).schema
     for key in values:
         if key not in schema.model_fields:
             raise ValueError(f"'{name}' has no {key}; allowed: {', '.join(schema.model_fields)}")
@@ -145,7 +129,7 @@ def build(config: ShieldConfig, shape: Shape, batch: int) -> Shield:
 
     RequestError if the shield does not fit this shape or batch.
     """
-    kind = SHIELDS[config.name][1]
+    kind = find_shield(config.name)
     try:
         return kind(**config.model_dump(exclude={"name"})).bind(shape, batch)
     except RequestError as error:

@@ -224,6 +224,35 @@ class Shield(nn.Module, ABC):
         """Undo :meth:`protect` on a tensor that came back; noise is not undone."""
         return tensor
 
+    def penalty(
+        self,
+        images: torch.Tensor,  # noqa: ARG002
+        activations: torch.Tensor,  # noqa: ARG002
+    ) -> torch.Tensor | None:
+        """Return what a batch adds to the mean loss of the front that computes it; None: nothing.
+
+        Called in training only, once for each batch, and again after a restart: it has to return
+        the same for the same arguments.
+
+        Parameters
+        ----------
+        images : Tensor of shape (B, C, H, W)
+            As the front gets them.
+        activations : Tensor of shape (B, …)
+            Before they are protected, with their graph.
+
+        Returns
+        -------
+        Tensor of shape () or None
+            Differentiable with respect to ``activations``.
+        """
+        return None
+
+    @classmethod
+    def has_penalty(cls) -> bool:
+        """Return whether it adds to a front's loss, and so needs a front that learns."""
+        return cls.penalty is not Shield.penalty
+
     def claimed(self) -> Guarantee:
         """Return the guarantee that the shield's paper claims; by default, the one that holds."""
         return self.guarantee()

@@ -1,15 +1,18 @@
-"""Shields without a guarantee: none at all, additive noise, low resolution (paper 003's rivals)."""
+"""Shields without a guarantee: none, noise, low resolution (paper 003's rivals), few levels."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch.nn.functional import adaptive_avg_pool2d, interpolate
 
 from pudica.clients.shields.base import REMOVES, Shape, Shield, ShieldConfig, draw_noise
 from pudica.models.randomness import Randomness
+
+MOST = 1e6
+"""The largest level, far within the range of float32."""
 
 
 class NoShieldConfig(ShieldConfig):
@@ -92,3 +95,53 @@ class LowResolution(Shield):
     ) -> tuple[torch.Tensor, None]:
         left = adaptive_avg_pool2d(self.validate_input(tensor), self.config.side)
         return interpolate(left, size=self.shape[1:], mode="bilinear", align_corners=False), None
+
+
+class QuantiseConfig(ShieldConfig):
+    """Round values to few levels.
+
+    Attributes
+    ----------
+    bits : int, in bits
+        A value becomes one of ``2**bits`` levels, evenly spaced from ``low`` to ``high``.
+    low : float, in units of the input
+        The lowest level, which lower values become.
+    high : float, in units of the input
+        The highest level, which higher values become.
+    """
+
+    name: Literal["quantise"] = "quantise"
+    bits: int = Field(default=2, ge=1, le=8)
+    low: float = Field(default=0.0, ge=-MOST, le=MOST)
+    high: float = Field(default=1.0, ge=-MOST, le=MOST)
+
+    @model_validator(mode="after")
+    def _is_a_range(self) -> Self:
+        if self.low >= self.high:
+            raise ValueError(f"high: must be above low, {self.low:g}, is {self.high:g}")
+        return self
+
+
+class Quantise(Shield):
+    """Clamps each value to [low, high], then rounds it to the nearest of ``2**bits`` levels.
+
+    The gradient passes as if nothing were rounded (the straight-through estimator of Bengio et al.
+    2013); it is 0 where a value was clamped. The levels are released as floats, of the bytes that
+    ``wire`` says: packed, a value would need ``bits`` bits instead of 32.
+    """
+
+    schema = QuantiseConfig
+    config: QuantiseConfig
+    reasons = (REMOVES,)
+
+    def _protect(
+        self,
+        tensor: torch.Tensor,
+        randomness: Randomness,  # noqa: ARG002
+    ) -> tuple[torch.Tensor, None]:
+        low, high = self.config.low, self.config.high
+        clamped = self.validate_input(tensor).clamp(low, high)
+        step = (high - low) / (2**self.config.bits - 1)
+        levels = low + step * ((clamped.detach() - low) / step).round()
+        # The difference is 0, exactly, and only its gradient counts.
+        return levels + (clamped - clamped.detach()), None

@@ -181,6 +181,12 @@ class Edge(TrainingAnswers, EvaluationAnswers):
                 "optimizer: the strategy's is a function, which no message holds; "
                 "Edge(..., optimizer=...)"
             )
+        learns = agreed.fronts != "frozen" and any(True for _ in front.layers.parameters())
+        if front.shield.has_penalty() and not learns:
+            raise RequestError(
+                f"shield: {type(front.shield).__name__} adds to the loss of a front, and this "
+                "device's learns nothing: it is frozen, or has no weights"
+            )
         shield = _identify_shield(front.shield, self._noise)
         if not self.vault.pin(TERMS, agreed.model_dump_json()):
             raise RuntimeError("this device joined this run on other terms before")

@@ -7,6 +7,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -52,6 +53,21 @@ class Terms:
     optimizer: optimizers.Optimizing
 
 
+class Output(NamedTuple):
+    """What the front's gradient on a batch comes from, with the graph.
+
+    Attributes
+    ----------
+    protected : Tensor of shape (B, …)
+        Activations as they are sent.
+    penalty : Tensor of shape () or None
+        What the shield adds to the loss, if anything.
+    """
+
+    protected: torch.Tensor
+    penalty: torch.Tensor | None = None
+
+
 @dataclass
 class Sent:
     """The batches of an epoch that were sent last, until their gradient comes back.
@@ -60,15 +76,15 @@ class Sent:
     ----------
     turn : int
         Of the exchange; a gradient says of which turn it is.
-    outputs : list of Tensor
-        What was sent of each batch, with its graph; empty after a restart.
+    outputs : list of Output
+        What was sent of each batch; empty after a restart.
     """
 
     turn: int
     epoch: int
     step: int
     count: int
-    outputs: list[torch.Tensor] = field(default_factory=list)
+    outputs: list[Output] = field(default_factory=list)
 
     @property
     def steps(self) -> range:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 
-from pudica.clients.split.holder import FrontHolder, Sent
+from pudica.clients.split.holder import FrontHolder, Output, Sent
 from pudica.models import optimizers, packing
 from pudica.models.randomness import numpy_generator, seed_random_layers
 
@@ -56,7 +56,7 @@ class TrainingAnswers(FrontHolder):
         def draw(place: str) -> np.ndarray:
             output = self._batch(chunk.epoch, int(place))
             chunk.outputs.append(output)
-            return self._encode(output.detach())
+            return self._encode(output.protected.detach())
 
         front = self._identity() if self.releases.counts else b""
         return concatenate(self.releases.release_training(chunk.epoch, chunk.steps, front, draw))
@@ -70,8 +70,8 @@ class TrainingAnswers(FrontHolder):
             return torch.from_numpy(known[positions].copy())
         return self.train.batch(positions)[1]
 
-    def _batch(self, epoch: int, step: int) -> torch.Tensor:
-        """Return the protected activations of one batch, with their graph."""
+    def _batch(self, epoch: int, step: int) -> Output:
+        """Return the protected activations of one batch and its penalty, with their graph."""
         x, self._seen[step] = self._load(epoch, step)
         before = self._noise_identity()
         seed, place = self.terms.seed, self.terms.place
@@ -79,7 +79,15 @@ class TrainingAnswers(FrontHolder):
             torch.set_grad_enabled(self.optimizer is not None),
             seed_random_layers(self._has_random_layers, seed, place, epoch, step),
         ):
-            return self._protect(self._activate(x), before, "train", epoch, step)
+            activations = self._activate(x)
+            protected = self._protect(activations, before, "train", epoch, step)
+            return Output(protected, self._penalise(x, activations))
+
+    def _penalise(self, x: torch.Tensor, activations: torch.Tensor) -> torch.Tensor | None:
+        """Return what the shield adds to the loss of a front that learns, if anything."""
+        if self.optimizer is None:
+            return None
+        return self.front.shield.penalty(self.compute.move_batch(x), activations)
 
     def _load(self, epoch: int, step: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the images and labels of one batch."""
@@ -154,8 +162,8 @@ class TrainingAnswers(FrontHolder):
     ) -> list[tuple[torch.Tensor, ...]]:
         """Return the gradient of the front's parameters for each batch of a chunk."""
         outputs = chunk.outputs or self._recompute(chunk)
-        sizes = [len(output) for output in outputs]
-        shape = (sum(sizes), *outputs[0].shape[1:])
+        sizes = [len(output.protected) for output in outputs]
+        shape = (sum(sizes), *outputs[0].protected.shape[1:])
         if tuple(gradient.shape) != shape or not gradient.is_floating_point():
             raise ValueError(
                 f"a gradient of shape {tuple(gradient.shape)} ({gradient.dtype}) for what was "
@@ -165,11 +173,11 @@ class TrainingAnswers(FrontHolder):
         parts = (gradient if scale == 1 else gradient / scale).split(sizes)
         parameters = list(self.front.parameters())
         return [
-            torch.autograd.grad(output, parameters, part)
+            _differentiate(output, part, parameters)
             for output, part in zip(outputs, parts, strict=True)
         ]
 
-    def _recompute(self, chunk: Sent) -> list[torch.Tensor]:
+    def _recompute(self, chunk: Sent) -> list[Output]:
         """Return a chunk's outputs after a restart; running statistics do not move twice."""
         before = [buffer.clone() for buffer in self.front.buffers()]
         outputs = [self._batch(chunk.epoch, step) for step in chunk.steps]
@@ -190,6 +198,15 @@ class TrainingAnswers(FrontHolder):
         state = optimizers.optimizer_state(self.optimizer).items()
         kept = {f"optimizer/{name}": value.cpu().numpy() for name, value in state}
         return {"front": packing.pack(packing.state_tensors(self.shared)), **kept}
+
+
+def _differentiate(
+    output: Output, gradient: torch.Tensor, parameters: Sequence[torch.Tensor]
+) -> tuple[torch.Tensor, ...]:
+    """Return the gradient of a batch's loss: what came back from the cloud, and the penalty's."""
+    if output.penalty is None:
+        return torch.autograd.grad(output.protected, parameters, gradient)
+    return torch.autograd.grad([output.protected, output.penalty], parameters, [gradient, None])
 
 
 def draw_order(seed: int, place: int | str, epoch: int, count: int) -> np.ndarray:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import ray
 
@@ -56,6 +56,24 @@ def _wait_until_unlocked(directory: Path) -> None:
             return
 
 
+class Work(NamedTuple):
+    """What is done with each cell.
+
+    Attributes
+    ----------
+    run : callable
+        Gets a cell's directory, in a process of its own; returns why it failed, or "".
+    is_done : callable
+        Tells of a cell's directory whether nothing is left to do.
+    """
+
+    run: Callable[[str], str]
+    is_done: Callable[[Path], bool]
+
+
+RUNNING = Work(run_cell, is_done)
+
+
 @dataclass
 class StudyProgress:
     """How far a study is.
@@ -81,6 +99,7 @@ def run_cells(
     directory: Path,
     workers: int | None = None,
     report: Callable[[StudyProgress], None] | None = None,
+    work: Work = RUNNING,
 ) -> dict[str, str]:
     """Run those cells that are not done, several at a time, and return why some failed.
 
@@ -94,13 +113,16 @@ def run_cells(
         The most cells at a time; by default as many as fit.
     report : callable, optional
         Called several times a second.
+    work : Work
+        By default, run it.
 
     Raises
     ------
     RequestError
         If the cells are to run on different clusters, or one does not fit into it.
     """
-    waiting = {name: one for name, one in experiments.items() if not is_done(directory / name)}
+    left = [name for name in experiments if not work.is_done(directory / name)]
+    waiting = {name: experiments[name] for name in left}
     progress = StudyProgress(len(experiments), len(experiments) - len(waiting))
     if not waiting:
         return {}
@@ -109,7 +131,7 @@ def run_cells(
         for name, experiment in waiting.items():
             _check_resources(name, experiment, workers)
         with _cancelling() as pending:
-            for ended in _run_tasks(waiting, directory, workers, pending):
+            for ended in _run_tasks(waiting, directory, workers, pending, work):
                 progress.running = _find_running(
                     pending.values(), directory, progress.running, start
                 )
@@ -153,13 +175,14 @@ def _run_tasks(
     directory: Path,
     workers: int | None,
     pending: dict[Any, str],
+    work: Work,
 ) -> Iterator[dict[str, str]]:
     """Run cells, at most ``workers`` at a time; yield often, with the outcome of those that ended.
 
     ``pending`` holds what runs now.
     """
     # Ray itself would run a task again for ever if it takes too much memory.
-    task = ray.remote(max_retries=0)(run_cell)
+    task = ray.remote(max_retries=0)(work.run)
     left, deaths = list(experiments), Counter[str]()
     while left or pending:
         while left and len(pending) < (workers or len(experiments)):

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
@@ -120,7 +120,10 @@ class Cell:
     settings: dict[str, Any]
 
 
-def read_study(path: Path) -> StudyConfig:
+Config = TypeVar("Config", bound=StudyConfig)
+
+
+def read_study(path: Path, schema: type[Config]) -> Config:
     """Return the study that a YAML file describes; experiments' files are below its folder.
 
     Raises
@@ -128,7 +131,7 @@ def read_study(path: Path) -> StudyConfig:
     RequestError
         Names file, key, value and what is allowed.
     """
-    config = read_settings(StudyConfig, path)
+    config = read_settings(schema, path)
     experiments = [
         own.model_copy(update={"experiment": _locate(path.parent, own.experiment)})
         for own in config.experiments

@@ -21,9 +21,10 @@ from pudica.models.settings import explain_errors
 from pudica.simulations.programs.submission import read_run_record
 from pudica.simulations.progress import is_notebook, show_progress
 from pudica.simulations.runner import handle_signals, make_directory
-from pudica.simulations.studies.cells import StudyProgress, run_cells
+from pudica.simulations.studies.cells import RUNNING, StudyProgress, Work, run_cells
 from pudica.simulations.studies.plan import (
     Cell,
+    Config,
     StudyConfig,
     build_experiments,
     expand,
@@ -161,25 +162,25 @@ def build_config(
     if not names:
         raise RequestError("name an experiment or a study: pudica study NAME (see `pudica list`)")
     if len(names) == 1 and is_study(names[0]):
-        return _override(read_study(Path(names[0])), given)
+        return override(read_study(Path(names[0]), StudyConfig), given)
     name = Path(names[0]).stem if len(names) == 1 else "study"
-    return _validate({"name": name, "experiments": names, **given})
+    return _validate(StudyConfig, {"name": name, "experiments": names, **given})
 
 
-def _override(config: StudyConfig, given: Mapping[str, Any]) -> StudyConfig:
+def override(config: Config, given: Mapping[str, Any]) -> Config:
     """Return a study with other seeds, or with further settings for all its runs."""
     values = config.model_dump()
     if "set" in given:
         further = given["set"] if isinstance(given["set"], Sequence) else [given["set"]]
         values["set"] = [{**own, **more} for own in values["set"] for more in further]
-    return _validate({**values, "seeds": given.get("seeds", values["seeds"])})
+    return _validate(type(config), {**values, **{k: v for k, v in given.items() if k != "set"}})
 
 
-def _validate(values: dict[str, Any]) -> StudyConfig:
+def _validate(schema: type[Config], values: dict[str, Any]) -> Config:
     try:
-        return StudyConfig.model_validate(values)
+        return schema.model_validate(values)
     except ValidationError as error:
-        raise RequestError("\n".join(explain_errors(error, StudyConfig, "study", []))) from error
+        raise RequestError("\n".join(explain_errors(error, schema, "study", []))) from error
 
 
 def prepare(config: StudyConfig, out: Path) -> tuple[dict[str, Experiment], Path]:
@@ -218,7 +219,11 @@ def prepare_resume(
 
 
 def execute(
-    experiments: Mapping[str, Experiment], directory: Path, workers: int | None, quiet: bool
+    experiments: Mapping[str, Experiment],
+    directory: Path,
+    workers: int | None,
+    quiet: bool,
+    work: Work = RUNNING,
 ) -> dict[str, str]:
     """Run what is not done yet, show its progress, and return why some runs failed.
 
@@ -228,7 +233,7 @@ def execute(
         If another process runs the study; or as :func:`run_cells`.
     """
     with closing(lock(directory)), handle_signals(), _watch(directory.name, quiet) as report:
-        return run_cells(experiments, directory, workers, report)
+        return run_cells(experiments, directory, workers, report, work)
 
 
 @contextmanager

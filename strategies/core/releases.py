@@ -19,6 +19,9 @@ from pudica.strategies.core.recorder import Recorder
 FILE = "releases.json"
 Records = Literal["training", "test", "validation", "served"]
 IN_THE_CLEAR = Guarantee("record", None, reasons=("released in the clear",))
+NO_MECHANISM = Guarantee(
+    "record", None, reasons=("its shield is no Mechanism, and can't be accounted for",)
+)
 
 
 @dataclass(frozen=True)
@@ -107,7 +110,10 @@ class Release:
             return NO_NOISE
         if self.protection.grid and not self.integers:
             return Guarantee("record", None, reasons=(FLOATING_POINT_NOISE,))
-        return self.protection.guarantee()
+        held = self.protection.guarantee()
+        if held.epsilon is not None and not isinstance(self.protection, Mechanism):
+            return NO_MECHANISM
+        return held
 
 
 def in_the_clear(case: str, shape: tuple[int, ...], batch: int, **values: Any) -> Release:

@@ -77,6 +77,8 @@ class Case:
         federated = self.settings.train == "federated"
         macs = count_flops(learning.model, session.image) / 2 if federated else 0.0
         session.log("costs", "edge_macs", macs)
+        parameters = sum(parameter.numel() for parameter in learning.model.parameters())
+        session.log("costs", "edge_parameters", parameters if federated else 0)
         self._keep_model(learning)
         file_of(session).unlink(missing_ok=True)
         self.recorder.forget(learning.task)

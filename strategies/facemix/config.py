@@ -15,6 +15,7 @@ from pydantic import (
 )
 
 from pudica.clients import shields
+from pudica.clients.facemix.terms import require_no_penalty
 from pudica.clients.shields import AnyShield, ShieldConfig
 from pudica.clients.shields.mixing import MixingConfig
 from pudica.clients.shields.stages import ANONYMISER
@@ -165,6 +166,11 @@ class FacemixConfig(CasesConfig):
             raise ValueError(
                 f"shield: nothing leaves the edge that '{self.shield.name}' could hide"
             )
+        if self.shield is not None:
+            try:
+                require_no_penalty(self.shield)
+            except RequestError as error:
+                raise ValueError(f"shield: {error}") from error
         if self.train == "split" and self.place != "both":
             raise ValueError(f"train: split has stages on both sides, and place is {self.place}")
         if self.anonymiser and (self.place, self.around.name) != ("cloud", "none"):

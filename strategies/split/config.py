@@ -14,7 +14,7 @@ from pydantic import (
 
 from pudica.clients.assignments import Fronts, Wire
 from pudica.clients.data import DataConfig
-from pudica.clients.shields import AnyShield
+from pudica.clients.shields import AnyShield, find_shield
 from pudica.clients.shields.mixing import MixingConfig
 from pudica.clients.shields.obfuscation import NoShieldConfig
 from pudica.models.custom import ModelName
@@ -202,6 +202,11 @@ class SplitConfig(CasesConfig):
             )
         if self.train == "last-layer" and self.front != "frozen":
             raise ValueError(f"train: 'last-layer' needs front: frozen, is '{self.front}'")
+        if self.front == "frozen" and find_shield(self.shield.name).has_penalty():
+            raise ValueError(
+                f"shield: '{self.shield.name}' adds to the loss of the front, and front: frozen "
+                "learns nothing; allowed: average, handoff, private"
+            )
         if self.budget and self.front != "frozen":
             raise ValueError(
                 f"budget: needs front: frozen, is '{self.front}': a front that learns from the "

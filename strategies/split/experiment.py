@@ -73,6 +73,12 @@ class SplitExperiment(Experiment):
             )
         model = build_model(settings, data.num_classes, data.shape, self.seed)
         layers, back = Cutter(model).cut(settings.cut)
+        has_weights = any(True for _ in layers.parameters())
+        if shields.find_shield(settings.shield.name).has_penalty() and not has_weights:
+            raise RequestError(
+                f"shield: '{settings.shield.name}' adds to the loss of the front, and behind "
+                f"'{settings.cut}' it has no weights; choose a later cut"
+            )
         shape = activation_shape(layers, data.shape)
         if settings.fit == "means":
             single_layer(back, shape)

@@ -61,6 +61,8 @@ class Case:
             self._evaluate()
         macs = count_flops(self.layers, self.session.image) / 2
         self.session.log("costs", "edge_macs", macs)
+        parameters = sum(parameter.numel() for parameter in self.layers.parameters())
+        self.session.log("costs", "edge_parameters", parameters)
         self._keep_model()
         self.recorder.forget(self.strategy.task)
 

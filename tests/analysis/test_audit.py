@@ -31,7 +31,7 @@ SHAPES = {
 
 
 def mechanism(name: str, shape: tuple[int, ...], batch: int, **settings) -> Mechanism:
-    made = build(SHIELDS[name][0].model_validate(settings), shape, batch)
+    made = build(SHIELDS[name].schema.model_validate(settings), shape, batch)
     assert isinstance(made, Mechanism)
     return made
 

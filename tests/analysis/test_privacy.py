@@ -51,7 +51,7 @@ def ledger(tmp_path: Path) -> Ledger:
 
 def noise(shield: dict[str, Any]) -> float:
     """Return the scale of a clipping shield's noise, of which 2 is the distance of a record."""
-    return build(SHIELDS[shield["name"]][0].model_validate(shield), (16,), 64).scale
+    return build(SHIELDS[shield["name"]].schema.model_validate(shield), (16,), 64).scale
 
 
 def gaussian_epsilon(ratio: float, count: int = 0, delta: float = 1e-5) -> float:

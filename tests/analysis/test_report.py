@@ -358,9 +358,13 @@ def write_shipped(path: Path, experiment: str) -> Path:
 
 def test_attack_pictures_are_shown_and_marked(tmp_path: Path) -> None:
     run = write_shipped(tmp_path / "run", "facemix-digits")
-    (run / "plots").mkdir()
-    for name in ("mixed-separation", "mixed-reconstruction"):
-        (run / "plots" / f"{name}.png").write_bytes(b"a picture")
+    for folder in ("plots", "mixed"):
+        (run / folder).mkdir()
+    for kind in ("separation", "reconstruction"):
+        (run / "plots" / f"mixed-{kind}.png").write_bytes(b"a picture")
+        row = {"stage": f"attack {kind}", "round": 0, "node": "cloud", "case": "mixed"}
+        line = json.dumps({**row, "metric": "success", "value": 0.5})
+        (run / "mixed" / f"attack-{kind}.jsonl").write_text(line)
     page = read_report(run, tmp_path / "report.html")
     assert f"data:image/png;base64,{base64.b64encode(b'a picture').decode()}" in page.addresses
     assert "Contains images and what attacks rebuilt of them: don’t publish it. In run ." in (

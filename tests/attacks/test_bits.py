@@ -46,7 +46,7 @@ class Guesses(NamedTuple):
 
 @pytest.fixture(params=CLIPPED)
 def shield(request: pytest.FixtureRequest) -> Clipped:
-    config = SHIELDS[request.param][0].model_validate({"epsilon": EPSILON})
+    config = SHIELDS[request.param].schema.model_validate({"epsilon": EPSILON})
     made = build(config, (FEATURES,), CANDIDATES)
     assert isinstance(made, Clipped)
     return made

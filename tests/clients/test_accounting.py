@@ -29,7 +29,7 @@ DELTA = 1e-5
 
 
 def config(name: str, **settings) -> ShieldConfig:
-    return SHIELDS[name][0].model_validate(settings)
+    return SHIELDS[name].schema.model_validate(settings)
 
 
 def mechanism(name: str, shape: tuple[int, ...] = (16,), batch: int = 8, **settings) -> Mechanism:
@@ -341,7 +341,7 @@ BUDGETS = [
 @pytest.mark.parametrize("name", ["clip-gaussian", "clip-laplace"])
 def test_budgets_are_kept_and_used_up(name: str, epsilon: float, delta: float, count: int) -> None:
     got = calibrate(config(name, epsilon=None, clip=2.0), epsilon, delta, count, (16,), 8)
-    again = SHIELDS[name][0].model_validate_json(got.model_dump_json())
+    again = SHIELDS[name].schema.model_validate_json(got.model_dump_json())
     spent = compose_repeated(build(again, (16,), 8), count, delta).epsilon
     assert epsilon * (1 - 1e-3) < spent <= epsilon
     assert got.clip == 2.0

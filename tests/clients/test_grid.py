@@ -37,7 +37,7 @@ LEVELS = (1, 2, 3, 4, 7, 100, 728, 5041, 30_000)
 def clipped(
     name: str, shape: tuple[int, ...] = (32,), batch: int = 64, **settings: float
 ) -> Clipped:
-    made = build(SHIELDS[name][0].model_validate({"epsilon": 1.0} | settings), shape, batch)
+    made = build(SHIELDS[name].schema.model_validate({"epsilon": 1.0} | settings), shape, batch)
     assert isinstance(made, Clipped)
     return made
 

@@ -15,7 +15,15 @@ from flwr.app.metadata import Metadata
 from flwr.clientapp import ClientApp
 
 from pudica.clients.runtime.lifetime import Memory, remember_in
-from pudica.clients.shields import ClipGaussian, Counts, Mixing, NormGaussian, Shield, ShieldMod
+from pudica.clients.shields import (
+    ClipGaussian,
+    Counts,
+    Mixing,
+    NoPeek,
+    NormGaussian,
+    Shield,
+    ShieldMod,
+)
 from pudica.models.errors import RequestError
 
 X = np.arange(40, dtype=np.float32).reshape(8, 5)
@@ -212,6 +220,7 @@ def test_a_reply_of_another_shape_is_refused(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (("clip-gaussian",), "shield must be a Shield of pudica.clients.shields, is str"),
+        ((NoPeek(),), "NoPeek adds to the loss of a front, and a mod trains none"),
         ((mixing(), ""), "array must be the name of an array, is ''"),
         ((mixing(), "features", None), "restored must be the name of an array, is None"),
     ],

@@ -20,9 +20,11 @@ from pudica.clients.shields import (
     Counts,
     LowResolution,
     Mixing,
+    NoPeek,
     NormGaussian,
     NoShield,
     PixelLaplace,
+    Quantise,
     Shield,
     build,
     parse_config,
@@ -39,9 +41,11 @@ SHIELDS_ALONE: list[tuple[type[Shield], dict[str, Any]]] = [
     (Counts, {"epsilon": 1}),
     (LowResolution, {"side": 2}),
     (Mixing, {"group": 4}),
+    (NoPeek, {"weight": 0.5}),
     (NoShield, {}),
     (NormGaussian, {"epsilon": 6, "delta": 1e-5, "calibration": "analytic"}),
     (PixelLaplace, {"epsilon": 2}),
+    (Quantise, {"bits": 3, "low": -1.0}),
 ]
 
 
@@ -54,7 +58,7 @@ def name_of(kind: type[Shield]) -> str:
 
 
 def test_all_are_tried_here() -> None:
-    assert {kind for kind, _ in SHIELDS_ALONE} == {kind for _, kind in SHIELDS.values()}
+    assert {kind for kind, _ in SHIELDS_ALONE} == {*SHIELDS.values()}
 
 
 @pytest.mark.parametrize(("kind", "settings"), SHIELDS_ALONE)
@@ -82,7 +86,7 @@ def test_it_is_a_callable_with_noise_of_the_system(
     out = shield(x)
     assert out.shape == x.shape
     assert bool(out.isfinite().all())
-    if kind not in (LowResolution, NoShield):
+    if kind not in (LowResolution, NoPeek, NoShield, Quantise):
         assert not torch.equal(shield(x), shield(x))
     out.sum().backward()
     assert x.grad is not None
@@ -172,7 +176,10 @@ def test_signatures_say_what_the_schema_says() -> None:
         ),
         (BatchNormLaplace, {"epsilon": 5, "sensitivity": "all"}, "'analysis' or 'experiments'"),
         (Mixing, {"group": 0}, "Mixing: group = 0: must be .*at least 1 and at most 1024"),
+        (NoPeek, {"weight": -1}, "NoPeek: weight = -1: must be .*at least 0"),
         (NoShield, {"epsilon": 1}, "NoShield: unknown argument 'epsilon'"),
+        (Quantise, {"bits": 9}, "Quantise: bits = 9: must be .*at least 1 and at most 8"),
+        (Quantise, {"low": 1.0}, "Quantise: high: must be above low, 1, is 1"),
     ],
 )
 def test_wrong_arguments_are_named(

@@ -22,16 +22,16 @@ from pudica.models.errors import RequestError
 from pudica.models.randomness import Randomness, SystemGenerator, numpy_generator
 
 MECHANISMS = {
-    name: {"epsilon": 2.0} for name, (_, kind) in SHIELDS.items() if issubclass(kind, Mechanism)
+    name: {"epsilon": 2.0} for name, kind in SHIELDS.items() if issubclass(kind, Mechanism)
 }
-ON_GRID = [name for name in MECHANISMS if issubclass(SHIELDS[name][1], IntegerMechanism)]
+ON_GRID = [name for name in MECHANISMS if issubclass(SHIELDS[name], IntegerMechanism)]
 FLOATS = [name for name in MECHANISMS if name not in ON_GRID]
 # Counts bound nothing by themselves: what a replaced image moves is bounded by what they are.
 BOUNDING = [name for name in MECHANISMS if name != "counts"]
 
 
 def shield(name: str, shape: tuple[int, ...] = (6, 4, 4), batch: int = 8, **settings) -> Shield:
-    schema, _ = SHIELDS[name]
+    schema = SHIELDS[name].schema
     values = (MECHANISMS | {"low-resolution": {"side": 2}}).get(name, {}) | settings
     return build(schema.model_validate(values), shape, batch)
 
@@ -252,7 +252,7 @@ def test_statistics_for_evaluation_follow_the_batches() -> None:
 @pytest.mark.parametrize("epsilon", [0, -1, math.inf, math.nan])
 def test_an_epsilon_that_is_no_number_above_0_is_refused(name: str, epsilon: float) -> None:
     with pytest.raises(ValidationError):
-        SHIELDS[name][0].model_validate({"epsilon": epsilon})
+        SHIELDS[name].schema.model_validate({"epsilon": epsilon})
 
 
 @pytest.mark.parametrize("name", [name for name in SHIELDS if name not in ON_GRID])
@@ -438,7 +438,7 @@ def test_without_noise_just_the_bounded_function_leaves(name: str) -> None:
 @pytest.mark.parametrize("name", MECHANISMS)
 def test_nobody_goes_without_noise_by_leaving_it_out(name: str) -> None:
     with pytest.raises(ValidationError, match="epsilon"):
-        SHIELDS[name][0].model_validate({})
+        SHIELDS[name].schema.model_validate({})
 
 
 @pytest.mark.parametrize("name", BOUNDING)

@@ -14,7 +14,7 @@ import pytest
 from click.testing import Result
 
 from pudica.analysis.attacks import attacks, registry
-from pudica.analysis.split import split_attacks
+from pudica.analysis.frontiers import attack_cells
 from pudica.models import plugins
 from pudica.simulations import run
 
@@ -33,10 +33,10 @@ def directory(tmp_path: Path) -> Path:
 def test_the_command_shows_how_far_attacks_come(pudica: Command, directory: Path) -> None:
     result = pudica("attack", directory, "--images", "60", "--epochs", "1")
     assert result.exit_code == 0, result.stderr
-    assert "How far attacks on what crossed come (%)" in result.stdout
+    assert "How far attacks come (%)" in result.stdout
     for picture in ("main-inversion.png", "main-matching.png"):
         assert picture in result.stdout
-    table = split_attacks(directory)
+    table = attack_cells(directory)
     for kind in ("inversion", "matching", "labels"):
         assert list(table["releases"][table["attack"] == kind]) == [1, 2]
     assert (table["low"] <= table["success"]).all()
@@ -64,7 +64,7 @@ def test_what_does_not_fit_is_explained(
     ("change", "why"),
     [
         ({"engine": "deployment"}, "with real nodes, whose images are not here"),
-        ({"system": "themis"}, "attacks are for runs of facemix, split"),
+        ({"system": "poll"}, "attacks are for runs of"),
         ({"code": "0" * 32}, "another version of Pudica wrote it"),
     ],
 )
@@ -109,6 +109,6 @@ def test_an_attack_of_another_package_gets_its_rows(
     finally:
         attacks.cache_clear()
     assert result.exit_code == 0, result.stderr
-    table = split_attacks(directory).set_index("attack")
+    table = attack_cells(directory).set_index("attack")
     assert table.loc["brightness", "chance"] == pytest.approx(2)
     assert 0 <= table.loc["brightness", "success"] <= 100

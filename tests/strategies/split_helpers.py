@@ -11,10 +11,14 @@ import pytest
 import torch
 from competition_helpers import ListeningGrid
 from flwr.app import Error, Message
+from torch import nn
 
 import pudica.clients.app
 from pudica.clients.app import app as client_app
+from pudica.clients.split.assigned import AssignedEdge
+from pudica.models import build
 from pudica.models.files import load_tensors
+from pudica.models.randomness import derive
 from pudica.simulations.engines.local import build_run_config, build_server_context
 from pudica.strategies.app import app as server_app
 from pudica.strategies.loading import load_experiment
@@ -83,6 +87,28 @@ def run(
     grid.faults, grid.stop = set(faults), stop
     server_app(grid, build_server_context(config))
     return grid
+
+
+def whole(experiment: SplitExperiment) -> nn.Module:
+    """Return the model as training begins, not cut."""
+    data, settings = experiment.load_data(), experiment.split
+    channels, side, _ = data.shape
+    return build(
+        settings.model,
+        num_classes=data.num_classes,
+        channels=channels,
+        image_size=side,
+        seed=derive(experiment.seed, "weights"),
+    )
+
+
+def edges(experiment: SplitExperiment, directory: Path) -> list[AssignedEdge]:
+    """Return the devices of a run of this process."""
+    places = [directory / "vault" / directory.name / f"node-{i}" for i in range(9)]
+    nodes = pudica.clients.app._nodes
+    found = [nodes[place] for place in places if place in nodes]
+    assert all(isinstance(node, AssignedEdge) for node in found)
+    return found  # type: ignore[return-value]
 
 
 def model_of(directory: Path, case: str = "main") -> dict[str, torch.Tensor]:

@@ -19,7 +19,7 @@ from torch.utils.data import TensorDataset
 from pudica.clients import InferenceEdge, protocol
 from pudica.clients.data import DataError
 from pudica.clients.runtime.role import OwnApp
-from pudica.clients.shields import Mixing
+from pudica.clients.shields import Mixing, NoPeek
 from pudica.models.errors import RequestError
 from pudica.simulations.engines.inprocess import InProcessGrid
 from pudica.simulations.engines.local import build_server_context
@@ -514,6 +514,7 @@ def test_too_few_nodes_are_waited_for_and_named() -> None:
         ({"wire": "bfloat16"}, "wire.*float32"),
         ({"mixing": {"group": 0}}, "group = 0"),
         ({"mixing": {"size": 8}}, "size.*group"),
+        ({"mixing": {"name": "no-peek"}}, "mixing: 'no-peek' adds to the loss .* split learning"),
         ({"optimizer": {"name": "lion"}}, "optimizer.name.*adam"),
         ({"mixing": {"pad": False}, "request": 9}, "9 are no whole groups of 8"),
         ({"min_nodes": 0}, "min_nodes: must be 1 or more"),
@@ -636,6 +637,7 @@ def test_data_sets_that_are_none_are_refused(changes: dict[str, Any], message: s
         ({"attributes": ["a", "b"]}, "attributes: 1 different names are needed"),
         ({"mixing": {"group": 0}}, "group = 0"),
         ({"mixing": "eight"}, "mixing: "),
+        ({"mixing": NoPeek()}, "mixing: 'no-peek' adds to the loss .* split learning"),
     ],
 )
 def test_edges_that_make_no_sense_are_refused(changes: dict[str, Any], message: str) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from competition_helpers import rows_of
-from split_helpers import Interrupted, asked, measured, model_of, run, tiny
+from split_helpers import Interrupted, asked, edges, measured, model_of, run, tiny, whole
 from torch import nn
 from torch.nn.functional import cross_entropy
 
@@ -21,37 +21,14 @@ from pudica.clients.assignments import EdgeAssignment
 from pudica.clients.runtime.odometer import ACTIVATIONS, BudgetExhausted, Odometer
 from pudica.clients.split.assigned import AssignedEdge
 from pudica.clients.split.edge import Edge
-from pudica.models import build, optimizers, packing
+from pudica.models import optimizers, packing
 from pudica.models.compute import Compute
 from pudica.models.cut import Cutter
 from pudica.models.errors import RequestError
-from pudica.models.randomness import derive
 from pudica.strategies.core.recorder import Recorder
 from pudica.strategies.core.reliable_grid import TooFewParticipants
 from pudica.strategies.split.cloud import Cloud
 from pudica.strategies.split.experiment import SplitExperiment
-
-
-def whole(experiment: SplitExperiment) -> nn.Module:
-    """Return the model as training begins, not cut."""
-    data, settings = experiment.load_data(), experiment.split
-    channels, side, _ = data.shape
-    return build(
-        settings.model,
-        num_classes=data.num_classes,
-        channels=channels,
-        image_size=side,
-        seed=derive(experiment.seed, "weights"),
-    )
-
-
-def edges(experiment: SplitExperiment, directory: Path) -> list[AssignedEdge]:
-    """Return the devices of a run of this process."""
-    places = [directory / "vault" / directory.name / f"node-{i}" for i in range(9)]
-    nodes = pudica.clients.app._nodes
-    found = [nodes[place] for place in places if place in nodes]
-    assert all(isinstance(node, AssignedEdge) for node in found)
-    return found  # type: ignore[return-value]
 
 
 def central(experiment: SplitExperiment, devices: list[AssignedEdge]) -> nn.Module:
@@ -956,7 +933,7 @@ def test_a_turn_that_was_kept_and_not_answered_is_taken_again(tmp_path: Path) ->
         device = edges_anew(tmp_path / "run")
         device.begin(turn, of)
         if device.pending:
-            like = device._recompute(device.pending)[0]
+            like = device._recompute(device.pending)[0].protected
             gradient = torch.linspace(-0.01, 0.01, like.numel()).view_as(like)
             device.learn(gradient, 1.0, turn - 2)
         smashed, _, _ = device.smash(1, 0, 1, turn)

@@ -21,7 +21,12 @@ from pudica.clients.assignments import SplitTerms
 from pudica.clients.data import DataError
 from pudica.clients.runtime.role import OwnApp
 from pudica.clients.runtime.vault import MemoryVault
-from pudica.clients.shields import BatchNormLaplace, ClipGaussian, protect_without_noise
+from pudica.clients.shields import (
+    BatchNormLaplace,
+    ClipGaussian,
+    NoPeek,
+    protect_without_noise,
+)
 from pudica.clients.split.holder import KEY
 from pudica.models import packing
 from pudica.models.errors import RequestError
@@ -564,6 +569,16 @@ def test_a_device_that_raises_drops_out_and_the_rest_go_on() -> None:
         train(grid(other(train=Broken())), min_nodes=3, fronts="private")
 
 
+def test_a_shield_with_a_penalty_needs_fronts_that_learn() -> None:
+    with pytest.raises(TooFewParticipants, match="RequestError: shield: NoPeek adds to the loss"):
+        train(grid(other(shield=NoPeek())), fronts="frozen")
+    fronts = [
+        train(grid(other(shield=NoPeek(weight=weight))), fronts="average")[1].arrays
+        for weight in (0.0, 0.2)
+    ]
+    assert not same(*fronts)
+
+
 def wide() -> TensorDataset:
     x, y = TRAIN[1].tensors
     return TensorDataset(x.repeat(1, 1, 2, 1), y)
@@ -586,6 +601,10 @@ def wide() -> TensorDataset:
         (
             other(shield=ClipGaussian(epsilon=1.0).bind((3, 4, 4), 2)),
             f"bound to batches of at most 2, the strategy's have {BATCH}",
+        ),
+        (
+            other(shield=NoPeek(), front=nn.Identity(), back=None),
+            "NoPeek adds to the loss of a front, and this device's learns nothing",
         ),
         (
             other(front=nn.Sequential(nn.Conv2d(1, 3, 5, padding=2), nn.ReLU())),

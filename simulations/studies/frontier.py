@@ -1,0 +1,324 @@
+"""The frontier: a study whose runs are attacked in every way that fits."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from pudica import analysis
+from pudica.analysis.attacks import Effort, attacks
+from pudica.analysis.drawing import Figures, plot_style, save
+from pudica.analysis.frontier_figures import draw_frontier
+from pudica.analysis.frontiers import REASONS, attack_cells, frontier, read_reasons
+from pudica.analysis.runs import Run, open_run
+from pudica.clients.runtime.systems import systems
+from pudica.models.compute import Compute
+from pudica.models.errors import RequestError, unknown_name_error
+from pudica.models.files import write_atomically
+from pudica.simulations.attacking import attack_targets, list_targets, open_targets
+from pudica.simulations.runner import is_done
+from pudica.simulations.studies.cells import Work, run_cell
+from pudica.simulations.studies.plan import StudyConfig, read_plan, read_study
+from pudica.simulations.studies.shipping import shipped_frontiers
+from pudica.simulations.studies.study import Study, execute, override, prepare, prepare_resume
+from pudica.strategies.core.experiment import ClientConfig, Experiment
+from pudica.strategies.core.spreadsheets import write_csv
+
+PLAN = "frontier.yaml"
+NOTHING = "nothing leaves the nodes"
+FAILED = "failed: "
+
+
+class EffortConfig(BaseModel):
+    """How much effort each attack spends.
+
+    Attributes
+    ----------
+    epochs : int
+        Of training; each attack says what an epoch is.
+    images : int, in images
+        How many are attacked at most: an image is picked out of so many.
+    requests : int, in requests
+        How many requests to FaceMix's cloud are unmixed.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    epochs: int = Field(default=8, ge=1)
+    images: int = Field(default=1000, ge=2)
+    requests: int = Field(default=4, ge=1)
+
+
+class FrontierConfig(StudyConfig):
+    """A study, and how its runs are attacked.
+
+    Attributes
+    ----------
+    effort : EffortConfig
+    attacks : list of str
+        Kinds of attacks; none: all.
+    """
+
+    effort: EffortConfig = EffortConfig()
+    attacks: tuple[str, ...] = ()
+
+    @field_validator("attacks")
+    @classmethod
+    def _validate_kinds(cls, kinds: tuple[str, ...]) -> tuple[str, ...]:
+        for kind in kinds:
+            if kind not in attacks():
+                raise unknown_name_error("attack", kind, attacks())
+        return kinds
+
+
+class Plan(BaseModel):
+    """What of a frontier's settings its directory keeps beside the study's plan."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    effort: EffortConfig
+    attacks: tuple[str, ...]
+
+
+class Frontier(Study):
+    """A study whose runs were attacked."""
+
+    @cached_property
+    def runs(self) -> list[Run]:
+        """The runs that have begun."""
+        return self._runs()
+
+    def frontier(self, spread: bool = True) -> pd.DataFrame:
+        """Return methods, costs and the best attacks; see :func:`pudica.analysis.frontier`."""
+        return frontier(self.runs, spread)
+
+    def attack_cells(self, spread: bool = True) -> pd.DataFrame:
+        """Return every attack on every method; see :func:`pudica.analysis.attack_cells`."""
+        return attack_cells(self.runs, spread)
+
+    def figures(self) -> Figures:
+        """Draw the frontier."""
+        with plot_style():
+            drawn = draw_frontier(self.runs)
+            return Figures((name, figure) for name, figure in drawn if figure is not None)
+
+    def save(self) -> list[Path]:
+        """Write ``frontier.csv``, ``attacks.csv`` and the figures; return the figures' paths."""
+        write_csv(self.frontier(), self.directory / "frontier.csv")
+        write_csv(self.attack_cells(), self.directory / "attacks.csv")
+        folder = self.directory / "plots"
+        with plot_style():
+            return [save(drawn, folder / f"{name}.png") for name, drawn in self.figures().items()]
+
+
+def build_config(
+    source: str | Path, settings: Mapping[str, Any], seeds: str | int | Sequence[int] | None
+) -> FrontierConfig:
+    """Return a frontier by its name or YAML file, with other settings or seeds.
+
+    Raises
+    ------
+    RequestError
+        Names file, key, value and what is allowed.
+    """
+    name = str(source)
+    if name.endswith((".yaml", ".yml")):
+        path = Path(name).expanduser()
+    elif name in shipped_frontiers():
+        path = shipped_frontiers()[name]
+    else:
+        raise unknown_name_error("frontier", name, shipped_frontiers())
+    given: dict[str, Any] = {"set": dict(settings)} if settings else {}
+    given |= {} if seeds is None else {"seeds": seeds}
+    return override(read_study(path, FrontierConfig), given)
+
+
+def prepare_frontier(config: FrontierConfig, out: Path) -> tuple[dict[str, Experiment], Path]:
+    """Validate all runs, and make the directory; errors as of :func:`.prepare`."""
+    experiments, directory = prepare(config, out)
+    plan = Plan(effort=config.effort, attacks=config.attacks)
+    text = yaml.safe_dump(plan.model_dump(mode="json"), sort_keys=False)
+    write_atomically(directory / PLAN, text.encode())
+    return experiments, directory
+
+
+def resume_frontier(directory: Path, given: Sequence[object]) -> tuple[dict[str, Experiment], Path]:
+    """Return the experiments and the directory of a frontier that was stopped.
+
+    Raises
+    ------
+    RequestError
+        There is none, or it is to be resumed with other settings.
+    """
+    read_frontier_plan(directory)
+    return prepare_resume(directory, any(given), None, None)
+
+
+def read_frontier_plan(directory: Path) -> Plan:
+    """Return how the runs of a frontier's directory are attacked; else RequestError."""
+    path = directory / PLAN
+    if not path.is_file():
+        raise RequestError(f"{directory} holds no frontier (there is no {PLAN} in it)")
+    try:
+        return Plan.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except (yaml.YAMLError, ValueError) as error:
+        raise RequestError(f"{path}: can't be read: {error}") from error
+
+
+def run_frontier(
+    source: str | Path | None = None,
+    *,
+    set: Mapping[str, Any] | None = None,  # noqa: A002
+    seeds: str | int | Sequence[int] | None = None,
+    out: str | Path | None = None,
+    resume: str | Path | None = None,
+    workers: int | None = None,
+) -> Frontier:
+    """Run and attack all methods of a frontier: what ``pudica frontier`` does.
+
+    Parameters
+    ----------
+    source : str or Path, optional
+        A name of ``pudica list``, or a YAML file. Not needed to resume.
+    set : mapping, optional
+        Settings of all runs, by dotted key.
+    seeds, out, resume, workers
+        As of :func:`pudica.simulations.study`.
+
+    Raises
+    ------
+    RequestError
+        If the request is wrong; nothing was started then.
+    """
+    if resume is not None:
+        prepared, directory = resume_frontier(Path(resume), [source, set, seeds])
+    elif source is None:
+        raise RequestError(f"name a frontier: {', '.join(shipped_frontiers())}, or a YAML file")
+    else:
+        config = build_config(source, set or {}, seeds)
+        prepared, directory = prepare_frontier(config, Path(out or "results"))
+    execute(prepared, directory, workers, quiet=True, work=ATTACKING)
+    return Frontier(directory)
+
+
+# ------------------------------------------------------------------------- in a worker
+
+
+def run_and_attack(directory: str) -> str:
+    """Run a cell, then attack it in every way that fits; return why the run failed, or "".
+
+    An attack that fails, fails alone: its reason is kept with those that do not fit.
+    """
+    if reason := run_cell(directory):
+        return reason
+    path = Path(directory)
+    attack_run(path, read_frontier_plan(path.parent))
+    return ""
+
+
+def is_attacked(directory: Path) -> bool:
+    """Return whether a run is done and no attack on it is left to try."""
+    if not is_done(directory):
+        return False
+    run, plan = open_run(directory), read_frontier_plan(directory.parent)
+    effort = build_effort(plan, run)
+    return all(_is_case_done(directory / case, effort) for case in list_cases(run))
+
+
+ATTACKING = Work(run_and_attack, is_attacked)
+
+
+def build_effort(plan: Plan, run: Run) -> Effort:
+    """Return a run's effort; attacks draw from the run's seed."""
+    effort = plan.effort
+    return Effort(effort.epochs, effort.images, effort.requests, int(run.info["seed"]))
+
+
+def list_cases(run: Run) -> list[str]:
+    """Return the cases of a run that have a row in the frontier."""
+    return list(analysis.compare([run], spread=False)["case"])
+
+
+def attack_run(directory: Path, plan: Plan) -> None:
+    """Attack all cases of a run, but for what was done before with the same effort."""
+    run = open_run(directory)
+    effort, kinds = build_effort(plan, run), list(plan.attacks or attacks())
+    system = systems().get(str(run.info.get("system")))
+    openers = list_targets(run) if system and system.targets else {}
+    with Compute(run.section("client", ClientConfig)).use_threads():
+        for case in list_cases(run):
+            place = directory / case
+            if _is_case_done(place, effort):
+                continue
+            if case not in openers:
+                _write_reasons(place, effort, dict.fromkeys(kinds, NOTHING))
+                continue
+            left = [kind for kind in kinds if not _is_known(place, kind, effort)]
+            _write_reasons(place, effort, _attack_case(run, case, openers[case], left, effort))
+
+
+def _attack_case(
+    run: Run, case: str, opener: Any, kinds: Sequence[str], effort: Effort
+) -> dict[str, str]:
+    """Attack a case, and return why attacks did not begin, or failed."""
+
+    def note(done: int, stage: str) -> None:
+        state = {"stage": f"{case}: {stage}", "done": done, "total": len(kinds), "unit": "attack"}
+        write_atomically(run.directory / "progress.json", json.dumps(state).encode())
+
+    try:
+        targets = open_targets(run, case, opener, effort, lambda _: note(0, "replay"))
+    except RequestError as error:
+        return dict.fromkeys(kinds, str(error))
+    reasons: dict[str, str] = {}
+    for done, kind in enumerate(kinds):
+        note(done, kind)
+        if why := attacks()[kind].explain_unfit(targets):
+            reasons[kind] = why
+            continue
+        try:
+            attack_targets(run, case, kind, targets, effort, lambda _: None)
+        except Exception as error:
+            reasons[kind] = f"{FAILED}{type(error).__name__}: {error}"
+    return reasons
+
+
+def _is_known(place: Path, kind: str, effort: Effort) -> bool:
+    """Return whether an attack with this effort has been measured."""
+    path = place / f"attack-{kind}.jsonl"
+    if not path.is_file():
+        return False
+    rows = (json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
+    found = {row["metric"]: row["value"] for row in rows}
+    return all(found.get(name) == value for name, value in effort._asdict().items())
+
+
+def _is_case_done(place: Path, effort: Effort) -> bool:
+    """Return whether all attacks were tried with this effort, and none of them failed."""
+    path = place / REASONS
+    if not path.is_file() or json.loads(path.read_text())["effort"] != effort._asdict():
+        return False
+    return not any(reason.startswith(FAILED) for reason in read_reasons(place).values())
+
+
+def _write_reasons(place: Path, effort: Effort, reasons: Mapping[str, str]) -> None:
+    values = {"effort": effort._asdict(), "reasons": reasons}
+    write_atomically(place / REASONS, json.dumps(values, indent=2, ensure_ascii=False).encode())
+
+
+def list_failures(directory: Path) -> dict[str, str]:
+    """Return which attacks failed, and why, by run, case and kind."""
+    return {
+        f"{cell.name}/{place.parent.name}/{kind}": reason.removeprefix(FAILED)
+        for cell in read_plan(directory)
+        for place in sorted((directory / cell.name).glob(f"*/{REASONS}"))
+        for kind, reason in read_reasons(place.parent).items()
+        if reason.startswith(FAILED)
+    }
