@@ -23,6 +23,7 @@ from pudica.analysis.attacks.reconstruction import (
 from pudica.analysis.attacks.registry import attacks
 from pudica.analysis.attacks.unmixing import UnmixingResult, score_mixtures, score_plain, unmix
 from pudica.analysis.views.facemix import FacemixView
+from pudica.analysis.views.models import ModelTarget, ModelView
 from pudica.analysis.views.releases import ReleasesView, Target
 
 __all__ = [
@@ -31,6 +32,8 @@ __all__ = [
     "Effort",
     "FacemixView",
     "InferenceResult",
+    "ModelTarget",
+    "ModelView",
     "Outcome",
     "Reconstruction",
     "ReleasesView",
