@@ -24,6 +24,7 @@ from pudica.analysis.attacks.registry import attacks
 from pudica.analysis.attacks.unmixing import UnmixingResult, score_mixtures, score_plain, unmix
 from pudica.analysis.views.facemix import FacemixView
 from pudica.analysis.views.gradients import Gradient, GradientsView, GradientTarget
+from pudica.analysis.views.models import ModelTarget, ModelView
 from pudica.analysis.views.releases import ReleasesView, Target
 
 __all__ = [
@@ -35,6 +36,8 @@ __all__ = [
     "GradientTarget",
     "GradientsView",
     "InferenceResult",
+    "ModelTarget",
+    "ModelView",
     "Outcome",
     "Reconstruction",
     "ReleasesView",

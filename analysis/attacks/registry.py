@@ -21,6 +21,7 @@ from pudica.analysis.attacks.known_pairs import KnownPairs
 from pudica.analysis.attacks.label_inference import ClassInference
 from pudica.analysis.attacks.labels import LabelInference
 from pudica.analysis.attacks.matching import CandidateMatching
+from pudica.analysis.attacks.membership import MembershipInference
 from pudica.analysis.attacks.moments import Moments
 from pudica.analysis.attacks.neighbours import NeighbourAudit
 from pudica.analysis.attacks.reconstruction import ImageReconstruction
@@ -39,6 +40,7 @@ OURS: tuple[Attack, ...] = (
     CandidateMatching(),
     TotalVariationInversion(),
     LabelInference(),
+    MembershipInference(),
     Moments(),
     CommonDivisors(),
     KnownPairs(),

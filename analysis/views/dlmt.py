@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from pudica.analysis.runs import Run
 from pudica.analysis.views.devices import CaseObserver
 from pudica.analysis.views.gradients import GradientTarget
+from pudica.analysis.views.models import ModelTarget, NoModel, dlmt_model_target
 from pudica.analysis.views.releases import (
     Note,
     Release,
@@ -20,7 +21,7 @@ from pudica.analysis.views.releases import (
     Target,
     choose_slots,
 )
-from pudica.analysis.views.updates import updates_target
+from pudica.analysis.views.updates import UpdatesObserver
 from pudica.clients import protocol
 from pudica.clients.assignments import OwnerAssignment
 from pudica.clients.data import ImageSet
@@ -31,29 +32,31 @@ from pudica.models.randomness import Randomness
 from pudica.strategies.core.wire_log import Exchanged
 from pudica.strategies.dlmt.config import DlmtConfig
 
-Opener = Callable[..., tuple[Target | GradientTarget, ...]]
+Targets = tuple[Target | GradientTarget | ModelTarget | NoModel, ...]
 
 
-def targets(run: Run) -> dict[str, Opener]:
+def targets(run: Run) -> dict[str, Callable[..., Targets]]:
     """Return what opens each case; see :class:`pudica.clients.runtime.systems.System`."""
-    openers: dict[str, Opener] = {"central": observe, "federated": updates_target}
-    cases = run.section("dlmt", DlmtConfig).each_case().items()
-    return {case: openers[settings.train] for case, settings in cases}
+    return dict.fromkeys(run.section("dlmt", DlmtConfig).each_case(), observe)
 
 
-def observe(
-    run: Run, case: str, images: int, seed: int, replay: Callable[[Note], None]
-) -> tuple[Target, ...]:
-    """Return the releases of at most ``images`` training images in a case, which is run again.
+def observe(run: Run, case: str, images: int, seed: int, replay: Callable[[Note], None]) -> Targets:
+    """Return what can be attacked of a case, which is run again, and its model.
+
+    Of images that are sent, the releases of at most ``images``; else updates of models.
 
     Raises
     ------
     RequestError
         The images were disguised before the run: what they were like nobody here knows.
     """
-    observer = DlmtObserver(f"{run.name}: case '{case}'", case, images, seed)
+    settings, name = run.section("dlmt", DlmtConfig).each_case()[case], f"{run.name}: case '{case}'"
+    federated = settings.train == "federated"
+    observer: DlmtObserver | UpdatesObserver = (
+        UpdatesObserver(name, case) if federated else DlmtObserver(name, case, images, seed)
+    )
     replay(observer.note)
-    return (observer.target(),)
+    return observer.target(), dlmt_model_target(run, case, images, seed)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ import torch
 
 from pudica.analysis.facemix import case_settings
 from pudica.analysis.runs import Run
+from pudica.analysis.views.models import NoModel
 from pudica.analysis.views.releases import Release, ReleasesView, Target
 from pudica.clients.data import DataConfig, ImageSet, Splits, load
 from pudica.clients.data.images import Positions
@@ -30,15 +31,19 @@ from pudica.strategies.core.experiment import ClientConfig
 from pudica.strategies.facemix.system import MODEL
 
 
-def targets(run: Run) -> dict[str, Callable[..., tuple[FacemixView, Target]]]:
+def targets(run: Run) -> dict[str, Callable[..., tuple[FacemixView, Target, NoModel]]]:
     """Return what opens each case; see :class:`pudica.clients.runtime.systems.System`."""
     cases = [case for case, settings in case_settings(run).items() if settings.place != "edge"]
     return dict.fromkeys(cases, _open)
 
 
-def _open(run: Run, case: str, images: int, seed: int, *_: object) -> tuple[FacemixView, Target]:
+def _open(
+    run: Run, case: str, images: int, seed: int, *_: object
+) -> tuple[FacemixView, Target, NoModel]:
     view = FacemixView.of(run, case)
-    return view, release_rows(view, images, seed)
+    own = case_settings(run)[case].train == "central"
+    reason = "the cloud trained on images of its own" if own else "edges keep stages of the model"
+    return view, release_rows(view, images, seed), NoModel(reason)
 
 
 class Observation(NamedTuple):

@@ -16,6 +16,7 @@ from pudica.analysis.views.active import ActiveTarget, to_values
 from pudica.analysis.views.devices import DeviceObserver
 from pudica.analysis.views.fronts import FrontsObserver
 from pudica.analysis.views.gradients import GradientTarget
+from pudica.analysis.views.models import ModelTarget, NoModel
 from pudica.analysis.views.releases import (
     Note,
     Release,
@@ -24,6 +25,7 @@ from pudica.analysis.views.releases import (
     choose_slots,
 )
 from pudica.analysis.views.shielded import ShieldTarget
+from pudica.analysis.views.split_models import split_model_target
 from pudica.clients import protocol
 from pudica.clients.data import ImageSet
 from pudica.clients.data.images import Positions
@@ -35,7 +37,7 @@ from pudica.models.randomness import Randomness, derive, numpy_generator, tempor
 from pudica.strategies.core.wire_log import Exchanged
 from pudica.strategies.split.config import SplitConfig
 
-Targets = tuple[Target | GradientTarget | ActiveTarget | ShieldTarget, ...]
+Targets = tuple[Target | GradientTarget | ModelTarget | NoModel | ActiveTarget | ShieldTarget, ...]
 KnownFronts = Mapping[tuple[int, int], Sequence[np.ndarray]]
 """By device and epoch, fronts that the cloud has had in its hands, packed: first and last."""
 
@@ -54,8 +56,13 @@ def observe(
 ) -> Targets:
     """Return what can be attacked of a case, which is run again.
 
-    The releases of at most ``images`` training images; the first gradients of fronts that are
-    averaged; a device; the shield.
+    The releases of training images; the first gradients of fronts that are averaged; the trained
+    model; a device; the shield.
+
+    Parameters
+    ----------
+    images : int
+        Images of each kind, at most.
 
     Raises
     ------
@@ -71,8 +78,9 @@ def observe(
 
     replay(note)
     gradients = [fronts.target()] if fronts.gradients else []
+    model = split_model_target(run, case, images, seed)
     seen = releases.target()
-    return seen, *gradients, releases.active_target(), releases.shield_target()
+    return seen, *gradients, model, releases.active_target(), releases.shield_target()
 
 
 @dataclass(frozen=True)

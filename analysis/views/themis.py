@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from pudica.analysis.runs import Run
+from pudica.analysis.views.models import NoModel
 from pudica.analysis.views.releases import (
     Note,
     Release,
@@ -29,14 +30,14 @@ from pudica.strategies.themis.config import ThemisConfig
 from pudica.strategies.themis.release import VARIANTS
 
 
-def targets(run: Run) -> dict[str, Callable[..., tuple[Target, ...]]]:
+def targets(run: Run) -> dict[str, Callable[..., tuple[Target | NoModel, ...]]]:
     """Return what opens each case; see :class:`pudica.clients.runtime.systems.System`."""
     return dict.fromkeys(run.section("themis", ThemisConfig).each_case(), observe)
 
 
 def observe(
     run: Run, case: str, images: int, seed: int, replay: Callable[[Note], None]
-) -> tuple[Target, ...]:
+) -> tuple[Target | NoModel, ...]:
     """Return the trained noise's releases of at most ``images`` test images; the case runs again.
 
     Raises
@@ -65,7 +66,7 @@ def observe(
         device=Compute(run.section("client", ClientConfig)),
         generator=NoiseGenerator(packed, bound).requires_grad_(False),
     )
-    return (Target(view, data.test.subset(chosen)),)
+    return Target(view, data.test.subset(chosen)), NoModel("the training images are public")
 
 
 def first_trained(settings: ThemisConfig) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate
@@ -12,7 +12,6 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from pudica import models
-from pudica.analysis.runs import Run
 from pudica.analysis.views.devices import CaseObserver
 from pudica.analysis.views.gradients import (
     LARGEST,
@@ -22,7 +21,6 @@ from pudica.analysis.views.gradients import (
     GradientTarget,
     split_batches,
 )
-from pudica.analysis.views.releases import Note
 from pudica.clients import protocol
 from pudica.clients.assignments import OwnerAssignment
 from pudica.clients.data import ImageSet
@@ -31,19 +29,6 @@ from pudica.clients.runtime.vault import MemoryVault
 from pudica.models.errors import RequestError
 from pudica.models.training import TrainingConfig
 from pudica.strategies.core.wire_log import Exchanged
-
-
-def updates_target(
-    run: Run,
-    case: str,
-    images: int,  # noqa: ARG001
-    seed: int,  # noqa: ARG001
-    replay: Callable[[Note], None],
-) -> tuple[GradientTarget]:
-    """Return the first updates in a case, which is run again; RequestError if there is none."""
-    observer = UpdatesObserver(f"{run.name}: case '{case}'", case)
-    replay(observer.note)
-    return (observer.target(),)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

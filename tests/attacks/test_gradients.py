@@ -319,5 +319,5 @@ def test_a_replayed_case_opens_with_its_updates(tmp_path: Path) -> None:
     def again(note: Note) -> None:
         replay(opened, "federated", note, lambda _: None)
 
-    (found,) = dlmt_targets(opened)["federated"](opened, "federated", 40, 0, again)
+    found, _ = dlmt_targets(opened)["federated"](opened, "federated", 40, 0, again)
     assert [seen.node for seen in found.view.seen] == [0, 1, 2]

@@ -85,7 +85,7 @@ def competition(tmp_path_factory: pytest.TempPathFactory) -> tuple[Target, Predi
     settings = {**THEMIS, "themis.release.images_per_message": 7, "themis.release.M": [1.0, 0.5]}
     opened = make(tmp_path_factory.mktemp("themis"), "themis-digits", settings)
     wire = Predictions()
-    (target,) = themis.observe(opened, "main", 10_000, 0, replaying(opened, "main", wire.note))
+    (target, *_) = themis.observe(opened, "main", 10_000, 0, replaying(opened, "main", wire.note))
     return target, wire
 
 
@@ -144,14 +144,14 @@ def disguised(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Target, Im
     settings = {**DLMT, "dlmt.cases": cases}
     opened = make(tmp_path_factory.mktemp("dlmt"), "dlmt-digits", settings)
     wire = Images()
-    (target,) = dlmt.observe(
+    (target, *_) = dlmt.observe(
         opened, "MAT(256)+MMT(10)", 10_000, 0, replaying(opened, "MAT(256)+MMT(10)", wire.note)
     )
     return opened, target, wire
 
 
 def observe(opened: Run, case: str) -> Target:
-    (target,) = dlmt.observe(opened, case, 10_000, 0, replaying(opened, case))
+    target, _ = dlmt.observe(opened, case, 10_000, 0, replaying(opened, case))
     return target
 
 
@@ -224,7 +224,7 @@ def test_on_random_images_disguises_are_not_undone(disguised: tuple[Run, Target,
 
 def test_owners_that_train_send_no_images(disguised: tuple[Run, Target, Images]) -> None:
     opened, case = disguised[0], "trained by owners"
-    (target,) = dlmt.targets(opened)[case](opened, case, 10, 0, replaying(opened, case))
+    target, _ = dlmt.targets(opened)[case](opened, case, 10, 0, replaying(opened, case))
     assert not isinstance(target, Target)
     assert "needs a Target" in CandidateMatching().explain_unfit([target])
 
