@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -51,7 +52,10 @@ def _per_example_gradients(model: nn.Module) -> Iterator[Any]:
         layer.inplace = False  # type: ignore[assignment]
     wrapped = GradSampleModule(model, loss_reduction="sum")
     try:
-        yield wrapped
+        with warnings.catch_warnings():
+            # The images need no gradients, which PyTorch warns of.
+            warnings.filterwarnings("ignore", "Full backward hook is firing")
+            yield wrapped
     finally:
         wrapped.to_standard_module()
         for layer in in_place:
