@@ -50,7 +50,8 @@ def _per_example_gradients(model: nn.Module) -> Iterator[Any]:
     in_place = [layer for layer in model.modules() if getattr(layer, "inplace", False) is True]
     for layer in in_place:
         layer.inplace = False  # type: ignore[assignment]
-    wrapped = GradSampleModule(model, loss_reduction="sum")
+    # Of channels-last images Opacus's own rule for convolutions computes wrong gradients.
+    wrapped = GradSampleModule(model, loss_reduction="sum", force_functorch=True)
     try:
         with warnings.catch_warnings():
             # The images need no gradients, which PyTorch warns of.

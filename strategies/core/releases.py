@@ -90,7 +90,8 @@ class Release:
     def kind(self) -> str:
         """What two nodes' releases have in common: all but the node and the count."""
         values = dataclasses.asdict(self)
-        return json.dumps({key: v for key, v in values.items() if key not in ("node", "count")})
+        kept = {key: v for key, v in values.items() if key not in ("node", "count")}
+        return json.dumps(kept, default=DpSgdConfig.model_dump)
 
     @cached_property
     def protection(self) -> Shield | None:
@@ -169,4 +170,5 @@ def keep(recorder: Recorder, releases: Iterable[Release]) -> None:
     written = {(entry["case"], entry["node"]) for entry in new}
     known = json.loads(path.read_text()) if path.exists() else []
     others = [entry for entry in known if (entry["case"], entry["node"]) not in written]
-    write_atomically(path, json.dumps([*others, *new], indent=1).encode())
+    text = json.dumps([*others, *new], indent=1, default=DpSgdConfig.model_dump)
+    write_atomically(path, text.encode())
