@@ -54,7 +54,8 @@ class DlmtExperiment(Experiment):
 
     def deployed(self, nodes: list[str]) -> list[str]:
         """Return settings for real owners."""
-        return [f"dlmt.owners={len(nodes)}", "dlmt.measures=false"]
+        secret = ["dlmt.dp.noise=secret"] if self.dlmt.dp else []
+        return [f"dlmt.owners={len(nodes)}", "dlmt.measures=false", *secret]
 
     def names(self) -> list[str]:
         """Return the owners' names, in the order of their partitions."""
