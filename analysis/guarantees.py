@@ -19,6 +19,7 @@ from pudica.analysis.privacy import (
 from pudica.analysis.runs import Run, select
 from pudica.analysis.themis import competition_settings, themis_protection
 from pudica.clients.shields import Guarantee
+from pudica.strategies.core.releases import DP_SGD
 
 NO_PROMISE = (
     "A competition promises no differential privacy and keeps no ledger: how well its noise hides "
@@ -133,8 +134,11 @@ def _describe_case(
     case: str, rows: pd.DataFrame, guarantee: Guarantee, held_out: dict[str, str]
 ) -> CaseVerdict:
     claimed = rows[rows["records"].isin(COUNTED) & (rows["claimed"] != "nothing")]
-    releases = zip(claimed["claimed"], claimed["what"], strict=True)
-    claims = [f"{claim} ({what}, one release)" for claim, what in releases]
+    releases = zip(claimed["claimed"], claimed["what"], claimed["mechanism"], strict=True)
+    claims = [
+        f"{claim} ({what}, {'all releases' if mechanism == DP_SGD else 'one release'})"
+        for claim, what, mechanism in releases
+    ]
     return CaseVerdict(
         case=case,
         record="a served image" if (rows["records"] == "served").any() else "a training record",

@@ -167,7 +167,7 @@ def _table_row(group: list[Release], delta: float) -> dict[str, Any]:
         "records": one.records,
         "nodes": len(nodes),
         "count": count,
-        "mechanism": one.shield["name"] if one.shield else "none",
+        "mechanism": one.mechanism,
         "randomness": one.randomness,
         "claimed": str(one.claimed) if one.claimed and one.claimed.epsilon else "nothing",
         "record_epsilon": one.held.epsilon,

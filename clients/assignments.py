@@ -14,6 +14,7 @@ from pudica.clients import shields
 from pudica.clients.data import DataConfig, ImageSet, Part, Splits, select_node_images
 from pudica.clients.runtime.systems import systems
 from pudica.clients.shields import AnyShield, ShieldConfig
+from pudica.clients.shields.dp_sgd import DpSgdConfig
 from pudica.clients.shields.mixing import padded_count
 from pudica.models.compute import ComputeConfig
 from pudica.models.custom import ModelName
@@ -271,6 +272,8 @@ class OwnerAssignment(Assignment):
         Of the order of batches and of augmentation.
     report : bool
         Whether the owner says how often models were right.
+    dp : DpSgdConfig or None
+        Train by DP-SGD, if owners train.
     """
 
     system: Literal["dlmt"] = "dlmt"
@@ -286,6 +289,11 @@ class OwnerAssignment(Assignment):
     examiner: str | None
     seed: int
     report: bool = True
+    dp: DpSgdConfig | None = None
+
+    def _immaterial(self) -> set[str]:
+        # Fingerprints of runs that began before there was this setting stay as they were.
+        return super()._immaterial() | (set() if self.dp else {"dp"})
 
     def list_models(self) -> list[str]:
         """Return its own and the examiner."""

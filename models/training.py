@@ -195,9 +195,7 @@ class Training:
 
     def train_epoch(self, train: Images) -> None:
         """Train one epoch; raise RequestError if the loss is no longer a finite number."""
-        if self._has_schedule:
-            set_learning_rate(self.optimizer, self.config.learning_rate_at(self.epoch))
-        self.model.train()
+        self._begin_epoch()
         order = numpy_generator(self.seed, "order", self.epoch).permutation(len(train))
         randomness = torch_generator(self.seed, "augment", self.epoch)
         total = 0.0
@@ -212,6 +210,11 @@ class Training:
             )
         self.losses.append(total / len(train))
         self.epoch += 1
+
+    def _begin_epoch(self) -> None:
+        if self._has_schedule:
+            set_learning_rate(self.optimizer, self.config.learning_rate_at(self.epoch))
+        self.model.train()
 
     def _step(self, train: Images, positions: np.ndarray, randomness: torch.Generator) -> float:
         x, y = self._batch(train, positions, randomness)

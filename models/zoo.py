@@ -95,6 +95,17 @@ def names() -> list[str]:
     return list(_ZOO)
 
 
+def names_without_buffers() -> list[str]:
+    """Return the zoo's models that have no buffers, such as batch norm's running statistics."""
+    found = []
+    for name, entry in _ZOO.items():
+        with torch.device("meta"):
+            model = entry.make(ImageTask(10, 3, max(32, entry.minimum_side)))
+        if not any(True for _ in model.buffers()):
+            found.append(name)
+    return found
+
+
 def canonical_name(name: str) -> str:
     """Return the zoo's own spelling: ``"VGG16"`` gives ``"vgg-16"``; custom names as they are.
 

@@ -30,6 +30,7 @@ def entry(**values: Any) -> dict[str, Any]:
         "randomness": "secret",
         "statistics": False,
         "integers": True,
+        "dp": None,
         **values,
     }
 

@@ -58,7 +58,8 @@ class AssignedOwner(Owner):
         self.vault = vault
         self.assignment = assignment
         self.training, self.local_epochs = assignment.training, assignment.local_epochs
-        self.seed = assignment.seed
+        self.seed, self.dp = assignment.seed, assignment.dp
+        self.rounds = self.training.epochs // self.local_epochs
         self.compute = Compute(assignment.compute)
         self.data: Splits = load_once(assignment.data.model_dump_json(), assignment.data_seed)
         self.key = self._load_key()
@@ -134,7 +135,9 @@ class AssignedOwner(Owner):
             state = optimizers.optimizer_state(training.optimizer)
             self.snapshots.keep(number, config["needed"], state, {})
         loss = sum(training.losses) / len(training.losses)
-        return protocol.reply({"loss": loss}, **packing.model_arrays(training.model))
+        # Without noise a loss tells of the images what DP-SGD is to hide.
+        said = {} if self.dp else {"loss": loss}
+        return protocol.reply(said, **packing.model_arrays(training.model))
 
     def _load_model(self, name: str, arrays: Arrays) -> nn.Module:
         """Return a model with the weights that were sent."""

@@ -16,15 +16,22 @@ from torch.nn.functional import cross_entropy
 
 from pudica.clients.data import ImageSet, Part
 from pudica.clients.data.examples import load_pixels
+from pudica.clients.dlmt.private_training import PrivateTraining, validate_private_model
 from pudica.clients.runtime.role import OwnApp, Role, keep_to_itself, reply_once, run_of
 from pudica.clients.runtime.vault import AnyVault
 from pudica.clients.shields.disguises import Key, KeyedDisguise
-from pudica.models import optimizers
+from pudica.clients.shields.dp_sgd import DpSgdConfig, calibrate_noise, count_steps
+from pudica.models import optimizers, packing
 from pudica.models.compute import Compute, ComputeConfig
 from pudica.models.errors import RequestError
 from pudica.models.naming import validate_node_name
 from pudica.models.optimizers import OptimizerFactory
-from pudica.models.randomness import SystemGenerator
+from pudica.models.randomness import (
+    Randomness,
+    SecretGenerator,
+    SystemGenerator,
+    numpy_generator,
+)
 from pudica.models.training import Training, TrainingConfig
 from pudica.models.trial import count_classes
 
@@ -32,7 +39,7 @@ if TYPE_CHECKING:
     from pudica.clients.shields import Disguise
 
 CONSTANT_RATE = TrainingConfig(gamma=1.0)
-KEY = "disguise-key"
+KEY, NOISE = "disguise-key", "dp-noise-key"
 TRIED = 2
 """Images on which a model is tried."""
 EVALUATED = 250
@@ -76,6 +83,10 @@ class Owner(Role):
         Of the order of batches, augmentation and dropout.
     compute : ComputeConfig, optional
         Device, threads and precision.
+    dp : DpSgdConfig, optional
+        Train by DP-SGD. Then no loss is said, and no round after ``rounds`` is answered.
+    rounds : int
+        With ``dp``: over how many rounds its ε is spent.
 
     Raises
     ------
@@ -87,6 +98,8 @@ class Owner(Role):
     """
 
     optimizer: OptimizerFactory | None = None
+    dp: DpSgdConfig | None = None
+    rounds: int = 0
     _shares: dict[Part, ImageSet]
     _chosen_normalisation: Normalisation | None = None
 
@@ -104,6 +117,8 @@ class Owner(Role):
         name: str | None = None,
         seed: int = 0,
         compute: ComputeConfig | None = None,
+        dp: DpSgdConfig | None = None,
+        rounds: int = 0,
     ) -> None:
         self.name = validate_node_name(name) if name else None
         self.model = model
@@ -113,6 +128,11 @@ class Owner(Role):
         self.local_epochs, self.seed = local_epochs, seed
         self.compute = Compute(compute or ComputeConfig())
         self._read_images(train, test)
+        self.dp, self.rounds = dp, rounds
+        if dp is not None:
+            if type(rounds) is not int or rounds < 1:
+                raise RequestError(f"rounds: must be 1 or more with dp, is {rounds!r}")
+            validate_private_model(model)
         self._has_fresh_key = disguise is not None and not disguise.has_key
         self.disguise = self._choose_disguise(disguise)
         self._chosen_normalisation = normalisation and self._validate_normalisation(normalisation)
@@ -214,13 +234,41 @@ class Owner(Role):
         state : dict of str to Tensor
             The optimiser's after the round before; empty for a fresh optimiser.
         """
-        training = Training(model, self.training, self.seed, self.compute, optimizer=self.optimizer)
+        training = self._build_training(model, images, turn, state)
         training.epoch = turn * self.local_epochs
         if state:
             optimizers.load_optimizer_state(training.optimizer, state)
         for _ in range(self.local_epochs):
             training.train_epoch(images)
         return training
+
+    def _build_training(
+        self, model: nn.Module, images: ImageSet, turn: int, state: dict[str, torch.Tensor]
+    ) -> Training:
+        common = (model, self.training, self.seed, self.compute)
+        if self.dp is None:
+            return Training(*common, optimizer=self.optimizer)
+        if not 0 <= turn < self.rounds:
+            raise RuntimeError(f"round {turn + 1}: ε is that of {self.rounds} rounds")
+        batch = self.training.batch_size
+        steps = self.rounds * self.local_epochs * count_steps(len(images), batch)
+        rate = min(1.0, batch / len(images))
+        multiplier = calibrate_noise(self.dp.epsilon, self.dp.delta, rate, steps)
+        values = [*model.state_dict().values(), *state.values(), images.mean, images.std]
+        inputs = packing.pack(values).tobytes()
+        return PrivateTraining(
+            *common,
+            optimizer=self.optimizer,
+            dp=self.dp,
+            multiplier=multiplier,
+            draw=lambda epoch: self._draw_noise(epoch, inputs),
+        )
+
+    def _draw_noise(self, epoch: int, inputs: bytes) -> Randomness:
+        """Return the source of an epoch's noise; secret noise is new for any other inputs."""
+        if self.dp is None or self.dp.noise == "seeded":
+            return numpy_generator(self.seed, "dp-sgd", epoch)
+        return SecretGenerator(self.vault.secret(NOISE), f"dp-sgd/{epoch}/".encode() + inputs)
 
     def load(self, arrays: ArrayRecord) -> nn.Module:
         """Return the model with the weights that a server sent.
@@ -277,7 +325,9 @@ def _answer_train(owner: Owner, arrays: ArrayRecord, turn: int) -> Answer:
     images = owner.normalised_images("train")
     training = owner.train_on(owner.load(arrays), images, turn, {})
     loss = sum(training.losses) / len(training.losses)
-    metrics = {"num-examples": len(images), "loss": loss}
+    metrics: dict[str, Any] = {"num-examples": len(images)}
+    if owner.dp is None:  # a loss would leave without noise
+        metrics["loss"] = loss
     return metrics, ArrayRecord(training.model.state_dict())
 
 

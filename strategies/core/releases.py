@@ -13,10 +13,12 @@ from pydantic import ConfigDict, NonNegativeInt, PositiveInt
 
 from pudica.clients.shields import Guarantee, Mechanism, Shield, build, parse_config
 from pudica.clients.shields.base import FLOATING_POINT_NOISE, NO_NOISE
+from pudica.clients.shields.dp_sgd import RELATION, DpSgdConfig
 from pudica.models.files import write_atomically
 from pudica.strategies.core.recorder import Recorder
 
 FILE = "releases.json"
+DP_SGD = "dp-sgd"
 Records = Literal["training", "test", "validation", "served"]
 IN_THE_CLEAR = Guarantee("record", None, reasons=("released in the clear",))
 NO_MECHANISM = Guarantee(
@@ -57,6 +59,8 @@ class Release:
         What it is computed from is normalised by statistics of training records.
     integers : bool
         Whole numbers are released, if the shield can. Of runs before it could, it is False.
+    dp : DpSgdConfig or None
+        DP-SGD with these settings, whose ε is of all releases together.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
@@ -76,12 +80,21 @@ class Release:
     randomness: Literal["secret", "seeded", "none"]
     statistics: bool = False
     integers: bool = False
+    dp: DpSgdConfig | None = None
+
+    @property
+    def mechanism(self) -> str:
+        """The name of what protects it."""
+        if self.dp:
+            return DP_SGD
+        return self.shield["name"] if self.shield else "none"
 
     @property
     def kind(self) -> str:
         """What two nodes' releases have in common: all but the node and the count."""
         values = dataclasses.asdict(self)
-        return json.dumps({key: v for key, v in values.items() if key not in ("node", "count")})
+        kept = {key: v for key, v in values.items() if key not in ("node", "count")}
+        return json.dumps(kept, default=DpSgdConfig.model_dump)
 
     @cached_property
     def protection(self) -> Shield | None:
@@ -98,12 +111,17 @@ class Release:
 
     @property
     def claimed(self) -> Guarantee | None:
-        """What the shield's paper calibrates to, for one release."""
+        """What the shield's paper calibrates to, for one release; DP-SGD: for all together."""
+        if self.dp:
+            return Guarantee("record", self.dp.epsilon, self.dp.delta, relation=RELATION)
         return self.protection.claimed() if self.protection else None
 
     @property
     def held(self) -> Guarantee:
         """What is true of a record in one release, of a front that tells nothing."""
+        if self.dp:
+            ideal = f"in real numbers: {self.claimed}, added or removed, in all releases together"
+            return Guarantee("record", None, reasons=(FLOATING_POINT_NOISE, ideal))
         if self.protection is None:
             return IN_THE_CLEAR
         if isinstance(self.protection, Mechanism) and self.randomness == "none":
@@ -158,4 +176,5 @@ def keep(recorder: Recorder, releases: Iterable[Release]) -> None:
     written = {(entry["case"], entry["node"]) for entry in new}
     known = json.loads(path.read_text()) if path.exists() else []
     others = [entry for entry in known if (entry["case"], entry["node"]) not in written]
-    write_atomically(path, json.dumps([*others, *new], indent=1).encode())
+    text = json.dumps([*others, *new], indent=1, default=DpSgdConfig.model_dump)
+    write_atomically(path, text.encode())

@@ -16,6 +16,7 @@ from pydantic import (
 
 from pudica.clients.data import PartitionConfig
 from pudica.clients.shields.disguises import format_notation, parse_notation
+from pudica.clients.shields.dp_sgd import DpSgdConfig
 from pudica.models.custom import ModelName
 from pudica.models.files import file_unless
 from pudica.models.naming import CaseName
@@ -105,6 +106,8 @@ class DlmtConfig(CasesConfig):
         ``federated``: whether an owner's optimiser remembers its last round.
     aggregate : AggregationConfig
         ``federated``: how the owners' models become one.
+    dp : DpSgdConfig or None
+        ``federated``: each owner trains by DP-SGD. None: without noise.
     evaluate_every : int, in epochs or rounds
         Evaluate on the owners' validation and test images after every so many epochs or rounds.
     measures : bool
@@ -132,6 +135,7 @@ class DlmtConfig(CasesConfig):
     participation: float = Field(default=1.0, gt=0, le=1)
     keep_momentum: bool = False
     aggregate: AggregationConfig = AggregationConfig()
+    dp: DpSgdConfig | None = None
     evaluate_every: int = Field(default=1, ge=1)
     measures: bool = True
     examiner: CaseName | None = None
@@ -158,6 +162,11 @@ class DlmtConfig(CasesConfig):
             raise ValueError(
                 "training.augment_first: the cloud sees no plain images that it could augment; "
                 "allowed with train: federated"
+            )
+        if self.train == "central" and self.dp is not None:
+            raise ValueError(
+                "dp: owners that give their images away train nothing; allowed with "
+                "train: federated"
             )
         self.resolve_cases(info)
         plain = [name for name, case in self.each_case().items() if case.shield is None]

@@ -10,6 +10,7 @@ from pydantic import model_validator
 
 from pudica import models
 from pudica.clients.data import Splits, partition_once
+from pudica.clients.dlmt.private_training import validate_private_model
 from pudica.clients.shields.disguises import Key
 from pudica.models.errors import RequestError
 from pudica.models.randomness import derive
@@ -53,7 +54,8 @@ class DlmtExperiment(Experiment):
 
     def deployed(self, nodes: list[str]) -> list[str]:
         """Return settings for real owners."""
-        return [f"dlmt.owners={len(nodes)}", "dlmt.measures=false"]
+        secret = ["dlmt.dp.noise=secret"] if self.dlmt.dp else []
+        return [f"dlmt.owners={len(nodes)}", "dlmt.measures=false", *secret]
 
     def names(self) -> list[str]:
         """Return the owners' names, in the order of their partitions."""
@@ -68,6 +70,8 @@ class DlmtExperiment(Experiment):
                 model = models.build_for(settings.model, data.shape, num_classes=data.num_classes)
                 if models.is_frozen(model):
                     raise RequestError("an exported program can't be trained")
+                if settings.dp is not None:
+                    validate_private_model(model)
                 seed = derive(self.seed, "data")
                 partition_once(data.train.labels, self.dlmt.owners, settings.partition, seed)
             except RequestError as error:

@@ -158,7 +158,9 @@ class Federated(Learning):
             validate_statistics(torch.from_numpy(model["buffers"]), self.model.named_buffers())
             # Weighted by what each said as it joined: nobody counts for more later on.
             examples = self.session.members[name].train
-            return Trained(model, examples, protocol.number_of(content, "loss", 0))
+            private = self.settings.dp is not None
+            loss = float("nan") if private else protocol.number_of(content, "loss", 0)
+            return Trained(model, examples, loss)
 
         trained = self.read(replies, protocol.ROUND, read)
         self.session.require_min_replies(len(trained))

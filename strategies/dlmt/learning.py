@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any
@@ -93,14 +94,15 @@ class Learning(RecordedStrategy):
     def end_round(self) -> MetricRecord:
         """Log the loss, accuracies on disguised images if they are due, and dropouts."""
         done = self.round + 1
-        self.session.log(TRAINING, "loss", self.loss, round=done)
+        if not math.isnan(self.loss):  # owners that train by DP-SGD say none
+            self.session.log(TRAINING, "loss", self.loss, round=done)
         if self.settings.evaluates(done):
             model = self.trained()
             for part in ("validation", "test"):
                 counted = count_right(self.session, model, part, DISGUISED)
                 counted.log(self.session, part, "accuracy", done)
         self.session.note_dropouts(TRAINING, done)
-        return MetricRecord({"loss": self.loss})
+        return MetricRecord({} if math.isnan(self.loss) else {"loss": self.loss})
 
     def is_evaluation_due(self, last: bool) -> bool:  # noqa: ARG002
         """Return False: models are measured as a round ends."""

@@ -28,7 +28,18 @@ def _of_training(session: Session) -> Iterator[Release]:
         yield dataclasses.replace(clear, what="labels", public=True)
     else:
         models = f"models trained on {images}"
-        yield dataclasses.replace(clear, what=models, shape=(), count=settings.rounds)
+        trained = dataclasses.replace(clear, what=models, shape=(), count=settings.rounds)
+        dp = settings.dp
+        yield (
+            trained
+            if dp is None
+            else dataclasses.replace(
+                trained,
+                dp=dp,
+                randomness=dp.noise,
+                sampling=f"Poisson, {settings.training.batch_size} examples expected",
+            )
+        )
 
 
 def _images(session: Session) -> str:

@@ -105,6 +105,7 @@ class Session(CaseSession[DlmtExperiment, DlmtConfig]):
                 keep_momentum=settings.keep_momentum,
                 measures=settings.measures,
                 examiner=examiner,
+                dp=settings.dp,
                 seed=self.seed_of(own["partition"]),
             )
             for name, own in self.base_assignments().items()
