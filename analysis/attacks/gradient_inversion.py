@@ -16,6 +16,8 @@ from torch.nn.functional import cosine_similarity
 
 from pudica.analysis.attacks.base import (
     CLEAR,
+    DRAWN,
+    ORIGINAL,
     SHOWN,
     Attack,
     Effort,
@@ -39,6 +41,8 @@ VARIATION = 1e-2
 """Weight of the total variation, the mean difference of neighbouring pixels."""
 LARGEST = 128
 """Most images that are drawn together."""
+ATTACKED = 128
+"""Images, at most, of all gradients, but for a first one of more: each step goes through all."""
 
 
 class GradientInversion(Attack):
@@ -64,6 +68,8 @@ class GradientInversion(Attack):
     def run(self, target: GradientTarget, effort: Effort) -> Outcome:
         """Invert the first gradients of different images, and those of single images."""
         chosen, candidates = target.choose(effort.images, effort.seed, LARGEST)
+        ends = np.cumsum([gradient.count for gradient in chosen.view.seen])
+        chosen = chosen.keep(list(range(max(1, int((ends <= ATTACKED).sum())))))
         sizes = [gradient.count for gradient in chosen.view.seen]
         metrics: Metrics = {
             "releases": 1,
@@ -75,9 +81,9 @@ class GradientInversion(Attack):
             drawn = draw_all(each, STEPS * effort.epochs, effort.seed)
             found = judge(each, drawn, candidates) | {"chance": bound_chance(each, candidates)}
             metrics |= {f"{name}{suffix}": value for name, value in found.items()}
-            end = ", one at a time, in the clear" if suffix else ""
-            pictures[f"original{end}"] = each.pixels(drawn.positions)
-            pictures[f"from gradients{end}"] = drawn.images
+            end = ", in the clear" if suffix else ""
+            pictures[f"{ORIGINAL}{end}"] = each.pixels(drawn.positions)
+            pictures[f"{DRAWN}{end}"] = drawn.images
         metrics |= describe_blind(chosen)
         return Outcome(metrics, {name: each[:SHOWN].numpy() for name, each in pictures.items()})
 

@@ -20,14 +20,14 @@ from pudica.analysis.attacks.matching import KEYED
 from pudica.analysis.views.releases import ReleasesView, Target
 from pudica.models.randomness import numpy_generator
 
-ATTACKED = 64
+ATTACKED = 32
 """Images, at most: each takes hundreds of passes through the fronts."""
-STEPS = 40
+STEPS = 25
 """Of the descent, for each epoch of effort."""
 LEARNING_RATE = 0.1
 WEIGHTS = (0.001, 0.01, 0.1, 1.0)
 """Of the total variation; the best is found on images of the adversary's own."""
-TRIED = 32
+TRIED = 16
 
 
 class TotalVariationInversion(Attack):
