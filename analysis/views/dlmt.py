@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from pudica.analysis.runs import Run
-from pudica.analysis.views.devices import CaseObserver
 from pudica.analysis.views.gradients import GradientTarget
 from pudica.analysis.views.models import ModelTarget, NoModel, dlmt_model_target
+from pudica.analysis.views.observers import ImagesObserver
 from pudica.analysis.views.releases import (
     Note,
     Release,
     ReleasesView,
     Target,
-    choose_slots,
 )
 from pudica.analysis.views.updates import UpdatesObserver
 from pudica.clients import protocol
@@ -106,27 +104,12 @@ class DisguisedView(ReleasesView):
         return lambda images: images[:, None].expand(-1, self.releases, -1, -1, -1)
 
 
-class DlmtObserver(CaseObserver[OwnerAssignment]):
-    """Collects what crossed of some training images while a case runs.
-
-    Parameters
-    ----------
-    name : str
-        Of run and case.
-    case : str
-    count : int
-        How many images are attacked at most; drawn from all owners'.
-    seed : int
-    """
+class DlmtObserver(ImagesObserver[OwnerAssignment]):
+    """Collects what crossed of some training images while a case runs."""
 
     def __init__(self, name: str, case: str, count: int, seed: int) -> None:
-        super().__init__(name, case)
-        self._count, self._seed = count, seed
-        self._seen: dict[int, tuple[int, NDArray[np.generic]]] = {}
-
-    @cached_property
-    def _slots(self) -> list[np.ndarray]:
-        return choose_slots([len(share) for share in self._shares], self._count, self._seed)
+        super().__init__(name, case, count, seed)
+        self._seen: dict[int, NDArray[np.generic]] = {}
 
     def _note(self, exchanged: Exchanged, words: Mapping[str, protocol.Scalar]) -> None:
         if exchanged.kind != protocol.IMAGES:
@@ -135,7 +118,7 @@ class DlmtObserver(CaseObserver[OwnerAssignment]):
         slots = self._slots[owner][first : first + int(words["count"])]
         images = protocol.arrays_of(exchanged.reply)["images"]
         for row in np.flatnonzero(slots >= 0):
-            self._seen[int(slots[row])] = owner, images[row].copy()
+            self._seen[int(slots[row])] = images[row].copy()
 
     def target(self) -> Target:
         """Return what was collected; errors as of :func:`observe`."""
@@ -146,20 +129,18 @@ class DlmtObserver(CaseObserver[OwnerAssignment]):
         slots = sorted(self._seen)
         if not slots:
             raise RequestError(f"{self.name}: no image crossed: nothing to attack")
-        whole = concatenate_shares(self._shares)
-        order = np.argsort(every := np.concatenate(self._slots))
-        places = order[np.searchsorted(every, slots, sorter=order)]
-        received = np.stack([self._seen[slot][1] for slot in slots])
+        nodes, images = self._find_images(slots)
+        received = np.stack([self._seen[slot] for slot in slots])
         view = DisguisedView(
             name=self.name,
             seen=self._scale(received)[:, None],
-            nodes=np.array([self._seen[slot][0] for slot in slots]),
+            nodes=nodes,
             own=self._data.test,
             device=self._compute,
             disguise=self._any.shield,
             received=received,
         )
-        return Target(view, whole.subset(places))
+        return Target(view, images)
 
     def _scale(self, received: NDArray[np.generic]) -> torch.Tensor:
         if self._any.shield is None:
@@ -172,13 +153,3 @@ class DlmtObserver(CaseObserver[OwnerAssignment]):
         """Return some key of the disguise: all have the same range of values."""
         assert self._any.shield is not None
         return Key.from_seed(self._any.shield, self._data.shape, self._seed)
-
-
-def concatenate_shares(shares: list[ImageSet]) -> ImageSet:
-    """Return the shares of all nodes as one set, in their order."""
-    return replace(
-        shares[0],
-        rows=np.concatenate([share.rows for share in shares]),
-        labels=np.concatenate([share.labels for share in shares]),
-        attributes=np.concatenate([share.attributes for share in shares]),
-    )

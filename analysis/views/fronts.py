@@ -9,7 +9,6 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from pudica.analysis.views.devices import DeviceObserver
 from pudica.analysis.views.gradients import (
     LARGEST,
     MOST,
@@ -18,6 +17,7 @@ from pudica.analysis.views.gradients import (
     GradientTarget,
     split_batches,
 )
+from pudica.analysis.views.observers import DeviceObserver
 from pudica.clients import protocol
 from pudica.clients.shields import Mechanism, protect_without_noise
 from pudica.clients.shields.front import Front

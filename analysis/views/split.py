@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import pairwise
 
@@ -13,20 +13,20 @@ import torch
 
 from pudica.analysis.runs import Run
 from pudica.analysis.views.active import ActiveTarget, to_values
-from pudica.analysis.views.devices import DeviceObserver
 from pudica.analysis.views.fronts import FrontsObserver
 from pudica.analysis.views.gradients import GradientTarget
 from pudica.analysis.views.models import ModelTarget, NoModel
+from pudica.analysis.views.observers import DeviceObserver, ImagesObserver
 from pudica.analysis.views.releases import (
     Note,
     Release,
     ReleasesView,
     Target,
-    choose_slots,
 )
 from pudica.analysis.views.shielded import ShieldTarget
 from pudica.analysis.views.split_models import split_model_target
 from pudica.clients import protocol
+from pudica.clients.assignments import EdgeAssignment
 from pudica.clients.data import ImageSet
 from pudica.clients.data.images import Positions
 from pudica.clients.shields import protect_without_noise
@@ -161,22 +161,11 @@ class SplitView(ReleasesView):
         packing.unpack(values, packing.state_tensors(self.front))
 
 
-class SplitObserver(DeviceObserver):
-    """Collects what crossed of some training images while a case runs.
-
-    Parameters
-    ----------
-    name : str
-        Of run and case.
-    case : str
-    count : int
-        How many images are attacked at most; drawn from all devices'.
-    seed : int
-    """
+class SplitObserver(ImagesObserver[EdgeAssignment], DeviceObserver):
+    """Collects what crossed of some training images while a case runs."""
 
     def __init__(self, name: str, case: str, count: int, seed: int) -> None:
-        super().__init__(name, case)
-        self._count, self._seed = count, seed
+        super().__init__(name, case, count, seed)
         self._current: dict[int, np.ndarray] = {}
         self._fronts: dict[tuple[int, int], list[np.ndarray]] = {}
         self._seen: dict[int, dict[int, torch.Tensor]] = {}
@@ -184,10 +173,6 @@ class SplitObserver(DeviceObserver):
     @cached_property
     def _front(self) -> Front:
         return self._make_front().requires_grad_(False)
-
-    @cached_property
-    def _slots(self) -> list[np.ndarray]:
-        return choose_slots([len(share) for share in self._shares], self._count, self._seed)
 
     # ---------------------------------------------------------------------- what crosses
 
@@ -231,7 +216,7 @@ class SplitObserver(DeviceObserver):
         whole = [slot for slot in range(self._count) if all(slot in self._seen[e] for e in epochs)]
         if not epochs or not whole:
             raise RequestError(f"{self.name}: no image crossed in every epoch: nothing to attack")
-        nodes, rows, labels = self._describe(np.array(whole))
+        nodes, images = self._find_images(whole)
         view = SplitView(
             name=self.name,
             seen=torch.stack([torch.stack([self._seen[e][i] for e in epochs]) for i in whole]),
@@ -243,7 +228,7 @@ class SplitObserver(DeviceObserver):
             batch_size=self._any.batch_size,
             device=self._compute,
         )
-        return Target(view, replace(self._data.train, rows=rows, labels=labels))
+        return Target(view, images)
 
     def active_target(self) -> ActiveTarget:
         """Return the first device of those that joined."""
@@ -253,15 +238,6 @@ class SplitObserver(DeviceObserver):
     def shield_target(self) -> ShieldTarget:
         """Return the devices' shield."""
         return ShieldTarget(self.name, self._front.shield)
-
-    def _describe(self, slots: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return the devices, rows and labels of attacked images."""
-        order = np.argsort(all_slots := np.concatenate(self._slots))
-        places = order[np.searchsorted(all_slots, slots, sorter=order)]
-        nodes = np.repeat(np.arange(len(self._shares)), [len(share) for share in self._shares])
-        rows = np.concatenate([share.rows for share in self._shares])
-        labels = np.concatenate([share.labels for share in self._shares])
-        return nodes[places], rows[places], labels[places]
 
 
 def _batches(count: int, size: int) -> Iterator[slice]:

@@ -12,7 +12,6 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from pudica import models
-from pudica.analysis.views.devices import CaseObserver
 from pudica.analysis.views.gradients import (
     LARGEST,
     MOST,
@@ -21,6 +20,7 @@ from pudica.analysis.views.gradients import (
     GradientTarget,
     split_batches,
 )
+from pudica.analysis.views.observers import CaseObserver
 from pudica.clients import protocol
 from pudica.clients.assignments import OwnerAssignment
 from pudica.clients.data import ImageSet

@@ -1,14 +1,16 @@
-"""What a server knows of a case that it watches: nodes, their shares, batches, layers."""
+"""Who watches the messages of a case, and notes what crosses."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, Generic, TypeVar
 
 import numpy as np
 
+from pudica.analysis.views.releases import choose_slots
 from pudica.clients import protocol
 from pudica.clients.assignments import EdgeAssignment, OwnerAssignment, parse_assignment
 from pudica.clients.data import ImageSet, Splits, load_once
@@ -66,6 +68,42 @@ class CaseObserver(ABC, Generic[Own]):
     @abstractmethod
     def _note(self, exchanged: Exchanged, words: Mapping[str, protocol.Scalar]) -> None:
         """Take note of a message of the case."""
+
+
+class ImagesObserver(CaseObserver[Own]):
+    """Watches what crosses of some training images; subclasses say what they keep.
+
+    Parameters
+    ----------
+    name : str
+        Of run and case.
+    case : str
+    count : int
+        How many images are attacked at most; drawn from all nodes'.
+    seed : int
+    """
+
+    def __init__(self, name: str, case: str, count: int, seed: int) -> None:
+        super().__init__(name, case)
+        self._count, self._seed = count, seed
+
+    @cached_property
+    def _slots(self) -> list[np.ndarray]:
+        """For each image of each node, its number among those that are attacked, or -1."""
+        return choose_slots([len(share) for share in self._shares], self._count, self._seed)
+
+    def _find_images(self, slots: Sequence[int]) -> tuple[np.ndarray, ImageSet]:
+        """Return of attacked images, by their numbers, whose they are, and the images."""
+        order = np.argsort(every := np.concatenate(self._slots))
+        places = order[np.searchsorted(every, slots, sorter=order)]
+        nodes = np.repeat(np.arange(len(self._shares)), [len(share) for share in self._shares])
+        whole = replace(
+            self._shares[0],
+            rows=np.concatenate([share.rows for share in self._shares]),
+            labels=np.concatenate([share.labels for share in self._shares]),
+            attributes=np.concatenate([share.attributes for share in self._shares]),
+        )
+        return nodes[places], whole.subset(places)
 
 
 class DeviceObserver(CaseObserver[EdgeAssignment]):
