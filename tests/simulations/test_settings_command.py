@@ -31,6 +31,7 @@ SYSTEMS = sorted(systems())
 REQUIRED = {"epsilon": 1, "name": "none"}
 """Values of settings that have no default, by the end of their key."""
 NEEDED = {
+    "dlmt.dp": ["dlmt.train=federated"],
     "split.budget": ["split.front=frozen"],
     "split.pretraining": ["split.pretraining.data={}"],
     "facemix.anonymiser": ["facemix.place=cloud"],

@@ -306,9 +306,9 @@ def test_experiments_of_a_file_lie_beside_it(
     (folder / "mine.yaml").write_text("system: split\ndata: {name: digits}\n")
     (folder / "study.yaml").write_text("experiments: [mine.yaml]\nseeds: 5")
     monkeypatch.chdir(tmp_path)
-    from pudica.simulations.studies.plan import read_study
+    from pudica.simulations.studies.plan import StudyConfig, read_study
 
-    config = read_study(folder / "study.yaml")
+    config = read_study(folder / "study.yaml", StudyConfig)
     (cell,) = expand(config)
     assert cell.name == "mine,seed=5"
     assert build_experiments([cell])[cell.name].seed == 5
