@@ -71,12 +71,14 @@ def draw_trade_off(table: pd.DataFrame, goal: str) -> Figure | None:
         marker = MARKERS[systems.index(row["system"]) % len(MARKERS)]
         axes.scatter(x, y, s=area, color=colour, marker=marker, alpha=0.75, linewidths=0)
         points[_name_row(table, row)] = x, y
-    chance = float(rows[f"{goal}_chance"].mean())
-    axes.axvline(chance, color="#999999", linewidth=1, linestyle=(0, (5, 3)))
+    chances = rows[f"{goal}_chance"].astype(float)
+    # Methods are attacked in different ways, and what a guess reaches may differ.
+    for row_chance, y, system in zip(chances, rows["accuracy"], rows["system"], strict=True):
+        axes.plot(row_chance, y, "|", color=colours[system], markersize=9, markeredgewidth=1.6)
     axes.set_xlim(-4, 104)
     margin = max(3.0, 0.12 * float(np.ptp(rows["accuracy"])))
     axes.set_ylim(rows["accuracy"].min() - margin, rows["accuracy"].max() + margin)
-    axes.set_xlabel(f"Success of the best attack: {NAMES[goal]} (%); dashed: chance")
+    axes.set_xlabel(f"Success of the best attack: {NAMES[goal]} (%); upright: chance")
     axes.set_ylabel("Accuracy (%)")
     for system in systems:
         marker = MARKERS[systems.index(system) % len(MARKERS)]

@@ -78,9 +78,9 @@ def frontier(runs: RunPaths, spread: bool = True) -> pd.DataFrame:
         ``bytes_per_image``, the case's traffic per image of the data. Then for each goal of
         attacks, in per cent, the success of the best one that assumes nothing more than the view,
         with the ends of its interval over images and chance (``image``, ``image_low``,
-        ``image_high``, ``image_chance``), and which it was (``image_by``); the best is that which
-        is furthest above chance, on average over seeds. ``psnr`` in dB of the best drawings, beside
-        that of the mean image, and what drew them (``psnr_by``).
+        ``image_high``, ``image_chance``), and which it was (``image_by``); the best is that whose
+        interval begins furthest above chance, on average over seeds. ``psnr`` in dB of the best
+        drawings, beside that of the mean image, and what drew them (``psnr_by``).
     """
     opened = open_runs(runs)
     table, cells = compare(opened, spread=False), attack_cells(opened, spread=False)
@@ -103,9 +103,14 @@ def frontier(runs: RunPaths, spread: bool = True) -> pd.DataFrame:
 
 
 def of_all_releases(cells: pd.DataFrame) -> pd.DataFrame:
-    """Return the cells that saw most releases of each image, where attacks tried several."""
+    """Return the cells that saw most releases of each image, where attacks tried several.
+
+    Where some seeds say only why nothing was measured, those that measured something.
+    """
     keys = ["run", "case", "attack", "goal"]
-    return cells.sort_values("releases", kind="stable").drop_duplicates(keys, keep="last")
+    ordered = cells.assign(measured=cells["success"].notna(), seen=cells["releases"].fillna(0))
+    ordered = ordered.sort_values(["measured", "seen"], kind="stable")
+    return ordered.drop_duplicates(keys, keep="last")[list(cells)]
 
 
 def attack_tables(runs: Sequence[Run]) -> dict[str, pd.DataFrame]:
@@ -140,7 +145,10 @@ def _iterate_cells(run: Run) -> Iterator[dict[str, Any]]:
         for stage in frame["stage"].drop_duplicates():
             kind = stage.removeprefix(STAGE)
             yield from _describe_cells(labels, kind, frame[frame["stage"] == stage])
+        known = {stage.removeprefix(STAGE) for stage in frame["stage"]}
         for kind, reason in read_reasons(run.directory / case).items():
+            if kind in known:
+                continue
             yield {**labels, **_describe_attack(kind), "reason": reason}
 
 
@@ -192,7 +200,7 @@ def _find_best(
         tried = own[own["goal"] == goal].dropna(subset=["success"])
         if tried.empty:
             continue
-        best = str(_above_chance(tried).groupby(tried["attack"], sort=False).mean().idxmax())
+        best = _choose_best(tried)
         mine = own[(own["run"] == run) & (own["attack"] == best) & (own["goal"] == goal)]
         if len(mine):
             row = mine.iloc[0]
@@ -209,10 +217,20 @@ def _find_best(
     return found
 
 
+def _choose_best(cells: pd.DataFrame) -> str:
+    """Return the attack whose interval begins furthest above chance, on average over seeds.
+
+    Of those that were measured for most seeds; a lucky hit among few images makes no best attack.
+    """
+    grouped = _above_chance(cells).groupby(cells["attack"], sort=False)
+    counts = grouped.count()
+    return str(grouped.mean()[counts == counts.max()].idxmax())
+
+
 def _above_chance(cells: pd.DataFrame) -> pd.Series:
-    """Return how far success is above chance, as a share of what there is above it."""
-    chance = cells["chance"].fillna(0)
-    return (cells["success"] - chance) / (100 - chance).clip(lower=1e-9)
+    """Return how far an interval begins above chance, as a share of what there is above it."""
+    chance, least = cells["chance"].fillna(0), cells["low"].fillna(cells["success"])
+    return (least - chance) / (100 - chance).clip(lower=1e-9)
 
 
 def _describe_costs(run: Run, case: str, traffic: float | None) -> dict[str, Any]:

@@ -43,6 +43,8 @@ def load_plugins(
                 continue
             except ValueError as error:
                 reason = str(error)
+            except Exception as error:
+                reason = f"has no name: {type(error).__name__}: {error}"
         package = point.dist.name if point.dist else "an unknown package"
         yield f"entry point {point.name} = {point.value} of {package}: {reason}; left out"
 

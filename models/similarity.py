@@ -1,4 +1,4 @@
-"""Image similarity: PSNR and SSIM."""
+"""Image similarity: PSNR and SSIM; and total variation."""
 
 from __future__ import annotations
 
@@ -28,3 +28,8 @@ def ssim(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         a, b, gaussian_kernel=window == WINDOW, kernel_size=window, reduction="none", data_range=1.0
     )
     return torch.as_tensor(similarity)
+
+
+def total_variation(images: torch.Tensor) -> torch.Tensor:
+    """Return the mean absolute difference of neighbouring pixels of images (N, C, H, W)."""
+    return images.diff(dim=2).abs().mean() + images.diff(dim=3).abs().mean()

@@ -116,11 +116,11 @@ def _print_frontier(directory: Path, failures: dict[str, str], quiet: bool) -> N
     from pudica.simulations.display import print_result
     from pudica.simulations.studies.frontier import Frontier
 
+    named, done = shlex.quote(str(shorten_path(directory))), Frontier(directory)
     with exit_on_request_error():
-        done = Frontier(directory)
-        plots = done.save()
-        named = shlex.quote(str(shorten_path(directory)))
-        if not quiet:
+        begun = any(done.status()["status"] != "not begun")
+        plots = done.save() if begun else []
+        if begun and not quiet:
             table = done.frontier().dropna(axis="columns", how="all")
             print_result(table, "Frontier", rest=f"in {named}/frontier.csv")
             typer.echo("Plots")

@@ -88,7 +88,8 @@ def _is_secret(run: Run, case: str) -> bool:
     """Tell whether a case draws from what nobody else knows, so that it can't be repeated."""
     section = run.settings.get(str(run.info["system"]), {})
     own = {**section, **(section.get("cases") or {}).get(case, {})}
-    return "secret" in (own.get("noise"), own.get("keys"))
+    private = own.get("dp") or {}
+    return "secret" in (own.get("noise"), own.get("keys"), private.get("noise"))
 
 
 def _measurements(run: Run, case: str) -> pd.DataFrame:

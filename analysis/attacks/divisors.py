@@ -54,8 +54,8 @@ def divide(view: DisguisedView) -> torch.Tensor:
     """Return the images (n, C, H, W) in [0, 1] that the likelier guess of b gives."""
     blind = view.own.pixels(slice(0, MEAN)).mean(0)
     drawn = torch.empty_like(view.seen[:, 0])
-    for node in np.unique(view.nodes):
-        rows = np.flatnonzero(view.nodes == node)
+    for key in np.unique(view.keys):
+        rows = np.flatnonzero(view.keys == key)
         each = [_undo(view.received[rows].astype(np.int64), guess) for guess in get_args(Guess)]
         drawn[rows] = min(each, key=lambda images: float((images.mean(0) - blind).square().sum()))
     return drawn

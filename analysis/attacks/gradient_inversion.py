@@ -29,6 +29,7 @@ from pudica.analysis.attacks.inversion import likeness
 from pudica.analysis.attacks.label_inference import infer_labels
 from pudica.analysis.views.gradients import Gradient, GradientsView, GradientTarget
 from pudica.models.randomness import derive, temporary_seed, torch_generator
+from pudica.models.similarity import total_variation
 
 STEPS = 100
 """For each epoch of effort, each gradient and each start."""
@@ -205,7 +206,7 @@ def _descend(
     for _ in range(steps):
         found = view.compute(gradient, x, labels, differentiable=True)
         distance = 1 - cosine_similarity(found, wanted, dim=0)
-        loss = distance + VARIATION * measure_variation(x)
+        loss = distance + VARIATION * total_variation(x)
         if loss.item() < best.loss:
             best = Inverted(loss.item(), distance.item(), x.detach().clone())
         (slope,) = torch.autograd.grad(loss, [x])
@@ -215,8 +216,3 @@ def _descend(
         with torch.no_grad():
             x.clamp_(0, 1)
     return best._replace(images=best.images.cpu())
-
-
-def measure_variation(x: torch.Tensor) -> torch.Tensor:
-    """Return the total variation of images (B, C, H, W): mean |difference| down plus across."""
-    return x.diff(dim=2).abs().mean() + x.diff(dim=3).abs().mean()

@@ -14,9 +14,9 @@ import torch
 from numpy.typing import NDArray
 from sklearn.linear_model import RidgeCV
 
-from pudica.analysis.attacks.base import Attack, Effort, Outcome, count_successes
-from pudica.analysis.attacks.inversion import describe_mean, likeness, name_pictures
-from pudica.analysis.attacks.moments import explain_no_disguise
+from pudica.analysis.attacks.base import Attack, Effort, Metrics, Outcome
+from pudica.analysis.attacks.inversion import compare, describe_mean, name_pictures
+from pudica.analysis.attacks.moments import as_disguised, explain_no_disguise
 from pudica.analysis.views.releases import Target
 
 KNOWN = 32
@@ -38,23 +38,26 @@ class KnownPairs(Attack):
     target = Target
 
     def _explain_unfit(self, target: Target) -> str:
-        return explain_no_disguise(target)
+        if why := explain_no_disguise(target):
+            return why
+        few, keys = target.view.count, len(np.unique(as_disguised(target).keys))
+        return f"all of {few} images would be known" if few <= KNOWN * keys else ""
 
     def run(self, target: Target, effort: Effort) -> Outcome:  # noqa: ARG002
         """Learn from the first pairs of each key; all others are attacked."""
-        true, seen, nodes = target.pixels, target.view.seen[:, 0], target.view.nodes
+        true, seen, keys = target.pixels, target.view.seen[:, 0], as_disguised(target).keys
         drawn, attacked = torch.zeros_like(true), np.ones(len(true), bool)
-        for node in np.unique(nodes):
-            rows = np.flatnonzero(nodes == node)
+        for key in np.unique(keys):
+            rows = np.flatnonzero(keys == key)
             attacked[rows[:KNOWN]] = False
             if len(rows) > KNOWN:
                 drawn[rows] = undo(seen[rows], true[rows[:KNOWN]])
         rows = np.flatnonzero(attacked)
-        nearest = torch.cdist(drawn[rows].flatten(1), true.flatten(1)).argmin(1).numpy()
-        found = {**likeness(drawn[rows], true[rows]), **count_successes(nearest == rows)}
+        # Among the others: nobody takes a drawing for an image that is known.
+        found: Metrics = compare(drawn[rows], true[rows])
         found |= describe_mean(target.view.own, true)
         pictures = name_pictures(true[rows], {"": drawn[rows]})
-        return Outcome({"chance": 1 / len(true), "releases": 1, **found}, pictures)
+        return Outcome({"chance": 1 / len(rows), "releases": 1, **found}, pictures)
 
 
 def undo(seen: torch.Tensor, known: torch.Tensor) -> torch.Tensor:

@@ -93,7 +93,7 @@ class MembershipInference(Attack):
         right = logits.argmax(1).numpy() == view.candidates.labels
         scores = score(view.model, shadows, view)
         metrics: Metrics = {
-            "chance": FALSE_ALARMS,
+            "chance": bound_chance(int((~members).sum()), FALSE_ALARMS),
             "shadow_models": len(shadows),
             "candidates": len(members),
             "accuracy_on_members": float(right[members].mean()),
@@ -168,6 +168,14 @@ def find_hits(scores: np.ndarray, others: np.ndarray, rate: float) -> np.ndarray
     allowed = int(rate * len(others) + 1e-9)
     hits: np.ndarray = scores > np.sort(others)[::-1][allowed]
     return hits
+
+
+def bound_chance(others: int, rate: float) -> float:
+    """Return how often scores that tell nothing are above the threshold of :func:`find_hits`.
+
+    The threshold is one of the others' scores: of m + 1 such scores, k + 1 are at least as large.
+    """
+    return (int(rate * others + 1e-9) + 1) / (others + 1)
 
 
 def measure_scores(scores: np.ndarray, members: np.ndarray, seed: int) -> Metrics:

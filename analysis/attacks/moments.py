@@ -50,7 +50,7 @@ def explain_no_disguise(target: Target) -> str:
     """Return that no disguised images cross, or ""."""
     if not isinstance(target.view, DisguisedView) or target.view.disguise is None:
         return "no disguised images cross"
-    few = int(np.bincount(target.view.nodes).max())
+    few = int(np.bincount(target.view.keys).max())
     return f"{few} images under one key are fewer than {LEAST}" if few < LEAST else ""
 
 
@@ -60,8 +60,8 @@ def undo(view: DisguisedView) -> torch.Tensor:
     own = view.own.pixels(slice(None)).double()
     mean, std = own.mean(0), own.std(0)
     drawn = torch.empty_like(view.seen[:, 0])
-    for node in np.unique(view.nodes):
-        rows = np.flatnonzero(view.nodes == node)
+    for key in np.unique(view.keys):
+        rows = np.flatnonzero(view.keys == key)
         seen = _standardise(view.seen[rows, 0].double())
         if not is_affine(parse_notation(view.disguise)):
             turned = seen.pow(3).mean(0) * _standardise(own).pow(3).mean(0) < 0

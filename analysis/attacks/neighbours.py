@@ -30,6 +30,7 @@ class NeighbourAudit(Attack):
 
     kind = "audit"
     goal = "record"
+    assumes = "two records that it chose"
     target = ShieldTarget
 
     def _explain_unfit(self, target: ShieldTarget) -> str:

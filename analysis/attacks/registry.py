@@ -13,7 +13,7 @@ from logging import WARN
 from flwr.common.logger import log
 
 from pudica.analysis.attacks.attribute_inference import AttributeInference, IdentityInference
-from pudica.analysis.attacks.base import Attack
+from pudica.analysis.attacks.base import GOALS, Attack
 from pudica.analysis.attacks.divisors import CommonDivisors
 from pudica.analysis.attacks.gradient_inversion import GradientInversion
 from pudica.analysis.attacks.inversion import LearnedInversion
@@ -59,7 +59,14 @@ def attacks() -> Mapping[str, Attack]:
     and left out: the others work without.
     """
     known = {attack.kind: attack for attack in OURS}
-    found = load_plugins(GROUP, Attack, known, lambda attack: attack.kind)  # type: ignore[type-abstract]
+    found = load_plugins(GROUP, Attack, known, _name)  # type: ignore[type-abstract]
     for remark in found:
         log(WARN, "%s", remark)
     return known
+
+
+def _name(attack: Attack) -> str:
+    """Return an attack's kind; ValueError if it says not what it is after."""
+    if attack.goal not in GOALS:
+        raise ValueError(f"its goal is '{attack.goal}'; allowed: {', '.join(GOALS)}")
+    return attack.kind

@@ -19,6 +19,7 @@ from pudica.analysis.attacks.learning import LEAST, explain_few
 from pudica.analysis.attacks.matching import KEYED
 from pudica.analysis.views.releases import ReleasesView, Target
 from pudica.models.randomness import numpy_generator
+from pudica.models.similarity import total_variation
 
 ATTACKED = 32
 """Images, at most: each takes hundreds of passes through the fronts."""
@@ -117,10 +118,3 @@ def _descend(
         optimizer.step()
         schedule.step()
     return logits.detach().sigmoid().cpu()
-
-
-def total_variation(images: torch.Tensor) -> torch.Tensor:
-    """Return the mean absolute difference of neighbouring pixels of images (n, C, H, W)."""
-    down = (images[:, :, 1:] - images[:, :, :-1]).abs().mean()
-    across = (images[:, :, :, 1:] - images[:, :, :, :-1]).abs().mean()
-    return down + across

@@ -15,6 +15,7 @@ from pudica.analysis.views.models import ModelTarget, NoModel, dlmt_model_target
 from pudica.analysis.views.observers import ImagesObserver
 from pudica.analysis.views.releases import (
     Note,
+    NothingCrossed,
     Release,
     ReleasesView,
     Target,
@@ -28,7 +29,7 @@ from pudica.clients.shields.disguises import Key, KeyedDisguise
 from pudica.models.errors import RequestError
 from pudica.models.randomness import Randomness
 from pudica.strategies.core.wire_log import Exchanged
-from pudica.strategies.dlmt.config import DlmtConfig
+from pudica.strategies.dlmt.config import OWN_KEYS, DlmtConfig
 
 Targets = tuple[Target | GradientTarget | ModelTarget | NoModel, ...]
 
@@ -67,10 +68,13 @@ class DisguisedView(ReleasesView):
         Its notation, which is public. The key is not.
     received : ndarray of shape (n, C, H, W)
         The disguised images as they crossed, whole numbers.
+    keys : int64 ndarray of shape (n,)
+        Which images are under the same key, as public settings say.
     """
 
     disguise: str | None
     received: NDArray[np.generic]
+    keys: np.ndarray
 
     @property
     def is_keyed(self) -> bool:
@@ -128,7 +132,7 @@ class DlmtObserver(ImagesObserver[OwnerAssignment]):
             )
         slots = sorted(self._seen)
         if not slots:
-            raise RequestError(f"{self.name}: no image crossed: nothing to attack")
+            raise NothingCrossed(f"{self.name}: no image crossed: nothing to attack")
         nodes, images = self._find_images(slots)
         received = np.stack([self._seen[slot] for slot in slots])
         view = DisguisedView(
@@ -139,6 +143,7 @@ class DlmtObserver(ImagesObserver[OwnerAssignment]):
             device=self._compute,
             disguise=self._any.shield,
             received=received,
+            keys=nodes if self._any.key == OWN_KEYS else np.zeros_like(nodes),
         )
         return Target(view, images)
 

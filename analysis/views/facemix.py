@@ -15,10 +15,10 @@ from pudica.analysis.facemix import case_settings
 from pudica.analysis.runs import Run
 from pudica.analysis.views.models import NoModel
 from pudica.analysis.views.releases import Release, ReleasesView, Target
+from pudica.analysis.views.shielded import expected
 from pudica.clients.data import DataConfig, ImageSet, Splits, load
 from pudica.clients.data.images import Positions
 from pudica.clients.shields.mixing import MixingKey, group_size, padded_count
-from pudica.clients.shields.obfuscation import LowResolution
 from pudica.clients.shields.stages import StagedModel, build_staged
 from pudica.models.anonymiser import Anonymiser
 from pudica.models.attributes import compute_balanced_accuracies, count_confusions, predict_answers
@@ -315,8 +315,7 @@ class RowsView(ReleasesView):
         def release(images: torch.Tensor) -> torch.Tensor:
             x = (images - mean) / std
             features = x if plain else pre(x)
-            lossy = self.noisy and isinstance(shield, LowResolution)
-            return (shield(features) if lossy else features)[:, None]
+            return (expected(shield, features) if self.noisy else features)[:, None]
 
         return release
 

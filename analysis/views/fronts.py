@@ -18,12 +18,11 @@ from pudica.analysis.views.gradients import (
     split_batches,
 )
 from pudica.analysis.views.observers import DeviceObserver
+from pudica.analysis.views.shielded import expected
 from pudica.clients import protocol
-from pudica.clients.shields import Mechanism, protect_without_noise
 from pudica.clients.shields.front import Front
 from pudica.models import packing
 from pudica.models.errors import RequestError
-from pudica.models.randomness import numpy_generator
 from pudica.strategies.core.wire_log import Exchanged
 
 MEAN = 1000
@@ -59,16 +58,12 @@ class FrontsView(GradientsView):
         parts = []
         for batch in split_batches(gradient):
             activations = self.device.forward(self.model, self.device.move_batch(x[batch]))
-            sent = activations if self.single else self._protect(activations)
+            sent = activations if self.single else expected(self.model.shield, activations)
             parts.append((sent * gradient.at_cut[batch].to(sent.device)).sum())
+            penalty = self.model.shield.penalty(self.device.move_batch(x[batch]), activations)
+            if penalty is not None and not self.single:
+                parts.append(penalty)
         return torch.stack(parts).sum()
-
-    def _protect(self, activations: torch.Tensor) -> torch.Tensor:
-        """Return what crosses, without noise, which is added and so has no part in gradients."""
-        shield = self.model.shield
-        if isinstance(shield, Mechanism):
-            return protect_without_noise(shield, activations)
-        return shield.protect(activations, numpy_generator(0, "unused"))[0]
 
     def pick(self, gradient: Gradient, row: int) -> Gradient:
         """Return what is public of one image alone; see :meth:`.GradientsView.pick`."""

@@ -15,11 +15,18 @@ from pudica.clients.data import ImageSet
 from pudica.clients.data.images import Positions
 from pudica.clients.shields import Shape
 from pudica.models.compute import Compute
+from pudica.models.errors import RequestError
 from pudica.models.randomness import Randomness, numpy_generator
 from pudica.strategies.core.wire_log import Exchanged
 
 Note = Callable[[Exchanged], None]
 """What an observer does with each exchange of a case that is run again."""
+
+
+class NothingCrossed(RequestError):
+    """No image crossed that an attack could be on."""
+
+
 Release = Callable[[torch.Tensor], torch.Tensor]
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from pudica.clients.shields import Shield
+from pudica.clients.shields import Mechanism, Shield, protect_without_noise
 from pudica.models.randomness import numpy_generator
 
 
@@ -38,3 +38,15 @@ def draws_noise(shield: Shield) -> bool:
     batch, _ = shield.neighbours()
     one, other = (shield.protect(batch, numpy_generator(seed, "noise"))[0] for seed in range(2))
     return not torch.equal(one, other)
+
+
+def expected(shield: Shield, x: torch.Tensor) -> torch.Tensor:
+    """Return what a shield releases of a batch but for noise, as an adversary computes it.
+
+    Differentiable where the shield is. Of one that mixes by a key it is the batch as it is.
+    """
+    if isinstance(shield, Mechanism):
+        return protect_without_noise(shield, x)
+    if shield.has_inverse or draws_noise(shield):
+        return x
+    return shield.protect(x, numpy_generator(0, "unused"))[0]

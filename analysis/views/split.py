@@ -19,11 +19,12 @@ from pudica.analysis.views.models import ModelTarget, NoModel
 from pudica.analysis.views.observers import DeviceObserver, ImagesObserver
 from pudica.analysis.views.releases import (
     Note,
+    NothingCrossed,
     Release,
     ReleasesView,
     Target,
 )
-from pudica.analysis.views.shielded import ShieldTarget
+from pudica.analysis.views.shielded import ShieldTarget, expected
 from pudica.analysis.views.split_models import split_model_target
 from pudica.clients import protocol
 from pudica.clients.assignments import EdgeAssignment
@@ -32,7 +33,6 @@ from pudica.clients.data.images import Positions
 from pudica.clients.shields import protect_without_noise
 from pudica.clients.shields.front import Front
 from pudica.models import packing
-from pudica.models.errors import RequestError
 from pudica.models.randomness import Randomness, derive, numpy_generator, temporary_seed
 from pudica.strategies.core.wire_log import Exchanged
 from pudica.strategies.split.config import SplitConfig
@@ -67,7 +67,7 @@ def observe(
     Raises
     ------
     RequestError
-        No image crossed in every epoch.
+        As of ``replay``.
     """
     name = f"{run.name}: case '{case}'"
     releases, fronts = SplitObserver(name, case, images, seed), FrontsObserver(name, case)
@@ -79,8 +79,8 @@ def observe(
     replay(note)
     gradients = [fronts.target()] if fronts.gradients else []
     model = split_model_target(run, case, images, seed)
-    seen = releases.target()
-    return seen, *gradients, model, releases.active_target(), releases.shield_target()
+    seen = [releases.target()] if releases.has_images else []
+    return *seen, *gradients, model, releases.active_target(), releases.shield_target()
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,7 @@ class SplitView(ReleasesView):
 
     def _activate(self, front: Front, x: torch.Tensor) -> torch.Tensor:
         parts = self.device.forward(front, x).split(self.batch_size)
-        return torch.cat([protect_without_noise(front.shield, part) for part in parts])
+        return torch.cat([expected(front.shield, part) for part in parts])
 
     def _epochs(self, device: int) -> list[int]:
         return sorted(epoch for own, epoch in self.fronts if own == device)[-self.releases :]
@@ -204,18 +204,27 @@ class SplitObserver(ImagesObserver[EdgeAssignment], DeviceObserver):
 
     # ---------------------------------------------------------------------------- result
 
+    @property
+    def has_images(self) -> bool:
+        """Whether some image crossed in every epoch."""
+        return bool(self._find_whole())
+
+    def _find_whole(self) -> list[int]:
+        """Return the numbers of images that crossed in every epoch."""
+        each = self._seen.values()
+        return [slot for slot in range(self._count) if each and all(slot in e for e in each)]
+
     def target(self) -> Target:
         """Return what was collected of the images that crossed in every epoch.
 
         Raises
         ------
-        RequestError
+        NothingCrossed
             There is none.
         """
         epochs = sorted(self._seen)
-        whole = [slot for slot in range(self._count) if all(slot in self._seen[e] for e in epochs)]
-        if not epochs or not whole:
-            raise RequestError(f"{self.name}: no image crossed in every epoch: nothing to attack")
+        if not (whole := self._find_whole()):
+            raise NothingCrossed(f"{self.name}: no image crossed in every epoch: nothing to attack")
         nodes, images = self._find_images(whole)
         view = SplitView(
             name=self.name,

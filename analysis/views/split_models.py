@@ -192,8 +192,18 @@ class _Training:
                 self._cloud.step(arrived, labels, epoch, step)
                 if self._optimizer is not None and arrived.grad is not None:
                     self._optimizer.zero_grad()
-                    sent.backward(arrived.grad)  # type: ignore[no-untyped-call]
+                    self._backward(x, sent, arrived.grad)
                     self._optimizer.step()
+
+    def _backward(self, x: torch.Tensor, sent: torch.Tensor, gradient: torch.Tensor) -> None:
+        """Let the front learn from what came back, and from the shield's penalty."""
+        penalty = None
+        if self.front.shield.has_penalty():
+            # Anew: the shield keeps no graph of what it was given.
+            x = self.device.move_batch(x)
+            penalty = self.front.shield.penalty(x, self.device.forward(self.front, x))
+        ends = [sent] if penalty is None else [sent, penalty]
+        torch.autograd.backward(ends, [gradient, None][: len(ends)])
 
     @torch.no_grad()
     def train_once(self, images: ImageSet) -> None:

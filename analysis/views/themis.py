@@ -12,6 +12,7 @@ from pudica.analysis.runs import Run
 from pudica.analysis.views.models import NoModel
 from pudica.analysis.views.releases import (
     Note,
+    NothingCrossed,
     Release,
     ReleasesView,
     Target,
@@ -21,7 +22,6 @@ from pudica.clients import protocol
 from pudica.clients.data import DataConfig, ImageSet, load
 from pudica.clients.data.images import Positions
 from pudica.models.compute import Compute
-from pudica.models.errors import RequestError
 from pudica.models.generator import NoiseGenerator
 from pudica.models.randomness import Randomness, derive
 from pudica.strategies.core.experiment import ClientConfig
@@ -42,7 +42,7 @@ def observe(
 
     Raises
     ------
-    RequestError
+    NothingCrossed
         No participant got them all.
     """
     name = f"{run.name}: case '{case}'"
@@ -53,7 +53,7 @@ def observe(
     replay(observer.note)
     seen = observer.seen()
     if seen is None:
-        raise RequestError(f"{name}: no participant got all releases: nothing to attack")
+        raise NothingCrossed(f"{name}: no participant got all releases: nothing to attack")
     chosen = np.argsort(slots)[-seen.shape[0] :]
     with np.load(run.directory / case / "generator.npz") as kept:
         packed = torch.from_numpy(kept["trained"])

@@ -28,6 +28,8 @@ ASSUMPTIONS = ("the front is public or frozen: a trained one reveals its data in
 """Assumptions of every guarantee for a record."""
 FLOATING_POINT_NOISE = "floating-point noise identifies its record by its last bits"
 """Why a mechanism that releases floats has no guarantee."""
+REPLACE_ONE = "replace-one"
+"""How neighbours differ, if nothing else is said."""
 NOT_FINITE = "holds NaN or infinity"
 REMOVES = "an obfuscation: what it removes can't be recovered, what it leaves everybody can see"
 """Why something lossy has no guarantee."""
@@ -72,13 +74,14 @@ class Guarantee:
     epsilon: float | None
     delta: float = 0.0
     reasons: tuple[str, ...] = ()
-    relation: str = "replace-one"
+    relation: str = REPLACE_ONE
 
     def __str__(self) -> str:
         if self.epsilon is None:
             return f"no finite ε for one {self.unit}"
         delta = f" (δ = {self.delta:.4g})" if self.delta else ""
-        return f"ε = {self.epsilon:.4g}{delta} for one {self.unit}"
+        relation = "" if self.relation == REPLACE_ONE else f" ({self.relation})"
+        return f"ε = {self.epsilon:.4g}{delta} for one {self.unit}{relation}"
 
 
 NO_NOISE = Guarantee("record", None, reasons=("no noise",))

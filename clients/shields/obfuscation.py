@@ -134,6 +134,12 @@ class Quantise(Shield):
     config: QuantiseConfig
     reasons = (REMOVES,)
 
+    def neighbours(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return batches at the ends of the range; see :meth:`Shield.neighbours`."""
+        black, white = super().neighbours()
+        low, high = self.config.low, self.config.high
+        return low + (high - low) * black, low + (high - low) * white
+
     def _protect(
         self,
         tensor: torch.Tensor,

@@ -18,11 +18,12 @@ from pudica.analysis.drawing import Figures, plot_style, save
 from pudica.analysis.frontier_figures import draw_frontier
 from pudica.analysis.frontiers import REASONS, attack_cells, frontier, read_reasons
 from pudica.analysis.runs import Run, open_run
+from pudica.analysis.views.releases import NothingCrossed
 from pudica.clients.runtime.systems import systems
 from pudica.models.compute import Compute
 from pudica.models.errors import RequestError, unknown_name_error
 from pudica.models.files import write_atomically
-from pudica.simulations.attacking import attack_targets, list_targets, open_targets
+from pudica.simulations.attacking import attack_targets, list_targets, open_targets, validate_kinds
 from pudica.simulations.runner import is_done
 from pudica.simulations.studies.cells import Work, run_cell
 from pudica.simulations.studies.plan import StudyConfig, read_plan, read_study
@@ -34,6 +35,7 @@ from pudica.strategies.core.spreadsheets import write_csv
 PLAN = "frontier.yaml"
 NOTHING = "nothing leaves the nodes"
 FAILED = "failed: "
+DIED = f"{FAILED}its process ended before it did"
 
 
 class EffortConfig(BaseModel):
@@ -72,9 +74,7 @@ class FrontierConfig(StudyConfig):
     @field_validator("attacks")
     @classmethod
     def _validate_kinds(cls, kinds: tuple[str, ...]) -> tuple[str, ...]:
-        for kind in kinds:
-            if kind not in attacks():
-                raise unknown_name_error("attack", kind, attacks())
+        validate_kinds(kinds)
         return kinds
 
 
@@ -167,7 +167,11 @@ def read_frontier_plan(directory: Path) -> Plan:
     if not path.is_file():
         raise RequestError(f"{directory} holds no frontier (there is no {PLAN} in it)")
     try:
-        return Plan.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+        plan = Plan.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+        validate_kinds(plan.attacks)
+        return plan
+    except RequestError as error:
+        raise RequestError(f"{path}: {error}") from error
     except (yaml.YAMLError, ValueError) as error:
         raise RequestError(f"{path}: can't be read: {error}") from error
 
@@ -228,11 +232,16 @@ def is_attacked(directory: Path) -> bool:
     if not is_done(directory):
         return False
     run, plan = open_run(directory), read_frontier_plan(directory.parent)
-    effort = build_effort(plan, run)
-    return all(_is_case_done(directory / case, effort) for case in list_cases(run))
+    kinds, effort = list_kinds(plan), build_effort(plan, run)
+    return not any(_list_left(directory / case, kinds, effort) for case in list_cases(run))
 
 
 ATTACKING = Work(run_and_attack, is_attacked)
+
+
+def list_kinds(plan: Plan) -> list[str]:
+    """Return the attacks of a frontier."""
+    return list(plan.attacks or attacks())
 
 
 def build_effort(plan: Plan, run: Run) -> Effort:
@@ -249,68 +258,116 @@ def list_cases(run: Run) -> list[str]:
 def attack_run(directory: Path, plan: Plan) -> None:
     """Attack all cases of a run, but for what was done before with the same effort."""
     run = open_run(directory)
-    effort, kinds = build_effort(plan, run), list(plan.attacks or attacks())
+    kinds, effort = list_kinds(plan), build_effort(plan, run)
     system = systems().get(str(run.info.get("system")))
-    openers = list_targets(run) if system and system.targets else {}
+    able = bool(system and system.targets)
+    openers = list_targets(run) if able else {}
+    reason = NOTHING if able else "the system names no targets"
     with Compute(run.section("client", ClientConfig)).use_threads():
         for case in list_cases(run):
-            place = directory / case
-            if _is_case_done(place, effort):
-                continue
-            if case not in openers:
-                _write_reasons(place, effort, dict.fromkeys(kinds, NOTHING))
-                continue
-            left = [kind for kind in kinds if not _is_known(place, kind, effort)]
-            _write_reasons(place, effort, _attack_case(run, case, openers[case], left, effort))
+            notes = Notes(directory / case, effort)
+            left = _list_left(directory / case, kinds, effort)
+            if left and case in openers:
+                _attack_case(run, case, openers[case], left, notes)
+            else:
+                notes.add(dict.fromkeys(left, reason))
 
 
-def _attack_case(
-    run: Run, case: str, opener: Any, kinds: Sequence[str], effort: Effort
-) -> dict[str, str]:
-    """Attack a case, and return why attacks did not begin, or failed."""
+class Notes:
+    """Why attacks on a case measured nothing, kept in a file.
 
-    def note(done: int, stage: str) -> None:
+    Parameters
+    ----------
+    place : Path
+        The case's folder.
+    effort : Effort
+        Reasons that were found with another are forgotten.
+    """
+
+    def __init__(self, place: Path, effort: Effort) -> None:
+        self.place, self.effort = place, effort
+        self.reasons = _read_notes(place, effort)
+
+    def add(self, reasons: Mapping[str, str]) -> None:
+        """Note reasons by attack, in place of what was noted before."""
+        self.reasons |= reasons
+        self._write()
+
+    def remove(self, kind: str) -> None:
+        """Forget why an attack measured nothing: it did."""
+        self.reasons.pop(kind, None)
+        self._write()
+
+    def _write(self) -> None:
+        values = {"effort": self.effort._asdict(), "reasons": self.reasons}
+        text = json.dumps(values, indent=2, ensure_ascii=False)
+        write_atomically(self.place / REASONS, text.encode())
+
+
+def _attack_case(run: Run, case: str, opener: Any, kinds: Sequence[str], notes: Notes) -> None:
+    """Attack a case, and note why attacks did not begin, or failed."""
+
+    def show(done: int, stage: str) -> None:
         state = {"stage": f"{case}: {stage}", "done": done, "total": len(kinds), "unit": "attack"}
         write_atomically(run.directory / "progress.json", json.dumps(state).encode())
 
     try:
-        targets = open_targets(run, case, opener, effort, lambda _: note(0, "replay"))
-    except RequestError as error:
-        return dict.fromkeys(kinds, str(error))
-    reasons: dict[str, str] = {}
+        targets = open_targets(run, case, opener, notes.effort, lambda _: show(0, "replay"))
+    except NothingCrossed as error:
+        notes.add(dict.fromkeys(kinds, str(error)))
+        return
+    except Exception as error:
+        notes.add(dict.fromkeys(kinds, _describe(error)))
+        return
     for done, kind in enumerate(kinds):
-        note(done, kind)
-        if why := attacks()[kind].explain_unfit(targets):
-            reasons[kind] = why
-            continue
+        show(done, kind)
+        # Should the worker die of it, the next one tries the others first.
+        notes.add({kind: DIED})
         try:
-            attack_targets(run, case, kind, targets, effort, lambda _: None)
+            if why := attacks()[kind].explain_unfit(targets):
+                notes.add({kind: why})
+                continue
+            attack_targets(run, case, kind, targets, notes.effort, lambda _: None)
         except Exception as error:
-            reasons[kind] = f"{FAILED}{type(error).__name__}: {error}"
-    return reasons
+            notes.add({kind: _describe(error)})
+        else:
+            notes.remove(kind)
+
+
+def _describe(error: Exception) -> str:
+    named = "" if isinstance(error, RequestError) else f"{type(error).__name__}: "
+    return f"{FAILED}{named}{error}"
+
+
+def _list_left(place: Path, kinds: Sequence[str], effort: Effort) -> list[str]:
+    """Return the attacks that are left to try on a case, last those that ended a worker."""
+    reasons = _read_notes(place, effort)
+    left = [
+        kind
+        for kind in kinds
+        if not _is_known(place, kind, effort) and reasons.get(kind, FAILED).startswith(FAILED)
+    ]
+    return sorted(left, key=lambda kind: reasons.get(kind) == DIED)
 
 
 def _is_known(place: Path, kind: str, effort: Effort) -> bool:
     """Return whether an attack with this effort has been measured."""
-    path = place / f"attack-{kind}.jsonl"
-    if not path.is_file():
-        return False
-    rows = (json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
-    found = {row["metric"]: row["value"] for row in rows}
+    try:
+        text = (place / f"attack-{kind}.jsonl").read_text(encoding="utf-8")
+        rows = [json.loads(line) for line in text.splitlines()]
+        found = {row["metric"]: row["value"] for row in rows}
+    except (OSError, ValueError, KeyError, TypeError):
+        return False  # it is not there, or damaged
     return all(found.get(name) == value for name, value in effort._asdict().items())
 
 
-def _is_case_done(place: Path, effort: Effort) -> bool:
-    """Return whether all attacks were tried with this effort, and none of them failed."""
-    path = place / REASONS
-    if not path.is_file() or json.loads(path.read_text())["effort"] != effort._asdict():
-        return False
-    return not any(reason.startswith(FAILED) for reason in read_reasons(place).values())
-
-
-def _write_reasons(place: Path, effort: Effort, reasons: Mapping[str, str]) -> None:
-    values = {"effort": effort._asdict(), "reasons": reasons}
-    write_atomically(place / REASONS, json.dumps(values, indent=2, ensure_ascii=False).encode())
+def _read_notes(place: Path, effort: Effort) -> dict[str, str]:
+    """Return reasons that were found with this effort; none if the file is damaged."""
+    try:
+        kept = json.loads((place / REASONS).read_text(encoding="utf-8"))
+        return dict(kept["reasons"]) if kept["effort"] == effort._asdict() else {}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
 
 
 def list_failures(directory: Path) -> dict[str, str]:

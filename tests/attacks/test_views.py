@@ -176,15 +176,23 @@ def test_matrix_transformations_are_undone(
     assert found["psnr"] > found["psnr_of_the_mean"] + 10
 
 
+def test_images_under_one_key_are_undone_together(disguised: tuple[Run, Target, Images]) -> None:
+    """Owners share a key, so that a few images of each are enough."""
+    view = disguised[1].view
+    assert isinstance(view, dlmt.DisguisedView)
+    assert set(view.keys) == {0}
+    assert set(view.nodes) == {0, 1, 2}
+    few = replace(view, keys=np.arange(view.count))
+    assert "1 images under one key are fewer" in Moments().explain_unfit(
+        [Target(few, disguised[1].images)]
+    )
+
+
 def test_known_pairs_are_no_part_of_the_attacked(disguised: tuple[Run, Target, Images]) -> None:
     target = disguised[1]
     found = KnownPairs().run(target, EFFORT)
-    pairs = {image.tobytes() for image in target.pixels.numpy()[_first_of_each(target)]}
+    pairs = {image.tobytes() for image in target.pixels.numpy()[:KNOWN]}
     assert not pairs & {image.tobytes() for image in found.pictures["original"]}
-
-
-def _first_of_each(target: Target) -> np.ndarray:
-    return np.concatenate([np.flatnonzero(target.view.nodes == n)[:KNOWN] for n in range(3)])
 
 
 def test_a_disguise_without_factors_is_undone_by_moments(

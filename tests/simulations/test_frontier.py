@@ -15,6 +15,7 @@ from pudica import analysis
 from pudica.analysis.attacks import attacks
 from pudica.analysis.attacks.labels import LabelInference
 from pudica.analysis.frontiers import REASONS, read_reasons
+from pudica.analysis.views.releases import NothingCrossed
 from pudica.models.errors import RequestError
 from pudica.simulations.studies import frontier as frontiers
 from pudica.simulations.studies.cells import run_cell
@@ -181,18 +182,60 @@ def test_a_run_that_fails_is_not_attacked(tmp_path: Path) -> None:
     assert not (cell / "plain").exists()
 
 
+@pytest.mark.parametrize(
+    ("error", "goes_on"),
+    [(RequestError("its images are not here"), True), (NothingCrossed("nothing crossed"), False)],
+)
 def test_a_case_that_cannot_be_opened_says_why(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, goes_on: bool
 ) -> None:
+    """It is tried again, unless there is nothing that crossed."""
     cell, _ = begin(tmp_path)
     assert run_cell(str(cell)) == ""
 
     def refuse(*_: object) -> None:
-        raise RequestError("not here")
+        raise error
 
     monkeypatch.setattr(frontiers, "open_targets", refuse)
     run_and_attack(str(cell))
-    assert read_reasons(cell / "plain") == dict.fromkeys(SMALL["attacks"], "not here")
+    failed = "failed: " if goes_on else ""
+    reasons = dict.fromkeys(SMALL["attacks"], f"{failed}{error}")
+    assert read_reasons(cell / "plain") == reasons
+    assert is_attacked(cell) != goes_on
+
+
+def test_what_ended_a_worker_is_tried_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cell, _ = begin(tmp_path)
+    real = frontiers.attack_targets
+
+    def die(*_: object) -> None:
+        raise SystemExit
+
+    monkeypatch.setattr(frontiers, "attack_targets", die)
+    with pytest.raises(SystemExit):
+        run_and_attack(str(cell))
+    tried = []
+
+    def note(*arguments: object) -> None:
+        tried.append(arguments[2])
+        real(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(frontiers, "attack_targets", note)
+    run_and_attack(str(cell))
+    assert tried == ["labels", "matching"]
+    assert is_attacked(cell)
+
+
+def test_a_measurement_that_is_gone_is_made_again(tmp_path: Path) -> None:
+    cell, _ = begin(tmp_path, attacks=["matching"])
+    run_and_attack(str(cell))
+    file = cell / "plain" / "attack-matching.jsonl"
+    before = analysis.attack_cells(cell)["success"]
+    for damage in (file.unlink, lambda: file.write_text("{")):
+        damage()
+        assert not is_attacked(cell)
+        run_and_attack(str(cell))
+        assert analysis.attack_cells(cell)["success"].equals(before)
 
 
 @pytest.mark.parametrize(

@@ -106,7 +106,7 @@ def test_the_ledger_claims_it_and_says_that_nothing_holds(tmp_path: Path) -> Non
     claim = claims(tmp_path / "run")["main"]
     assert (claim.epsilon, claim.delta, claim.relation) == (8, 1e-5, "add-or-remove-one")
     table = privacy(tmp_path / "run").set_index("mechanism")
-    assert table.loc["dp-sgd", "claimed"] == "ε = 8 (δ = 1e-05) for one record"
+    assert table.loc["dp-sgd", "claimed"] == "ε = 8 (δ = 1e-05) for one record (add-or-remove-one)"
     held = verdict(tmp_path / "run")["main"]
     assert held.epsilon is None
     assert any("last bits" in reason for reason in held.reasons)
