@@ -147,11 +147,14 @@ def tables(runs: Sequence[Run]) -> dict[str, pd.DataFrame]:
 
 def methods(run: Run) -> Iterator[dict[str, Any]]:
     """Yield each case's row of :func:`pudica.analysis.compare`."""
+    settings = _case_settings(run)
     for row in dlmt_accuracy([run]).to_dict("records"):
         macs = find_value(run.frame, 1e-6, stage="costs", metric="edge_macs", case=row["case"])
+        private = settings[row["case"]].dp
+        noise = f", DP-SGD, ε = {private.epsilon:g}" if private else ""
         yield {
             "case": row["case"],
-            "method": f"{row['shield'] or 'no disguise'}, {row['train']}",
+            "method": f"{row['shield'] or 'no disguise'}, {row['train']}{noise}",
             "accuracy": row["accuracy"],
             "edge_mmacs": macs,
         }

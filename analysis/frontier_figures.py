@@ -132,7 +132,7 @@ def draw_heat_map(cells: pd.DataFrame) -> Figure | None:
         axes.axvline(first - 0.5, color="white", linewidth=3)
         words = fill(NAMES[goal], max(12, 11 * (last - first + 1)))
         axes.text((first + last) / 2, len(names) - 0.3, words, ha="center", va="top", fontsize=8)
-    note = "Darker: further above chance. Hatched: does not apply."
+    note = "Darker: further above chance. Hatched: not measured, for a reason."
     axes.set_xlabel(note + (" *: assumes more than the view." if assuming else ""), labelpad=30)
     return figure
 

@@ -185,7 +185,8 @@ def _save_pictures(run: Run, case: str, kind: str, pictures: Mapping[str, np.nda
     with plot_style():
         figure = draw_image_rows(pictures, f"{kind}: {case} — {run.name}")
         save(figure, run.directory / "plots" / f"{case}-{kind}.png")
-    tensors = {name: torch.from_numpy(np.ascontiguousarray(p)) for name, p in pictures.items()}
+    # Copies: where nothing protects, a drawing is its own control, and may not be kept twice.
+    tensors = {name: torch.from_numpy(p.copy()) for name, p in pictures.items()}
     save_tensors(run.directory / case / f"attack-{kind}.safetensors", tensors, {})
 
 

@@ -6,17 +6,20 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import yaml
 from click.testing import Result
 
 from pudica import analysis
-from pudica.analysis.attacks import attacks
+from pudica.analysis.attacks import Outcome, attacks
 from pudica.analysis.attacks.labels import LabelInference
+from pudica.analysis.attacks.matching import CandidateMatching
 from pudica.analysis.frontiers import REASONS, read_reasons
 from pudica.analysis.views.releases import NothingCrossed
 from pudica.models.errors import RequestError
+from pudica.models.files import load_tensors
 from pudica.simulations.studies import frontier as frontiers
 from pudica.simulations.studies.cells import run_cell
 from pudica.simulations.studies.frontier import (
@@ -141,6 +144,25 @@ def test_what_is_stopped_between_attacks_goes_on_to_the_same(
         rows = [(place / "plain" / f"attack-{kind}.jsonl").read_text() for place in (cell, other)]
         one, same = ([r for r in each.splitlines() if '"seconds"' not in r] for each in rows)
         assert one == same
+
+
+def test_a_drawing_that_is_its_own_control_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where there is no shield to take away."""
+    cell, _ = begin(tmp_path, attacks=["matching"])
+    images = np.zeros((2, 1, 4, 4), np.float32)
+    pictures = {"original": images + 1, "drawn": images, "drawn, in the clear": images}
+
+    def draw(*_: object) -> Outcome:
+        return Outcome({"success": 1.0, "chance": 0.5}, pictures)
+
+    monkeypatch.setattr(CandidateMatching, "run", draw)
+    run_and_attack(str(cell))
+    assert list_failures(cell.parent) == {}
+    kept = load_tensors(cell / "plain" / "attack-matching.safetensors")
+    assert kept is not None
+    assert set(pictures) <= set(kept[0])
 
 
 def test_an_attack_that_fails_fails_alone_and_is_tried_again(
