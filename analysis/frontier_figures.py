@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from pudica.analysis.attacks.base import CROSSED, DRAWN, ORIGINAL
 from pudica.analysis.drawing import COLOURS, MARKERS, draw_image_rows, label_points, new_figure
-from pudica.analysis.frontiers import attack_cells, frontier, of_all_releases, order_attacks
+from pudica.analysis.frontiers import of_all_releases, order_attacks
 from pudica.analysis.runs import Run
 from pudica.analysis.spread import INTERVAL, group_by_seed
 from pudica.models.files import load_tensors
@@ -33,9 +33,14 @@ NAMES = {
 }
 
 
-def draw_frontier(runs: Sequence[Run]) -> Iterator[tuple[str, Figure | None]]:
-    """Yield the name and the figure of each view of the frontier; to be drawn in a plot style."""
-    table, cells = frontier(runs), attack_cells(runs)
+def draw_frontier(
+    runs: Sequence[Run], table: pd.DataFrame, cells: pd.DataFrame
+) -> Iterator[tuple[str, Figure | None]]:
+    """Yield the name and the figure of each view of the frontier; to be drawn in a plot style.
+
+    ``table`` and ``cells`` are those of these runs, as of :func:`.frontier` and
+    :func:`.attack_cells`.
+    """
     for goal in ("image", "attribute", "membership"):
         yield f"frontier-{goal}", draw_trade_off(table, goal)
     yield "frontier-attacks", draw_heat_map(cells)

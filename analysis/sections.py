@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import pandas as pd
 from markupsafe import Markup
+from matplotlib.figure import Figure
 
 from pudica.analysis.drawing import draw_figures, plot_style
 from pudica.analysis.frontier_figures import draw_frontier
@@ -121,21 +122,23 @@ def _build_frontier(key: str, runs: Sequence[Run]) -> Iterator[Section]:
     """Yield a section on all methods together, if they were attacked."""
     if not any(any(run.directory.glob(ATTACKS)) for run in runs):
         return
-    table = frontier(runs).dropna(axis="columns", how="all")
-    unmeasured = attack_cells(runs).query("success.isna()")
+    table, cells = frontier(runs), attack_cells(runs)
+    unmeasured = cells.query("success.isna()")
     frames = {
-        "Frontier: the best attack of each kind, in per cent": table,
+        "Frontier: the best attack of each kind, in per cent": table.dropna(
+            axis="columns", how="all"
+        ),
         "Attacks that did not begin": unmeasured[["run", "case", "attack", "reason"]],
     }
     shown = [(title, frame) for title, frame in frames.items() if len(frame)]
     tables = [build_table(f"{key}-t{n}", *each) for n, each in enumerate(shown)]
-    pictures = {"": list(_draw_frontier(f"{key}-f", runs))}
+    pictures = {"": list(_draw_frontier(f"{key}-f", draw_frontier(runs, table, cells)))}
     yield Section(key, "All methods, and the best attacks on them", [], tables, pictures, [])
 
 
-def _draw_frontier(key: str, runs: Sequence[Run]) -> Iterator[Picture]:
+def _draw_frontier(key: str, figures: Iterator[tuple[str, Figure | None]]) -> Iterator[Picture]:
     with plot_style():
-        for number, (name, figure) in enumerate(draw_frontier(runs)):
+        for number, (name, figure) in enumerate(figures):
             if figure is not None:
                 title = take_title(figure)
                 svg = Markup(render_svg(figure, f"{key}-{number}"))

@@ -139,6 +139,11 @@ def load_run_data(run: Run, **changes: object) -> Splits:
     return load_once(config.model_dump_json(), derive(int(run.info["seed"]), "data"))
 
 
+def build_whole(name: str, data: Splits, seed: int) -> nn.Module:
+    """Return an untrained model for a run's images."""
+    return models.build_for(name, data.shape, num_classes=data.num_classes, seed=seed)
+
+
 def load_run_model(run: Run, case: str) -> tuple[Tensors, dict[str, object]]:
     """Return the tensors of a case's model, and what is noted with them.
 
@@ -181,7 +186,7 @@ def dlmt_model_target(run: Run, case: str, images: int, seed: int) -> ModelTarge
     mean, std = (torch.tensor(note[name])[:, None, None] for name in ("mean", "std"))
     train, test = (replace(part, mean=mean, std=std) for part in (data.train, data.test))
     start_seed = derive(int(run.info["seed"]), "weights")
-    build = partial(_build, settings.model, data)
+    build = partial(build_whole, settings.model, data)
     device = Compute(run.section("client", ClientConfig))
     model = device.move_model(build(start_seed))
     model.load_state_dict(tensors)
@@ -196,10 +201,6 @@ def dlmt_model_target(run: Run, case: str, images: int, seed: int) -> ModelTarge
         device=device,
     )
     return ModelTarget(view, found.members)
-
-
-def _build(name: str, data: Splits, seed: int) -> nn.Module:
-    return models.build_for(name, data.shape, num_classes=data.num_classes, seed=seed)
 
 
 @dataclass(frozen=True)

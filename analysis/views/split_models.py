@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from pudica import models
 from pudica.analysis.runs import Run
 from pudica.analysis.views.models import (
     DISGUISED,
@@ -19,6 +18,7 @@ from pudica.analysis.views.models import (
     ModelView,
     NoModel,
     Tensors,
+    build_whole,
     choose_candidates,
     load_run_data,
     load_run_model,
@@ -71,16 +71,12 @@ def split_model_target(run: Run, case: str, images: int, seed: int) -> ModelTarg
         name=f"{run.name}: case '{case}'",
         model=recipe.load(load_run_model(run, case)[0], found.own),
         train=recipe,
-        build=partial(_build, settings.model, data),
+        build=partial(build_whole, settings.model, data),
         own=found.own,
         candidates=found.images,
         device=device,
     )
     return ModelTarget(view, found.members)
-
-
-def _build(name: str, data: Splits, seed: int) -> nn.Module:
-    return models.build_for(name, data.shape, num_classes=data.num_classes, seed=seed)
 
 
 class WholeModel(nn.Module):

@@ -105,17 +105,22 @@ class Frontier(Study):
 
     def figures(self) -> Figures:
         """Draw the frontier."""
-        with plot_style():
-            drawn = draw_frontier(self.runs)
-            return Figures((name, figure) for name, figure in drawn if figure is not None)
+        return self._draw(self.frontier(), self.attack_cells())
 
     def save(self) -> list[Path]:
         """Write ``frontier.csv``, ``attacks.csv`` and the figures; return the figures' paths."""
-        write_csv(self.frontier(), self.directory / "frontier.csv")
-        write_csv(self.attack_cells(), self.directory / "attacks.csv")
+        table, cells = self.frontier(), self.attack_cells()
+        write_csv(table, self.directory / "frontier.csv")
+        write_csv(cells, self.directory / "attacks.csv")
         folder = self.directory / "plots"
         with plot_style():
-            return [save(drawn, folder / f"{name}.png") for name, drawn in self.figures().items()]
+            drawn = self._draw(table, cells).items()
+            return [save(figure, folder / f"{name}.png") for name, figure in drawn]
+
+    def _draw(self, table: pd.DataFrame, cells: pd.DataFrame) -> Figures:
+        with plot_style():
+            drawn = draw_frontier(self.runs, table, cells)
+            return Figures((name, figure) for name, figure in drawn if figure is not None)
 
 
 def build_config(
